@@ -1,0 +1,1 @@
+"""Doorman: a process manager on Remit."""

@@ -1,0 +1,1 @@
+"""Remit over Redis pub/sub."""

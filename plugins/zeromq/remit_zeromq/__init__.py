@@ -1,0 +1,1 @@
+"""Remit over ZeroMQ."""

@@ -1,0 +1,13 @@
+"""Remit: a distributed event emitter: listeners may live in another process or on another server.
+
+The same program runs over Unix sockets, ZeroMQ, Redis, nng or memory, chosen by a URL, with the same guarantees.
+"""
+
+from remit.client import Client
+from remit.event import Event
+from remit.location import Location
+from remit.sender import Sender
+from remit.server import Server
+
+__all__ = ["Client", "Event", "Location", "Sender", "Server"]
+__version__ = "0.1.0"

@@ -1,0 +1,231 @@
+"""Client: the end that emits: takes events from any thread, and has them delivered without being ticked."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from remit.codec import Codec
+from remit.config import resolve
+from remit.errors import LinkClosed, Undelivered, WouldDeadlock
+from remit.event import Event
+from remit.leaving import remember
+from remit.listeners import Listening, OnError
+from remit.location import Location
+from remit.plugins import find_transport
+from remit.runtime import Runtime
+from remit.server import ticked_here
+from remit.settings import settle
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Client"]
+
+SETTLE: Final = 0.25
+"""Seconds that a wait for a server ticked by this very thread may take: acknowledgements may be under way."""
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Client(Listening):
+    """The end that emits. Connects at its first use, and again whenever the connection is lost.
+
+    ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A daemon
+    thread, started at first use, sends, listens and resends; with ``threaded=False`` the caller does that by
+    `tick`. Options not given are taken from the location's query. May be pickled, and used after a fork: what
+    travels is the location and the options. Raises LocationError, PluginError.
+    """
+
+    def __init__(
+        self,
+        location: str | Location | None = None,
+        *,
+        codec: str | Codec | None = None,
+        delivery: str | None = None,
+        when_full: str | None = None,
+        queue: int | None = None,
+        queue_bytes: int | None = None,
+        window: int | None = None,
+        emit_timeout: float | None = None,
+        linger: float | None = None,
+        heartbeat: float | None = None,
+        threaded: bool = True,
+        on_error: OnError | None = None,
+    ) -> None:
+        super().__init__(on_error)
+        self._given = {
+            "delivery": delivery,
+            "when_full": when_full,
+            "queue": queue,
+            "queue_bytes": queue_bytes,
+            "window": window,
+            "emit_timeout": emit_timeout,
+            "linger": linger,
+            "heartbeat": heartbeat,
+        }
+        self._codec = codec
+        self._threaded = threaded
+        self._location = resolve(location)
+        self._transport = find_transport(self._location.scheme)
+        named = codec if isinstance(codec, str) else None
+        self._settings, self._bare = settle(self._location, self._transport.options, {**self._given, "codec": named})
+        self._runtime: Runtime | None = None
+        self._closed = False
+
+    # -- emitting ----------------------------------------------------------------------------------------------
+
+    def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event: encoded now, delivered soon. Safe from any thread.
+
+        Raises CodecError, FrameTooLarge, LinkClosed, SessionRefused, and as ``when_full`` says QueueFull or
+        EmitTimeout.
+        """
+        runtime = self._runtime or self._open()
+        data = runtime.encode(name, args, kwargs, _NOTHING)
+        crowded = len(data) > runtime.small or len(runtime.pending) >= runtime.capacity
+        if crowded and not runtime.admit(name, len(data)):
+            return
+        runtime.pending.append(data)
+        if runtime.idle:
+            runtime.wake()
+
+    def emit_event(self, event: Event) -> None:
+        """Emit an event that carries headers. Like `emit` otherwise."""
+        runtime = self._runtime or self._open()
+        data = runtime.encode(event.name, event.args, event.kwargs, event.headers)
+        if runtime.admit(event.name, len(data)):
+            runtime.pending.append(data)
+            runtime.wake()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until every event so far is confirmed as handled; False after ``timeout`` (or linger) seconds.
+
+        Raises WouldDeadlock in the thread that ticks the server, SessionRefused.
+        """
+        runtime = self._runtime
+        if runtime is None:
+            return True
+        bound = self._settings.linger if timeout is None else timeout
+        if not ticked_here(self._location):
+            return runtime.drain(bound)
+        if runtime.drain(min(SETTLE, bound)):
+            return True
+        raise WouldDeadlock(
+            f"this thread ticks the server on {self._location} itself: tick it until the events are handled, "
+            "or wait in another thread"
+        )
+
+    # -- listening ---------------------------------------------------------------------------------------------
+
+    def add_listener(
+        self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
+    ) -> None:
+        """Call ``listener(*args, **kwargs)`` for each such event that the server emits to this client.
+
+        Listeners run in a thread of their own, or in `tick` with ``threaded=False``. The rest is as on a server.
+        """
+        super().add_listener(name, listener, pass_event=pass_event, once=once)
+        if self._threaded:
+            self.start()
+
+    def tick(self, timeout: float = 0.0) -> int:
+        """With ``threaded=False``: send, receive, dispatch; wait up to ``timeout`` seconds for something to come.
+
+        Return how many events were dispatched. With a thread at work there is nothing to do: 0.
+        """
+        return (self._runtime or self._open()).tick(timeout)
+
+    def start(self) -> None:
+        """From now on a thread does what `tick` did, and dispatches to listeners."""
+        self._threaded = True
+        (self._runtime or self._open()).start()
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    @property
+    def location(self) -> Location:
+        """Where the server is reached."""
+        return self._location
+
+    @property
+    def linger(self) -> float:
+        """Seconds that `close` waits unless told otherwise."""
+        return self._settings.linger
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server has welcomed this client on the present connection."""
+        return self._runtime is not None and self._runtime.connected
+
+    def stats(self) -> dict[str, int]:
+        """Return counters: what waits, what is under way, what was dropped, refused or repeated."""
+        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
+        return counters | (self._runtime.stats() if self._runtime else {})
+
+    def close(self, linger: float | None = None) -> None:
+        """Wait up to ``linger`` seconds until all is confirmed, then end. May be called twice.
+
+        Raises Undelivered, which names what was not confirmed.
+        """
+        runtime, self._runtime = self._runtime, None
+        self._closed = True
+        if runtime is None:
+            return
+        bound = self._settings.linger if linger is None else linger
+        here = ticked_here(self._location)
+        drained = runtime.drain(min(SETTLE, bound) if here else bound, quiet=True)
+        left = runtime.close(bound)
+        if left is None:
+            return
+        if here and not drained:
+            raise left from WouldDeadlock("this thread ticks the server itself: tick it before closing the client")
+        raise left
+
+    def __enter__(self) -> Client:
+        if self._runtime is None:
+            self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Undelivered as lost:
+            if error is None:
+                raise
+            error.add_note(f"and while leaving the client: {lost}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._location, self._codec, self._threaded, self._given)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self.connected else "not connected"
+        return f"<Client {self._location} {state}>"
+
+    def _open(self) -> Runtime:
+        if self._closed:
+            raise LinkClosed(f"the client to {self._location} is closed")
+        hear = weakref.WeakMethod(self._dispatch)
+        runtime = Runtime(
+            self._transport,
+            self._bare,
+            self._settings,
+            codec=None if isinstance(self._codec, str) else self._codec,
+            threaded=self._threaded,
+            dispatch=hear,
+        )
+        self._runtime = runtime
+        remember(self)
+        return runtime
+
+    def _after_fork(self) -> None:
+        """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.abandon()
+
+
+def _rebuild(location: Location, codec: str | Codec | None, threaded: bool, given: dict[str, Any]) -> Client:
+    return Client(location, codec=codec, threaded=threaded, **given)

@@ -1,0 +1,132 @@
+"""Codec: the step between an event and the bytes that a transport carries."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from remit.errors import CodecError
+from remit.event import Event
+
+__all__ = ["CODECS", "JSON", "Codec", "MessagePack", "Wire", "find_codec"]
+
+
+class Wire(msgspec.Struct, array_like=True, gc=False):
+    """An event as it travels: an array of two to four parts."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    headers: dict[str, Any] = {}
+
+    def event(self, **more: Any) -> Event:
+        """Return the event that a user sees."""
+        return Event(self.name, self.args, self.kwargs, self.headers, **more)
+
+
+class Codec(Protocol):
+    """How events become bytes. Both ends name theirs when a session begins; each event stands by itself."""
+
+    name: str
+
+    def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
+        """Return one event as bytes. Raises CodecError."""
+        ...
+
+    def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
+        """Return ``head`` and then all the encoded events as one body."""
+        ...
+
+    def decode(self, body: bytes | memoryview) -> list[Wire]:
+        """Return the events of a body. Raises CodecError."""
+        ...
+
+
+class MessagePack:
+    """The default: MessagePack through msgspec. Carries what JSON does, and bytes, dates and tuples."""
+
+    name = "msgpack"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[Wire]).decode
+
+    def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
+        """Return one event as MessagePack. Raises CodecError."""
+        try:
+            if headers:
+                return self._encode((name, args, kwargs, headers))
+            if kwargs:
+                return self._encode((name, args, kwargs))
+            return self._encode((name, args))
+        except _UNENCODABLE as error:
+            raise _unencodable(name, error) from error
+
+    def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
+        """Return ``head``, a MessagePack array header and the events."""
+        count = len(events)
+        if count < 16:
+            prefix = bytes((0x90 | count,))
+        elif count < 65536:
+            prefix = struct.pack(">BH", 0xDC, count)
+        else:
+            prefix = struct.pack(">BI", 0xDD, count)
+        return b"".join((head, prefix, *events))
+
+    def decode(self, body: bytes | memoryview) -> list[Wire]:
+        """Return the events of a MessagePack body. Raises CodecError."""
+        try:
+            return self._decode(body)
+        except msgspec.MsgspecError as error:
+            raise CodecError(f"not a MessagePack list of events: {error}") from error
+
+
+class JSON:
+    """Readable by anything; bytes travel as base64 texts and stay texts."""
+
+    name = "json"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder().encode
+        self._decode = msgspec.json.Decoder(list[Wire]).decode
+
+    def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
+        """Return one event as JSON. Raises CodecError."""
+        try:
+            return self._encode((name, args, kwargs, headers) if kwargs or headers else (name, args))
+        except _UNENCODABLE as error:
+            raise _unencodable(name, error) from error
+
+    def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
+        """Return ``head`` and the events as one JSON array."""
+        return b"".join((head, b"[", b",".join(events), b"]"))
+
+    def decode(self, body: bytes | memoryview) -> list[Wire]:
+        """Return the events of a JSON body. Raises CodecError."""
+        try:
+            return self._decode(body)
+        except msgspec.MsgspecError as error:
+            raise CodecError(f"not a JSON list of events: {error}") from error
+
+
+_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
+
+CODECS: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (MessagePack(), JSON())}
+"""The codecs in the box, by name. They hold no state and may be shared between threads."""
+
+
+def find_codec(codec: str | Codec) -> Codec:
+    """Return the codec of that name, or the codec itself. Raises CodecError."""
+    if not isinstance(codec, str):
+        return codec
+    try:
+        return CODECS[codec]
+    except KeyError:
+        raise CodecError(f"no codec {codec!r} (there are: {', '.join(sorted(CODECS))})") from None
+
+
+def _unencodable(name: str, error: Exception) -> CodecError:
+    return CodecError(f"cannot encode event {name!r}: {error}; give plain values, dataclasses or msgspec structs")

@@ -1,0 +1,202 @@
+"""Errors: everything that Remit raises on purpose, in one tree.
+
+::
+
+    RemitError
+    ├── LocationError              where to go is unclear
+    │   ├── BadLocation            the address itself cannot be read
+    │   ├── UnknownOption          an option that this transport does not have
+    │   └── UnknownLocation        a name that no config file mentions
+    ├── PluginError                no transport for a scheme, or one too many
+    │   ├── TransportNotInstalled
+    │   ├── TransportBroken
+    │   └── SchemeClaimedTwice
+    ├── TransportError             a backend said no
+    │   ├── LocationInUse
+    │   ├── FrameTooLarge
+    │   ├── LinkClosed
+    │   ├── ForkedLinkError
+    │   └── WrongThreadError
+    ├── CodecError                 an event that cannot become bytes, or bytes that are no event
+    ├── ProtocolError              a frame that breaks the protocol; counted, never fatal to a server
+    ├── EmitError                  an event was not taken
+    │   ├── QueueFull
+    │   ├── EmitTimeout
+    │   └── Undelivered
+    ├── SessionRefused             the server will not continue this client's session
+    ├── WouldDeadlock              waiting here would wait for itself
+    └── ReentrantTick              a listener called tick()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remit.event import Event
+
+__all__ = [
+    "BadLocation",
+    "CodecError",
+    "EmitError",
+    "EmitTimeout",
+    "ForkedLinkError",
+    "FrameTooLarge",
+    "LinkClosed",
+    "LocationError",
+    "LocationInUse",
+    "PluginError",
+    "ProtocolError",
+    "QueueFull",
+    "ReentrantTick",
+    "RemitError",
+    "SchemeClaimedTwice",
+    "SessionRefused",
+    "TransportBroken",
+    "TransportError",
+    "TransportNotInstalled",
+    "Undelivered",
+    "UnknownLocation",
+    "UnknownOption",
+    "WouldDeadlock",
+    "WrongThreadError",
+]
+
+
+class RemitError(Exception):
+    """Root of all errors that Remit raises on purpose."""
+
+
+class LocationError(RemitError, ValueError):
+    """Raised when it is unclear where a server is to be reached."""
+
+
+class BadLocation(LocationError):
+    """Raised when an address cannot be read as a location."""
+
+
+class UnknownOption(LocationError):
+    """Raised when a location carries an option that its transport does not have."""
+
+
+class UnknownLocation(LocationError):
+    """Raised when a name is used that the environment and the config files do not define."""
+
+
+class PluginError(RemitError):
+    """Root of the errors about finding a transport."""
+
+
+class TransportNotInstalled(PluginError):
+    """Raised when no installed distribution claims a location's scheme."""
+
+
+class TransportBroken(PluginError):
+    """Raised when the plugin that claims a scheme cannot be loaded; its own error is the cause."""
+
+
+class SchemeClaimedTwice(PluginError):
+    """Raised when two installed distributions claim the same scheme."""
+
+
+class TransportError(RemitError):
+    """Raised when a backend refuses to do what a link needs; the backend's error is the cause."""
+
+
+class LocationInUse(TransportError):
+    """Raised when a second server binds a location that another one holds."""
+
+
+class FrameTooLarge(TransportError):
+    """Raised before the wire is touched when a frame is over ``capabilities.max_frame`` bytes."""
+
+
+class LinkClosed(TransportError):
+    """Raised when a link, client or server is used after its ``close()``."""
+
+
+class ForkedLinkError(TransportError):
+    """Raised when a link is used in a process that inherited it by fork; open a new one there."""
+
+
+class WrongThreadError(TransportError):
+    """Raised when a link is used by a thread that does not own it."""
+
+
+class CodecError(RemitError):
+    """Raised when an event cannot be encoded, or bytes are not an event."""
+
+
+class ProtocolError(RemitError):
+    """Raised when a frame breaks the protocol; the ends count it and go on."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class EmitError(RemitError):
+    """Root of the errors about an event that was not taken or not delivered."""
+
+
+class QueueFull(EmitError):
+    """Raised by ``emit`` when the queue is full and the client was made with ``when_full="raise"``."""
+
+
+class EmitTimeout(EmitError, TimeoutError):
+    """Raised by ``emit`` when the queue stayed full for ``emit_timeout`` seconds."""
+
+
+class Undelivered(EmitError):
+    """Raised when a client ends before the server has confirmed all its events.
+
+    ``never_sent`` were never given to the transport, ``unknown`` were sent but not confirmed (they may
+    have run), ``received`` were confirmed as received although their listeners had not all returned.
+    """
+
+    def __init__(
+        self,
+        never_sent: Sequence[Event] = (),
+        unknown: Sequence[Event] = (),
+        received: Sequence[Event] = (),
+        *,
+        why: str = "",
+    ) -> None:
+        self.never_sent = tuple(never_sent)
+        self.unknown = tuple(unknown)
+        self.received = tuple(received)
+        self.why = why
+        super().__init__(self._message())
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All events whose handling was not confirmed, oldest first."""
+        return self.received + self.unknown + self.never_sent
+
+    def _message(self) -> str:
+        names = [event.name for event in self.events]
+        shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        counts = (
+            f"{len(self.never_sent)} never sent, {len(self.unknown)} sent but not confirmed, "
+            f"{len(self.received)} received but not confirmed as handled"
+        )
+        why = f" ({self.why})" if self.why else ""
+        return f"{len(names)} events undelivered{why}: {counts}: {shown}"
+
+
+class SessionRefused(RemitError):
+    """Raised when a server refuses a client's session; ``reason`` says why."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"the server refused this session: {detail or reason}")
+        self.reason = reason
+
+
+class WouldDeadlock(RemitError, RuntimeError):
+    """Raised at once when a wait could only be ended by the thread that waits."""
+
+
+class ReentrantTick(RemitError, RuntimeError):
+    """Raised when a listener calls ``tick()`` of the server that is dispatching it."""

@@ -1,0 +1,156 @@
+"""Listeners: who hears what: by name or pattern, each by itself, whatever the others raise."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import re
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from remit.codec import Wire
+from remit.event import Event
+from remit.sender import Sender
+from remit.typed import converter
+
+__all__ = ["Listening", "OnError"]
+
+logger = logging.getLogger("remit")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+OnError = Callable[[Event, Exception], None]
+"""Called with the event and what a listener raised on it."""
+
+NAMES_CACHED: Final = 4096
+"""Event names whose listeners are remembered; a stranger that invents names cannot fill the memory."""
+
+
+class _Entry(NamedTuple):
+    pattern: str
+    matches: Callable[[str], object]
+    function: Callable[..., Any]
+    call: Callable[..., Any]
+    pass_event: bool
+    once: bool
+
+
+class Listening:
+    """What a server and a client share: adding and removing listeners, and dispatch to them."""
+
+    def __init__(self, on_error: OnError | None = None) -> None:
+        self._entries: tuple[_Entry, ...] = ()
+        self._cache: dict[str, tuple[_Entry, ...]] = {}
+        self._entries_lock = threading.Lock()
+        self._on_error = on_error
+        self._unheard = 0
+        self._errors = 0
+        self._dispatched = 0
+
+    def add_listener(
+        self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
+    ) -> None:
+        """Call ``listener(*args, **kwargs)`` for each event of this name, or whose name fits a pattern.
+
+        In a pattern ``*`` stands for any characters, ``?`` for one, ``[abc]`` for one of these. Several
+        listeners are called in the order in which they were added. Parameters annotated with dataclasses,
+        msgspec structs, enums, dates and the like are converted. With ``pass_event`` the listener gets the
+        `Event` alone.
+        """
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a listener's name is a non-empty text, not {name!r}")
+        if not callable(listener):
+            raise TypeError(f"a listener is called, but {listener!r} cannot be")
+        call = listener if pass_event else converter(listener)
+        entry = _Entry(name, _matcher(name), listener, call, pass_event, once)
+        with self._entries_lock:
+            self._entries += (entry,)
+            self._cache = {}
+
+    def once(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
+        """Like `add_listener`, for the first such event only."""
+        self.add_listener(name, listener, pass_event=pass_event, once=True)
+
+    def on(self, name: str, *, pass_event: bool = False) -> Callable[[Function], Function]:
+        """Decorate a listener: ``@server.on("job.*")``."""
+
+        def add(listener: Function) -> Function:
+            self.add_listener(name, listener, pass_event=pass_event)
+            return listener
+
+        return add
+
+    def remove_listener(self, name: str, listener: Callable[..., Any] | None = None) -> bool:
+        """Take off the newest such listener, or with no listener given all of that name; False if none was there."""
+        with self._entries_lock:
+            found = [
+                entry
+                for entry in self._entries
+                if entry.pattern == name and (listener is None or entry.function == listener)
+            ]
+            gone = found if listener is None else found[-1:]
+            self._drop(gone)
+        return bool(gone)
+
+    def _drop(self, gone: Sequence[_Entry]) -> None:
+        kept = list(self._entries)
+        for entry in gone:
+            position = next((place for place, other in enumerate(kept) if other is entry), None)
+            if position is not None:
+                del kept[position]
+        self._entries, self._cache = tuple(kept), {}
+
+    def _dispatch(self, wires: Sequence[Wire], sender: Sender | None, redelivered: bool) -> None:
+        """Give each event to its listeners, in order. Only what is no Exception gets out."""
+        cache = self._cache
+        for wire in wires:
+            entries = cache.get(wire.name)
+            if entries is None:
+                entries = self._resolve(wire.name)
+                cache = self._cache
+            if not entries:
+                self._unheard += 1
+            for entry in entries:
+                try:
+                    if entry.pass_event or entry.once:
+                        self._call(entry, wire, sender, redelivered)
+                    else:
+                        entry.call(*wire.args, **wire.kwargs)
+                except Exception as error:  # noqa: BLE001 - one listener must not stop the others
+                    self._failed(wire.event(sender=sender, redelivered=redelivered), error)
+        self._dispatched += len(wires)
+
+    def _call(self, entry: _Entry, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
+        if entry.once:
+            with self._entries_lock:
+                if not any(entry is other for other in self._entries):
+                    return
+                self._drop([entry])
+        if entry.pass_event:
+            entry.call(wire.event(sender=sender, redelivered=redelivered))
+        else:
+            entry.call(*wire.args, **wire.kwargs)
+
+    def _resolve(self, name: str) -> tuple[_Entry, ...]:
+        with self._entries_lock:
+            entries = tuple(entry for entry in self._entries if entry.matches(name))
+            if len(self._cache) >= NAMES_CACHED:
+                self._cache = {}
+            self._cache[name] = entries
+        return entries
+
+    def _failed(self, event: Event, error: Exception) -> None:
+        self._errors += 1
+        if self._on_error is None:
+            logger.error("a listener of %r raised", event.name, exc_info=error)
+            return
+        try:
+            self._on_error(event, error)
+        except Exception:
+            logger.exception("on_error raised for %r", event.name)
+
+
+def _matcher(name: str) -> Callable[[str], object]:
+    if any(character in name for character in "*?["):
+        return re.compile(fnmatch.translate(name)).match
+    return name.__eq__

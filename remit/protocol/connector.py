@@ -1,0 +1,195 @@
+"""Connector: the client's end of one session: say HELLO on each connection, know when the server is dead."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections import Counter, deque
+from typing import Final
+
+from remit.codec import Codec
+from remit.errors import ProtocolError
+from remit.protocol import frames
+from remit.protocol.frames import Bye, Hello, Kind, Refuse, Welcome
+from remit.protocol.inbox import Inbox
+from remit.protocol.outbox import Outbox
+from remit.protocol.session import Received, Session
+from remit.transport import SERVER, Arrival, Down, Frame, Gap, Up
+
+__all__ = ["HEARTBEAT", "HELLO_AGAIN", "Connector", "State"]
+
+HEARTBEAT: Final = 5.0
+"""Seconds of silence after which a client asks whether its server is there."""
+HELLO_AGAIN: Final = 1.0
+"""Seconds after which an unanswered HELLO is repeated."""
+EARLY_FRAME: Final = 64 * 1024
+"""Bytes of a frame that may leave before the server has named its own limit."""
+
+
+class State(enum.Enum):
+    """Where the client's end stands."""
+
+    DOWN = "down"
+    GREETING = "greeting"
+    UP = "up"
+    REFUSED = "refused"
+    CLOSED = "closed"
+
+
+class Connector:
+    """The client's end. Fed with arrivals and the time; says which session has frames to send."""
+
+    def __init__(self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT) -> None:
+        self.session = Session(secrets.token_bytes(16), codec, outbox)
+        self.state = State.DOWN
+        self.refusal: Refuse | None = None
+        self.instance = b""
+        """The server instance met last."""
+        self.ready: deque[Received] = deque()
+        """Events from the server, to be handled."""
+        self.rejected: Counter[str] = Counter()
+        self.suspect = False
+        """The server was silent for longer than it promised: the link should be opened anew."""
+        self._max_frame = max_frame
+        self._heartbeat = heartbeat
+        self._patience = 0.0
+        self._early = False
+        self._ping_at = float("inf")
+        self._hello_at = float("inf")
+
+    # -- arrivals ----------------------------------------------------------------------------------------------
+
+    def arrived(self, arrival: Arrival, now: float) -> None:
+        """Take what the link received."""
+        if isinstance(arrival, Frame):
+            try:
+                self._frame(arrival.data, now)
+            except ProtocolError as error:
+                self.rejected[error.reason] += 1
+        elif isinstance(arrival, Up):
+            self._greet(now)
+        elif isinstance(arrival, Down):
+            self._down()
+        elif isinstance(arrival, Gap):
+            self.session.probe_now(now)
+
+    def _frame(self, frame: bytes, now: float) -> None:
+        kind = frames.kind_of(frame)
+        if self.state in (State.REFUSED, State.CLOSED):
+            return
+        if kind is Kind.WELCOME or kind is Kind.REFUSE or kind is Kind.BYE:
+            self._control(frames.unpack(kind, frame), now)
+        elif kind is Kind.WHO:
+            if self.state is State.UP or now >= self._hello_at - HELLO_AGAIN / 2:
+                self._greet(now)
+        elif self.state is State.UP or self._early:
+            self._alive(now)
+            received = self.session.hear(kind, frame, now)
+            if received:
+                self.ready.append(received)
+
+    def _control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
+        if isinstance(control, Welcome):
+            if control.generation == self.session.generation:
+                self._welcomed(control, now)
+        elif isinstance(control, Refuse):
+            self.state, self.refusal = State.REFUSED, control
+            self._hello_at = self._ping_at = float("inf")
+            self.session.disconnect()
+        else:
+            self._down()
+            # It may come back on the same link without a Down that the transport can see.
+            self._hello_at = now + HELLO_AGAIN
+            self.session.peer = SERVER
+
+    def _greet(self, now: float) -> None:
+        """Say HELLO; a session that no server has met yet may send events right behind it."""
+        if self.state in (State.REFUSED, State.CLOSED):
+            return
+        session, outbox = self.session, self.session.outbox
+        session.disconnect()
+        session.peer = SERVER
+        session.generation += 1
+        self._early = session.generation == 1
+        session.limit = EARLY_FRAME
+        self.state = State.GREETING
+        session.control.append(
+            frames.pack(
+                Hello(
+                    session.id,
+                    session.generation,
+                    self.instance,
+                    outbox.oldest,
+                    outbox.last,
+                    session.inbox.received,
+                    session.codec.name,
+                    self._max_frame,
+                )
+            )
+        )
+        self._hello_at = now + HELLO_AGAIN
+
+    def _welcomed(self, welcome: Welcome, now: float) -> None:
+        session, outbox = self.session, self.session.outbox
+        another = bool(self.instance) and welcome.instance != self.instance
+        if welcome.fresh and not self._early:
+            session.inbox = Inbox()
+        self.instance = welcome.instance
+        self._patience = welcome.patience
+        outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
+        session.limit = None
+        self.state = State.UP
+        self._hello_at = float("inf")
+        self._alive(now)
+        outbox.confirm(welcome.received, welcome.done)
+        if another:
+            outbox.redeliver()
+        elif not self._early:
+            outbox.rewind()
+        self._early = False
+
+    def _down(self) -> None:
+        if self.state in (State.UP, State.GREETING):
+            self.state = State.DOWN
+        self._early = False
+        self._hello_at = self._ping_at = float("inf")
+        self.session.disconnect()
+
+    def _alive(self, now: float) -> None:
+        self.session.heard = now
+        self._ping_at = now + self._heartbeat
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def sending(self) -> bool:
+        """Whether the session may send now."""
+        return self.state is State.UP or self.state is State.GREETING
+
+    def next(self) -> bytes | None:
+        """Return the frame to send to `SERVER` next, or None."""
+        session = self.session
+        if self.state is State.UP or self._early or session.control:
+            return session.next()
+        return None
+
+    def due(self, now: float) -> float:
+        """Do what time demands; return the moment to come again."""
+        if self.state is State.UP:
+            self._watch(now)
+        elif now >= self._hello_at and self.session.peer is not None:
+            self._greet(now)
+        probe = self.session.probe(now) if self.sending() else None
+        return min(self._ping_at, self._hello_at, probe or float("inf"))
+
+    def bye(self, why: str = "closed") -> None:
+        """End the session for good: the next frame says so."""
+        if self.state is State.UP:
+            self.session.control.append(frames.pack(Bye(why)))
+
+    def _watch(self, now: float) -> None:
+        if now < self._ping_at:
+            return
+        self._ping_at = now + self._heartbeat
+        self.session.control.append(frames.ping(self.session.outbox.last))
+        if self._patience and now - self.session.heard > self._patience:
+            self.suspect = True

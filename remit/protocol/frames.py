@@ -1,0 +1,205 @@
+"""Frames: what travels between the two ends of a session, byte by byte.
+
+Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Then::
+
+    EVENTS    flags u8, first sequence number u64, count u32, then a body made by the session's codec
+    ACK       received u64, done u64
+    RESUME    received u64, done u64       "send again all that comes after received"
+    PING      last u64                     "the last number I sent"; answered by ACK or RESUME
+    WHO       nothing                      "I do not know you on this connection: say HELLO"
+    HELLO, WELCOME, REFUSE, BYE            a MessagePack array, see the classes below
+
+Numbers are big-endian. Sequence numbers begin with 1; 0 marks events that are sent at most once.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+import msgspec
+
+from remit.errors import ProtocolError
+
+__all__ = [
+    "EVENTS_HEAD",
+    "VERSION",
+    "Bye",
+    "Hello",
+    "Kind",
+    "Refuse",
+    "Welcome",
+    "ack",
+    "events_head",
+    "kind_of",
+    "pack",
+    "ping",
+    "read_ack",
+    "read_events",
+    "read_ping",
+    "resume",
+    "unpack",
+    "who",
+]
+
+VERSION: Final = 1
+MAGIC: Final = b"RM"
+
+
+class Kind(enum.IntEnum):
+    """The fourth byte of a frame."""
+
+    EVENTS = 1
+    ACK = 2
+    RESUME = 3
+    PING = 4
+    WHO = 5
+    HELLO = 6
+    WELCOME = 7
+    REFUSE = 8
+    BYE = 9
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True):
+    """The client's first word on each connection."""
+
+    session: bytes
+    """16 random bytes, minted once per client and process."""
+    generation: int
+    """Counts this session's connections; a server ignores an older one."""
+    instance: bytes
+    """The server instance last met; empty for a new session."""
+    oldest: int
+    """The first sequence number that is not yet confirmed as done."""
+    latest: int
+    """The last sequence number given to an event; ``oldest - 1`` when nothing is under way."""
+    received: int
+    """The last of the server's own sequence numbers received."""
+    codec: str
+    max_frame: int
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True):
+    """The server's answer to `Hello`."""
+
+    instance: bytes
+    generation: int
+    received: int
+    done: int
+    fresh: bool
+    """The server knew nothing of this session: its own numbers begin with 1."""
+    max_frame: int
+    patience: float
+    """Seconds of silence after which this server may be taken for dead; 0: never."""
+
+
+class Refuse(msgspec.Struct, array_like=True, frozen=True):
+    """The server will not continue this session."""
+
+    reason: str
+    detail: str
+
+
+class Bye(msgspec.Struct, array_like=True, frozen=True):
+    """The sender ends: a client its session, a server this instance."""
+
+    why: str
+
+
+_Control = Hello | Welcome | Refuse | Bye
+_KINDS: Final[dict[type, Kind]] = {
+    Hello: Kind.HELLO,
+    Welcome: Kind.WELCOME,
+    Refuse: Kind.REFUSE,
+    Bye: Kind.BYE,
+}
+_TYPES: Final[dict[Kind, type]] = {kind: struct_type for struct_type, kind in _KINDS.items()}
+_HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
+
+_EVENTS = struct.Struct(">4sBQI")
+_TWO = struct.Struct(">4sQQ")
+_ONE = struct.Struct(">4sQ")
+EVENTS_HEAD: Final = _EVENTS.size
+"""Bytes before the body of an EVENTS frame."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
+    kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _TYPES.items()
+}
+_kinds = {bytes((kind,)): kind for kind in Kind}
+
+
+def kind_of(frame: bytes) -> Kind:
+    """Return the frame's kind. Raises ProtocolError: garbage, version or kind."""
+    if frame[:2] != MAGIC or len(frame) < 4:
+        raise ProtocolError("garbage", f"{len(frame)} bytes that begin with {frame[:4]!r}")
+    if frame[2] != VERSION:
+        raise ProtocolError("version", f"version {frame[2]}, this end speaks {VERSION}")
+    kind = _kinds.get(frame[3:4])
+    if kind is None:
+        raise ProtocolError("kind", f"unknown kind {frame[3]}")
+    return kind
+
+
+def events_head(first: int, count: int, *, redelivered: bool = False) -> bytes:
+    """Return the head of an EVENTS frame; the body follows."""
+    return _EVENTS.pack(_HEADS[Kind.EVENTS], redelivered, first, count)
+
+
+def read_events(frame: bytes) -> tuple[bool, int, int]:
+    """Return redelivered, first and count of an EVENTS frame. Raises ProtocolError."""
+    if len(frame) < EVENTS_HEAD:
+        raise ProtocolError("truncated", "an EVENTS frame without a head")
+    _, flags, first, count = _EVENTS.unpack_from(frame)
+    return bool(flags & 1), first, count
+
+
+def ack(received: int, done: int) -> bytes:
+    """Return an ACK frame."""
+    return _TWO.pack(_HEADS[Kind.ACK], received, done)
+
+
+def resume(received: int, done: int) -> bytes:
+    """Return a RESUME frame."""
+    return _TWO.pack(_HEADS[Kind.RESUME], received, done)
+
+
+def read_ack(frame: bytes) -> tuple[int, int]:
+    """Return received and done of an ACK or RESUME frame. Raises ProtocolError."""
+    if len(frame) != _TWO.size:
+        raise ProtocolError("truncated", f"an acknowledgement of {len(frame)} bytes")
+    _, received, done = _TWO.unpack(frame)
+    return received, done
+
+
+def ping(last: int) -> bytes:
+    """Return a PING frame."""
+    return _ONE.pack(_HEADS[Kind.PING], last)
+
+
+def read_ping(frame: bytes) -> int:
+    """Return the last number of a PING frame. Raises ProtocolError."""
+    if len(frame) != _ONE.size:
+        raise ProtocolError("truncated", f"a ping of {len(frame)} bytes")
+    last: int = _ONE.unpack(frame)[1]
+    return last
+
+
+def who() -> bytes:
+    """Return a WHO frame."""
+    return _HEADS[Kind.WHO]
+
+
+def pack(control: _Control) -> bytes:
+    """Return a HELLO, WELCOME, REFUSE or BYE frame."""
+    return _HEADS[_KINDS[type(control)]] + _encode(control)
+
+
+def unpack(kind: Kind, frame: bytes) -> _Control:
+    """Return the control message of a frame. Raises ProtocolError."""
+    try:
+        control: _Control = _decoders[kind].decode(memoryview(frame)[4:])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError("malformed", f"{kind.name}: {error}") from error
+    return control

@@ -1,0 +1,159 @@
+"""Session: what one client and one server share across their connections: an outbox and an inbox at each end."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from remit.codec import Codec, Wire
+from remit.errors import CodecError, ProtocolError
+from remit.protocol import frames
+from remit.protocol.frames import EVENTS_HEAD, Kind
+from remit.protocol.inbox import Inbox
+from remit.protocol.outbox import Outbox
+from remit.transport import Credentials, Peer
+
+__all__ = ["PROBE", "Received", "Session"]
+
+PROBE: Final = 0.5
+"""Seconds without progress after which the other side is asked what it received; doubles up to `PROBE_MAX`."""
+PROBE_MAX: Final = 4.0
+
+Received = tuple["Session", list[Wire], int, bool]
+"""Events to be handled: whose, which, how many numbers they finish, whether redelivered."""
+
+
+class Session:
+    """One end of a session. Fed with frames and the time; gives frames to send."""
+
+    def __init__(self, identifier: bytes, codec: Codec, outbox: Outbox) -> None:
+        self.id = identifier
+        self.codec = codec
+        self.outbox = outbox
+        self.inbox = Inbox()
+        self.peer: Peer | None = None
+        """The connection it is reached by now; None while there is none."""
+        self.generation = 0
+        self.credentials: Credentials | None = None
+        self.heard = 0.0
+        """When the last frame came in."""
+        self.sender: Any = None
+        """What the endpoint's owner made of this session for its listeners."""
+        self.ack_due = False
+        self.limit: int | None = None
+        """Bytes of a frame that may leave before the other side has named its own limit."""
+        self.stuck = False
+        """The transport did not take the frame that is next."""
+        self.control: deque[bytes] = deque()
+        self._held: bytes | None = None
+        self._probe_at: float | None = None
+        self._probe_after = PROBE
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def next(self) -> bytes | None:
+        """Return the frame to send next; the same one until `sent` is called. None: nothing to send now."""
+        if self._held is None:
+            if self.control:
+                self._held = self.control.popleft()
+            elif self.ack_due:
+                self.ack_due = False
+                self._held = frames.ack(self.inbox.received, self.inbox.done)
+            else:
+                self._held = self.outbox.take(self.limit)
+        return self._held
+
+    def sent(self, now: float) -> None:
+        """Note that the transport took the frame from `next`."""
+        self._held = None
+        if self._probe_at is None and self.outbox.unreceived:
+            self._probe_at = now + self._probe_after
+
+    def disconnect(self) -> None:
+        """Forget the connection: what was meant for it only is dropped."""
+        self.peer = None
+        self._held = None
+        self._probe_at = None
+        self.control.clear()
+
+    # -- hearing -----------------------------------------------------------------------------------------------
+
+    def hear(self, kind: Kind, frame: bytes, now: float) -> Received | None:
+        """Take a frame; return events to be handled, if any. Raises ProtocolError."""
+        self.heard = now
+        if kind is Kind.EVENTS:
+            return self._hear_events(frame)
+        if kind is Kind.ACK or kind is Kind.RESUME:
+            received, done = frames.read_ack(frame)
+            if self.outbox.confirm(received, done):
+                self._progress(now)
+            if kind is Kind.RESUME:
+                self.outbox.rewind()
+        elif kind is Kind.PING:
+            self._answer(frames.read_ping(frame))
+        else:
+            raise ProtocolError("unexpected", f"{kind.name} within a session")
+        return None
+
+    @property
+    def probe_at(self) -> float:
+        """When `probe` is due; infinity while all that was sent has been received."""
+        return float("inf") if self._probe_at is None else self._probe_at
+
+    def probe(self, now: float) -> float | None:
+        """Ask what was received if there was no progress for long; return when to come again."""
+        if self._probe_at is None:
+            return None
+        if not self.outbox.unreceived:
+            self._probe_at = None
+        elif now >= self._probe_at:
+            self.control.append(frames.ping(self.outbox.last))
+            self._probe_after = min(self._probe_after * 2, PROBE_MAX)
+            self._probe_at = now + self._probe_after
+        return self._probe_at
+
+    def probe_now(self, now: float) -> None:
+        """Something may have been lost: ask at the next chance."""
+        if self.outbox.unreceived:
+            self._probe_at = now
+
+    def finish(self, count: int) -> None:
+        """Note that the listeners of the next ``count`` events have returned; they are acknowledged soon."""
+        if count:
+            self.inbox.finish(count)
+            self.ack_due = True
+
+    def _hear_events(self, frame: bytes) -> Received | None:
+        redelivered, first, count = frames.read_events(frame)
+        if first and self.inbox.missing(first):
+            self._ask_again()
+            return None
+        try:
+            events = self.codec.decode(memoryview(frame)[EVENTS_HEAD:])
+            if len(events) != count:
+                raise CodecError(f"{len(events)} events in a frame that says {count}")
+        except CodecError as error:
+            if first:
+                # Passed over as handled: asking for it again would bring the same bytes for ever.
+                self.finish(self.inbox.skip(first, count))
+            raise ProtocolError("undecodable", str(error)) from error
+        if not first:
+            return self, events, 0, False
+        new = self.inbox.admit(first, events)
+        self.ack_due = True
+        return (self, new, len(new), redelivered) if new else None
+
+    def _answer(self, last: int) -> None:
+        if last > self.inbox.received:
+            self._ask_again()
+        else:
+            self.ack_due = True
+
+    def _ask_again(self) -> None:
+        resume = frames.resume(self.inbox.received, self.inbox.done)
+        if resume not in self.control:
+            self.control.append(resume)
+
+    def _progress(self, now: float) -> None:
+        self._probe_after = PROBE
+        self._probe_at = now + PROBE if self.outbox.unreceived else None

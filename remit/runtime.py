@@ -1,0 +1,286 @@
+"""Runtime: what a client holds while it is open: its link, its queue, and the threads that serve them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from remit.codec import Codec, Wire, find_codec
+from remit.endpoint import ClientEndpoint
+from remit.errors import FrameTooLarge, SessionRefused, Undelivered
+from remit.event import Event
+from remit.location import Location
+from remit.outgate import LARGE, Outgate
+from remit.protocol.connector import Connector, State
+from remit.protocol.outbox import BATCH_EVENTS, HEAD_BYTES, WINDOW_BYTES, Outbox
+from remit.protocol.session import Received
+from remit.sender import Sender
+from remit.settings import Settings
+from remit.transport import Link, Transport, Waker
+
+__all__ = ["Runtime"]
+
+Dispatch = Callable[[], Callable[[Sequence[Wire], Sender | None, bool], None] | None]
+"""A weak reference to the client's dispatch."""
+
+IDLE_WAIT: Final = 60.0
+"""Seconds that an idle thread sleeps at the most; whatever happens wakes it."""
+JOIN: Final = 2.0
+"""Seconds that a closing client waits for its own threads beyond the linger."""
+BUSY: Final = 0.0002
+"""Seconds after a send in which an unthreaded client gathers events into one frame."""
+
+_ABANDONED: list[Runtime] = []
+"""What a forked child inherited: kept for ever, since to collect it could touch what the parent owns."""
+
+
+class Runtime:
+    """An open client. `pending`, `idle`, `small` and `capacity` are for the path of ``emit`` alone."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        location: Location,
+        settings: Settings,
+        *,
+        codec: Codec | None,
+        threaded: bool,
+        dispatch: Dispatch,
+    ) -> None:
+        self._codec = codec or find_codec(settings.codec)
+        self._settings = settings
+        capabilities = transport.capabilities
+
+        def connect() -> Link:
+            return transport.connect(location)
+
+        link = connect()
+        capabilities = link.capabilities
+        self._max_event = capabilities.max_frame - HEAD_BYTES
+        self._outbox = Outbox(
+            self._codec,
+            max_frame=capabilities.max_frame,
+            window_events=settings.window,
+            window_bytes=min(WINDOW_BYTES, capabilities.window or WINDOW_BYTES),
+            sequenced=settings.delivery != "at_most_once",
+        )
+        self._machine = Connector(
+            self._codec, self._outbox, max_frame=capabilities.max_frame, heartbeat=settings.heartbeat
+        )
+        self._endpoint = ClientEndpoint(self._machine, connect)
+        self._endpoint.link = link
+        self._dispatch = dispatch
+        self._waker = Waker()
+        self._progress = threading.Condition()
+        self._inbound = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._dispatcher: threading.Thread | None = None
+        self._wanted = threaded
+        self._sent_at = 0.0
+        self._gate = Outgate(self._outbox, settings, None if threaded else self._drive)
+        self.encode = self._codec.encode
+        self.pending = self._outbox.pending
+        self.small = min(LARGE - 1, self._max_event)
+        self.capacity = settings.queue
+        self.idle = True
+        """Nobody is about to look at `pending`: whoever appends must `wake`."""
+
+    # -- for emit ----------------------------------------------------------------------------------------------
+
+    def admit(self, name: str, size: int) -> bool:
+        """Make room for an event as ``when_full`` says; False: it is dropped. Raises FrameTooLarge, EmitError."""
+        largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
+        if size > largest:
+            raise FrameTooLarge(f"event {name!r} has {size} bytes, over {largest} for this location; send it in parts")
+        return self._gate.admit(name, size)
+
+    def wake(self) -> None:
+        """Have `pending` looked at soon: by the thread, or here and now where there is none."""
+        if self._machine.refusal is not None:
+            raise SessionRefused(self._machine.refusal.reason, self._machine.refusal.detail)
+        if self._thread is not None:
+            self.idle = False
+            self._waker.wake()
+        elif self._wanted:
+            self.start()
+        else:
+            self._push()
+
+    def _push(self) -> None:
+        """Without a thread: send at once when idle, and in batches within a burst."""
+        now = time.monotonic()
+        if now - self._sent_at > BUSY or len(self.pending) >= BATCH_EVENTS:
+            self._sent_at = now
+            self._pump()
+
+    def _drive(self, seconds: float) -> None:
+        with self._endpoint.lock:
+            self._endpoint.wait(seconds, self._waker)
+            self._endpoint.pump()
+
+    # -- driving -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Give the link to a thread from now on."""
+        with self._progress:
+            if self._thread is not None or self._stopping:
+                return
+            self._wanted = True
+            self._gate = Outgate(self._outbox, self._settings, None)
+            self._thread = threading.Thread(target=self._run, name="remit-io", daemon=True)
+            self._thread.start()
+
+    def tick(self, timeout: float) -> int:
+        """Pump once, after waiting up to ``timeout`` seconds if nothing is there; dispatch; return how many."""
+        if self._thread is not None:
+            return 0
+        self._pump()
+        if not self._machine.ready and timeout > 0:
+            with self._endpoint.lock:
+                self._endpoint.wait(timeout, self._waker)
+            self._pump()
+        count = 0
+        while received := self._endpoint.events():
+            count += self._hand_over(received)
+        if count:
+            self._pump()
+        return count
+
+    def _pump(self) -> bool:
+        with self._endpoint.lock:
+            drained = self._endpoint.pump()
+        if self._gate.waiting:
+            self._gate.opened()
+        return drained
+
+    def _run(self) -> None:
+        """The thread: pump while there is something to do, else sleep until woken."""
+        endpoint, waker = self._endpoint, self._waker
+        while not self._stopping:
+            drained = self._pump()
+            if self._machine.ready:
+                self._announce()
+            with self._progress:
+                self._progress.notify_all()
+            if not drained or (self._machine.sending() and self._outbox.sendable() and not self._stuck):
+                continue
+            self.idle = True
+            if self.pending and self._machine.sending() and self._outbox.sendable() and not self._stuck:
+                continue
+            with endpoint.lock:
+                if not self._stopping:
+                    endpoint.wait(IDLE_WAIT, waker)
+            self.idle = False
+            waker.clear()
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether the transport refused the frame that is next: it says itself when to try again."""
+        return self._machine.session.stuck
+
+    # -- listening ---------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """Hand events to the dispatch thread: a listener may take its time, the link may not."""
+        with self._inbound:
+            if self._dispatcher is None:
+                self._dispatcher = threading.Thread(target=self._serve, name="remit-dispatch", daemon=True)
+                self._dispatcher.start()
+            self._inbound.notify()
+
+    def _serve(self) -> None:
+        while True:
+            with self._inbound:
+                while not self._machine.ready and not self._stopping:
+                    self._inbound.wait(IDLE_WAIT)
+                if self._stopping:
+                    return
+            while received := self._endpoint.events():
+                self._hand_over(received)
+                self._waker.wake()
+
+    def _hand_over(self, received: Received) -> int:
+        session, wires, count, redelivered = received
+        dispatch = self._dispatch()
+        if dispatch is not None:
+            dispatch(wires, None, redelivered)
+        session.finish(count)
+        return len(wires)
+
+    # -- ending ------------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server has welcomed this client on the present connection."""
+        return self._machine.state is State.UP
+
+    def drain(self, timeout: float, *, quiet: bool = False) -> bool:
+        """Wait until nothing is under way; False after ``timeout`` seconds. Raises SessionRefused unless quiet."""
+        deadline = time.monotonic() + timeout
+        while not self._outbox.empty:
+            if self._machine.refusal is not None:
+                if quiet:
+                    return False
+                raise SessionRefused(self._machine.refusal.reason, self._machine.refusal.detail)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._await_progress(left)
+        return True
+
+    def _await_progress(self, seconds: float) -> None:
+        if self._thread is None and not self._wanted:
+            self._pump()
+            if not self._outbox.empty:
+                self._drive(min(seconds, IDLE_WAIT))
+            return
+        self.start()
+        self._waker.wake()
+        with self._progress:
+            if not self._outbox.empty and self._machine.refusal is None:
+                self._progress.wait(min(seconds, IDLE_WAIT))
+
+    def close(self, linger: float) -> Undelivered | None:
+        """End the threads and the link; return what was not confirmed, as an error to raise."""
+        self._stopping = True
+        self._waker.wake()
+        with self._inbound:
+            self._inbound.notify_all()
+        for thread in (self._thread, self._dispatcher):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(JOIN)
+        with self._endpoint.lock:
+            self._machine.bye()
+            self._endpoint.flush()
+            self._endpoint.close(linger)
+        self._waker.close()
+        return self._undelivered()
+
+    def abandon(self) -> None:
+        """In a forked child: keep what was inherited, and never touch it."""
+        _ABANDONED.append(self)
+
+    def _undelivered(self) -> Undelivered | None:
+        fates: dict[str, list[Event]] = {"received": [], "unknown": [], "never_sent": []}
+        for fate, data in self._outbox.unfinished():
+            fates[fate].append(self._codec.decode(self._codec.join(b"", [data]))[0].event())
+        if not any(fates.values()):
+            return None
+        refusal = self._machine.refusal
+        return Undelivered(why=refusal.detail if refusal else "", **fates)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters of the queue, the window and the connection."""
+        session = self._machine.session
+        return {
+            "queued": len(self.pending),
+            "unconfirmed": self._outbox.unconfirmed,
+            "emitted": self._outbox.last + len(self.pending),
+            "connections": session.generation,
+            "duplicates": session.inbox.duplicates,
+            "dropped": self._gate.dropped.total(),
+            "rejected": self._machine.rejected.total(),
+        }

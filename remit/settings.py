@@ -1,0 +1,90 @@
+"""Settings: the options of the two ends themselves, from keyword arguments over a location's query to defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from remit.location import Location, read_count, read_seconds
+from remit.protocol.acceptor import SESSION_TTL
+from remit.protocol.connector import HEARTBEAT
+from remit.protocol.outbox import WINDOW_EVENTS
+
+__all__ = ["Settings", "settle"]
+
+POLICIES: Final = ("block", "raise", "drop_oldest", "drop_newest")
+DELIVERIES: Final = ("acknowledged", "at_most_once")
+
+
+def _choice(*known: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"not one of {', '.join(known)}: {text!r}")
+        return text
+
+    return read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What both ends can be told, by keyword or in a location's query."""
+
+    codec: str = "msgpack"
+    delivery: str = "acknowledged"
+    """``acknowledged``, or ``at_most_once``: not numbered, not resent, lost with its connection."""
+    when_full: str = "block"
+    """What ``emit`` does when the queue is full: block, raise, drop_oldest or drop_newest."""
+    queue: int = 16 * 1024
+    """Events that may wait to be sent."""
+    queue_bytes: int = 64 * 1024 * 1024
+    """Bytes that large events may take up among them."""
+    window: int = WINDOW_EVENTS
+    """Events that may be under way, sent but not confirmed as handled."""
+    emit_timeout: float = 60.0
+    """Seconds that ``emit`` blocks on a full queue before it raises EmitTimeout."""
+    linger: float = 5.0
+    """Seconds that ``close`` waits for what is under way."""
+    heartbeat: float = HEARTBEAT
+    """Seconds of silence after which a client asks whether its server is there."""
+    session_ttl: float = SESSION_TTL
+    """Seconds for which a server keeps the session of a client that has gone."""
+
+
+READERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "codec": str,
+    "delivery": _choice(*DELIVERIES),
+    "when_full": _choice(*POLICIES),
+    "queue": read_count,
+    "window": read_count,
+    "emit_timeout": read_seconds,
+    "linger": read_seconds,
+    "heartbeat": read_seconds,
+    "session_ttl": read_seconds,
+}
+
+
+def settle(
+    location: Location, transport_options: Mapping[str, Callable[[str], Any]], given: Mapping[str, Any]
+) -> tuple[Settings, Location]:
+    """Return the settings, and the location with only the transport's own options left.
+
+    ``given`` are keyword arguments; None means "not given". Raises UnknownOption, BadLocation, ValueError.
+    """
+    values = location.read({**READERS, **transport_options})
+    own = {name: value for name, value in values.items() if name in READERS}
+    own.update({name: value for name, value in given.items() if value is not None})
+    settings = replace(Settings(), **own)
+    _check(settings)
+    rest = {name: text for name, text in location.options if name not in READERS}
+    return settings, location.replace(options=rest)
+
+
+def _check(settings: Settings) -> None:
+    for name, known in (("when_full", POLICIES), ("delivery", DELIVERIES)):
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(settings, name)!r}")
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{field.name} is not negative: {value!r}")

@@ -1,0 +1,282 @@
+"""Both ends of a session over a wire that loses, repeats and cuts: nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remit.codec import MessagePack
+from remit.protocol.acceptor import Acceptor
+from remit.protocol.connector import Connector, State
+from remit.protocol.outbox import Outbox
+from remit.transport import SERVER, Down, Frame, Up
+
+CODEC = MessagePack()
+FRAME = 1 << 20
+
+
+def acceptor(**options) -> Acceptor:
+    return Acceptor(
+        lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, **options
+    )
+
+
+@dataclass
+class World:
+    """One client and a server that may be replaced, joined by two queues, under a clock of its own."""
+
+    seed: int = 0
+    loss: float = 0.0
+    repeat: float = 0.0
+    window: int = 64
+    now: float = 0.0
+    handled: list[int] = field(default_factory=list)
+    again: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)
+        self.server = acceptor()
+        self.client = Connector(CODEC, Outbox(CODEC, max_frame=FRAME, window_events=self.window), max_frame=FRAME)
+        self.token = 0
+        self.up: deque[bytes] = deque()
+        self.down: deque[bytes] = deque()
+        self.connect()
+
+    def connect(self, *, tell: bool = True) -> None:
+        self.up.clear()
+        self.down.clear()
+        if tell:
+            self.server.arrived(Down(self.token, "cut"), self.now)
+            self.client.arrived(Down(SERVER, "cut"), self.now)
+        self.token += 1
+        self.client.arrived(Up(SERVER), self.now)
+
+    def replace_server(self) -> None:
+        self.server = acceptor()
+        self.connect()
+
+    def emit(self, *numbers: int) -> None:
+        for number in numbers:
+            self.client.session.outbox.pending.append(CODEC.encode("n", (number,), {}, {}))
+
+    def carry(self, wire: deque[bytes], frame: bytes) -> None:
+        if self.chance.random() >= self.loss:
+            wire.append(frame)
+            if self.chance.random() < self.repeat:
+                wire.append(frame)
+
+    def step(self, seconds: float = 0.1) -> None:
+        self.now += seconds
+        self.client.due(self.now)
+        while (frame := self.client.next()) is not None:
+            self.client.session.sent(self.now)
+            self.carry(self.up, frame)
+        while self.up:
+            self.server.arrived(Frame(self.token, self.up.popleft()), self.now)
+        self.serve()
+        self.server.due(self.now, drained=True)
+        for peer, frame in self.server.strangers:
+            if peer == self.token:
+                self.carry(self.down, frame)
+        self.server.strangers.clear()
+        for session in list(self.server.writable):
+            while session.peer == self.token and (frame := session.next()) is not None:
+                session.sent(self.now)
+                self.carry(self.down, frame)
+        self.server.writable.clear()
+        while self.down:
+            self.client.arrived(Frame(SERVER, self.down.popleft()), self.now)
+        while self.client.ready:
+            session, wires, count, _ = self.client.ready.popleft()
+            self.answers += [wire.args[0] for wire in wires]
+            session.finish(count)
+
+    def serve(self) -> None:
+        while self.server.ready:
+            session, wires, count, redelivered = self.server.ready.popleft()
+            (self.again if redelivered else self.handled).extend(wire.args[0] for wire in wires)
+            session.finish(count)
+            self.server.writable[session] = None
+
+    def settle(self, steps: int = 400) -> None:
+        for _ in range(steps):
+            if self.client.session.outbox.empty:
+                return
+            self.step()
+        raise AssertionError(f"not drained after {steps} steps: {self.client.session.outbox.unconfirmed} left")
+
+
+def test_events_arrive_once_and_in_order() -> None:
+    world = World()
+    world.emit(*range(1000))
+    world.settle()
+    assert world.handled == list(range(1000))
+
+
+def test_a_new_session_sends_events_behind_its_hello() -> None:
+    world = World()
+    world.emit(1)
+    world.step()
+    assert world.handled == [1]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    loss=st.floats(0, 0.4),
+    repeat=st.floats(0, 0.3),
+    cuts=st.lists(st.booleans(), max_size=6),
+)
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_lost_or_repeated_by_a_bad_wire(seed: int, loss: float, repeat: float, cuts: list[bool]) -> None:
+    world = World(seed=seed, loss=loss, repeat=repeat)
+    numbers = iter(range(10_000))
+    sent = []
+    for told in cuts:
+        part = [next(numbers) for _ in range(world.chance.randrange(150))]
+        world.emit(*part)
+        sent += part
+        for _ in range(world.chance.randrange(4)):
+            world.step()
+        world.connect(tell=told)
+    world.settle(4000)
+    assert world.handled == sent
+    assert world.again == []
+
+
+def test_lost_frames_alone_are_repaired_by_probing() -> None:
+    world = World()
+    world.emit(1)
+    world.step()
+    world.loss = 1.0
+    world.emit(2, 3)
+    world.step()
+    world.loss = 0.0
+    world.settle()
+    assert world.handled == [1, 2, 3]
+
+
+def test_a_new_server_gets_what_the_old_one_had_not_confirmed_marked_as_redelivered() -> None:
+    world = World()
+    world.emit(1)
+    world.settle()
+    world.emit(2)
+    world.client.due(world.now)
+    frame = world.client.next()
+    assert frame is not None
+    world.client.session.sent(world.now)
+    world.server.arrived(Frame(world.token, frame), world.now)
+    world.serve()
+    assert world.handled == [1, 2]
+    world.replace_server()
+    world.emit(3)
+    world.settle()
+    assert world.again == [2]
+    assert world.handled == [1, 2, 3]
+
+
+def test_a_server_that_forgot_a_session_remembers_its_number() -> None:
+    world = World()
+    world.emit(1)
+    world.settle()
+    world.server.arrived(Down(world.token, "gone"), world.now)
+    world.now += 1000
+    world.server.due(world.now, drained=True)
+    assert not world.server.sessions
+    world.emit(2)
+    world.connect()
+    world.settle()
+    assert world.handled == [1, 2]
+
+
+def test_a_session_that_nobody_remembers_is_refused_and_nothing_runs_twice() -> None:
+    world = World()
+    world.emit(1)
+    world.settle()
+    world.server.sessions.clear()
+    world.server._by_peer.clear()
+    world.emit(2)
+    world.client.due(world.now)
+    frame = world.client.next()
+    assert frame is not None
+    world.connect()
+    for _ in range(5):
+        world.step()
+    assert world.client.state is State.REFUSED
+    assert world.handled == [1]
+    assert [fate for fate, _ in world.client.session.outbox.unfinished()] == ["unknown"]
+
+
+def test_the_server_answers_one_client() -> None:
+    world = World()
+    world.emit(1)
+    world.step()
+    (session,) = world.server.sessions.values()
+    for number in range(200):
+        session.outbox.pending.append(CODEC.encode("answer", (number,), {}, {}))
+    world.server.writable[session] = None
+    for _ in range(20):
+        world.server.writable[session] = None
+        world.step()
+    assert world.answers == list(range(200))
+    assert session.outbox.empty
+
+
+def test_the_window_bounds_what_is_under_way() -> None:
+    world = World(window=10)
+    world.emit(*range(100))
+    world.client.due(world.now)
+    while world.client.next() is not None:
+        world.client.session.sent(world.now)
+    assert world.client.session.outbox.unconfirmed == 10
+    assert len(world.client.session.outbox.pending) == 90
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"", "garbage"),
+        (b"GET / HTTP/1.1\r\n", "garbage"),
+        (b"RM\x07\x01", "version"),
+        (b"RM\x01\xee", "kind"),
+        (b"RM\x01\x06\xc1\xc1", "malformed"),
+    ],
+)
+def test_a_bad_frame_is_counted_and_the_server_goes_on(frame: bytes, reason: str) -> None:
+    world = World()
+    world.emit(1)
+    world.step()
+    world.server.arrived(Frame(world.token, frame), world.now)
+    assert world.server.rejected == {reason: 1}
+    world.emit(2)
+    world.settle()
+    assert world.handled == [1, 2]
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_can_break_either_end(garbage: bytes) -> None:
+    world = World()
+    world.emit(1)
+    world.step()
+    for frame in (garbage, b"RM\x01" + garbage):
+        world.server.arrived(Frame(world.token, frame), world.now)
+        world.client.arrived(Frame(SERVER, frame), world.now)
+
+
+def test_an_unreadable_frame_is_passed_over_not_asked_for_again() -> None:
+    world = World()
+    world.emit(1)
+    world.step()
+    outbox = world.client.session.outbox
+    outbox.pending.append(b"\xc1")
+    world.emit(3)
+    world.settle()
+    assert world.server.rejected == {"undecodable": 1}
+    world.emit(4)
+    world.settle()
+    assert world.handled == [1, 4]
