@@ -23,7 +23,7 @@ test: $(READY)
 	@$(BIN)/pytest
 
 bench: $(READY)
-	@$(BIN)/python -m tests.bench
+	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(ONLY)
 
 lint: $(READY)
 	@$(BIN)/ruff format --check .

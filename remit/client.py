@@ -222,6 +222,7 @@ class Client(Listening):
 
     def _after_fork(self) -> None:
         """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""
+        self._renew_lock()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.abandon()

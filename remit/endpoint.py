@@ -44,10 +44,12 @@ class _Endpoint:
 
 
 class ClientEndpoint(_Endpoint):
-    """A client's link and its `Connector`."""
+    """A client's link and its `Connector`. ``connect`` opens another link when this one has to be given up."""
 
-    def __init__(self, machine: Connector, connect: Callable[[], Link], *, clock: Clock = time.monotonic) -> None:
-        super().__init__(connect(), clock)
+    def __init__(
+        self, machine: Connector, link: Link, connect: Callable[[], Link], *, clock: Clock = time.monotonic
+    ) -> None:
+        super().__init__(link, clock)
         self.machine = machine
         self._connect = connect
 

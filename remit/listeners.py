@@ -102,12 +102,11 @@ class Listening:
 
     def _dispatch(self, wires: Sequence[Wire], sender: Sender | None, redelivered: bool) -> None:
         """Give each event to its listeners, in order. Only what is no Exception gets out."""
-        cache = self._cache
         for wire in wires:
-            entries = cache.get(wire.name)
+            # Looked up each time: a listener may have changed who listens.
+            entries = self._cache.get(wire.name)
             if entries is None:
                 entries = self._resolve(wire.name)
-                cache = self._cache
             if not entries:
                 self._unheard += 1
             for entry in entries:
@@ -138,6 +137,10 @@ class Listening:
                 self._cache = {}
             self._cache[name] = entries
         return entries
+
+    def _renew_lock(self) -> None:
+        """In a forked child: a thread that is not here may have held it."""
+        self._entries_lock = threading.Lock()
 
     def _failed(self, event: Event, error: Exception) -> None:
         self._errors += 1

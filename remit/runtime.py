@@ -51,7 +51,6 @@ class Runtime:
     ) -> None:
         self._codec = codec or find_codec(settings.codec)
         self._settings = settings
-        capabilities = transport.capabilities
 
         def connect() -> Link:
             return transport.connect(location)
@@ -69,8 +68,7 @@ class Runtime:
         self._machine = Connector(
             self._codec, self._outbox, max_frame=capabilities.max_frame, heartbeat=settings.heartbeat
         )
-        self._endpoint = ClientEndpoint(self._machine, connect)
-        self._endpoint.link = link
+        self._endpoint = ClientEndpoint(self._machine, link, connect)
         self._dispatch = dispatch
         self._waker = Waker()
         self._progress = threading.Condition()

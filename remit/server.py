@@ -325,6 +325,7 @@ class Server(Listening):
 
     def _after_fork(self) -> None:
         """A forked child holds a copy that only refuses; its locks may be held by threads that are not here."""
+        self._renew_lock()
         self._ticking = threading.Lock()
         if self._endpoint is not None:
             self._endpoint.lock = threading.Lock()

@@ -129,6 +129,8 @@ class Capabilities:
     """The server's end reports `Up` and `Down` of each peer by itself, without sending anything."""
     attests_peers: bool = False
     """`Up` carries the peer's `Credentials`."""
+    forks: bool = True
+    """A forked child of a process that used it may open links of its own; if not, start processes by exec."""
     fan_out: bool = False
     """The backend can copy one frame to many peers by itself."""
 

@@ -1,0 +1,259 @@
+"""Identity: which process a task really has, said by the process itself and checked against the kernel."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from doorman.census import process_by_inode, process_in_namespace
+from doorman.errors import IdentityRefused
+from doorman.process import Process, pidfd_inode, start_time
+
+if TYPE_CHECKING:
+    from remit.transport import Credentials
+
+__all__ = ["NODE_ID", "Credential", "Identity", "Refusal", "hello", "verify"]
+
+SECRET_BYTES = 32
+NODE_ID = secrets.token_hex(16)
+"""Names the host's agent that checks identities. Random: host names, pids and boot ids repeat across containers."""
+
+_CLAIMS: dict[str, type | tuple[type, ...]] = {
+    "task": str,
+    "attempt": str,
+    "boot": str,
+    "namespace": str,
+    "pid": int,
+    "inode": (int, type(None)),
+    "started": (int, type(None)),
+    "proof": str,
+}
+
+
+class Refusal(enum.Enum):
+    """Why a hello was not believed."""
+
+    MALFORMED = "not a hello"
+    WRONG_ATTEMPT = "a hello for another attempt"
+    FORGED = "not signed with the attempt's secret"
+    LATE = "the attempt is over"
+    REPLAYED = "another process has already proven this attempt"
+    ELSEWHERE = "a process on another host"
+    WRONG_PEER = "the kernel says that another process sent it"
+    NO_SUCH_PROCESS = "the process is not there"
+    OTHER_PROCESS = "its number belongs to another process"
+    NOT_DESCENDANT = "not descended from what was launched"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The process of one attempt of a task: true for ever, even after its number is used again."""
+
+    node_id: str
+    """Which host's agent checked it: only that one may signal it."""
+    boot_id: str
+    pid_namespace: str
+    """The PID namespace that the process lives in."""
+    pid: int
+    """Its number where its manager lives; inside a nested namespace it calls itself `pid_inside`."""
+    inode: int | None
+    """The inode of its pidfd, unique for the whole boot; None before Linux 6.9."""
+    start_time: int | None
+    """Clock ticks from boot to its start. Not unique together with the pid: ticks are 10 ms."""
+    attempt: str
+    strength: str = "pidfd-inode"
+    """What was checked: ``pidfd-inode`` (the kernel's own unique name), ``peer-pidfd`` (the kernel attested the sender
+    and the start time agrees), ``start-time`` (number and start time agree), ``secret`` (its word and the secret only).
+    """
+    pid_inside: int = 0
+
+    def open(self) -> Process:
+        """Hold the process that this identity means. Raises IdentityRefused if it is gone or not on this host."""
+        if self.boot_id != boot_id():
+            raise IdentityRefused(Refusal.ELSEWHERE, f"attempt {self.attempt} is on another host: ask its agent")
+        process = _found(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
+        return _still_there(process)
+
+
+@dataclass(slots=True)
+class Credential:
+    """One attempt's secret, good for one process. The manager and the child each hold one."""
+
+    attempt: str
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
+    task: str = ""
+    confirmed: Identity | None = field(default=None, init=False)
+    """The identity that was proven with it."""
+    revoked: bool = field(default=False, init=False)
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the signature under which this attempt sends ``data``. Raises ValueError after `forget`."""
+        return self._keyed(b"doorman.frame", data).digest()
+
+    def check(self, data: bytes, signature: bytes) -> bool:
+        """Tell whether ``signature`` was made by `sign` for ``data`` with this attempt's secret."""
+        return hmac.compare_digest(self.sign(data), signature)
+
+    def proof(self, claims: Mapping[str, Any]) -> str:
+        """Return the text that proves a hello's claims."""
+        parts = [str(claims[name]).encode() for name in _CLAIMS if name != "proof"]
+        framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        return self._keyed(b"doorman.hello", framed).hexdigest()
+
+    def revoke(self) -> None:
+        """Make every later hello late: the attempt has expired, was cancelled or is over."""
+        self.revoked = True
+
+    def forget(self) -> None:
+        """Drop the secret. A child calls this in its own forks: they are not the attempt's process."""
+        self.secret = b""
+
+    def _keyed(self, purpose: bytes, data: bytes) -> hashlib.blake2b:
+        if not self.secret:
+            raise ValueError(f"the secret of attempt {self.attempt} is forgotten here: only its own process has it")
+        return hashlib.blake2b(data, key=self.secret, digest_size=32, person=purpose)
+
+
+def hello(credential: Credential) -> dict[str, Any]:
+    """Return this process's claim to be the attempt's process; plain texts and numbers, fit for any codec."""
+    own = _own_inode()
+    claims: dict[str, Any] = {
+        "task": credential.task,
+        "attempt": credential.attempt,
+        "boot": boot_id(),
+        "namespace": _own_namespace(),
+        "pid": os.getpid(),
+        "inode": own,
+        "started": start_time(os.getpid()),
+    }
+    return claims | {"proof": credential.proof(claims)}
+
+
+def verify(
+    hello: Mapping[str, Any],
+    credential: Credential,
+    process: Process | None,
+    *,
+    peer_credentials: Credentials | None = None,
+    descendant: bool = True,
+    elsewhere: bool = False,
+) -> Identity:
+    """Return the identity that a hello proves. The same process may say it again and gets the same answer.
+
+    ``process`` is what was launched: the process itself or a wrapper it descends from; None if nothing is known.
+    ``descendant=False`` is for wrappers that hand over to a daemon, ``elsewhere=True`` for those that reach
+    another host. Raises IdentityRefused, whose ``reason`` names the case.
+    """
+    _check_claims(hello, credential)
+    known = credential.confirmed
+    if known is not None:
+        if (hello["boot"], hello["inode"], hello["started"]) == (known.boot_id, known.inode, known.start_time):
+            return known
+        raise IdentityRefused(Refusal.REPLAYED, f"pid {hello['pid']} claims {known.attempt}, proven by {known.pid}")
+    if hello["boot"] != boot_id():
+        if not elsewhere:
+            raise IdentityRefused(Refusal.ELSEWHERE, "allow it for wrappers that reach other hosts")
+        credential.confirmed = _identity(hello, hello["pid"], "secret")
+        return credential.confirmed
+    pid = _check_process(hello, process, descendant=descendant)
+    _check_peer(hello, pid, peer_credentials)
+    strength = "pidfd-inode" if hello["inode"] is not None else "peer-pidfd" if peer_credentials else "start-time"
+    credential.confirmed = _identity(hello, pid, strength)
+    return credential.confirmed
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return the kernel's random name for this boot."""
+    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 - as in process.py
+        return file.read().strip()
+
+
+def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
+    """Four cases in this order: no hello at all; another attempt's; not signed; signed, but too late."""
+    if not isinstance(hello, Mapping) or not all(isinstance(hello.get(name), kind) for name, kind in _CLAIMS.items()):
+        raise IdentityRefused(Refusal.MALFORMED, f"expected {', '.join(_CLAIMS)}")
+    if (hello["task"], hello["attempt"]) != (credential.task, credential.attempt):
+        raise IdentityRefused(Refusal.WRONG_ATTEMPT, f"{hello['attempt']!r}, expected {credential.attempt!r}")
+    if not hmac.compare_digest(credential.proof(hello).encode(), hello["proof"].encode()):
+        raise IdentityRefused(Refusal.FORGED, f"pid {hello['pid']} claims {credential.attempt!r}")
+    if credential.revoked:
+        raise IdentityRefused(Refusal.LATE, f"pid {hello['pid']} came for {credential.attempt!r}; tell it to end")
+
+
+def _check_process(hello: Mapping[str, Any], process: Process | None, *, descendant: bool) -> int:
+    """Return the number that the process has here. Two cases: it is what was launched; it is below that."""
+    if process is not None and _same(hello, process):
+        return _still_there(process).pid
+    with _still_there(
+        _found(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
+    ) as found:
+        if process is not None and descendant and not found.descends_from(process.pid):
+            raise IdentityRefused(Refusal.NOT_DESCENDANT, f"pid {found.pid} is not below pid {process.pid}")
+        return found.pid
+
+
+def _same(hello: Mapping[str, Any], process: Process) -> bool:
+    if hello["inode"] is not None and process.inode is not None:
+        return bool(hello["inode"] == process.inode)
+    return bool((hello["pid"], hello["started"]) == (process.pid, process.start_time))
+
+
+def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) -> None:
+    if peer is None:
+        return
+    both = hello["inode"] is not None and peer.inode is not None
+    if (peer.inode != hello["inode"]) if both else (peer.pid != pid):
+        raise IdentityRefused(Refusal.WRONG_PEER, f"pid {peer.pid} sent the hello of pid {pid}")
+
+
+def _found(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
+    """Hold the process on this host. Raises IdentityRefused. Two cases: by inode; by number and start time."""
+    if inode is not None:
+        process = process_by_inode(inode, guess=guess)
+    else:
+        process = process_in_namespace(namespace, inside, started or 0)
+    if process is not None:
+        return process
+    if namespace == _own_namespace() and start_time(guess) is not None:
+        raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that said hello")
+    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here calls itself pid {guess}")
+
+
+def _still_there(process: Process) -> Process:
+    if process.alive():
+        return process
+    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
+
+
+def _identity(hello: Mapping[str, Any], pid: int, strength: str) -> Identity:
+    return Identity(
+        node_id=NODE_ID,
+        boot_id=hello["boot"],
+        pid_namespace=hello["namespace"],
+        pid=pid,
+        inode=hello["inode"],
+        start_time=hello["started"],
+        attempt=hello["attempt"],
+        strength=strength,
+        pid_inside=hello["pid"],
+    )
+
+
+def _own_inode() -> int | None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        return pidfd_inode(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _own_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - as in process.py

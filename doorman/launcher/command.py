@@ -1,0 +1,207 @@
+"""Command: the launcher that starts each worker as a program of its own, behind a wrapper if need be (nice, ssh, docker)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from doorman.errors import LaunchRefused
+from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
+from doorman.launcher.delivery import interpreter_flags, packed
+from doorman.process import Process
+
+__all__ = ["CommandLauncher"]
+
+CLOSE_GRACE = 5.0
+"""Seconds that leaving a launcher's block waits for the workers that it has killed."""
+_BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+
+class CommandLauncher:
+    """Starts ``[*prefix, python, *worker]`` for each order; the prefix must run what follows it.
+
+    The process reported is the wrapper's; the worker's own is known from its hello. ``inherits`` says whether the
+    wrapper hands down descriptors: then the order comes on one whose number is the worker's last argument. Otherwise
+    (ssh, docker exec) it comes on standard input. Either one ends when the manager does.
+    """
+
+    def __init__(
+        self,
+        prefix: Sequence[str] = (),
+        *,
+        inherits: bool = True,
+        python: Sequence[str] = (),
+        worker: Sequence[str] = ("-m", "doorman.worker"),
+    ) -> None:
+        self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
+        self._inherits = inherits
+        self._owner = os.getpid()
+        self._workers: dict[int, _Worker] = {}
+        self._feeds: dict[int, _Worker] = {}
+        self._events: list[Event] = []
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._news, select.EPOLLIN)
+        self._closed = False
+
+    def launch(self, order: Order) -> None:
+        """Start a worker. Raises LaunchRefused if the system is out of processes, memory or descriptors."""
+        if self._closed or self._owner != os.getpid():
+            raise ValueError("this launcher is closed, or came with a fork: make a new one here")
+        try:
+            worker = _Worker(self._command, order, inherits=self._inherits)
+        except OSError as error:
+            if error.errno in _BACK_PRESSURE:
+                raise LaunchRefused(f"no process can be started now: {error}") from error
+            self._tell(LaunchFailed(order.attempt, f"{self._command[0]}: {error}"))
+            return
+        self._workers[worker.process.fileno()] = worker
+        self._feeds[worker.feed] = worker
+        self._epoll.register(worker.process, select.EPOLLIN)
+        self._epoll.register(worker.feed, select.EPOLLOUT)
+        self._tell(Launched(order.attempt, worker.process))
+
+    def poll(self) -> list[Event]:
+        """Return what has happened since the last call; never waits."""
+        if not self._closed and self._owner == os.getpid():
+            for descriptor, _ in self._epoll.poll(0):
+                self._handle(descriptor)
+        events, self._events = self._events, []
+        return events
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable whenever `poll` has something to return."""
+        return self._epoll.fileno()
+
+    def close(self, grace: float = CLOSE_GRACE) -> None:
+        """Kill what runs and is not detached, within about ``grace`` seconds. In a fork: only let go."""
+        if self._closed:
+            return
+        self._closed = True
+        deadline = time.monotonic() + grace
+        for worker in self._workers.values():
+            worker.end(deadline, ours=self._owner == os.getpid())
+        self._workers, self._feeds = {}, {}
+        self._epoll.close()
+        os.close(self._news)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        os.eventfd_write(self._news, 1)
+
+    def _handle(self, descriptor: int) -> None:
+        """Three cases: our own news; a worker takes more of its order; one has ended."""
+        if descriptor == self._news:
+            os.eventfd_read(self._news)
+        elif descriptor in self._feeds:
+            if self._feeds[descriptor].fed():
+                # Kept open, unwatched: its end tells the worker of ours.
+                self._epoll.unregister(descriptor)
+                del self._feeds[descriptor]
+        elif descriptor in self._workers:
+            worker = self._workers.pop(descriptor)
+            self._epoll.unregister(descriptor)
+            if self._feeds.pop(worker.feed, None) is not None:
+                self._epoll.unregister(worker.feed)
+            self._events.append(worker.exited())
+
+
+class _Worker:
+    """One program started for one order."""
+
+    def __init__(self, command: list[str], order: Order, *, inherits: bool) -> None:
+        theirs, self.feed = os.pipe()
+        try:
+            self._popen = subprocess.Popen(
+                [*command, str(theirs if inherits else 0)],
+                stdin=subprocess.DEVNULL if inherits else theirs,
+                stdout=order.stdout,
+                stderr=order.stderr,
+                env=order.env,
+                cwd=order.cwd,
+                pass_fds=(theirs,) if inherits else (),
+                start_new_session=True,  # Its own group, and no terminal on which it could wait for an answer.
+            )
+        except BaseException:
+            os.close(self.feed)
+            raise
+        finally:
+            os.close(theirs)
+        os.set_blocking(self.feed, False)
+        self._order = order
+        self._rest = memoryview(packed(order, sys_path=sys.path if inherits else None))
+        self.process = self._held()
+
+    def fed(self) -> bool:
+        """Write what fits of the order; tell whether all is written, or nobody reads it any more."""
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self.feed, self._rest) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            pass  # It ends, or has ended: its exit tells why.
+        return True
+
+    def exited(self) -> Exited:
+        """Reap it, and before that, while its zombie pins the number, kill what is left of its group."""
+        self.process.signal_group(signal.SIGKILL)
+        os.close(self.feed)
+        return Exited(self._order.attempt, *self._reaped())
+
+    def end(self, deadline: float, *, ours: bool) -> None:
+        """Kill and reap it; not if it is detached or another process's."""
+        os.close(self.feed)
+        if not ours or self._order.detach:
+            self._popen.returncode = 0  # Not to be waited for by us.
+            return
+        self.process.signal_group(signal.SIGKILL)
+        if self.process.wait(deadline - time.monotonic()):
+            self._reaped()
+
+    def _held(self) -> Process:
+        try:
+            return Process.open(self._popen.pid)
+        except ProcessLookupError as error:
+            self._abandon()
+            raise ProcessLookupError(
+                errno.ESRCH, "the kernel reaped it at once: this process ignores SIGCHLD; set it to SIG_DFL"
+            ) from error
+        except OSError:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        os.close(self.feed)  # A worker that finds the end instead of its order ends.
+        self._popen.kill()
+        self._popen.wait()
+
+    def _reaped(self) -> tuple[int | None, int | None, int | None, float | None]:
+        """Return exit code, signal, most memory and processor time; nothing where another reaper was faster."""
+        self._popen.returncode = 0  # Keeps Popen from waiting for it, now or ever.
+        try:
+            # Looked at first by descriptor: only then does the number that wait4() needs surely mean it.
+            if os.waitid(os.P_PIDFD, self.process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return None, None, None, None
+            _, status, usage = os.wait4(self._popen.pid, os.WNOHANG)
+        except ChildProcessError:
+            return None, None, None, None
+        code = os.waitstatus_to_exitcode(status)
+        cpu = usage.ru_utime + usage.ru_stime
+        return (code if code >= 0 else None), (-code if code < 0 else None), usage.ru_maxrss * 1024, cpu

@@ -1,0 +1,197 @@
+"""Wire: what a launcher and its zygote, or a worker, say to each other, and the descriptors that go along."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from doorman.launcher import Order
+
+__all__ = [
+    "Broken",
+    "Complaint",
+    "Ended",
+    "Failed",
+    "Fork",
+    "Forked",
+    "Kill",
+    "Ready",
+    "Start",
+    "WireError",
+    "decode_order",
+    "encode_order",
+    "read_all",
+    "receive",
+    "send",
+    "spill",
+]
+
+INLINE = 64 * 1024
+"""Bytes of an order up to which it travels in the message; a longer one goes through a memfd."""
+_LONGEST = 2 * INLINE  # bytes of a message
+_MOST_DESCRIPTORS = 3  # in one message: the order, standard output, standard error
+
+
+class WireError(ValueError):
+    """Raised when a message cannot be read; the descriptors that came with it are closed."""
+
+
+class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
+    """A message. Arrays and no names: both ends are of one version."""
+
+
+class Start(_Message):
+    """To the zygote, first: what to import. Carries the manager's pidfd."""
+
+    sys_path: list[str]
+    cwd: str
+    preload: list[str]
+    entry: str
+
+
+class Fork(_Message):
+    """To the zygote: make a child. Carries the order if ``order`` is None, then stdout and stderr if said so."""
+
+    attempt: str
+    order: bytes | None
+    stdout: bool
+    stderr: bool
+    detach: bool
+
+
+class Kill(_Message):
+    """To the zygote: end a child that the launcher cannot hold."""
+
+    attempt: str
+
+
+class Ready(_Message):
+    """From the zygote: everything is imported."""
+
+
+class Broken(_Message):
+    """From the zygote, its last word: something could not be imported."""
+
+    why: str
+
+
+class Forked(_Message):
+    """From the zygote: a child exists. Carries its pidfd."""
+
+    attempt: str
+    pid: int
+    inode: int | None
+
+
+class Failed(_Message):
+    """From the zygote: no child could be made."""
+
+    attempt: str
+    why: str
+    back_pressure: bool
+
+
+class Ended(_Message):
+    """From the zygote: a child has ended and is reaped."""
+
+    attempt: str
+    exit_code: int | None
+    signal: int | None
+    max_rss: int
+    cpu: float
+
+
+class Complaint(_Message):
+    """From the zygote: a message could not be read."""
+
+    why: str
+
+
+Message: TypeAlias = Start | Fork | Kill | Ready | Broken | Forked | Failed | Ended | Complaint
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Message).decode
+_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[str, ...], dict[str, str] | None, str | None, bool]
+_decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
+
+
+def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Send a message whole. Raises BlockingIOError if there is no room now, other OSErrors if nobody listens."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+    try:
+        channel.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if error.errno in {errno.ENOBUFS, errno.ETOOMANYREFS}:
+            raise BlockingIOError(error.errno, str(error)) from error
+        raise
+
+
+def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+    """Return a message and its descriptors, which are the caller's now; None at the end of the channel.
+
+    Raises BlockingIOError if there is none yet, WireError if it cannot be read.
+    """
+    data, ancillary, flags, _ = channel.recvmsg(
+        _LONGEST, socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+    )
+    descriptors = _descriptors(ancillary) if ancillary else []
+    if not data:
+        close_all(descriptors)
+        return None, []
+    try:
+        if flags & socket.MSG_TRUNC:
+            raise WireError(f"a message of over {_LONGEST} bytes")
+        return _decode(data), descriptors
+    except ValueError as error:
+        close_all(descriptors)
+        raise WireError(f"{len(data)} bytes that are no message: {error}") from error
+
+
+def encode_order(order: Order) -> bytes:
+    """Return an order as bytes, without its descriptors: those travel beside it."""
+    env = None if order.env is None else dict(order.env)
+    return _encode((order.attempt, order.secret, order.payload, order.command, env, order.cwd, order.detach))
+
+
+def decode_order(data: bytes) -> Order:
+    """Return the order that `encode_order` made bytes of. Raises WireError."""
+    try:
+        attempt, secret, payload, command, env, cwd, detach = _decode_order(data)
+    except ValueError as error:
+        raise WireError(f"{len(data)} bytes that are no order: {error}") from error
+    return Order(attempt, secret, payload, command, env, cwd, detach=detach)
+
+
+def spill(data: bytes) -> int:
+    """Return a descriptor of memory that holds ``data``. Raises OSError."""
+    memory = os.memfd_create("doorman-order", os.MFD_CLOEXEC)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(memory, rest) :]
+    return memory
+
+
+def read_all(memory: int) -> bytes:
+    """Return what `spill` put there."""
+    size = os.fstat(memory).st_size
+    return b"".join(os.pread(memory, 1 << 30, at) for at in range(0, size, 1 << 30))
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors that came with a message."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    found = array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)

@@ -1,0 +1,299 @@
+"""Zygote: the launcher that forks workers from one warm process, started before anything that a fork would break."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from doorman.errors import LaunchRefused, PreloadFailed
+from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order, wire
+from doorman.launcher.delivery import interpreter_flags
+from doorman.process import Process
+
+__all__ = ["ZygoteLauncher"]
+
+CLOSE_GRACE = 5.0
+"""Seconds that leaving a launcher's block waits for the zygote and its children to end."""
+BURIAL = 2.0
+"""Seconds that `ZygoteLauncher.close` waits for a zygote that it has killed."""
+_MOST_FAILED_STARTS = 3  # zygotes in a row that ended before they were ready
+_ROOT = str(Path(__file__).resolve().parents[2])
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from doorman.launcher.zygote_main import main; main(int(sys.argv[2]))"
+)
+
+
+class ZygoteLauncher:
+    """Forks each worker from a process that has already imported what workers need.
+
+    ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code. ``preload``
+    names modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. The zygote starts
+    with the first `launch`, or earlier with `start`; if it dies, the next launch starts another.
+    """
+
+    def __init__(
+        self,
+        *,
+        entry: str = "doorman.worker:run_order",
+        preload: Sequence[str] = (),
+        sys_path: Sequence[str] | None = None,
+        cwd: str | None = None,
+    ) -> None:
+        self._start = wire.Start(list(sys_path or sys.path), cwd or os.getcwd(), list(preload), entry)  # noqa: PTH109
+        self._owner = os.getpid()
+        self._zygote: _Zygote | None = None
+        self._dying: list[_Zygote] = []
+        self._failed_starts = 0
+        self._broken = ""
+        self._events: list[Event] = []
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._news, select.EPOLLIN)
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The zygote's number, for looking at; None while there is no zygote."""
+        return None if self._zygote is None else self._zygote.process.pid
+
+    def start(self) -> None:
+        """Start the zygote now if there is none; does not wait for its imports. Raises OSError."""
+        self._check_usable()
+        if self._zygote is None:
+            self._zygote = _Zygote(self._start)
+            self._epoll.register(self._zygote.channel, select.EPOLLIN)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the imports; tell whether they are done. Raises PreloadFailed."""
+        self.start()
+        deadline = time.monotonic() + timeout
+        while not self._broken and not (self._zygote and self._zygote.ready):
+            self.start()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            select.select([self._zygote.channel] if self._zygote else [], [], [], left)
+            self._hear()
+        if self._broken:
+            raise PreloadFailed(self._broken)
+        return True
+
+    def launch(self, order: Order) -> None:
+        """Ask for a child. Raises LaunchRefused if the zygote is too busy; try again after `poll`."""
+        self._check_usable()
+        if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112 - once per task
+            self._tell(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
+        elif self._broken:
+            self._tell(LaunchFailed(order.attempt, self._broken))
+        else:
+            self._ask(order)
+
+    def poll(self) -> list[Event]:
+        """Return what has happened since the last call; never waits."""
+        if not self._closed and self._owner == os.getpid():
+            self._hear()
+        events, self._events = self._events, []
+        return events
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable whenever `poll` has something to return."""
+        return self._epoll.fileno()
+
+    def close(self, grace: float = CLOSE_GRACE) -> None:
+        """End the zygote and with it all children but the detached ones, within about ``grace`` seconds.
+
+        What ends now is no longer reported. In a fork of the owner it only lets go of the descriptors.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
+        self._zygote, self._dying = None, []
+        for zygote in zygotes:
+            zygote.channel.close()
+        deadline = time.monotonic() + grace
+        for zygote in zygotes:
+            zygote.end(deadline, ours=self._owner == os.getpid())
+        self._epoll.close()
+        os.close(self._news)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ValueError("this launcher is closed")
+        if self._owner != os.getpid():
+            raise ValueError("this launcher came with a fork and belongs to the parent: make a new one here")
+
+    def _ask(self, order: Order) -> None:
+        try:
+            self.start()
+            assert self._zygote is not None
+            self._zygote.ask(order)
+        except (BlockingIOError, ConnectionError) as error:
+            raise LaunchRefused(f"the zygote takes no more now: {error}") from error
+        except OSError as error:
+            raise LaunchRefused(f"no process can be started now: {error}") from error
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        os.eventfd_write(self._news, 1)
+
+    def _hear(self) -> None:
+        """Take in what the zygotes say. Three kinds of descriptors: our own news; a channel; an ended zygote."""
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor == self._news:
+                os.eventfd_read(self._news)
+            elif self._zygote is not None and descriptor == self._zygote.channel.fileno():
+                self._hear_zygote(self._zygote)
+            else:
+                self._reap()
+
+    def _hear_zygote(self, zygote: _Zygote) -> None:
+        while True:
+            try:
+                message, descriptors = wire.receive(zygote.channel)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                message = None
+            if message is None:
+                self._lose(zygote)
+                return
+            if isinstance(message, wire.Broken):
+                self._broken = message.why
+            else:
+                self._events += zygote.heard(message, descriptors)
+
+    def _lose(self, zygote: _Zygote) -> None:
+        """The zygote is gone: say so of everything it had in hand; the next launch starts another."""
+        self._failed_starts = 0 if zygote.ready else self._failed_starts + 1
+        if self._failed_starts >= _MOST_FAILED_STARTS and not self._broken:
+            self._broken = f"the zygote ended {self._failed_starts} times while importing {self._start.preload}"
+        self._events += zygote.lost(self._broken)
+        self._epoll.unregister(zygote.channel)
+        zygote.channel.close()
+        zygote.process.signal(signal.SIGKILL)
+        self._epoll.register(zygote.process, select.EPOLLIN)
+        self._dying.append(zygote)
+        self._zygote = None
+
+    def _reap(self) -> None:
+        for zygote in [zygote for zygote in self._dying if not zygote.process.alive()]:
+            self._epoll.unregister(zygote.process)
+            self._dying.remove(zygote)
+            zygote.end(time.monotonic(), ours=True)
+
+
+class _Zygote:
+    """One zygote process and what it has in hand."""
+
+    def __init__(self, start: wire.Start) -> None:
+        self.ready = False
+        self._asked: dict[str, bool] = {}
+        self._running: dict[str, Process] = {}
+        self._detached: set[str] = set()
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # Exec'd, with nothing run between fork and exec: the manager may have threads and transports.
+            self._popen = subprocess.Popen(
+                [sys.executable, *interpreter_flags(), "-c", _START, _ROOT, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # The terminal's Ctrl-C is for the manager to handle.
+            )
+        self.process = Process.open(self._popen.pid)
+        with Process.open(os.getpid()) as manager:
+            wire.send(self.channel, start, [manager.fileno()])
+        self.channel.setblocking(False)
+
+    def ask(self, order: Order) -> None:
+        """Send an order. Raises BlockingIOError if the channel is full, ValueError if the attempt is in hand."""
+        if order.attempt in self._asked or order.attempt in self._running:
+            raise ValueError(f"attempt {order.attempt!r} is launched already; each attempt needs its own name")
+        data = wire.encode_order(order)
+        memory = [wire.spill(data)] if len(data) > wire.INLINE else []
+        standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
+        request = wire.Fork(
+            order.attempt, None if memory else data, order.stdout is not None, order.stderr is not None, order.detach
+        )
+        try:
+            wire.send(self.channel, request, [*memory, *standard])
+        finally:
+            wire.close_all(memory)
+        self._asked[order.attempt] = order.detach
+
+    def heard(self, message: wire.Message, descriptors: list[int]) -> list[Event]:
+        """Return what a message means to the launcher's user."""
+        if isinstance(message, wire.Ready):
+            self.ready = True
+        elif isinstance(message, wire.Forked):
+            return [self._forked(message, descriptors)]
+        elif isinstance(message, wire.Failed):
+            self._asked.pop(message.attempt, None)
+            return [LaunchFailed(message.attempt, message.why, message.back_pressure)]
+        elif isinstance(message, wire.Ended) and self._running.pop(message.attempt, None) is not None:
+            self._detached.discard(message.attempt)
+            return [Exited(message.attempt, message.exit_code, message.signal, message.max_rss, message.cpu)]
+        return []
+
+    def lost(self, why: str) -> list[Event]:
+        """Return the last word on everything in hand, and end what the kernel has not ended already."""
+        for attempt, process in self._running.items():
+            if attempt not in self._detached:
+                process.signal_group(signal.SIGKILL)
+        failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._asked]
+        ended = [Exited(attempt, None, None) for attempt in self._running]
+        self._asked, self._running = {}, {}
+        return [*failed, *ended]
+
+    def end(self, deadline: float, *, ours: bool) -> None:
+        """Wait for the zygote until ``deadline``, kill it after that; not if detached children need it."""
+        if not ours or self._detached or any(self._asked.values()):
+            self._popen.returncode = 0  # Not to be waited for by us.
+        elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(BURIAL)
+        self.process.close()
+
+    def _forked(self, message: wire.Forked, descriptors: list[int]) -> Event:
+        detach = self._asked.pop(message.attempt, False)
+        process = _held(message, descriptors)
+        if process is None:
+            with contextlib.suppress(OSError):
+                wire.send(self.channel, wire.Kill(message.attempt))
+            return LaunchFailed(message.attempt, "no file descriptor is left to hold it by", True)
+        self._running[message.attempt] = process
+        if detach:
+            self._detached.add(message.attempt)
+        return Launched(message.attempt, process)
+
+
+def _held(message: wire.Forked, descriptors: list[int]) -> Process | None:
+    """Hold a new child. The descriptor is missing if this process had none left: then by number and inode."""
+    if descriptors:
+        return Process(message.pid, descriptors[0])
+    try:
+        process = Process.open(message.pid)
+    except OSError:
+        return None
+    if process.inode is not None and process.inode == message.inode:
+        return process
+    process.close()
+    return None

@@ -1,0 +1,302 @@
+"""Zygote main: the warm process that forks the workers, holds them until it has reaped them, and ends with its manager.
+
+One thread, one epoll. Nothing here waits but that epoll.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from doorman import prctl
+from doorman.launcher import Order, wire
+from doorman.launcher.child import become
+from doorman.process import pidfd_inode
+
+__all__ = ["main"]
+
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+PATIENCE = 5.0
+"""Seconds that the zygote waits for what it killed when its manager ended."""
+_REQUESTS_AT_ONCE = 16
+_OUT_OF_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+
+Entry = Callable[[Order], int | None]
+
+
+class _Child(NamedTuple):
+    attempt: str | None  # None: an orphan of a task that has ended
+    pid: int
+    pidfd: int
+    detach: bool
+
+
+def main(descriptor: int) -> None:
+    """Serve the launcher at the other end of an inherited socket until it is gone and no child is left."""
+    _keep_standard_descriptors()
+    channel = socket.socket(fileno=descriptor)
+    start, descriptors = wire.receive(channel)
+    if not isinstance(start, wire.Start) or len(descriptors) != 1:
+        raise SystemExit("this program is started by doorman.launcher.zygote and by nothing else")
+    _default_signals()
+    entry = _prepare(channel, start)
+    prctl.adopt_orphans()
+    # Who ends this process is its manager. Blocked, not ignored: what reaches a child too early waits for it.
+    signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
+    _Zygote(channel, descriptors[0], entry).run()
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+class _Zygote:
+    def __init__(self, channel: socket.socket, manager: int, entry: Entry) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._manager = manager
+        self._entry = entry
+        self._pid = os.getpid()
+        self._children: dict[int, _Child] = {}
+        self._pids: set[int] = set()
+        self._unsent: deque[tuple[wire.Message, int | None]] = deque()
+        self._serving = True
+        self._epoll = select.epoll()
+        self._epoll.register(channel, select.EPOLLIN)
+        self._epoll.register(manager, select.EPOLLIN)
+
+    def run(self) -> None:
+        self._say(wire.Ready())
+        while self._serving or self._children:
+            ready = self._epoll.poll(None if self._serving or self._detached() else PATIENCE)
+            if not ready:
+                return
+            for descriptor, _ in ready:
+                self._handle(descriptor)
+
+    def _handle(self, descriptor: int) -> None:
+        """Four cases: a child ended; the manager did; the manager takes messages again; it has sent some."""
+        if descriptor in self._children:
+            self._bury(self._children.pop(descriptor))
+        elif not self._serving:
+            return
+        elif descriptor == self._manager:
+            self._end_service()
+        elif self._unsent:
+            self._flush()
+        else:
+            self._listen()
+
+    def _listen(self) -> None:
+        for _ in range(_REQUESTS_AT_ONCE):
+            try:
+                message, descriptors = wire.receive(self._channel)
+            except BlockingIOError:
+                return
+            except wire.WireError as error:
+                self._say(wire.Complaint(str(error)))
+                continue
+            except ConnectionError:
+                message, descriptors = None, []
+            if message is None:
+                self._end_service()
+                return
+            self._obey(message, descriptors)
+            if self._unsent:
+                return  # Nothing new before the manager has heard of what is done.
+
+    def _obey(self, message: wire.Message, descriptors: list[int]) -> None:
+        if isinstance(message, wire.Fork):
+            self._fork(message, descriptors)
+        elif isinstance(message, wire.Kill):
+            for child in self._children.values():
+                if child.attempt == message.attempt:
+                    _kill(child)
+        else:
+            self._say(wire.Complaint(f"a zygote has no answer to {type(message).__name__}"))
+        wire.close_all(descriptors)
+
+    def _fork(self, request: wire.Fork, descriptors: list[int]) -> None:
+        if len(descriptors) != (request.order is None) + request.stdout + request.stderr:
+            self._say(wire.Failed(request.attempt, "the zygote is out of file descriptors", True))
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._say(wire.Failed(request.attempt, f"fork: {error}", error.errno in _OUT_OF_PROCESSES))
+            return
+        if pid == 0:
+            own = [self._channel.detach(), self._manager, *self._children]
+            self._epoll.close()
+            become(self._entry, request, descriptors, parent=self._pid, inherited=own)
+        self._hold(request, pid)
+
+    def _hold(self, request: wire.Fork, pid: int) -> None:
+        """Take hold of a new child before anything can reap it, and tell."""
+        # The child does the same for itself: whoever comes first, its group exists before anybody is told.
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(pid, pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+            self._epoll.register(pidfd, select.EPOLLIN)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)  # By number, for once: an unreaped child of ours still has it.
+            os.waitpid(pid, 0)
+            self._say(wire.Failed(request.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
+            return
+        self._children[pidfd] = _Child(request.attempt, pid, pidfd, request.detach)
+        self._pids.add(pid)
+        self._say(wire.Forked(request.attempt, pid, pidfd_inode(pidfd)), pidfd)
+
+    def _bury(self, child: _Child) -> None:
+        """Reap a child, and before that, while its zombie still pins the number, what is left of its group."""
+        _kill(child)
+        # By number, since waitid() tells no resource usage: only this line reaps it, so it is there.
+        _, status, usage = os.wait4(child.pid, 0)
+        self._epoll.unregister(child.pidfd)
+        os.close(child.pidfd)
+        self._pids.discard(child.pid)
+        self._sweep()
+        if child.attempt is not None:
+            code = os.waitstatus_to_exitcode(status)
+            exit_code, number = (code, None) if code >= 0 else (None, -code)
+            cpu = usage.ru_utime + usage.ru_stime
+            self._say(wire.Ended(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu))
+
+    def _sweep(self) -> None:
+        """Kill the orphans that came to us. Every worker adopts its own: ours are those of workers that ended."""
+        for pid in _own_children() - self._pids:
+            os.kill(pid, signal.SIGKILL)
+            pidfd = os.pidfd_open(pid)
+            self._epoll.register(pidfd, select.EPOLLIN)
+            self._children[pidfd] = _Child(None, pid, pidfd, detach=False)
+            self._pids.add(pid)
+
+    def _end_service(self) -> None:
+        """Go the way of the manager, with all children but the detached ones."""
+        self._serving = False
+        self._epoll.unregister(self._channel)
+        self._epoll.unregister(self._manager)
+        self._channel.close()
+        while self._unsent:
+            self._drop()
+        for child in self._children.values():
+            if not child.detach:
+                _kill(child)
+
+    def _detached(self) -> bool:
+        return any(child.detach for child in self._children.values())
+
+    def _say(self, message: wire.Message, pidfd: int | None = None) -> None:
+        if not self._serving:
+            return
+        if not self._unsent and self._sent(message, pidfd):
+            return
+        if not self._unsent:
+            self._epoll.modify(self._channel, select.EPOLLOUT)
+        # The child may be reaped and its pidfd closed before the manager listens again.
+        self._unsent.append((message, None if pidfd is None else os.dup(pidfd)))
+
+    def _flush(self) -> None:
+        while self._unsent and self._sent(*self._unsent[0]):
+            self._drop()
+        if not self._unsent and self._serving:
+            self._epoll.modify(self._channel, select.EPOLLIN)
+
+    def _drop(self) -> None:
+        _, pidfd = self._unsent.popleft()
+        if pidfd is not None:
+            os.close(pidfd)
+
+    def _sent(self, message: wire.Message, pidfd: int | None) -> bool:
+        try:
+            wire.send(self._channel, message, () if pidfd is None else (pidfd,))
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass  # The end of the channel is read as such in its turn.
+        return True
+
+
+def _prepare(channel: socket.socket, start: wire.Start) -> Entry:
+    """Import what the children need; whatever goes wrong there is told to the manager."""
+    try:
+        os.chdir(start.cwd)
+        sys.path[:] = start.sys_path
+        for name in start.preload:
+            importlib.import_module(name)
+        module, _, function = start.entry.partition(":")
+        entry = getattr(importlib.import_module(module), function)
+        _refuse_threads()
+    except BaseException as error:
+        wire.send(channel, wire.Broken(traceback.format_exc()[-wire.INLINE :]))
+        raise SystemExit(1) from error
+    pidfd_inode(0)  # Asks the kernel once for all children.
+    _line_buffered()
+    gc.collect()
+    gc.freeze()  # The collector of a child must not touch, and so copy, what it shares with us.
+    return cast(Entry, entry)
+
+
+def _refuse_threads() -> None:
+    threading = sys.modules.get("threading")
+    threads = [thread.name for thread in threading.enumerate()[1:]] if threading else []
+    if threads:
+        raise RuntimeError(
+            f"a preloaded module started threads ({', '.join(threads)}): forks would deadlock on its locks"
+        )
+
+
+def _line_buffered() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _keep_standard_descriptors() -> None:
+    """Occupy 0, 1 and 2 where the manager has closed them, so that nothing else ever gets these numbers."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+
+
+def _default_signals() -> None:
+    """Undo what the manager ignored or blocked when it started us."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is signal.SIG_IGN and number not in {signal.SIGPIPE, signal.SIGXFSZ}:
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _kill(child: _Child) -> None:
+    """Kill a child and its group. Its number is safe even where the kernel cannot: it is not reaped yet."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    try:
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL, None, _SIGNAL_PROCESS_GROUP)
+    except (ProcessLookupError, PermissionError):
+        pass
+    except OSError:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def _own_children() -> set[int]:
+    try:
+        with open("/proc/thread-self/children", "rb", buffering=0) as file:  # noqa: PTH123 - once per child
+            return {int(pid) for pid in (file.read(1 << 20) or b"").split()}
+    except FileNotFoundError:  # A kernel built without it.
+        return set()

@@ -1,0 +1,179 @@
+"""Process: one live process held by its pidfd, so that nothing is ever signalled by number."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import select
+import signal
+import sys
+from types import TracebackType
+from typing import Self
+
+from doorman.errors import PidfdUnavailable
+
+__all__ = ["Process", "ancestors", "pidfd_inode", "start_time"]
+
+_SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+_MAX_GENERATIONS = 1 << 16  # steps up a chain of parents that may change while it is read
+
+
+class Process:
+    """A process held by a descriptor: it can end, but its number can never come to mean another process.
+
+    Owns ``pidfd`` and closes it with `close` or with the last reference to this object.
+    """
+
+    __slots__ = ("_pidfd", "_start_time", "inode", "pid")
+
+    inode: int | None
+    """The pidfd's inode: unique for the whole boot, the same in all PID namespaces; None before Linux 6.9."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self._pidfd = pidfd
+        self._start_time: int | None = None
+        self.pid = pid
+        self.inode = pidfd_inode(pidfd)
+
+    @classmethod
+    def open(cls, pid: int) -> Self:
+        """Hold the process that has this number now. Raises ProcessLookupError, PidfdUnavailable."""
+        return cls(pid, _pidfd_open(pid))
+
+    @property
+    def start_time(self) -> int | None:
+        """Clock ticks from boot to its start, from no wall clock; None if it ended before this was asked."""
+        if self._start_time is None:
+            ticks = start_time(self.pid)
+            # Only the number was used to read it: it holds if the process has it still.
+            self._start_time = ticks if self.alive() else None
+        return self._start_time
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._pidfd < 0
+
+    def fileno(self) -> int:
+        """Return the pidfd, readable once the process has ended. Raises ValueError after `close`."""
+        if self._pidfd < 0:
+            raise ValueError(f"the process {self.pid} is no longer held: it was closed")
+        return self._pidfd
+
+    def alive(self) -> bool:
+        """Tell whether it still runs; a zombie does not. Raises ValueError after `close`."""
+        return not self.wait(0)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for its end; tell whether it has ended. Never reaps."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(max(0.0, timeout) * 1000))
+
+    def signal(self, sig: int) -> bool:
+        """Send it a signal; False if it has ended or is no longer held. Raises PermissionError."""
+        return not self.closed and self.alive() and self._send(sig, 0)
+
+    def signal_group(self, sig: int) -> bool:
+        """Send a signal to the process group that it leads, even after its own end; False if nothing is left.
+
+        Where it leads none, and before Linux 6.9, the signal goes to the process alone.
+        Raises PermissionError.
+        """
+        if self.closed:
+            return False
+        try:
+            return self._send(sig, _SIGNAL_PROCESS_GROUP) or self.signal(sig)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return self.signal(sig)
+
+    def descends_from(self, pid: int) -> bool:
+        """Tell whether ``pid`` is its parent, or that one's parent, and so on; False once it has ended."""
+        return pid in ancestors(self.pid) and self.alive()
+
+    def close(self) -> None:
+        """Let go of the process; it runs on. Closing twice is fine."""
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pidfd", -1) >= 0:
+            self.close()
+
+    def __repr__(self) -> str:
+        held = "closed" if self.closed else f"inode={self.inode}"
+        return f"Process({self.pid}, {held})"
+
+    def _send(self, sig: int, flags: int) -> bool:
+        try:
+            signal.pidfd_send_signal(self._pidfd, sig, None, flags)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def pidfd_inode(pidfd: int) -> int | None:
+    """Return the inode by which the kernel names the process for the whole boot; None before Linux 6.9."""
+    return os.fstat(pidfd).st_ino if _pidfs() else None
+
+
+def start_time(pid: int) -> int | None:
+    """Return the clock ticks from boot to the start of the process with this number now; None without one."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def ancestors(pid: int) -> list[int]:
+    """Return the numbers of its parent, that one's parent, and so on, as far as this namespace shows them."""
+    chain: list[int] = []
+    fields = _stat(pid)
+    while fields and int(fields[1]) > 0 and len(chain) < _MAX_GENERATIONS:
+        chain.append(int(fields[1]))
+        fields = _stat(chain[-1])
+    return chain
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat after the name, which may itself hold spaces and brackets."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - in a path that counts
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _pidfd_open(pid: int) -> int:
+    if not hasattr(os, "pidfd_open"):
+        raise PidfdUnavailable(f"Doorman holds processes by pidfd, which {sys.platform} lacks; use Linux 5.4 or later")
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise PidfdUnavailable("Doorman holds processes by pidfd; use Linux 5.4 or later") from error
+        raise
+
+
+@functools.cache
+def _pidfs() -> bool:
+    """Tell whether pidfds have inodes of their own: until Linux 6.9 all shared one with every anonymous inode."""
+    if sys.maxsize < 1 << 32:
+        return False  # The inode is 64 bits wide; a narrower one wraps around.
+    pidfd = _pidfd_open(os.getpid())
+    anonymous = select.epoll()
+    try:
+        return os.fstat(pidfd).st_dev != os.fstat(anonymous.fileno()).st_dev
+    finally:
+        os.close(pidfd)
+        anonymous.close()

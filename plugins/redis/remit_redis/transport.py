@@ -1,0 +1,120 @@
+"""Transport: the step from a location's URL to an open link to Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from remit.errors import BadLocation
+from remit.location import Location, read_seconds, read_size
+from remit.transport import Capabilities, Link
+from remit_redis.client import ClientLink
+from remit_redis.dial import Address
+from remit_redis.link import Names
+from remit_redis.server import ServerLink
+
+__all__ = ["RedisTransport"]
+
+PORT: Final = 6379
+LEASE: Final = 3.0
+"""Seconds for which a server that is not heard of keeps its location, unless the option ``lease`` says else."""
+SHORTEST_LEASE: Final = 0.2
+LONGEST_LEASE: Final = 3600.0
+LARGEST_FRAME: Final = 8 * 1024 * 1024
+"""Bytes: by default Redis drops a subscriber that is 32 MiB behind, or 8 MiB for a minute."""
+
+
+def _read_max_frame(text: str) -> int:
+    size = read_size(text)
+    if size > LARGEST_FRAME:
+        raise ValueError(f"over {LARGEST_FRAME} bytes, redis would drop a subscriber that is a little slow")
+    return size
+
+
+def _read_lease(text: str) -> float:
+    seconds = read_seconds(text)
+    if not SHORTEST_LEASE <= seconds <= LONGEST_LEASE:
+        raise ValueError(f"a lease is {SHORTEST_LEASE} to {LONGEST_LEASE:.0f} seconds long")
+    return seconds
+
+
+def _read_database(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError("a database is a number")
+    return int(text)
+
+
+def _read_prefix(text: str) -> str:
+    if not text or not text.isprintable() or " " in text:
+        raise ValueError("a prefix is a word that begins the names of keys and channels")
+    return text
+
+
+class RedisTransport:
+    """Opens links over one Redis server's pub/sub: ``redis://``, ``rediss://`` (TLS) and ``redis+unix://``.
+
+    All locations with the same server, database and prefix are one location.
+    """
+
+    capabilities = Capabilities(
+        max_frame=1024 * 1024,
+        # Redis keeps what a slow subscriber has not read, and drops the subscriber when it is too much: 16
+        # clients that fill their windows must stay below 4 MiB.
+        window=256 * 1024,
+        crosses_hosts=True,
+    )
+    options: Mapping[str, Callable[[str], Any]] = {
+        "ca": str,
+        "db": _read_database,
+        "lease": _read_lease,
+        "max_frame": _read_max_frame,
+        "prefix": _read_prefix,
+    }
+
+    def bind(self, location: Location) -> Link:
+        """Open the server's end. Waits for the lease of a server that died to run out.
+
+        Raises LocationInUse, TransportError, LocationError.
+        """
+        values, address, names = self._read(location)
+        link = ServerLink(location, self._capable(values), address, names, lease=values.get("lease", LEASE))
+        link.open()
+        return link
+
+    def connect(self, location: Location) -> Link:
+        """Open the client's end, which comes up when Redis and a server are there.
+
+        Raises TransportError if Redis refuses the client, LocationError.
+        """
+        values, address, names = self._read(location)
+        link = ClientLink(location, self._capable(values), address, names)
+        link.open()
+        return link
+
+    def _capable(self, values: Mapping[str, Any]) -> Capabilities:
+        return replace(self.capabilities, max_frame=values.get("max_frame", self.capabilities.max_frame))
+
+    def _read(self, location: Location) -> tuple[dict[str, Any], Address, Names]:
+        values = location.read(self.options)
+        local = location.scheme == "redis+unix"
+        if local and (location.host or not location.path.strip("/")):
+            raise BadLocation(f"{location} has no path; write, for example, redis+unix:///run/redis.sock?db=0")
+        path = "" if local else location.path.strip("/")
+        if path and ("db" in values or not (path.isascii() and path.isdecimal())):
+            raise BadLocation(f"the path of {location} is the number of the database, given once: redis://host:6379/0")
+        if "ca" in values and location.scheme != "rediss":
+            raise BadLocation(f"option 'ca' of {location} is for TLS: write rediss://")
+        database = int(path) if path else values.get("db", 0)
+        address = Address(
+            where=str(location),
+            host=location.host or "localhost",
+            port=location.port or PORT,
+            path=location.path if local else "",
+            username=location.username,
+            password=location.password,
+            database=database,
+            tls=location.scheme == "rediss",
+            authorities=values.get("ca"),
+        )
+        return values, address, Names.of(values.get("prefix", "remit"), database)

@@ -1,0 +1,12 @@
+"""Config: which location and backend."""
+
+from __future__ import annotations
+
+from remit.location import Location
+
+__all__ = ["resolve"]
+
+
+def resolve(where: str | Location | None = None) -> Location:
+    """Return the location meant."""
+    return where if isinstance(where, Location) else Location(where or "")

@@ -1,0 +1,225 @@
+"""Memory: the transport between the threads of one process, and the reference for all others."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from remit.errors import BadLocation, LocationInUse
+from remit.hookspecs import hookimpl
+from remit.location import Location, read_count, read_size
+from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, OwnedLink, Peer, Sent, Transport, Up, Wakeable
+from remit.transport import Waker as Alarm
+
+__all__ = ["MemoryLink", "MemoryTransport", "remit_transport"]
+
+MAX_FRAME: Final = 16 * 1024 * 1024
+"""Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
+CAPACITY: Final = 1024
+"""Frames that may wait in one direction of a connection, unless the location's ``capacity`` says otherwise."""
+
+_TOKENS = itertools.count(1)
+_HUBS: dict[str, _Hub] = {}
+_lock = threading.Lock()
+"""Guards all that two links share. One for all: what happens under it takes less than a microsecond."""
+
+
+class _Hub:
+    """Who meets under one name."""
+
+    def __init__(self) -> None:
+        self.server: MemoryLink | None = None
+        self.clients: dict[MemoryLink, None] = {}
+
+
+class _Route:
+    """One direction of a connection: from ``source`` to ``target``, who knows the sender as ``peer``."""
+
+    def __init__(self, source: MemoryLink, target: MemoryLink, peer: Peer) -> None:
+        self.source = source
+        self.target = target
+        self.peer = peer
+        self.queued = 0
+        self.blocked = False
+        self.open = True
+
+
+class MemoryLink(OwnedLink):
+    """One end of a connection, or of many: they differ only in who met them."""
+
+    def __init__(self, location: Location, capabilities: Capabilities, *, name: str, capacity: int) -> None:
+        super().__init__(location, capabilities)
+        self._name = name
+        self._capacity = capacity
+        self._inbox: deque[tuple[Arrival, _Route | None]] = deque()
+        self._routes: dict[Peer, _Route] = {}
+        self._alarm = Alarm()
+        self._asleep = False
+        self._room = False
+
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        """Offer one frame. Never blocks. Raises FrameTooLarge."""
+        self._check(frame)
+        with _lock:
+            route = self._routes.get(peer)
+            if route is None:
+                return Sent.GONE
+            if route.queued >= self._capacity:
+                route.blocked = True
+                return Sent.FULL
+            route.queued += 1
+            route.target._put(Frame(route.peer, bytes(frame)), route)
+        return Sent.ACCEPTED
+
+    def receive(self) -> Arrival | None:
+        """Return what arrived next, or None. Never blocks."""
+        self._check()
+        if not self._inbox:
+            return None
+        with _lock:
+            arrival, route = self._inbox.popleft()
+            if route is not None:
+                self._account(arrival, route)
+        return arrival
+
+    def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
+        """Return after ``timeout`` seconds, or when there is something to receive, room to send, or a wake."""
+        self._check()
+        with _lock:
+            if self._inbox or self._room:
+                self._room = False
+                return
+            self._asleep = True
+        poller = select.poll()
+        for source in (self._alarm, waker):
+            if source is not None:
+                poller.register(source.fileno(), select.POLLIN)
+        try:
+            poller.poll(max(0.0, timeout) * 1000)
+        finally:
+            with _lock:
+                self._asleep = self._room = False
+                self._alarm.clear()
+
+    def close(self, linger: float) -> None:
+        """Leave at once: what was accepted already lies in the other end's inbox."""
+        if self._ending():
+            with _lock:
+                self._leave(_HUBS[self._name])
+        self._alarm.close()
+
+    # -- under the lock ----------------------------------------------------------------------------------------
+
+    def _put(self, arrival: Arrival, route: _Route | None = None) -> None:
+        self._inbox.append((arrival, route))
+        if self._asleep:
+            self._alarm.wake()
+
+    def _account(self, arrival: Arrival, route: _Route) -> None:
+        if isinstance(arrival, Up):
+            # Known only from now on: nothing meant for a former connection can slip into this one.
+            if route.open:
+                self._routes[arrival.peer] = route
+            return
+        route.queued -= 1
+        if route.blocked:
+            route.blocked = False
+            route.source._room = True
+            if route.source._asleep:
+                route.source._alarm.wake()
+
+    def _meet(self, client: MemoryLink) -> None:
+        """As the server: connect a client."""
+        token = next(_TOKENS)
+        self._put(Up(token), _Route(self, client, SERVER))
+        client._put(Up(SERVER), _Route(client, self, token))
+
+    def _leave(self, hub: _Hub) -> None:
+        if hub.server is self:
+            hub.server = None
+            for client in hub.clients:
+                client._part(self)
+        else:
+            del hub.clients[self]
+            if hub.server is not None:
+                hub.server._part(self)
+        if hub.server is None and not hub.clients:
+            del _HUBS[self._name]
+
+    def _part(self, other: MemoryLink) -> None:
+        """End the connection with an end that leaves."""
+        why = "the other end closed its link"
+        known = [peer for peer, route in self._routes.items() if route.target is other]
+        for peer in known:
+            self._routes.pop(peer).open = False
+            self._put(Down(peer, why))
+        for arrival, route in list(self._inbox):
+            if isinstance(arrival, Up) and route is not None and route.open and route.target is other:
+                route.open = False
+                self._put(Down(arrival.peer, why))
+
+
+class MemoryTransport:
+    """``memory://name``: one server and its clients, in any threads of one process."""
+
+    capabilities = Capabilities(max_frame=MAX_FRAME, crosses_processes=False)
+    options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_size, "capacity": read_count}
+
+    def bind(self, location: Location) -> MemoryLink:
+        """Open the server's end. Raises LocationInUse, BadLocation."""
+        link = self._link(location)
+        with _lock:
+            hub = _HUBS.setdefault(link._name, _Hub())
+            if taken := hub.server is not None:
+                link._closed = True
+            else:
+                hub.server = link
+                for client in hub.clients:
+                    link._meet(client)
+        if taken:
+            link.close(0.0)
+            raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
+        return link
+
+    def connect(self, location: Location) -> MemoryLink:
+        """Open the client's end; the server may come later. Raises BadLocation."""
+        link = self._link(location)
+        with _lock:
+            hub = _HUBS.setdefault(link._name, _Hub())
+            hub.clients[link] = None
+            if hub.server is not None:
+                hub.server._meet(link)
+        return link
+
+    def _link(self, location: Location) -> MemoryLink:
+        options = location.read(self.options)
+        name = location.host + location.path
+        if not name:
+            raise BadLocation(f"{location} has no name: write, for example, memory://events")
+        capabilities = replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME))
+        return MemoryLink(location, capabilities, name=name, capacity=options.get("capacity", CAPACITY))
+
+
+def _forget_after_fork() -> None:
+    """In a forked child nobody is there to meet, and another thread may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _HUBS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+_TRANSPORT: Final = MemoryTransport()
+
+
+@hookimpl
+def remit_transport(scheme: str) -> Transport | None:
+    """Return the transport of ``memory:``."""
+    return _TRANSPORT if scheme == "memory" else None

@@ -1,0 +1,49 @@
+"""The docs name files that exist, and each public name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def test_every_file_that_how_it_works_names_exists() -> None:
+    text = (ROOT / "docs/how-it-works.md").read_text()
+    named = set(re.findall(r"`((?:remit|doorman|plugins|tests)/[\w./-]*)`", text))
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_how_it_works_passes_by_every_module() -> None:
+    text = (ROOT / "docs/how-it-works.md").read_text()
+    modules = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("remit", "doorman")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    assert [module for module in sorted(modules) if module not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_pages(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_core_knows_no_backend() -> None:
+    names = re.compile(r"redis|zeromq|\bzmq|nng", re.IGNORECASE)
+    allowed = {"remit/config.py"}
+    guilty = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for package in ("remit", "doorman")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if path.relative_to(ROOT).as_posix() not in allowed
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if names.search(line)
+    ]
+    assert guilty == []
