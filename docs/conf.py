@@ -2,7 +2,7 @@
 
 project = "Remit and Doorman"
 author = "The Remit and Doorman maintainers"
-copyright = "2026, the Remit and Doorman maintainers"
+project_copyright = "2026, the Remit and Doorman maintainers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
 html_theme = "furo"
 html_title = "Remit and Doorman"

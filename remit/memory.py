@@ -39,12 +39,13 @@ class _Hub:
 
 
 class _Route:
-    """One direction of a connection: from ``source`` to ``target``, who knows the sender as ``peer``."""
+    """One direction of a connection: from ``source``, who calls the other end ``theirs``, to ``target``."""
 
-    def __init__(self, source: MemoryLink, target: MemoryLink, peer: Peer) -> None:
+    def __init__(self, source: MemoryLink, target: MemoryLink, *, ours: Peer, theirs: Peer) -> None:
         self.source = source
         self.target = target
-        self.peer = peer
+        self.ours = ours
+        self.theirs = theirs
         self.queued = 0
         self.blocked = False
         self.open = True
@@ -59,6 +60,7 @@ class MemoryLink(OwnedLink):
         self._capacity = capacity
         self._inbox: deque[tuple[Arrival, _Route | None]] = deque()
         self._routes: dict[Peer, _Route] = {}
+        self._connections: dict[MemoryLink, _Route] = {}
         self._alarm = Alarm()
         self._asleep = False
         self._room = False
@@ -74,7 +76,7 @@ class MemoryLink(OwnedLink):
                 route.blocked = True
                 return Sent.FULL
             route.queued += 1
-            route.target._put(Frame(route.peer, bytes(frame)), route)
+            route.target._put(Frame(route.ours, bytes(frame)), route)
         return Sent.ACCEPTED
 
     def receive(self) -> Arrival | None:
@@ -114,6 +116,11 @@ class MemoryLink(OwnedLink):
                 self._leave(_HUBS[self._name])
         self._alarm.close()
 
+    def discard(self) -> None:
+        """Give back a link that never met anybody."""
+        self._ending()
+        self._alarm.close()
+
     # -- under the lock ----------------------------------------------------------------------------------------
 
     def _put(self, arrival: Arrival, route: _Route | None = None) -> None:
@@ -125,7 +132,7 @@ class MemoryLink(OwnedLink):
         if isinstance(arrival, Up):
             # Known only from now on: nothing meant for a former connection can slip into this one.
             if route.open:
-                self._routes[arrival.peer] = route
+                self._routes[route.theirs] = route
             return
         route.queued -= 1
         if route.blocked:
@@ -137,8 +144,12 @@ class MemoryLink(OwnedLink):
     def _meet(self, client: MemoryLink) -> None:
         """As the server: connect a client."""
         token = next(_TOKENS)
-        self._put(Up(token), _Route(self, client, SERVER))
-        client._put(Up(SERVER), _Route(client, self, token))
+        self._connect(_Route(self, client, ours=SERVER, theirs=token))
+        client._connect(_Route(client, self, ours=token, theirs=SERVER))
+
+    def _connect(self, route: _Route) -> None:
+        self._connections[route.target] = route
+        self._put(Up(route.theirs), route)
 
     def _leave(self, hub: _Hub) -> None:
         if hub.server is self:
@@ -153,16 +164,11 @@ class MemoryLink(OwnedLink):
             del _HUBS[self._name]
 
     def _part(self, other: MemoryLink) -> None:
-        """End the connection with an end that leaves."""
-        why = "the other end closed its link"
-        known = [peer for peer, route in self._routes.items() if route.target is other]
-        for peer in known:
-            self._routes.pop(peer).open = False
-            self._put(Down(peer, why))
-        for arrival, route in list(self._inbox):
-            if isinstance(arrival, Up) and route is not None and route.open and route.target is other:
-                route.open = False
-                self._put(Down(arrival.peer, why))
+        """End the connection with a link that is leaving."""
+        route = self._connections.pop(other)
+        route.open = False
+        self._routes.pop(route.theirs, None)
+        self._put(Down(route.theirs, "the other end closed its link"))
 
 
 class MemoryTransport:
@@ -176,16 +182,13 @@ class MemoryTransport:
         link = self._link(location)
         with _lock:
             hub = _HUBS.setdefault(link._name, _Hub())
-            if taken := hub.server is not None:
-                link._closed = True
-            else:
+            if hub.server is None:
                 hub.server = link
                 for client in hub.clients:
                     link._meet(client)
-        if taken:
-            link.close(0.0)
-            raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
-        return link
+                return link
+        link.discard()
+        raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
 
     def connect(self, location: Location) -> MemoryLink:
         """Open the client's end; the server may come later. Raises BadLocation."""

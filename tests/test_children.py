@@ -18,20 +18,20 @@ EVENTS = 1000
 LATE = 2.0
 """Seconds for which the children are there before their server."""
 
-CHILD = """
+CHILD = f"""
 import sys
 from remit import Client
 client = Client(sys.argv[1])
-for number in range({events}):
+for number in range({EVENTS}):
     client.emit("count", int(sys.argv[2]), number)
-""".format(events=EVENTS)
+"""
 
-IN_MULTIPROCESSING = """
+IN_MULTIPROCESSING = f"""
 import multiprocessing, sys
 from remit import Client
 
 def child(client, who):
-    for number in range({events}):
+    for number in range({EVENTS}):
         client.emit("count", who, number)
 
 if __name__ == "__main__":
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     for process in children: process.start()
     for process in children: process.join()
     sys.exit(max(process.exitcode for process in children))
-""".format(events=EVENTS)
+"""
 
 
 def start(location: Location, who: int) -> subprocess.Popen[str]:
@@ -75,8 +75,10 @@ def test_children_that_end_after_their_last_emit_lose_nothing(crossing_location:
             children = [start(location, who) for who in range(CHILDREN)]
         tick_until(
             server,
-            lambda: all(child.poll() is not None for child in children)
-            and sum(map(len, heard.values())) >= CHILDREN * EVENTS,
+            lambda: (
+                all(child.poll() is not None for child in children)
+                and sum(map(len, heard.values())) >= CHILDREN * EVENTS
+            ),
             40,
         )
         server.tick()

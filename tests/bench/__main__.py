@@ -35,8 +35,10 @@ def main() -> int:
         if not options.only or any(part in case.name or part in case.table for part in options.only)
     ]
     figures = measure(cases, options.repeat)
-    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, "
-          f"{platform.system()} {platform.release()}, {options.repeat} interleaved repetitions")
+    print(
+        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, "
+        f"{platform.system()} {platform.release()}, {options.repeat} interleaved repetitions"
+    )
     for table in dict.fromkeys(case.table for case in cases):
         show(table, [case for case in cases if case.table == table], figures)
     return 0
@@ -53,8 +55,12 @@ def measure(cases: list[Case], repeat: int) -> dict[str, list[float]]:
             except Skipped as reason:
                 case.note = str(reason)
             if sys.stderr.isatty():
-                print(f"\r{number + 1}/{repeat} {case.name:<50} {time.perf_counter() - started:5.1f} s", end="",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"\r{number + 1}/{repeat} {case.name:<50} {time.perf_counter() - started:5.1f} s",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
     if sys.stderr.isatty():
         print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     return figures

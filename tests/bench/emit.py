@@ -19,7 +19,7 @@ TABLE = "small events, two arguments, from one process to another"
 
 def cases() -> list[Case]:
     """Return the rows: for each transport the raw loop, then ours."""
-    rows = [
+    return [
         Case(TABLE, "multiprocessing.Queue", partial(raw.queue_case, 100_000)),
         remit("unix", "multiprocessing.Queue"),
         Case(TABLE, "pyzmq PUSH/PULL tcp, 64 raw bytes", partial(two_processes, raw.receive_zmq, raw.send_zmq, EVENTS)),
@@ -29,13 +29,15 @@ def cases() -> list[Case]:
         remit("nng+tcp", "pynng Push/Pull tcp"),
         remit("nng+ipc", "pynng Push/Pull tcp"),
         Case(TABLE, "redis-py PUBLISH", partial(redis_case, raw.receive_redis, raw.send_redis, 10_000, 1)),
-        Case(TABLE, "redis-py PUBLISH, pipelined by 100",
-             partial(redis_case, raw.receive_redis, raw.send_redis, 60_000, 100)),
+        Case(
+            TABLE,
+            "redis-py PUBLISH, pipelined by 100",
+            partial(redis_case, raw.receive_redis, raw.send_redis, 60_000, 100),
+        ),
         remit("redis", "redis-py PUBLISH, pipelined by 100", "redis-py PUBLISH"),
         Case(TABLE, "queue.SimpleQueue, two threads", partial(raw.simple_queue, EVENTS)),
         Case(TABLE, "remit memory, two threads", partial(memory, EVENTS), ("queue.SimpleQueue, two threads",)),
     ]
-    return rows
 
 
 def remit(scheme: str, *against: str) -> Case:

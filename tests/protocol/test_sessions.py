@@ -21,9 +21,7 @@ FRAME = 1 << 20
 
 
 def acceptor(**options) -> Acceptor:
-    return Acceptor(
-        lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, **options
-    )
+    return Acceptor(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, **options)
 
 
 @dataclass

@@ -36,13 +36,16 @@ class ClientLink(RedisLink):
     def open(self) -> None:
         """Wait a moment for Redis. Raises TransportError if it refuses; if it is away, the link comes up later."""
         deadline = monotonic() + FIRST
-        while not self._settled and self._trouble is None and monotonic() < deadline:
-            self._tend()
-            if not self._settled and self._trouble is None:
-                self._sleep(deadline - monotonic())
-        if isinstance(self._trouble, Refused):
+        try:
+            while not self._settled and self._trouble is None and monotonic() < deadline:
+                self._tend()
+                if not self._settled and self._trouble is None:
+                    self._sleep(deadline - monotonic())
+            if isinstance(self._trouble, Refused):
+                raise self._trouble
+        except BaseException:
             self.close(0.0)
-            raise self._trouble
+            raise
 
     def _opened(self, wire: Wire) -> None:
         wire.subscribe(self._names.news)

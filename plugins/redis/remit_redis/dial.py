@@ -47,6 +47,11 @@ def connected(address: Address) -> socket.socket:
     """Return a connection that speaks RESP3 and has chosen its database. Blocks. Raises TransportError."""
     try:
         connection = _opened(address)
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(
+            f"the certificate of redis at {address.where} is not trusted: {error.verify_message}; "
+            "name the file of its authority in the option 'ca'"
+        ) from error
     except OSError as error:
         raise TransportError(
             f"cannot reach redis at {address.where}: {error}; check that redis-server runs there and listens"
@@ -134,7 +139,11 @@ class Dialling:
         self._error: TransportError | None = None
         self._done = False
         self._thread = threading.Thread(target=self._run, name="remit-redis-dial", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the interpreter is ending, or has too many threads
+            self._done = True
+            self._error = TransportError(f"cannot connect to redis at {address.where}: {error}")
 
     def fileno(self) -> int:
         """Return the descriptor that is readable once the attempt has ended."""
@@ -144,8 +153,7 @@ class Dialling:
         """Return the connection, or None while the attempt lasts. Raises TransportError. Not to be asked again."""
         if not self._done:
             return None
-        self._thread.join()
-        self._waker.close()
+        self._tidy()
         if self._error is not None:
             raise self._error
         connection, self._connection = self._connection, None
@@ -157,8 +165,7 @@ class Dialling:
             self._abandoned = True
             if not self._done:
                 return  # the thread tidies up
-        self._thread.join()
-        self._waker.close()
+        self._tidy()
         if self._connection is not None:
             self._connection.close()
 
@@ -167,6 +174,11 @@ class Dialling:
         self._waker.close()
         if self._connection is not None:
             self._connection.close()
+
+    def _tidy(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()  # it has only to wake us
+        self._waker.close()
 
     def _run(self) -> None:
         try:

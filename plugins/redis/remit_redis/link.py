@@ -112,7 +112,7 @@ class RedisLink(OwnedLink):
         self._check(frame)
         try:
             if monotonic() >= self._beat_at:
-                self._tick()
+                self._tend()
             full = not self._has_room(len(frame))
             route = self._route(peer)
             if self._wire is None or route is None:
@@ -183,17 +183,13 @@ class RedisLink(OwnedLink):
             return
         try:
             wire.tend()
-            if monotonic() >= self._beat_at:
-                self._tick()
+            now = monotonic()
+            if now >= self._beat_at:
+                self._beat_at = now + self.period
+                wire.check(now)
+                self._beat(wire)
         except Lost as lost:
             self._disconnected(lost)
-
-    def _tick(self) -> None:
-        wire, now = self._wire, monotonic()
-        if wire is not None:
-            self._beat_at = now + self.period
-            wire.check(now)
-            self._beat(wire)
 
     def _has_room(self, size: int) -> bool:
         wire = self._wire

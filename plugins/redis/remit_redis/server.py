@@ -32,8 +32,12 @@ local holder = redis.call('GET', KEYS[1])
 if holder and string.sub(holder, 1, #ARGV[2]) ~= ARGV[2] then
   return {0, redis.call('PUBSUB', 'NUMSUB', holder)[2], redis.call('PTTL', KEYS[1])}
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-if holder ~= ARGV[1] then redis.call('PUBLISH', ARGV[4], '+' .. ARGV[1]) end
+if holder == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+  redis.call('PUBLISH', ARGV[4], '+' .. ARGV[1])
+end
 return {1, 0, 0}
 """
 RELEASE: Final = b"""
@@ -61,18 +65,20 @@ class ServerLink(RedisLink):
     def open(self) -> None:
         """Wait until the location is ours, at most for the lease of a dead server. Raises TransportError."""
         answer_by = monotonic() + 2 * DIAL
-        while not self._settled:
-            self._tend()
-            deadline = answer_by if self._free_by is None else self._free_by + SLACK
-            if self._trouble is None and self._failure is None and monotonic() >= deadline:
-                self._trouble = TransportError(f"redis at {self.location} does not answer; is it busy or stopped?")
-            error = self._failure or self._trouble
-            if error is not None:
-                self._arrivals.clear()
-                self.close(0.0)
-                raise error
-            if not self._settled:
-                self._sleep(deadline - monotonic())
+        try:
+            while not self._settled:
+                self._tend()
+                error = self._failure or self._trouble
+                if error is not None:
+                    raise error
+                deadline = answer_by if self._free_by is None else self._free_by + SLACK
+                if monotonic() >= deadline:
+                    raise TransportError(f"redis at {self.location} does not answer; is it busy or stopped?")
+                if not self._settled:
+                    self._sleep(deadline - monotonic())
+        except BaseException:
+            self.close(0.0)
+            raise
 
     def _opened(self, wire: Wire) -> None:
         self._epoch += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from remit.errors import BadLocation
@@ -45,6 +46,12 @@ def _read_database(text: str) -> int:
     return int(text)
 
 
+def _read_file(text: str) -> str:
+    if not Path(text).is_file():
+        raise ValueError("there is no such file")
+    return text
+
+
 def _read_prefix(text: str) -> str:
     if not text or not text.isprintable() or " " in text:
         raise ValueError("a prefix is a word that begins the names of keys and channels")
@@ -65,7 +72,7 @@ class RedisTransport:
         crosses_hosts=True,
     )
     options: Mapping[str, Callable[[str], Any]] = {
-        "ca": str,
+        "ca": _read_file,
         "db": _read_database,
         "lease": _read_lease,
         "max_frame": _read_max_frame,

@@ -20,9 +20,9 @@ UNANSWERED: Final = 1024 * 1024
 SILENCE: Final = 10.0
 """Seconds without a byte, while answers are due, after which a connection counts as dead."""
 CHUNK: Final = 64 * 1024
-"""Bytes read at once."""
-CHUNKS: Final = 4
-"""Chunks read in one go, so that what is read and not yet received stays small."""
+"""Bytes read in one go: few enough to be parsed within a verb's time."""
+RECORDS: Final = 4
+"""TLS records read in one go; one has at most 16 KiB."""
 NOTHING: Final = object()
 PASSING: Final = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN")
 """Errors of a Redis that only needs time."""
@@ -125,7 +125,7 @@ class Wire:
         self._connection.close()
 
     def _read(self) -> None:
-        for _ in range(CHUNKS):
+        for _ in range(RECORDS if self._tls else 1):
             try:
                 count = self._connection.recv_into(self._buffer)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -140,8 +140,6 @@ class Wire:
                 self._parse()
             except hiredis.ProtocolError as error:
                 raise Lost(f"redis sent what is no RESP: {error}") from error
-            if count < CHUNK and not self._tls:
-                return
 
     def _parse(self) -> None:
         while (reply := self._reader.gets()) is not NOTHING:
