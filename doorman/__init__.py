@@ -1,1 +1,22 @@
-"""Doorman: a process manager on Remit."""
+"""Doorman: a process manager on Remit, in which the process recorded for a task is provably that task's process."""
+
+from doorman.current import current_task
+from doorman.groups import GroupManager
+from doorman.identity import Identity
+from doorman.manager import ProcessManager
+from doorman.rules import Rule, Rules
+from doorman.states import State
+from doorman.synchronous import SynchronousManager
+from doorman.task import Task
+
+__all__ = [
+    "GroupManager",
+    "Identity",
+    "ProcessManager",
+    "Rule",
+    "Rules",
+    "State",
+    "SynchronousManager",
+    "Task",
+    "current_task",
+]

@@ -3,6 +3,16 @@
 ::
 
     DoormanError
+    ├── TaskError            about one task
+    │   ├── TaskNotPicklable     it cannot travel to a process
+    │   ├── TaskFailed           what it raised, as text; the cause of the exception that ``result()`` raises
+    │   ├── WorkerDied           its process ended without a result
+    │   ├── TaskCancelled        somebody cancelled it, or its manager was left
+    │   ├── TaskExpired          it ran for longer than it may
+    │   ├── TaskAlreadyAdded     a task object stands for one run only
+    │   ├── NotInTask            there is no current task here
+    │   └── ResultTimeout        it has not ended in time
+    ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
     ├── IdentityRefused      a process is not what it says it is
@@ -11,16 +21,90 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from doorman.identity import Refusal
 
-__all__ = ["DoormanError", "IdentityRefused", "LaunchRefused", "PidfdUnavailable", "PreloadFailed"]
+__all__ = [
+    "BadRule",
+    "DoormanError",
+    "IdentityRefused",
+    "LaunchRefused",
+    "NotInTask",
+    "PidfdUnavailable",
+    "PreloadFailed",
+    "ResultTimeout",
+    "TaskAlreadyAdded",
+    "TaskCancelled",
+    "TaskError",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskNotPicklable",
+    "WorkerDied",
+]
 
 
 class DoormanError(Exception):
     """Root of all errors that Doorman raises on purpose."""
+
+
+class TaskError(DoormanError):
+    """Root of the errors about one task."""
+
+
+class TaskNotPicklable(TaskError, TypeError):
+    """Raised by ``add_task`` when the callable or its arguments cannot travel to another process."""
+
+
+class TaskFailed(TaskError):
+    """Tells in its text what a task raised, with the traceback of its process.
+
+    It is the cause of what ``result()`` raises; raised itself when the exception cannot travel.
+    """
+
+
+class WorkerDied(TaskError):
+    """Raised when a task's process ended without a result."""
+
+    def __init__(self, pid: int | None, exit_code: int | None, signal_number: int | None, detail: str = "") -> None:
+        self.pid = pid
+        self.exit_code = exit_code
+        self.signal = None if signal_number is None else signal.Signals(signal_number)
+        super().__init__(f"{self._who()} {self._how()}{': ' + detail if detail else ''}")
+
+    def _who(self) -> str:
+        return "no process was started," if self.pid is None else f"process {self.pid} ended without a result,"
+
+    def _how(self) -> str:
+        if self.signal is not None:
+            return f"killed by {self.signal.name}"
+        return "how is not known" if self.exit_code is None else f"exit code {self.exit_code}"
+
+
+class TaskCancelled(TaskError):
+    """Raised by ``result()`` of a task that was cancelled, or stopped with its manager."""
+
+
+class TaskExpired(TaskError, TimeoutError):
+    """Raised by ``result()`` of a task that ran for longer than its ``expires_in``."""
+
+
+class TaskAlreadyAdded(TaskError, ValueError):
+    """Raised when one task object is added twice: it stands for one run, with one process and one result."""
+
+
+class NotInTask(TaskError, RuntimeError):
+    """Raised by ``current_task()`` outside a task."""
+
+
+class ResultTimeout(TaskError, TimeoutError):
+    """Raised by ``result(timeout)`` when the task has not ended in time; it goes on."""
+
+
+class BadRule(DoormanError, ValueError):
+    """Raised when a rule contradicts itself."""
 
 
 class LaunchRefused(DoormanError):

@@ -95,7 +95,7 @@ class Credential:
 
     def sign(self, data: bytes) -> bytes:
         """Return the signature under which this attempt sends ``data``. Raises ValueError after `forget`."""
-        return self._keyed(b"doorman.frame", data).digest()
+        return self._keyed(b"doorman.frame", _framed(self.task, self.attempt) + data).digest()
 
     def check(self, data: bytes, signature: bytes) -> bool:
         """Tell whether ``signature`` was made by `sign` for ``data`` with this attempt's secret."""
@@ -103,9 +103,8 @@ class Credential:
 
     def proof(self, claims: Mapping[str, Any]) -> str:
         """Return the text that proves a hello's claims."""
-        parts = [str(claims[name]).encode() for name in _CLAIMS if name != "proof"]
-        framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        return self._keyed(b"doorman.hello", framed).hexdigest()
+        values = _framed(*(str(claims[name]) for name in _CLAIMS if name != "proof"))
+        return self._keyed(b"doorman.hello", values).hexdigest()
 
     def revoke(self) -> None:
         """Make every later hello late: the attempt has expired, was cancelled or is over."""
@@ -174,6 +173,12 @@ def boot_id() -> str:
     """Return the kernel's random name for this boot."""
     with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 - as in process.py
         return file.read().strip()
+
+
+def _framed(*texts: str) -> bytes:
+    """Return texts as bytes that no other texts give, wherever one ends and the next begins."""
+    parts = [text.encode() for text in texts]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:

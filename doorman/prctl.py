@@ -1,4 +1,4 @@
-"""Prctl: what a process asks of the kernel about its parent's end and about its orphans."""
+"""Prctl: what a process asks of the system that Python has no words for: about its parent, its orphans, its memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import ctypes
 import os
 import signal
 
-__all__ = ["adopt_orphans", "die_with_parent"]
+__all__ = ["adopt_orphans", "die_with_parent", "return_free_memory"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-_prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)  # Absent where there is no Linux.
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = getattr(_libc, "prctl", None)  # Absent where there is no Linux.
 
 
 def die_with_parent(parent: int) -> bool:
@@ -28,6 +29,13 @@ def die_with_parent(parent: int) -> bool:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parents end, however deep they are."""
     _ask(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def return_free_memory() -> None:
+    """Give back to the kernel what is free in the heap: a fork would copy its page tables for nothing."""
+    trim = getattr(_libc, "malloc_trim", None)  # Absent where the C library is not the GNU one.
+    if trim is not None:
+        trim(0)
 
 
 def _ask(option: int, value: int) -> None:

@@ -78,8 +78,8 @@ class Process:
     def signal_group(self, sig: int) -> bool:
         """Send a signal to the process group that it leads, even after its own end; False if nothing is left.
 
-        Where it leads none, and before Linux 6.9, the signal goes to the process alone.
-        Raises PermissionError.
+        A zombie counts until it is reaped. Where it leads none, and before Linux 6.9, the signal goes to the
+        process alone. Raises PermissionError.
         """
         if self.closed:
             return False

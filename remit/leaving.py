@@ -24,15 +24,20 @@ EXIT_LINGER: Final = 5.0
 
 _CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
 _registered: set[int] = set()
-"""Processes in which multiprocessing will call us: its children run no atexit functions."""
+"""Processes in which `_close_all` will be called."""
 
 
 def remember(client: Client) -> None:
     """Close ``client`` at the process's exit if nobody did before."""
     _CLIENTS.add(client)
+    if os.getpid() in _registered:
+        return
+    _registered.add(os.getpid())
+    # In each process anew: a fork server drops the exit functions that its children inherit.
+    atexit.register(_close_all)
     util = sys.modules.get("multiprocessing.util")
-    if util is not None and os.getpid() not in _registered:
-        _registered.add(os.getpid())
+    if util is not None:
+        # The children of multiprocessing run no atexit functions, only these.
         util.Finalize(None, _close_all, exitpriority=100)
 
 
@@ -52,6 +57,5 @@ def _after_fork_in_child() -> None:
     _CLIENTS.clear()
 
 
-atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

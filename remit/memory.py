@@ -23,6 +23,8 @@ MAX_FRAME: Final = 16 * 1024 * 1024
 """Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
 CAPACITY: Final = 1024
 """Frames that may wait in one direction of a connection, unless the location's ``capacity`` says otherwise."""
+LONGEST_WAIT: Final = 24 * 3600.0
+"""Seconds after which a wait returns in any case."""
 
 _TOKENS = itertools.count(1)
 _HUBS: dict[str, _Hub] = {}
@@ -103,7 +105,7 @@ class MemoryLink(OwnedLink):
             if source is not None:
                 poller.register(source.fileno(), select.POLLIN)
         try:
-            poller.poll(max(0.0, timeout) * 1000)
+            poller.poll(max(0.0, min(timeout, LONGEST_WAIT)) * 1000)
         finally:
             with _lock:
                 self._asleep = self._room = False

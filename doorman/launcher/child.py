@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from doorman import prctl
 from doorman.launcher import Order, wire
-from doorman.launcher.leaving import Leaving, start_afresh
+from doorman.launcher.leaving import ExitHooks, Leaving
 
 __all__ = ["become"]
 
@@ -21,6 +21,7 @@ def become(
     *,
     parent: int,
     inherited: Iterable[int],
+    hooks: ExitHooks,
 ) -> NoReturn:
     """Turn this fork into the worker of ``request``, run ``entry`` with its order, and end the process."""
     with Leaving() as leaving:
@@ -28,7 +29,7 @@ def become(
         wire.close_all(inherited)
         order = _take_order(request, descriptors)
         _take_place(order)
-        start_afresh()
+        hooks.start_afresh()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         leaving.code = entry(order)
     raise AssertionError("a process that has left")

@@ -1,7 +1,8 @@
-"""Command: the launcher that starts each worker as a program of its own, behind a wrapper if need be (nice, ssh, docker)."""
+"""Command: the launcher that starts each worker as a program of its own, behind a wrapper such as nice, ssh, docker."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -22,6 +23,8 @@ __all__ = ["CommandLauncher"]
 
 CLOSE_GRACE = 5.0
 """Seconds that leaving a launcher's block waits for the workers that it has killed."""
+BURIAL = 2.0
+"""Seconds to wait for a worker that was killed because it could not be held."""
 _BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
@@ -67,7 +70,9 @@ class CommandLauncher:
         self._feeds[worker.feed] = worker
         self._epoll.register(worker.process, select.EPOLLIN)
         self._epoll.register(worker.feed, select.EPOLLOUT)
-        self._tell(Launched(order.attempt, worker.process))
+        # A handle of its own: who closes that must not make this launcher blind.
+        process = Process(worker.process.pid, os.dup(worker.process.fileno()))
+        self._tell(Launched(order.attempt, process))
 
     def poll(self) -> list[Event]:
         """Return what has happened since the last call; never waits."""
@@ -190,7 +195,8 @@ class _Worker:
     def _abandon(self) -> None:
         os.close(self.feed)  # A worker that finds the end instead of its order ends.
         self._popen.kill()
-        self._popen.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(BURIAL)
 
     def _reaped(self) -> tuple[int | None, int | None, int | None, float | None]:
         """Return exit code, signal, most memory and processor time; nothing where another reaper was faster."""

@@ -1,4 +1,4 @@
-"""Delivery: how an order reaches a worker that is a program of its own: on a descriptor, never in argv or environment."""
+"""Delivery: how an order reaches a worker that is a program of its own: by descriptor, never by argv or environment."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
-__all__ = ["Leaving", "start_afresh"]
+__all__ = ["ExitHooks", "Leaving"]
 
 _FAILED = 1  # exit code after an exception, as of the interpreter itself
 _FLUSH_FAILED = 120  # exit code if standard output cannot be flushed, as of the interpreter itself
@@ -38,23 +39,38 @@ class Leaving:
             os._exit(_flush() or code & 0xFF)
 
 
-def start_afresh() -> None:
-    """Forget the exit hooks that came with the fork: they are the zygote's, which runs them once itself.
+class ExitHooks:
+    """The exit hooks at the moment of a fork: the zygote's run once in the zygote, and a child starts without them.
 
-    A hook of a preloaded module may remove a directory that all children share. Those that belong to each
-    process are put back. The names with underscores are how multiprocessing does the same.
+    A hook of a preloaded module may remove a directory that all children share. Those that every process needs are
+    put back. The names with underscores are how multiprocessing does the same.
     """
-    atexit._clear()
-    modules = sys.modules
-    if "weakref" in modules:
-        finalize: Any = modules["weakref"].finalize
-        for info in finalize._registry.values():
-            info.atexit = False
-        finalize._registered_with_atexit = False
-    if "logging" in modules:
-        atexit.register(modules["logging"].shutdown)
-    if "multiprocessing.util" in modules:
-        atexit.register(modules["multiprocessing.util"]._exit_function)
+
+    def __init__(self) -> None:
+        self._finalizers: dict[Any, Any] = {}
+        self._of_each: list[Callable[[], object]] = []
+        modules = sys.modules
+        if "weakref" in modules:
+            finalize: Any = modules["weakref"].finalize
+            self._finalizers.update(finalize._registry)
+            finalize._registry.clear()
+            finalize._registered_with_atexit = False
+        if "logging" in modules:
+            self._of_each.append(modules["logging"].shutdown)
+        if "multiprocessing.util" in modules:
+            self._of_each.append(modules["multiprocessing.util"]._exit_function)
+
+    def start_afresh(self) -> None:
+        """Forget, in a new child, the hooks that came with the fork."""
+        atexit._clear()
+        for hook in self._of_each:
+            atexit.register(hook)
+
+    def run(self) -> None:
+        """Run them all, in the zygote, at its end."""
+        if self._finalizers:
+            sys.modules["weakref"].finalize._registry.update(self._finalizers)
+        atexit._run_exitfuncs()
 
 
 def _code_of(error: BaseException) -> int:
@@ -75,7 +91,7 @@ def _code_of(error: BaseException) -> int:
 def _wait_for_threads() -> None:
     """Wait for threads that are no daemons, as the interpreter does; whoever launched this sets the bound."""
     threading: Any = sys.modules.get("threading")
-    if threading is not None:
+    if threading is not None and threading.active_count() > 1:
         threading._shutdown()
 
 

@@ -36,7 +36,8 @@ _START = (
 class ZygoteLauncher:
     """Forks each worker from a process that has already imported what workers need.
 
-    ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code. ``preload``
+    ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code; of
+    ``"module:function:argument"`` it is what the function returns when the zygote calls it once. ``preload``
     names modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. The zygote starts
     with the first `launch`, or earlier with `start`; if it dies, the next launch starts another.
     """
@@ -172,7 +173,7 @@ class ZygoteLauncher:
             except BlockingIOError:
                 return
             except ConnectionError:
-                message = None
+                continue  # It ended with orders unread: said once, and before its last words.
             if message is None:
                 self._lose(zygote)
                 return

@@ -5,24 +5,20 @@ One thread, one epoll. Nothing here waits but that epoll.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import gc
-import importlib
 import os
 import select
 import signal
 import socket
-import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from doorman import prctl
-from doorman.launcher import Order, wire
+from doorman.launcher import warmup, wire
 from doorman.launcher.child import become
+from doorman.launcher.leaving import ExitHooks
 from doorman.process import pidfd_inode
 
 __all__ = ["main"]
@@ -34,8 +30,6 @@ _REQUESTS_AT_ONCE = 16
 _OUT_OF_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
-Entry = Callable[[Order], int | None]
-
 
 class _Child(NamedTuple):
     attempt: str | None  # None: an orphan of a task that has ended
@@ -46,27 +40,34 @@ class _Child(NamedTuple):
 
 def main(descriptor: int) -> None:
     """Serve the launcher at the other end of an inherited socket until it is gone and no child is left."""
-    _keep_standard_descriptors()
+    warmup.keep_standard_descriptors()
     channel = socket.socket(fileno=descriptor)
     start, descriptors = wire.receive(channel)
     if not isinstance(start, wire.Start) or len(descriptors) != 1:
         raise SystemExit("this program is started by doorman.launcher.zygote and by nothing else")
-    _default_signals()
-    entry = _prepare(channel, start)
+    warmup.default_signals()
+    try:
+        entry = warmup.imported(start)
+    except BaseException as error:
+        wire.send(channel, wire.Broken(traceback.format_exc()[-wire.INLINE :]))
+        raise SystemExit(1) from error
     prctl.adopt_orphans()
+    hooks = ExitHooks()
+    warmup.settle()
     # Who ends this process is its manager. Blocked, not ignored: what reaches a child too early waits for it.
     signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
-    _Zygote(channel, descriptors[0], entry).run()
-    atexit._run_exitfuncs()
+    _Zygote(channel, descriptors[0], entry, hooks).run()
+    hooks.run()
     os._exit(0)
 
 
 class _Zygote:
-    def __init__(self, channel: socket.socket, manager: int, entry: Entry) -> None:
+    def __init__(self, channel: socket.socket, manager: int, entry: warmup.Entry, hooks: ExitHooks) -> None:
         channel.setblocking(False)
         self._channel = channel
         self._manager = manager
         self._entry = entry
+        self._hooks = hooks
         self._pid = os.getpid()
         self._children: dict[int, _Child] = {}
         self._pids: set[int] = set()
@@ -108,7 +109,7 @@ class _Zygote:
                 self._say(wire.Complaint(str(error)))
                 continue
             except ConnectionError:
-                message, descriptors = None, []
+                continue  # The manager ended with messages unread: said once, and before its last ones.
             if message is None:
                 self._end_service()
                 return
@@ -139,7 +140,7 @@ class _Zygote:
         if pid == 0:
             own = [self._channel.detach(), self._manager, *self._children]
             self._epoll.close()
-            become(self._entry, request, descriptors, parent=self._pid, inherited=own)
+            become(self._entry, request, descriptors, parent=self._pid, inherited=own, hooks=self._hooks)
         self._hold(request, pid)
 
     def _hold(self, request: wire.Fork, pid: int) -> None:
@@ -227,58 +228,6 @@ class _Zygote:
         except ConnectionError:
             pass  # The end of the channel is read as such in its turn.
         return True
-
-
-def _prepare(channel: socket.socket, start: wire.Start) -> Entry:
-    """Import what the children need; whatever goes wrong there is told to the manager."""
-    try:
-        os.chdir(start.cwd)
-        sys.path[:] = start.sys_path
-        for name in start.preload:
-            importlib.import_module(name)
-        module, _, function = start.entry.partition(":")
-        entry = getattr(importlib.import_module(module), function)
-        _refuse_threads()
-    except BaseException as error:
-        wire.send(channel, wire.Broken(traceback.format_exc()[-wire.INLINE :]))
-        raise SystemExit(1) from error
-    pidfd_inode(0)  # Asks the kernel once for all children.
-    _line_buffered()
-    gc.collect()
-    gc.freeze()  # The collector of a child must not touch, and so copy, what it shares with us.
-    return cast(Entry, entry)
-
-
-def _refuse_threads() -> None:
-    threading = sys.modules.get("threading")
-    threads = [thread.name for thread in threading.enumerate()[1:]] if threading else []
-    if threads:
-        raise RuntimeError(
-            f"a preloaded module started threads ({', '.join(threads)}): forks would deadlock on its locks"
-        )
-
-
-def _line_buffered() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-
-
-def _keep_standard_descriptors() -> None:
-    """Occupy 0, 1 and 2 where the manager has closed them, so that nothing else ever gets these numbers."""
-    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(null, True)
-    os.close(null)
-
-
-def _default_signals() -> None:
-    """Undo what the manager ignored or blocked when it started us."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(number) is signal.SIG_IGN and number not in {signal.SIGPIPE, signal.SIGXFSZ}:
-            signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _kill(child: _Child) -> None:

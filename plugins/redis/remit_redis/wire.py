@@ -20,9 +20,8 @@ UNANSWERED: Final = 1024 * 1024
 SILENCE: Final = 10.0
 """Seconds without a byte, while answers are due, after which a connection counts as dead."""
 CHUNK: Final = 64 * 1024
-"""Bytes read in one go: few enough to be parsed within a verb's time."""
-RECORDS: Final = 4
-"""TLS records read in one go; one has at most 16 KiB."""
+"""Bytes read in one go: few enough to be parsed within a verb's time, and more than the 16 KiB of a TLS record, of
+which nothing may be left where poll does not see it."""
 NOTHING: Final = object()
 PASSING: Final = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN")
 """Errors of a Redis that only needs time."""
@@ -49,7 +48,6 @@ class Wire:
 
     def __init__(self, connection: socket.socket, heard: Callable[[bytes, bytes], None]) -> None:
         self._connection = connection
-        self._tls = isinstance(connection, ssl.SSLSocket)
         self._heard = heard
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
         self._feed: Callable[[bytearray, int, int], None] = self._reader.feed  # type: ignore[assignment]
@@ -95,7 +93,7 @@ class Wire:
 
     def tend(self) -> None:
         """Write what had to wait and take in what has come. Never blocks. Raises Lost."""
-        if self._poll.poll(0) or (self._tls and self._connection.pending()):  # type: ignore[attr-defined]
+        if self._poll.poll(0):
             self._read()
         if self._out:
             self._flush()
@@ -125,21 +123,20 @@ class Wire:
         self._connection.close()
 
     def _read(self) -> None:
-        for _ in range(RECORDS if self._tls else 1):
-            try:
-                count = self._connection.recv_into(self._buffer)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return
-            except OSError as error:
-                raise Lost(f"the connection to redis broke: {error}") from error
-            if not count:
-                raise Lost("redis closed the connection")
-            self._patient_since = monotonic()
-            try:
-                self._feed(self._buffer, 0, count)
-                self._parse()
-            except hiredis.ProtocolError as error:
-                raise Lost(f"redis sent what is no RESP: {error}") from error
+        try:
+            count = self._connection.recv_into(self._buffer)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            raise Lost(f"the connection to redis broke: {error}") from error
+        if not count:
+            raise Lost("redis closed the connection")
+        self._patient_since = monotonic()
+        try:
+            self._feed(self._buffer, 0, count)
+            self._parse()
+        except hiredis.ProtocolError as error:
+            raise Lost(f"redis sent what is no RESP: {error}") from error
 
     def _parse(self) -> None:
         while (reply := self._reader.gets()) is not NOTHING:

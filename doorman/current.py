@@ -1,0 +1,46 @@
+"""Current: what a task can know of itself while it runs, and how it speaks to its manager."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from doorman.errors import NotInTask
+
+__all__ = ["CurrentTask", "current_task", "entered"]
+
+
+class CurrentTask:
+    """The task that runs here."""
+
+    def __init__(self, name: str, attempt: int, emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None]) -> None:
+        self.name = name
+        self.attempt = attempt
+        """Which try this is; 1 is the first."""
+        self._emit = emit
+
+    def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to the listeners of ``manager.server``, acknowledged; see `remit.Client.emit`."""
+        self._emit(name, args, kwargs)
+
+
+_current: CurrentTask | None = None
+
+
+def current_task() -> CurrentTask:
+    """Return the task whose code is running in this process. Raises NotInTask."""
+    if _current is None:
+        raise NotInTask("no task runs in this process: current_task() is for the code that a task calls")
+    return _current
+
+
+@contextlib.contextmanager
+def entered(task: CurrentTask) -> Iterator[None]:
+    """Make ``task`` the current one for a block."""
+    global _current
+    before, _current = _current, task
+    try:
+        yield
+    finally:
+        _current = before

@@ -1,0 +1,121 @@
+"""Rules: may a task start now, and if not, why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+from doorman.errors import BadRule
+from doorman.load import Load
+
+__all__ = ["Rule", "Rules"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A bound on how many processes may run while the load lies within some bands.
+
+    ``processes`` is the bound; None bounds nothing. Loads are those of the running tasks together: per cent of the whole
+    machine, all cores, or of its memory; cut to whole per cent, so that the bands 0-50 and 51-75 leave no gap. A band
+    with one end given is open at the other. The rule holds while any of its bands contains the load; without a band it
+    always holds.
+
+    With ``handler`` the rule is about tasks of that handler alone, and counts only these. Sibling bands look at the load
+    of the tasks with the same handler as the one that wants to start, and count only these.
+    """
+
+    processes: int | None = None
+    handler: str | None = None
+    minimum_processor_load: float | None = None
+    maximum_processor_load: float | None = None
+    minimum_memory_load: float | None = None
+    maximum_memory_load: float | None = None
+    minimum_sibling_processor_load: float | None = None
+    maximum_sibling_processor_load: float | None = None
+    minimum_sibling_memory_load: float | None = None
+    maximum_sibling_memory_load: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.processes is not None and self.processes < 0:
+            raise BadRule(f"processes is a number of processes or None, not {self.processes!r}")
+        for field in fields(self):
+            bound = getattr(self, field.name)
+            if field.name.endswith("_load") and bound is not None and not 0 <= bound <= 100:
+                raise BadRule(f"{field.name} is per cent from 0 to 100, not {bound!r}")
+        for name in ("processor", "memory", "sibling_processor", "sibling_memory"):
+            low, high = self._band(name)
+            if low is not None and high is not None and low > high:
+                raise BadRule(f"minimum_{name}_load {low} is above maximum_{name}_load {high}")
+
+    @property
+    def by_load(self) -> bool:
+        """Whether the rule asks for the load at all."""
+        return any(getattr(self, field.name) is not None for field in fields(self) if field.name.endswith("_load"))
+
+    def holds_back(self, handler: str, load: Load) -> str | None:
+        """Return why a task of this handler may not start now; None if this rule lets it."""
+        if self.processes is None or self.handler not in (None, handler):
+            return None
+        siblings = load.siblings(handler)
+        everyone = siblings if self.handler is not None else load.everyone
+        if everyone.processes >= self.processes:
+            if not self.by_load:
+                return f"{everyone.processes} of {self.processes} processes run"
+            for name, now in (("processor", load.everyone.processor), ("memory", load.everyone.memory)):
+                if self._within(name, now):
+                    return f"{everyone.processes} of {self.processes} processes run while {name} load is {now:.0f} %"
+        if siblings.processes >= self.processes:
+            for name, now in (("processor", siblings.processor), ("memory", siblings.memory)):
+                if self._within(f"sibling_{name}", now):
+                    return (
+                        f"{siblings.processes} of {self.processes} siblings run while their {name} load is {now:.0f} %"
+                    )
+        return None
+
+    def _within(self, name: str, now: float) -> bool:
+        low, high = self._band(name)
+        if low is None and high is None:
+            return False
+        return (low or 0) <= int(now) <= (100 if high is None else high)
+
+    def _band(self, name: str) -> tuple[float | None, float | None]:
+        return getattr(self, f"minimum_{name}_load"), getattr(self, f"maximum_{name}_load")
+
+
+class Rules:
+    """Several rules: a task may start if none of them holds it back."""
+
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        self._rules = list(rules)
+
+    def add(self, rule: Rule) -> None:
+        """Obey one more rule."""
+        if not isinstance(rule, Rule):
+            raise TypeError(f"not a rule: {rule!r}")
+        self._rules.append(rule)
+
+    def remove(self, rule: Rule) -> bool:
+        """Obey it no more; False if it was not there."""
+        if rule not in self._rules:
+            return False
+        self._rules.remove(rule)
+        return True
+
+    @property
+    def by_load(self) -> bool:
+        """Whether any rule asks for the load."""
+        return any(rule.by_load for rule in self._rules)
+
+    def holds_back(self, handler: str, load: Load) -> str | None:
+        """Return why a task of this handler may not start now; None if it may."""
+        for rule in self._rules:
+            why = rule.holds_back(handler, load)
+            if why is not None:
+                return why
+        return None
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(tuple(self._rules))
+
+    def __len__(self) -> int:
+        return len(self._rules)

@@ -1,0 +1,222 @@
+"""Task: what is wanted: a callable or a command, and its policy. What exists is the manager's business."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import cloudpickle
+
+from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.states import ENDED, State, legal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from doorman.identity import Identity
+
+__all__ = ["Owner", "Task"]
+
+_numbers = itertools.count(1)
+FOREVER: Final = float("inf")
+
+
+class Owner:
+    """What a task asks of the manager it was added to."""
+
+    def cancel(self, task: Task) -> bool:
+        """Drop or stop the task; False if it has ended."""
+        raise NotImplementedError
+
+    def run_until(self, task: Task, timeout: float | None) -> None:
+        """Make progress until the task has ended. Raises ResultTimeout."""
+        raise NotImplementedError
+
+
+class Task:
+    """A callable with its arguments, to be run once by a process of its own.
+
+    ``Task(resize, "a.png", expires_in=30.0)`` calls ``resize("a.png")``; keyword arguments for the callable go into
+    ``kwargs``. `Task.command` runs a program instead.
+
+    name -- shown in tables and log files; default: the callable's name
+    handler -- tasks with the same handler are siblings; default: the callable's module and qualified name
+    expires_in -- seconds its own code may run before it is stopped; None: for ever
+    ignores_rules -- start it whatever the rules say
+    stops_siblings -- when it starts, stop the siblings that run
+    can_run -- asked before it starts; while it returns False the task waits
+    cancel_when -- asked at each tick; once it returns True the task is cancelled
+    retries -- how often it is tried again after it raised or its process died
+    wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
+    cwd, env -- the process's working directory and whole environment; None: the manager's
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        handler: str | None = None,
+        expires_in: float | None = None,
+        ignores_rules: bool = False,
+        stops_siblings: bool = False,
+        can_run: Callable[[], bool] | None = None,
+        cancel_when: Callable[[], bool] | None = None,
+        retries: int = 0,
+        wrapper: Sequence[str] = (),
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"a task calls its first argument, but {fn!r} cannot be called; see also Task.command")
+        if expires_in is not None and not expires_in > 0:
+            raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
+        if retries < 0:
+            raise ValueError(f"retries is not negative: {retries!r}")
+        self.fn, self.args, self.kwargs = fn, args, dict(kwargs or {})
+        self.argv: tuple[str, ...] = ()
+        self.id = f"{next(_numbers)}"
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.handler = handler or _handler_of(fn)
+        self.expires_in = expires_in
+        self.ignores_rules = ignores_rules
+        self.stops_siblings = stops_siblings
+        self.can_run = can_run
+        self.cancel_when = cancel_when
+        self.retries = retries
+        self.wrapper = tuple(wrapper)
+        self.cwd = None if cwd is None else os.fspath(cwd)
+        self.env = None if env is None else dict(env)
+        self.state = State.WAITING
+        self.identity: Identity | None = None
+        """The process that was proven to be this task's; None until then."""
+        self.attempt = 0
+        """Which try this is; 0 before the first."""
+        self.exit_code: int | None = None
+        self.signal: int | None = None
+        """The signal that ended its process."""
+        self.max_rss: int | None = None
+        """The most memory its process had at once, in bytes."""
+        self.output: tuple[Path, Path] | None = None
+        """The files of its standard output and error, where the manager keeps them."""
+        self._owner: Owner | None = None
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    @classmethod
+    def command(cls, argv: Sequence[str], **policy: Any) -> Task:
+        """Make a task that runs a program; its result is the exit code 0, any other raises WorkerDied.
+
+        Its process proves itself and then becomes the program: pid and inode stay. Takes the policy of `Task`.
+        """
+        if isinstance(argv, str) or not argv or not all(isinstance(word, str) for word in argv):
+            raise TypeError(f"a command is a sequence of texts, such as ['ffmpeg', '-i', 'a.avi'], not {argv!r}")
+        program = os.path.basename(argv[0])  # noqa: PTH119 - a word, not a path to follow
+        task = cls(_nothing, **{"name": program, "handler": program, **policy})
+        task.argv = tuple(argv)
+        return task
+
+    # -- for those who wait ------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Whether it has ended, however."""
+        return self.state in ENDED
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the callable returned, or raise what it raised, with its process's traceback as cause.
+
+        Before the end it waits up to ``timeout`` seconds; in the thread that owns the manager it ticks it meanwhile.
+        Raises also WorkerDied, TaskCancelled, TaskExpired, ResultTimeout.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self._value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""
+        if not self.done():
+            if self._owner is None:
+                raise ValueError(f"{self!r} has not been added to a manager")
+            self._owner.run_until(self, timeout)
+        return self._error
+
+    def cancel(self) -> bool:
+        """Drop it if it waits, stop it if it runs; False if it has ended."""
+        return self._owner is not None and self._owner.cancel(self)
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from its start to its end, or until now; None before its start."""
+        if self._started is None:
+            return None
+        return (time.monotonic() if self._ended is None else self._ended) - self._started
+
+    def __repr__(self) -> str:
+        pid = f" pid {self.identity.pid} ({self.identity.strength})" if self.identity else ""
+        return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
+
+    # -- for its manager ---------------------------------------------------------------------------------------
+
+    def adopt(self, owner: Owner) -> bytes:
+        """Bind the task to its manager and return its call as bytes. Raises TaskAlreadyAdded, TaskNotPicklable."""
+        if self._owner is not None:
+            raise TaskAlreadyAdded(f"{self!r} was added before; make a new task for each run")
+        call = b"" if self.argv else self._pickled()
+        self._owner = owner
+        return call
+
+    def enter(self, state: State) -> None:
+        """Go to another state; the only place where it changes."""
+        if not legal(self.state, state):
+            raise AssertionError(f"a task cannot go from {self.state} to {state}")
+        self.state = state
+        if state is State.RUNNING:
+            self._started, self._ended = time.monotonic(), None
+        elif state in ENDED:
+            self._ended = time.monotonic()
+
+    def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
+        """Go to a state that is an end, with what `result` returns or raises."""
+        if error is None and state is State.CANCELLED:
+            error = TaskCancelled(f"task {self.name!r} was cancelled")
+        if error is None and state is State.EXPIRED:
+            error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
+        self._value, self._error = value, error
+        self.enter(state)
+
+    def _pickled(self) -> bytes:
+        try:
+            return cloudpickle.dumps((self.fn, self.args, self.kwargs), protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            raise TaskNotPicklable(
+                f"task {self.name!r} cannot travel to a process: {self._culprit()}: {error}; "
+                "give it plain values, and open files, locks and connections inside the task"
+            ) from error
+
+    def _culprit(self) -> str:
+        parts = [("its callable", self.fn), *((f"argument {n}", a) for n, a in enumerate(self.args, 1))]
+        parts += [(f"argument {name}=", value) for name, value in self.kwargs.items()]
+        for place, part in parts:
+            try:
+                cloudpickle.dumps(part)
+            except Exception:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+                return f"{place} {part!r}"
+        return "its parts together"
+
+
+def _handler_of(fn: Callable[..., Any]) -> str:
+    module = getattr(fn, "__module__", None) or type(fn).__module__
+    return f"{module}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+
+
+def _nothing() -> None:
+    """Stand in for the callable of a command."""

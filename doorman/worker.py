@@ -1,0 +1,196 @@
+"""Worker: the child's side: prove who it is, wait for go, run, report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from doorman import identity
+from doorman.current import CurrentTask, entered
+from doorman.identity import Credential
+from doorman.launcher import Order
+from doorman.launcher.delivery import interpreter_flags, packed, take_order
+from doorman.result import Outcome, failed, returned
+from remit import Client
+from remit.errors import RemitError
+from remit.plugins import find_transport
+
+__all__ = ["Work", "main", "prepare", "run_order"]
+
+GO_TIMEOUT: Final = 30.0
+"""Seconds after which a child that was not told to go ends without having run anything."""
+HELLO_AGAIN: Final = 2.0
+"""Seconds after which an unanswered hello is said again."""
+REPORT_LINGER: Final = 60.0
+"""Seconds within which the result must have reached the manager."""
+CHUNK: Final = 256 * 1024
+"""Bytes of a result in one event: below what any transport carries."""
+NOT_ADMITTED: Final = 75
+"""Exit code of a child that was not told to go: a temporary failure, by the convention of sysexits."""
+NOT_FOUND: Final = 127
+"""Exit code of a command that cannot be run, by the convention of the shells."""
+
+
+class Work(msgspec.Struct, array_like=True, frozen=True):
+    """The payload of an order: what to do and whom to tell."""
+
+    location: str
+    """The manager's, with its password: it travels as the secret does."""
+    task: str
+    name: str
+    attempt: int
+    call: bytes
+    """The pickled callable with its arguments; empty for a command."""
+    wrapper: tuple[str, ...] = ()
+    """The command that the worker is to be started with once more, before it proves itself."""
+
+
+def prepare(scheme: str) -> Callable[[Order], int]:
+    """Load once, in the zygote, what each child would have to load; return the entry of the children."""
+    find_transport(scheme)
+    return run_order
+
+
+def run_order(order: Order) -> int:
+    """Be the process of one attempt; return its exit code."""
+    work = msgspec.msgpack.decode(order.payload, type=Work)
+    if work.wrapper:
+        wrap(order, work)
+    credential = Credential(order.attempt, order.secret, task=work.task)
+    line = Line(work.location, credential)
+    if not line.prove():
+        line.close(0.0)
+        return NOT_ADMITTED
+    if order.command:
+        line.close(REPORT_LINGER)
+        become(order.command)
+    os.register_at_fork(after_in_child=credential.forget)
+    outcome, code = run(work, line)
+    if outcome is not None:
+        line.report(outcome)
+    line.close(REPORT_LINGER)
+    return code
+
+
+def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
+    """Call what the task calls; return its outcome and the exit code. An exit without error has no outcome."""
+    try:
+        fn, args, kwargs = pickle.loads(work.call)
+        with entered(CurrentTask(work.name, work.attempt, line.emit)):
+            value = fn(*args, **kwargs)
+        return returned(value), 0
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return None, leaving.code or 0
+        print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
+        return None, 1
+    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+        return failed(error), 1
+
+
+def wrap(order: Order, work: Work) -> NoReturn:
+    """Turn into the wrapper, which starts a worker that takes the same order from an inherited descriptor."""
+    inner = msgspec.structs.replace(work, wrapper=())
+    data = packed(replace(order, payload=msgspec.msgpack.encode(inner)), sys_path=sys.path)
+    descriptor = os.memfd_create("order", 0)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    become((*work.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman.worker", str(descriptor)))
+
+
+def become(command: tuple[str, ...]) -> NoReturn:
+    """Turn into the program; pid and inode stay. A program that cannot be run is told on standard error."""
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"doorman: cannot run {command[0]}: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(NOT_FOUND)
+
+
+class Line:
+    """The worker's connection to its manager."""
+
+    def __init__(self, location: str, credential: Credential) -> None:
+        self._credential = credential
+        self._answer: str | None = None
+        self._owner = os.getpid()
+        self._client = Client(location, threaded=False, linger=REPORT_LINGER)
+        self._client.add_listener("doorman.go", self._told("go"))
+        self._client.add_listener("doorman.die", self._told("die"))
+
+    def prove(self) -> bool:
+        """Say hello until answered; True if told to go."""
+        deadline = time.monotonic() + GO_TIMEOUT
+        hello = identity.hello(self._credential)
+        while self._answer is None and (left := deadline - time.monotonic()) > 0:
+            self._client.emit("doorman.hello", hello)
+            again = time.monotonic() + min(HELLO_AGAIN, left)
+            while self._answer is None and (left := again - time.monotonic()) > 0:
+                self._client.tick(left)
+        return self._answer == "go"
+
+    def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Emit an event of the task's own; from the first on a thread sees that they leave while the task computes."""
+        if os.getpid() == self._owner:
+            self._client.start()
+        self._client.emit(name, *args, **kwargs)
+
+    def report(self, outcome: Outcome) -> None:
+        """Send the outcome, in signed parts."""
+        data = outcome.encode()
+        parts = max(1, -(-len(data) // CHUNK))
+        for number in range(parts):
+            part = data[number * CHUNK : (number + 1) * CHUNK]
+            signature = self._credential.sign(label(number, parts) + part)
+            self._client.emit("doorman.result", self._credential.attempt, number, parts, part, signature)
+
+    def close(self, linger: float) -> None:
+        """Wait until the manager has confirmed everything, then end; what could not be told is told on stderr."""
+        try:
+            self._client.close(linger)
+        except RemitError as lost:
+            if linger:
+                print(f"doorman: the manager was not told: {lost}", file=sys.stderr)  # noqa: T201
+
+    def _told(self, answer: str) -> Callable[[str, bytes], None]:
+        def told(attempt: str, signature: bytes) -> None:
+            credential = self._credential
+            if attempt == credential.attempt and credential.check(answer.encode(), signature):
+                self._answer = answer
+
+        return told
+
+
+def label(number: int, parts: int) -> bytes:
+    """Return what is signed along with a part of a result, so that parts cannot be exchanged."""
+    return number.to_bytes(4, "big") + parts.to_bytes(4, "big")
+
+
+def main() -> int:
+    """Run as a program of its own: take the order from a descriptor, or from standard input, and obey it."""
+    from doorman import prctl
+
+    descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    order = take_order(descriptor)
+    with contextlib.suppress(OSError):
+        prctl.die_with_parent(os.getppid())
+    if order.env is not None:
+        os.environ.clear()
+        os.environ.update(order.env)
+    if order.cwd is not None:
+        os.chdir(order.cwd)
+    os.set_inheritable(descriptor, False)
+    return run_order(order)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Process: held by its descriptor, never by its number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import DEADLINE
+
+from doorman.process import Process, ancestors, pidfd_inode, start_time
+
+ROOT = str(Path(__file__).parents[2])
+PAUSE = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes PID namespaces")
+
+
+@pytest.fixture
+def pausing() -> Iterator[Process]:
+    with subprocess.Popen(PAUSE, process_group=0) as child, Process.open(child.pid) as process:
+        yield process
+        process.signal(signal.SIGKILL)
+
+
+def test_inode_is_the_same_however_it_is_asked(pausing):
+    with Process.open(pausing.pid) as again:
+        assert again.inode == pausing.inode is not None
+    with Process.open(os.getpid()) as other:
+        assert other.inode != pausing.inode
+
+
+def test_inode_and_start_time_survive_exec():
+    with subprocess.Popen(["sh", "-c", "read line; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        with Process.open(child.pid) as process:
+            before = process.inode, process.start_time
+            child.stdin.write(b"\n")
+            child.stdin.write(b"!")
+            child.stdin.close()
+            assert child.stdout.read() == b"!"
+        with Process.open(child.pid) as process:
+            assert (process.inode, start_time(child.pid)) == before
+
+
+def test_start_time_is_the_kernels(pausing):
+    fields = Path(f"/proc/{pausing.pid}/stat").read_text().rpartition(")")[2].split()
+    assert pausing.start_time == int(fields[19])
+
+
+def test_descriptor_is_readable_at_the_end(pausing):
+    assert not pausing.wait(0)
+    assert pausing.signal(signal.SIGKILL)
+    assert pausing.wait(DEADLINE)
+
+
+def test_zombie_is_not_alive_and_is_not_signalled():
+    with subprocess.Popen(["true"]) as child, Process.open(child.pid) as process:
+        assert process.wait(DEADLINE)
+        os.kill(child.pid, 0)  # Its number is there still.
+        assert not process.alive()
+        assert not process.signal(signal.SIGKILL)
+
+
+def test_reaped_process_is_not_signalled():
+    with subprocess.Popen(["true"], process_group=0) as child, Process.open(child.pid) as process:
+        child.wait()
+        assert not process.alive()
+        assert not process.signal(signal.SIGTERM)
+        assert not process.signal_group(signal.SIGTERM)
+
+
+def test_opening_what_is_not_there_fails():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(ProcessLookupError):
+        Process.open(child)
+
+
+def test_group_is_reached_after_its_leader_has_ended():
+    script = "import os, signal\nif os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\nsignal.pause()"
+    with (
+        subprocess.Popen([sys.executable, "-c", script], process_group=0, stdout=subprocess.PIPE) as leader,
+        Process.open(leader.pid) as process,
+        Process.open(int(leader.stdout.readline())) as member,
+    ):
+        leader.wait()
+        assert member.alive()
+        assert process.signal_group(signal.SIGKILL)
+        assert member.wait(DEADLINE)
+
+
+def test_group_signal_to_one_that_leads_none_reaches_it_alone():
+    with subprocess.Popen(PAUSE) as child, Process.open(child.pid) as process:
+        assert process.signal_group(signal.SIGTERM)
+        assert child.wait(DEADLINE) == -signal.SIGTERM
+
+
+def test_closed_process_is_left_alone(pausing):
+    with Process.open(pausing.pid) as process:
+        process.close()
+        process.close()
+        assert process.closed
+        assert not process.signal(signal.SIGKILL)
+        assert not process.signal_group(signal.SIGKILL)
+        with pytest.raises(ValueError, match="no longer held"):
+            process.fileno()
+    assert pausing.alive()
+
+
+def test_last_reference_closes_the_descriptor(pausing):
+    process = Process.open(pausing.pid)
+    descriptor = process.fileno()
+    del process
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_descends_from_its_parents_and_nothing_else(pausing):
+    assert pausing.descends_from(os.getpid())
+    assert pausing.descends_from(os.getppid())
+    assert not pausing.descends_from(pausing.pid)
+    with Process.open(os.getpid()) as own:
+        assert not own.descends_from(pausing.pid)
+    assert ancestors(pausing.pid)[0] == os.getpid()
+
+
+def test_name_with_brackets_does_not_confuse(tmp_path):
+    program = tmp_path / "a) R 1 1 (b"
+    program.symlink_to("/bin/cat")
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as child, Process.open(child.pid) as process:
+        assert process.descends_from(os.getpid())
+        assert process.start_time == start_time(child.pid)
+
+
+def test_kernel_without_inodes_is_told_by_its_descriptors(monkeypatch):
+    monkeypatch.setattr("doorman.process._pidfs", lambda: False)
+    with Process.open(os.getpid()) as process:
+        assert process.inode is None
+        assert pidfd_inode(process.fileno()) is None
+
+
+def test_kernel_without_group_signals_signals_the_process(pausing, monkeypatch):
+    real = signal.pidfd_send_signal
+
+    def old(descriptor: int, number: int, info: None = None, flags: int = 0) -> None:
+        if flags:
+            raise OSError(22, "Invalid argument")
+        real(descriptor, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", old)
+    assert pausing.signal_group(signal.SIGKILL)
+    assert pausing.wait(DEADLINE)
+
+
+REUSE = """
+    import json, os, signal, sys
+    sys.path.insert(0, {root!r})
+    from doorman.process import Process
+
+    def forked(pid=None):
+        if pid is not None:
+            open("/proc/sys/kernel/ns_last_pid", "w").write(str(pid - 1))
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        return child
+
+    reused = collided = same = signalled = dead = 0
+    for _ in range(50):
+        first = forked()
+        held = Process.open(first)
+        before = held.inode, held.start_time
+        assert held.signal(signal.SIGKILL)
+        os.waitpid(first, 0)
+        second = forked(first)
+        if second == first:
+            reused += 1
+            signalled += held.signal(signal.SIGKILL) + held.signal_group(signal.SIGKILL)
+            assert held.start_time == before[1]
+            with Process.open(second) as stranger:
+                collided += stranger.start_time == before[1]
+                same += stranger.inode == before[0]
+                dead += not stranger.alive()
+        os.kill(second, signal.SIGKILL)
+        os.waitpid(second, 0)
+        held.close()
+    print(json.dumps([reused, same, signalled, dead, collided]))
+"""
+
+
+@needs_root
+def test_stranger_with_a_reused_number_is_never_signalled():
+    """In a PID namespace of its own: 50 numbers given again at once, mostly with the same start time."""
+    script = textwrap.dedent(REUSE.format(root=ROOT))
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
+    reused, same, signalled, dead, collided = json.loads(done.stdout)
+    assert reused >= 40
+    assert (same, signalled, dead) == (0, 0, 0)
+    assert collided > 0, "the start time alone would have told them apart: the test proves nothing"

@@ -1,0 +1,93 @@
+"""Waiting for what launchers and processes say, with a deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher.command import CommandLauncher
+from doorman.launcher.zygote import ZygoteLauncher
+from doorman.process import Process
+
+DEADLINE = 30.0
+"""Seconds after which what has not come never comes."""
+SUPPORT = str(Path(__file__).parent)
+ENTRIES = str(Path(__file__).with_name("entries.py"))
+
+
+def zygote_of(*path: str, preload: Sequence[str] = ()) -> ZygoteLauncher:
+    return ZygoteLauncher(entry="entries:run", sys_path=[SUPPORT, *path, *sys.path], preload=preload)
+
+
+def commands(*prefix: str, inherits: bool = True) -> CommandLauncher:
+    return CommandLauncher(prefix, inherits=inherits, worker=[ENTRIES])
+
+
+def order(attempt: str, do: str, **wanted: Any) -> Order:
+    launch = {name: wanted.pop(name) for name in ("env", "cwd", "stdout", "stderr", "detach") if name in wanted}
+    return Order(attempt, b"s" * 32, json.dumps({"do": do, **wanted}).encode(), **launch)
+
+
+def hear(launcher: Launcher, enough: Callable[[list[Event]], object]) -> list[Event]:
+    """Poll until what was heard is enough."""
+    heard: list[Event] = []
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        heard += launcher.poll()
+        if enough(heard):
+            return heard
+        left = deadline - time.monotonic()
+        assert left > 0, f"not within {DEADLINE} s: {heard}"
+        select.select([launcher.fileno()], [], [], left)
+
+
+def until_over(launcher: Launcher, count: int = 1) -> list[Event]:
+    return hear(launcher, lambda heard: sum(isinstance(event, (Exited, LaunchFailed)) for event in heard) >= count)
+
+
+def launched(launcher: Launcher) -> Process:
+    [event] = [e for e in hear(launcher, bool) if not isinstance(e, Exited)]
+    assert isinstance(event, Launched), event
+    return event.process
+
+
+def exit_of(launcher: Launcher, wanted: Order) -> Exited:
+    launcher.launch(wanted)
+    last = until_over(launcher)[-1]
+    assert isinstance(last, Exited), last
+    return last
+
+
+def ended(process: Process) -> bool:
+    return process.wait(DEADLINE)
+
+
+@contextmanager
+def fifo(path: Path) -> Iterator[int]:
+    """A FIFO's reading end: at its end of file, all who wrote are gone."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+
+
+def opened(reader: int) -> bool:
+    """Wait for a writer's word."""
+    return bool(select.select([reader], [], [], DEADLINE)[0]) and os.read(reader, 1) == b"!"
+
+
+def abandoned(reader: int) -> bool:
+    """Wait until no process has the FIFO open for writing any more."""
+    poll = select.poll()
+    poll.register(reader, 0)
+    return any(mask & select.POLLHUP for _, mask in poll.poll(DEADLINE * 1000))
