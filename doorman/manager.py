@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import itertools
 import os
+import pickle
 import signal
 import threading
 import time
@@ -105,6 +106,7 @@ class ProcessManager(Owner):
         except BaseException:
             self._launcher.close(0.0)
             raise
+        self._pickled_location = pickle.dumps(self.server.location)
         self.server.add_listener("doorman.hello", self._greeted, pass_event=True)
         self.server.add_listener("doorman.result", self._reported)
 
@@ -471,7 +473,7 @@ class ProcessManager(Owner):
 
     def _payload(self, attempt: Attempt) -> bytes:
         task = attempt.task
-        work = Work(self.server.location.url, task.id, task.name, attempt.number, attempt.call, task.wrapper)
+        work = Work(self._pickled_location, task.id, task.name, attempt.number, attempt.call, task.wrapper)
         return msgspec.msgpack.encode(work)
 
     def _stop_siblings(self, task: Task) -> None:

@@ -119,9 +119,12 @@ def _rebuild(*values: Any) -> Location:
 def _from_url(url: str, port: int | None) -> dict[str, Any]:
     try:
         parts = urlsplit(url.strip())
-        own_port = parts.port
+        cut = _ends_in_password(parts.netloc, url)
+        own_port = None if cut else parts.port
     except ValueError as error:
         raise BadLocation(f"cannot read {_masked(url)!r} as a location: {error}") from error
+    if cut:
+        raise BadLocation(f"the password in {_masked(url)!r} needs its '/', '?' and '#' as %2F, %3F and %23")
     if not parts.scheme:
         raise BadLocation(f"{_masked(url)!r} has no scheme: write, for example, unix:///tmp/events.sock")
     if port is not None:
@@ -150,6 +153,13 @@ def _from_host(host: str, port: int | None) -> dict[str, Any]:
     if any(character in host for character in "/?#@ "):
         raise BadLocation(f"{host!r} is not a host name or an address")
     return {"host": host.strip("[]"), "port": port}
+
+
+def _ends_in_password(netloc: str, url: str) -> bool:
+    """Say whether what should be a port is the beginning of a password, the rest of which comes later."""
+    port = netloc.rpartition(":")[2]
+    cut = ":" in netloc and "@" not in netloc and not netloc.endswith("]") and not port.isdecimal()
+    return cut and "@" in url
 
 
 def _masked(url: str) -> str:

@@ -39,6 +39,7 @@ class Launched(NamedTuple):
 
     attempt: str
     process: Process
+    """Yours to close, best after `Exited`."""
 
 
 class Exited(NamedTuple):

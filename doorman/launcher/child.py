@@ -1,36 +1,36 @@
-"""Child: the first steps of a forked worker, from the zygote's copy to a process of its own that runs its order."""
+"""Child: the first steps of a forked worker, from the zygote's copy to a process of its own that runs its order.
+
+Each line costs more here than elsewhere: what a child touches for the first time, the kernel has to copy.
+"""
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's own builds enums of the old mask: ten times the time.
 import os
-import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NoReturn
 
 from doorman import prctl
 from doorman.launcher import Order, wire
 from doorman.launcher.leaving import ExitHooks, Leaving
+from doorman.launcher.warmup import Entry
 
 __all__ = ["become"]
 
 
 def become(
-    entry: Callable[[Order], int | None],
-    request: wire.Fork,
-    descriptors: list[int],
-    *,
-    parent: int,
-    inherited: Iterable[int],
-    hooks: ExitHooks,
+    entry: Entry, order: Order, standard: list[int | None], *, parent: int, inherited: Iterable[int], hooks: ExitHooks
 ) -> NoReturn:
-    """Turn this fork into the worker of ``request``, run ``entry`` with its order, and end the process."""
+    """Turn this fork of ``parent`` into a worker, run ``entry`` with its order, and end the process.
+
+    ``standard`` is what becomes standard output and error, ``inherited`` what is the parent's alone.
+    """
     with Leaving() as leaving:
-        _separate(parent, detach=request.detach)
+        _separate(parent, detach=order.detach)
+        _take_place(order, standard)
         wire.close_all(inherited)
-        order = _take_order(request, descriptors)
-        _take_place(order)
         hooks.start_afresh()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         leaving.code = entry(order)
     raise AssertionError("a process that has left")
 
@@ -43,18 +43,10 @@ def _separate(parent: int, *, detach: bool) -> None:
     prctl.adopt_orphans()
 
 
-def _take_order(request: wire.Fork, descriptors: list[int]) -> Order:
-    """Read the order and put standard output and error in place."""
-    carried = iter(descriptors)
-    data = wire.read_all(next(carried)) if request.order is None else request.order
-    for wanted, standard in ((request.stdout, 1), (request.stderr, 2)):
-        if wanted:
-            os.dup2(next(carried), standard)
-    wire.close_all(descriptors)
-    return wire.decode_order(data)
-
-
-def _take_place(order: Order) -> None:
+def _take_place(order: Order, standard: list[int | None]) -> None:
+    for number, descriptor in enumerate(standard, 1):
+        if descriptor is not None:
+            os.dup2(descriptor, number)
     if order.env is not None:
         os.environ.clear()
         os.environ.update(order.env)

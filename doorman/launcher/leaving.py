@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 __all__ = ["ExitHooks", "Leaving"]
 
@@ -59,12 +60,14 @@ class ExitHooks:
             self._of_each.append(modules["logging"].shutdown)
         if "multiprocessing.util" in modules:
             self._of_each.append(modules["multiprocessing.util"]._exit_function)
+        self._others = atexit._ncallbacks() > len(self._of_each)
 
     def start_afresh(self) -> None:
         """Forget, in a new child, the hooks that came with the fork."""
-        atexit._clear()
-        for hook in self._of_each:
-            atexit.register(hook)
+        if self._others:
+            atexit._clear()
+            for hook in self._of_each:
+                atexit.register(hook)
 
     def run(self) -> None:
         """Run them all, in the zygote, at its end."""
@@ -90,17 +93,21 @@ def _code_of(error: BaseException) -> int:
 
 def _wait_for_threads() -> None:
     """Wait for threads that are no daemons, as the interpreter does; whoever launched this sets the bound."""
-    threading: Any = sys.modules.get("threading")
-    if threading is not None and threading.active_count() > 1:
+    if _thread._count() > 0:
+        threading: Any = sys.modules["threading"]
         threading._shutdown()
 
 
 def _flush() -> int:
-    code = 0
-    for stream, failed in ((sys.stdout, _FLUSH_FAILED), (sys.stderr, 0)):
-        try:
-            if stream is not None and not stream.closed:
-                stream.flush()
-        except (OSError, ValueError):
-            code = failed
+    code = 0 if _flushed(sys.stdout) else _FLUSH_FAILED
+    _flushed(sys.stderr)
     return code
+
+
+def _flushed(stream: TextIO | None) -> bool:
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return stream is None or stream.closed
+    return True

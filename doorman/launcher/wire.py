@@ -62,7 +62,6 @@ class Fork(_Message):
     order: bytes | None
     stdout: bool
     stderr: bool
-    detach: bool
 
 
 class Kill(_Message):

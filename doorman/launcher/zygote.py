@@ -186,7 +186,7 @@ class ZygoteLauncher:
         """The zygote is gone: say so of everything it had in hand; the next launch starts another."""
         self._failed_starts = 0 if zygote.ready else self._failed_starts + 1
         if self._failed_starts >= _MOST_FAILED_STARTS and not self._broken:
-            self._broken = f"the zygote ended {self._failed_starts} times while importing {self._start.preload}"
+            self._broken = f"the zygote ended {self._failed_starts} times before it was ready; see its standard error"
         self._events += zygote.lost(self._broken)
         self._epoll.unregister(zygote.channel)
         zygote.channel.close()
@@ -231,9 +231,8 @@ class _Zygote:
         data = wire.encode_order(order)
         memory = [wire.spill(data)] if len(data) > wire.INLINE else []
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
-        request = wire.Fork(
-            order.attempt, None if memory else data, order.stdout is not None, order.stderr is not None, order.detach
-        )
+        inline = None if memory else data
+        request = wire.Fork(order.attempt, inline, order.stdout is not None, order.stderr is not None)
         try:
             wire.send(self.channel, request, [*memory, *standard])
         finally:

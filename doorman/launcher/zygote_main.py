@@ -16,7 +16,7 @@ from collections import deque
 from typing import NamedTuple
 
 from doorman import prctl
-from doorman.launcher import warmup, wire
+from doorman.launcher import Order, warmup, wire
 from doorman.launcher.child import become
 from doorman.launcher.leaving import ExitHooks
 from doorman.process import pidfd_inode
@@ -72,6 +72,7 @@ class _Zygote:
         self._children: dict[int, _Child] = {}
         self._pids: set[int] = set()
         self._unsent: deque[tuple[wire.Message, int | None]] = deque()
+        self._orphans_due = False
         self._serving = True
         self._epoll = select.epoll()
         self._epoll.register(channel, select.EPOLLIN)
@@ -85,6 +86,7 @@ class _Zygote:
                 return
             for descriptor, _ in ready:
                 self._handle(descriptor)
+            self._sweep()
 
     def _handle(self, descriptor: int) -> None:
         """Four cases: a child ended; the manager did; the manager takes messages again; it has sent some."""
@@ -103,13 +105,11 @@ class _Zygote:
         for _ in range(_REQUESTS_AT_ONCE):
             try:
                 message, descriptors = wire.receive(self._channel)
-            except BlockingIOError:
-                return
+            except (BlockingIOError, ConnectionError):
+                return  # The end of the manager comes again, as an end, after its last messages.
             except wire.WireError as error:
                 self._say(wire.Complaint(str(error)))
                 continue
-            except ConnectionError:
-                continue  # The manager ended with messages unread: said once, and before its last ones.
             if message is None:
                 self._end_service()
                 return
@@ -133,32 +133,36 @@ class _Zygote:
             self._say(wire.Failed(request.attempt, "the zygote is out of file descriptors", True))
             return
         try:
+            order, standard = _unpacked(request, descriptors)
             pid = os.fork()
         except OSError as error:
             self._say(wire.Failed(request.attempt, f"fork: {error}", error.errno in _OUT_OF_PROCESSES))
-            return
-        if pid == 0:
-            own = [self._channel.detach(), self._manager, *self._children]
-            self._epoll.close()
-            become(self._entry, request, descriptors, parent=self._pid, inherited=own, hooks=self._hooks)
-        self._hold(request, pid)
+        except wire.WireError as error:
+            self._say(wire.Failed(request.attempt, str(error), False))
+        else:
+            if pid == 0:
+                own = [self._channel.detach(), self._manager, self._epoll.fileno(), *self._children, *descriptors]
+                become(self._entry, order, standard, parent=self._pid, inherited=own, hooks=self._hooks)
+            self._hold(order, pid)
 
-    def _hold(self, request: wire.Fork, pid: int) -> None:
+    def _hold(self, order: Order, pid: int) -> None:
         """Take hold of a new child before anything can reap it, and tell."""
         # The child does the same for itself: whoever comes first, its group exists before anybody is told.
-        with contextlib.suppress(PermissionError, ProcessLookupError):
+        try:
             os.setpgid(pid, pid)
+        except (PermissionError, ProcessLookupError):
+            pass
         try:
             pidfd = os.pidfd_open(pid)
             self._epoll.register(pidfd, select.EPOLLIN)
         except OSError as error:
             os.kill(pid, signal.SIGKILL)  # By number, for once: an unreaped child of ours still has it.
             os.waitpid(pid, 0)
-            self._say(wire.Failed(request.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
+            self._say(wire.Failed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
             return
-        self._children[pidfd] = _Child(request.attempt, pid, pidfd, request.detach)
+        self._children[pidfd] = _Child(order.attempt, pid, pidfd, order.detach)
         self._pids.add(pid)
-        self._say(wire.Forked(request.attempt, pid, pidfd_inode(pidfd)), pidfd)
+        self._say(wire.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
 
     def _bury(self, child: _Child) -> None:
         """Reap a child, and before that, while its zombie still pins the number, what is left of its group."""
@@ -168,7 +172,7 @@ class _Zygote:
         self._epoll.unregister(child.pidfd)
         os.close(child.pidfd)
         self._pids.discard(child.pid)
-        self._sweep()
+        self._orphans_due = True
         if child.attempt is not None:
             code = os.waitstatus_to_exitcode(status)
             exit_code, number = (code, None) if code >= 0 else (None, -code)
@@ -177,6 +181,9 @@ class _Zygote:
 
     def _sweep(self) -> None:
         """Kill the orphans that came to us. Every worker adopts its own: ours are those of workers that ended."""
+        if not self._orphans_due:
+            return
+        self._orphans_due = False
         for pid in _own_children() - self._pids:
             os.kill(pid, signal.SIGKILL)
             pidfd = os.pidfd_open(pid)
@@ -230,17 +237,25 @@ class _Zygote:
         return True
 
 
+def _unpacked(request: wire.Fork, descriptors: list[int]) -> tuple[Order, list[int | None]]:
+    """Return the order, and what is to be its standard output and error. Raises OSError, wire.WireError."""
+    carried = iter(descriptors)
+    data = wire.read_all(next(carried)) if request.order is None else request.order
+    standard = [next(carried) if given else None for given in (request.stdout, request.stderr)]
+    return wire.decode_order(data), standard
+
+
 def _kill(child: _Child) -> None:
-    """Kill a child and its group. Its number is safe even where the kernel cannot: it is not reaped yet."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    """Kill a child and its group. Its number is safe even where the kernel knows no other way: it is not reaped."""
     try:
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL, None, _SIGNAL_PROCESS_GROUP)
-    except (ProcessLookupError, PermissionError):
-        pass
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+        # An orphan leads no group; a program may be another user's by now.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
 
 def _own_children() -> set[int]:

@@ -209,7 +209,7 @@ def test_a_client_sees_its_server_go_and_return(location: Location) -> None:
         meet((server, at_server), (client, at_client))
         server.close(1.0)
         goes(client, at_client)
-        assert [type(arrival) for arrival in at_client] == [Up, Down]
+        assert [type(arrival) for arrival in at_client if not isinstance(arrival, Gap)] == [Up, Down]
         assert client.send(SERVER, b"too late") is Sent.GONE
     client.close(0.0)
 
@@ -237,9 +237,9 @@ def test_up_comes_first_and_down_last(pair: Pair) -> None:
         pair.to_server(b"%d" % number)
     pair.client.close(DEADLINE)
     until(lambda: losses(pair.at_server), lambda: turn((pair.server, pair.at_server)))
-    kinds = [type(arrival) for arrival in pair.at_server]
-    assert kinds == [Up, *[Frame] * 10, Down]
-    assert {arrival.peer for arrival in pair.at_server if not isinstance(arrival, Gap)} == {peer}
+    arrivals = [arrival for arrival in pair.at_server if not isinstance(arrival, Gap)]
+    assert [type(arrival) for arrival in arrivals] == [Up, *[Frame] * 10, Down]
+    assert {arrival.peer for arrival in arrivals} == {peer}
 
 
 def test_a_token_is_never_used_again(pair: Pair) -> None:

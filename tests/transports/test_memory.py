@@ -15,7 +15,7 @@ from links import DEADLINE, Pair, drain, frames, in_time, losses, put, transport
 
 from remit import Location
 from remit.errors import BadLocation
-from remit.transport import SERVER, Arrival, Frame, Link, Peer, Sent
+from remit.transport import SERVER, Arrival, Down, Frame, Link, Peer, Sent, Up
 
 _numbers = itertools.count()
 
@@ -45,6 +45,18 @@ def test_what_is_sent_is_a_copy(pair: Pair) -> None:
     assert pair.client.send(SERVER, data) is Sent.ACCEPTED  # type: ignore[arg-type]
     data[:] = b"after!"
     assert pair.server.receive() == Frame(pair.peer, b"before")
+
+
+def test_a_server_that_came_and_went_unseen_is_gone(place: Location) -> None:
+    transport = transport_of(place)
+    client = transport.connect(place)
+    for _ in range(2):
+        transport.bind(place).close(0.0)
+    arrivals: list[Arrival] = []
+    drain(client, arrivals)
+    assert [type(arrival) for arrival in arrivals] == [Up, Down, Up, Down]
+    assert client.send(SERVER, b"anybody?") is Sent.GONE
+    client.close(0.0)
 
 
 def test_a_name_is_needed() -> None:

@@ -189,6 +189,33 @@ def test_a_wrong_password_is_raised_and_not_told(redis: Redis) -> None:
     client.close(1)
 
 
+def test_a_user_needs_no_more_than_the_readme_says(redis: Redis) -> None:
+    """The least privileges are enough, and with less the error points to them."""
+    text = (Path(__file__).parents[2] / "plugins" / "redis" / "README.md").read_text()
+    rules = next(line for line in text.splitlines() if line.startswith("ACL SETUSER")).split()
+    assert redis.say(*rules) == b"OK"
+    location = Location(f"redis://events:secret@127.0.0.1:{redis.port}/0")
+    server, client, peer = pair(location)
+    works(server, client, peer)
+    client.close(1)
+    server.close(1)
+    redis.say(*rules, "-eval", "-get")
+    for open_link in (transport.bind, transport.connect):
+        with pytest.raises(TransportError, match=r"NOPERM.*README"):
+            open_link(location)
+
+
+def test_a_host_that_takes_connections_and_is_silent_blocks_nobody(redis: Redis) -> None:
+    """Connecting returns, the verbs go on, and closing leaves no thread behind."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = transport.connect(Location(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
+        assert client.receive() is None
+        assert client.send(SERVER, b"") is Sent.GONE
+        client.wait(0.01)
+        client.close(1)
+    until(lambda: all(thread.name != "remit-redis-dial" for thread in threading.enumerate()))
+
+
 @pytest.mark.parametrize("end", ["server", "client"])
 def test_a_killed_connection_is_a_down_and_an_up(redis: Redis, end: str) -> None:
     """Pub/sub forgets: whoever loses its connection has lost frames, and both ends must know."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from time import monotonic
 from typing import Any, Final
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Frame, Peer, Up
 from remit_redis.dial import Address, Refused
-from remit_redis.link import FRAME, JOIN, LEAVE, TOKEN, Names, RedisLink, Route
+from remit_redis.link import RedisLink
+from remit_redis.names import FRAME, JOIN, LEAVE, Names, Route, mint
 from remit_redis.wire import Wire
 
 __all__ = ["ClientLink"]
@@ -67,7 +67,7 @@ class ClientLink(RedisLink):
         wire = self._wire
         if wire is None:
             return
-        self._token = secrets.token_hex(TOKEN // 2).encode()
+        self._token = mint()
         self._inbox = self._names.inboxes + self._token
         self._hub = hub
         wire.subscribe(self._inbox)

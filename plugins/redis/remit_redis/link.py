@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import select
 from collections import deque
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Down, OwnedLink, Peer, Sent, Wakeable
 from remit_redis.dial import Address, Dialling, Refused
+from remit_redis.names import Names, Route
 from remit_redis.wire import Denied, Lost, Wire
 
-__all__ = ["FRAME", "JOIN", "LEAVE", "TOKEN", "Names", "RedisLink", "Route"]
+__all__ = ["RedisLink"]
 
 SOON: Final = 0.01
 """Seconds from a lost connection to the first attempt to come back; each further wait is twice as long..."""
@@ -25,33 +25,6 @@ HELD: Final = 64
 """Arrivals that may wait to be received while `send` reads more to see its answers."""
 FAREWELL: Final = 0.05
 """Seconds for which `close` waits for Redis to hear the farewell even if its linger is shorter."""
-
-FRAME, JOIN, LEAVE = b"F", b"J", b"L"
-"""What a message in the server's channel is; the sender's token and, for a frame, its bytes follow."""
-TOKEN: Final = 16
-"""Bytes of a token, in hexadecimal digits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The key and the channels of one location. Channels know no databases, so their names carry it."""
-
-    lease: bytes
-    """Key: the channel of the server that holds the location."""
-    hubs: bytes
-    inboxes: bytes
-    news: bytes
-    """Channel: ``+hub`` when a server comes, ``-hub`` when it leaves."""
-
-    @classmethod
-    def of(cls, prefix: str, database: int) -> Names:
-        """Return the names for a prefix and a database."""
-        parts = [f"{prefix}:lease"] + [f"{prefix}:{database}:{part}" for part in ("hub:", "inbox:", "news")]
-        return cls(*(part.encode() for part in parts))
-
-
-Route: TypeAlias = tuple[bytes, bytes]
-"""A channel, and what goes before each frame in it."""
 
 
 class RedisLink(OwnedLink):
@@ -249,7 +222,8 @@ class RedisLink(OwnedLink):
         self._wire = None
         self._beat_at = math.inf
         kind = Refused if isinstance(lost, Denied) else TransportError
-        self._trouble = kind(f"{lost} (at {self._address.where})")
+        hint = "; the README of remit-redis lists what a user must be allowed" if "NOPERM" in str(lost) else ""
+        self._trouble = kind(f"{lost} (at {self._address.where}){hint}")
         self._later()
         self._lost(str(lost))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from itertools import islice
 from time import monotonic
 from typing import Any, Final
@@ -11,7 +10,8 @@ from remit.errors import LocationInUse, TransportError
 from remit.location import Location
 from remit.transport import Capabilities, Frame, Peer, Up
 from remit_redis.dial import DIAL, Address
-from remit_redis.link import FRAME, JOIN, LEAVE, TOKEN, Names, RedisLink, Route
+from remit_redis.link import RedisLink
+from remit_redis.names import FRAME, JOIN, LEAVE, TOKEN, Names, Route, is_token, mint
 from remit_redis.wire import Lost, Wire
 
 __all__ = ["ServerLink"]
@@ -55,7 +55,7 @@ class ServerLink(RedisLink):
         super().__init__(location, capabilities, address, names)
         self.period = lease / BEATS
         self._lease = round(lease * 1000)
-        self._mine = names.hubs + secrets.token_hex(TOKEN // 2).encode() + b"."
+        self._mine = names.hubs + mint() + b"."
         self._epoch = 0
         self._hub = b""
         self._peers: dict[Peer, Route] = {}
@@ -132,7 +132,7 @@ class ServerLink(RedisLink):
         kind, token = data[:1], data[1 : 1 + TOKEN]
         if kind == FRAME and token in self._peers:
             self._arrivals.append(Frame(token, data[1 + TOKEN :]))
-        elif kind == JOIN and len(data) == 1 + TOKEN and _is_token(token) and token not in self._peers:
+        elif kind == JOIN and len(data) == 1 + TOKEN and is_token(token) and token not in self._peers:
             self._peers[token] = self._names.inboxes + token, b""
             self._arrivals.append(Up(token))
         elif kind == LEAVE and len(data) == 1 + TOKEN:
@@ -164,7 +164,3 @@ class ServerLink(RedisLink):
     def _farewell(self, wire: Wire) -> None:
         if self._settled and self._failure is None:
             wire.ask(self._ignore, None, b"EVAL", RELEASE, 1, self._names.lease, self._hub, self._names.news)
-
-
-def _is_token(token: bytes) -> bool:
-    return all(digit in b"0123456789abcdef" for digit in token)

@@ -12,7 +12,7 @@ from remit.location import Location, read_seconds, read_size
 from remit.transport import Capabilities, Link
 from remit_redis.client import ClientLink
 from remit_redis.dial import Address
-from remit_redis.link import Names
+from remit_redis.names import Names
 from remit_redis.server import ServerLink
 
 __all__ = ["RedisTransport"]

@@ -1,0 +1,135 @@
+"""Transport: opens ROUTER sockets for servers and DEALER sockets for clients."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import zmq
+
+from remit.claim import Claim
+from remit.errors import BadLocation, LocationInUse, TransportError
+from remit.location import Location, read_count, read_size
+from remit.transport import Capabilities, Link
+from remit_zeromq import context
+from remit_zeromq.link import ClientLink, ServerLink
+
+__all__ = ["ZeroMQTransport"]
+
+MAX_FRAME: Final = 16 * 1024 * 1024
+"""Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
+HWM: Final = 1000
+"""Frames that may wait in one direction of a connection, unless the location's ``hwm`` says otherwise."""
+ENVELOPE: Final = 1024
+"""Bytes by which the wire's own limit is above ours: ZeroMQ drops the connection over it, we raise before."""
+HEARTBEAT: Final = 2_000
+"""Milliseconds between two heartbeats of a connection."""
+DEAD: Final = 8_000
+"""Milliseconds without an answer after which a connection is dead."""
+RECONNECT: Final = (10, 250)
+"""Milliseconds before a client connects again, at first and at the most."""
+DEFAULT_LINGER: Final = 1_000
+"""Milliseconds for which frames may outlive a socket that nobody closed in so many words."""
+
+
+class ZeroMQTransport:
+    """Remit over ``zmq+tcp:``, ``zmq+ipc:`` or ``zmq+inproc:``."""
+
+    options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_size, "hwm": read_count}
+
+    def __init__(self, scheme: str) -> None:
+        self.capabilities = Capabilities(
+            max_frame=MAX_FRAME,
+            crosses_processes=scheme != "zmq+inproc",
+            crosses_hosts=scheme == "zmq+tcp",
+            sees_peers=False,
+        )
+
+    def bind(self, location: Location) -> Link:
+        """Open a server. Raises LocationInUse, BadLocation, TransportError."""
+        capabilities, options = self._read(location)
+        endpoint = _endpoint(location, binding=True)
+        # libzmq lets a second server take a socket file from the first, which then hears nothing any more.
+        claim = Claim(location.path) if location.scheme == "zmq+ipc" else None
+        try:
+            with _opened(zmq.ROUTER, location, capabilities, options) as socket:
+                socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+                socket.bind(endpoint)
+                bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+                port = int(bound.rpartition(":")[2]) if location.scheme == "zmq+tcp" else None
+                return ServerLink(location.replace(port=port), capabilities, socket, claim)
+        except BaseException:
+            if claim is not None:
+                claim.release()
+            raise
+
+    def connect(self, location: Location) -> Link:
+        """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
+        capabilities, options = self._read(location)
+        endpoint = _endpoint(location, binding=False)
+        with _opened(zmq.DEALER, location, capabilities, options) as socket:
+            # Without it, frames would be queued for a server that is not there, and lost when it comes.
+            socket.setsockopt(zmq.IMMEDIATE, 1)
+            socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT[0])
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT[1])
+            return ClientLink(location, capabilities, socket, endpoint)
+
+    def _read(self, location: Location) -> tuple[Capabilities, dict[str, Any]]:
+        options = location.read(self.options)
+        return replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME)), options
+
+
+@contextlib.contextmanager
+def _opened(
+    kind: int, location: Location, capabilities: Capabilities, options: Mapping[str, Any]
+) -> Iterator[zmq.Socket[bytes]]:
+    """Make a socket; if the block fails, close it again and translate what ZeroMQ says."""
+    socket = context.acquire().socket(kind)
+    try:
+        socket.setsockopt(zmq.LINGER, DEFAULT_LINGER)
+        socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE)
+        socket.setsockopt(zmq.SNDHWM, options.get("hwm", HWM))
+        socket.setsockopt(zmq.RCVHWM, options.get("hwm", HWM))
+        socket.setsockopt(zmq.IPV6, ":" in location.host)
+        if location.scheme == "zmq+tcp":
+            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAD)
+            socket.setsockopt(zmq.HEARTBEAT_TTL, DEAD)
+        yield socket
+    except BaseException as error:
+        socket.close(linger=0)
+        context.release(0.0)
+        if isinstance(error, zmq.ZMQError):
+            raise _translated(error, location) from error
+        raise
+
+
+def _translated(error: zmq.ZMQError, location: Location) -> TransportError:
+    if error.errno == errno.EADDRINUSE:
+        return LocationInUse(f"{location} has a server already; end that one or choose another place")
+    if error.errno == errno.EMFILE:
+        return TransportError(f"cannot open {location}: out of sockets or descriptors; raise `ulimit -n`")
+    advice = "is its folder there, and may you write to it?" if location.path else "is the address this host's own?"
+    return TransportError(f"cannot open {location}: {error}; {advice}")
+
+
+def _endpoint(location: Location, *, binding: bool) -> str:
+    """Return ZeroMQ's own name of the place. Raises BadLocation."""
+    if location.scheme == "zmq+tcp":
+        if not location.host or location.port is None:
+            raise BadLocation(f"{location} needs a host and a port, as in zmq+tcp://127.0.0.1:5555")
+        if not binding and (location.port == 0 or location.host == "*"):
+            raise BadLocation(f"{location} is no place to connect to; take the server's own `location`")
+        host = f"[{location.host}]" if ":" in location.host else location.host
+        return f"tcp://{host}:{location.port}"
+    if location.scheme == "zmq+ipc":
+        if not location.path:
+            raise BadLocation(f"{location} needs a path, as in zmq+ipc:///tmp/events.sock")
+        return f"ipc://{location.path}"
+    name = location.host + location.path
+    if not name:
+        raise BadLocation(f"{location} needs a name, as in zmq+inproc://events")
+    return f"inproc://{name}"
