@@ -23,8 +23,8 @@ __all__ = ["main"]
 FAILED: Final = 2
 """Exit code when Remit refused; argparse uses the same for a wrong command line."""
 INTERRUPTED: Final = 128 + signal.SIGINT
-LOOK: Final = 1.0
-"""Seconds after which a listening server looks whether it is to end, should a wake have been lost."""
+LOOK: Final = 60.0
+"""Seconds of one wait at the most; what arrives, and a signal, end it earlier."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -133,6 +133,15 @@ def test_a_project_without_a_remit_table_is_passed_over(project: Path) -> None:
     assert resolve() == Location("memory://above")
 
 
+def test_of_two_folders_above_the_nearer_one_counts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.parent / "remit.toml").write_text('url = "memory://far"')
+    (project / "pyproject.toml").write_text('[tool.remit]\nurl = "memory://near"')
+    below = project / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert resolve() == Location("memory://near")
+
+
 def test_an_empty_variable_counts_as_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REMIT_URL", "")
     (project / "remit.toml").write_text('url = "memory://file"')
@@ -413,3 +422,9 @@ def test_a_hint_becomes_a_part_of_a_file_name(project: Path) -> None:
     name = Path(private_location("../a b/ü-very-long-name-indeed").path).name
     assert name.startswith("ab-very-long-nam-")
     assert Path(private_location("").path).name.startswith("private-")
+
+
+def test_a_path_is_fresh_even_where_process_numbers_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in two containers that share the folder.
+    monkeypatch.setattr("remit.places._numbers", itertools.repeat(1))
+    assert private_location() != private_location()

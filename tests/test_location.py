@@ -16,7 +16,8 @@ from remit import Location
 from remit.errors import BadLocation, LocationError, UnknownOption
 from remit.location import read_count, read_flag, read_seconds, read_size
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
+SPECIAL = st.sampled_from("/?#%@:&=+ []41")
+TEXT = st.text(SPECIAL | st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
 WORD = st.text(string.ascii_lowercase + string.digits + "_", min_size=1, max_size=8)
 SCHEME = st.from_regex(r"[a-z][a-z0-9]{0,5}(\+[a-z]{1,4})?", fullmatch=True)
 HOST = st.one_of(

@@ -48,7 +48,7 @@ class CommandLauncher:
         self._inherits = inherits
         self._owner = os.getpid()
         self._workers: dict[int, _Worker] = {}
-        self._feeds: dict[int, _Worker] = {}
+        self._feeds: dict[int, _Feed] = {}
         self._events: list[Event] = []
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -67,9 +67,9 @@ class CommandLauncher:
             self._tell(LaunchFailed(order.attempt, f"{self._command[0]}: {error}"))
             return
         self._workers[worker.process.fileno()] = worker
-        self._feeds[worker.feed] = worker
+        self._feeds[worker.feed.descriptor] = worker.feed
         self._epoll.register(worker.process, select.EPOLLIN)
-        self._epoll.register(worker.feed, select.EPOLLOUT)
+        self._epoll.register(worker.feed.descriptor, select.EPOLLOUT)
         # A handle of its own: who closes that must not make this launcher blind.
         process = Process(worker.process.pid, os.dup(worker.process.fileno()))
         self._tell(Launched(order.attempt, process))
@@ -77,8 +77,8 @@ class CommandLauncher:
     def poll(self) -> list[Event]:
         """Return what has happened since the last call; never waits."""
         if not self._closed and self._owner == os.getpid():
-            for descriptor, _ in self._epoll.poll(0):
-                self._handle(descriptor)
+            for descriptor, mask in self._epoll.poll(0):
+                self._handle(descriptor, mask)
         events, self._events = self._events, []
         return events
 
@@ -94,6 +94,8 @@ class CommandLauncher:
         deadline = time.monotonic() + grace
         for worker in self._workers.values():
             worker.end(deadline, ours=self._owner == os.getpid())
+        for descriptor in self._feeds:
+            os.close(descriptor)
         self._workers, self._feeds = {}, {}
         self._epoll.close()
         os.close(self._news)
@@ -110,28 +112,47 @@ class CommandLauncher:
         self._events.append(event)
         os.eventfd_write(self._news, 1)
 
-    def _handle(self, descriptor: int) -> None:
-        """Three cases: our own news; a worker takes more of its order; one has ended."""
+    def _handle(self, descriptor: int, mask: int) -> None:
+        """Four cases: our own news; nobody reads an order any more; a worker takes more of it; a wrapper has ended."""
         if descriptor == self._news:
             os.eventfd_read(self._news)
-        elif descriptor in self._feeds:
-            if self._feeds[descriptor].fed():
-                # Kept open, unwatched: its end tells the worker of ours.
-                self._epoll.unregister(descriptor)
-                del self._feeds[descriptor]
-        elif descriptor in self._workers:
-            worker = self._workers.pop(descriptor)
+        elif descriptor in self._feeds and mask & select.EPOLLERR:
             self._epoll.unregister(descriptor)
-            if self._feeds.pop(worker.feed, None) is not None:
-                self._epoll.unregister(worker.feed)
-            self._events.append(worker.exited())
+            os.close(self._feeds.pop(descriptor).descriptor)
+        elif descriptor in self._feeds:
+            if self._feeds[descriptor].write():
+                # Kept open: its end tells the worker of ours. A wrapper may have handed over and ended long before.
+                self._epoll.modify(descriptor, 0)
+        elif descriptor in self._workers:
+            self._epoll.unregister(descriptor)
+            self._events.append(self._workers.pop(descriptor).exited())
+
+
+class _Feed:
+    """The end by which a worker gets its order."""
+
+    def __init__(self, descriptor: int, order: bytes) -> None:
+        self.descriptor = descriptor
+        self._rest = memoryview(order)
+        os.set_blocking(descriptor, False)
+
+    def write(self) -> bool:
+        """Write what fits; tell whether nothing is left to write."""
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self.descriptor, self._rest) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            pass  # Told once more, as an error of the descriptor.
+        return True
 
 
 class _Worker:
     """One program started for one order."""
 
     def __init__(self, command: list[str], order: Order, *, inherits: bool) -> None:
-        theirs, self.feed = os.pipe()
+        theirs, ours = os.pipe()
         try:
             self._popen = subprocess.Popen(
                 [*command, str(theirs if inherits else 0)],
@@ -144,35 +165,21 @@ class _Worker:
                 start_new_session=True,  # Its own group, and no terminal on which it could wait for an answer.
             )
         except BaseException:
-            os.close(self.feed)
+            os.close(ours)
             raise
         finally:
             os.close(theirs)
-        os.set_blocking(self.feed, False)
+        self.feed = _Feed(ours, packed(order, sys_path=sys.path if inherits else None))
         self._order = order
-        self._rest = memoryview(packed(order, sys_path=sys.path if inherits else None))
         self.process = self._held()
-
-    def fed(self) -> bool:
-        """Write what fits of the order; tell whether all is written, or nobody reads it any more."""
-        try:
-            while self._rest:
-                self._rest = self._rest[os.write(self.feed, self._rest) :]
-        except BlockingIOError:
-            return False
-        except BrokenPipeError:
-            pass  # It ends, or has ended: its exit tells why.
-        return True
 
     def exited(self) -> Exited:
         """Reap it, and before that, while its zombie pins the number, kill what is left of its group."""
         self.process.signal_group(signal.SIGKILL)
-        os.close(self.feed)
         return Exited(self._order.attempt, *self._reaped())
 
     def end(self, deadline: float, *, ours: bool) -> None:
         """Kill and reap it; not if it is detached or another process's."""
-        os.close(self.feed)
         if not ours or self._order.detach:
             self._popen.returncode = 0  # Not to be waited for by us.
             return
@@ -193,7 +200,7 @@ class _Worker:
             raise
 
     def _abandon(self) -> None:
-        os.close(self.feed)  # A worker that finds the end instead of its order ends.
+        os.close(self.feed.descriptor)  # A worker that finds the end instead of its order ends.
         self._popen.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(BURIAL)

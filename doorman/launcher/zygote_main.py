@@ -148,10 +148,8 @@ class _Zygote:
     def _hold(self, order: Order, pid: int) -> None:
         """Take hold of a new child before anything can reap it, and tell."""
         # The child does the same for itself: whoever comes first, its group exists before anybody is told.
-        try:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)
-        except (PermissionError, ProcessLookupError):
-            pass
         try:
             pidfd = os.pidfd_open(pid)
             self._epoll.register(pidfd, select.EPOLLIN)
