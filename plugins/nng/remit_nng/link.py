@@ -17,6 +17,8 @@ __all__ = ["CLAIM", "NngLink"]
 
 CLAIM: Final = 2.0
 """Seconds within which a channel that was given out must be claimed, and a lobby must have answered."""
+LAST_WORD: Final = 0.5
+"""Seconds that `close` waits at the most for the other side to have read all: it may not be reading at all."""
 FULL_WAIT: Final = 0.005
 """Seconds between two tries to send to a peer that was full."""
 
@@ -55,7 +57,7 @@ class NngLink(OwnedLink):
     def close(self, linger: float) -> None:
         """End the link; frames already accepted leave within ``linger`` seconds."""
         if self._ending():
-            self._leave(time.monotonic() + linger)
+            self._leave(time.monotonic() + min(linger, LAST_WORD))
             self._notes.waker.close()
 
     def after_fork(self) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import os
 import secrets
+import socket
 import time
+from typing import Any
 
 import pynng
 
@@ -45,7 +47,7 @@ class ServerLink(NngLink):
             self._notes.waker.close()
             raise
         if location.port is not None:
-            self.location = location.replace(port=listener.local_address.port_as_int())
+            self.location = location.replace(port=_port(listener))
         self._lobby_descriptor = _Descriptor(self._lobby.recv_fd)
         self._watch(self._lobby_descriptor, self._answer)
 
@@ -83,7 +85,7 @@ class ServerLink(NngLink):
             else:
                 host = f"[{self.location.host}]" if ":" in self.location.host else self.location.host
                 listener = channel.socket.listen(f"tcp://{host}:0")
-                where = str(listener.local_address.port_as_int())
+                where = str(_port(listener))
         except BaseException:
             channel.close()
             raise
@@ -143,6 +145,11 @@ class ServerLink(NngLink):
             channel.close()
         if self._claim is not None:
             self._claim.release()
+
+
+def _port(listener: Any) -> int:
+    """Return the port that the system chose; nng has it in the network's order of bytes."""
+    return socket.ntohs(listener.local_address.port)
 
 
 class _Descriptor:
