@@ -33,6 +33,8 @@ KEEP: Final = 1.0
 """Seconds after which the keeper looks after a link that nobody ticks."""
 PATIENCE: Final = 15.0
 """Seconds of silence after which clients may take a server with a keeper for dead."""
+FAREWELL: Final = 0.5
+"""Seconds that a closing server waits for its clients to have read its last words."""
 TICK_BOUND: Final = 0.25
 """Seconds after which a tick without ``limit`` returns although more keeps arriving."""
 RUN_WAIT: Final = 1.0
@@ -118,9 +120,9 @@ class Server(Listening):
         _SERVERS.discard(self)
         self._waker.wake()
         with endpoint.lock:
-            endpoint.machine.bye("closed")
-            endpoint.flush()
-            endpoint.close(self._settings.linger if linger is None else linger)
+            bound = self._settings.linger if linger is None else linger
+            _say_farewell(endpoint, time.monotonic() + min(bound, FAREWELL))
+            endpoint.close(bound)
         if self._threaded and self._keeper is not threading.current_thread():
             self._keeper.join(KEEP)
         for selector in self._wakers.values():
@@ -346,6 +348,15 @@ def ticked_here(location: Location) -> bool:
     """Whether the calling thread is the one that ticks a server on this location."""
     here = threading.get_ident()
     return any(server._ticker == here and server.location == location for server in list(_SERVERS))
+
+
+def _say_farewell(endpoint: ServerEndpoint, deadline: float) -> None:
+    """Tell every client, and wait until it has answered: some backends lose what was not read when they close."""
+    endpoint.machine.bye("closed")
+    endpoint.flush()
+    while endpoint.machine.attended and (left := deadline - time.monotonic()) > 0:
+        endpoint.wait(min(left, 0.01 if endpoint.machine.writable else left))
+        endpoint.pump()
 
 
 def _keep(reference: weakref.ref[Server], stopping: threading.Event) -> None:

@@ -206,6 +206,11 @@ class Acceptor:
                     self.writable[session] = None
         return self._sweep_at
 
+    @property
+    def attended(self) -> bool:
+        """Whether any client is connected, as far as is known."""
+        return bool(self._by_peer)
+
     def bye(self, why: str) -> None:
         """Tell every client that this server ends."""
         for session in self._by_peer.values():

@@ -98,6 +98,8 @@ class Connector:
             self.session.disconnect()
         else:
             self._down()
+            # Answered, so that the server knows that its last words were read and can leave without losing them.
+            self.session.control.append(frames.pack(Bye("heard")))
             # It may come back on the same link without a Down that the transport can see.
             self._hello_at = now + HELLO_AGAIN
             self.session.peer = SERVER
