@@ -54,8 +54,9 @@ LONG: Final = 60.0
 class ProcessManager(Owner):
     """Runs tasks in processes of their own, each proven to be its task's before the task's code begins.
 
-    ``location`` is where the processes speak to the manager: a Remit location that crosses processes; None for a private
-    one on the configured transport. Nothing happens but in `tick`, `run` and `Task.result`, in the caller's thread.
+    ``location`` is where the processes speak to the manager: a Remit location that crosses processes; None for a
+    private one on the configured transport. Nothing happens but in `tick`, `run` and `Task.result`, in the caller's
+    thread.
 
     launcher -- starts the processes; default: a warm zygote that forks them
     rules -- may a task start now; without rules all start at once

@@ -15,13 +15,13 @@ __all__ = ["Rule", "Rules"]
 class Rule:
     """A bound on how many processes may run while the load lies within some bands.
 
-    ``processes`` is the bound; None bounds nothing. Loads are those of the running tasks together: per cent of the whole
-    machine, all cores, or of its memory; cut to whole per cent, so that the bands 0-50 and 51-75 leave no gap. A band
-    with one end given is open at the other. The rule holds while any of its bands contains the load; without a band it
-    always holds.
+    ``processes`` is the bound; None bounds nothing. Loads are those of the running tasks together: per cent of the
+    whole machine, all cores, or of its memory; cut to whole per cent, so that the bands 0-50 and 51-75 leave no gap. A
+    band with one end given is open at the other. The rule holds while any of its bands contains the load; without a
+    band it always holds.
 
-    With ``handler`` the rule is about tasks of that handler alone, and counts only these. Sibling bands look at the load
-    of the tasks with the same handler as the one that wants to start, and count only these.
+    With ``handler`` the rule is about tasks of that handler alone, and counts only these. Sibling bands look at the
+    load of the tasks with the same handler as the one that wants to start, and count only these.
     """
 
     processes: int | None = None

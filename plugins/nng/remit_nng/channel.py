@@ -59,13 +59,13 @@ class Channel:
         self.deadline = 0.0
         """When to give it up if it is not up by then."""
         self.socket = pynng.Pair0(recv_max_size=max_frame + ENVELOPE, send_buffer_size=BUFFER, recv_buffer_size=BUFFER)
+        self._descriptor: int = self.socket.recv_fd
         self.socket.add_post_pipe_connect_cb(notes.on(self, "connected"))
         self.socket.add_post_pipe_remove_cb(notes.on(self, "removed"))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while a frame waits."""
-        descriptor: int = self.socket.recv_fd
-        return descriptor
+        return self._descriptor
 
     def send(self, frame: bytes) -> Sent:
         """Offer a frame."""

@@ -58,6 +58,7 @@ class NngLink(OwnedLink):
         """End the link; frames already accepted leave within ``linger`` seconds."""
         if self._ending():
             self._leave(time.monotonic() + min(linger, LAST_WORD))
+            self._poller.close()
             self._notes.waker.close()
 
     def after_fork(self) -> None:

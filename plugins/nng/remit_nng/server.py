@@ -128,7 +128,8 @@ class ServerLink(NngLink):
     def _noted(self, subject: Channel, what: str) -> None:
         if what == "removed" and (subject in self._numbers or subject in self._unclaimed):
             self._read(subject)  # what came before it left
-            self._drop(subject, "its connection has ended")
+            if subject in self._numbers or subject in self._unclaimed:
+                self._drop(subject, "its connection has ended")
 
     def _keep_time(self) -> None:
         now = time.monotonic()

@@ -1,0 +1,93 @@
+"""Load: what tasks cost, read once for all rules."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from doorman.load import SAMPLE, Meter, Reading
+
+
+class Machine:
+    """A machine of four cores and 1000 bytes whose clock and processes do as they are told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.reads = 0
+        self.processes: dict[int, Reading] = {}
+        self.meter = Meter(self.read, clock=lambda: self.now, cores=4, memory=1000)
+
+    def read(self, pid: int) -> Reading | None:
+        self.reads += 1
+        return self.processes.get(pid)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_what_has_not_been_read_twice_counts_as_one_busy_core(machine):
+    machine.processes[7] = Reading(0.0, 100)
+    load = machine.meter.measure([("a1", "a", 7), ("a2", "a", None)])
+    assert (load.everyone.processes, load.everyone.processor, load.everyone.memory) == (2, 50.0, 10.0)
+
+
+def test_load_is_what_was_used_between_two_readings(machine):
+    machine.processes[7] = Reading(5.0, 100)
+    machine.meter.measure([("a1", "a", 7)])
+    machine.now, machine.processes[7] = 2.0, Reading(6.0, 250)
+    load = machine.meter.measure([("a1", "a", 7)])
+    assert load.everyone.processor == pytest.approx(100 * 1.0 / 2.0 / 4)
+    assert load.everyone.memory == pytest.approx(25.0)
+
+
+def test_loads_are_told_apart_by_handler(machine):
+    load = machine.meter.measure([("1", "a", None), ("2", "a", None), ("3", "b", None)])
+    assert [load.siblings(name).processes for name in ("a", "b", "c")] == [2, 1, 0]
+    assert load.everyone.processes == 3
+
+
+def test_no_process_is_read_more_often_than_its_clock_ticks(machine):
+    machine.processes[7] = Reading(0.0, 0)
+    for _ in range(100):
+        machine.meter.measure([("a1", "a", 7)])
+    assert machine.reads == 1
+    machine.now += SAMPLE
+    machine.meter.measure([("a1", "a", 7)])
+    assert machine.reads == 2
+
+
+def test_another_attempt_does_not_inherit_the_readings_of_the_one_before(machine):
+    machine.processes[7] = Reading(100.0, 0)
+    machine.meter.measure([("a1", "a", 7)])
+    machine.now, machine.processes[7] = 1.0, Reading(0.0, 0)  # the number is another process's now
+    assert machine.meter.measure([("a2", "a", 7)]).everyone.processor == 25.0
+
+
+def test_a_process_that_has_ended_keeps_its_last_load(machine):
+    machine.processes[7] = Reading(0.0, 100)
+    machine.meter.measure([("a1", "a", 7)])
+    machine.now = 1.0
+    del machine.processes[7]
+    assert machine.meter.measure([("a1", "a", 7)]).everyone.memory == 10.0
+
+
+def test_the_real_machine_sees_a_busy_process():
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        meter.measure([("1", "a", process.pid)])
+        process.stdout.readline()
+        now[0] = 1.0
+        load = meter.measure([("1", "a", process.pid)])
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    assert load.everyone.processor >= 20 / (os.cpu_count() or 1)  # it used 0.3 s, most of them after the first look
+    assert load.everyone.memory > 0
