@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from doorman.errors import WorkerDied
 from doorman.identity import Credential
 from doorman.launcher import Exited
 from doorman.process import Process
@@ -15,6 +17,9 @@ from doorman.task import Task
 from doorman.worker import label
 
 __all__ = ["Attempt", "Parts"]
+
+EARLY: Final = 8
+"""Hellos kept of an attempt whose process is not known yet: the true one is said again."""
 
 
 class Parts:
@@ -48,12 +53,14 @@ class Attempt:
     """What the launcher started: the task's process, or a wrapper around it."""
     own: Process | None = None
     """The task's process where that is not what was launched."""
-    hello: tuple[dict[str, Any], Any] | None = None
-    """A hello, and its sender, that came before the launcher's word."""
+    hellos: deque[tuple[dict[str, Any], Any]] = field(default_factory=lambda: deque(maxlen=EARLY))
+    """The hellos, and their senders, that came before the launcher's word. Anybody may have said them."""
     outcome: Outcome | None = None
     exited: Exited | None = None
     stopping: State | None = None
     """Why it was told to end: the state it goes to."""
+    error: BaseException | None = None
+    """What it ends with if it fails because it was told to end."""
     credential: Credential = field(init=False)
     parts: Parts = field(init=False)
 
@@ -68,6 +75,20 @@ class Attempt:
         if self.task.identity is not None:
             return self.task.identity.pid
         return None if self.launched is None else self.launched.pid
+
+    def verdict(self) -> tuple[State, Any, BaseException | None]:
+        """Say how it ended, once its process has: the state, the value and the error. Four cases, in this order."""
+        exited = self.exited or Exited(self.id, None, None)
+        died = self.error or WorkerDied(self.pid, exited.exit_code, exited.signal)
+        if self.outcome is not None and self.stopping is not State.EXPIRED:  # 1. it told its result
+            value, error = self.outcome.open()
+            return State.DONE if error is None else State.FAILED, value, error
+        if self.stopping is not None:  # 2. it was told to end
+            return self.stopping, None, died if self.stopping is State.FAILED else None
+        if exited.exit_code == 0 and self.task.identity is not None and self.task.argv:  # 3. a command that ended well
+            return State.DONE, 0, None
+        unknown = exited.exit_code is None and exited.signal is None  # 4. it died
+        return State.LOST if unknown else State.FAILED, None, died
 
     def signal(self, number: int) -> None:
         """Signal the whole group of what was launched, and the task's process; through pidfds alone."""

@@ -74,6 +74,9 @@ class WorkerDied(TaskError):
         self.signal = None if signal_number is None else signal.Signals(signal_number)
         super().__init__(f"{self._who()} {self._how()}{': ' + detail if detail else ''}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _worker_died, (self.pid, self.exit_code, self.signal, str(self))
+
     def _who(self) -> str:
         return "no process was started," if self.pid is None else f"process {self.pid} ended without a result,"
 
@@ -81,6 +84,12 @@ class WorkerDied(TaskError):
         if self.signal is not None:
             return f"killed by {self.signal.name}"
         return "how is not known" if self.exit_code is None else f"exit code {self.exit_code}"
+
+
+def _worker_died(pid: int | None, exit_code: int | None, signal_number: int | None, text: str) -> WorkerDied:
+    error = WorkerDied(pid, exit_code, signal_number)
+    error.args = (text,)
+    return error
 
 
 class TaskCancelled(TaskError):

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from doorman.owner import Owner
 from doorman.rules import Rule
+from doorman.states import State
 from doorman.task import Task
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from remit import Server
 
 __all__ = ["GroupManager", "Manager"]
@@ -51,13 +51,19 @@ class Manager(Protocol):
         ...
 
 
-class GroupManager:
-    """Leads another manager: a group starts when every task of the one before it has ended, however it ended."""
+class GroupManager(Owner):
+    """Leads another manager: a group starts when every task of the one before it has ended, however it ended.
+
+    Several may lead one manager: each keeps its own order, and the manager's rules hold for all of them together.
+    Leaving its block closes the manager that it leads.
+    """
 
     def __init__(self, manager: Manager) -> None:
+        super().__init__()
         self.manager = manager
-        self._groups: deque[tuple[Task, ...]] = deque()
+        self._groups: deque[dict[Task, bytes]] = deque()
         self._current: tuple[Task, ...] = ()
+        self._closed = False
 
     @property
     def server(self) -> Server:
@@ -67,13 +73,25 @@ class GroupManager:
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
         """The groups that have not begun, in order."""
-        return tuple(self._groups)
+        return tuple(tuple(group) for group in self._groups)
 
     def add_group(self, tasks: Iterable[Task]) -> tuple[Task, ...]:
-        """Want some tasks, together, after all that was added before."""
-        group = tuple(tasks)
+        """Want some tasks, together, after all that was added before; all of them or, if it raises, none.
+
+        Raises TaskNotPicklable, TaskAlreadyAdded.
+        """
+        if self._closed:
+            raise ValueError("this manager is closed")
+        group: dict[Task, bytes] = {}
+        try:
+            for task in tasks:
+                group[task] = task.adopt(self)
+        except BaseException:
+            for task in group:
+                task.release()
+            raise
         self._groups.append(group)
-        return group
+        return tuple(group)
 
     def add_task(self, task: Task) -> Task:
         """Want one task, after all that was added before: a group of its own."""
@@ -90,40 +108,31 @@ class GroupManager:
 
     def cancel(self, task: Task) -> bool:
         """Drop a task whose group has not begun, or cancel one that waits or runs; False if it has ended."""
-        for place, group in enumerate(self._groups):
-            if task in group:
-                self._groups[place] = tuple(other for other in group if other is not task)
+        for group in self._groups:
+            if group.pop(task, None) is not None:
+                task.end(State.CANCELLED)
                 return True
         return self.manager.cancel(task)
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs, in any group."""
         busy = self.manager.tick()
-        while not busy and self._advance():
+        while self._advance():
             busy = self.manager.tick()
-        return busy or bool(self._groups) or not self._ended()
+        return busy or bool(self._groups)
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.manager.wait(timeout)
-
-    def run(self) -> None:
-        """Tick until every group has ended. Sleeps while nothing happens."""
-        while self.tick():
-            self.manager.wait(1.0)
+        self.manager.wait(0.0 if self._groups and self._ended() else timeout)
 
     def close(self) -> None:
-        """Forget the groups that have not begun, stop what runs, and end."""
+        """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
+        self._closed = True
+        for group in self.groups:
+            for task in group:
+                self.cancel(task)
         self._groups.clear()
         self.manager.close()
-
-    def __enter__(self) -> GroupManager:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ended(self) -> bool:
         return all(task.done() for task in self._current)
@@ -132,7 +141,13 @@ class GroupManager:
         """Begin the next group, whole, if the present one has ended; False if there is nothing to begin."""
         if not self._groups or not self._ended():
             return False
-        self._current = self._groups.popleft()
-        for task in self._current:
-            self.manager.add_task(task)
+        group = self._groups.popleft()
+        self._current = tuple(group)
+        for task, call in group.items():
+            task.release(call)
+        if isinstance(self.manager, GroupManager):
+            self.manager.add_group(group)  # Added one by one they would be groups of their own.
+        else:
+            for task in group:
+                self.manager.add_task(task)
         return True

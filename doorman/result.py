@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import traceback
 from typing import Any
@@ -38,15 +39,16 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
         if self.value is not None:
             try:
                 return pickle.loads(self.value), None
-            except Exception as error:  # noqa: BLE001 - unpickling runs code of the user's, which may raise anything
-                told = "".join(traceback.format_exception(error))
+            except Exception as unreadable:  # noqa: BLE001 - unpickling runs the user's code, which may raise anything
+                told = "".join(traceback.format_exception(unreadable))
                 return None, TaskFailed(f"the task returned, but its value cannot be unpickled here:\n{told}")
         failure = TaskFailed(f"the task raised in its process:\n\n{self.told}")
-        try:
-            error = pickle.loads(self.error) if self.error is not None else failure
-        except Exception:  # noqa: BLE001 - the same; the text still tells what happened
-            error = failure
-        if not isinstance(error, BaseException):
+        error: Any = failure
+        if self.error is not None:
+            with contextlib.suppress(Exception):  # the same; the text still tells what happened
+                error = pickle.loads(self.error)
+        # A KeyboardInterrupt of the child's must not look like one of the manager's.
+        if not isinstance(error, Exception):
             error = failure
         if error is not failure:
             error.__cause__ = failure

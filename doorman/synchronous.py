@@ -5,52 +5,61 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias
 
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
+from doorman.owner import Owner
 from doorman.process import Process
-from doorman.rules import Rule
+from doorman.rules import Rule, Rules
 from doorman.states import State
-from doorman.task import Owner, Task
+from doorman.task import Task
 from remit import Server
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from remit.errors import ReentrantTick
 
 __all__ = ["SynchronousManager"]
+
+AGAIN: Final = 0.01
+"""Seconds after which a task that may not run yet is asked again."""
+NOT_FOUND: Final = 127
+"""Exit code of a command that cannot be run, by the convention of the shells."""
 
 
 class SynchronousManager(Owner):
     """Runs every task that waits when it is ticked, in the order in which they were added, in this very process.
 
     For tests, for debugging, and where there can be no processes. Rules are kept but hold nobody back, since never more
-    than one task runs; expiry cannot stop code of this process. `Task.identity` is this process's own.
+    than one task runs. A callable shares this process's environment, folder and output, and cannot be stopped by its
+    expiry; a command has its own, and can. `Task.identity` is this process's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rules: Iterable[Rule] = ()) -> None:
+        super().__init__()
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
-        self.rules: list[Rule] = []
+        self.rules = Rules(rules)
         self._waiting: dict[Task, None] = {}
+        self._running: Task | None = None
+        self._closed = False
 
     def add_task(self, task: Task) -> Task:
         """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable."""
+        if self._closed:
+            raise ValueError("this manager is closed")
         task.adopt(self)
         self._waiting[task] = None
         return task
 
     def add_rule(self, rule: Rule) -> None:
         """Keep a rule."""
-        self.rules.append(rule)
+        self.rules.add(rule)
 
     def remove_rule(self, rule: Rule) -> bool:
         """Drop a rule; False if it was not there."""
-        if rule not in self.rules:
-            return False
-        self.rules.remove(rule)
-        return True
+        return self.rules.remove(rule)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
@@ -60,86 +69,122 @@ class SynchronousManager(Owner):
     @property
     def running(self) -> tuple[Task, ...]:
         """The task that runs now, as it sees it itself."""
-        return tuple(task for task in self._waiting if task.state is State.RUNNING)
+        return () if self._running is None else (self._running,)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self._waiting or self._running)
 
     def cancel(self, task: Task) -> bool:
-        """Drop a waiting task; False if it runs or has ended."""
-        if task.state is not State.WAITING or task not in self._waiting:
+        """Drop a waiting task; False if it runs, and cannot be stopped here, or has ended."""
+        if task not in self._waiting:
             return False
         del self._waiting[task]
         task.end(State.CANCELLED)
         return True
 
     def tick(self) -> bool:
-        """Run every task that waits and may run; True while any waits."""
+        """Run every task that waits and may run; True while any waits. Raises ReentrantTick in a task."""
+        if self._running is not None:
+            raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
+        self.server.tick()
         for task in list(self._waiting):
-            if task.cancel_when is not None and task.cancel_when():
-                self.cancel(task)
-            if task in self._waiting and (task.can_run is None or task.can_run()):
+            if self._may_run(task):
+                del self._waiting[task]
                 self._run(task)
-        return bool(self._waiting)
+        return self.busy
 
     def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds: nothing happens here but in `tick`."""
-        self.server.wait(timeout)
-
-    def run(self) -> None:
-        """Tick until nothing waits."""
-        while self.tick():
-            self.wait(0.01)
-
-    def run_until(self, task: Task, timeout: float | None) -> None:
-        """Tick until ``task`` has ended; a task's own time has no bound here."""
-        while not task.done():
-            self.tick()
-            if not task.done():
-                self.wait(0.01)
+        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        self.server.wait(min(timeout, AGAIN) if self._waiting else timeout)
 
     def close(self) -> None:
-        """Drop what waits, and end."""
-        for task in list(self._waiting):
+        """Drop what waits, and end. May be called twice."""
+        self._closed = True
+        for task in self.waiting:
             self.cancel(task)
         self.server.close()
 
-    def __enter__(self) -> SynchronousManager:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _may_run(self, task: Task) -> bool:
+        """Ask the task's own questions; one that raises fails its task."""
+        try:
+            if task in self._waiting and task.cancel_when is not None and task.cancel_when():
+                self.cancel(task)
+            return task in self._waiting and (task.can_run is None or bool(task.can_run())) and task in self._waiting
+        except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
+            if self._waiting.pop(task, self) is None:
+                task.end(State.FAILED, error=error)
+            return False
 
     def _run(self, task: Task) -> None:
-        error: BaseException | None = None
-        value: Any = None
-        while True:
-            task.attempt += 1
-            task.identity = _own_identity(task)
-            task.enter(State.RUNNING)
-            try:
-                with entered(CurrentTask(task.name, task.attempt, self._emit)):
-                    value, error = _call(task), None
-            except Exception as raised:  # noqa: BLE001 - one task that raises must not stop the others
-                error = raised
-                error.__cause__ = error.__cause__ or TaskFailed("".join(traceback.format_exception(raised)))
-            if error is None or task.attempt > task.retries:
-                break
-            task.enter(State.WAITING)
-        self._waiting.pop(task, None)
-        task.end(State.DONE if error is None else State.FAILED, value, error)
+        """Try a task once; it waits again if it failed and may be retried."""
+        self._running = task
+        task.attempt += 1
+        task.identity = _own_identity(task)
+        task.enter(State.RUNNING)
+        state, value, error = _INTERRUPTED
+        try:
+            state, value, error = _command(task) if task.argv else self._call(task)
+        finally:
+            self._running = None
+            if state is State.FAILED and task.attempt <= task.retries and not self._closed:
+                task.enter(State.WAITING)
+                self._waiting[task] = None
+            else:
+                if state in (State.CANCELLED, State.EXPIRED):
+                    task.enter(State.STOPPING)
+                task.end(state, value, error)
+
+    def _call(self, task: Task) -> _End:
+        try:
+            with entered(CurrentTask(task.name, task.attempt, self._emit)):
+                return State.DONE, task.fn(*task.args, **task.kwargs), None
+        except SystemExit as leaving:
+            return _left(leaving)
+        except Exception as raised:  # noqa: BLE001 - one task that raises must not stop the others
+            failure = TaskFailed(f"the task raised:\n\n{''.join(traceback.format_exception(raised))}")
+            failure.__cause__, raised.__cause__ = raised.__cause__, failure
+            return State.FAILED, None, raised
 
     def _emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.server.emit(name, *args, **kwargs)
 
 
-def _call(task: Task) -> Any:
-    if not task.argv:
-        return task.fn(*task.args, **task.kwargs)
-    done = subprocess.run([*task.wrapper, *task.argv], cwd=task.cwd, env=task.env, check=False)
-    task.exit_code = done.returncode
-    if done.returncode:
-        raise WorkerDied(None, done.returncode, None, f"{task.argv[0]} failed")
-    return 0
+_End: TypeAlias = tuple[State, Any, BaseException | None]
+_INTERRUPTED: Final[_End] = (State.CANCELLED, None, None)
+"""How a task ends whose caller is ended, as by Ctrl-C."""
+
+
+def _command(task: Task) -> _End:
+    """Run a task's program to its end, or until it has expired."""
+    command = [*task.wrapper, *task.argv]
+    try:
+        process = subprocess.Popen(command, cwd=task.cwd, env=task.env)
+    except OSError as error:
+        task.exit_code = NOT_FOUND
+        return State.FAILED, None, WorkerDied(None, NOT_FOUND, None, f"cannot run {command[0]}: {error}")
+    with process:
+        try:
+            code = process.wait(task.expires_in)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return State.EXPIRED, None, None
+        except BaseException:
+            process.kill()
+            raise
+    task.exit_code, task.signal = (code, None) if code >= 0 else (None, -code)
+    return (State.FAILED, None, WorkerDied(process.pid, task.exit_code, task.signal)) if code else (State.DONE, 0, None)
+
+
+def _left(leaving: SystemExit) -> _End:
+    """Tell what a process of the task's own would have ended as."""
+    if not leaving.code:
+        return State.DONE, None, None
+    if isinstance(leaving.code, int):
+        return State.FAILED, None, WorkerDied(os.getpid(), leaving.code & 0xFF, None)
+    print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
+    return State.FAILED, None, WorkerDied(os.getpid(), 1, None)
 
 
 def _own_identity(task: Task) -> Identity:

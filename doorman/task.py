@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.owner import Owner
 from doorman.states import ENDED, State, legal
 
 if TYPE_CHECKING:
@@ -22,19 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Owner", "Task"]
 
 _numbers = itertools.count(1)
-FOREVER: Final = float("inf")
-
-
-class Owner:
-    """What a task asks of the manager it was added to."""
-
-    def cancel(self, task: Task) -> bool:
-        """Drop or stop the task; False if it has ended."""
-        raise NotImplementedError
-
-    def run_until(self, task: Task, timeout: float | None) -> None:
-        """Make progress until the task has ended. Raises ResultTimeout."""
-        raise NotImplementedError
 
 
 class Task:
@@ -52,7 +41,9 @@ class Task:
     cancel_when -- asked at each tick; once it returns True the task is cancelled
     retries -- how often it is tried again after it raised or its process died
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
-    cwd, env -- the process's working directory and whole environment; None: the manager's
+    cwd, env -- the process's working directory and whole environment; None: as they were when the manager was made
+
+    Raises TypeError, ValueError.
     """
 
     def __init__(
@@ -79,10 +70,13 @@ class Task:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
         if retries < 0:
             raise ValueError(f"retries is not negative: {retries!r}")
+        for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
+            if asked is not None and not callable(asked):
+                raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
         self.fn, self.args, self.kwargs = fn, args, dict(kwargs or {})
         self.argv: tuple[str, ...] = ()
         self.id = f"{next(_numbers)}"
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.name = name or str(getattr(_innermost(fn), "__name__", type(fn).__name__))
         self.handler = handler or _handler_of(fn)
         self.expires_in = expires_in
         self.ignores_rules = ignores_rules
@@ -90,9 +84,9 @@ class Task:
         self.can_run = can_run
         self.cancel_when = cancel_when
         self.retries = retries
-        self.wrapper = tuple(wrapper)
-        self.cwd = None if cwd is None else os.fspath(cwd)
-        self.env = None if env is None else dict(env)
+        self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
+        self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
+        self.env = None if env is None else _environment(env)
         self.state = State.WAITING
         self.identity: Identity | None = None
         """The process that was proven to be this task's; None until then."""
@@ -106,6 +100,7 @@ class Task:
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
         self._owner: Owner | None = None
+        self._call: bytes | None = None
         self._started: float | None = None
         self._ended: float | None = None
         self._value: Any = None
@@ -117,11 +112,10 @@ class Task:
 
         Its process proves itself and then becomes the program: pid and inode stay. Takes the policy of `Task`.
         """
-        if isinstance(argv, str) or not argv or not all(isinstance(word, str) for word in argv):
-            raise TypeError(f"a command is a sequence of texts, such as ['ffmpeg', '-i', 'a.avi'], not {argv!r}")
-        program = os.path.basename(argv[0])  # noqa: PTH119 - a word, not a path to follow
+        words = _words(argv, "a command", "['ffmpeg', '-i', 'a.avi']")
+        program = os.path.basename(words[0])  # noqa: PTH119 - a word, not a path to follow
         task = cls(_nothing, **{"name": program, "handler": program, **policy})
-        task.argv = tuple(argv)
+        task.argv = words
         return task
 
     # -- for those who wait ------------------------------------------------------------------------------------
@@ -170,9 +164,13 @@ class Task:
         """Bind the task to its manager and return its call as bytes. Raises TaskAlreadyAdded, TaskNotPicklable."""
         if self._owner is not None:
             raise TaskAlreadyAdded(f"{self!r} was added before; make a new task for each run")
-        call = b"" if self.argv else self._pickled()
-        self._owner = owner
+        call = self._call if self._call is not None else b"" if self.argv else self._pickled()
+        self._owner, self._call = owner, None
         return call
+
+    def release(self, call: bytes | None = None) -> None:
+        """Undo `adopt`. The next manager gets ``call``, whatever has become of the arguments; None: pickle anew."""
+        self._owner, self._call = None, call
 
     def enter(self, state: State) -> None:
         """Go to another state; the only place where it changes."""
@@ -195,7 +193,8 @@ class Task:
 
     def _pickled(self) -> bytes:
         try:
-            return cloudpickle.dumps((self.fn, self.args, self.kwargs), protocol=pickle.HIGHEST_PROTOCOL)
+            call: bytes = cloudpickle.dumps((self.fn, self.args, self.kwargs), protocol=pickle.HIGHEST_PROTOCOL)
+            return call
         except Exception as error:
             raise TaskNotPicklable(
                 f"task {self.name!r} cannot travel to a process: {self._culprit()}: {error}; "
@@ -213,9 +212,30 @@ class Task:
         return "its parts together"
 
 
+def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
+
+
 def _handler_of(fn: Callable[..., Any]) -> str:
+    fn = _innermost(fn)
     module = getattr(fn, "__module__", None) or type(fn).__module__
     return f"{module}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+
+
+def _words(words: Sequence[str | os.PathLike[str]], what: str, example: str) -> tuple[str, ...]:
+    read = () if isinstance(words, str | bytes) or not isinstance(words, Iterable) else tuple(words)
+    if not read or not all(isinstance(word, str | os.PathLike) for word in read):
+        raise TypeError(f"{what} is a sequence of texts, such as {example}, not {words!r}")
+    return tuple(os.fspath(word) for word in read)
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"the environment of a process is texts, not {name!r}: {value!r}")
+    return dict(env)
 
 
 def _nothing() -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
+import signal
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,15 +102,17 @@ def run_order(order: Order) -> int:
 
 
 def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
-    """Call what the task calls; return its outcome and the exit code. An exit without error has no outcome."""
+    """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
     try:
         fn, args, kwargs = pickle.loads(work.call)
         with entered(CurrentTask(work.name, work.attempt, line.emit)):
             value = fn(*args, **kwargs)
         return returned(value), 0
     except SystemExit as leaving:
-        if leaving.code is None or isinstance(leaving.code, int):
-            return None, leaving.code or 0
+        if not leaving.code:
+            return returned(None), 0
+        if isinstance(leaving.code, int):
+            return None, leaving.code
         print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
         return None, 1
     except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
@@ -121,7 +127,7 @@ def wrap(order: Order, work: Work) -> NoReturn:
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    become((*work.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman.worker", str(descriptor)))
+    become((*work.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman.launcher.enter", str(descriptor)))
 
 
 def become(command: tuple[str, ...]) -> NoReturn:
@@ -204,8 +210,10 @@ def main() -> int:
 
     descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     order = take_order(descriptor)
-    with contextlib.suppress(OSError):
-        prctl.die_with_parent(os.getppid())
+    if not order.detach:
+        with contextlib.suppress(OSError):
+            prctl.die_with_parent(os.getppid())
+        _end_with_manager(descriptor)
     if order.env is not None:
         os.environ.clear()
         os.environ.update(order.env)
@@ -215,5 +223,15 @@ def main() -> int:
     return run_order(order)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _end_with_manager(descriptor: int) -> None:
+    """Watch the descriptor of the order, whose end of file is the manager's: a wrapper may outlive it."""
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return  # A wrapper of the zygote's: it ends the whole group.
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        poll.poll()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="doorman-manager-watch", daemon=True).start()

@@ -1,6 +1,6 @@
 """Remit: a distributed event emitter: listeners may live in another process or on another server.
 
-The same program runs over Unix sockets, ZeroMQ, Redis, nng or memory, chosen by a URL, with the same guarantees.
+The same program runs over any transport, chosen by a URL, with the same guarantees on each.
 """
 
 from remit.client import Client

@@ -101,15 +101,16 @@ class Client(Listening):
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every event so far is confirmed as handled; False after ``timeout`` (or linger) seconds.
 
-        Raises WouldDeadlock in the thread that ticks the server, SessionRefused.
+        In the thread that ticks the server a longer wait than a quarter of a second would be in vain: it raises
+        WouldDeadlock. Raises also SessionRefused.
         """
         runtime = self._runtime
         if runtime is None:
             return True
         bound = self._settings.linger if timeout is None else timeout
-        if not ticked_here(self._location):
+        if bound <= SETTLE or not ticked_here(self._location):
             return runtime.drain(bound)
-        if runtime.drain(min(SETTLE, bound)):
+        if runtime.drain(SETTLE):
             return True
         raise WouldDeadlock(
             f"this thread ticks the server on {self._location} itself: tick it until the events are handled, "

@@ -18,7 +18,7 @@ _FIELDS = ("scheme", "host", "port", "path", "username", "password", "options")
 class Location:
     """Where a server is reached: frozen, hashable and picklable.
 
-    ``Location("zmq+tcp://127.0.0.1:5555?linger=2s")`` reads a URL. ``Location("127.0.0.1", 5555)`` names a
+    ``Location("unix:///run/me/events.sock?linger=2s")`` reads a URL. ``Location("127.0.0.1", 5555)`` names a
     host and a port and leaves the transport to the configuration. The password never shows in ``str`` or
     ``repr``; `url` has it. Raises BadLocation.
     """

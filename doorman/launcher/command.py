@@ -42,7 +42,7 @@ class CommandLauncher:
         *,
         inherits: bool = True,
         python: Sequence[str] = (),
-        worker: Sequence[str] = ("-m", "doorman.worker"),
+        worker: Sequence[str] = ("-m", "doorman.launcher.enter"),
     ) -> None:
         self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
         self._inherits = inherits

@@ -1,0 +1,72 @@
+"""Owner: what every manager does alike: it is ticked until what it was asked for has ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from doorman.errors import ResultTimeout
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from doorman.task import Task
+
+__all__ = ["Owner"]
+
+LONG: Final = 60.0
+"""Seconds that `Owner.run` and `Owner.run_until` wait at a time at the most."""
+
+
+class Owner:
+    """A manager to which tasks are added. Nothing happens but in `tick`, in the thread that made the manager."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def tick(self) -> bool:
+        """Do what can be done now, without waiting; True while anything waits or runs."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float) -> None:
+        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        raise NotImplementedError
+
+    def cancel(self, task: Task) -> bool:
+        """Drop a waiting task or stop a running one; False if it has ended."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop what runs, drop what waits, and end. May be called twice."""
+        raise NotImplementedError
+
+    def run(self, timeout: float | None = None) -> None:
+        """Tick until nothing waits or runs, or ``timeout`` seconds have passed. Sleeps while nothing happens."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.tick():
+            left = LONG if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return
+            self.wait(min(left, LONG))
+
+    def run_until(self, task: Task, timeout: float | None) -> None:
+        """Make progress until ``task`` has ended. Raises ResultTimeout; RuntimeError in another thread."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("only the thread that owns the manager can wait for a task; others may ask task.done()")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not task.done():
+            left = LONG if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise ResultTimeout(f"{task!r} has not ended within {timeout} s")
+            self.tick()
+            if not task.done():
+                self.wait(min(left, LONG))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,89 @@
+"""Reception: what the processes say to their manager, believed only from those that prove who they are."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from doorman.attempt import Attempt
+from doorman.errors import IdentityRefused
+from doorman.identity import verify
+from doorman.result import Outcome
+from doorman.running import Running
+from doorman.states import State
+from remit import Event, Server
+
+__all__ = ["Reception"]
+
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_read_report: Final = functools.partial(
+    msgspec.convert, type=tuple[str, _Number, _Number, bytes, bytes], builtin_types=(bytes,)
+)
+"""Reads what anybody may have sent as ``attempt, number, parts, part, signature``."""
+
+
+class Reception:
+    """Listens for hellos and results. ``concluded`` is called with an attempt whose result came after its exit."""
+
+    def __init__(self, server: Server, running: Running, concluded: Callable[[Attempt], None]) -> None:
+        self._running = running
+        self._concluded = concluded
+        self.refused: Counter[str] = Counter()
+        server.add_listener("doorman.hello", self._greeted, pass_event=True)
+        server.add_listener("doorman.result", self._reported, pass_event=True)
+
+    def admit_early(self, attempt: Attempt) -> None:
+        """Hear the hellos that came before the launcher's word of the process."""
+        while attempt.hellos:
+            self._prove(attempt, *attempt.hellos.popleft())
+
+    def _greeted(self, event: Event) -> None:
+        """Listener: a process says that it is an attempt's."""
+        hello: Any = event.args[0] if event.args else None
+        attempt = self._running.named(hello.get("attempt")) if isinstance(hello, dict) else None
+        if attempt is None:
+            self.refused["unknown attempt"] += 1
+        elif attempt.launched is None:
+            attempt.hellos.append((hello, event.sender))
+        else:
+            self._prove(attempt, hello, event.sender)
+
+    def _prove(self, attempt: Attempt, hello: dict[str, Any], sender: Any) -> None:
+        """Believe a hello and let the task begin, or not: then nothing changes for the attempt."""
+        try:
+            identity = verify(hello, attempt.credential, attempt.launched, peer_credentials=sender.credentials)
+        except IdentityRefused as error:
+            self.refused[error.reason.value] += 1
+            return
+        if attempt.stopping is not None:
+            _answer(sender, attempt, "die")
+            return
+        if attempt.task.state is State.PROVING:
+            self._running.proven(attempt, identity)
+        _answer(sender, attempt, "go")
+
+    def _reported(self, event: Event) -> None:
+        """Listener: a process reports a part of its result."""
+        attempt = self._running.named(event.args[0]) if event.args else None
+        if attempt is None:
+            self.refused["result of an unknown attempt"] += 1
+            return
+        try:
+            _, number, parts, part, signature = _read_report(event.args)
+            whole = attempt.parts.add(number, parts, part, signature)
+            if whole is not None:
+                attempt.outcome = Outcome.decode(whole)
+        except (ValueError, msgspec.MsgspecError):
+            self.refused["result not signed by the attempt's process"] += 1
+            return
+        if attempt.outcome is not None and attempt.exited is not None:
+            self._concluded(attempt)
+
+
+def _answer(sender: Any, attempt: Attempt, word: str) -> None:
+    """Say ``go`` or ``die``, signed: so that a process obeys its own manager only."""
+    sender.emit(f"doorman.{word}", attempt.id, attempt.credential.sign(word.encode()))

@@ -1,0 +1,130 @@
+"""Running: the attempts that exist now, what is due for each and when, and how one is made to end."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import signal
+import time
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import Final
+
+from doorman.attempt import Attempt
+from doorman.identity import Identity
+from doorman.process import Process
+from doorman.states import State
+from doorman.task import Task
+
+__all__ = ["Due", "Running"]
+
+
+class Due(Enum):
+    """What may come due for an attempt."""
+
+    HELLO = auto()
+    """It should have proven itself by now."""
+    EXPIRY = auto()
+    """Its task's own code has run for as long as it may."""
+    KILL = auto()
+    """It was told to end, and the grace is over."""
+    LAST_WORDS = auto()
+    """Its process has ended, and a result that was under way would be here by now."""
+
+
+class Running:
+    """The attempts of one manager, by id and by task."""
+
+    def __init__(self, *, grace: float) -> None:
+        self._grace: Final = grace
+        self._attempts: dict[str, Attempt] = {}
+        self._by_task: dict[Task, Attempt] = {}
+        self._dues: list[tuple[float, int, Due, str]] = []
+        self._serial = itertools.count()
+        self.unproven = 0
+        """How many are on their way from launch to proof."""
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(tuple(self._attempts.values()))
+
+    def __contains__(self, attempt: Attempt) -> bool:
+        return attempt.id in self._attempts
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of the attempts."""
+        return tuple(self._by_task)
+
+    def named(self, attempt_id: object) -> Attempt | None:
+        """Return the attempt of that id; None if there is none, or if that is no id at all."""
+        return self._attempts.get(attempt_id) if isinstance(attempt_id, str) else None
+
+    def of(self, task: Task) -> Attempt | None:
+        """Return the attempt that is under way for a task."""
+        return self._by_task.get(task)
+
+    # -- the life of an attempt --------------------------------------------------------------------------------
+
+    def add(self, attempt: Attempt) -> None:
+        """Begin: its process was asked for."""
+        attempt.task.enter(State.LAUNCHING)
+        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
+        self.unproven += 1
+
+    def launched(self, attempt: Attempt, process: Process, patience: float) -> None:
+        """Go on: a process is there, and has ``patience`` seconds to prove itself."""
+        attempt.launched = process
+        if attempt.stopping is not None:
+            attempt.signal(signal.SIGKILL)
+            return
+        attempt.task.enter(State.PROVING)
+        self.expect(Due.HELLO, attempt, patience)
+
+    def proven(self, attempt: Attempt, identity: Identity) -> None:
+        """Go on: the process is the task's, and its code begins."""
+        attempt.task.identity = identity
+        if attempt.launched is not None and identity.pid != attempt.launched.pid:
+            attempt.own = identity.open()
+        self.unproven -= 1
+        attempt.task.enter(State.RUNNING)
+        if attempt.task.expires_in is not None:
+            self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
+
+    def stop(self, attempt: Attempt, ends_as: State) -> None:
+        """TERM to the whole group now, KILL after the grace; at once KILL to what has not even proven itself."""
+        if attempt.stopping is not None:
+            return
+        attempt.stopping = ends_as
+        proven = attempt.task.state is State.RUNNING
+        attempt.task.enter(State.STOPPING)
+        attempt.signal(signal.SIGTERM if proven else signal.SIGKILL)
+        self.expect(Due.KILL, attempt, self._grace)
+
+    def forget(self, attempt: Attempt) -> None:
+        """End: let go of its processes; every later hello is late."""
+        del self._attempts[attempt.id]
+        del self._by_task[attempt.task]
+        if attempt.task.identity is None:
+            self.unproven -= 1
+        attempt.close()
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def expect(self, due: Due, attempt: Attempt, seconds: float) -> None:
+        """Let something come due for an attempt, unless it is over by then."""
+        heapq.heappush(self._dues, (time.monotonic() + seconds, next(self._serial), due, attempt.id))
+
+    def due(self) -> Iterator[tuple[Due, Attempt]]:
+        """Yield what has come due since the last call."""
+        while self._dues and self._dues[0][0] <= time.monotonic():
+            _, _, due, attempt_id = heapq.heappop(self._dues)
+            attempt = self._attempts.get(attempt_id)
+            if attempt is not None:
+                yield due, attempt
+
+    def patience(self, most: float) -> float:
+        """Return the seconds until something comes due, ``most`` at the most."""
+        return max(0.0, min(most, self._dues[0][0] - time.monotonic())) if self._dues else most

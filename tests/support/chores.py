@@ -1,0 +1,70 @@
+"""What the tests' tasks do. Imports next to nothing: each child would pay for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from doorman import current_task
+
+
+def own_inode() -> int:
+    """Return the number by which the kernel knows this process alone."""
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        return os.fstat(pidfd).st_ino
+    finally:
+        os.close(pidfd)
+
+
+def sign_in(path: Path) -> None:
+    """Write down who this process is, and when its own code began."""
+    began = time.monotonic_ns()
+    path.write_text(f"{os.getpid()} {own_inode()} {began}")
+
+
+def count(child: int, events: int) -> None:
+    """Emit numbers as fast as it can, and end right after the last."""
+    task = current_task()
+    for number in range(events):
+        task.emit("count", child, number)
+
+
+def stay(path: Path | None = None) -> NoReturn:
+    """Say that it is up, then run until it is stopped."""
+    if path is not None:
+        path.write_text(f"{os.getpid()}")
+    while True:
+        signal.pause()
+
+
+def stay_stubbornly(path: Path) -> NoReturn:
+    """The same, deaf to SIGTERM, as some programs are."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stay(path)
+
+
+def stay_with_child(path: Path) -> NoReturn:
+    """The same, with a child of its own, which is as deaf."""
+    child = os.fork()
+    if not child:
+        stay_stubbornly(path)
+    stay()
+
+
+def fail_until(path: Path, attempt: int) -> int:
+    """Raise until it is tried for the ``attempt``-th time."""
+    with path.open("a") as file:
+        file.write("tried\n")
+    if current_task().attempt < attempt:
+        raise OSError("not yet")
+    return current_task().attempt
+
+
+def die(number: int) -> NoReturn:
+    """Be killed by a signal."""
+    os.kill(os.getpid(), number)
+    stay()
