@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Case", "Skipped", "two_processes"]
+__all__ = ["Case", "redis_url", "two_processes"]
 
 BOUND = 120.0
 """Seconds after which a case that has not ended is given up."""
-
-
-class Skipped(Exception):
-    """Raised when a case cannot run here; the table says why."""
 
 
 @dataclass(eq=False)
@@ -25,7 +22,11 @@ class Case:
     name: str
     run: Callable[[], float]
     against: tuple[str, ...] = ()
-    note: str = ""
+
+
+def redis_url() -> str:
+    """Return the server that this run of the benchmarks uses."""
+    return os.environ["REMIT_REDIS_URL"]
 
 
 def two_processes(receive: Callable[..., None], send: Callable[..., None], *args: Any) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import raw
-from bench.cases import Case, Skipped, two_processes
+from bench.cases import Case, redis_url, two_processes
 
 EVENTS = 200_000
 TABLE = "small events, two arguments, from one process to another"
@@ -52,19 +52,6 @@ def over(scheme: str) -> float:
             return two_processes(receive, send, f"{redis_url()}?prefix=bench{os.getpid()}-{time.time_ns()}", EVENTS)
         address = f"{scheme}://127.0.0.1:0" if scheme.endswith("+tcp") else f"{scheme}://{Path(folder) / 's'}"
         return two_processes(receive, send, address, EVENTS)
-
-
-def redis_url() -> str:
-    """Return the server that the benchmarks use, or skip."""
-    url = os.environ.get("REMIT_REDIS_URL")
-    if not url:
-        from redis_server import shared_server
-
-        try:
-            url = shared_server().url
-        except RuntimeError as error:
-            raise Skipped(str(error)) from error
-    return url
 
 
 def redis_case(receiver: Any, sender: Any, events: int, batch: int) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +18,8 @@ STARTING = 20.0
 """Seconds within which a server must answer."""
 STOPPING = 10.0
 """Seconds within which a server must have ended after a signal."""
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+_ENDING_WITH_US = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+"""Becomes the program of its arguments, which the kernel then kills when the tests end, however they end."""
 
 
 def find_redis_server() -> str:
@@ -59,7 +59,7 @@ class RedisServer:
         command = [find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "no", "--dir", self._folder.name, *self.options]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=_end_with_the_tests
+            [sys.executable, "-c", _ENDING_WITH_US, *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         deadline = time.monotonic() + STARTING
         while not self._answers():
@@ -107,7 +107,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _end_with_the_tests() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
