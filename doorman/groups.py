@@ -117,7 +117,7 @@ class GroupManager(Owner):
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs, in any group."""
         busy = self.manager.tick()
-        while self._advance():
+        if self._advance():
             busy = self.manager.tick()
         return busy or bool(self._groups)
 

@@ -31,7 +31,7 @@ class Logs:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else Path(folder).absolute()
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
 

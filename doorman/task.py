@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import pickle
+import reprlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Owner", "Task"]
 
 _numbers = itertools.count(1)
+_shown = reprlib.Repr()  # Not repr(): that may be as long as the value, or raise.
+_shown.maxother = _shown.maxstring = 120
 
 
 class Task:
@@ -208,7 +211,7 @@ class Task:
             try:
                 cloudpickle.dumps(part)
             except Exception:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
-                return f"{place} {part!r}"
+                return f"{place} {_shown.repr(part)}"
         return "its parts together"
 
 

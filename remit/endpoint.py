@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from remit.errors import TransportError
 from remit.protocol.acceptor import Acceptor
 from remit.protocol.connector import Connector
 from remit.protocol.session import Received, Session
@@ -18,6 +19,9 @@ PUMP_FRAMES: Final = 64
 """Frames received in one go before what they caused is sent."""
 FLUSH_FRAMES: Final = 64
 """Frames sent to one peer in one go before others have their turn."""
+
+REOPEN: Final = 1.0
+"""Seconds between two tries to open another link to a server that is silent."""
 
 Clock = Callable[[], float]
 
@@ -52,6 +56,7 @@ class ClientEndpoint(_Endpoint):
         super().__init__(link, clock)
         self.machine = machine
         self._connect = connect
+        self._reopen_at = 0.0
 
     def pump(self) -> bool:
         """Receive, do what time demands, send. True if nothing is left to receive. Under `lock`."""
@@ -91,11 +96,18 @@ class ClientEndpoint(_Endpoint):
         return self.machine.ready.popleft() if self.machine.ready else None
 
     def _reopen(self, now: float) -> None:
-        """The server has been silent for too long: begin again on a new link."""
+        """The server has been silent for too long: begin again on a new link, once there is one to be had."""
+        if now < self._reopen_at:
+            return
+        try:
+            link = self._connect()
+        except TransportError:
+            self._reopen_at = now + REOPEN
+            return
         self.link.close(0.0)
         self.machine.suspect = False
         self.machine.arrived(Down(SERVER, "silent"), now)
-        self.link = self._connect()
+        self.link = link
         self.link.owner = threading.get_ident()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import selectors
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from remit.codec import Codec, Wire
 from remit.config import resolve
 from remit.endpoint import ServerEndpoint
-from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick
+from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick, TransportError
 from remit.listeners import Listening, OnError
 from remit.location import Location
 from remit.plugins import find_transport
@@ -313,10 +314,12 @@ class Server(Listening):
             return
         if endpoint.lock.acquire(blocking=False):
             try:
-                if self._endpoint is endpoint:
-                    for _ in itertools.repeat(None, 16):
-                        if endpoint.pump():
-                            break
+                # What the link raises is for whoever ticks: the next tick meets it again.
+                with contextlib.suppress(TransportError):
+                    if self._endpoint is endpoint:
+                        for _ in itertools.repeat(None, 16):
+                            if endpoint.pump():
+                                break
             finally:
                 endpoint.lock.release()
 

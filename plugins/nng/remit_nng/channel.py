@@ -11,7 +11,7 @@ import pynng
 
 from remit.transport import Sent, Waker
 
-__all__ = ["ENVELOPE", "Channel", "Notes"]
+__all__ = ["ENVELOPE", "Channel", "Notes", "received"]
 
 ENVELOPE: Final = 1024
 """Bytes by which nng's own limit is above ours."""
@@ -55,28 +55,43 @@ class Channel:
     def __init__(self, notes: Notes, token: bytes, max_frame: int) -> None:
         self.token = token
         self.up = False
-        self.full = False
         self.deadline = 0.0
         """When to give it up if it is not up by then."""
+        self._visited = False
         self.socket = pynng.Pair0(recv_max_size=max_frame + ENVELOPE, send_buffer_size=BUFFER, recv_buffer_size=BUFFER)
-        self._descriptor: int = self.socket.recv_fd
+        try:
+            self._descriptor: int = self.socket.recv_fd
+            self._room: int = self.socket.send_fd
+        except pynng.NNGException:
+            self.socket.close()
+            raise
+        self.socket.add_pre_pipe_connect_cb(self._visit)
         self.socket.add_post_pipe_connect_cb(notes.on(self, "connected"))
         self.socket.add_post_pipe_remove_cb(notes.on(self, "removed"))
+
+    def _visit(self, pipe: Any) -> None:
+        # nng would take another after the first has left, and tells that somebody left when it sends a second away.
+        if self._visited:
+            pipe.close()
+        self._visited = True
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while a frame waits."""
         return self._descriptor
+
+    @property
+    def room(self) -> int:
+        """The descriptor that is readable while a frame can be sent."""
+        return self._room
 
     def send(self, frame: bytes) -> Sent:
         """Offer a frame."""
         try:
             self.socket.send(frame, block=False)
         except pynng.TryAgain:
-            self.full = True
             return Sent.FULL
         except pynng.NNGException:
             return Sent.GONE
-        self.full = False
         return Sent.ACCEPTED
 
     def read(self) -> list[bytes]:
@@ -84,9 +99,18 @@ class Channel:
         frames: list[bytes] = []
         with contextlib.suppress(pynng.TryAgain, pynng.Closed):
             while len(frames) < READ:
-                frames.append(self.socket.recv(block=False))
+                frames.append(received(self.socket))
         return frames
 
     def close(self) -> None:
         """Give the socket back."""
         self.socket.close()
+
+
+def received(socket: Any) -> bytes:
+    """Return the frame that waits. Raises TryAgain if there is none, and other NNGExceptions."""
+    try:
+        frame: bytes = socket.recv(block=False)
+    except RuntimeError:
+        return b""  # pynng takes a frame of no bytes from nng, but cannot unpack it
+    return frame

@@ -11,29 +11,37 @@ import pynng
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Down, Frame, Peer, Sent, Up
-from remit_nng.channel import Channel
-from remit_nng.link import CLAIM, NngLink
-from remit_nng.server import ASK
+from remit_nng import places
+from remit_nng.channel import Channel, received
+from remit_nng.link import CLAIM, Descriptor, NngLink
+from remit_nng.server import ASK, TOKEN
 
 __all__ = ["ClientLink"]
 
 RECONNECT: Final = (0.01, 0.25)
 """Seconds before a client asks again, at first and at the most."""
-TOKEN: Final = 16
-"""Bytes of a token."""
+LONGEST_ANSWER: Final = 256
+"""Bytes that a lobby may answer."""
+NEVER: Final = 86_400_000
+"""Milliseconds after which nng would ask again by itself: we do, and sooner."""
 
 
 class ClientLink(NngLink):
     """The client's end. Four states: pausing; asking in the lobby; claiming its channel; up."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, place: str) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities) -> None:
         super().__init__(location, capabilities)
-        self._place = place
+        self._place = places.lobby_name(location, binding=False)
         self._lobby: Any = None
-        self._asked = False
+        self._asked: Descriptor | None = None
         self._channel: Channel | None = None
         self._pause = RECONNECT[0]
-        self._ask()
+        try:
+            self._ask()
+        except BaseException:
+            self._leave_lobby()
+            self._discard()
+            raise
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame to the server."""
@@ -47,56 +55,57 @@ class ClientLink(NngLink):
     def _ask(self) -> None:
         """Dial the lobby; nng does that, and again and again, by itself."""
         self._lobby = pynng.Req0(
-            resend_time=86_400_000,
-            recv_max_size=4096,
+            resend_time=NEVER,
+            recv_max_size=LONGEST_ANSWER,
             reconnect_time_min=int(RECONNECT[0] * 1000),
             reconnect_time_max=int(RECONNECT[1] * 1000),
         )
-        self._asked = False
         self._lobby.add_post_pipe_connect_cb(self._notes.on(self._lobby, "lobby"))
         self._lobby.dial(self._place, block=False)
         self._due = float("inf")
 
     def _say(self) -> None:
+        self._due = time.monotonic() + CLAIM
         with contextlib.suppress(pynng.NNGException):
             self._lobby.send(ASK, block=False)
-            self._asked = True
-            self._due = time.monotonic() + CLAIM
-            self._poller.register(_Fd(self._lobby.recv_fd), select.POLLIN)
-            self._readers[self._lobby.recv_fd] = self._answered
+            self._asked = Descriptor(self._lobby.recv_fd)
+            self._watch(self._asked, self._answered)
 
     def _answered(self) -> None:
         try:
-            answer = self._lobby.recv(block=False)
+            answer = received(self._lobby)
         except pynng.TryAgain:
             return
         except pynng.NNGException:
             answer = b""
         self._leave_lobby()
-        if len(answer) <= TOKEN:
-            self._retry()
-            return
-        self._claim(answer[:TOKEN], answer[TOKEN:].decode())
+        token, where = answer[:TOKEN], answer[TOKEN:]
+        if where.isalnum():  # a port or the end of a path, and nothing that leads elsewhere
+            with contextlib.suppress(pynng.NNGException):
+                self._claim(token, where.decode())
+                return
+        self._retry()
 
     def _leave_lobby(self) -> None:
-        if self._lobby is None:
-            return
-        if self._asked:
-            descriptor = self._lobby.recv_fd
-            if self._readers.pop(descriptor, None) is not None:
-                self._poller.unregister(_Fd(descriptor))
-        self._lobby.close()
-        self._lobby = None
+        if self._asked is not None:
+            self._unwatch(self._asked)
+            self._asked = None
+        if self._lobby is not None:
+            self._lobby.close()
+            self._lobby = None
 
     # -- claiming ----------------------------------------------------------------------------------------------
 
     def _claim(self, token: bytes, where: str) -> None:
-        host = f"[{self.location.host}]" if ":" in self.location.host else self.location.host
         channel = Channel(self._notes, token, self.capabilities.max_frame)
+        try:
+            channel.socket.dial(places.channel_name(self.location, where), block=False)
+        except pynng.NNGException:
+            channel.close()
+            raise
         self._channel = channel
         self._due = time.monotonic() + CLAIM
         self._watch(channel, self._read)
-        channel.socket.dial(f"ipc://{where}" if self.location.path else f"tcp://{host}:{where}", block=False)
 
     def _connected(self, channel: Channel) -> None:
         if channel.send(channel.token) is Sent.ACCEPTED:
@@ -106,21 +115,27 @@ class ClientLink(NngLink):
             self._arrivals.append(Up(SERVER))
 
     def _read(self) -> None:
+        self._read_some()
+
+    def _read_some(self) -> int:
+        """Read some frames; return how many there were."""
         channel = self._channel
         if channel is None:
-            return
-        for frame in channel.read():
+            return 0
+        frames = channel.read()
+        for frame in frames:
             if frame == channel.token:
                 self._lose("the server closed it")
-                return
-            self._arrivals.append(Frame(SERVER, frame))
+                return 0
+            if channel.up:
+                self._arrivals.append(Frame(SERVER, frame))
+        return len(frames)
 
     def _lose(self, why: str) -> None:
         channel, self._channel = self._channel, None
         if channel is None:
             return
         self._unwatch(channel)
-        self._full.discard(channel)
         channel.close()
         if channel.up:
             self._arrivals.append(Down(SERVER, why))
@@ -133,12 +148,13 @@ class ClientLink(NngLink):
     # -- what nng and the clock say ----------------------------------------------------------------------------
 
     def _noted(self, subject: Any, what: str) -> None:
-        if what == "lobby" and subject is self._lobby and not self._asked:
+        if what == "lobby" and subject is self._lobby and self._asked is None:
             self._say()
         elif subject is self._channel and what == "connected" and self._channel is not None:
             self._connected(self._channel)
         elif subject is self._channel and what == "removed":
-            self._read()  # what came before it left
+            while self._read_some():
+                pass  # what came before it left
             self._lose("its connection has ended")
 
     def _keep_time(self) -> None:
@@ -150,7 +166,14 @@ class ClientLink(NngLink):
         elif self._channel is not None:
             self._lose("nobody was there")
         else:
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        try:
             self._ask()
+        except pynng.NNGException:  # out of descriptors, most likely: there may be some later
+            self._leave_lobby()
+            self._retry()
 
     def _leave(self, deadline: float) -> None:
         self._leave_lobby()
@@ -158,11 +181,3 @@ class ClientLink(NngLink):
         if channel is not None:
             self._finish([channel], deadline)
             channel.close()
-
-
-class _Fd:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor

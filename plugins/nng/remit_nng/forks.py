@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import atexit
 import os
-from typing import Any
 
 import pynng.nng
 
 from remit.errors import TransportError
 
-__all__ = ["abandon", "used"]
+__all__ = ["used"]
 
 _used = False
 _inherited = False
-_abandoned: list[Any] = []
-"""What a forked child inherited. Kept for ever: collecting it would call into nng."""
 
 
 def used() -> None:
@@ -29,16 +26,17 @@ def used() -> None:
     _used = True
 
 
-def abandon(inherited: object) -> None:
-    """In a forked child: keep something of the parent's, and never touch it."""
-    _abandoned.append(inherited)
-
-
 def _after_fork_in_child() -> None:
+    """Keep what was inherited from calling nng by itself: at exit, and whenever a socket is collected."""
     global _inherited
     if _used:
         _inherited = True
         atexit.unregister(pynng.nng._pynng_atexit)
+        pynng.Socket.__del__ = _leave
+
+
+def _leave(inherited: object) -> None:
+    pass
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,22 +5,31 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from remit.location import Location
 from remit.poller import Poller
 from remit.transport import Arrival, Capabilities, OwnedLink, Sent, Wakeable
-from remit_nng import forks
 from remit_nng.channel import Channel, Notes
 
-__all__ = ["CLAIM", "NngLink"]
+__all__ = ["CLAIM", "Descriptor", "NngLink"]
 
 CLAIM: Final = 2.0
 """Seconds within which a channel that was given out must be claimed, and a lobby must have answered."""
 LAST_WORD: Final = 0.5
 """Seconds that `close` waits at the most for the other side to have read all: it may not be reading at all."""
-FULL_WAIT: Final = 0.005
-"""Seconds between two tries to send to a peer that was full."""
+
+
+class Descriptor:
+    """A descriptor that outlives the question for it: nng answers none about a closed socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Return it."""
+        return self._descriptor
 
 
 class NngLink(OwnedLink):
@@ -28,12 +37,13 @@ class NngLink(OwnedLink):
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         super().__init__(location, capabilities)
+        self._poller = Poller()
         self._notes = Notes()
         self._arrivals: deque[Arrival] = deque()
-        self._poller = Poller()
         self._poller.register(self._notes.waker, select.POLLIN)
-        self._readers: dict[int, Any] = {}
-        self._full: set[Channel] = set()
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._full: dict[int, Channel] = {}
+        """Channels without room, by the descriptor that tells when there is some again."""
         self._due = float("inf")
 
     def receive(self) -> Arrival | None:
@@ -48,65 +58,71 @@ class NngLink(OwnedLink):
         self._check()
         if self._arrivals:
             return
-        if self._full:
-            timeout = min(timeout, FULL_WAIT)
         timeout = max(0.0, min(timeout, self._due - time.monotonic()))
         with self._poller.watching(waker):
-            self._turn(timeout)
+            told = self._turn(timeout)
+        for descriptor in told & self._full.keys():
+            self._has_room(self._full[descriptor])
 
     def close(self, linger: float) -> None:
         """End the link; frames already accepted leave within ``linger`` seconds."""
         if self._ending():
             self._leave(time.monotonic() + min(linger, LAST_WORD))
-            self._poller.close()
-            self._notes.waker.close()
+            self._discard()
 
-    def after_fork(self) -> None:
-        """In a forked child: refuse, and keep nng's objects from being collected."""
-        super().after_fork()
-        forks.abandon(self)
+    def _discard(self) -> None:
+        self._poller.close()
+        self._notes.waker.close()
 
-    def _turn(self, timeout: float) -> None:
-        for descriptor, _ in self._poller.poll(timeout):
+    def _turn(self, timeout: float) -> set[int]:
+        told = self._look(timeout)
+        for subject, what in self._notes.take() if self._notes else ():
+            self._noted(subject, what)
+        if self._due != float("inf") and time.monotonic() >= self._due:
+            self._keep_time()
+        return told
+
+    def _look(self, timeout: float) -> set[int]:
+        """Read from what can be read; return the descriptors that had something to say."""
+        told = {descriptor for descriptor, _ in self._poller.poll(timeout)}
+        for descriptor in told:
             reader = self._readers.get(descriptor)
             if reader is not None:
                 reader()
-        if self._notes:
-            for subject, what in self._notes.take():
-                self._noted(subject, what)
-        if self._due != float("inf") and time.monotonic() >= self._due:
-            self._keep_time()
+        return told
 
-    def _watch(self, channel: Any, reader: Any) -> None:
-        descriptor = channel.fileno()
+    def _watch(self, channel: Channel | Descriptor, reader: Callable[[], None]) -> None:
         self._poller.register(channel, select.POLLIN)
-        self._readers[descriptor] = reader
+        self._readers[channel.fileno()] = reader
 
-    def _unwatch(self, channel: Any) -> None:
-        descriptor = channel.fileno()
-        if self._readers.pop(descriptor, None) is not None:
+    def _unwatch(self, channel: Channel | Descriptor) -> None:
+        if self._readers.pop(channel.fileno(), None) is not None:
             self._poller.unregister(channel)
+        if isinstance(channel, Channel):
+            self._has_room(channel)
 
     def _offer(self, channel: Channel, frame: bytes) -> Sent:
         sent = channel.send(frame)
-        if sent is Sent.FULL:
-            self._full.add(channel)
-        else:
-            self._full.discard(channel)
+        if sent is not Sent.FULL:
+            self._has_room(channel)
+        elif channel.room not in self._full:
+            self._full[channel.room] = channel
+            self._poller.register(Descriptor(channel.room), select.POLLIN)
         return sent
+
+    def _has_room(self, channel: Channel) -> None:
+        if self._full.pop(channel.room, None) is not None:
+            self._poller.unregister(Descriptor(channel.room))
 
     def _finish(self, channels: list[Channel], deadline: float) -> None:
         """Say the last word on channels, and wait until the other side has closed them: then it has read all."""
-        saying, waiting = [channel for channel in channels if channel.up], set(channels)
-        for channel in channels:
-            if not channel.up:
-                waiting.discard(channel)
+        saying = [channel for channel in channels if channel.up]
+        waiting = set(saying)
         while waiting and (left := deadline - time.monotonic()) > 0:
-            saying = [channel for channel in saying if channel.send(channel.token) is Sent.FULL]
-            for descriptor, _ in self._poller.poll(min(left, FULL_WAIT if saying else left)):
-                reader = self._readers.get(descriptor)
-                if reader is not None:
-                    reader()
+            saying = [
+                channel for channel in saying if channel in waiting and self._offer(channel, channel.token) is Sent.FULL
+            ]
+            self._look(left)
             for subject, what in self._notes.take():
                 if what == "removed":
                     waiting.discard(subject)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import secrets
 import socket
 import time
-from typing import Any
+from typing import Any, Final
 
 import pynng
 
 from remit.claim import Claim
 from remit.location import Location
 from remit.transport import Capabilities, Down, Frame, Peer, Sent, Up
-from remit_nng.channel import Channel
-from remit_nng.link import CLAIM, NngLink
+from remit_nng import places
+from remit_nng.channel import Channel, received
+from remit_nng.link import CLAIM, Descriptor, NngLink
 
-__all__ = ["ASK", "ServerLink"]
+__all__ = ["ASK", "TOKEN", "ServerLink"]
 
-ASK = b"remit 1"
+ASK: Final = b"remit 1"
 """What a newcomer says in the lobby."""
+TOKEN: Final = 16
+"""Bytes of a token."""
+LONGEST_WORD: Final = 1024
+"""Bytes that may be said in the lobby; nng hangs up on whoever says more."""
+GREETED: Final = 8
+"""Newcomers answered before the channels have their turn."""
+UNCLAIMED: Final = 128
+"""Channels that may wait for their newcomers; a crowd beyond that is told to ask again."""
 
 _peers = itertools.count(1)
 
@@ -29,27 +37,22 @@ _peers = itertools.count(1)
 class ServerLink(NngLink):
     """The server's end. A peer is the number of its channel."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, place: str, claim: Claim | None) -> None:
-        super().__init__(location, capabilities)
+    def __init__(self, location: Location, capabilities: Capabilities, claim: Claim | None) -> None:
         self._claim = claim
         self._channels: dict[int, Channel] = {}
         self._numbers: dict[Channel, int] = {}
         self._unclaimed: dict[Channel, None] = {}
-        if claim is not None:
-            # The claim is ours: what lies here was left by a server that is gone.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(location.path)  # noqa: PTH108
-        self._lobby = pynng.Rep0(recv_max_size=1024)
+        super().__init__(location, capabilities)
         try:
-            listener = self._lobby.listen(place)
+            self._lobby = pynng.Rep0(recv_max_size=LONGEST_WORD)
+            try:
+                self._open()
+            except BaseException:
+                self._lobby.close()
+                raise
         except BaseException:
-            self._lobby.close()
-            self._notes.waker.close()
+            self._discard()
             raise
-        if location.port is not None:
-            self.location = location.replace(port=_port(listener))
-        self._lobby_descriptor = _Descriptor(self._lobby.recv_fd)
-        self._watch(self._lobby_descriptor, self._answer)
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame to a peer."""
@@ -63,29 +66,32 @@ class ServerLink(NngLink):
         if self._claim is not None:
             self._claim.forget()
 
+    def _open(self) -> None:
+        name = places.lobby_name(self.location, binding=True)
+        if places.on_files(self.location):
+            places.clear(self.location)
+        listener = self._lobby.listen(name)
+        places.keep_private(name)
+        if not places.on_files(self.location):
+            self.location = self.location.replace(port=_port(listener))
+        self._lobby_descriptor = Descriptor(self._lobby.recv_fd)
+        self._watch(self._lobby_descriptor, self._answer)
+
     def _answer(self) -> None:
-        """Answer those in the lobby, one after the other."""
-        with contextlib.suppress(pynng.TryAgain):
-            while True:
-                asked = self._lobby.recv(block=False)
+        """Answer some of those in the lobby; an answer of nothing says: ask again."""
+        with contextlib.suppress(pynng.NNGException):
+            for _ in range(GREETED):
                 answer = b""
-                if asked == ASK:
-                    with contextlib.suppress(pynng.NNGException):
+                if received(self._lobby) == ASK and len(self._unclaimed) < UNCLAIMED:
+                    with contextlib.suppress(pynng.NNGException, OSError):
                         answer = self._give()
-                with contextlib.suppress(pynng.NNGException):
-                    self._lobby.send(answer, block=False)
+                self._lobby.send(answer, block=False)
 
     def _give(self) -> bytes:
-        """Open a channel for a newcomer; return where it is and its token."""
-        channel = Channel(self._notes, secrets.token_bytes(16), self.capabilities.max_frame)
+        """Open a channel for a newcomer; return its token and where it is."""
+        channel = Channel(self._notes, secrets.token_bytes(TOKEN), self.capabilities.max_frame)
         try:
-            if self.location.port is None:
-                where = f"{self.location.path}.{secrets.token_hex(4)}"
-                channel.socket.listen(f"ipc://{where}")
-            else:
-                host = f"[{self.location.host}]" if ":" in self.location.host else self.location.host
-                listener = channel.socket.listen(f"tcp://{host}:0")
-                where = str(_port(listener))
+            where = self._listen(channel)
         except BaseException:
             channel.close()
             raise
@@ -95,18 +101,30 @@ class ServerLink(NngLink):
         self._watch(channel, lambda: self._read(channel))
         return channel.token + where.encode()
 
-    def _read(self, channel: Channel) -> None:
-        for frame in channel.read():
+    def _listen(self, channel: Channel) -> str:
+        if not places.on_files(self.location):
+            return str(_port(channel.socket.listen(places.channel_name(self.location, "0"))))
+        where = secrets.token_hex(4)
+        name = places.channel_name(self.location, where)
+        channel.socket.listen(name)
+        places.keep_private(name)
+        return where
+
+    def _read(self, channel: Channel) -> int:
+        """Read some frames of a channel; return how many there were."""
+        frames = channel.read()
+        for frame in frames:
             if not channel.up:
                 if frame != channel.token:
                     self._drop(channel, "it did not know the token")
-                    return
+                    return 0
                 self._claimed(channel)
             elif frame == channel.token:
                 self._drop(channel, "closed")
-                return
+                return 0
             else:
                 self._arrivals.append(Frame(self._numbers[channel], frame))
+        return len(frames)
 
     def _claimed(self, channel: Channel) -> None:
         channel.up = True
@@ -117,7 +135,6 @@ class ServerLink(NngLink):
 
     def _drop(self, channel: Channel, why: str) -> None:
         self._unwatch(channel)
-        self._full.discard(channel)
         self._unclaimed.pop(channel, None)
         channel.close()
         number = self._numbers.pop(channel, None)
@@ -127,14 +144,17 @@ class ServerLink(NngLink):
 
     def _noted(self, subject: Channel, what: str) -> None:
         if what == "removed" and (subject in self._numbers or subject in self._unclaimed):
-            self._read(subject)  # what came before it left
+            while self._read(subject):
+                pass  # what came before it left
             if subject in self._numbers or subject in self._unclaimed:
                 self._drop(subject, "its connection has ended")
 
     def _keep_time(self) -> None:
         now = time.monotonic()
         for channel in [channel for channel in self._unclaimed if channel.deadline <= now]:
-            self._drop(channel, "nobody claimed it")
+            self._read(channel)  # it may have been claimed while nobody looked
+            if channel in self._unclaimed:
+                self._drop(channel, "nobody claimed it")
         self._due = min((channel.deadline for channel in self._unclaimed), default=float("inf"))
 
     def _leave(self, deadline: float) -> None:
@@ -151,13 +171,3 @@ class ServerLink(NngLink):
 def _port(listener: Any) -> int:
     """Return the port that the system chose; nng has it in the network's order of bytes."""
     return socket.ntohs(listener.local_address.port)
-
-
-class _Descriptor:
-    """A descriptor that outlives the question for it: nng answers none about a closed socket."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import errno
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import pynng
 
 from remit.claim import Claim
-from remit.errors import BadLocation, LocationInUse, TransportError
+from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
 from remit.transport import Capabilities, Link
-from remit_nng import forks
+from remit_nng import forks, places
 from remit_nng.client import ClientLink
 from remit_nng.server import ServerLink
 
@@ -34,43 +36,41 @@ class NngTransport:
         """Open a server. Raises LocationInUse, BadLocation, TransportError."""
         forks.used()
         capabilities = self._read(location)
-        place = _place(location, binding=True)
-        claim = Claim(location.path) if location.path else None
+        places.lobby_name(location, binding=True)
+        claim = Claim(location.path) if places.on_files(location) else None
         try:
-            return ServerLink(location, capabilities, place, claim)
-        except BaseException as error:
+            with _translating(location):
+                return ServerLink(location, capabilities, claim)
+        except BaseException:
             if claim is not None:
                 claim.release()
-            if isinstance(error, pynng.NNGException):
-                raise _translated(error, location) from error
             raise
 
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
         forks.used()
-        return ClientLink(location, self._read(location), _place(location, binding=False))
+        capabilities = self._read(location)
+        places.lobby_name(location, binding=False)
+        with _translating(location):
+            return ClientLink(location, capabilities)
 
     def _read(self, location: Location) -> Capabilities:
         options = location.read(self.options)
         return replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME))
 
 
-def _translated(error: pynng.NNGException, location: Location) -> TransportError:
+@contextlib.contextmanager
+def _translating(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except (pynng.NNGException, OSError) as error:
+        raise _translated(error, location) from error
+
+
+def _translated(error: Exception, location: Location) -> TransportError:
     if isinstance(error, pynng.AddressInUse):
         return LocationInUse(f"{location} has a server already; end that one or choose another place")
+    if isinstance(error, pynng.OutOfFiles) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return TransportError(f"cannot open {location}: out of descriptors; raise `ulimit -n`")
     advice = "is its folder there, and may you write to it?" if location.path else "is the address this host's own?"
     return TransportError(f"cannot open {location}: {error}; {advice}")
-
-
-def _place(location: Location, *, binding: bool) -> str:
-    """Return nng's own name of the place. Raises BadLocation."""
-    if location.scheme == "nng+tcp":
-        if not location.host or location.port is None:
-            raise BadLocation(f"{location} needs a host and a port, as in nng+tcp://127.0.0.1:5555")
-        if not binding and location.port == 0:
-            raise BadLocation(f"{location} is no place to connect to; take the server's own `location`")
-        host = f"[{location.host}]" if ":" in location.host else location.host
-        return f"tcp://{host}:{location.port}"
-    if not location.path:
-        raise BadLocation(f"{location} needs a path, as in nng+ipc:///tmp/events.sock")
-    return f"ipc://{location.path}"

@@ -12,6 +12,8 @@ __all__ = ["abandon", "acquire", "release"]
 
 TERM: Final = 0.1
 """Seconds beyond the linger that the context's own threads may take to end."""
+SPARE: Final = 16
+"""Descriptors that must be left when a link is opened."""
 
 _lock = threading.Lock()
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -21,14 +23,26 @@ _abandoned: list[Any] = []
 
 
 def acquire() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return this process's context, making it for the first link."""
+    """Return this process's context, making it for the first link. Raises OSError when descriptors run out."""
     global _context, _users
+    _spare_descriptors()
     with _lock:
         if _context is None:
             _context = zmq.Context(io_threads=1)
             _context.setsockopt(zmq.MAX_SOCKETS, 65_535)
         _users += 1
         return _context
+
+
+def _spare_descriptors() -> None:
+    """Make sure of some before ZeroMQ asks for them: where it finds none, it may end the whole process."""
+    spare: list[int] = []
+    try:
+        while len(spare) < SPARE:
+            spare += os.pipe()
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
 
 
 def release(linger: float) -> None:

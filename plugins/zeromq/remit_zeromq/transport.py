@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -11,11 +12,13 @@ from typing import Any, Final
 import zmq
 
 from remit.claim import Claim
-from remit.errors import BadLocation, LocationInUse, TransportError
-from remit.location import Location, read_count, read_size
+from remit.errors import LocationInUse, TransportError
+from remit.location import Location
 from remit.transport import Capabilities, Link
-from remit_zeromq import context
-from remit_zeromq.link import ClientLink, ServerLink
+from remit_zeromq import context, inproc
+from remit_zeromq.client import ClientLink, NeighbourLink
+from remit_zeromq.endpoint import endpoint_of, read_frames, read_limit, refuse_file
+from remit_zeromq.server import ServerLink
 
 __all__ = ["ZeroMQTransport"]
 
@@ -38,7 +41,7 @@ DEFAULT_LINGER: Final = 1_000
 class ZeroMQTransport:
     """Remit over ``zmq+tcp:``, ``zmq+ipc:`` or ``zmq+inproc:``."""
 
-    options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_size, "hwm": read_count}
+    options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_limit, "hwm": read_frames}
 
     def __init__(self, scheme: str) -> None:
         self.capabilities = Capabilities(
@@ -51,16 +54,13 @@ class ZeroMQTransport:
     def bind(self, location: Location) -> Link:
         """Open a server. Raises LocationInUse, BadLocation, TransportError."""
         capabilities, options = self._read(location)
-        endpoint = _endpoint(location, binding=True)
+        endpoint = endpoint_of(location, binding=True)
         # libzmq lets a second server take a socket file from the first, which then hears nothing any more.
         claim = Claim(location.path) if location.scheme == "zmq+ipc" else None
         try:
             with _opened(zmq.ROUTER, location, capabilities, options) as socket:
                 socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-                socket.bind(endpoint)
-                bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-                port = int(bound.rpartition(":")[2]) if location.scheme == "zmq+tcp" else None
-                return ServerLink(location.replace(port=port), capabilities, socket, claim)
+                return ServerLink(_bound(socket, endpoint, location), capabilities, socket, claim)
         except BaseException:
             if claim is not None:
                 claim.release()
@@ -69,17 +69,32 @@ class ZeroMQTransport:
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
         capabilities, options = self._read(location)
-        endpoint = _endpoint(location, binding=False)
+        endpoint = endpoint_of(location, binding=False)
         with _opened(zmq.DEALER, location, capabilities, options) as socket:
             # Without it, frames would be queued for a server that is not there, and lost when it comes.
             socket.setsockopt(zmq.IMMEDIATE, 1)
             socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT[0])
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT[1])
-            return ClientLink(location, capabilities, socket, endpoint)
+            kind = NeighbourLink if location.scheme == "zmq+inproc" else ClientLink
+            return kind(location, capabilities, socket, endpoint)
 
     def _read(self, location: Location) -> tuple[Capabilities, dict[str, Any]]:
         options = location.read(self.options)
         return replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME)), options
+
+
+def _bound(socket: zmq.Socket[bytes], endpoint: str, location: Location) -> Location:
+    """Bind a server's socket; return where that is. Raises ZMQError, TransportError."""
+    if location.scheme == "zmq+inproc":
+        inproc.bind(socket, endpoint)
+        return location
+    if location.scheme == "zmq+ipc":
+        refuse_file(location.path)
+        socket.bind(endpoint)
+        os.chmod(location.path, 0o600)  # noqa: PTH101
+        return location
+    socket.bind(endpoint)
+    return location.replace(port=int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]))
 
 
 @contextlib.contextmanager
@@ -87,8 +102,13 @@ def _opened(
     kind: int, location: Location, capabilities: Capabilities, options: Mapping[str, Any]
 ) -> Iterator[zmq.Socket[bytes]]:
     """Make a socket; if the block fails, close it again and translate what ZeroMQ says."""
-    socket = context.acquire().socket(kind)
     try:
+        held = context.acquire()
+    except OSError as error:
+        raise _translated(error, location) from error
+    socket = None
+    try:
+        socket = held.socket(kind)
         socket.setsockopt(zmq.LINGER, DEFAULT_LINGER)
         socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE)
         socket.setsockopt(zmq.SNDHWM, options.get("hwm", HWM))
@@ -100,36 +120,20 @@ def _opened(
             socket.setsockopt(zmq.HEARTBEAT_TTL, DEAD)
         yield socket
     except BaseException as error:
-        socket.close(linger=0)
+        if socket is not None:
+            socket.close(linger=0)
         context.release(0.0)
-        if isinstance(error, zmq.ZMQError):
+        if isinstance(error, zmq.ZMQError | OSError):
             raise _translated(error, location) from error
         raise
 
 
-def _translated(error: zmq.ZMQError, location: Location) -> TransportError:
+def _translated(error: zmq.ZMQError | OSError, location: Location) -> TransportError:
     if error.errno == errno.EADDRINUSE:
         return LocationInUse(f"{location} has a server already; end that one or choose another place")
     if error.errno == errno.EMFILE:
         return TransportError(f"cannot open {location}: out of sockets or descriptors; raise `ulimit -n`")
-    advice = "is its folder there, and may you write to it?" if location.path else "is the address this host's own?"
+    advice = (
+        "is its folder there, and may you write to it?" if location.path else "a server's address is its host's own"
+    )
     return TransportError(f"cannot open {location}: {error}; {advice}")
-
-
-def _endpoint(location: Location, *, binding: bool) -> str:
-    """Return ZeroMQ's own name of the place. Raises BadLocation."""
-    if location.scheme == "zmq+tcp":
-        if not location.host or location.port is None:
-            raise BadLocation(f"{location} needs a host and a port, as in zmq+tcp://127.0.0.1:5555")
-        if not binding and (location.port == 0 or location.host == "*"):
-            raise BadLocation(f"{location} is no place to connect to; take the server's own `location`")
-        host = f"[{location.host}]" if ":" in location.host else location.host
-        return f"tcp://{host}:{location.port}"
-    if location.scheme == "zmq+ipc":
-        if not location.path:
-            raise BadLocation(f"{location} needs a path, as in zmq+ipc:///tmp/events.sock")
-        return f"ipc://{location.path}"
-    name = location.host + location.path
-    if not name:
-        raise BadLocation(f"{location} needs a name, as in zmq+inproc://events")
-    return f"inproc://{name}"
