@@ -122,7 +122,9 @@ def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
 def wrap(order: Order, work: Work) -> NoReturn:
     """Turn into the wrapper, which starts a worker that takes the same order from an inherited descriptor."""
     inner = msgspec.structs.replace(work, wrapper=())
-    data = packed(replace(order, payload=msgspec.msgpack.encode(inner)), sys_path=sys.path)
+    # Without environment and folder, which are in place already: what the wrapper makes of them is to stay.
+    again = replace(order, payload=msgspec.msgpack.encode(inner), env=None, cwd=None)
+    data = packed(again, sys_path=sys.path)
     descriptor = os.memfd_create("order", 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)

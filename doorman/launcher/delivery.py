@@ -20,7 +20,8 @@ _Content = tuple[bytes, list[str]]
 
 def packed(order: Order, *, sys_path: list[str] | None = None) -> bytes:
     """Return the bytes by which `take_order` gives the order to a worker."""
-    content = msgspec.msgpack.encode((wire.encode_order(order), sys_path or []))
+    folders = [os.path.abspath(folder) for folder in sys_path or []]  # noqa: PTH100 - it may start in another folder
+    content = msgspec.msgpack.encode((wire.encode_order(order), folders))
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
 

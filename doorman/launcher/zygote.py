@@ -50,7 +50,10 @@ class ZygoteLauncher:
         sys_path: Sequence[str] | None = None,
         cwd: str | None = None,
     ) -> None:
-        self._start = wire.Start(list(sys_path or sys.path), cwd or os.getcwd(), list(preload), entry)  # noqa: PTH109
+        cwd = cwd or os.getcwd()  # noqa: PTH109 - as it is, links and all
+        # Absolute: "" and relative folders mean this one, also for children that start in another.
+        folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps what is no path
+        self._start = wire.Start(folders, cwd, list(preload), entry)
         self._owner = os.getpid()
         self._zygote: _Zygote | None = None
         self._dying: list[_Zygote] = []

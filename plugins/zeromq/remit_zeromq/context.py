@@ -58,8 +58,12 @@ def release(linger: float) -> None:
         context, _context = _context, None
     # In a thread, since term() has no time-out; what it still waits for has a finite linger of its own.
     ending = threading.Thread(target=context.term, name="zmq-term", daemon=True)
-    ending.start()
-    ending.join(linger + TERM)
+    try:
+        ending.start()
+    except RuntimeError:  # From 3.12 on a Python that is about to end starts no more threads.
+        context.term()
+    else:
+        ending.join(linger + TERM)
 
 
 def abandon(inherited: object) -> None:
