@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
+from remit.asking import PROGRESS, OnProgress
 from remit.codec import Codec
 from remit.config import resolve
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
@@ -49,6 +51,7 @@ class Client(Listening):
         window: int | None = None,
         emit_timeout: float | None = None,
         linger: float | None = None,
+        request_timeout: float | None = None,
         heartbeat: float | None = None,
         threaded: bool = True,
         on_error: OnError | None = None,
@@ -62,6 +65,7 @@ class Client(Listening):
             "window": window,
             "emit_timeout": emit_timeout,
             "linger": linger,
+            "request_timeout": request_timeout,
             "heartbeat": heartbeat,
         }
         self._codec = codec
@@ -72,6 +76,7 @@ class Client(Listening):
         self._settings, self._bare = settle(self._location, self._transport.options, {**self._given, "codec": named})
         self._runtime: Runtime | None = None
         self._closed = False
+        self._controls[PROGRESS] = self._progressed
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
@@ -115,6 +120,55 @@ class Client(Listening):
         raise WouldDeadlock(
             f"this thread ticks the server on {self._location} itself: tick it until the events are handled, "
             "or wait in another thread"
+        )
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        name: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        on_progress: OnProgress | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return what the first listener of this name returns there; wait for it up to ``timeout`` seconds.
+
+        ``idempotent`` says that it may run twice: then it is asked again after the connection was lost.
+        ``on_progress(done, total)`` is called as a listener that runs for long tells how far it is. Raises
+        RequestFailed with the other side's traceback, NoListener, RequestTimeout, PeerLost at once when the
+        connection is lost, WouldDeadlock in the thread that ticks the server, and what `emit` raises.
+        """
+        if ticked_here(self._location):
+            raise WouldDeadlock(f"this thread ticks the server on {self._location} itself: ask it from another one")
+        future = self.submit(name, *args, timeout=timeout, idempotent=idempotent, on_progress=on_progress, **kwargs)
+        runtime = self._runtime
+        return future.result() if runtime is None else runtime.await_answer(future)
+
+    def submit(
+        self,
+        name: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        on_progress: OnProgress | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:
+        """Like `request` without the wait: return a future. To cancel it tells the server that nobody waits.
+
+        Its callbacks run on the thread that serves the connection, so they have to be short.
+        """
+        runtime = self._runtime or self._open()
+        return runtime.asking.ask(
+            name,
+            args,
+            kwargs,
+            timeout=self._settings.request_timeout if timeout is None else timeout,
+            idempotent=idempotent,
+            on_progress=on_progress,
         )
 
     # -- listening ---------------------------------------------------------------------------------------------
@@ -220,6 +274,11 @@ class Client(Listening):
         self._runtime = runtime
         remember(self)
         return runtime
+
+    def _progressed(self, event: Event) -> None:
+        runtime = self._runtime
+        if runtime is not None and len(event.args) == 3:
+            runtime.asking.progressed(*event.args)
 
     def _after_fork(self) -> None:
         """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""

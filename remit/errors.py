@@ -23,6 +23,12 @@
     │   ├── QueueFull
     │   ├── EmitTimeout
     │   └── Undelivered
+    ├── RequestError               a request without an answer
+    │   ├── RequestTimeout
+    │   ├── RequestFailed          its listener raised
+    │   │   └── DeadLetter         every worker that began it died
+    │   ├── NoListener
+    │   └── PeerLost
     ├── SessionRefused             the server will not continue this client's session
     ├── WouldDeadlock              waiting here would wait for itself
     └── ReentrantTick              a listener called tick()
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BadLocation",
     "CodecError",
+    "DeadLetter",
     "EmitError",
     "EmitTimeout",
     "ForkedLinkError",
@@ -47,11 +54,16 @@ __all__ = [
     "LinkClosed",
     "LocationError",
     "LocationInUse",
+    "NoListener",
+    "PeerLost",
     "PluginError",
     "ProtocolError",
     "QueueFull",
     "ReentrantTick",
     "RemitError",
+    "RequestError",
+    "RequestFailed",
+    "RequestTimeout",
     "SchemeClaimedTwice",
     "SessionRefused",
     "TransportBroken",
@@ -184,6 +196,41 @@ class Undelivered(EmitError):
         )
         why = f" ({self.why})" if self.why else ""
         return f"{len(names)} events undelivered{why}: {counts}: {shown}"
+
+
+class RequestError(RemitError):
+    """Root of the errors about a request that was not answered with a value."""
+
+
+class RequestTimeout(RequestError, TimeoutError):
+    """Raised when a request was not answered by its deadline."""
+
+
+class RequestFailed(RequestError):
+    """Raised when the listener that a request was for raised; ``traceback`` is its text, from the other side."""
+
+    def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
+        told = f"\n\n{traceback}" if traceback else ""
+        super().__init__(f"{type_name}: {message}{told}")
+        self.type_name = type_name
+        """The exception's type there, such as ``builtins.ZeroDivisionError``."""
+        self.message = message
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.type_name, self.message, self.traceback)
+
+
+class DeadLetter(RequestFailed):
+    """Raised when a job was begun as often as its broker allows, and no worker lived to finish it."""
+
+
+class NoListener(RequestError, LookupError):
+    """Raised when nobody listens for a request's name."""
+
+
+class PeerLost(RequestError, ConnectionError):
+    """Raised at once when the connection to whoever should answer is lost; the request may have run, or may yet."""
 
 
 class SessionRefused(RemitError):

@@ -24,6 +24,8 @@ OnError = Callable[[Event, Exception], None]
 
 NAMES_CACHED: Final = 4096
 """Event names whose listeners are remembered; a stranger that invents names cannot fill the memory."""
+RESERVED: Final = "remit."
+"""What the names of events begin with by which the two ends speak of requests, subscriptions and jobs."""
 
 
 class _Entry(NamedTuple):
@@ -43,6 +45,7 @@ class Listening:
         self._cache: dict[str, tuple[_Entry, ...]] = {}
         self._entries_lock = threading.Lock()
         self._on_error = on_error
+        self._controls: dict[str, Callable[[Event], None]] = {}
         self._unheard = 0
         self._errors = 0
         self._dispatched = 0
@@ -59,6 +62,8 @@ class Listening:
         """
         if not isinstance(name, str) or not name:
             raise TypeError(f"a listener's name is a non-empty text, not {name!r}")
+        if name.startswith(RESERVED):
+            raise ValueError(f"{name!r} is Remit's own: give your events names that do not begin with {RESERVED!r}")
         if not callable(listener):
             raise TypeError(f"a listener is called, but {listener!r} cannot be")
         call = listener if pass_event else converter(listener)
@@ -119,6 +124,26 @@ class Listening:
                     self._failed(wire.event(sender=sender, redelivered=redelivered), error)
         self._dispatched += len(wires)
 
+    def _ask(self, wire: Wire) -> tuple[bool, Any]:
+        """Call all listeners of a request; return whether there are any, and what the first one returned or raised."""
+        entries = self._cache.get(wire.name)
+        if entries is None:
+            entries = self._resolve(wire.name)
+        if not entries or wire.name.startswith(RESERVED):
+            return False, None
+        value = self._value(entries[0], wire)
+        for entry in entries[1:]:
+            try:
+                self._value(entry, wire)
+            except Exception as error:  # noqa: BLE001 - one listener must not stop the others
+                self._failed(wire.event(), error)
+        return True, value
+
+    def _value(self, entry: _Entry, wire: Wire) -> Any:
+        if entry.once:
+            self.remove_listener(entry.pattern, entry.function)
+        return entry.call(wire.event()) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
+
     def _call(self, entry: _Entry, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
         if entry.once:
             with self._entries_lock:
@@ -132,7 +157,11 @@ class Listening:
 
     def _resolve(self, name: str) -> tuple[_Entry, ...]:
         with self._entries_lock:
-            entries = tuple(entry for entry in self._entries if entry.matches(name))
+            if name.startswith(RESERVED):
+                controls = [control for known, control in self._controls.items() if known == name]
+                entries = tuple(_Entry(name, bool, control, control, True, False) for control in controls)
+            else:
+                entries = tuple(entry for entry in self._entries if entry.matches(name))
             if len(self._cache) >= NAMES_CACHED:
                 self._cache = {}
             self._cache[name] = entries

@@ -34,6 +34,8 @@ BLOCK_VARIABLE: Final = "REMIT_BLOCK"
 IN_THE_BOX: Final = {"memory": "remit.memory", "unix": "remit.unix"}
 """What Remit itself claims; no other claimant displaces these, and finding them costs no scan."""
 OURSELVES: Final = "remit"
+CHAOS: Final = "chaos+"
+"""What the scheme of a spoiled transport begins with; the rest is the scheme of the one to be spoiled."""
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 
 _found: dict[str, Transport] = {}
@@ -63,11 +65,18 @@ class TransportInfo:
 def find_transport(scheme: str) -> Transport:
     """Return the transport that claims a scheme, loading its plugin and no other, once per process.
 
+    ``chaos+<scheme>`` is the transport of ``<scheme>``, spoiled as `remit.chaos` says.
     Raises TransportNotInstalled (none, or blocked), SchemeClaimedTwice, TransportBroken.
     """
     with _lock:
         _refuse_blocked(scheme)
         transport = _registered.get(scheme) or _found.get(scheme)
+        if transport is None and scheme.startswith(CHAOS):
+            from remit.chaos import ChaosTransport  # here, because hardly a process needs it
+
+            # Made anew each time: which transport is the wrapped one may change with register_transport().
+            wrapped = scheme.removeprefix(CHAOS)
+            return ChaosTransport(wrapped, find_transport(wrapped))
         if transport is None:
             transport = _found[scheme] = _load(scheme)
         return transport

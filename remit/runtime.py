@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from concurrent.futures import Future
+from typing import Any, Final
 
-from remit.codec import Codec, Wire, find_codec
+from remit.asking import REQUEST, Asking
+from remit.codec import Codec, find_codec
 from remit.endpoint import ClientEndpoint
 from remit.errors import FrameTooLarge, SessionRefused, Undelivered
 from remit.event import Event
+from remit.inbound import Dispatch, Inbound
 from remit.location import Location
 from remit.outgate import LARGE, Outgate
 from remit.protocol.connector import Connector, State
 from remit.protocol.outbox import BATCH_EVENTS, HEAD_BYTES, WINDOW_BYTES, Outbox
-from remit.protocol.session import Received
-from remit.sender import Sender
 from remit.settings import Settings
 from remit.transport import Link, Transport, Waker
 
 __all__ = ["Runtime"]
-
-Dispatch = Callable[[], Callable[[Sequence[Wire], Sender | None, bool], None] | None]
-"""A weak reference to the client's dispatch."""
 
 IDLE_WAIT: Final = 60.0
 """Seconds that an idle thread sleeps at the most; whatever happens wakes it."""
@@ -69,13 +66,13 @@ class Runtime:
             self._codec, self._outbox, max_frame=capabilities.max_frame, heartbeat=settings.heartbeat
         )
         self._endpoint = ClientEndpoint(self._machine, link, connect)
-        self._dispatch = dispatch
         self._waker = Waker()
+        self.asking = Asking(self._codec, self._outbox, self._post, self._cancel)
+        self._inbound = Inbound(self.asking, dispatch, self._waker.wake)
+        self._losses = 0
         self._progress = threading.Condition()
-        self._inbound = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._dispatcher: threading.Thread | None = None
         self._wanted = threaded
         self._sent_at = 0.0
         self._gate = Outgate(self._outbox, settings, None if threaded else self._drive)
@@ -107,6 +104,20 @@ class Runtime:
         else:
             self._push()
 
+    def _post(self, name: str, data: bytes) -> bool:
+        """Queue an encoded event; False: it was dropped."""
+        if not self.admit(name, len(data)):
+            return False
+        self.pending.append(data)
+        if self.idle:
+            self.wake()
+        return True
+
+    def _cancel(self, request: int) -> None:
+        self._machine.session.given_up.append(request)
+        if not self._stopping:
+            self._waker.wake()
+
     def _push(self) -> None:
         """Without a thread: send at once when idle, and in batches within a burst."""
         now = time.monotonic()
@@ -115,9 +126,11 @@ class Runtime:
             self._pump()
 
     def _drive(self, seconds: float) -> None:
+        """Without a thread: wait for something to come, at the most ``seconds``, and take it in."""
         with self._endpoint.lock:
-            self._endpoint.wait(seconds, self._waker)
-            self._endpoint.pump()
+            self._endpoint.wait(self._until_due(seconds), self._waker)
+            self._waker.clear()
+        self._pump()
 
     # -- driving -----------------------------------------------------------------------------------------------
 
@@ -136,31 +149,47 @@ class Runtime:
         if self._thread is not None:
             return 0
         self._pump()
-        if not self._machine.ready and timeout > 0:
-            with self._endpoint.lock:
-                self._endpoint.wait(timeout, self._waker)
-            self._pump()
-        count = 0
-        while received := self._endpoint.events():
-            count += self._hand_over(received)
+        if not len(self._inbound) and timeout > 0:
+            self._drive(timeout)
+        count = self._inbound.hand_over()
         if count:
             self._pump()
         return count
+
+    def await_answer(self, future: Future[Any]) -> Any:
+        """Return the answer to a request, or raise what became of it. Its deadline ends the wait."""
+        if self._thread is None and not self._wanted:
+            self._pump()  # It may still be gathering.
+            while not future.done():
+                self._drive(IDLE_WAIT)
+        return future.result()
 
     def _pump(self) -> bool:
         with self._endpoint.lock:
             drained = self._endpoint.pump()
         if self._gate.waiting:
             self._gate.opened()
+        machine = self._machine
+        if machine.ready:
+            self._inbound.sort(machine.ready)
+        if machine.losses != self._losses:
+            self._losses = machine.losses
+            self.asking.lost("the connection was lost")
+        if len(self.asking):
+            self.asking.expire(time.monotonic())
         return drained
+
+    def _until_due(self, seconds: float) -> float:
+        """Return the seconds until a request is late, ``seconds`` at the most."""
+        return max(0.0, min(seconds, self.asking.due - time.monotonic())) if len(self.asking) else seconds
 
     def _run(self) -> None:
         """The thread: pump while there is something to do, else sleep until woken."""
         endpoint, waker = self._endpoint, self._waker
         while not self._stopping:
             drained = self._pump()
-            if self._machine.ready:
-                self._announce()
+            if len(self._inbound):
+                self._inbound.announce()
             with self._progress:
                 self._progress.notify_all()
             if not drained or (self._machine.sending() and self._outbox.sendable() and not self._stuck):
@@ -170,7 +199,7 @@ class Runtime:
                 continue
             with endpoint.lock:
                 if not self._stopping:
-                    endpoint.wait(IDLE_WAIT, waker)
+                    endpoint.wait(self._until_due(IDLE_WAIT), waker)
             self.idle = False
             waker.clear()
 
@@ -178,35 +207,6 @@ class Runtime:
     def _stuck(self) -> bool:
         """Whether the transport refused the frame that is next: it says itself when to try again."""
         return self._machine.session.stuck
-
-    # -- listening ---------------------------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        """Hand events to the dispatch thread: a listener may take its time, the link may not."""
-        with self._inbound:
-            if self._dispatcher is None:
-                self._dispatcher = threading.Thread(target=self._serve, name="remit-dispatch", daemon=True)
-                self._dispatcher.start()
-            self._inbound.notify()
-
-    def _serve(self) -> None:
-        while True:
-            with self._inbound:
-                while not self._machine.ready and not self._stopping:
-                    self._inbound.wait(IDLE_WAIT)
-                if self._stopping:
-                    return
-            while received := self._endpoint.events():
-                self._hand_over(received)
-                self._waker.wake()
-
-    def _hand_over(self, received: Received) -> int:
-        session, wires, count, redelivered = received
-        dispatch = self._dispatch()
-        if dispatch is not None:
-            dispatch(wires, None, redelivered)
-        session.finish(count)
-        return len(wires)
 
     # -- ending ------------------------------------------------------------------------------------------------
 
@@ -245,16 +245,15 @@ class Runtime:
         """End the threads and the link; return what was not confirmed, as an error to raise."""
         self._stopping = True
         self._waker.wake()
-        with self._inbound:
-            self._inbound.notify_all()
-        for thread in (self._thread, self._dispatcher):
-            if thread is not None and thread is not threading.current_thread():
-                thread.join(JOIN)
+        self._inbound.stop(JOIN)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(JOIN)
         with self._endpoint.lock:
             self._machine.bye()
             self._endpoint.flush()
             self._endpoint.close(linger)
         self._waker.close()
+        self.asking.close()
         return self._undelivered()
 
     def abandon(self) -> None:
@@ -264,7 +263,9 @@ class Runtime:
     def _undelivered(self) -> Undelivered | None:
         fates: dict[str, list[Event]] = {"received": [], "unknown": [], "never_sent": []}
         for fate, data in self._outbox.unfinished():
-            fates[fate].append(self._codec.decode(self._codec.join(b"", [data]))[0].event())
+            wire = self._codec.decode(self._codec.join(b"", [data]))[0]
+            if wire.name != REQUEST:  # Whoever asked is told by the answer's future.
+                fates[fate].append(wire.event())
         if not any(fates.values()):
             return None
         refusal = self._machine.refusal
@@ -275,6 +276,7 @@ class Runtime:
         session = self._machine.session
         return {
             "queued": len(self.pending),
+            "requests": len(self.asking),
             "unconfirmed": self._outbox.unconfirmed,
             "emitted": self._outbox.last + len(self.pending),
             "connections": session.generation,

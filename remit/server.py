@@ -9,12 +9,16 @@ import selectors
 import threading
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from remit.answering import answer, read_question, send
+from remit.asking import REQUEST
 from remit.codec import Codec, Wire
 from remit.config import resolve
 from remit.endpoint import ServerEndpoint
 from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick, TransportError
+from remit.event import Event
 from remit.listeners import Listening, OnError
 from remit.location import Location
 from remit.plugins import find_transport
@@ -69,6 +73,8 @@ class Server(Listening):
         self._ended = False
         self._ticking = threading.Lock()
         self._ticker = 0
+        self._unanswered = 0
+        self._controls[REQUEST] = self._requested
         if not _unpickling.active:
             self._open()
 
@@ -199,6 +205,7 @@ class Server(Listening):
             "dispatched": self._dispatched,
             "listener_errors": self._errors,
             "unheard": self._unheard,
+            "unanswered": self._unanswered,
             "sessions": 0,
         }
         if self._endpoint is not None:
@@ -282,14 +289,35 @@ class Server(Listening):
         sender: Sender = session.sender
         return sender
 
-    def _answer(self, session: Session, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _requested(self, event: Event) -> None:
+        """Control: a client asks; nobody else may be waiting any more."""
+        session = self._session(event)
+        question = read_question(event)
+        if question.id in session.cancelled or (event.redelivered and not question.idempotent):
+            self._unanswered += 1
+            return
+        outcome = answer(session.codec, question, self._ask)
+        send(session.codec, partial(self._post, session), question.id, outcome)
+
+    def _session(self, event: Event) -> Session:
+        if event.sender is None or self._endpoint is None:
+            raise EmitError(f"{event.name!r} has to come from a client")
+        return self._endpoint.machine.sessions[bytes.fromhex(event.sender.id)]
+
+    def _post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
+        """Send what must not be refused for want of room: answers, of which there are no more than questions."""
+        self._answer(session, name, args, {}, bounded=False)
+
+    def _answer(
+        self, session: Session, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, bounded: bool = True
+    ) -> None:
         endpoint = self._endpoint or self._reach()
         if endpoint.machine.sessions.get(session.id) is not session:
             raise EmitError(f"cannot emit {name!r}: the session of {session.id.hex()[:8]} has ended")
         data = session.codec.encode(name, args, kwargs, {})
         if len(data) > session.outbox.max_frame - HEAD_BYTES:
             raise FrameTooLarge(f"event {name!r} has {len(data)} bytes, over {session.outbox.max_frame} a frame")
-        if len(session.outbox.pending) >= self._settings.queue:
+        if bounded and len(session.outbox.pending) >= self._settings.queue:
             raise QueueFull(f"{self._settings.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
         session.outbox.pending.append(data)
         endpoint.machine.writable[session] = None

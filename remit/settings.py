@@ -45,6 +45,8 @@ class Settings:
     """Seconds that ``emit`` blocks on a full queue before it raises EmitTimeout."""
     linger: float = 5.0
     """Seconds that ``close`` waits for what is under way."""
+    request_timeout: float = 30.0
+    """Seconds within which a request must be answered, unless the request says otherwise."""
     heartbeat: float = HEARTBEAT
     """Seconds of silence after which a client asks whether its server is there."""
     session_ttl: float = SESSION_TTL
@@ -59,6 +61,7 @@ READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "window": read_count,
     "emit_timeout": read_seconds,
     "linger": read_seconds,
+    "request_timeout": read_seconds,
     "heartbeat": read_seconds,
     "session_ttl": read_seconds,
 }

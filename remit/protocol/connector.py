@@ -48,6 +48,8 @@ class Connector:
         self.ready: deque[Received] = deque()
         """Events from the server, to be handled."""
         self.rejected: Counter[str] = Counter()
+        self.losses = 0
+        """How often a connection was lost, so that those who wait for an answer hear of it."""
         self.suspect = False
         """The server was silent for longer than it promised: the link should be opened anew."""
         self._max_frame = max_frame
@@ -153,6 +155,7 @@ class Connector:
     def _down(self) -> None:
         if self.state in (State.UP, State.GREETING):
             self.state = State.DOWN
+            self.losses += 1
         self._early = False
         self._hello_at = self._ping_at = float("inf")
         self.session.disconnect()

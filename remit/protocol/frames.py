@@ -7,6 +7,7 @@ Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Th
     RESUME    received u64, done u64       "send again all that comes after received"
     PING      last u64                     "the last number I sent"; answered by ACK or RESUME
     WHO       nothing                      "I do not know you on this connection: say HELLO"
+    CANCEL    request u64                  "nobody waits for the answer any more"; may be lost without harm
     HELLO, WELCOME, REFUSE, BYE            a MessagePack array, see the classes below
 
 Numbers are big-endian. Sequence numbers begin with 1; 0 marks events that are sent at most once.
@@ -31,11 +32,13 @@ __all__ = [
     "Refuse",
     "Welcome",
     "ack",
+    "cancel",
     "events_head",
     "kind_of",
     "pack",
     "ping",
     "read_ack",
+    "read_cancel",
     "read_events",
     "read_ping",
     "resume",
@@ -59,6 +62,7 @@ class Kind(enum.IntEnum):
     WELCOME = 7
     REFUSE = 8
     BYE = 9
+    CANCEL = 10
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -184,6 +188,16 @@ def read_ping(frame: bytes) -> int:
         raise ProtocolError("truncated", f"a ping of {len(frame)} bytes")
     last: int = _ONE.unpack(frame)[1]
     return last
+
+
+def cancel(request: int) -> bytes:
+    """Return a CANCEL frame."""
+    return _ONE.pack(_HEADS[Kind.CANCEL], request)
+
+
+def read_cancel(frame: bytes) -> int:
+    """Return the request of a CANCEL frame. Raises ProtocolError."""
+    return read_ping(frame)
 
 
 def who() -> bytes:

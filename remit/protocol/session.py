@@ -18,6 +18,8 @@ __all__ = ["PROBE", "Received", "Session"]
 PROBE: Final = 0.5
 """Seconds without progress after which the other side is asked what it received; doubles up to `PROBE_MAX`."""
 PROBE_MAX: Final = 4.0
+CANCELLED: Final = 1024
+"""Cancellations remembered for requests that have not come to their listeners yet."""
 
 Received = tuple["Session", list[Wire], int, bool]
 """Events to be handled: whose, which, how many numbers they finish, whether redelivered."""
@@ -45,6 +47,10 @@ class Session:
         self.stuck = False
         """The transport did not take the frame that is next."""
         self.control: deque[bytes] = deque()
+        self.cancelled: deque[int] = deque(maxlen=CANCELLED)
+        """The other side's requests whose answers nobody waits for any more."""
+        self.given_up: deque[int] = deque(maxlen=CANCELLED)
+        """Our own requests of which the other side has yet to be told that nobody waits."""
         self._held: bytes | None = None
         self._probe_at: float | None = None
         self._probe_after = PROBE
@@ -56,6 +62,8 @@ class Session:
         if self._held is None:
             if self.control:
                 self._held = self.control.popleft()
+            elif self.given_up:
+                self._held = frames.cancel(self.given_up.popleft())
             elif self.ack_due:
                 self.ack_due = False
                 self._held = frames.ack(self.inbox.received, self.inbox.done)
@@ -89,6 +97,8 @@ class Session:
                 self._progress(now)
             if kind is Kind.RESUME:
                 self.outbox.rewind()
+        elif kind is Kind.CANCEL:
+            self.cancelled.append(frames.read_cancel(frame))
         elif kind is Kind.PING:
             self._answer(frames.read_ping(frame))
         else:

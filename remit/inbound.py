@@ -1,0 +1,90 @@
+"""Inbound: what comes to a client from its server: answers at once, events in order to the listeners."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from remit.asking import Asking
+from remit.codec import Wire
+from remit.protocol.session import Received
+from remit.sender import Sender
+
+__all__ = ["Dispatch", "Inbound"]
+
+Dispatch: TypeAlias = Callable[[], Callable[[Sequence[Wire], Sender | None, bool], None] | None]
+"""A weak reference to the client's dispatch."""
+
+IDLE_WAIT: Final = 60.0
+"""Seconds that an idle dispatch thread sleeps at the most; whatever arrives wakes it."""
+
+
+class Inbound:
+    """Sorts what has arrived. ``finished`` is called when listeners have returned in the dispatch thread."""
+
+    def __init__(self, asking: Asking, dispatch: Dispatch, finished: Callable[[], None]) -> None:
+        self._asking = asking
+        self._dispatch = dispatch
+        self._finished = finished
+        self._waiting: deque[Received] = deque()
+        self._unfinished = 0
+        self._news = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def sort(self, ready: deque[Received]) -> None:
+        """Give answers to those who wait for them; keep the rest for the listeners. On the link's thread."""
+        while ready:
+            session, wires, count, redelivered = ready.popleft()
+            rest = [wire for wire in wires if not self._asking.heard(wire)]
+            if not rest and not self._unfinished:
+                session.finish(count)
+                continue
+            self._unfinished += 1
+            self._waiting.append((session, rest, count, redelivered))
+
+    def hand_over(self) -> int:
+        """Give what is kept to the listeners, here and now; return how many events."""
+        handed = 0
+        while self._waiting:
+            session, wires, count, redelivered = self._waiting.popleft()
+            dispatch = self._dispatch()
+            try:
+                if dispatch is not None:
+                    dispatch(wires, None, redelivered)
+            finally:
+                session.finish(count)
+                self._unfinished -= 1
+            handed += len(wires)
+        return handed
+
+    def announce(self) -> None:
+        """Have a thread of its own give it to the listeners: they may take their time, the link may not."""
+        with self._news:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="remit-dispatch", daemon=True)
+                self._thread.start()
+            self._news.notify()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread within ``timeout`` seconds, unless a listener keeps it."""
+        self._stopping = True
+        with self._news:
+            self._news.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _serve(self) -> None:
+        while True:
+            with self._news:
+                while not self._waiting and not self._stopping:
+                    self._news.wait(IDLE_WAIT)
+                if self._stopping:
+                    return
+            self.hand_over()
+            self._finished()

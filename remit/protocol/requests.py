@@ -1,0 +1,82 @@
+"""Requests: what a client has asked and not heard of yet: who is answered, who is late, who is lost."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["Request", "Requests"]
+
+Waiter = TypeVar("Waiter")
+
+
+@dataclass(slots=True, eq=False)
+class Request(Generic[Waiter]):
+    """One question that is open."""
+
+    id: int
+    name: str
+    waiter: Waiter
+    """Whoever is to be told; the machine never looks at it."""
+    deadline: float
+    idempotent: bool
+    data: bytes = b""
+    """The encoded event, to be taken back while it has not been sent."""
+    place: int = 0
+    """The number that its event gets: sent once the outbox has given it."""
+
+
+class Requests(Generic[Waiter]):
+    """The open questions of one session. Answers, losses and deadlines each take a question away exactly once."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Request[Waiter]] = {}
+        self._dues: list[tuple[float, int]] = []
+        self._ids = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def ask(self, name: str, waiter: Waiter, deadline: float, *, idempotent: bool) -> Request[Waiter]:
+        """Open a question."""
+        request = Request(next(self._ids), name, waiter, deadline, idempotent)
+        self._open[request.id] = request
+        if deadline != float("inf"):
+            heapq.heappush(self._dues, (deadline, request.id))
+        return request
+
+    def take(self, identifier: int) -> Request[Waiter] | None:
+        """Close a question: it was answered, or nobody waits any more. None if it was closed before."""
+        return self._open.pop(identifier, None)
+
+    def named(self, identifier: int) -> Request[Waiter] | None:
+        """Return an open question."""
+        return self._open.get(identifier)
+
+    def lost(self, sent: int) -> list[Request[Waiter]]:
+        """Close and return those that were sent, as number ``sent`` or before, and may not be sent again."""
+        gone = [each for each in tuple(self._open.values()) if not each.idempotent and 0 < each.place <= sent]
+        return [each for each in gone if self.take(each.id) is not None]
+
+    def late(self, now: float) -> list[Request[Waiter]]:
+        """Close and return those whose deadline has passed."""
+        late = []
+        while self._dues and self._dues[0][0] <= now:
+            request = self.take(heapq.heappop(self._dues)[1])
+            if request is not None:
+                late.append(request)
+        return late
+
+    def close(self) -> list[Request[Waiter]]:
+        """Close and return all."""
+        rest, self._open = list(self._open.values()), {}
+        return rest
+
+    @property
+    def due(self) -> float:
+        """When the next deadline passes; infinity if none does."""
+        while self._dues and self._dues[0][1] not in self._open:
+            heapq.heappop(self._dues)
+        return self._dues[0][0] if self._dues else float("inf")

@@ -1,0 +1,231 @@
+"""Requests: asked over every transport, answered by a listener, failed in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+
+import pytest
+from waiting import DEADLINE, tick_until, wait_until
+
+from remit import Client, Server
+from remit.errors import (
+    FrameTooLarge,
+    LinkClosed,
+    NoListener,
+    PeerLost,
+    RequestFailed,
+    RequestTimeout,
+    WouldDeadlock,
+)
+
+
+@contextmanager
+def ticked(server: Server) -> Iterator[Server]:
+    """Tick a server in a thread of its own for a block."""
+    stopping = threading.Event()
+
+    def run() -> None:
+        while not stopping.is_set():
+            server.tick()
+            server.wait(0.05)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        stopping.set()
+        thread.join(DEADLINE)
+
+
+@pytest.fixture
+def server(location) -> Iterator[Server]:
+    with Server(location) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server) -> Iterator[Client]:
+    with Client(server.location) as client:
+        yield client
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+@pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "unthreaded"])
+def test_a_listeners_value_is_the_answer(server, codec, threaded):
+    server.add_listener("add", add)
+    server.add_listener("say", lambda **words: words)
+    with ticked(server), Client(server.location, codec=codec, threaded=threaded) as client:
+        assert client.request("add", 2, 3, timeout=DEADLINE) == 5
+        assert client.request("say", hello="world") == {"hello": "world"}
+        assert [client.request("add", n, n) for n in range(50)] == [2 * n for n in range(50)]
+
+
+def test_many_requests_are_under_way_at_once(server, client):
+    server.add_listener("add", add)
+    futures = [client.submit("add", n, 1) for n in range(2000)]
+    tick_until(server, lambda: all(future.done() for future in futures))
+    assert [future.result() for future in futures] == [n + 1 for n in range(2000)]
+
+
+def test_an_exception_comes_back_with_its_traceback(server, client):
+    def divide(a: int, b: int) -> float:
+        return a / b
+
+    server.add_listener("divide", divide)
+    with ticked(server), pytest.raises(RequestFailed, match="ZeroDivisionError: division by zero") as failed:
+        client.request("divide", 1, 0)
+    assert failed.value.type_name == "builtins.ZeroDivisionError"
+    assert "in divide" in failed.value.traceback
+    assert server.stats()["listener_errors"] == 0
+
+
+def test_the_first_listener_answers_and_the_others_hear(server, client):
+    heard: list[int] = []
+    server.add_listener("add", add)
+    server.add_listener("*", lambda *args: heard.append(sum(args)))
+    with ticked(server):
+        assert client.request("add", 2, 3) == 5
+    assert heard == [5]
+
+
+def test_nobody_listens(server, client):
+    with ticked(server), pytest.raises(NoListener, match="'sing'"):
+        client.request("sing")
+
+
+def test_an_answer_that_cannot_travel_is_told(server, client):
+    server.add_listener("object", object)
+    server.add_listener("large", lambda: b"x" * (64 << 20))
+    with ticked(server):
+        with pytest.raises(RequestFailed, match="CodecError"):
+            client.request("object")
+        with pytest.raises(RequestFailed, match="FrameTooLarge"):
+            client.request("large")
+
+
+def test_a_question_that_cannot_travel_is_refused(server, client):
+    with pytest.raises(FrameTooLarge):
+        client.submit("large", b"x" * (64 << 20))
+    assert client.stats()["requests"] == 0
+
+
+def test_a_request_has_a_deadline(server, client):
+    ran: list[int] = []
+    server.add_listener("slow", ran.append)
+    future = client.submit("slow", 1, timeout=0.05)
+    with pytest.raises(RequestTimeout, match="'slow'"):
+        future.result(DEADLINE)
+    other = client.submit("slow", 2)
+    wait_until(lambda: not client.stats()["queued"])  # and what was cancelled left before it
+    tick_until(server, other.done)
+    assert ran == [2], "nobody waited for the first any more"
+
+
+def test_without_a_server_a_request_ends_by_its_deadline(location):
+    if location.port == 0:
+        location = location.replace(port=9)
+    with (
+        Client(location, linger=0.1) as client,
+        pytest.raises(RequestTimeout, match="is a server there"),
+    ):
+        client.request("add", timeout=0.05)
+
+
+def test_a_cancelled_request_does_not_run(server, client):
+    ran: list[int] = []
+    server.add_listener("note", ran.append)
+    futures = [client.submit("note", n) for n in range(3)]
+    wait_until(lambda: not client.stats()["queued"])
+    assert futures[1].cancel()
+    last = client.submit("note", 3)
+    wait_until(lambda: not client.stats()["queued"])  # and what was cancelled left before it
+    tick_until(server, last.done)
+    with pytest.raises(CancelledError):
+        futures[1].result()
+    assert ran == [0, 2, 3]
+
+
+def test_a_lost_server_is_told_at_once(location):
+    server = Server(location)
+    with Client(server.location, linger=0.1) as client:
+        client.emit("hello")
+        tick_until(server, lambda: client.flush(0.01))
+        future = client.submit("never", timeout=10 * DEADLINE)
+        wait_until(lambda: not client.stats()["queued"])
+        before = time.monotonic()
+        server.close()
+        with pytest.raises(PeerLost, match="'never'"):
+            future.result(DEADLINE)
+        assert time.monotonic() - before < DEADLINE
+
+
+def test_an_idempotent_request_is_asked_again(location):
+    server = Server(location)
+    where = server.location
+    with Client(where) as client:
+        client.emit("hello")
+        tick_until(server, lambda: client.connected)
+        future = client.submit("add", 2, 3, idempotent=True, timeout=3 * DEADLINE)
+        wait_until(lambda: not client.stats()["queued"])
+        server.close()
+        with Server(where) as again:
+            again.add_listener("add", add)
+            tick_until(again, future.done)
+            assert future.result() == 5
+            tick_until(again, lambda: client.flush(0.01))
+
+
+def test_who_ticks_the_server_cannot_ask_it(server, client):
+    server.tick()
+    with pytest.raises(WouldDeadlock, match="from another"):
+        client.request("add", 1, 1)
+
+
+def test_a_listener_may_ask_another_server(location, request):
+    with Server(location) as one, Server("memory://another") as two:
+        two.add_listener("add", add)
+        with ticked(two), Client(two.location) as to_two:
+            one.add_listener("relay", lambda a, b: to_two.request("add", a, b))
+            with ticked(one), Client(one.location) as client:
+                assert client.request("relay", 20, 22) == 42
+
+
+def test_closing_fails_what_is_open(server):
+    client = Client(server.location, linger=0.0)
+    future = client.submit("never")
+    client.close()
+    with pytest.raises(LinkClosed, match="before 'never' was answered"):
+        future.result(0)
+
+
+def test_async_listeners_need_an_async_server(server, client):
+    async def later() -> int:
+        return 1
+
+    server.add_listener("later", later)
+    with ticked(server), pytest.raises(RequestFailed, match="AsyncServer"):
+        client.request("later")
+
+
+def test_a_request_that_is_no_request_is_counted(server, client):
+    client.emit("remit.request", "nonsense")
+    client.emit("remit.request", 1, 2)
+    client.emit("remit.reply", 1, 2)
+    client.emit("remit.nothing")
+    server.add_listener("add", add)
+    with ticked(server):
+        assert client.request("add", 1, 1) == 2
+
+
+def test_reserved_names_are_refused(server):
+    with pytest.raises(ValueError, match="Remit's own"):
+        server.add_listener("remit.request", print)
