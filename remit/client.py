@@ -8,14 +8,17 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from remit.asking import PROGRESS, OnProgress
-from remit.codec import Codec
+from remit.codec import Codec, find_codec
 from remit.config import resolve
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
 from remit.event import Event
+from remit.following import Following, OnGap, Subscription
+from remit.inbound import RENEWED
 from remit.leaving import remember
 from remit.listeners import Listening, OnError
 from remit.location import Location
 from remit.plugins import find_transport
+from remit.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 from remit.runtime import Runtime
 from remit.server import ticked_here
 from remit.settings import settle
@@ -76,7 +79,11 @@ class Client(Listening):
         self._settings, self._bare = settle(self._location, self._transport.options, {**self._given, "codec": named})
         self._runtime: Runtime | None = None
         self._closed = False
+        self._following = Following()
         self._controls[PROGRESS] = self._progressed
+        self._controls[PUBLISHED] = lambda event: self._following.published(self._spoken(), event)
+        self._controls[RENEWED] = self._renewed
+        self._controls[UNSUBSCRIBED] = self._following.unsubscribed
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
@@ -196,6 +203,49 @@ class Client(Listening):
         self._threaded = True
         (self._runtime or self._open()).start()
 
+    def subscribe(
+        self,
+        pattern: str,
+        listener: Callable[..., Any],
+        *,
+        last: bool = False,
+        queue: int = 1024,
+        when_full: str = "drop_oldest",
+        max_lag: float | None = None,
+        on_gap: OnGap | None = None,
+        pass_event: bool = False,
+        timeout: float | None = None,
+    ) -> Subscription:
+        """Call ``listener(*args, **kwargs)`` for what the server publishes under this name or pattern from now on.
+
+        Returns when the server has confirmed it: what is published later arrives. With ``last`` it begins with the
+        values that the server kept. The server holds ``queue`` publications for a client that does not keep up; beyond
+        that, or when one is older than ``max_lag`` seconds, it does what ``when_full`` says: ``drop_oldest``,
+        ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with how many are missing, or with None after the
+        server began anew. Raises what `request` raises.
+        """
+        subscription = Subscription(pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event)
+        subscription.began(self._unsubscribe)
+        self._following.add(subscription)
+        if self._threaded:
+            self.start()
+        try:
+            self.request(SUBSCRIBE, *subscription.wanted, timeout=timeout, idempotent=True)
+        except BaseException:
+            self._following.drop(subscription)
+            raise
+        return subscription
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        if self._following.drop(subscription) and self._runtime is not None:
+            self.emit(UNSUBSCRIBE, subscription.id)
+
+    def _renewed(self, _: Event) -> None:
+        """Control: the server began anew, and knows nothing of what this client follows."""
+        for subscription in self._following:
+            subscription.renewed()
+            self.submit(SUBSCRIBE, *subscription.wanted, idempotent=True)
+
     # -- life --------------------------------------------------------------------------------------------------
 
     @property
@@ -274,6 +324,9 @@ class Client(Listening):
         self._runtime = runtime
         remember(self)
         return runtime
+
+    def _spoken(self) -> Codec:
+        return find_codec(self._settings.codec) if self._codec is None else find_codec(self._codec)
 
     def _progressed(self, event: Event) -> None:
         runtime = self._runtime

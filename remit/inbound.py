@@ -9,14 +9,16 @@ from typing import Final, TypeAlias
 
 from remit.asking import Asking
 from remit.codec import Wire
-from remit.protocol.session import Received
+from remit.protocol.session import Received, Session
 from remit.sender import Sender
 
-__all__ = ["Dispatch", "Inbound"]
+__all__ = ["RENEWED", "Dispatch", "Inbound"]
 
 Dispatch: TypeAlias = Callable[[], Callable[[Sequence[Wire], Sender | None, bool], None] | None]
 """A weak reference to the client's dispatch."""
 
+RENEWED: Final = "remit.renewed"
+"""An event that does not travel: the server that was met knows nothing of this session's past."""
 IDLE_WAIT: Final = 60.0
 """Seconds that an idle dispatch thread sleeps at the most; whatever arrives wakes it."""
 
@@ -47,6 +49,11 @@ class Inbound:
                 continue
             self._unfinished += 1
             self._waiting.append((session, rest, count, redelivered))
+
+    def renewed(self, session: Session) -> None:
+        """Let the listeners' side know, in its place among the events, that the server began anew."""
+        self._unfinished += 1
+        self._waiting.append((session, [Wire(RENEWED)], 0, False))
 
     def hand_over(self) -> int:
         """Give what is kept to the listeners, here and now; return how many events."""

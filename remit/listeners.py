@@ -14,7 +14,7 @@ from remit.event import Event
 from remit.sender import Sender
 from remit.typed import converter
 
-__all__ = ["Listening", "OnError"]
+__all__ = ["NAMES_CACHED", "RESERVED", "Listening", "OnError", "matcher"]
 
 logger = logging.getLogger("remit")
 
@@ -67,7 +67,7 @@ class Listening:
         if not callable(listener):
             raise TypeError(f"a listener is called, but {listener!r} cannot be")
         call = listener if pass_event else converter(listener)
-        entry = _Entry(name, _matcher(name), listener, call, pass_event, once)
+        entry = _Entry(name, matcher(name), listener, call, pass_event, once)
         with self._entries_lock:
             self._entries += (entry,)
             self._cache = {}
@@ -182,7 +182,8 @@ class Listening:
             logger.exception("on_error raised for %r", event.name)
 
 
-def _matcher(name: str) -> Callable[[str], object]:
+def matcher(name: str) -> Callable[[str], object]:
+    """Return what says whether an event's name is this name, or fits this pattern."""
     if any(character in name for character in "*?["):
         return re.compile(fnmatch.translate(name)).match
     return name.__eq__

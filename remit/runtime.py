@@ -69,7 +69,7 @@ class Runtime:
         self._waker = Waker()
         self.asking = Asking(self._codec, self._outbox, self._post, self._cancel)
         self._inbound = Inbound(self.asking, dispatch, self._waker.wake)
-        self._losses = 0
+        self._losses = self._renewals = 0
         self._progress = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -175,6 +175,9 @@ class Runtime:
         if machine.losses != self._losses:
             self._losses = machine.losses
             self.asking.lost("the connection was lost")
+        if machine.renewals != self._renewals:
+            self._renewals = machine.renewals
+            self._inbound.renewed(machine.session)
         if len(self.asking):
             self.asking.expire(time.monotonic())
         return drained

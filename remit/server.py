@@ -9,6 +9,7 @@ import selectors
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from remit.plugins import find_transport
 from remit.protocol.acceptor import Acceptor
 from remit.protocol.outbox import HEAD_BYTES, WINDOW_BYTES, Outbox
 from remit.protocol.session import Received, Session
+from remit.publishing import SUBSCRIBE, UNSUBSCRIBE, Publishing
 from remit.sender import Sender
 from remit.settings import settle
 from remit.transport import Wakeable, Waker
@@ -74,7 +76,10 @@ class Server(Listening):
         self._ticking = threading.Lock()
         self._ticker = 0
         self._unanswered = 0
+        self._publishing = Publishing(self._has_more)
+        self._services: dict[str, Callable[..., Any]] = {SUBSCRIBE: self._publishing.subscribe}
         self._controls[REQUEST] = self._requested
+        self._controls[UNSUBSCRIBE] = self._unsubscribed
         if not _unpickling.active:
             self._open()
 
@@ -199,6 +204,28 @@ class Server(Listening):
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""
         self._dispatch((Wire(name, args, kwargs),), None, False)
 
+    def publish(self, name: str, /, *args: Any, keep: bool = False, **kwargs: Any) -> int:
+        """Send an event to every client that subscribed to its name; return how many did. Never waits for one.
+
+        ``keep`` makes it the last value of that name, for those who subscribe later and ask for it. Safe from any
+        thread. Raises CodecError, LinkClosed.
+        """
+        if self._endpoint is None:
+            self._reach()
+        return self._publishing.publish(name, args, kwargs, keep=keep)
+
+    def emit_to(self, peer: Sender | str, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to one client, named by its `Sender` or the sender's id; acknowledged like any other.
+
+        Raises EmitError if its session has ended, QueueFull, CodecError, FrameTooLarge.
+        """
+        identifier = peer if isinstance(peer, str) else peer.id
+        endpoint = self._endpoint or self._reach()
+        session = endpoint.machine.sessions.get(bytes.fromhex(identifier))
+        if session is None:
+            raise EmitError(f"cannot emit {name!r}: there is no session {identifier[:8]}")
+        self._answer(session, name, args, kwargs)
+
     def stats(self) -> dict[str, int]:
         """Return counters: what was dispatched, refused, repeated, raised, and how many sessions there are."""
         counters = {
@@ -206,6 +233,9 @@ class Server(Listening):
             "listener_errors": self._errors,
             "unheard": self._unheard,
             "unanswered": self._unanswered,
+            "published": self._publishing.published,
+            "subscriptions": len(self._publishing),
+            "publications_dropped": self._publishing.dropped,
             "sessions": 0,
         }
         if self._endpoint is not None:
@@ -223,6 +253,9 @@ class Server(Listening):
         while self._endpoint is endpoint:
             with endpoint.lock:
                 drained = endpoint.pump()
+                while endpoint.machine.closed:
+                    self._publishing.forget(endpoint.machine.closed.popleft())
+                endpoint.machine.opened.clear()
                 self._pumped = now = time.monotonic()
                 received = endpoint.events()
             while received is not None:
@@ -296,8 +329,16 @@ class Server(Listening):
         if question.id in session.cancelled or (event.redelivered and not question.idempotent):
             self._unanswered += 1
             return
-        outcome = answer(session.codec, question, self._ask)
+        outcome = answer(session.codec, question, partial(self._serve, session))
         send(session.codec, partial(self._post, session), question.id, outcome)
+
+    def _serve(self, session: Session, wire: Wire) -> tuple[bool, Any]:
+        service = self._services.get(wire.name)
+        return self._ask(wire) if service is None else (True, service(session, *wire.args))
+
+    def _unsubscribed(self, event: Event) -> None:
+        """Control: a client follows something no more."""
+        self._publishing.unsubscribe(self._session(event), *event.args)
 
     def _session(self, event: Event) -> Session:
         if event.sender is None or self._endpoint is None:
@@ -320,6 +361,11 @@ class Server(Listening):
         if bounded and len(session.outbox.pending) >= self._settings.queue:
             raise QueueFull(f"{self._settings.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
         session.outbox.pending.append(data)
+        self._has_more(session)
+
+    def _has_more(self, session: Session) -> None:
+        """Something waits to be sent to a client: soon, by whoever ticks."""
+        endpoint = self._endpoint or self._reach()
         endpoint.machine.writable[session] = None
         if self._ticker != threading.get_ident() or not self._ticking.locked():
             self._waker.wake()

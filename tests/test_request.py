@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 
 import pytest
+from ticking import ticked
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Server
@@ -21,25 +20,6 @@ from remit.errors import (
     RequestTimeout,
     WouldDeadlock,
 )
-
-
-@contextmanager
-def ticked(server: Server) -> Iterator[Server]:
-    """Tick a server in a thread of its own for a block."""
-    stopping = threading.Event()
-
-    def run() -> None:
-        while not stopping.is_set():
-            server.tick()
-            server.wait(0.05)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        stopping.set()
-        thread.join(DEADLINE)
 
 
 @pytest.fixture

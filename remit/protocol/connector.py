@@ -50,6 +50,8 @@ class Connector:
         self.rejected: Counter[str] = Counter()
         self.losses = 0
         """How often a connection was lost, so that those who wait for an answer hear of it."""
+        self.renewals = 0
+        """How often a server was met that knew nothing of this session's past."""
         self.suspect = False
         """The server was silent for longer than it promised: the link should be opened anew."""
         self._max_frame = max_frame
@@ -92,7 +94,8 @@ class Connector:
 
     def _control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
         if isinstance(control, Welcome):
-            if control.generation == self.session.generation:
+            # Only once: a repeated one must not take what came meanwhile for unheard.
+            if control.generation == self.session.generation and self.state is State.GREETING:
                 self._welcomed(control, now)
         elif isinstance(control, Refuse):
             self.state, self.refusal = State.REFUSED, control
@@ -138,6 +141,7 @@ class Connector:
         another = bool(self.instance) and welcome.instance != self.instance
         if welcome.fresh and not self._early:
             session.inbox = Inbox()
+            self.renewals += 1
         self.instance = welcome.instance
         self._patience = welcome.patience
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +56,8 @@ class Outbox:
         self.oversized: list[bytes] = []
         """Events that turned out to be over the other side's ``max_frame``."""
         self.max_frame = max_frame
+        self.source: Callable[[], None] | None = None
+        """Called when there is room and nothing is pending: it may append more."""
         self.received = 0
         self.done = 0
         self.last = 0
@@ -72,11 +74,6 @@ class Outbox:
     def unconfirmed(self) -> int:
         """Events with a number that are not known to be done."""
         return self.last - self.done
-
-    @property
-    def unreceived(self) -> bool:
-        """Whether something was sent that the other side has not said it received."""
-        return self.last > self.received
 
     @property
     def empty(self) -> bool:
@@ -150,7 +147,11 @@ class Outbox:
 
     def _frame(self) -> None:
         """Give numbers to the next events and put them into a frame, if the window allows."""
-        if not self.pending or not self._room():
+        if not self._room():
+            return
+        if not self.pending and self.source is not None:
+            self.source()
+        if not self.pending:
             return
         events = self._pick()
         if not events:

@@ -16,7 +16,7 @@ from remit.transport import Credentials, Peer
 __all__ = ["PROBE", "Received", "Session"]
 
 PROBE: Final = 0.5
-"""Seconds without progress after which the other side is asked what it received; doubles up to `PROBE_MAX`."""
+"""Seconds without progress after which the other side is asked what it did; doubles up to `PROBE_MAX`."""
 PROBE_MAX: Final = 4.0
 CANCELLED: Final = 1024
 """Cancellations remembered for requests that have not come to their listeners yet."""
@@ -74,7 +74,7 @@ class Session:
     def sent(self, now: float) -> None:
         """Note that the transport took the frame from `next`."""
         self._held = None
-        if self._probe_at is None and self.outbox.unreceived:
+        if self._probe_at is None and self.outbox.unconfirmed:
             self._probe_at = now + self._probe_after
 
     def disconnect(self) -> None:
@@ -107,14 +107,14 @@ class Session:
 
     @property
     def probe_at(self) -> float:
-        """When `probe` is due; infinity while all that was sent has been received."""
+        """When `probe` is due; infinity while all that was sent is known to be done."""
         return float("inf") if self._probe_at is None else self._probe_at
 
     def probe(self, now: float) -> float | None:
-        """Ask what was received if there was no progress for long; return when to come again."""
+        """Ask what was received and done if there was no progress for long; return when to come again."""
         if self._probe_at is None:
             return None
-        if not self.outbox.unreceived:
+        if not self.outbox.unconfirmed:
             self._probe_at = None
         elif now >= self._probe_at:
             self.control.append(frames.ping(self.outbox.last))
@@ -124,7 +124,7 @@ class Session:
 
     def probe_now(self, now: float) -> None:
         """Something may have been lost: ask at the next chance."""
-        if self.outbox.unreceived:
+        if self.outbox.unconfirmed:
             self._probe_at = now
 
     def finish(self, count: int) -> None:
@@ -166,4 +166,4 @@ class Session:
 
     def _progress(self, now: float) -> None:
         self._probe_after = PROBE
-        self._probe_at = now + PROBE if self.outbox.unreceived else None
+        self._probe_at = now + PROBE if self.outbox.unconfirmed else None
