@@ -61,7 +61,6 @@ class Channel:
         self.socket = pynng.Pair0(recv_max_size=max_frame + ENVELOPE, send_buffer_size=BUFFER, recv_buffer_size=BUFFER)
         try:
             self._descriptor: int = self.socket.recv_fd
-            self._room: int = self.socket.send_fd
         except pynng.NNGException:
             self.socket.close()
             raise
@@ -79,10 +78,13 @@ class Channel:
         """Return the descriptor that is readable while a frame waits."""
         return self._descriptor
 
-    @property
     def room(self) -> int:
-        """The descriptor that is readable while a frame can be sent."""
-        return self._room
+        """Return the descriptor that is readable while a frame can be sent; -1 if there is none left for it."""
+        try:
+            descriptor: int = self.socket.send_fd
+        except pynng.NNGException:
+            return -1
+        return descriptor
 
     def send(self, frame: bytes) -> Sent:
         """Offer a frame."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from typing import Any, Final
 
@@ -114,10 +113,7 @@ class ClientLink(NngLink):
             self._due = float("inf")
             self._arrivals.append(Up(SERVER))
 
-    def _read(self) -> None:
-        self._read_some()
-
-    def _read_some(self) -> int:
+    def _read(self) -> int:
         """Read some frames; return how many there were."""
         channel = self._channel
         if channel is None:
@@ -153,7 +149,7 @@ class ClientLink(NngLink):
         elif subject is self._channel and what == "connected" and self._channel is not None:
             self._connected(self._channel)
         elif subject is self._channel and what == "removed":
-            while self._read_some():
+            while self._read():
                 pass  # what came before it left
             self._lose("its connection has ended")
 
@@ -166,14 +162,7 @@ class ClientLink(NngLink):
         elif self._channel is not None:
             self._lose("nobody was there")
         else:
-            self._ask_again()
-
-    def _ask_again(self) -> None:
-        try:
             self._ask()
-        except pynng.NNGException:  # out of descriptors, most likely: there may be some later
-            self._leave_lobby()
-            self._retry()
 
     def _leave(self, deadline: float) -> None:
         self._leave_lobby()

@@ -20,6 +20,9 @@ CLAIM: Final = 2.0
 LAST_WORD: Final = 0.5
 """Seconds that `close` waits at the most for the other side to have read all: it may not be reading at all."""
 
+FULL_WAIT: Final = 0.005
+"""Seconds between two tries to send to a peer that was full, where no descriptor is left to be told by."""
+
 
 class Descriptor:
     """A descriptor that outlives the question for it: nng answers none about a closed socket."""
@@ -41,9 +44,9 @@ class NngLink(OwnedLink):
         self._notes = Notes()
         self._arrivals: deque[Arrival] = deque()
         self._poller.register(self._notes.waker, select.POLLIN)
-        self._readers: dict[int, Callable[[], None]] = {}
-        self._full: dict[int, Channel] = {}
-        """Channels without room, by the descriptor that tells when there is some again."""
+        self._readers: dict[int, Callable[[], object]] = {}
+        self._full: dict[Channel, int] = {}
+        """Channels without room, and the descriptors that tell when there is some again."""
         self._due = float("inf")
 
     def receive(self) -> Arrival | None:
@@ -58,11 +61,13 @@ class NngLink(OwnedLink):
         self._check()
         if self._arrivals:
             return
+        if -1 in self._full.values():
+            timeout = min(timeout, FULL_WAIT)
         timeout = max(0.0, min(timeout, self._due - time.monotonic()))
         with self._poller.watching(waker):
             told = self._turn(timeout)
-        for descriptor in told & self._full.keys():
-            self._has_room(self._full[descriptor])
+        for channel in [channel for channel, room in self._full.items() if room in told]:
+            self._has_room(channel)
 
     def close(self, linger: float) -> None:
         """End the link; frames already accepted leave within ``linger`` seconds."""
@@ -91,7 +96,7 @@ class NngLink(OwnedLink):
                 reader()
         return told
 
-    def _watch(self, channel: Channel | Descriptor, reader: Callable[[], None]) -> None:
+    def _watch(self, channel: Channel | Descriptor, reader: Callable[[], object]) -> None:
         self._poller.register(channel, select.POLLIN)
         self._readers[channel.fileno()] = reader
 
@@ -105,14 +110,16 @@ class NngLink(OwnedLink):
         sent = channel.send(frame)
         if sent is not Sent.FULL:
             self._has_room(channel)
-        elif channel.room not in self._full:
-            self._full[channel.room] = channel
-            self._poller.register(Descriptor(channel.room), select.POLLIN)
+        elif channel not in self._full:
+            self._full[channel] = room = channel.room()
+            if room >= 0:
+                self._poller.register(Descriptor(room), select.POLLIN)
         return sent
 
     def _has_room(self, channel: Channel) -> None:
-        if self._full.pop(channel.room, None) is not None:
-            self._poller.unregister(Descriptor(channel.room))
+        room = self._full.pop(channel, -1)
+        if room >= 0:
+            self._poller.unregister(Descriptor(room))
 
     def _finish(self, channels: list[Channel], deadline: float) -> None:
         """Say the last word on channels, and wait until the other side has closed them: then it has read all."""
@@ -122,7 +129,7 @@ class NngLink(OwnedLink):
             saying = [
                 channel for channel in saying if channel in waiting and self._offer(channel, channel.token) is Sent.FULL
             ]
-            self._look(left)
+            self._look(min(left, FULL_WAIT) if -1 in self._full.values() else left)
             for subject, what in self._notes.take():
                 if what == "removed":
                     waiting.discard(subject)
