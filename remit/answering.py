@@ -13,11 +13,12 @@ from remit.asking import REPLY
 from remit.codec import Codec, Wire
 from remit.envelope import seal, unseal
 from remit.errors import CodecError, EmitError, FrameTooLarge
-from remit.event import Event
+from remit.protocol.session import Session
+from remit.sender import Sender
 
-__all__ = ["Question", "answer", "read_question", "reply", "send", "told"]
+__all__ = ["Answering", "Post", "Question", "read_question", "reply", "send", "session_of", "told"]
 
-Reply: TypeAlias = Callable[[str, tuple[Any, ...]], None]
+Post: TypeAlias = Callable[[Session, str, tuple[Any, ...]], None]
 """Sends an event to whoever asked; what was asked must be answered, so no queue is too full for it."""
 
 
@@ -34,23 +35,57 @@ class Question(msgspec.Struct, array_like=True, frozen=True):
 _ASYNC: Final = "an async listener can answer requests of an AsyncServer only"
 
 
-def read_question(event: Event) -> Question:
+class Answering:
+    """Answers the requests that come to one server. ``ask`` calls the listeners, and says whether there are any."""
+
+    def __init__(self, ask: Callable[[Wire, Sender | None], tuple[bool, Any]], post: Post) -> None:
+        self.services: dict[str, Callable[..., Any]] = {}
+        """What Remit itself answers, by name; called with the session and the arguments."""
+        self.passed_over = 0
+        """Requests that nobody waited for any more, or that may not run twice."""
+        self._ask = ask
+        self._post = post
+
+    def requested(self, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
+        """Control: somebody asks. Raises msgspec.ValidationError."""
+        question = read_question(wire)
+        session = session_of(sender)
+        if self.waited_for(session, question, redelivered):
+            send(self._post, session, question.id, self._answer(session, question, sender))
+
+    def waited_for(self, session: Session, question: Question, redelivered: bool) -> bool:
+        """Whether a question is to be answered at all."""
+        if question.id in session.cancelled or (redelivered and not question.idempotent):
+            self.passed_over += 1
+            return False
+        return True
+
+    def _answer(self, session: Session, question: Question, sender: Sender | None) -> tuple[str, bytes]:
+        """Have a question answered; return the outcome, sealed."""
+        codec = session.codec
+        try:
+            wire = unseal(codec, question.sealed)
+            service = self.services.get(wire.name)
+            found, value = self._ask(wire, sender) if service is None else (True, service(session, *wire.args))
+            if inspect.isawaitable(value):
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise TypeError(_ASYNC)
+            return reply(codec, value) if found else ("unheard", seal(codec, "", (), {}))
+        except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
+            return told(codec, error)
+
+
+def read_question(wire: Wire) -> Question:
     """Read a request. Raises msgspec.ValidationError."""
-    return msgspec.convert(event.args, Question)
+    return msgspec.convert(wire.args, Question)
 
 
-def answer(codec: Codec, question: Question, call: Callable[[Wire], tuple[bool, Any]]) -> tuple[str, bytes]:
-    """Have a question answered by ``call``, which says whether anybody listens; return the outcome, sealed."""
-    try:
-        wire = unseal(codec, question.sealed)
-        found, value = call(wire)
-        if inspect.isawaitable(value):
-            if inspect.iscoroutine(value):
-                value.close()
-            raise TypeError(_ASYNC)
-        return reply(codec, value) if found else ("unheard", seal(codec, "", (), {}))
-    except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
-        return told(codec, error)
+def session_of(sender: Sender | None) -> Session:
+    """Return the session of a client. Raises EmitError for an event that did not come from one."""
+    if sender is None or sender.session is None:
+        raise EmitError("an event of Remit's own has to come from a client")
+    return sender.session
 
 
 def reply(codec: Codec, value: Any) -> tuple[str, bytes]:
@@ -68,11 +103,11 @@ def told(codec: Codec, error: BaseException, outcome: str = "failed") -> tuple[s
     return outcome, seal(codec, "", (f"{kind.__module__}.{kind.__qualname__}", str(error), text), {})
 
 
-def send(codec: Codec, post: Reply, question: int, outcome: tuple[str, bytes]) -> None:
+def send(post: Post, session: Session, question: int, outcome: tuple[str, bytes]) -> None:
     """Send an outcome; one that is too large for a frame is told as a failure. One whose session ended is dropped."""
     try:
-        post(REPLY, (question, *outcome))
+        post(session, REPLY, (question, *outcome))
     except FrameTooLarge as error:
-        post(REPLY, (question, *told(codec, error)))
+        post(session, REPLY, (question, *told(session.codec, error)))
     except EmitError:
         return

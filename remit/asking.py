@@ -114,10 +114,8 @@ class Asking:
 
     # -- being told --------------------------------------------------------------------------------------------
 
-    def heard(self, wire: Wire) -> bool:
-        """Take an answer; False if the event is none."""
-        if wire.name != REPLY:
-            return False
+    def heard(self, wire: Wire) -> None:
+        """Take an answer."""
         try:
             identifier, outcome, sealed = msgspec.convert(wire.args, tuple[int, str, bytes])
             request = self._requests.take(identifier)
@@ -125,7 +123,6 @@ class Asking:
                 self._answered(request, outcome, sealed)
         except (msgspec.ValidationError, CodecError):
             self.malformed += 1
-        return True
 
     def _answered(self, request: _Waiting, outcome: str, sealed: bytes) -> None:
         try:
@@ -140,16 +137,28 @@ class Asking:
         else:
             self._fail(request, _error(request.name, outcome, answer.args))
 
-    def progressed(self, identifier: int, done: Any, total: Any) -> None:
-        """Tell whoever asked how far a request has come."""
+    def progressed(self, wire: Wire) -> Wire | None:
+        """Find out whom to tell how far a request has come, while it is still open; tell it in the listeners' turn."""
+        try:
+            identifier, done, total = msgspec.convert(wire.args, tuple[int, Any, Any])
+        except msgspec.ValidationError:
+            self.malformed += 1
+            return None
         request = self._requests.named(identifier)
-        if request is not None and request.waiter.on_progress is not None:
-            request.waiter.on_progress(done, total)
+        if request is None or request.waiter.on_progress is None:
+            return None
+        return Wire(PROGRESS, (request.waiter.on_progress, done, total))
 
     def lost(self, why: str) -> None:
         """The connection is gone: fail what was sent and may not be sent again."""
         for request in self._requests.lost(self._outbox.last):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
+
+    def ask_again(self) -> None:
+        """A server began anew: ask it what the one before had confirmed and not answered, where that may run twice."""
+        for request in self._requests.open():
+            if request.idempotent and 0 < request.place <= self._outbox.done:
+                self._outbox.pending.append(request.data)
 
     def expire(self, now: float) -> None:
         """Fail what is late."""

@@ -1,4 +1,4 @@
-"""Command line: `remit transports`, `remit listen` and `remit emit`: Remit without writing a program."""
+"""Command line: `remit transports`, `listen`, `emit` and `conformance`: Remit without writing a program."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ LOOK: Final = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 after an error told in one line, 130 when interrupted."""
+    """Run a command and return its exit code.
+
+    0; 1 when a transport did not pass; 2 after an error, told in one line; 130 when interrupted.
+    """
     given = _parser().parse_args(arguments)
     try:
         return int(given.run(given))
@@ -59,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     emit.add_argument("arguments", metavar="ARG", nargs="*", type=_json, help="the event's arguments, each as JSON")
     emit.add_argument("--linger", type=float, help="seconds to wait for its being handled (5)")
     emit.set_defaults(run=_emit)
+
+    conformance = commands.add_parser("conformance", help="put a transport to the contract's checks")
+    what = conformance.add_mutually_exclusive_group(required=True)
+    what.add_argument("location", metavar="LOCATION", nargs="?", help=f"{where}; fresh ones are made of it")
+    what.add_argument("--table", action="store_true", help="print what the installed transports declare, as Markdown")
+    conformance.add_argument("--json", action="store_true", help="print the outcomes as JSON once all are known")
+    conformance.add_argument("--deadline", type=float, help="seconds for each check (20)")
+    conformance.set_defaults(run=_conformance)
     return parser
 
 
@@ -109,6 +120,26 @@ def _emit(given: argparse.Namespace) -> int:
     with Client(given.location, linger=given.linger) as client:
         client.emit(given.name, *given.arguments)
     return 0
+
+
+def _conformance(given: argparse.Namespace) -> int:
+    """Exit code 1 when a check failed."""
+    from remit.config import resolve
+    from remit.testing import report
+    from remit.testing.check import Outcome, Verdict
+    from remit.testing.harness import DEADLINE
+
+    if given.table:
+        print(report.capability_table())
+        return 0
+    location = resolve(given.location)
+    outcomes: list[Outcome] = []
+    for outcome in report.conformance(location, deadline=given.deadline or DEADLINE):
+        outcomes.append(outcome)
+        if not given.json:
+            print(report.told(outcome), flush=True)
+    print(report.json_report(location, outcomes) if given.json else report.summary(outcomes))
+    return int(any(outcome.verdict is Verdict.FAILED for outcome in outcomes))
 
 
 # -- parts -----------------------------------------------------------------------------------------------------

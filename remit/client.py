@@ -13,7 +13,7 @@ from remit.config import resolve
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
 from remit.event import Event
 from remit.following import Following, OnGap, Subscription
-from remit.inbound import RENEWED
+from remit.inbound import RENEWED, Urgent
 from remit.leaving import remember
 from remit.listeners import Listening, OnError
 from remit.location import Location
@@ -80,10 +80,12 @@ class Client(Listening):
         self._runtime: Runtime | None = None
         self._closed = False
         self._following = Following()
-        self._controls[PROGRESS] = self._progressed
-        self._controls[PUBLISHED] = lambda event: self._following.published(self._spoken(), event)
-        self._controls[RENEWED] = self._renewed
-        self._controls[UNSUBSCRIBED] = self._following.unsubscribed
+        self.urgent: dict[str, Urgent] = {}
+        """What takes events of Remit's own on the thread that serves the connection, by name."""
+        self.controls[PROGRESS] = lambda wire, *_: wire.args[0](*wire.args[1:])
+        self.controls[PUBLISHED] = lambda wire, *_: self._following.published(self._spoken(), wire)
+        self.controls[RENEWED] = lambda *_: self._renewed()
+        self.controls[UNSUBSCRIBED] = lambda wire, *_: self._following.unsubscribed(wire)
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
@@ -240,8 +242,8 @@ class Client(Listening):
         if self._following.drop(subscription) and self._runtime is not None:
             self.emit(UNSUBSCRIBE, subscription.id)
 
-    def _renewed(self, _: Event) -> None:
-        """Control: the server began anew, and knows nothing of what this client follows."""
+    def _renewed(self) -> None:
+        """The server began anew, and knows nothing of what this client follows."""
         for subscription in self._following:
             subscription.renewed()
             self.submit(SUBSCRIBE, *subscription.wanted, idempotent=True)
@@ -321,17 +323,22 @@ class Client(Listening):
             threaded=self._threaded,
             dispatch=hear,
         )
+        runtime.urgent.update(self.urgent)
         self._runtime = runtime
         remember(self)
         return runtime
 
+    def beat(self, seconds: float) -> None:
+        """From now on ask after this many seconds of silence whether the server is there."""
+        (self._runtime or self._open()).beat(seconds)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the server was last heard; infinity before the first time."""
+        return float("inf") if self._runtime is None else self._runtime.silence
+
     def _spoken(self) -> Codec:
         return find_codec(self._settings.codec) if self._codec is None else find_codec(self._codec)
-
-    def _progressed(self, event: Event) -> None:
-        runtime = self._runtime
-        if runtime is not None and len(event.args) == 3:
-            runtime.asking.progressed(*event.args)
 
     def _after_fork(self) -> None:
         """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""

@@ -10,7 +10,6 @@ import msgspec
 
 from remit.codec import Codec, Wire
 from remit.envelope import unseal
-from remit.event import Event
 from remit.typed import converter
 
 __all__ = ["Following", "OnGap", "Subscription"]
@@ -99,16 +98,16 @@ class Following:
         """Follow no more; False if it was not followed."""
         return self._subscriptions.pop(subscription.id, None) is not None
 
-    def published(self, codec: Codec, event: Event) -> None:
-        """Control: a publication. Raises CodecError, msgspec.ValidationError, and what the listener raises."""
-        identifier, number, sealed = msgspec.convert(event.args, tuple[int, int, bytes])
+    def published(self, codec: Codec, wire: Wire) -> None:
+        """Take a publication. Raises CodecError, msgspec.ValidationError, and what the listener raises."""
+        identifier, number, sealed = msgspec.convert(wire.args, tuple[int, int, bytes])
         subscription = self._subscriptions.get(identifier)
         if subscription is not None:
             subscription.heard(number, unseal(codec, sealed))
 
-    def unsubscribed(self, event: Event) -> None:
-        """Control: the server has ended a subscription."""
-        identifier, why = msgspec.convert(event.args, tuple[int, str])
+    def unsubscribed(self, wire: Wire) -> None:
+        """The server has ended a subscription. Raises msgspec.ValidationError."""
+        identifier, why = msgspec.convert(wire.args, tuple[int, str])
         subscription = self._subscriptions.pop(identifier, None)
         if subscription is not None:
             subscription.ended = why

@@ -7,15 +7,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from remit.asking import Asking
 from remit.codec import Wire
 from remit.protocol.session import Received, Session
 from remit.sender import Sender
 
-__all__ = ["RENEWED", "Dispatch", "Inbound"]
+__all__ = ["RENEWED", "Dispatch", "Inbound", "Urgent"]
 
 Dispatch: TypeAlias = Callable[[], Callable[[Sequence[Wire], Sender | None, bool], None] | None]
 """A weak reference to the client's dispatch."""
+
+Urgent: TypeAlias = Callable[[Wire], Wire | None]
+"""Takes an event on the link's thread; returns one for the dispatch thread instead, or None."""
 
 RENEWED: Final = "remit.renewed"
 """An event that does not travel: the server that was met knows nothing of this session's past."""
@@ -26,8 +28,9 @@ IDLE_WAIT: Final = 60.0
 class Inbound:
     """Sorts what has arrived. ``finished`` is called when listeners have returned in the dispatch thread."""
 
-    def __init__(self, asking: Asking, dispatch: Dispatch, finished: Callable[[], None]) -> None:
-        self._asking = asking
+    def __init__(self, dispatch: Dispatch, finished: Callable[[], None]) -> None:
+        self.urgent: dict[str, Urgent] = {}
+        """What takes events of Remit's own on the link's thread, before the listeners' turn, by name."""
         self._dispatch = dispatch
         self._finished = finished
         self._waiting: deque[Received] = deque()
@@ -40,15 +43,20 @@ class Inbound:
         return len(self._waiting)
 
     def sort(self, ready: deque[Received]) -> None:
-        """Give answers to those who wait for them; keep the rest for the listeners. On the link's thread."""
+        """Give answers and jobs to those who wait for them; keep the rest for the listeners. On the link's thread."""
         while ready:
             session, wires, count, redelivered = ready.popleft()
-            rest = [wire for wire in wires if not self._asking.heard(wire)]
+            rest = [left for wire in wires if (left := self._take(wire)) is not None]
             if not rest and not self._unfinished:
                 session.finish(count)
                 continue
             self._unfinished += 1
             self._waiting.append((session, rest, count, redelivered))
+
+    def _take(self, wire: Wire) -> Wire | None:
+        """Return what is left for the listeners."""
+        take = self.urgent.get(wire.name)
+        return wire if take is None else take(wire)
 
     def renewed(self, session: Session) -> None:
         """Let the listeners' side know, in its place among the events, that the server began anew."""

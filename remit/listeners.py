@@ -14,11 +14,13 @@ from remit.event import Event
 from remit.sender import Sender
 from remit.typed import converter
 
-__all__ = ["NAMES_CACHED", "RESERVED", "Listening", "OnError", "matcher"]
+__all__ = ["NAMES_CACHED", "RESERVED", "Control", "Listening", "OnError", "matcher"]
 
 logger = logging.getLogger("remit")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Control = Callable[[Wire, Sender | None, bool], None]
+"""What is called, before any listener, with an event of Remit's own, who sent it, and whether it was redelivered."""
 OnError = Callable[[Event, Exception], None]
 """Called with the event and what a listener raised on it."""
 
@@ -35,6 +37,7 @@ class _Entry(NamedTuple):
     call: Callable[..., Any]
     pass_event: bool
     once: bool
+    control: bool = False
 
 
 class Listening:
@@ -45,7 +48,8 @@ class Listening:
         self._cache: dict[str, tuple[_Entry, ...]] = {}
         self._entries_lock = threading.Lock()
         self._on_error = on_error
-        self._controls: dict[str, Callable[[Event], None]] = {}
+        self.controls: dict[str, Control] = {}
+        """What takes the events of Remit's own, by name."""
         self._unheard = 0
         self._errors = 0
         self._dispatched = 0
@@ -124,25 +128,25 @@ class Listening:
                     self._failed(wire.event(sender=sender, redelivered=redelivered), error)
         self._dispatched += len(wires)
 
-    def _ask(self, wire: Wire) -> tuple[bool, Any]:
+    def _ask(self, wire: Wire, sender: Sender | None) -> tuple[bool, Any]:
         """Call all listeners of a request; return whether there are any, and what the first one returned or raised."""
         entries = self._cache.get(wire.name)
         if entries is None:
             entries = self._resolve(wire.name)
         if not entries or wire.name.startswith(RESERVED):
             return False, None
-        value = self._value(entries[0], wire)
+        value = self._value(entries[0], wire, sender)
         for entry in entries[1:]:
             try:
-                self._value(entry, wire)
+                self._value(entry, wire, sender)
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                 self._failed(wire.event(), error)
         return True, value
 
-    def _value(self, entry: _Entry, wire: Wire) -> Any:
+    def _value(self, entry: _Entry, wire: Wire, sender: Sender | None) -> Any:
         if entry.once:
             self.remove_listener(entry.pattern, entry.function)
-        return entry.call(wire.event()) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
+        return entry.call(wire.event(sender=sender)) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
 
     def _call(self, entry: _Entry, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
         if entry.once:
@@ -150,7 +154,9 @@ class Listening:
                 if not any(entry is other for other in self._entries):
                     return
                 self._drop([entry])
-        if entry.pass_event:
+        if entry.control:
+            entry.call(wire, sender, redelivered)
+        elif entry.pass_event:
             entry.call(wire.event(sender=sender, redelivered=redelivered))
         else:
             entry.call(*wire.args, **wire.kwargs)
@@ -158,8 +164,8 @@ class Listening:
     def _resolve(self, name: str) -> tuple[_Entry, ...]:
         with self._entries_lock:
             if name.startswith(RESERVED):
-                controls = [control for known, control in self._controls.items() if known == name]
-                entries = tuple(_Entry(name, bool, control, control, True, False) for control in controls)
+                controls = [each for known, each in self.controls.items() if known == name]
+                entries = tuple(_Entry(name, bool, each, each, True, False, control=True) for each in controls)
             else:
                 entries = tuple(entry for entry in self._entries if entry.matches(name))
             if len(self._cache) >= NAMES_CACHED:

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Future
 from typing import Any, Final
 
-from remit.asking import REQUEST, Asking
+from remit.asking import PROGRESS, REPLY, REQUEST, Asking
 from remit.codec import Codec, find_codec
 from remit.endpoint import ClientEndpoint
 from remit.errors import FrameTooLarge, SessionRefused, Undelivered
@@ -68,7 +68,9 @@ class Runtime:
         self._endpoint = ClientEndpoint(self._machine, link, connect)
         self._waker = Waker()
         self.asking = Asking(self._codec, self._outbox, self._post, self._cancel)
-        self._inbound = Inbound(self.asking, dispatch, self._waker.wake)
+        self._inbound = Inbound(dispatch, self._waker.wake)
+        self.urgent = self._inbound.urgent
+        self.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
         self._losses = self._renewals = 0
         self._progress = threading.Condition()
         self._stopping = False
@@ -112,6 +114,16 @@ class Runtime:
         if self.idle:
             self.wake()
         return True
+
+    def beat(self, seconds: float) -> None:
+        """Ask after this many seconds of silence whether the server is there."""
+        self._machine.beat(seconds)  # Two numbers: no lock, which whoever waits for the link holds.
+        self._waker.wake()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the server was last heard."""
+        return time.monotonic() - self._machine.session.heard
 
     def _cancel(self, request: int) -> None:
         self._machine.session.given_up.append(request)
@@ -177,6 +189,7 @@ class Runtime:
             self.asking.lost("the connection was lost")
         if machine.renewals != self._renewals:
             self._renewals = machine.renewals
+            self.asking.ask_again()
             self._inbound.renewed(machine.session)
         if len(self.asking):
             self.asking.expire(time.monotonic())
@@ -195,10 +208,10 @@ class Runtime:
                 self._inbound.announce()
             with self._progress:
                 self._progress.notify_all()
-            if not drained or (self._machine.sending() and self._outbox.sendable() and not self._stuck):
+            if not drained or (self._machine.sendable() and not self._stuck):
                 continue
             self.idle = True
-            if self.pending and self._machine.sending() and self._outbox.sendable() and not self._stuck:
+            if self.pending and self._machine.sendable() and not self._stuck:
                 continue
             with endpoint.lock:
                 if not self._stopping:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from remit.protocol.session import Session
     from remit.transport import Credentials
 
 __all__ = ["Sender"]
@@ -14,7 +15,7 @@ __all__ = ["Sender"]
 class Sender:
     """The client at the other end of a session."""
 
-    __slots__ = ("_answer", "_credentials", "_here", "id")
+    __slots__ = ("_answer", "_credentials", "_here", "id", "session")
 
     def __init__(
         self,
@@ -22,9 +23,12 @@ class Sender:
         answer: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
         credentials: Callable[[], Credentials | None],
         here: Callable[[], bool],
+        session: Session | None = None,
     ) -> None:
         self.id = identifier
         """32 hexadecimal digits, the same for all events of one client in one process."""
+        self.session = session
+        """What Remit itself keeps of this client."""
         self._answer = answer
         self._credentials = credentials
         self._here = here

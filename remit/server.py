@@ -10,16 +10,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from remit.answering import answer, read_question, send
+from remit.answering import Answering, session_of
 from remit.asking import REQUEST
 from remit.codec import Codec, Wire
 from remit.config import resolve
 from remit.endpoint import ServerEndpoint
 from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick, TransportError
-from remit.event import Event
 from remit.listeners import Listening, OnError
 from remit.location import Location
 from remit.plugins import find_transport
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "ticked_here"]
 
-KEEP: Final = 1.0
+KEEP: Final = 0.3
 """Seconds after which the keeper looks after a link that nobody ticks."""
 PATIENCE: Final = 15.0
 """Seconds of silence after which clients may take a server with a keeper for dead."""
@@ -75,11 +73,15 @@ class Server(Listening):
         self._ended = False
         self._ticking = threading.Lock()
         self._ticker = 0
-        self._unanswered = 0
         self._publishing = Publishing(self._has_more)
-        self._services: dict[str, Callable[..., Any]] = {SUBSCRIBE: self._publishing.subscribe}
-        self._controls[REQUEST] = self._requested
-        self._controls[UNSUBSCRIBE] = self._unsubscribed
+        self.forgetters: list[Callable[[Session], None]] = [self._publishing.forget]
+        """Called, while ticking, with a session that has ended."""
+        self.canceller: Callable[[Session, int], None] | None = None
+        """Called, while ticking, with a request that nobody waits for any more."""
+        self.answering = Answering(self._ask, self.post)
+        self.answering.services[SUBSCRIBE] = self._publishing.subscribe
+        self.controls[REQUEST] = self.answering.requested
+        self.controls[UNSUBSCRIBE] = self._unsubscribed
         if not _unpickling.active:
             self._open()
 
@@ -136,7 +138,7 @@ class Server(Listening):
             _say_farewell(endpoint, time.monotonic() + min(bound, FAREWELL))
             endpoint.close(bound)
         if self._threaded and self._keeper is not threading.current_thread():
-            self._keeper.join(KEEP)
+            self._keeper.join(1.0)
         for selector in self._wakers.values():
             selector.close()
         self._waker.close()
@@ -232,7 +234,7 @@ class Server(Listening):
             "dispatched": self._dispatched,
             "listener_errors": self._errors,
             "unheard": self._unheard,
-            "unanswered": self._unanswered,
+            "unanswered": self.answering.passed_over,
             "published": self._publishing.published,
             "subscriptions": len(self._publishing),
             "publications_dropped": self._publishing.dropped,
@@ -253,11 +255,9 @@ class Server(Listening):
         while self._endpoint is endpoint:
             with endpoint.lock:
                 drained = endpoint.pump()
-                while endpoint.machine.closed:
-                    self._publishing.forget(endpoint.machine.closed.popleft())
-                endpoint.machine.opened.clear()
                 self._pumped = now = time.monotonic()
                 received = endpoint.events()
+            self._tell_of_sessions(endpoint)
             while received is not None:
                 dispatched += self._handle(endpoint, received, None if limit is None else limit - dispatched)
                 if limit is not None and dispatched >= limit:
@@ -270,6 +270,19 @@ class Server(Listening):
             with endpoint.lock:
                 endpoint.flush()
         return dispatched
+
+    def _tell_of_sessions(self, endpoint: ServerEndpoint) -> None:
+        """Let those who keep something of a session know that it has ended, or that a request was cancelled."""
+        machine = endpoint.machine
+        machine.opened.clear()
+        while machine.closed:
+            session = machine.closed.popleft()
+            for forget in self.forgetters:
+                forget(session)
+        while machine.cancelled:
+            session, request = machine.cancelled.popleft()
+            if self.canceller is not None:
+                self.canceller(session, request)
 
     def _handle(self, endpoint: ServerEndpoint, received: Received, limit: int | None) -> int:
         """Dispatch one frame's events, or the first ``limit`` of them; confirm those whose listeners returned."""
@@ -317,35 +330,16 @@ class Server(Listening):
                 alive._answer(session, name, args, kwargs)
 
             session.sender = Sender(
-                session.id.hex(), answer, lambda: session.credentials, lambda: session.peer is not None
+                session.id.hex(), answer, lambda: session.credentials, lambda: session.peer is not None, session
             )
         sender: Sender = session.sender
         return sender
 
-    def _requested(self, event: Event) -> None:
-        """Control: a client asks; nobody else may be waiting any more."""
-        session = self._session(event)
-        question = read_question(event)
-        if question.id in session.cancelled or (event.redelivered and not question.idempotent):
-            self._unanswered += 1
-            return
-        outcome = answer(session.codec, question, partial(self._serve, session))
-        send(session.codec, partial(self._post, session), question.id, outcome)
-
-    def _serve(self, session: Session, wire: Wire) -> tuple[bool, Any]:
-        service = self._services.get(wire.name)
-        return self._ask(wire) if service is None else (True, service(session, *wire.args))
-
-    def _unsubscribed(self, event: Event) -> None:
+    def _unsubscribed(self, wire: Wire, sender: Sender | None, _: bool) -> None:
         """Control: a client follows something no more."""
-        self._publishing.unsubscribe(self._session(event), *event.args)
+        self._publishing.unsubscribe(session_of(sender), *wire.args)
 
-    def _session(self, event: Event) -> Session:
-        if event.sender is None or self._endpoint is None:
-            raise EmitError(f"{event.name!r} has to come from a client")
-        return self._endpoint.machine.sessions[bytes.fromhex(event.sender.id)]
-
-    def _post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
+    def post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
         """Send what must not be refused for want of room: answers, of which there are no more than questions."""
         self._answer(session, name, args, {}, bounded=False)
 

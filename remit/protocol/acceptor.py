@@ -49,6 +49,8 @@ class Acceptor:
         self.opened: deque[Session] = deque()
         """Sessions begun since somebody looked; `closed` likewise for those that ended."""
         self.closed: deque[Session] = deque()
+        self.cancelled: deque[tuple[Session, int]] = deque()
+        """Requests that nobody waits for any more, since somebody looked."""
         self.writable: dict[Session, None] = {}
         """Sessions that may have something to send."""
         self.strangers: deque[tuple[Peer, bytes]] = deque()
@@ -90,11 +92,18 @@ class Acceptor:
             self._control(peer, session, frames.unpack(kind, frame), now)
         elif session is None:
             self.strangers.append((peer, frames.who()))
+        elif kind is Kind.CANCEL:
+            self._cancelled(session, frames.read_cancel(frame), now)
         else:
             self.writable[session] = None
             received = session.hear(kind, frame, now)
             if received:
                 self.ready.append(received)
+
+    def _cancelled(self, session: Session, request: int, now: float) -> None:
+        session.heard = now
+        session.cancelled.append(request)
+        self.cancelled.append((session, request))
 
     def _control(
         self, peer: Peer, session: Session | None, control: Hello | Welcome | Refuse | Bye, now: float
@@ -113,7 +122,6 @@ class Acceptor:
         if session is not None and hello.generation < session.generation:
             self.rejected["stale"] += 1
             return
-        fresh = session is None
         if session is None:
             received = self._remembered.pop(hello.session, None)
             if received is None and hello.instance == self.instance and hello.latest >= hello.oldest:
@@ -121,13 +129,17 @@ class Acceptor:
                 return
             session = self._open(hello, codec, hello.oldest - 1 if received is None else received)
         self._attach(session, peer, hello.generation, now)
-        session.outbox.confirm(hello.received, min(hello.received, session.outbox.last))
+        # An earlier WELCOME to this very session may have been lost: then what the client counts is another's still.
+        fresh = hello.instance != self.instance or hello.met < session.since
+        if not fresh:
+            session.outbox.confirm(hello.received, min(hello.received, session.outbox.last))
         session.outbox.rewind()
         session.control.appendleft(self._welcome(session, fresh=fresh))
 
     def _open(self, hello: Hello, codec: Codec, received: int) -> Session:
         session = Session(hello.session, codec, self._outbox(codec, hello.max_frame))
         session.inbox = Inbox(received)
+        session.since = hello.generation
         self.sessions[hello.session] = session
         self.opened.append(session)
         return session

@@ -58,6 +58,7 @@ class Connector:
         self._heartbeat = heartbeat
         self._patience = 0.0
         self._early = False
+        self._met = 0
         self._ping_at = float("inf")
         self._hello_at = float("inf")
 
@@ -86,7 +87,8 @@ class Connector:
         elif kind is Kind.WHO:
             if self.state is State.UP or now >= self._hello_at - HELLO_AGAIN / 2:
                 self._greet(now)
-        elif self.state is State.UP or self._early:
+        elif self.state is State.UP:
+            # What comes before the WELCOME may be another session's: nothing of it counts.
             self._alive(now)
             received = self.session.hear(kind, frame, now)
             if received:
@@ -131,6 +133,7 @@ class Connector:
                     session.inbox.received,
                     session.codec.name,
                     self._max_frame,
+                    self._met,
                 )
             )
         )
@@ -138,11 +141,12 @@ class Connector:
 
     def _welcomed(self, welcome: Welcome, now: float) -> None:
         session, outbox = self.session, self.session.outbox
-        another = bool(self.instance) and welcome.instance != self.instance
+        # One whose WELCOME was lost may have run what was sent early: then any that welcomes now counts as another.
+        another = not self._early and welcome.instance != self.instance
         if welcome.fresh and not self._early:
             session.inbox = Inbox()
             self.renewals += 1
-        self.instance = welcome.instance
+        self.instance, self._met = welcome.instance, session.generation
         self._patience = welcome.patience
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
         session.limit = None
@@ -170,16 +174,17 @@ class Connector:
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def sending(self) -> bool:
-        """Whether the session may send now."""
-        return self.state is State.UP or self.state is State.GREETING
+    def sendable(self) -> bool:
+        """Whether events wait that may leave now: `next` would return them."""
+        return self._sending() and self.session.outbox.sendable(self.session.limit)
 
     def next(self) -> bytes | None:
         """Return the frame to send to `SERVER` next, or None."""
         session = self.session
-        if self.state is State.UP or self._early or session.control:
-            return session.next()
-        return None
+        return session.next() if self._sending() or session.control else None
+
+    def _sending(self) -> bool:
+        return self.state is State.UP or self._early
 
     def due(self, now: float) -> float:
         """Do what time demands; return the moment to come again."""
@@ -187,8 +192,14 @@ class Connector:
             self._watch(now)
         elif now >= self._hello_at and self.session.peer is not None:
             self._greet(now)
-        probe = self.session.probe(now) if self.sending() else None
-        return min(self._ping_at, self._hello_at, probe or float("inf"))
+        probe = self.session.probe(now) if self.session.peer is not None else None
+        ping_at = self._ping_at if self.state is State.UP else float("inf")
+        return min(ping_at, self._hello_at, probe or float("inf"))
+
+    def beat(self, seconds: float) -> None:
+        """From now on ask after this many seconds of silence whether the server is there."""
+        self._heartbeat = seconds
+        self._ping_at = min(self._ping_at, self.session.heard + seconds)
 
     def bye(self, why: str = "closed") -> None:
         """End the session for good: the next frame says so."""

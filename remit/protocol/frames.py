@@ -82,6 +82,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     """The last of the server's own sequence numbers received."""
     codec: str
     max_frame: int
+    met: int = 0
+    """The connection on which it was welcomed last; 0: on none. It knows of no session that began after it."""
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
@@ -92,7 +94,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
     received: int
     done: int
     fresh: bool
-    """The server knew nothing of this session: its own numbers begin with 1."""
+    """The client has not met the session that the server has now: the server's own numbers begin with 1."""
     max_frame: int
     patience: float
     """Seconds of silence after which this server may be taken for dead; 0: never."""

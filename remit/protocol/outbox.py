@@ -85,9 +85,11 @@ class Outbox:
         """The first number not known to be done."""
         return self.done + 1
 
-    def sendable(self) -> bool:
-        """Whether `take` would return a frame."""
-        return bool(self._unsent) or (bool(self.pending) and self._room())
+    def sendable(self, limit: int | None = None) -> bool:
+        """Whether `take` would return a frame, as far as is known before it is made."""
+        if self._unsent:
+            return limit is None or len(self._unsent[0].frame) <= limit
+        return bool(self.pending) and self._room()
 
     def take(self, limit: int | None = None) -> bytes | None:
         """Return the next frame to send, or None: nothing waits, or the window is full.

@@ -55,6 +55,10 @@ class Requests(Generic[Waiter]):
         """Return an open question."""
         return self._open.get(identifier)
 
+    def open(self) -> tuple[Request[Waiter], ...]:
+        """Return the open questions."""
+        return tuple(self._open.values())
+
     def lost(self, sent: int) -> list[Request[Waiter]]:
         """Close and return those that were sent, as number ``sent`` or before, and may not be sent again."""
         gone = [each for each in tuple(self._open.values()) if not each.idempotent and 0 < each.place <= sent]

@@ -36,6 +36,9 @@ class Session:
         self.peer: Peer | None = None
         """The connection it is reached by now; None while there is none."""
         self.generation = 0
+        """Counts its connections."""
+        self.since = 0
+        """The connection with which it began at the server's end."""
         self.credentials: Credentials | None = None
         self.heard = 0.0
         """When the last frame came in."""
@@ -97,8 +100,6 @@ class Session:
                 self._progress(now)
             if kind is Kind.RESUME:
                 self.outbox.rewind()
-        elif kind is Kind.CANCEL:
-            self.cancelled.append(frames.read_cancel(frame))
         elif kind is Kind.PING:
             self._answer(frames.read_ping(frame))
         else:

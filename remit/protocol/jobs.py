@@ -1,0 +1,254 @@
+"""Jobs: what a broker holds: who asked, who works, who has what in hand, and what becomes of it when somebody dies.
+
+At least once: a job is given to another worker when the one that had it is lost. An attempt counts once its worker has
+said that it began; a result is taken only from the worker that holds the job. Workers are used least recently first,
+as in the ZeroMQ guide's Paranoid Pirate; clients have their turns, however many jobs one of them brings.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+
+__all__ = ["Job", "Jobs", "Worker"]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request on its way through the broker. The body stays sealed."""
+
+    client: Hashable
+    question: int
+    """The client's own number of it."""
+    name: str
+    body: bytes
+    codec: str
+    deadline: float
+    attempt: int = 0
+    """How many workers have begun it."""
+    token: int = 0
+    """Names this assignment; 0 while nobody has it in hand."""
+    worker: Worker | None = None
+    begun: bool = False
+    over: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """Somebody who takes jobs: which, and how many at once."""
+
+    key: Hashable
+    takes: Callable[[str], bool]
+    capacity: int
+    leaving: bool = False
+    hand: dict[int, Job] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it takes one more."""
+        return not self.leaving and len(self.hand) < self.capacity
+
+
+class Jobs:
+    """The pure part of a broker: fed with what clients and workers say; `assign` tells who gets what."""
+
+    def __init__(self, *, max_attempts: int, queue: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.dead: deque[Job] = deque(maxlen=1000)
+        """The last dead letters."""
+        self._max_attempts = max_attempts
+        self._limit = queue
+        self._waiting: dict[str, dict[Hashable, deque[Job]]] = {}
+        self._by_question: dict[tuple[Hashable, int], Job] = {}
+        self._in_hand: dict[int, Job] = {}
+        self._workers: dict[Hashable, Worker] = {}
+        self._idle: dict[Worker, None] = {}
+        self._tokens = itertools.count(1)
+        self._deadlines: list[tuple[float, int, Job]] = []
+        self._serial = itertools.count()
+
+    def __len__(self) -> int:
+        """How many jobs there are, waiting or in hand."""
+        return len(self._by_question)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs nobody has in hand."""
+        return len(self._by_question) - len(self._in_hand)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Those who are there."""
+        return tuple(self._workers.values())
+
+    def in_hand(self, token: int) -> Job | None:
+        """Return a job that somebody has in hand."""
+        return self._in_hand.get(token)
+
+    # -- clients -----------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> bool:
+        """Take a job; False if there is no room, or if that client has asked the same already."""
+        key = job.client, job.question
+        if len(self._by_question) >= self._limit or key in self._by_question:
+            self.counts["refused"] += 1
+            return False
+        self._by_question[key] = job
+        self._waiting.setdefault(job.name, {}).setdefault(job.client, deque()).append(job)
+        if job.deadline != float("inf"):
+            heapq.heappush(self._deadlines, (job.deadline, next(self._serial), job))
+        self.counts["submitted"] += 1
+        return True
+
+    def cancel(self, client: Hashable, question: int) -> None:
+        """Nobody waits for it any more: drop it unless a worker has begun it."""
+        job = self._by_question.get((client, question))
+        if job is not None and not job.begun:
+            self.counts["cancelled"] += 1
+            self._end(job)
+
+    def client_lost(self, client: Hashable) -> None:
+        """A client has ended: what nobody has begun need not be done."""
+        for key, job in list(self._by_question.items()):
+            if key[0] == client and not job.begun:
+                self.counts["cancelled"] += 1
+                self._end(job)
+
+    def late(self, now: float) -> list[Job]:
+        """End and return the jobs whose deadline has passed before anybody began them."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            job = heapq.heappop(self._deadlines)[2]
+            if not job.over and not job.begun:
+                self.counts["late"] += 1
+                self._end(job)
+                late.append(job)
+        return late
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def ready(self, key: Hashable, takes: Callable[[str], bool], capacity: int) -> None:
+        """A worker is there, or says anew what it takes."""
+        worker = self._workers.get(key)
+        if worker is None:
+            worker = self._workers[key] = Worker(key, takes, capacity)
+        worker.takes, worker.capacity, worker.leaving = takes, capacity, False
+        self._regard(worker)
+
+    def begun(self, key: Hashable, token: int) -> bool:
+        """A worker begins a job: an attempt that counts. False if it does not hold it."""
+        job = self._held(key, token)
+        if job is None:
+            return False
+        if not job.begun:
+            job.begun = True
+            job.attempt += 1
+        return True
+
+    def done(self, key: Hashable, token: int) -> Job | None:
+        """A worker has finished a job: end it and return it. None, and counted, if it does not hold it."""
+        job = self._held(key, token)
+        if job is None:
+            self.counts["stale"] += 1
+            return None
+        self.counts["done"] += 1
+        self._end(job)
+        return job
+
+    def give_back(self, key: Hashable) -> None:
+        """A worker takes no more, and has not begun what it holds beyond the jobs it has begun."""
+        worker = self._workers.get(key)
+        if worker is not None:
+            worker.leaving = True
+            self._idle.pop(worker, None)
+            for job in reversed([job for job in worker.hand.values() if not job.begun]):
+                self._put_back(job)
+
+    def worker_lost(self, key: Hashable) -> list[Job]:
+        """A worker is gone: its jobs go to others. End and return those that were begun too often."""
+        worker = self._workers.pop(key, None)
+        if worker is None:
+            return []
+        self._idle.pop(worker, None)
+        worker.leaving = True
+        dead = []
+        for job in reversed(list(worker.hand.values())):
+            if job.attempt >= self._max_attempts:
+                self.counts["dead"] += 1
+                self.dead.append(job)
+                self._end(job)
+                dead.append(job)
+            else:
+                self.counts["requeued"] += 1
+                self._put_back(job)
+        return dead
+
+    def assign(self) -> Iterator[tuple[Worker, Job]]:
+        """Give waiting jobs to idle workers; yield who got what."""
+        for name in list(self._waiting):
+            clients = self._waiting[name]
+            while clients:
+                worker = next((each for each in self._idle if each.takes(name)), None)
+                if worker is None:
+                    break
+                yield worker, self._give(self._pick(clients), worker)
+            if not clients:
+                del self._waiting[name]
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _pick(self, clients: dict[Hashable, deque[Job]]) -> Job:
+        """Take the next job of the client whose turn it is; that client comes last now."""
+        client = next(iter(clients))
+        jobs = clients.pop(client)
+        job = jobs.popleft()
+        if jobs:
+            clients[client] = jobs
+        return job
+
+    def _give(self, job: Job, worker: Worker) -> Job:
+        job.token, job.worker, job.begun = next(self._tokens), worker, False
+        self._in_hand[job.token] = worker.hand[job.token] = job
+        self._idle.pop(worker, None)
+        self._regard(worker)
+        return job
+
+    def _regard(self, worker: Worker) -> None:
+        """Note whether a worker takes one more. It comes last: it was used most recently."""
+        if worker.idle:
+            self._idle.setdefault(worker)
+        else:
+            self._idle.pop(worker, None)
+
+    def _held(self, key: Hashable, token: int) -> Job | None:
+        job = self._in_hand.get(token)
+        return job if job is not None and job.worker is not None and job.worker.key == key else None
+
+    def _release(self, job: Job) -> None:
+        """Take a job out of its worker's hand."""
+        if job.worker is not None:
+            del self._in_hand[job.token], job.worker.hand[job.token]
+            self._regard(job.worker)
+            job.token, job.worker = 0, None
+
+    def _put_back(self, job: Job) -> None:
+        """Let a job wait again, before all others of its client."""
+        self._release(job)
+        job.begun = False
+        self._waiting.setdefault(job.name, {}).setdefault(job.client, deque()).appendleft(job)
+
+    def _end(self, job: Job) -> None:
+        job.over = True
+        self._by_question.pop((job.client, job.question), None)
+        if job.worker is not None:
+            self._release(job)
+            return
+        clients = self._waiting.get(job.name, {})
+        jobs = clients.get(job.client)
+        if jobs is not None:
+            jobs.remove(job)
+            if not jobs:
+                del clients[job.client]

@@ -1,0 +1,230 @@
+"""Worker: takes jobs from a broker, one after the other or several at once, and lives up to its lease."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from remit.answering import reply, told
+from remit.broker import BEGUN, DONE, JOB, LEAVE, PROGRESSED, READY, UNKNOWN
+from remit.client import Client
+from remit.codec import Wire, find_codec
+from remit.envelope import unseal
+from remit.errors import FrameTooLarge, RemitError
+from remit.inbound import RENEWED
+from remit.listeners import RESERVED, matcher
+from remit.location import Location
+from remit.typed import converter
+
+if TYPE_CHECKING:
+    import asyncio
+    from types import TracebackType
+
+__all__ = ["CurrentJob", "Worker", "current_job"]
+
+IDLE: Final = 60.0
+"""Seconds that an idle worker waits at a time; a job, or `Worker.stop`, ends it."""
+BEATS: Final = 4
+"""How often within its lease a worker lets the broker hear of it."""
+FAREWELL: Final = 5.0
+"""Seconds that a worker that leaves waits for its broker to know."""
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class _Job(msgspec.Struct, array_like=True, frozen=True):
+    token: int
+    attempt: int
+    left: int | None
+    codec: str
+    sealed: bytes
+
+
+class CurrentJob(NamedTuple):
+    """The job that runs in this thread or task."""
+
+    name: str
+    attempt: int
+    """Which try this is: above 1 a worker before this one has died of it."""
+    deadline: float | None
+    """The monotonic moment after which nobody waits for the answer; None: never."""
+    progress: Callable[[Any, Any], None]
+    """Tell whoever asked how far it is: ``progress(done, total)``."""
+
+
+_current: ContextVar[CurrentJob] = ContextVar("current_job")
+
+
+def current_job() -> CurrentJob:
+    """Return the job whose handler runs here. Raises LookupError outside one."""
+    return _current.get()
+
+
+class Worker:
+    """Runs handlers for the jobs that a broker gives it.
+
+    ``capacity`` is how many jobs it holds at once, ``threads`` how many of them run at once: with one they run in the
+    thread that calls `run`. A capacity above the threads keeps short jobs from waiting for the broker; for long ones it
+    keeps them from other workers. ``location`` is the broker's. Raises what `Client` raises.
+    """
+
+    def __init__(
+        self, location: str | Location | None = None, *, capacity: int | None = None, threads: int = 1, **options: Any
+    ) -> None:
+        if threads < 1 or (capacity is not None and capacity < threads):
+            raise ValueError(f"a worker has at least one thread, and a capacity for each: {threads=}, {capacity=}")
+        self.client = Client(location, **options)
+        self.client.urgent[JOB] = self._taken
+        self.client.controls[RENEWED] = lambda *_: self._lapsed()
+        self.client.controls[UNKNOWN] = lambda *_: self._lapsed()
+        self._capacity = threads if capacity is None else capacity
+        self._threads = threads
+        self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._lease = float("inf")
+
+    def on(self, name: str) -> Callable[[Handler], Handler]:
+        """Decorate the handler of jobs of this name, or whose name fits this pattern. It may be async."""
+
+        def add(handler: Handler) -> Handler:
+            self.add_handler(name, handler)
+            return handler
+
+        return add
+
+    def add_handler(self, name: str, handler: Callable[..., Any]) -> None:
+        """Run ``handler(*args, **kwargs)`` for jobs of this name, or whose name fits this pattern.
+
+        What it returns or raises is the answer. The first that fits is taken.
+        """
+        if name.startswith(RESERVED):
+            raise ValueError(f"{name!r} is Remit's own")
+        self._handlers[name] = matcher(name), converter(handler)
+
+    def run(self, timeout: float | None = None) -> None:
+        """Announce what it takes, then run jobs until `stop` is called or ``timeout`` seconds have passed.
+
+        Jobs that have begun are finished; others go back to the broker. Raises what `Client.request` raises when no
+        broker answers.
+        """
+        if not self._handlers:
+            raise ValueError("a worker without a handler has nothing to do: add one with worker.on(name)")
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        self._stopping.clear()
+        self._purge()
+        self._lease = self.client.request(READY, list(self._handlers), self._capacity, idempotent=True)
+        self.client.beat(self._lease / BEATS)
+        try:
+            if self._threads == 1:
+                self._serve(deadline)
+            else:
+                with ThreadPoolExecutor(self._threads, thread_name_prefix="remit-worker") as pool:
+                    for future in [pool.submit(self._serve, deadline) for _ in range(self._threads)]:
+                        future.result()
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """Make `run` return once the jobs that run have ended. Safe from any thread, and from a signal's handler."""
+        self._stopping.set()
+        self._jobs.put(None)
+
+    def close(self) -> None:
+        """End the connection. May be called twice. Raises Undelivered."""
+        self.stop()
+        self.client.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self.client.__exit__(kind, error, trace)
+
+    # -- jobs --------------------------------------------------------------------------------------------------
+
+    def _taken(self, wire: Wire) -> None:
+        """On the link's thread: the broker gives a job."""
+        self._jobs.put(msgspec.convert(wire.args, _Job))
+
+    def _serve(self, deadline: float) -> None:
+        """Run one job after the other."""
+        import asyncio  # too slow for everybody who imports us
+
+        runner = asyncio.Runner()  # makes its loop when it is first used
+        try:
+            while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+                try:
+                    job = self._jobs.get(timeout=min(left, IDLE))
+                except queue.Empty:
+                    continue
+                if job is None:
+                    self._jobs.put(None)  # for the other threads
+                elif self.client.silence > self._lease:
+                    self._lapsed()
+                else:
+                    self._run(job, runner)
+        finally:
+            runner.close()
+
+    def _run(self, job: _Job, runner: asyncio.Runner) -> None:
+        emit = self.client.emit
+        emit(BEGUN, job.token)
+        codec = find_codec(job.codec)
+        try:
+            wire = unseal(codec, job.sealed)
+            deadline = None if job.left is None else time.monotonic() + job.left / 1000
+            token = _current.set(
+                CurrentJob(
+                    wire.name, job.attempt, deadline, lambda done, total: emit(PROGRESSED, job.token, done, total)
+                )
+            )
+            try:
+                value = self._handler(wire.name)(*wire.args, **wire.kwargs)
+                if inspect.iscoroutine(value):
+                    value = runner.run(value)
+            finally:
+                _current.reset(token)
+            outcome = reply(codec, value)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises, whoever asked has to know
+            outcome = told(codec, error)
+        try:
+            emit(DONE, job.token, *outcome)
+        except FrameTooLarge as error:
+            emit(DONE, job.token, *told(codec, error))
+
+    def _handler(self, name: str) -> Callable[..., Any]:
+        for matches, handler in self._handlers.values():
+            if matches(name):
+                return handler
+        raise LookupError(f"this worker has no handler for {name!r}")
+
+    def _lapsed(self) -> None:
+        """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""
+        self._purge()
+        self.client.submit(READY, list(self._handlers), self._capacity, idempotent=True)
+
+    def _leave(self) -> None:
+        """Take no more; what is held and has not begun goes back."""
+        # Without a broker there is nobody to be told.
+        with contextlib.suppress(RemitError):
+            self.client.request(LEAVE, timeout=FAREWELL)
+        self._purge()  # Nothing comes after the answer.
+
+    def _purge(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._jobs.get_nowait()
+        if self._stopping.is_set():
+            self._jobs.put(None)
