@@ -110,7 +110,9 @@ class Acceptor:
     ) -> None:
         if isinstance(control, Hello):
             self._greeted(peer, control, now)
-        elif session is not None:
+        elif session is not None and isinstance(control, Bye) and control.generation == session.generation:
+            # Remembered, so that nothing which is still on its way could begin it again and run once more.
+            self._remember(session)
             self._forget(session)
 
     def _greeted(self, peer: Peer, hello: Hello, now: float) -> None:
@@ -226,5 +228,5 @@ class Acceptor:
     def bye(self, why: str) -> None:
         """Tell every client that this server ends."""
         for session in self._by_peer.values():
-            session.control.append(frames.pack(Bye(why)))
+            session.control.append(frames.pack(Bye(why, session.generation)))
             self.writable[session] = None

@@ -103,10 +103,10 @@ class Connector:
             self.state, self.refusal = State.REFUSED, control
             self._hello_at = self._ping_at = float("inf")
             self.session.disconnect()
-        else:
+        elif isinstance(control, Bye) and control.generation == self.session.generation:
             self._down()
             # Answered, so that the server knows that its last words were read and can leave without losing them.
-            self.session.control.append(frames.pack(Bye("heard")))
+            self.session.control.append(frames.pack(Bye("heard", self.session.generation)))
             # It may come back on the same link without a Down that the transport can see.
             self._hello_at = now + HELLO_AGAIN
             self.session.peer = SERVER
@@ -204,7 +204,7 @@ class Connector:
     def bye(self, why: str = "closed") -> None:
         """End the session for good: the next frame says so."""
         if self.state is State.UP:
-            self.session.control.append(frames.pack(Bye(why)))
+            self.session.control.append(frames.pack(Bye(why, self.session.generation)))
 
     def _watch(self, now: float) -> None:
         if now < self._ping_at:

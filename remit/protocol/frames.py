@@ -111,6 +111,8 @@ class Bye(msgspec.Struct, array_like=True, frozen=True):
     """The sender ends: a client its session, a server this instance."""
 
     why: str
+    generation: int = 0
+    """The connection that it ends; on another one it comes too late, and means nothing."""
 
 
 _Control = Hello | Welcome | Refuse | Bye

@@ -2,7 +2,7 @@
 
 At least once: a job is given to another worker when the one that had it is lost. An attempt counts once its worker has
 said that it began; a result is taken only from the worker that holds the job. Workers are used least recently first,
-as in the ZeroMQ guide's Paranoid Pirate; clients have their turns, however many jobs one of them brings.
+as in the Paranoid Pirate pattern; clients have their turns, however many jobs one of them brings.
 """
 
 from __future__ import annotations
