@@ -7,9 +7,10 @@ from remit.broker import Broker
 from remit.client import Client
 from remit.event import Event
 from remit.location import Location
+from remit.pair import Pair
 from remit.sender import Sender
 from remit.server import Server
 from remit.worker import Worker, current_job
 
-__all__ = ["Broker", "Client", "Event", "Location", "Sender", "Server", "Worker", "current_job"]
+__all__ = ["Broker", "Client", "Event", "Location", "Pair", "Sender", "Server", "Worker", "current_job"]
 __version__ = "0.1.0"

@@ -29,6 +29,8 @@
     │   │   └── DeadLetter         every worker that began it died
     │   ├── NoListener
     │   └── PeerLost
+    ├── PairBusy                   two have met already
+    ├── SignalTimeout              no signal came
     ├── SessionRefused             the server will not continue this client's session
     ├── WouldDeadlock              waiting here would wait for itself
     └── ReentrantTick              a listener called tick()
@@ -55,6 +57,7 @@ __all__ = [
     "LocationError",
     "LocationInUse",
     "NoListener",
+    "PairBusy",
     "PeerLost",
     "PluginError",
     "ProtocolError",
@@ -66,6 +69,7 @@ __all__ = [
     "RequestTimeout",
     "SchemeClaimedTwice",
     "SessionRefused",
+    "SignalTimeout",
     "TransportBroken",
     "TransportError",
     "TransportNotInstalled",
@@ -231,6 +235,14 @@ class NoListener(RequestError, LookupError):
 
 class PeerLost(RequestError, ConnectionError):
     """Raised at once when the connection to whoever should answer is lost; the request may have run, or may yet."""
+
+
+class PairBusy(RemitError):
+    """Raised when a third one wants to join a pair."""
+
+
+class SignalTimeout(RemitError, TimeoutError):
+    """Raised when a pair's signal did not come in time, or nobody came to be signalled."""
 
 
 class SessionRefused(RemitError):

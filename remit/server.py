@@ -39,7 +39,7 @@ KEEP: Final = 0.3
 PATIENCE: Final = 15.0
 """Seconds of silence after which clients may take a server with a keeper for dead."""
 FAREWELL: Final = 0.5
-"""Seconds that a closing server waits for its clients to have read its last words."""
+"""Seconds that a closing server waits for its clients to have read what was meant for them, and its last words."""
 TICK_BOUND: Final = 0.25
 """Seconds after which a tick without ``limit`` returns although more keeps arriving."""
 RUN_WAIT: Final = 1.0
@@ -422,7 +422,11 @@ def ticked_here(location: Location) -> bool:
 
 
 def _say_farewell(endpoint: ServerEndpoint, deadline: float) -> None:
-    """Tell every client, and wait until it has answered: some backends lose what was not read when they close."""
+    """Let what waits for clients leave, tell them, and wait for their answer: some backends lose what was not read."""
+    endpoint.flush()
+    while endpoint.machine.leaving and (left := deadline - time.monotonic()) > 0:
+        endpoint.wait(min(left, 0.01))
+        endpoint.pump()
     endpoint.machine.bye("closed")
     endpoint.flush()
     while endpoint.machine.attended and (left := deadline - time.monotonic()) > 0:

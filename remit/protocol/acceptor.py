@@ -134,7 +134,7 @@ class Acceptor:
         # An earlier WELCOME to this very session may have been lost: then what the client counts is another's still.
         fresh = hello.instance != self.instance or hello.met < session.since
         if not fresh:
-            session.outbox.confirm(hello.received, min(hello.received, session.outbox.last))
+            session.outbox.confirm(hello.received, session.outbox.done)
         session.outbox.rewind()
         session.control.appendleft(self._welcome(session, fresh=fresh))
 
@@ -169,6 +169,7 @@ class Acceptor:
                 fresh,
                 self._max_frame,
                 self._patience,
+                session.since,
             )
         )
 
@@ -207,13 +208,13 @@ class Acceptor:
     def due(self, now: float, *, drained: bool) -> float:
         """Do what time demands; return the moment to come again.
 
-        Sessions are forgotten only when the link was ``drained``: a server that was not ticked has not heard
-        what its clients said meanwhile.
+        Sessions are forgotten only when the link was ``drained`` and all that they brought has been handled: a
+        server that was not ticked has not heard what its clients said meanwhile.
         """
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP
             for session in list(self.sessions.values()):
-                if drained and now - session.heard > self._ttl and self._away(session):
+                if drained and now - session.heard > self._ttl and self._away(session) and session.inbox.idle:
                     self._remember(session)
                     self._forget(session)
                 elif session.peer is not None and session.probe(now) is not None and session.control:
@@ -224,6 +225,11 @@ class Acceptor:
     def attended(self) -> bool:
         """Whether any client is connected, as far as is known."""
         return bool(self._by_peer)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a client that is connected has not received all that was meant for it."""
+        return any(session.outbox.leaving for session in self._by_peer.values())
 
     def bye(self, why: str) -> None:
         """Tell every client that this server ends."""

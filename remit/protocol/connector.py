@@ -11,7 +11,6 @@ from remit.codec import Codec
 from remit.errors import ProtocolError
 from remit.protocol import frames
 from remit.protocol.frames import Bye, Hello, Kind, Refuse, Welcome
-from remit.protocol.inbox import Inbox
 from remit.protocol.outbox import Outbox
 from remit.protocol.session import Received, Session
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Up
@@ -141,10 +140,10 @@ class Connector:
 
     def _welcomed(self, welcome: Welcome, now: float) -> None:
         session, outbox = self.session, self.session.outbox
-        # One whose WELCOME was lost may have run what was sent early: then any that welcomes now counts as another.
-        another = not self._early and welcome.instance != self.instance
+        # One whose WELCOME was lost may have run what was sent early, unless it is the one that welcomes now.
+        another = welcome.instance != self.instance and (bool(self.instance) or welcome.since > 1)
         if welcome.fresh and not self._early:
-            session.inbox = Inbox()
+            session.inbox.restart()
             self.renewals += 1
         self.instance, self._met = welcome.instance, session.generation
         self._patience = welcome.patience
@@ -159,6 +158,8 @@ class Connector:
         elif not self._early:
             outbox.rewind()
         self._early = False
+        # What was handled meanwhile may have been acknowledged to a connection that was lost.
+        session.ack_due = session.ack_due or session.inbox.received > 0
 
     def _down(self) -> None:
         if self.state in (State.UP, State.GREETING):

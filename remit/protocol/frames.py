@@ -98,6 +98,8 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
     max_frame: int
     patience: float
     """Seconds of silence after which this server may be taken for dead; 0: never."""
+    since: int = 1
+    """The connection with which the session began here; 1: this server has met it from its very beginning."""
 
 
 class Refuse(msgspec.Struct, array_like=True, frozen=True):

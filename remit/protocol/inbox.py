@@ -14,14 +14,34 @@ T = TypeVar("T")
 
 
 class Inbox:
-    """What has come in: ``received`` were admitted, ``done`` have been handled."""
+    """What has come in: ``received`` were admitted, ``done`` have been handled.
 
-    __slots__ = ("done", "duplicates", "received")
+    `finish` may be called by one other thread than all else: each of the two counts what is its own.
+    """
+
+    __slots__ = ("_before", "_handled", "_start", "duplicates", "received")
 
     def __init__(self, received: int = 0) -> None:
         self.received = received
-        self.done = received
         self.duplicates = 0
+        self._start = received
+        self._before = 0
+        self._handled = 0
+
+    @property
+    def done(self) -> int:
+        """The last number up to which all have been handled."""
+        return self._start + max(0, self._handled - self._before)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was admitted has been handled."""
+        return self.done == self.received
+
+    def restart(self) -> None:
+        """Begin with number 1 again, at another server's session; what was admitted before will still be finished."""
+        self._before += self.received - self._start
+        self.received = self._start = 0
 
     def missing(self, first: int) -> bool:
         """Whether events before ``first`` have not arrived."""
@@ -44,4 +64,4 @@ class Inbox:
 
     def finish(self, count: int) -> None:
         """Note that the listeners of the next ``count`` events have returned."""
-        self.done += count
+        self._handled += count

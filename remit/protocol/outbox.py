@@ -81,6 +81,11 @@ class Outbox:
         return not self.pending and not self._unsent and self.done == self.last
 
     @property
+    def leaving(self) -> bool:
+        """Whether anything is still to be sent, or was sent and is not known to be received."""
+        return bool(self.pending) or bool(self._unsent) or self.last > self.received
+
+    @property
     def oldest(self) -> int:
         """The first number not known to be done."""
         return self.done + 1

@@ -1,0 +1,40 @@
+"""Testing: what proves a transport, and what helps to test programs that use Remit.
+
+`TransportSuite` needs pytest, and is imported when it is asked for; all else does without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from remit.testing.check import Check, NotApplicable, Outcome, Verdict, Violation, try_all, try_one
+from remit.testing.contract import CHECKS
+from remit.testing.harness import Disruption, Harness, UrlHarness
+from remit.testing.relay import Relay
+
+if TYPE_CHECKING:
+    from remit.testing.suite import TransportSuite
+
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Disruption",
+    "Harness",
+    "NotApplicable",
+    "Outcome",
+    "Relay",
+    "TransportSuite",
+    "UrlHarness",
+    "Verdict",
+    "Violation",
+    "try_all",
+    "try_one",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TransportSuite":
+        from remit.testing.suite import TransportSuite
+
+        return TransportSuite
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

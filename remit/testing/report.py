@@ -1,0 +1,91 @@
+"""Report: what is told of a transport: the outcome of each check, and a table of what the installed ones can do."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Final
+
+from remit.errors import RemitError
+from remit.location import Location
+from remit.plugins import find_transport, installed_transports
+from remit.testing.check import Check, Outcome, Verdict, try_all
+from remit.testing.contract import CHECKS
+from remit.testing.harness import DEADLINE, UrlHarness
+from remit.transport import Capabilities
+
+__all__ = ["capability_table", "conformance", "json_report", "summary", "told"]
+
+UNITS: Final = ((1 << 20, "MiB"), (1 << 10, "KiB"))
+WIDTH: Final = max(len(verdict.value) for verdict in Verdict)
+
+
+def conformance(
+    url: str | Location, *, deadline: float = DEADLINE, checks: Iterable[Check] = CHECKS
+) -> Iterator[Outcome]:
+    """Put the transport of a URL to the checks, ``deadline`` seconds each.
+
+    Raises LocationError, PluginError, and TransportError if no server can be opened there at all.
+    """
+    harness = UrlHarness(url, deadline=deadline)
+    harness.transport.bind(harness.location()).close(0.0)
+    yield from try_all(harness, checks)
+
+
+def told(outcome: Outcome) -> str:
+    """Return one outcome as a line, and another one for the reason if it did not pass."""
+    check = outcome.check
+    line = f"{outcome.verdict.value.ljust(WIDTH)}  {check.line:2}  {check.sentence}"
+    return f"{line}\n{' ' * (WIDTH + 6)}{check.name}: {outcome.reason}" if outcome.reason else line
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """Return how many checks ended in which way."""
+    count = Counter(outcome.verdict for outcome in outcomes)
+    return ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Verdict)
+
+
+def json_report(location: Location, outcomes: Sequence[Outcome]) -> str:
+    """Return all that was found, as JSON; the location shows no password."""
+    report: dict[str, Any] = {
+        "location": str(location),
+        "capabilities": asdict(find_transport(location.scheme).capabilities),
+        "checks": [
+            {
+                "line": outcome.check.line,
+                "name": outcome.check.name,
+                "sentence": outcome.check.sentence,
+                "capability": outcome.check.capability or None,
+                "verdict": outcome.verdict.value,
+                "reason": outcome.reason or None,
+            }
+            for outcome in outcomes
+        ],
+    }
+    return json.dumps(report, indent=2)
+
+
+def capability_table() -> str:
+    """Return what each installed transport declares, as a table in Markdown: one row for each scheme."""
+    names = [field.name for field in fields(Capabilities)]
+    rows = [["scheme", *names], ["---"] * (len(names) + 1)]
+    for scheme in sorted({claim.scheme for claim in installed_transports() if not claim.error}):
+        try:
+            capabilities = find_transport(scheme).capabilities
+        except RemitError:
+            continue  # `remit transports` says what is wrong with it
+        rows.append([f"`{scheme}`", *(_cell(getattr(capabilities, name)) for name in names)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(value: bool | int | None) -> str:
+    if value is None:
+        return "no bound"
+    if isinstance(value, bool):
+        return "yes" if value else "-"
+    for unit, name in UNITS:
+        if value % unit == 0:
+            return f"{value // unit} {name}"
+    return f"{value} B"

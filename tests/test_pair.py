@@ -1,0 +1,164 @@
+"""Pairs: exactly two, over every transport."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from waiting import DEADLINE, wait_until
+
+from remit import Pair
+from remit.errors import LinkClosed, LocationInUse, PairBusy, PeerLost, RequestTimeout, SignalTimeout
+
+
+@pytest.fixture
+def bound(location) -> Iterator[Pair]:
+    with Pair.bind(location, lease=1.0) as pair:
+        yield pair
+
+
+def test_two_signal_each_other_in_order(bound):
+    with Pair.connect(bound.location) as joined:
+        for number in range(200):
+            joined.signal(number)
+            bound.signal({"number": number})
+        assert [bound.wait(DEADLINE) for _ in range(200)] == list(range(200))
+        assert [joined.wait(DEADLINE) for _ in range(200)] == [{"number": number} for number in range(200)]
+        joined.signal()
+        assert bound.wait(DEADLINE) is None
+
+
+def test_a_third_one_is_refused_until_the_seat_is_free(bound):
+    with Pair.connect(bound.location):
+        for _ in range(2):
+            with pytest.raises(PairBusy, match="two have met"):
+                Pair.connect(bound.location)
+    with pytest.raises(PeerLost, match="has left"):
+        bound.wait(DEADLINE)
+    with Pair.connect(bound.location) as joined:
+        joined.signal("new")
+        assert bound.wait(DEADLINE) == "new"
+
+
+def test_two_cannot_bind_one_place(bound):
+    with pytest.raises(LocationInUse):
+        Pair.bind(bound.location)
+
+
+def test_a_signal_waits_for_somebody_to_come(bound):
+    thread = threading.Thread(target=bound.signal, args=("early",))
+    thread.start()
+    with Pair.connect(bound.location) as joined:
+        assert joined.wait(DEADLINE) == "early"
+    thread.join(DEADLINE)
+
+
+def test_waits_end_in_time(bound):
+    with pytest.raises(SignalTimeout, match="nobody has joined"):
+        bound.signal(timeout=0.02)
+    with Pair.connect(bound.location) as joined, pytest.raises(SignalTimeout, match=r"0\.02 s"):
+        joined.wait(0.02)
+
+
+def test_without_the_other_one_joining_ends_in_time(location):
+    if location.port == 0:
+        location = location.replace(port=9)
+    with pytest.raises(RequestTimeout):
+        Pair.connect(location, timeout=0.1)
+
+
+def test_who_is_closed_tells_the_other(location):
+    bound = Pair.bind(location)
+    with Pair.connect(bound.location) as joined:
+        bound.signal("last")
+        bound.close()
+        assert joined.wait(DEADLINE) == "last"
+        with pytest.raises(PeerLost, match="has left"):
+            joined.wait(DEADLINE)
+        with pytest.raises(PeerLost):
+            joined.signal()
+    for pair in (bound, joined):
+        pair.close()
+        with pytest.raises(LinkClosed):
+            pair.wait(0)
+        with pytest.raises(LinkClosed):
+            pair.signal()
+
+
+JOINER = """
+import sys
+from remit import Pair
+pair = Pair.connect(sys.argv[1], lease=1.0)
+pair.signal("up")
+print(flush=True)
+try:
+    while True:
+        pair.signal(pair.wait(30))
+except Exception as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.fixture
+def crossing(crossing_location) -> Iterator[Pair]:
+    with Pair.bind(crossing_location, lease=1.0) as pair:
+        yield pair
+
+
+def test_a_killed_one_frees_the_seat(crossing):
+    with subprocess.Popen([sys.executable, "-c", JOINER, crossing.location.url]) as process:
+        assert crossing.wait(DEADLINE) == "up"
+        process.kill()
+    with pytest.raises(PeerLost):
+        crossing.wait(DEADLINE)
+    with Pair.connect(crossing.location) as joined:
+        joined.signal("after")
+        assert crossing.wait(DEADLINE) == "after"
+
+
+def test_one_that_was_stopped_for_too_long_is_fenced(crossing):
+    """It comes back when another one has its seat: what it says is refused, and it is told."""
+    command = [sys.executable, "-c", JOINER, crossing.location.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stale:
+        assert crossing.wait(DEADLINE) == "up"
+        crossing.signal("kept until it wakes")
+        assert crossing.wait(DEADLINE) == "kept until it wakes"
+        os.kill(stale.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(PeerLost):
+                crossing.wait(DEADLINE)
+            with Pair.connect(crossing.location, lease=DEADLINE) as joined:
+                os.kill(stale.pid, signal.SIGCONT)
+                told, _ = stale.communicate(timeout=DEADLINE)
+                assert told.split() == ["PeerLost"]
+                joined.signal("the new one's")
+                assert crossing.wait(DEADLINE) == "the new one's"
+        finally:
+            stale.kill()
+
+
+def test_two_threads_of_a_relay():
+    """Step 1 signals step 2, step 2 signals step 3."""
+    with Pair.bind("memory://step2") as two, Pair.bind("memory://step3") as three:
+
+        def step1() -> None:
+            with Pair.connect("memory://step2") as pair:
+                pair.signal()
+
+        def step2() -> None:
+            two.wait(DEADLINE)
+            with Pair.connect("memory://step3") as pair:
+                pair.signal("done")
+
+        threads = [threading.Thread(target=step) for step in (step1, step2)]
+        for thread in threads:
+            thread.start()
+        assert three.wait(DEADLINE) == "done"
+        for thread in threads:
+            thread.join(DEADLINE)
+        wait_until(lambda: not any(thread.is_alive() for thread in threads))

@@ -1,0 +1,122 @@
+"""Mutants that cannot do what they claim, or do not claim what they can; and those of a fork or a disruption."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mutants.making import (
+    QUICK,
+    MutantTransport,
+    Retold,
+    Sound,
+    claims,
+    cut,
+    mutant,
+    plain,
+)
+from mutants.sending import BlocksInSend
+from remit.errors import TransportError
+from remit.location import Location
+from remit.memory import MemoryLink
+from remit.testing import Disruption
+from remit.transport import (
+    Arrival,
+    Credentials,
+    Up,
+)
+from remit.unix import UnixTransport
+
+
+@mutant("a_forked_child_is_refused", "does not raise ForkedLinkError")
+class IsSharedByAFork(Sound):
+    def after_fork(self) -> None:
+        pass
+
+
+class CutsItsParentsLinks(UnixTransport):
+    """A real wire: what a child does to its copy of a connection, it does to the connection."""
+
+    def bind(self, location: Location) -> Any:
+        link = super().bind(location)
+        link.__class__ = type("Cutting", (type(link),), {"after_fork": self.cut})
+        return link
+
+    @staticmethod
+    def cut(link: Any) -> None:
+        for stream in link._streams.values():
+            stream.socket.shutdown(2)
+        super(type(link), link).after_fork()
+
+
+class OpensNothingInAFork(MutantTransport):
+    parent = 0
+
+    def bind(self, location: Location) -> MemoryLink:
+        self.parent = self.parent or os.getpid()
+        if os.getpid() != self.parent:
+            raise TransportError("not after a fork")
+        return super().bind(location)
+
+
+class Shy(UnixTransport):
+    """Crosses processes and does not say so."""
+
+    capabilities = replace(UnixTransport.capabilities, crosses_processes=False)
+
+
+class AttestsAnother(Retold):
+    def retell(self, arrival: Arrival) -> Arrival | None:
+        return Up(arrival.peer, Credentials(1, 0, 0)) if isinstance(arrival, Up) else arrival
+
+
+class Attests(Retold):
+    def retell(self, arrival: Arrival) -> Arrival | None:
+        attested = Credentials(os.getpid(), os.geteuid(), os.getegid())
+        return Up(arrival.peer, attested) if isinstance(arrival, Up) else arrival
+
+
+SOCKET = "unix:///tmp/{}.sock"
+plain(
+    "CutsItsParentsLinks",
+    "a_forked_child_is_refused",
+    "Down|not within",
+    CutsItsParentsLinks,
+    place=SOCKET,
+    deadline=2.0,
+)
+plain("OpensNothingInAFork", "a_forked_child_opens_its_own", "not after a fork", OpensNothingInAFork)
+plain("HidesThatItForks", "a_forked_child_opens_its_own", "declare it", claims(forks=False))
+plain("HidesThatItSeesPeers", "silent_clients_are_seen", "declare it", claims(sees_peers=False))
+plain("HidesThatItCrosses", "another_process_is_reached", "declare it", Shy, place=SOCKET)
+plain("ClaimsToCross", "another_process_is_reached", "not within", claims(crosses_processes=True), deadline=2.0)
+plain("ClaimsToAttest", "peers_are_attested", "carries no credentials", claims(attests_peers=True))
+plain(
+    "AttestsAnother",
+    "peers_are_attested",
+    "its credentials say 1",
+    lambda: MutantTransport(AttestsAnother, attests_peers=True),
+)
+plain("HidesThatItAttests", "peers_are_attested", "declare it", lambda: MutantTransport(Attests))
+for _name, _check, _says, _kind, _break in (
+    ("LosesSilentlyWhenCut", "a_cut_is_said", "lost: ", Disruption.CUT_LINK, partial(cut, said=False)),
+    ("StaysDownWhenCut", "a_cut_is_said", "not within", Disruption.CUT_LINK, partial(cut, mended=False)),
+    (
+        "StaysDownAfterARestart",
+        "a_restart_is_said",
+        "not within",
+        Disruption.RESTART_SERVER,
+        partial(cut, mended=False),
+    ),
+):
+    plain(_name, _check, _says, MutantTransport, deadline=QUICK, breaks={_kind: _break})
+plain(
+    "BlocksWhenItStalls",
+    "a_stalled_peer_blocks_nobody",
+    "blocked",
+    lambda: MutantTransport(BlocksInSend),
+    deadline=QUICK,
+    breaks={Disruption.STALL_PEER: lambda name: None},
+)

@@ -1,0 +1,109 @@
+"""Mutants that lose, double, mix up or mutilate frames."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from mutants.making import (
+    QUICK,
+    Sound,
+    cut,
+    mutant,
+)
+from remit.errors import FrameTooLarge
+from remit.transport import (
+    Arrival,
+    Frame,
+    Peer,
+    Sent,
+)
+
+
+@mutant("frames_arrive_in_order", "not within .* 2001 frames arrive, but .* no word of a loss", deadline=QUICK)
+class DropsSilently(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        self.sent += 1
+        return Sent.ACCEPTED if self.sent % 7 == 0 else super().send(peer, frame)
+
+
+@mutant("no_frame_arrives_twice", "doubled")
+class Doubles(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        self.sent += 1
+        if self.sent == 21:
+            super().send(peer, frame)
+        return super().send(peer, frame)
+
+
+@mutant("frames_arrive_in_order", "out of order")
+class Reorders(Sound):
+    def receive(self) -> Arrival | None:
+        if len(self._inbox) > 5 and all(isinstance(each[0], Frame) for each in itertools.islice(self._inbox, 2)):
+            self.sent += 1
+            if self.sent % 10 == 0:
+                self._inbox.insert(1, self._inbox.popleft())
+        return super().receive()
+
+
+@mutant("sizes_arrive_in_order", "out of order")
+class LetsSmallFramesOvertake(Sound):
+    def _put(self, arrival: Arrival, route: Any = None) -> None:
+        last = self._inbox[-1][0] if self._inbox else None
+        small = isinstance(arrival, Frame) and isinstance(last, Frame) and len(arrival.data) < 1000 < len(last.data)
+        super()._put(arrival, route)
+        if small:
+            self._inbox.insert(len(self._inbox) - 2, self._inbox.pop())
+
+
+@mutant("frames_arrive_whole", "doubled or made up")
+class Splits(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        if len(frame) > 1000 and super().send(peer, frame[:1000]) is Sent.ACCEPTED:
+            frame = frame[1000:]
+        return super().send(peer, frame)
+
+
+@mutant("frames_keep_their_edges", "frames arrive, but", deadline=QUICK)
+class Merges(Sound):
+    def receive(self) -> Arrival | None:
+        arrival = super().receive()
+        following = self._inbox[0][0] if self._inbox else None
+        if isinstance(arrival, Frame) and isinstance(following, Frame):
+            super().receive()
+            return arrival._replace(data=arrival.data + following.data)
+        return arrival
+
+
+@mutant("frames_arrive_whole", "altered")
+class Truncates(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        return super().send(peer, frame[:65_535])
+
+
+@mutant("any_bytes_pass", "altered")
+class EndsAtZero(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        return super().send(peer, frame.partition(b"\0")[0])
+
+
+@mutant("a_larger_frame_is_refused", "was accepted although max_frame is", max_frame=1 << 20)
+class TakesTooLargeFrames(Sound):
+    def _check(self, frame: bytes = b"") -> None:
+        super()._check()
+
+
+@mutant("a_larger_frame_is_refused", "followed by .*Down", max_frame=1 << 20)
+class CutsOverTooLargeFrames(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        try:
+            return super().send(peer, frame)
+        except FrameTooLarge:
+            cut(self._name)
+            raise
+
+
+@mutant("the_largest_frame_passes", "frames arrive, but", deadline=QUICK)
+class CannotCarryWhatItDeclares(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        return Sent.ACCEPTED if len(frame) > 1_100_000 else super().send(peer, frame)
