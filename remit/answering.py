@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -16,7 +16,7 @@ from remit.errors import CodecError, EmitError, FrameTooLarge
 from remit.protocol.session import Session
 from remit.sender import Sender
 
-__all__ = ["Answering", "Post", "Question", "read_question", "reply", "send", "session_of", "told"]
+__all__ = ["Answering", "Post", "Question", "late", "read_question", "reply", "send", "session_of", "told"]
 
 Post: TypeAlias = Callable[[Session, str, tuple[Any, ...]], None]
 """Sends an event to whoever asked; what was asked must be answered, so no queue is too full for it."""
@@ -41,6 +41,8 @@ class Answering:
     def __init__(self, ask: Callable[[Wire, Sender | None], tuple[bool, Any]], post: Post) -> None:
         self.services: dict[str, Callable[..., Any]] = {}
         """What Remit itself answers, by name; called with the session and the arguments."""
+        self.later: Callable[[Session, Question, Awaitable[Any]], None] | None = None
+        """Has a question answered by what an async listener returned, where there is an event loop."""
         self.passed_over = 0
         """Requests that nobody waited for any more, or that may not run twice."""
         self._ask = ask
@@ -51,7 +53,9 @@ class Answering:
         question = read_question(wire)
         session = session_of(sender)
         if self.waited_for(session, question, redelivered):
-            send(self._post, session, question.id, self._answer(session, question, sender))
+            outcome = self._answer(session, question, sender)
+            if outcome is not None:
+                send(self._post, session, question.id, outcome)
 
     def waited_for(self, session: Session, question: Question, redelivered: bool) -> bool:
         """Whether a question is to be answered at all."""
@@ -60,14 +64,17 @@ class Answering:
             return False
         return True
 
-    def _answer(self, session: Session, question: Question, sender: Sender | None) -> tuple[str, bytes]:
-        """Have a question answered; return the outcome, sealed."""
+    def _answer(self, session: Session, question: Question, sender: Sender | None) -> tuple[str, bytes] | None:
+        """Have a question answered; return the outcome, sealed. None: it comes later."""
         codec = session.codec
         try:
             wire = unseal(codec, question.sealed)
             service = self.services.get(wire.name)
             found, value = self._ask(wire, sender) if service is None else (True, service(session, *wire.args))
             if inspect.isawaitable(value):
+                if self.later is not None:
+                    self.later(session, question, value)
+                    return None
                 if inspect.iscoroutine(value):
                     value.close()
                 raise TypeError(_ASYNC)
@@ -101,6 +108,11 @@ def told(codec: Codec, error: BaseException, outcome: str = "failed") -> tuple[s
     kind = type(error)
     text = "".join(traceback.format_exception(error))
     return outcome, seal(codec, "", (f"{kind.__module__}.{kind.__qualname__}", str(error), text), {})
+
+
+def late(codec: Codec) -> tuple[str, bytes]:
+    """Return the outcome of a question that was not answered by its deadline."""
+    return "late", seal(codec, "", (), {})
 
 
 def send(post: Post, session: Session, question: int, outcome: tuple[str, bytes]) -> None:

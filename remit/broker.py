@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from remit.answering import read_question, send, session_of, told
+from remit.answering import late, read_question, send, session_of, told
 from remit.asking import PROGRESS, REPLY, REQUEST
 from remit.codec import Wire
 from remit.envelope import seal, unseal
@@ -248,7 +248,7 @@ class Broker:
     def _tell_the_late(self, now: float) -> None:
         for job in self._jobs.late(now):
             client: Any = job.client
-            send(self.server.post, client, job.question, ("late", seal(client.codec, "", (), {})))
+            send(self.server.post, client, job.question, late(client.codec))
 
     def _assign(self, now: float) -> None:
         for worker, job in self._jobs.assign():

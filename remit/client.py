@@ -328,6 +328,12 @@ class Client(Listening):
         remember(self)
         return runtime
 
+    @property
+    def crowded(self) -> bool:
+        """Whether `emit` may have to wait for room."""
+        runtime = self._runtime or self._open()
+        return len(runtime.pending) >= runtime.capacity
+
     def beat(self, seconds: float) -> None:
         """From now on ask after this many seconds of silence whether the server is there."""
         (self._runtime or self._open()).beat(seconds)

@@ -6,7 +6,8 @@ import fnmatch
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from remit.codec import Wire
@@ -50,6 +51,8 @@ class Listening:
         self._on_error = on_error
         self.controls: dict[str, Control] = {}
         """What takes the events of Remit's own, by name."""
+        self.later: list[tuple[Event, Awaitable[Any]]] | None = None
+        """What listeners returned that is to be awaited, where there is an event loop to await it."""
         self._unheard = 0
         self._errors = 0
         self._dispatched = 0
@@ -121,9 +124,11 @@ class Listening:
             for entry in entries:
                 try:
                     if entry.pass_event or entry.once:
-                        self._call(entry, wire, sender, redelivered)
+                        value = self._call(entry, wire, sender, redelivered)
                     else:
-                        entry.call(*wire.args, **wire.kwargs)
+                        value = entry.call(*wire.args, **wire.kwargs)
+                    if value is not None and self.later is not None and isawaitable(value):
+                        self.later.append((wire.event(sender=sender, redelivered=redelivered), value))
                 except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                     self._failed(wire.event(sender=sender, redelivered=redelivered), error)
         self._dispatched += len(wires)
@@ -148,18 +153,17 @@ class Listening:
             self.remove_listener(entry.pattern, entry.function)
         return entry.call(wire.event(sender=sender)) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
 
-    def _call(self, entry: _Entry, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
+    def _call(self, entry: _Entry, wire: Wire, sender: Sender | None, redelivered: bool) -> Any:
         if entry.once:
             with self._entries_lock:
                 if not any(entry is other for other in self._entries):
-                    return
+                    return None
                 self._drop([entry])
         if entry.control:
-            entry.call(wire, sender, redelivered)
-        elif entry.pass_event:
-            entry.call(wire.event(sender=sender, redelivered=redelivered))
-        else:
-            entry.call(*wire.args, **wire.kwargs)
+            return entry.call(wire, sender, redelivered)
+        if entry.pass_event:
+            return entry.call(wire.event(sender=sender, redelivered=redelivered))
+        return entry.call(*wire.args, **wire.kwargs)
 
     def _resolve(self, name: str) -> tuple[_Entry, ...]:
         with self._entries_lock:

@@ -92,8 +92,8 @@ class Server(Listening):
         self._settings, bare = settle(self._asked, transport.options, self._given)
         link = transport.bind(bare)
         self._location = link.location.replace(options=self._asked.options)
-        self._waker = Waker()
-        self._wakers: dict[int, selectors.BaseSelector] = {}
+        self.waker = Waker()
+        self.wakers: dict[int, selectors.BaseSelector] = {}
         capabilities = link.capabilities
         self._max_event = capabilities.max_frame - HEAD_BYTES
         self._window_bytes = min(WINDOW_BYTES, capabilities.window or WINDOW_BYTES)
@@ -105,7 +105,7 @@ class Server(Listening):
             sees_peers=capabilities.sees_peers,
         )
         self._endpoint = ServerEndpoint(machine, link)
-        self._pumped = time.monotonic()
+        self.pumped = time.monotonic()
         self._stopping = threading.Event()
         _SERVERS.add(self)
         if self._threaded:
@@ -132,16 +132,16 @@ class Server(Listening):
             return
         self._stopping.set()
         _SERVERS.discard(self)
-        self._waker.wake()
+        self.waker.wake()
         with endpoint.lock:
             bound = self._settings.linger if linger is None else linger
             _say_farewell(endpoint, time.monotonic() + min(bound, FAREWELL))
             endpoint.close(bound)
         if self._threaded and self._keeper is not threading.current_thread():
             self._keeper.join(1.0)
-        for selector in self._wakers.values():
+        for selector in self.wakers.values():
             selector.close()
-        self._waker.close()
+        self.waker.close()
 
     def __enter__(self) -> Server:
         return self
@@ -182,9 +182,9 @@ class Server(Listening):
         with endpoint.lock:
             if endpoint.machine.ready or endpoint.machine.writable:
                 timeout = min(timeout, 0.0 if endpoint.machine.ready else 0.01)
-            self._pumped = time.monotonic() + timeout
-            endpoint.wait(timeout, self._waker if waker is None else self._both(waker))
-            self._waker.clear()
+            self.pumped = time.monotonic() + timeout
+            endpoint.wait(timeout, self.waker if waker is None else self._both(waker))
+            self.waker.clear()
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` is called, by a listener or another thread, or ``timeout`` seconds have passed."""
@@ -197,10 +197,24 @@ class Server(Listening):
             if not self.tick() and self._running:
                 self.wait(left)
 
+    async def serve(self) -> None:
+        """Dispatch what arrives on the running event loop, until cancelled: listeners may be async then.
+
+        Raises LinkClosed after `close`.
+        """
+        from remit.aio import serve  # for those who use asyncio
+
+        await serve(self, self._endpoint or self._reach())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a location open."""
+        return self._endpoint is not None
+
     def stop(self) -> None:
         """Make `run` return. Safe from any thread."""
         self._running = False
-        self._waker.wake()
+        self.waker.wake()
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""
@@ -255,9 +269,9 @@ class Server(Listening):
         while self._endpoint is endpoint:
             with endpoint.lock:
                 drained = endpoint.pump()
-                self._pumped = now = time.monotonic()
+                self.pumped = now = time.monotonic()
                 received = endpoint.events()
-            self._tell_of_sessions(endpoint)
+            self.tell_of_sessions(endpoint)
             while received is not None:
                 dispatched += self._handle(endpoint, received, None if limit is None else limit - dispatched)
                 if limit is not None and dispatched >= limit:
@@ -271,7 +285,7 @@ class Server(Listening):
                 endpoint.flush()
         return dispatched
 
-    def _tell_of_sessions(self, endpoint: ServerEndpoint) -> None:
+    def tell_of_sessions(self, endpoint: ServerEndpoint) -> None:
         """Let those who keep something of a session know that it has ended, or that a request was cancelled."""
         machine = endpoint.machine
         machine.opened.clear()
@@ -294,7 +308,7 @@ class Server(Listening):
             count = len(wires) if count else 0
         before = self._dispatched
         try:
-            self._dispatch(wires, self._sender(session), redelivered)
+            self._dispatch(wires, self.sender(session), redelivered)
         except BaseException:
             # KeyboardInterrupt in a listener: that event counts as handled, those behind it wait for the next tick.
             done = min(self._dispatched - before + 1, len(wires))
@@ -319,7 +333,8 @@ class Server(Listening):
             window_bytes=self._window_bytes,
         )
 
-    def _sender(self, session: Session) -> Sender:
+    def sender(self, session: Session) -> Sender:
+        """Return the client of a session as listeners see it."""
         if session.sender is None:
             server = weakref.ref(self)
 
@@ -362,23 +377,23 @@ class Server(Listening):
         endpoint = self._endpoint or self._reach()
         endpoint.machine.writable[session] = None
         if self._ticker != threading.get_ident() or not self._ticking.locked():
-            self._waker.wake()
+            self.waker.wake()
 
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _both(self, waker: Wakeable) -> Wakeable:
         """Return one descriptor that is readable when the user's waker or our own is."""
-        selector = self._wakers.get(waker.fileno())
+        selector = self.wakers.get(waker.fileno())
         if selector is None:
-            selector = self._wakers[waker.fileno()] = selectors.DefaultSelector()
+            selector = self.wakers[waker.fileno()] = selectors.DefaultSelector()
             selector.register(waker.fileno(), selectors.EVENT_READ)
-            selector.register(self._waker.fileno(), selectors.EVENT_READ)
+            selector.register(self.waker.fileno(), selectors.EVENT_READ)
         return _Pollable(selector)
 
     def _keep_alive(self) -> None:
         """Pump a link that nobody has ticked for a while. What arrives waits for the next tick."""
         endpoint = self._endpoint
-        if endpoint is None or time.monotonic() - self._pumped < KEEP:
+        if endpoint is None or time.monotonic() - self.pumped < KEEP:
             return
         if endpoint.lock.acquire(blocking=False):
             try:

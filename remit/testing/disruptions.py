@@ -7,7 +7,7 @@ from typing import Final
 
 from remit.testing.bench import Bench, Pair, expect, expect_same
 from remit.testing.check import Topic
-from remit.testing.flow import CHUNK
+from remit.testing.flow import numbered
 from remit.testing.harness import Disruption
 from remit.transport import SERVER, Frame, Sent
 
@@ -70,7 +70,7 @@ def a_stalled_peer_blocks_nobody(bench: Bench) -> None:
     bench.harness.disrupt(Disruption.STALL_PEER)
     for writer, to, _ in pair.directions:
         for _ in range(BACKLOG):
-            if writer.link.send(to, CHUNK) is not Sent.ACCEPTED:
+            if writer.link.send(to, numbered(bench, 0)) is not Sent.ACCEPTED:
                 break
         else:
             expect(bench.capabilities.window, "a stalled connection takes frames without a bound")

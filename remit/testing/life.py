@@ -11,7 +11,7 @@ from typing import Final
 from remit.errors import LinkClosed, RemitError, WrongThreadError
 from remit.testing.bench import Bench, End, expect, expect_same
 from remit.testing.check import NotApplicable, Topic, Violation
-from remit.testing.flow import CHUNK
+from remit.testing.flow import numbered
 from remit.transport import SERVER, Peer, Sent
 
 __all__ = ["TOPIC", "refuses"]
@@ -77,7 +77,7 @@ def close_is_bounded_though_nobody_reads(bench: Bench) -> None:
         pair = bench.pair(bench.harness.location())
         for writer, to, _ in pair.directions:
             for _ in range(BACKLOG):
-                if writer.link.send(to, CHUNK) is not Sent.ACCEPTED:
+                if writer.link.send(to, numbered(bench, 0)) is not Sent.ACCEPTED:
                     break
         for end in pair.ends:
             with bench.beside(partial(bench.close, end, linger), end):

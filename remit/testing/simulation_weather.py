@@ -47,8 +47,8 @@ class Climate:
             Faults(
                 loss=choose((0.0, 0.02, chance(0.0, 0.3), 0.3)),
                 duplication=choose((0.0, chance(0.0, 0.1), 0.1)),
-                reorder=choose((0.0, chance(0.0, 0.1), 0.1)),
-                late=choose((0.005, 0.05, 1.0)),
+                reorder=choose((0.0, 0.1, 0.3)),
+                late=choose((0.005, 0.05, 3.0)),
                 latency=choose((0.0002, 0.002, 0.05)),
                 capacity=choose((4, 64, 1000)),
             ),
@@ -186,8 +186,9 @@ class Cluster:
         else:
             server.crash()
         self.servers[host] = None
+        share = self.world.random.choice((0.0, 0.7, 1.0))
         for client in list(host.clients):
-            if client.path is not None and self.world.random.random() < 0.7:
+            if client.path is not None and self.world.random.random() < share:
                 self.network.cut(client.path, tell=self._told(), away=0.0)
         self.world.after(self.world.random.choice((0.001, self._while())), self._start, host)
 

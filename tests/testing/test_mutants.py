@@ -7,11 +7,25 @@ from collections.abc import Iterator
 
 import pytest
 from mutants import MUTANTS, Mutant, MutantHarness, MutantTransport, cut, release
-from mutants.making import released
+from mutants.making import Sound, released
 
 from remit.testing import CHECKS, Check, Disruption, Verdict, try_one
+from remit.transport import Peer, Sent
 
 BY_NAME = {check.name: check for check in CHECKS}
+
+
+class Forgets(Sound):
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        self.sent += 1
+        return Sent.ACCEPTED if self.sent % 7 == 0 and peer in self._routes else super().send(peer, frame)
+
+
+KEEPING = {
+    "plain": (MutantTransport(), "memory://{}"),
+    "small": (MutantTransport(), "memory://{}?capacity=1&max_frame=100"),
+    "lossy": (MutantTransport(Forgets, lossy=True), "memory://{}"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,10 +43,12 @@ def test_a_mutant_is_rejected(mutant: Mutant) -> None:
     assert re.search(mutant.says, outcome.reason), outcome.reason
 
 
+@pytest.mark.parametrize("kind", KEEPING)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_what_they_are_made_from_passes(check: Check) -> None:
-    harness = MutantHarness(MutantTransport(), breaks=dict.fromkeys(Disruption, cut))
-    harness.patience = 1.0
+def test_what_keeps_the_contract_passes(check: Check, kind: str) -> None:
+    transport, place = KEEPING[kind]
+    harness = MutantHarness(transport, place=place, breaks=dict.fromkeys(Disruption, cut))
+    harness.patience = 0.5
     outcome = try_one(harness, check)
     assert outcome.verdict is not Verdict.FAILED, outcome
 
