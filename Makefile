@@ -5,8 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCATION ?=
+SEED ?= 1
+SEEDS ?= 10
+EVENTS ?= 1000000
+CLIENTS ?= 2000
 
-.PHONY: demo test bench lint types docs tox clean
+.PHONY: demo test simulate bench lint types docs tox clean
 
 # The stamp is written last: an install that failed must not look done.
 $(READY): pyproject.toml uv.lock plugins/zeromq/pyproject.toml plugins/redis/pyproject.toml plugins/nng/pyproject.toml
@@ -21,6 +25,9 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/pytest
+
+simulate: $(READY)
+	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS)
 
 bench: $(READY)
 	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(ONLY)

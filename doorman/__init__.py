@@ -4,6 +4,7 @@ from doorman.current import current_task
 from doorman.groups import GroupManager
 from doorman.identity import Identity
 from doorman.manager import ProcessManager
+from doorman.pool import WorkerPool
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.synchronous import SynchronousManager
@@ -18,5 +19,6 @@ __all__ = [
     "State",
     "SynchronousManager",
     "Task",
+    "WorkerPool",
     "current_task",
 ]

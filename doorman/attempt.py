@@ -15,6 +15,7 @@ from doorman.result import Outcome
 from doorman.states import State
 from doorman.task import Task
 from doorman.worker import label
+from remit import Sender
 
 __all__ = ["Attempt", "Parts"]
 
@@ -55,6 +56,8 @@ class Attempt:
     """The task's process where that is not what was launched."""
     hellos: deque[tuple[dict[str, Any], Any]] = field(default_factory=lambda: deque(maxlen=EARLY))
     """The hellos, and their senders, that came before the launcher's word. Anybody may have said them."""
+    sender: Sender | None = None
+    """The way to the process once it is proven."""
     outcome: Outcome | None = None
     exited: Exited | None = None
     stopping: State | None = None

@@ -14,15 +14,29 @@ __all__ = ["CurrentTask", "current_task", "entered"]
 class CurrentTask:
     """The task that runs here."""
 
-    def __init__(self, name: str, attempt: int, emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        attempt: int,
+        emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+        listen: Callable[[str, Callable[..., Any]], None],
+    ) -> None:
         self.name = name
         self.attempt = attempt
         """Which try this is; 1 is the first."""
         self._emit = emit
+        self._listen = listen
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to the listeners of ``manager.server``, acknowledged; see `remit.Client.emit`."""
         self._emit(name, args, kwargs)
+
+    def on(self, name: str, listener: Callable[..., Any]) -> None:
+        """Call ``listener(*args, **kwargs)``, in a thread of its own, for what the manager emits to this task.
+
+        See `ProcessManager.emit_to`.
+        """
+        self._listen(name, listener)
 
 
 _current: CurrentTask | None = None

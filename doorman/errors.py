@@ -124,6 +124,10 @@ class PreloadFailed(DoormanError):
     """Raised when the zygote cannot import what its children need; the text ends with its traceback."""
 
 
+class PoolFailed(DoormanError):
+    """Raised when a pool's workers die faster than they are worth replacing; the last one's end is the cause."""
+
+
 class IdentityRefused(DoormanError):
     """Raised when a process is not what it says it is; ``reason`` names the case."""
 

@@ -47,9 +47,9 @@ BURIAL: Final = 5.0
 class ProcessManager(Owner):
     """Runs tasks in processes of their own, each proven to be its task's before the task's code begins.
 
-    ``location`` is where the processes speak to the manager: a Remit location that crosses processes; None for a
-    private one on the configured transport. Nothing happens but in `tick`, `run` and `Task.result`, in the caller's
-    thread.
+    ``location`` is where the processes speak to the manager: a Remit location that crosses processes, a `Server` that
+    is open on one and stays yours, or None for a private one on the configured transport. Nothing happens but in
+    `tick`, `run` and `Task.result`, in the caller's thread.
 
     launcher -- starts the processes; default: a warm zygote that forks them
     rules -- may a task start now; without rules all start at once
@@ -63,7 +63,7 @@ class ProcessManager(Owner):
 
     def __init__(
         self,
-        location: str | Location | None = None,
+        location: str | Location | Server | None = None,
         *,
         launcher: Launcher | None = None,
         rules: Iterable[Rule] = (),
@@ -73,7 +73,7 @@ class ProcessManager(Owner):
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
         super().__init__()
-        where = private_location("doorman") if location is None else resolve(location)
+        where = _place(location)
         if not find_transport(where.scheme).capabilities.crosses_processes:
             raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
         self._admission = Admission(rules)
@@ -85,8 +85,9 @@ class ProcessManager(Owner):
         self._owner = os.getpid()
         # The zygote first: it must be exec'd before a transport starts threads here.
         self._launcher = launcher or _zygote(where, preload)
+        self._shares = isinstance(location, Server)
         try:
-            self.server = Server(where)
+            self.server = location if isinstance(location, Server) else Server(where)
         except BaseException:
             self._launcher.close(0.0)
             raise
@@ -133,6 +134,16 @@ class ProcessManager(Owner):
     def why(self, task: Task) -> str | None:
         """Return what held a waiting task back in the last tick; None if nothing did."""
         return self._admission.why.get(task)
+
+    def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to a running task, which hears it by ``current_task().on(name, listener)``; acknowledged.
+
+        Raises ValueError if it does not run, EmitError, CodecError.
+        """
+        attempt = self._running.of(task)
+        if attempt is None or attempt.sender is None:
+            raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
+        attempt.sender.emit(name, *args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task or stop a running one; False, and nothing is signalled, if it has ended."""
@@ -187,7 +198,9 @@ class ProcessManager(Owner):
             self.run(self._grace + BURIAL)
         finally:
             self._launcher.close(BURIAL)
-            self.server.close()
+            self._reception.close()
+            if not self._shares:
+                self.server.close()
             for attempt in self._running:
                 self._over(attempt, attempt.stopping or State.LOST, error=attempt.error)
 
@@ -341,6 +354,12 @@ class ProcessManager(Owner):
     def _end(self, task: Task, state: State, value: Any = None, error: BaseException | None = None) -> None:
         self._watched.pop(task, None)
         task.end(state, value, error)
+
+
+def _place(location: str | Location | Server | None) -> Location:
+    if isinstance(location, Server):
+        return location.location
+    return private_location("doorman") if location is None else resolve(location)
 
 
 def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:

@@ -33,8 +33,14 @@ class Reception:
         self._running = running
         self._concluded = concluded
         self.refused: Counter[str] = Counter()
+        self._server = server
         server.add_listener("doorman.hello", self._greeted, pass_event=True)
         server.add_listener("doorman.result", self._reported, pass_event=True)
+
+    def close(self) -> None:
+        """Listen no more, on a server that may go on."""
+        self._server.remove_listener("doorman.hello", self._greeted)
+        self._server.remove_listener("doorman.result", self._reported)
 
     def admit_early(self, attempt: Attempt) -> None:
         """Hear the hellos that came before the launcher's word of the process."""
@@ -62,6 +68,7 @@ class Reception:
         if attempt.stopping is not None:
             _answer(sender, attempt, "die")
             return
+        attempt.sender = sender
         if attempt.task.state is State.PROVING:
             self._running.proven(attempt, identity)
         _answer(sender, attempt, "go")

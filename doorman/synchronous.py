@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 from doorman.current import CurrentTask, entered
@@ -41,6 +41,7 @@ class SynchronousManager(Owner):
         super().__init__()
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
         self.rules = Rules(rules)
+        self._task_hears: dict[str, list[Callable[..., Any]]] = {}
         self._waiting: dict[Task, None] = {}
         self._running: Task | None = None
         self._closed = False
@@ -75,6 +76,13 @@ class SynchronousManager(Owner):
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(self._waiting or self._running)
+
+    def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
+        if task is not self._running:
+            raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
+        for listener in tuple(self._task_hears.get(name, ())):
+            listener(*args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task; False if it runs, and cannot be stopped here, or has ended."""
@@ -128,6 +136,7 @@ class SynchronousManager(Owner):
             state, value, error = _command(task) if task.argv else self._call(task)
         finally:
             self._running = None
+            self._task_hears.clear()
             if state is State.FAILED and task.attempt <= task.retries and not self._closed:
                 task.enter(State.WAITING)
                 self._waiting[task] = None
@@ -138,7 +147,7 @@ class SynchronousManager(Owner):
 
     def _call(self, task: Task) -> _End:
         try:
-            with entered(CurrentTask(task.name, task.attempt, self._emit)):
+            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen)):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
             return _left(leaving)
@@ -146,6 +155,9 @@ class SynchronousManager(Owner):
             failure = TaskFailed(f"the task raised:\n\n{''.join(traceback.format_exception(raised))}")
             failure.__cause__, raised.__cause__ = raised.__cause__, failure
             return State.FAILED, None, raised
+
+    def _listen(self, name: str, listener: Callable[..., Any]) -> None:
+        self._task_hears.setdefault(name, []).append(listener)
 
     def _emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.server.emit(name, *args, **kwargs)

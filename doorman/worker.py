@@ -105,7 +105,7 @@ def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
     """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
     try:
         fn, args, kwargs = pickle.loads(work.call)
-        with entered(CurrentTask(work.name, work.attempt, line.emit)):
+        with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen)):
             value = fn(*args, **kwargs)
         return returned(value), 0
     except SystemExit as leaving:
@@ -168,6 +168,12 @@ class Line:
         if os.getpid() == self._owner:
             self._client.start()
         self._client.emit(name, *args, **kwargs)
+
+    def listen(self, name: str, listener: Callable[..., Any]) -> None:
+        """Hear what the manager emits to this task, in a thread."""
+        if os.getpid() == self._owner:
+            self._client.add_listener(name, listener)
+            self._client.start()
 
     def report(self, outcome: Outcome) -> None:
         """Send the outcome, in signed parts."""

@@ -98,7 +98,11 @@ class Broker:
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` may have something to do."""
-        self.server.wait(min(timeout, SWEEP) if len(self._jobs) or self._workers else timeout)
+        self.bounded_wait(timeout, self.server.wait)
+
+    def bounded_wait(self, timeout: float, wait: Callable[[float], None]) -> None:
+        """Wait by ``wait(seconds)``, for as long as no lease or deadline has to be looked at."""
+        wait(min(timeout, SWEEP) if len(self._jobs) or self._workers else timeout)
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` is called or ``timeout`` seconds have passed."""
@@ -115,12 +119,21 @@ class Broker:
 
     def drain(self, timeout: float) -> bool:
         """Take no more requests, and tick until all jobs are done; False after ``timeout`` seconds."""
-        self._draining = True
+        self.refuse()
         deadline = time.monotonic() + timeout
-        while len(self._jobs) and (left := deadline - time.monotonic()) > 0:
+        while self.busy and (left := deadline - time.monotonic()) > 0:
             if not self.tick():
                 self.wait(left)
-        return not len(self._jobs)
+        return not self.busy
+
+    def refuse(self) -> None:
+        """Take no more requests from now on."""
+        self._draining = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job waits or is in hand."""
+        return len(self._jobs) > 0
 
     def close(self) -> None:
         """End. May be called twice."""

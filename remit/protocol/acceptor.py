@@ -90,7 +90,7 @@ class Acceptor:
         session = self._by_peer.get(peer)
         if kind is Kind.HELLO or kind is Kind.BYE:
             self._control(peer, session, frames.unpack(kind, frame), now)
-        elif session is None:
+        elif session is None or frames.generation_of(frame) > session.generation:
             self.strangers.append((peer, frames.who()))
         elif kind is Kind.CANCEL:
             self._cancelled(session, frames.read_cancel(frame), now)
@@ -152,8 +152,8 @@ class Acceptor:
         stranger = self._by_peer.get(peer)
         if stranger is not None and stranger is not session:
             stranger.disconnect()
-        session.disconnect()
-        session.peer, session.generation, session.heard = peer, generation, now
+        session.connect(peer, generation)
+        session.heard = now
         session.credentials = self._attested.get(peer)
         self._by_peer[peer] = session
         self.writable[session] = None

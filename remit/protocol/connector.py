@@ -115,9 +115,7 @@ class Connector:
         if self.state in (State.REFUSED, State.CLOSED):
             return
         session, outbox = self.session, self.session.outbox
-        session.disconnect()
-        session.peer = SERVER
-        session.generation += 1
+        session.connect(SERVER, session.generation + 1)
         self._early = session.generation == 1
         session.limit = EARLY_FRAME
         self.state = State.GREETING
@@ -211,6 +209,6 @@ class Connector:
         if now < self._ping_at:
             return
         self._ping_at = now + self._heartbeat
-        self.session.control.append(frames.ping(self.session.outbox.last))
+        self.session.control.append(frames.ping(self.session.generation, self.session.outbox.last))
         if self._patience and now - self.session.heard > self._patience:
             self.suspect = True

@@ -2,14 +2,15 @@
 
 Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Then::
 
-    EVENTS    flags u8, first sequence number u64, count u32, then a body made by the session's codec
-    ACK       received u64, done u64
-    RESUME    received u64, done u64       "send again all that comes after received"
-    PING      last u64                     "the last number I sent"; answered by ACK or RESUME
+    EVENTS    generation u32, flags u8, first sequence number u64, count u32, then a body made by the session's codec
+    ACK       generation u32, received u64, done u64
+    RESUME    generation u32, received u64, done u64       "send again all that comes after received"
+    PING      generation u32, last u64     "the last number I sent"; answered by ACK or RESUME
+    CANCEL    generation u32, request u64  "nobody waits for the answer any more"; may be lost without harm
     WHO       nothing                      "I do not know you on this connection: say HELLO"
-    CANCEL    request u64                  "nobody waits for the answer any more"; may be lost without harm
     HELLO, WELCOME, REFUSE, BYE            a MessagePack array, see the classes below
 
+The generation counts a session's connections: what comes late from another one tells numbers of another one.
 Numbers are big-endian. Sequence numbers begin with 1; 0 marks events that are sent at most once.
 """
 
@@ -34,6 +35,7 @@ __all__ = [
     "ack",
     "cancel",
     "events_head",
+    "generation_of",
     "kind_of",
     "pack",
     "ping",
@@ -127,9 +129,10 @@ _KINDS: Final[dict[type, Kind]] = {
 _TYPES: Final[dict[Kind, type]] = {kind: struct_type for struct_type, kind in _KINDS.items()}
 _HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
 
-_EVENTS = struct.Struct(">4sBQI")
-_TWO = struct.Struct(">4sQQ")
-_ONE = struct.Struct(">4sQ")
+_EVENTS = struct.Struct(">4sIBQI")
+_TWO = struct.Struct(">4sIQQ")
+_ONE = struct.Struct(">4sIQ")
+_GENERATION = struct.Struct(">4xI")
 EVENTS_HEAD: Final = _EVENTS.size
 """Bytes before the body of an EVENTS frame."""
 
@@ -152,53 +155,61 @@ def kind_of(frame: bytes) -> Kind:
     return kind
 
 
-def events_head(first: int, count: int, *, redelivered: bool = False) -> bytes:
+def generation_of(frame: bytes) -> int:
+    """Return the generation of a frame within a session. Raises ProtocolError."""
+    if len(frame) < _GENERATION.size:
+        raise ProtocolError("truncated", "a frame without its generation")
+    generation: int = _GENERATION.unpack_from(frame)[0]
+    return generation
+
+
+def events_head(generation: int, first: int, count: int, *, redelivered: bool = False) -> bytes:
     """Return the head of an EVENTS frame; the body follows."""
-    return _EVENTS.pack(_HEADS[Kind.EVENTS], redelivered, first, count)
+    return _EVENTS.pack(_HEADS[Kind.EVENTS], generation, redelivered, first, count)
 
 
 def read_events(frame: bytes) -> tuple[bool, int, int]:
     """Return redelivered, first and count of an EVENTS frame. Raises ProtocolError."""
     if len(frame) < EVENTS_HEAD:
         raise ProtocolError("truncated", "an EVENTS frame without a head")
-    _, flags, first, count = _EVENTS.unpack_from(frame)
+    _, _, flags, first, count = _EVENTS.unpack_from(frame)
     return bool(flags & 1), first, count
 
 
-def ack(received: int, done: int) -> bytes:
+def ack(generation: int, received: int, done: int) -> bytes:
     """Return an ACK frame."""
-    return _TWO.pack(_HEADS[Kind.ACK], received, done)
+    return _TWO.pack(_HEADS[Kind.ACK], generation, received, done)
 
 
-def resume(received: int, done: int) -> bytes:
+def resume(generation: int, received: int, done: int) -> bytes:
     """Return a RESUME frame."""
-    return _TWO.pack(_HEADS[Kind.RESUME], received, done)
+    return _TWO.pack(_HEADS[Kind.RESUME], generation, received, done)
 
 
 def read_ack(frame: bytes) -> tuple[int, int]:
     """Return received and done of an ACK or RESUME frame. Raises ProtocolError."""
     if len(frame) != _TWO.size:
         raise ProtocolError("truncated", f"an acknowledgement of {len(frame)} bytes")
-    _, received, done = _TWO.unpack(frame)
+    _, _, received, done = _TWO.unpack(frame)
     return received, done
 
 
-def ping(last: int) -> bytes:
+def ping(generation: int, last: int) -> bytes:
     """Return a PING frame."""
-    return _ONE.pack(_HEADS[Kind.PING], last)
+    return _ONE.pack(_HEADS[Kind.PING], generation, last)
 
 
 def read_ping(frame: bytes) -> int:
     """Return the last number of a PING frame. Raises ProtocolError."""
     if len(frame) != _ONE.size:
         raise ProtocolError("truncated", f"a ping of {len(frame)} bytes")
-    last: int = _ONE.unpack(frame)[1]
+    last: int = _ONE.unpack(frame)[2]
     return last
 
 
-def cancel(request: int) -> bytes:
+def cancel(generation: int, request: int) -> bytes:
     """Return a CANCEL frame."""
-    return _ONE.pack(_HEADS[Kind.CANCEL], request)
+    return _ONE.pack(_HEADS[Kind.CANCEL], generation, request)
 
 
 def read_cancel(frame: bytes) -> int:

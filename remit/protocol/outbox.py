@@ -32,7 +32,10 @@ class Batch:
     last: int
     events: list[bytes]
     frame: bytes
+    generation: int
+    """The connection that the frame was made for."""
     sent: bool = False
+    redelivered: bool = False
 
 
 class Outbox:
@@ -58,6 +61,8 @@ class Outbox:
         self.max_frame = max_frame
         self.source: Callable[[], None] | None = None
         """Called when there is room and nothing is pending: it may append more."""
+        self.generation = 0
+        """The connection that frames are made for."""
         self.received = 0
         self.done = 0
         self.last = 0
@@ -107,6 +112,8 @@ class Outbox:
             return None
         batch = self._unsent.popleft()
         batch.sent = True
+        if batch.generation != self.generation:
+            self._renew(batch)
         return batch.frame
 
     def confirm(self, received: int, done: int) -> bool:
@@ -131,8 +138,8 @@ class Outbox:
         self.received = self.done
         for batch in self._kept:
             if batch.sent:
-                head = events_head(batch.first, len(batch.events), redelivered=True)
-                batch.frame = head + batch.frame[EVENTS_HEAD:]
+                batch.redelivered = True
+                self._renew(batch)
         self.rewind()
 
     def unfinished(self) -> Iterator[tuple[str, bytes]]:
@@ -149,6 +156,11 @@ class Outbox:
             return "received"
         return "unknown" if batch.sent else "never_sent"
 
+    def _renew(self, batch: Batch) -> None:
+        """Make a frame for another connection fit this one."""
+        head = events_head(self.generation, batch.first, len(batch.events), redelivered=batch.redelivered)
+        batch.frame, batch.generation = head + batch.frame[EVENTS_HEAD:], self.generation
+
     def _room(self) -> bool:
         return self.last - self.done < self._window_events and self._kept_bytes < self._window_bytes
 
@@ -164,11 +176,12 @@ class Outbox:
         if not events:
             return
         if not self._sequenced:
-            frame = self._codec.join(events_head(0, len(events)), events)
-            self._unsent.append(Batch(0, 0, events, frame))
+            frame = self._codec.join(events_head(self.generation, 0, len(events)), events)
+            self._unsent.append(Batch(0, 0, events, frame, self.generation))
             return
         first, self.last = self.last + 1, self.last + len(events)
-        batch = Batch(first, self.last, events, self._codec.join(events_head(first, len(events)), events))
+        frame = self._codec.join(events_head(self.generation, first, len(events)), events)
+        batch = Batch(first, self.last, events, frame, self.generation)
         self._kept.append(batch)
         self._unsent.append(batch)
         self._kept_bytes += len(batch.frame)

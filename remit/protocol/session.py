@@ -66,10 +66,10 @@ class Session:
             if self.control:
                 self._held = self.control.popleft()
             elif self.given_up:
-                self._held = frames.cancel(self.given_up.popleft())
+                self._held = frames.cancel(self.generation, self.given_up.popleft())
             elif self.ack_due:
                 self.ack_due = False
-                self._held = frames.ack(self.inbox.received, self.inbox.done)
+                self._held = frames.ack(self.generation, self.inbox.received, self.inbox.done)
             else:
                 self._held = self.outbox.take(self.limit)
         return self._held
@@ -79,6 +79,12 @@ class Session:
         self._held = None
         if self._probe_at is None and self.outbox.unconfirmed:
             self._probe_at = now + self._probe_after
+
+    def connect(self, peer: Peer, generation: int) -> None:
+        """Begin another connection."""
+        self.disconnect()
+        self.peer = peer
+        self.generation = self.outbox.generation = generation
 
     def disconnect(self) -> None:
         """Forget the connection: what was meant for it only is dropped."""
@@ -91,6 +97,8 @@ class Session:
 
     def hear(self, kind: Kind, frame: bytes, now: float) -> Received | None:
         """Take a frame; return events to be handled, if any. Raises ProtocolError."""
+        if frames.generation_of(frame) != self.generation:
+            raise ProtocolError("stale", f"{kind.name} of another connection")
         self.heard = now
         if kind is Kind.EVENTS:
             return self._hear_events(frame)
@@ -118,7 +126,7 @@ class Session:
         if not self.outbox.unconfirmed:
             self._probe_at = None
         elif now >= self._probe_at:
-            self.control.append(frames.ping(self.outbox.last))
+            self.control.append(frames.ping(self.generation, self.outbox.last))
             self._probe_after = min(self._probe_after * 2, PROBE_MAX)
             self._probe_at = now + self._probe_after
         return self._probe_at
@@ -161,7 +169,7 @@ class Session:
             self.ack_due = True
 
     def _ask_again(self) -> None:
-        resume = frames.resume(self.inbox.received, self.inbox.done)
+        resume = frames.resume(self.generation, self.inbox.received, self.inbox.done)
         if resume not in self.control:
             self.control.append(resume)
 

@@ -175,9 +175,9 @@ class Network:
         else:
             moment = path.last[upwards] = max(moment, path.last[upwards])
         path.under_way[upwards] += 1
-        self.world.at(moment, self._land, path, frame, upwards)
+        self.world.at(moment, self._land, path, frame, upwards, path.host.end)
 
-    def _land(self, path: Path, frame: bytes, upwards: bool) -> None:
+    def _land(self, path: Path, frame: bytes, upwards: bool, listened: ServerEnd | None) -> None:
         path.under_way[upwards] -= 1
         sender = path.host.end if not upwards else path.client
         if sender is not None and path.under_way[upwards] == self.faults.capacity - 1:
@@ -185,8 +185,9 @@ class Network:
         if not path.open:
             return
         if upwards:
-            if path.host.end is not None:
-                path.host.end.put(Frame(path.token, frame))
+            # What was on its way to a server that died is lost with it: no other one ever hears of it.
+            if listened is not None and path.host.end is listened:
+                listened.put(Frame(path.token, frame))
         elif not path.client.closed:
             path.client.put(Frame(SERVER, frame))
 

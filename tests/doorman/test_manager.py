@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chores import count, die, fail_until, sign_in, stay, stay_stubbornly, stay_with_child
+from chores import count, die, fail_until, obey, sign_in, stay, stay_stubbornly, stay_with_child
 from waiting import DEADLINE, wait_until
 
 from doorman import ProcessManager, Rule, State, Task
 from doorman.errors import ResultTimeout, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskFailed, WorkerDied
 from doorman.process import Process
-from remit import Client
+from remit import Client, Server
 from remit.errors import ReentrantTick
 
 
@@ -160,6 +160,27 @@ def test_strangers_and_garbage_are_counted_and_the_manager_goes_on(manager, tmp_
     assert task.identity.pid == int((tmp_path / "up").read_text())
     manager.cancel(task)
     assert run(manager, Task(divmod, 9, 4)).result() == (2, 1)
+
+
+def test_a_manager_emits_to_a_task(manager, tmp_path):
+    task = manager.add_task(Task(obey, tmp_path / "up"))
+    with pytest.raises(ValueError, match="does not run"):
+        manager.emit_to(task, "word", "too early")
+    tick_until(manager, (tmp_path / "up").exists)
+    for number in range(100):
+        manager.emit_to(task, "word", f"{number}")
+    manager.emit_to(task, "stop")
+    assert task.result(DEADLINE) == [f"{number}" for number in range(100)]
+    with pytest.raises(ValueError, match="does not run"):
+        manager.emit_to(task, "word", "too late")
+
+
+def test_a_manager_may_share_a_server(crossing_location):
+    with Server(crossing_location) as server:
+        for _ in range(2):
+            with ProcessManager(server) as manager:
+                assert manager.add_task(Task(divmod, 7, 2)).result(DEADLINE) == (3, 1)
+            assert manager.server.is_open
 
 
 # -- ending ----------------------------------------------------------------------------------------------------

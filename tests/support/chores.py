@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -53,6 +54,23 @@ def stay_with_child(path: Path) -> NoReturn:
     if not child:
         stay_stubbornly(path)
     stay()
+
+
+def obey(path: Path) -> list[str]:
+    """Do what the manager says until it says stop."""
+    heard: list[str] = []
+    stopped = threading.Event()
+    task = current_task()
+    task.on("word", heard.append)
+    task.on("stop", stopped.set)
+    path.write_text("up")
+    stopped.wait(60)
+    return heard
+
+
+def answer(number: int) -> tuple[int, int]:
+    """Say who answered."""
+    return number * 2, os.getpid()
 
 
 def fail_until(path: Path, attempt: int) -> int:

@@ -1,0 +1,41 @@
+"""The multithreaded server of the ZeroMQ guide, with processes: five workers answer, over any transport.
+
+Run it as ``python worker_pool.py [LOCATION]``. One worker is killed while it works; nothing is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from doorman import WorkerPool
+from remit import Client
+
+
+def greet(name: str) -> tuple[str, int]:
+    """Answer one request, which takes a moment."""
+    time.sleep(0.01)
+    return f"hello {name}", os.getpid()
+
+
+def main() -> None:
+    """Ask two hundred times, and kill a worker meanwhile."""
+    with WorkerPool(greet, processes=5, name="greet", location=sys.argv[1] if len(sys.argv) > 1 else None) as pool:
+        serving = threading.Thread(target=pool.run)
+        serving.start()
+        with Client(pool.location) as client:
+            first = client.request("greet", "first")
+            futures = [client.submit("greet", f"client {number}") for number in range(200)]
+            os.kill(first[1], signal.SIGKILL)
+            answers = [future.result() for future in futures]
+        assert [answer for answer, _ in answers] == [f"hello client {number}" for number in range(200)]
+        print(f"200 answers from {len({pid for _, pid in answers})} processes over {pool.location.scheme}")
+        pool.stop()
+        serving.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The examples of the docs run, each over every transport."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from waiting import DEADLINE
+
+EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+
+
+def run(name: str, *args: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * DEADLINE, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_worker_pool(crossing_location):
+    assert "200 answers from" in run("worker_pool.py", crossing_location.url)
+
+
+@pytest.mark.usefixtures("crossing_location")
+def test_the_relay(transport_name, request):
+    where = request.getfixturevalue("redis_url") if transport_name == "redis" else transport_name
+    assert run("relay.py", where).startswith("step 1, step 2, step 3: over")
