@@ -1,4 +1,4 @@
-"""Command line: `remit transports`, `listen`, `emit` and `conformance`: Remit without writing a program."""
+"""Command line: `remit transports`, `listen`, `emit`, `request`, `broker`, `conformance`: Remit without a program."""
 
 from __future__ import annotations
 
@@ -63,6 +63,19 @@ def _parser() -> argparse.ArgumentParser:
     emit.add_argument("--linger", type=float, help="seconds to wait for its being handled (5)")
     emit.set_defaults(run=_emit)
 
+    request = commands.add_parser("request", help="ask, and print the answer as a line of JSON")
+    request.add_argument("location", metavar="LOCATION", help=where)
+    request.add_argument("name", metavar="NAME", help="what is asked for")
+    request.add_argument("arguments", metavar="ARG", nargs="*", type=_json, help="the arguments, each as JSON")
+    request.add_argument("--timeout", type=float, help="seconds to wait for the answer (30)")
+    request.set_defaults(run=_request)
+
+    broker = commands.add_parser("broker", help="give what clients ask to workers, until interrupted")
+    broker.add_argument("location", metavar="LOCATION", nargs="?", help=where)
+    broker.add_argument("--lease", type=float, default=10.0, help="seconds of silence until a worker is dead (10)")
+    broker.add_argument("--attempts", type=_positive, default=3, help="workers that may die of one job (3)")
+    broker.set_defaults(run=_broker)
+
     conformance = commands.add_parser("conformance", help="put a transport to the contract's checks")
     what = conformance.add_mutually_exclusive_group(required=True)
     what.add_argument("location", metavar="LOCATION", nargs="?", help=f"{where}; fresh ones are made of it")
@@ -119,6 +132,32 @@ def _emit(given: argparse.Namespace) -> int:
 
     with Client(given.location, linger=given.linger) as client:
         client.emit(given.name, *given.arguments)
+    return 0
+
+
+def _request(given: argparse.Namespace) -> int:
+    import msgspec
+
+    from remit.client import Client
+
+    with Client(given.location) as client:
+        answer = client.request(given.name, *given.arguments, timeout=given.timeout)
+    print(msgspec.json.encode(answer).decode())
+    return 0
+
+
+def _broker(given: argparse.Namespace) -> int:
+    from remit.broker import Broker
+
+    with Broker(given.location, lease=given.lease, max_attempts=given.attempts) as broker:
+        before = {number: signal.signal(number, lambda *_: broker.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+        print(f"broker on {broker.location}", file=sys.stderr, flush=True)
+        try:
+            broker.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        print(" ".join(f"{name}={count}" for name, count in broker.stats().items()), file=sys.stderr)
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from distributions import TRANSPORT, distribution
+from labour import start_worker
 from waiting import wait_until
 
 from remit import Client, Location
@@ -186,3 +187,36 @@ def test_the_command_and_the_module_are_one() -> None:
     ]
     assert helps[0] == helps[1]
     assert helps[0].startswith("usage: remit ")
+
+
+def test_a_broker_gives_requests_to_workers_until_it_is_told_to_end(
+    crossing_location: Location, tmp_path: Path
+) -> None:
+    command = [*REMIT, "broker", crossing_location.url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as broker:
+        try:
+            assert broker.stderr is not None
+            words, _, where = broker.stderr.readline().strip().rpartition(" ")
+            assert words == "broker on"
+            worker = start_worker(where, tmp_path)
+            try:
+                asked = run("request", where, "add", "20", "22", "--timeout", "20")
+                assert (asked.returncode, asked.stdout) == (0, "42\n")
+                failed = run("request", where, "divide", "1", "0")
+                assert failed.returncode == 2
+                assert "ZeroDivisionError" in failed.stderr
+                broker.send_signal(signal.SIGTERM)
+                told = broker.stderr.read()
+                assert broker.wait(DEADLINE) == 0
+                assert "submitted=2 done=2" in told
+            finally:
+                worker.kill()
+                worker.wait()
+        finally:
+            broker.kill()
+
+
+def test_a_request_that_nobody_answers_ends_in_time(short_path: Path) -> None:
+    asked = run("request", f"unix://{short_path}/nobody", "add", "--timeout", "0.2")
+    assert asked.returncode == 2
+    assert "is a server there?" in asked.stderr

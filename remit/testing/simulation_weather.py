@@ -15,8 +15,10 @@ __all__ = ["DURATION", "Climate", "Cluster"]
 
 DURATION: Final = 30.0
 """Virtual seconds in which events are emitted and faults happen."""
-BURSTS: Final = ((1, 1, 2, 5), (1, 2, 20, 100), (100, 200, 500))
-"""Events emitted at once: one number of one of these, or what is left."""
+BURSTS: Final = (1, 2, 5, 20, 100, 250, 500, 1000)
+"""Events emitted at once: one of these numbers, or what is left."""
+FEWEST: Final = 8
+"""Bursts in which a client emits at the least."""
 LONGEST: Final = 4.0
 """Virtual seconds that a stall, a partition or a server's absence lasts at the most."""
 
@@ -27,7 +29,6 @@ class Climate:
 
     faults: Faults
     servers: int
-    bursts: tuple[int, ...]
     window: int
     limit: int
     ttl: float
@@ -53,7 +54,6 @@ class Climate:
                 capacity=choose((4, 64, 1000)),
             ),
             servers=choose((1, 1, 2, 3)),
-            bursts=choose(BURSTS),
             window=choose((200, 1000, 16 * 1024)),
             limit=choose((500, 1 << 30)),
             ttl=choose((2.0, 60.0)),
@@ -79,6 +79,7 @@ class Cluster:
         for host in self.hosts:
             self._start(host)
         self.clients: list[SimulatedClient] = []
+        self.largest = max(1, events // clients // FEWEST)
         for index in range(clients):
             client = self._client(self.hosts[index % len(self.hosts)])
             client.budget = events // clients + (index < events % clients)
@@ -93,7 +94,7 @@ class Cluster:
 
     def _burst(self, index: int) -> None:
         client = self.clients[index]
-        count = min(client.budget, self.world.random.choice(self.climate.bursts))
+        count = min(client.budget, self.world.random.choice(BURSTS), self.largest)
         client.budget -= count
         client.emit(count)
         if client.budget:
