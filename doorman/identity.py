@@ -130,7 +130,7 @@ def hello(credential: Credential) -> dict[str, Any]:
         "namespace": _own_namespace(),
         "pid": os.getpid(),
         "inode": own,
-        "started": start_time(os.getpid()),
+        "started": start_time(),
     }
     return claims | {"proof": credential.proof(claims)}
 
@@ -153,18 +153,19 @@ def verify(
     _check_claims(hello, credential)
     known = credential.confirmed
     if known is not None:
-        if (hello["boot"], hello["inode"], hello["started"]) == (known.boot_id, known.inode, known.start_time):
-            return known
-        raise IdentityRefused(Refusal.REPLAYED, f"pid {hello['pid']} claims {known.attempt}, proven by {known.pid}")
+        if not _is(hello, known):
+            raise IdentityRefused(Refusal.REPLAYED, f"pid {hello['pid']} claims {known.attempt}, proven by {known.pid}")
+        _check_peer(hello, known.pid, peer_credentials)
+        return known
     if hello["boot"] != boot_id():
         if not elsewhere:
             raise IdentityRefused(Refusal.ELSEWHERE, "allow it for wrappers that reach other hosts")
-        credential.confirmed = _identity(hello, hello["pid"], "secret")
+        credential.confirmed = _identity(hello, hello["pid"], hello["started"], "secret")
         return credential.confirmed
-    pid = _check_process(hello, process, descendant=descendant)
+    pid, started = _check_process(hello, process, descendant=descendant)
     _check_peer(hello, pid, peer_credentials)
     strength = "pidfd-inode" if hello["inode"] is not None else "peer-pidfd" if peer_credentials else "start-time"
-    credential.confirmed = _identity(hello, pid, strength)
+    credential.confirmed = _identity(hello, pid, started, strength)
     return credential.confirmed
 
 
@@ -193,22 +194,31 @@ def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
         raise IdentityRefused(Refusal.LATE, f"pid {hello['pid']} came for {credential.attempt!r}; tell it to end")
 
 
-def _check_process(hello: Mapping[str, Any], process: Process | None, *, descendant: bool) -> int:
-    """Return the number that the process has here. Two cases: it is what was launched; it is below that."""
+def _is(hello: Mapping[str, Any], known: Identity) -> bool:
+    """Tell whether the known process says this. Where pidfds have no inode its start time has to do as well."""
+    own = (known.boot_id, known.pid_namespace, known.pid_inside, known.inode)
+    same = own == tuple(hello[name] for name in ("boot", "namespace", "pid", "inode"))
+    return same and (known.inode is not None or hello["started"] == known.start_time)
+
+
+def _check_process(hello: Mapping[str, Any], process: Process | None, *, descendant: bool) -> tuple[int, int]:
+    """Return its number and start time as they are here. Two cases: it is what was launched; it is below that."""
     if process is not None and _same(hello, process):
-        return _still_there(process).pid
+        return _seen(process)
     with _still_there(
         _found(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
     ) as found:
-        if process is not None and descendant and not found.descends_from(process.pid):
+        # Descent goes by number: it holds if what was launched has its number still.
+        if process is not None and descendant and not (found.descends_from(process.pid) and process.alive()):
             raise IdentityRefused(Refusal.NOT_DESCENDANT, f"pid {found.pid} is not below pid {process.pid}")
-        return found.pid
+        return _seen(found)
 
 
 def _same(hello: Mapping[str, Any], process: Process) -> bool:
     if hello["inode"] is not None and process.inode is not None:
         return bool(hello["inode"] == process.inode)
-    return bool((hello["pid"], hello["started"]) == (process.pid, process.start_time))
+    own = (_own_namespace(), process.pid, process.start_time)
+    return own == (hello["namespace"], hello["pid"], hello["started"])
 
 
 def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) -> None:
@@ -238,14 +248,22 @@ def _still_there(process: Process) -> Process:
     raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
 
 
-def _identity(hello: Mapping[str, Any], pid: int, strength: str) -> Identity:
+def _seen(process: Process) -> tuple[int, int]:
+    """Return its number and start time: the kernel's, since clocks in the process's own namespaces may be shifted."""
+    started = _still_there(process).start_time
+    if started is None:
+        raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
+    return process.pid, started
+
+
+def _identity(hello: Mapping[str, Any], pid: int, started: int | None, strength: str) -> Identity:
     return Identity(
         node_id=NODE_ID,
         boot_id=hello["boot"],
         pid_namespace=hello["namespace"],
         pid=pid,
         inode=hello["inode"],
-        start_time=hello["started"],
+        start_time=started,
         attempt=hello["attempt"],
         strength=strength,
         pid_inside=hello["pid"],

@@ -129,9 +129,12 @@ def pidfd_inode(pidfd: int) -> int | None:
     return os.fstat(pidfd).st_ino if _pidfs() else None
 
 
-def start_time(pid: int) -> int | None:
-    """Return the clock ticks from boot to the start of the process with this number now; None without one."""
-    fields = _stat(pid)
+def start_time(pid: int | None = None) -> int | None:
+    """Return the clock ticks from boot to the start of the process with this number now; None without one.
+
+    Without a number: this process's own, also where /proc shows the numbers of another PID namespace.
+    """
+    fields = _stat("self" if pid is None else pid)
     return int(fields[19]) if fields else None
 
 
@@ -145,7 +148,7 @@ def ancestors(pid: int) -> list[int]:
     return chain
 
 
-def _stat(pid: int) -> list[bytes]:
+def _stat(pid: int | str) -> list[bytes]:
     """Return the fields of /proc/PID/stat after the name, which may itself hold spaces and brackets."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - in a path that counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -11,11 +12,12 @@ import msgspec
 
 from doorman.attempt import Attempt
 from doorman.errors import IdentityRefused
-from doorman.identity import verify
+from doorman.identity import Credential, Refusal, verify
 from doorman.result import Outcome
 from doorman.running import Running
 from doorman.states import State
 from remit import Event, Server
+from remit.errors import EmitError
 
 __all__ = ["Reception"]
 
@@ -50,9 +52,10 @@ class Reception:
     def _greeted(self, event: Event) -> None:
         """Listener: a process says that it is an attempt's."""
         hello: Any = event.args[0] if event.args else None
-        attempt = self._running.named(hello.get("attempt")) if isinstance(hello, dict) else None
+        named = hello.get("attempt") if isinstance(hello, dict) else None
+        attempt = self._running.named(named)
         if attempt is None:
-            self.refused["unknown attempt"] += 1
+            self._come_late(hello, self._running.over(named), event.sender)
         elif attempt.launched is None:
             attempt.hellos.append((hello, event.sender))
         else:
@@ -62,22 +65,39 @@ class Reception:
         """Believe a hello and let the task begin, or not: then nothing changes for the attempt."""
         try:
             identity = verify(hello, attempt.credential, attempt.launched, peer_credentials=sender.credentials)
+            if attempt.sender is not None and attempt.sender.id != sender.id:
+                raise IdentityRefused(Refusal.REPLAYED, "somebody else says what the process has said")
+            if attempt.stopping is not None:
+                _answer(sender, attempt.credential, "die")
+                return
+            if attempt.task.state is State.PROVING:
+                self._running.proven(attempt, identity)
         except IdentityRefused as error:
             self.refused[error.reason.value] += 1
             return
-        if attempt.stopping is not None:
-            _answer(sender, attempt, "die")
-            return
         attempt.sender = sender
-        if attempt.task.state is State.PROVING:
-            self._running.proven(attempt, identity)
-        _answer(sender, attempt, "go")
+        _answer(sender, attempt.credential, "go")
+
+    def _come_late(self, hello: Any, credential: Credential | None, sender: Any) -> None:
+        """Tell a process whose attempt is over to die; anybody else gets no answer."""
+        if credential is None:
+            self.refused["unknown attempt"] += 1
+            return
+        try:
+            verify(hello, credential, None)
+        except IdentityRefused as error:
+            self.refused[error.reason.value] += 1
+            if error.reason is Refusal.LATE:
+                _answer(sender, credential, "die")
 
     def _reported(self, event: Event) -> None:
         """Listener: a process reports a part of its result."""
         attempt = self._running.named(event.args[0]) if event.args else None
         if attempt is None:
             self.refused["result of an unknown attempt"] += 1
+            return
+        if attempt.task.identity is None:
+            self.refused["result of a process that has not proven itself"] += 1
             return
         try:
             _, number, parts, part, signature = _read_report(event.args)
@@ -91,6 +111,7 @@ class Reception:
             self._concluded(attempt)
 
 
-def _answer(sender: Any, attempt: Attempt, word: str) -> None:
+def _answer(sender: Any, credential: Credential, word: str) -> None:
     """Say ``go`` or ``die``, signed: so that a process obeys its own manager only."""
-    sender.emit(f"doorman.{word}", attempt.id, attempt.credential.sign(word.encode()))
+    with contextlib.suppress(EmitError):  # Nobody is there any more to be told.
+        sender.emit(f"doorman.{word}", credential.attempt, credential.sign(word.encode()))

@@ -11,12 +11,15 @@ from enum import Enum, auto
 from typing import Final
 
 from doorman.attempt import Attempt
-from doorman.identity import Identity
+from doorman.identity import Credential, Identity
 from doorman.process import Process
 from doorman.states import State
 from doorman.task import Task
 
 __all__ = ["Due", "Running"]
+
+OVER: Final = 1024
+"""Attempts that are remembered after their end, so that a process of theirs that turns up late can be told to die."""
 
 
 class Due(Enum):
@@ -39,6 +42,7 @@ class Running:
         self._grace: Final = grace
         self._attempts: dict[str, Attempt] = {}
         self._by_task: dict[Task, Attempt] = {}
+        self._over: dict[str, Credential] = {}
         self._dues: list[tuple[float, int, Due, str]] = []
         self._serial = itertools.count()
         self.unproven = 0
@@ -62,6 +66,10 @@ class Running:
         """Return the attempt of that id; None if there is none, or if that is no id at all."""
         return self._attempts.get(attempt_id) if isinstance(attempt_id, str) else None
 
+    def over(self, attempt_id: object) -> Credential | None:
+        """Return the credential of an attempt that has ended not long ago; no hello under it is believed."""
+        return self._over.get(attempt_id) if isinstance(attempt_id, str) else None
+
     def of(self, task: Task) -> Attempt | None:
         """Return the attempt that is under way for a task."""
         return self._by_task.get(task)
@@ -84,10 +92,10 @@ class Running:
         self.expect(Due.HELLO, attempt, patience)
 
     def proven(self, attempt: Attempt, identity: Identity) -> None:
-        """Go on: the process is the task's, and its code begins."""
-        attempt.task.identity = identity
+        """Go on: the process is the task's, and its code begins. Raises IdentityRefused if it has ended meanwhile."""
         if attempt.launched is not None and identity.pid != attempt.launched.pid:
             attempt.own = identity.open()
+        attempt.task.identity = identity
         self.unproven -= 1
         attempt.task.enter(State.RUNNING)
         if attempt.task.expires_in is not None:
@@ -105,6 +113,9 @@ class Running:
 
     def forget(self, attempt: Attempt) -> None:
         """End: let go of its processes; every later hello is late."""
+        self._over[attempt.id] = attempt.credential
+        if len(self._over) > OVER:
+            del self._over[next(iter(self._over))]
         del self._attempts[attempt.id]
         del self._by_task[attempt.task]
         if attempt.task.identity is None:

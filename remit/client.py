@@ -152,9 +152,10 @@ class Client(Listening):
         """
         if ticked_here(self._location):
             raise WouldDeadlock(f"this thread ticks the server on {self._location} itself: ask it from another one")
-        future = self.submit(name, *args, timeout=timeout, idempotent=idempotent, on_progress=on_progress, **kwargs)
-        runtime = self._runtime
-        return future.result() if runtime is None else runtime.await_answer(future)
+        runtime = self._runtime or self._open()
+        return runtime.request(
+            lambda: self.submit(name, *args, timeout=timeout, idempotent=idempotent, on_progress=on_progress, **kwargs)
+        )
 
     def submit(
         self,

@@ -118,8 +118,11 @@ class ServerEndpoint(_Endpoint):
         super().__init__(link, clock)
         self.machine = machine
 
-    def pump(self) -> bool:
-        """Receive, do what time demands, send. True if nothing is left to receive. Under `lock`."""
+    def pump(self, *, hold_back: bool = False) -> bool:
+        """Receive, do what time demands, send. True if nothing is left to receive. Under `lock`.
+
+        With ``hold_back`` nothing is sent yet if there are events to be handled: who asks for that handles them now.
+        """
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
         drained = False
@@ -130,7 +133,8 @@ class ServerEndpoint(_Endpoint):
                 break
             machine.arrived(arrival, now)
         self._due = machine.due(now, drained=drained)
-        if machine.writable or machine.strangers:
+        # While events wait for their listeners, what those cause shares the way with the acknowledgement.
+        if not hold_back or not machine.ready:
             self.flush()
         return drained
 

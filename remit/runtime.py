@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ IDLE_WAIT: Final = 60.0
 """Seconds that an idle thread sleeps at the most; whatever happens wakes it."""
 JOIN: Final = 2.0
 """Seconds that a closing client waits for its own threads beyond the linger."""
+PARK: Final = 0.002
+"""Seconds for which the thread leaves the link alone after a caller has served it: the next request may be near."""
 BUSY: Final = 0.0002
 """Seconds after a send in which an unthreaded client gathers events into one frame."""
 
@@ -68,13 +71,18 @@ class Runtime:
         self._endpoint = ClientEndpoint(self._machine, link, connect)
         self._waker = Waker()
         self.asking = Asking(self._codec, self._outbox, self._post, self._cancel)
-        self._inbound = Inbound(dispatch, self._waker.wake)
+        self._inbound = Inbound(dispatch, self.wake_thread)
         self.urgent = self._inbound.urgent
         self.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
         self._losses = self._renewals = 0
         self._progress = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._wheel = threading.Lock()
+        self._parking = threading.Condition()
+        self._steering = self._parked = False
+        self._steered_at = 0.0
+        self._awaited = 0
         self._wanted = threaded
         self._sent_at = 0.0
         self._gate = Outgate(self._outbox, settings, None if threaded else self._drive)
@@ -100,11 +108,18 @@ class Runtime:
             raise SessionRefused(self._machine.refusal.reason, self._machine.refusal.detail)
         if self._thread is not None:
             self.idle = False
-            self._waker.wake()
+            self.wake_thread()
         elif self._wanted:
             self.start()
         else:
             self._push()
+
+    def wake_thread(self) -> None:
+        """Have whoever serves the link look up."""
+        if self._parked and not self._steering:
+            self._hand_back()
+        else:
+            self._waker.wake()
 
     def _post(self, name: str, data: bytes) -> bool:
         """Queue an encoded event; False: it was dropped."""
@@ -118,7 +133,7 @@ class Runtime:
     def beat(self, seconds: float) -> None:
         """Ask after this many seconds of silence whether the server is there."""
         self._machine.beat(seconds)  # Two numbers: no lock, which whoever waits for the link holds.
-        self._waker.wake()
+        self.wake_thread()
 
     @property
     def silence(self) -> float:
@@ -128,7 +143,7 @@ class Runtime:
     def _cancel(self, request: int) -> None:
         self._machine.session.given_up.append(request)
         if not self._stopping:
-            self._waker.wake()
+            self.wake_thread()
 
     def _push(self) -> None:
         """Without a thread: send at once when idle, and in batches within a burst."""
@@ -168,13 +183,53 @@ class Runtime:
             self._pump()
         return count
 
-    def await_answer(self, future: Future[Any]) -> Any:
-        """Return the answer to a request, or raise what became of it. Its deadline ends the wait."""
+    def request(self, ask: Callable[[], Future[Any]]) -> Any:
+        """Ask, wait for the answer and return it, or raise what became of it. Its deadline ends the wait.
+
+        The calling thread serves the link meanwhile, if no other does: an answer comes without a change of threads.
+        """
         if self._thread is None and not self._wanted:
+            future = ask()
             self._pump()  # It may still be gathering.
             while not future.done():
                 self._drive(IDLE_WAIT)
+            return future.result()
+        self.start()
+        if not self._wheel.acquire(blocking=False):
+            return ask().result()
+        try:
+            self._take_over()
+            future = ask()
+            while not future.done() and not self._stopping:
+                self._serve(future)
+        finally:
+            self._steered_at = time.monotonic()
+            self._steering = False
+            self._wheel.release()
+            if len(self.asking) > 1 or self.pending:
+                self._hand_back()
         return future.result()
+
+    def _take_over(self) -> None:
+        """Have the thread let go of the link."""
+        self._steering, self.idle = True, False
+        if not self._parked:
+            self._waker.wake()
+
+    def _hand_back(self) -> None:
+        """Have the thread serve the link again, now."""
+        with self._parking:
+            self._steered_at = 0.0
+            self._parking.notify()
+
+    def _park(self) -> None:
+        """The thread: let others serve the link. It comes back when none has for a moment, and something may come."""
+        with self._parking:
+            self._parked = True
+            while not self._stopping and (self._steering or time.monotonic() - self._steered_at < PARK):
+                self.idle = not self._steering
+                self._parking.wait(PARK)
+            self._parked = self.idle = False
 
     def _pump(self) -> bool:
         with self._endpoint.lock:
@@ -200,24 +255,32 @@ class Runtime:
         return max(0.0, min(seconds, self.asking.due - time.monotonic())) if len(self.asking) else seconds
 
     def _run(self) -> None:
-        """The thread: pump while there is something to do, else sleep until woken."""
-        endpoint, waker = self._endpoint, self._waker
+        """The thread: serve the link while nobody else does."""
         while not self._stopping:
-            drained = self._pump()
-            if len(self._inbound):
-                self._inbound.announce()
+            if self._steering or time.monotonic() - self._steered_at < PARK:
+                self._park()
+            else:
+                self._serve()
+
+    def _serve(self, awaited: Future[Any] | None = None) -> None:
+        """Pump; if there is nothing more to do, and ``awaited`` is not done, sleep until something is."""
+        drained = self._pump()
+        if awaited is not None and awaited.done():
+            drained = False
+        if len(self._inbound):
+            self._inbound.announce()
+        if self._awaited:
             with self._progress:
                 self._progress.notify_all()
-            if not drained or (self._machine.sendable() and not self._stuck):
-                continue
-            self.idle = True
-            if self.pending and self._machine.sendable() and not self._stuck:
-                continue
-            with endpoint.lock:
+        if not drained or (self._machine.sendable() and not self._stuck):
+            return
+        self.idle = True
+        if not (self.pending and self._machine.sendable() and not self._stuck):
+            with self._endpoint.lock:
                 if not self._stopping:
-                    endpoint.wait(self._until_due(IDLE_WAIT), waker)
-            self.idle = False
-            waker.clear()
+                    self._endpoint.wait(self._until_due(IDLE_WAIT), self._waker)
+            self._waker.clear()
+        self.idle = False
 
     @property
     def _stuck(self) -> bool:
@@ -252,15 +315,18 @@ class Runtime:
                 self._drive(min(seconds, IDLE_WAIT))
             return
         self.start()
-        self._waker.wake()
         with self._progress:
+            self._awaited += 1
+            self.wake_thread()
             if not self._outbox.empty and self._machine.refusal is None:
                 self._progress.wait(min(seconds, IDLE_WAIT))
+            self._awaited -= 1
 
     def close(self, linger: float) -> Undelivered | None:
         """End the threads and the link; return what was not confirmed, as an error to raise."""
         self._stopping = True
         self._waker.wake()
+        self._hand_back()
         self._inbound.stop(JOIN)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN)

@@ -268,7 +268,7 @@ class Server(Listening):
         bound: float | None = None
         while self._endpoint is endpoint:
             with endpoint.lock:
-                drained = endpoint.pump()
+                drained = endpoint.pump(hold_back=True)
                 self.pumped = now = time.monotonic()
                 received = endpoint.events()
             self.tell_of_sessions(endpoint)

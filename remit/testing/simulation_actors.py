@@ -19,8 +19,8 @@ PATIENCE: Final = 15.0
 """Seconds of silence after which clients open another link."""
 LONG: Final = 3600.0
 """Seconds that an end would sleep if nothing were due."""
-SPIN: Final = 10_000
-"""Rounds at one moment after which an end that cannot come to rest has failed."""
+SPIN: Final = 1000
+"""Rounds in one go after which an end that cannot come to rest has failed."""
 SLOW: Final = 0.1
 """Share of a client's frames after which its listeners take up to a second."""
 FULL_WAIT: Final = 0.01
@@ -72,10 +72,10 @@ class SimulatedClient(Actor):
             if drained and not handled and not (machine.sendable() and not stuck):
                 break
         else:
-            raise SimulationFailed(f"client {self.stream.name!r} spins in state {machine.state}")
+            raise SimulationFailed(f"{self} cannot come to rest")
         self.stream.confirm(self.outbox.done)
         if machine.refusal is not None:
-            raise SimulationFailed(f"client {self.stream.name!r} was refused: {machine.refusal}")
+            raise SimulationFailed(f"{self} was refused: {machine.refusal}")
         endpoint.wait(LONG)
         self.wake(self.world.now + self.end.timeout)
         if machine.ready:
@@ -120,8 +120,9 @@ class SimulatedClient(Actor):
     def __str__(self) -> str:
         stream, machine = self.stream, self.machine
         return (
-            f"{stream.name!r}, {machine.state.value}, generation {machine.session.generation}: {stream.emitted} "
-            f"emitted, {self.outbox.last} numbered, {stream.handled} handled, {stream.confirmed} confirmed"
+            f"the client of {stream.name!r}, {machine.state.value}, generation {machine.session.generation}: "
+            f"{stream.emitted} emitted, {self.outbox.last} numbered, {stream.handled} handled, "
+            f"{stream.confirmed} confirmed"
         )
 
 
@@ -158,7 +159,7 @@ class SimulatedServer(Actor):
             if drained:
                 break
         else:
-            raise SimulationFailed("the server spins")
+            raise SimulationFailed(f"{self} cannot come to rest")
         endpoint.flush()
         endpoint.wait(LONG)
         busy = machine.writable or (machine.ready and self.world.now >= self.deaf_until)
@@ -189,6 +190,9 @@ class SimulatedServer(Actor):
         for session in self.machine.sessions.values():
             if session.sender is not None:
                 session.sender.confirm(session.outbox.done)
+
+    def __str__(self) -> str:
+        return f"a server with {len(self.machine.sessions)} sessions, {len(self.machine.ready)} frames to be handled"
 
     def busy(self, sessions: set[bytes]) -> list[str]:
         """Name the streams that have not drained to their clients, of all these sessions."""

@@ -208,7 +208,7 @@ class Cluster:
 
     def busy(self) -> list[str]:
         """Say what has not drained."""
-        left = [f"client of {client}" for client in self.clients if not client.idle]
+        left = [str(client) for client in self.clients if not client.idle]
         for server in self.servers.values():
             if server is not None:
                 left += server.busy({client.machine.session.id for client in self.clients})

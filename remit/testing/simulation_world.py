@@ -11,6 +11,8 @@ from typing import Any, Final
 __all__ = ["NEVER", "Actor", "SimulationFailed", "World"]
 
 NEVER: Final = float("inf")
+RESTLESS: Final = 1000
+"""Times that somebody acts at one and the same moment, beyond which it would burn a processor in the real world."""
 
 
 class SimulationFailed(AssertionError):
@@ -55,6 +57,8 @@ class Actor:
         self.alive = True
         self.stalled_until = 0.0
         self._wake_at = NEVER
+        self._acted_at = NEVER
+        self._acts = 0
 
     def wake(self, moment: float) -> None:
         """Act at a moment, or earlier if that is settled already."""
@@ -68,8 +72,12 @@ class Actor:
         self._wake_at = NEVER
         if self.world.now < self.stalled_until:
             self.wake(self.stalled_until)
-        else:
-            self.act()
+            return
+        self._acts = self._acts + 1 if moment == self._acted_at else 1
+        self._acted_at = moment
+        if self._acts > RESTLESS:
+            raise SimulationFailed(f"{self} cannot come to rest")
+        self.act()
 
     def act(self) -> None:
         """Do what there is to do."""

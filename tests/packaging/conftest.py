@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tutorial
 
 ROOT = Path(__file__).parents[2]
-STRANGER = Path(__file__).with_name("stranger")
+STRANGER = "remit-plain"
+"""The distribution that the page on writing a transport builds."""
 PROJECTS = (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")))
 SLOW = 300.0
 """Seconds for a tool that may have to download first."""
@@ -82,7 +84,7 @@ def environment(folder: Path, wheels: Sequence[Path]) -> Environment:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheels of this project and of the stranger, by distribution."""
     folder = tmp_path_factory.mktemp("wheels")
-    for project in (*PROJECTS, STRANGER):
+    for project in (*PROJECTS, tutorial.lay_out(tmp_path_factory.mktemp(STRANGER))):
         build(project, folder)
     return {path.name.partition("-")[0].replace("_", "-"): path for path in folder.glob("*.whl")}
 
@@ -96,4 +98,4 @@ def bare(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> E
 @pytest.fixture(scope="session")
 def equipped(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with remit and the stranger's transport."""
-    return environment(tmp_path_factory.mktemp("equipped"), [wheels["remit"], wheels["plain-remit"]])
+    return environment(tmp_path_factory.mktemp("equipped"), [wheels["remit"], wheels[STRANGER]])

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import tutorial
 
 if TYPE_CHECKING:
     from conftest import Environment
@@ -29,3 +30,10 @@ def test_a_strangers_transport_passes_without_pytest(equipped: Environment) -> N
 def test_the_table_shows_it(equipped: Environment) -> None:
     done = equipped.run("remit", "conformance", "--table")
     assert [line.split()[1] for line in done.stdout.splitlines()[2:]] == ["`memory`", "`plain+tcp`", "`unix`"]
+
+
+def test_the_page_says_how_long_the_transport_is() -> None:
+    lines = [line.strip() for line in tutorial.files()[tutorial.MODULE].splitlines()]
+    code = [line for line in lines if line and not line.startswith(("#", '"""', "import ", "from "))]
+    assert len(code) <= 150
+    assert "in 150 lines of code" in tutorial.PAGE.read_text()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import tutorial
 
 from remit import transport
 from remit.errors import BadLocation
@@ -15,9 +15,8 @@ from remit.testing import CHECKS, UrlHarness
 
 pytest_plugins = ["pytester"]
 
-STRANGER = Path(__file__).parents[1] / "packaging" / "stranger" / "src"
 OWN = """
-from plain_remit import PlainTransport
+from remit_plain import PlainTransport
 from remit import Location
 from remit.testing import Harness, TransportSuite
 
@@ -71,9 +70,9 @@ def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunRe
 
 @pytest.mark.parametrize("call", ["", "()"], ids=["class", "object"])
 def test_a_strangers_transport_passes_by_a_harness_of_its_own(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, call: str
+    pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    monkeypatch.syspath_prepend(STRANGER)
+    monkeypatch.syspath_prepend(tutorial.lay_out(tmp_path_factory.mktemp("stranger")))
     result = run(pytester, OWN.replace("{}", call), "-k", "not no_frame" if call else "fork or frames")
     outcomes = result.parseoutcomes()
     assert set(outcomes) <= {"passed", "skipped", "deselected"}, result.stdout.str()

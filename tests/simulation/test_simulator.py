@@ -1,0 +1,72 @@
+"""The simulator: some seeds hold, one seed is one history, and a failure says how to see it again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from remit.protocol.outbox import Outbox
+from remit.testing.simulator import SimulationFailed, main, simulate
+
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_what_is_promised_holds(seed: int) -> None:
+    report = simulate(seed, events=20_000, clients=100)
+    assert report.events >= 20_000
+    assert report.counts["frames"] > 1000
+
+
+def test_many_short_histories() -> None:
+    for seed in range(100, 160):
+        simulate(seed, events=2_000, clients=15)
+
+
+def test_every_kind_of_fault_happens() -> None:
+    counts = sum(
+        (simulate(seed, events=500, clients=20).counts for seed in range(20)),
+        start=simulate(20, events=500, clients=20).counts,
+    )
+    assert set(counts) == {
+        "client crashes",
+        "cuts",
+        "duplicated",
+        "frames",
+        "lost",
+        "overtaken",
+        "partitions",
+        "server restarts",
+        "stalls",
+    }
+
+
+def test_a_seed_is_one_history() -> None:
+    assert simulate(7, events=5_000, clients=50) == simulate(7, events=5_000, clients=50)
+    assert simulate(7, events=5_000, clients=50) != simulate(8, events=5_000, clients=50)
+
+
+def test_it_tells_totals_and_the_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "3", "--seeds", "2", "--events", "1000", "--clients", "10"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["seed 3", "seed 4", "2 seeds, 0 failed"]
+    assert "events/s" in lines[3]
+
+
+def test_a_failure_says_the_command_that_replays_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Outbox, "rewind", lambda self: None)
+    assert main(["--seeds", "10", "--events", "1000", "--clients", "10"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = next(number for number, line in enumerate(lines) if "FAILED" in line)
+    command = shlex.split(next(line for line in lines[failed:] if line.startswith("replay: ")).removeprefix("replay: "))
+    assert command[:2] == ["make", "simulate"]
+    chosen = dict(word.split("=") for word in command[2:])
+    assert set(chosen) == {"SEED", "SEEDS", "EVENTS", "CLIENTS"}
+    assert all(f"{name} ?=" in MAKEFILE.read_text() for name in chosen)
+    with pytest.raises(SimulationFailed) as again:
+        simulate(int(chosen["SEED"]), events=int(chosen["EVENTS"]), clients=int(chosen["CLIENTS"]))
+    assert f"seed {chosen['SEED']}: FAILED: {again.value}" == lines[failed]

@@ -1,0 +1,167 @@
+"""Impostors: launchers and workers that misbehave in one way each, for the tests of identity."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from doorman import worker
+from doorman.identity import Credential
+from doorman.identity import hello as claims_of
+from doorman.launcher import Event, Launcher, Order
+from doorman.launcher.zygote import ZygoteLauncher
+from doorman.result import returned
+from doorman.worker import Line
+from remit import Client
+
+__all__ = ["Delayed", "zygote"]
+
+Entry = Callable[[Order], int]
+
+
+def zygote(kind: Callable[[str], Entry], scheme: str = "unix") -> ZygoteLauncher:
+    """Return a launcher whose workers are of one of the kinds below."""
+    return ZygoteLauncher(entry=f"impostors:{kind.__name__}:{scheme}")
+
+
+class Delayed:
+    """A launcher that is heard only as far as ``holds`` lets it, and whose orders can be read."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._held: list[Event] = []
+        self.orders: dict[str, Order] = {}
+        self.holds: Callable[[Event], bool] = lambda event: False
+        self.fileno, self.close = launcher.fileno, launcher.close
+
+    def launch(self, order: Order) -> None:
+        self.orders[order.attempt] = order
+        self._launcher.launch(order)
+
+    def poll(self) -> list[Event]:
+        events = [*self._held, *self._launcher.poll()]
+        self._held = [event for event in events if self.holds(event)]
+        return [event for event in events if event not in self._held]
+
+    @property
+    def held(self) -> list[Event]:
+        """What it has to say and may not; looks for more."""
+        self._held += self._launcher.poll()
+        return self._held
+
+
+# -- kinds of workers; each is made once, in the zygote ------------------------------------------------------------
+
+
+def honest(scheme: str) -> Entry:
+    return worker.prepare(scheme)
+
+
+def shuffled(scheme: str) -> Entry:
+    """Says hello up to a tenth of a second late, so that hellos come in any order."""
+    run = worker.prepare(scheme)
+
+    def entry(order: Order) -> int:
+        select.select([], [], [], os.urandom(1)[0] / 2560)
+        return run(order)
+
+    return entry
+
+
+def silent(scheme: str) -> Entry:
+    """Says no hello at all."""
+    worker.prepare(scheme)
+
+    def entry(order: Order) -> int:
+        select.select([], [], [])
+        return 0
+
+    return entry
+
+
+LOST = 3
+lost = 0
+
+
+def losing(scheme: str) -> Entry:
+    """Its first hellos are lost on the way."""
+    run, emit = worker.prepare(scheme), Client.emit
+
+    def lossy(self: Client, name: str, /, *args: Any, **kwargs: Any) -> None:
+        global lost
+        if name == "doorman.hello" and lost < LOST:
+            lost += 1
+        else:
+            emit(self, name, *args, **kwargs)
+
+    Client.emit = lossy  # type: ignore[method-assign]
+    worker.HELLO_AGAIN = 0.02  # type: ignore[misc]
+    return run
+
+
+def hellos_lost() -> int:
+    return lost
+
+
+def repeating(scheme: str) -> Entry:
+    """Says each hello three times, and goes on saying it when it was told to go."""
+    run, emit, prove = worker.prepare(scheme), Client.emit, Line.prove
+
+    def thrice(self: Client, name: str, /, *args: Any, **kwargs: Any) -> None:
+        for _ in range(3 if name == "doorman.hello" else 1):
+            emit(self, name, *args, **kwargs)
+
+    def prove_again(self: Line) -> bool:
+        told = prove(self)
+        self._client.emit("doorman.hello", claims_of(self._credential))
+        return told
+
+    Client.emit, Line.prove = thrice, prove_again  # type: ignore[method-assign]
+    return run
+
+
+def hasty(scheme: str) -> Entry:
+    """Says hello and ends, without waiting for an answer."""
+    return _with(scheme, lambda line: line._client.emit("doorman.hello", claims_of(line._credential)) or 7)
+
+
+def unproven(scheme: str) -> Entry:
+    """Reports a result, signed, without ever having said hello."""
+    return _with(scheme, lambda line: line.report(returned("made up")) or 0)
+
+
+def _with(scheme: str, act: Callable[[Line], int]) -> Entry:
+    worker.prepare(scheme)
+
+    def entry(order: Order) -> int:
+        import pickle
+
+        work = worker._read_work(order.payload)
+        line = Line(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
+        code = act(line)
+        line.close(worker.REPORT_LINGER)
+        return code
+
+    return entry
+
+
+def marked(path: Path) -> str:
+    """Be the task's own code that must not run too early; leave a mark."""
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return "ran"
+
+
+def secret_in_sight() -> bytes | None:
+    """Return the secret as far as it can be reached from the code of a task; None if there is none."""
+    frame = sys._getframe()
+    while frame is not None:
+        credential = frame.f_locals.get("credential")
+        if isinstance(credential, Credential):
+            return credential.secret
+        frame = frame.f_back
+    return None
