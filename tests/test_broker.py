@@ -136,8 +136,8 @@ def test_a_job_that_kills_its_workers_is_a_dead_letter(broker, hire, client, tmp
     future = client.submit("hang")
     for attempt in (1, 2, 3):
         hire()
-        wait_until((tmp_path / f"began-{attempt}").exists)
-        os.kill(int(text(tmp_path / f"began-{attempt}") or 0), signal.SIGKILL)
+        wait_until(lambda told=tmp_path / f"began-{attempt}": text(told))
+        os.kill(int(text(tmp_path / f"began-{attempt}")), signal.SIGKILL)
         wait_until(lambda: broker.stats()["workers"] == 0)
     with pytest.raises(DeadLetter, match="3 workers died of 'hang'"):
         future.result(DEADLINE)

@@ -1,0 +1,156 @@
+"""Reuse: numbers of ended processes given to strangers, run in a PID namespace where nobody else takes numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chores import stay
+from impostors import Delayed
+from launching import hear
+from namespaces import born_as, ended_by, gone
+from waiting import DEADLINE
+
+from doorman import ProcessManager, Task
+from doorman.errors import IdentityRefused
+from doorman.identity import Credential, hello, verify
+from doorman.launcher import Launched, Order
+from doorman.launcher.command import CommandLauncher
+from doorman.launcher.zygote import ZygoteLauncher
+from doorman.process import Process, start_time
+
+ATTEMPTS_EACH = 3
+"""Tries for each reuse: now and then another process of the namespace takes the number first."""
+
+
+def of_tasks(wanted: int) -> dict[str, int]:
+    """End a task's process, give its number to a stranger, then stop the task: TERM, KILL, and close its manager."""
+    counts = dict.fromkeys(("reused", "same start", "same inode", "hit", "opened", "state"), 0)
+    launcher = Delayed(ZygoteLauncher(entry="doorman.worker:prepare:unix"))
+    with _place() as place, ProcessManager(f"unix://{place}/m", launcher=launcher, grace=0.0) as manager:
+        for _ in range(ATTEMPTS_EACH * wanted):
+            if counts["reused"] == wanted:
+                break
+            task = manager.add_task(Task(stay))
+            _tick_until(manager, lambda task=task: task.identity is not None)
+            identity = task.identity
+            launcher.holds = lambda event: not isinstance(event, Launched)
+            with identity.open() as process:
+                process.signal(signal.SIGKILL)
+            gone(identity.pid)
+            stranger = born_as(identity.pid)
+            if stranger is not None:
+                counts["reused"] += 1
+                counts["same start"] += start_time(stranger) == identity.start_time
+                with Process.open(stranger) as other:
+                    counts["same inode"] += other.inode == identity.inode
+                counts["opened"] += _opens(identity)
+                manager.cancel(task)
+                manager.tick()  # the grace is over at once: KILL
+            launcher.holds = lambda event: False
+            _tick_until(manager, task.done)
+            if stranger is not None:
+                counts["state"] += task.state == "cancelled"
+                counts["hit"] += ended_by(stranger) != signal.SIGUSR1
+    return counts
+
+
+def of_stolen_children(wanted: int) -> dict[str, int]:
+    """Let somebody else reap a launcher's child, and the next child of this process get its number."""
+    counts = dict.fromkeys(("reused", "hit", "reaped", "claimed to know"), 0)
+    with CommandLauncher(("sleep", "1000", "#"), python=["sh"]) as launcher:
+        for number in range(ATTEMPTS_EACH * wanted):
+            if counts["reused"] == wanted:
+                break
+            launcher.launch(Order(f"{number}", b"s"))
+            [event] = hear(launcher, bool)
+            process = event.process
+            process.signal(signal.SIGKILL)
+            os.waitpid(process.pid, 0)
+            stranger = born_as(process.pid)
+            [ended] = hear(launcher, bool)
+            counts["claimed to know"] += (ended.exit_code, ended.signal) != (None, None)
+            if stranger is not None:
+                counts["reused"] += 1
+                process.signal(signal.SIGTERM)
+                process.signal_group(signal.SIGKILL)
+                counts["reaped"] += not Path(f"/proc/{stranger}").exists()
+                counts["hit"] += ended_by(stranger) != signal.SIGUSR1
+            process.close()
+    return counts
+
+
+def of_wrappers(wanted: int) -> dict[str, int]:
+    """Give the number of an ended wrapper to a stranger, whose child has the secret and claims descent."""
+    counts = dict.fromkeys(("reused", "believed"), 0)
+    credential = Credential("a", task="1")
+    for _ in range(ATTEMPTS_EACH * wanted):
+        if counts["reused"] == wanted:
+            break
+        wrapper = os.posix_spawn("/bin/true", ["true"], {})
+        launched = Process.open(wrapper)
+        os.waitpid(wrapper, 0)
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(wrapper - 1))
+        with _claimant(credential) as (stranger, words):
+            if stranger == wrapper:
+                counts["reused"] += 1
+                try:
+                    verify(words, Credential("a", credential.secret, "1"), launched)
+                except IdentityRefused:
+                    pass
+                else:
+                    counts["believed"] += 1
+        launched.close()
+    return counts
+
+
+@contextmanager
+def _claimant(credential: Credential) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Fork a stranger with a child; give its number and the child's hello."""
+    import json
+
+    reader, writer = os.pipe()
+    stranger = os.fork()
+    if not stranger:
+        if not os.fork():
+            os.write(writer, json.dumps(hello(credential)).encode())
+        signal.pause()
+    words = json.loads(os.read(reader, 65536))
+    try:
+        yield stranger, words
+    finally:
+        for pid in (words["pid"], stranger):
+            with Process.open(pid) as process:
+                process.signal(signal.SIGKILL)
+        os.waitpid(stranger, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def _opens(identity: Any) -> bool:
+    try:
+        identity.open().close()
+    except IdentityRefused:
+        return False
+    return True
+
+
+@contextmanager
+def _place() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="remit-") as folder:
+        yield folder
+
+
+def _tick_until(manager: ProcessManager, fact: Any) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not fact():
+        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {manager.running} {manager.refused}"
+        manager.tick()
+        if not fact():
+            manager.wait(0.02)
