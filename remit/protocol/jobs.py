@@ -1,8 +1,9 @@
 """Jobs: what a broker holds: who asked, who works, who has what in hand, and what becomes of it when somebody dies.
 
 At least once: a job is given to another worker when the one that had it is lost. An attempt counts once its worker has
-said that it began; a result is taken only from the worker that holds the job. Workers are used least recently first,
-as in the Paranoid Pirate pattern; clients have their turns, however many jobs one of them brings.
+said that it began, or died with it first in hand; a result is taken only from the worker that holds the job. Workers are
+used least recently first, as in the Paranoid Pirate pattern; clients have their turns, however many jobs one of them
+brings.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ class Jobs:
             return []
         self._idle.pop(worker, None)
         worker.leaving = True
+        self._suspect(worker)
         dead = []
         for job in reversed(list(worker.hand.values())):
             if job.attempt >= self._max_attempts:
@@ -185,6 +187,15 @@ class Jobs:
                 self.counts["requeued"] += 1
                 self._put_back(job)
         return dead
+
+    def _suspect(self, worker: Worker) -> None:
+        """Count an attempt for the job that came first, if none was begun as far as is known.
+
+        A job that kills its worker at once leaves no time to say that it was begun: it must not go round for ever.
+        """
+        hand = list(worker.hand.values())
+        if hand and not any(job.begun for job in hand):
+            hand[0].attempt += 1
 
     def assign(self) -> Iterator[tuple[Worker, Job]]:
         """Give waiting jobs to idle workers; yield who got what."""

@@ -156,12 +156,12 @@ def marked(path: Path) -> str:
     return "ran"
 
 
-def secret_in_sight() -> bytes | None:
-    """Return the secret as far as it can be reached from the code of a task; None if there is none."""
+def credential_in_sight() -> Credential | None:
+    """Return the credential as far as it can be reached from the code of a task; None if there is none."""
     frame = sys._getframe()
     while frame is not None:
         credential = frame.f_locals.get("credential")
         if isinstance(credential, Credential):
-            return credential.secret
+            return credential
         frame = frame.f_back
     return None

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from waiting import DEADLINE
 
-__all__ = ["FRESH", "born_as", "ended_by", "gone", "host", "inside", "needs_namespaces"]
+__all__ = ["FRESH", "LAST_PID", "apart", "born_as", "ended_by", "gone", "host", "inside", "needs_namespaces"]
 
 FRESH = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 """Starts what follows as number 1 of a PID namespace with a /proc of its own."""
-_LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+"""The number after which the namespace looks for the next."""
 _RUN = """
 import importlib, json, sys
 sys.path[:0] = json.loads(sys.argv[1])
@@ -40,17 +41,21 @@ def needs_namespaces(*flags: str) -> None:
 def inside(function: Callable[..., Any], *arguments: Any, flags: tuple[str, ...] = ()) -> Any:
     """Return what a function of a support module returns in a fresh PID namespace."""
     needs_namespaces(*flags)
-    with host(function, *arguments, flags=flags) as process:
-        told, _ = process.communicate(timeout=2 * DEADLINE)
-        assert process.returncode == 0, f"{function.__name__} failed: see its standard error"
-    return json.loads(told)
+    return _told(host(function, *arguments, prefix=(*FRESH, *flags)))
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what it returns in a process of its own, where it may do to its children what it wants."""
+    return _told(host(function, *arguments, prefix=()))
 
 
 @contextlib.contextmanager
-def host(function: Callable[..., Any], *arguments: Any, flags: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+def host(
+    function: Callable[..., Any], *arguments: Any, prefix: tuple[str, ...] = FRESH
+) -> Iterator[subprocess.Popen[str]]:
     """Start a function of a support module in a fresh PID namespace, with pipes; it ends with the block."""
     words = [json.dumps(sys.path), function.__module__, function.__qualname__, json.dumps(arguments)]
-    command = [*FRESH, *flags, sys.executable, "-c", _RUN, *words]
+    command = [*prefix, sys.executable, "-c", _RUN, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -60,7 +65,7 @@ def host(function: Callable[..., Any], *arguments: Any, flags: tuple[str, ...] =
 
 def born_as(pid: int) -> int | None:
     """Start a stranger, leader of a group, that gets this very number; None if another process was faster."""
-    _LAST_PID.write_text(str(pid - 1))
+    LAST_PID.write_text(str(pid - 1))
     child = os.posix_spawn("/bin/sleep", ["sleep", "1000"], {}, setpgroup=0)
     if child == pid:
         return child
@@ -83,11 +88,18 @@ def gone(pid: int) -> None:
         time.sleep(0.0002)
 
 
+def _told(running: contextlib.AbstractContextManager[subprocess.Popen[str]]) -> Any:
+    with running as process:
+        words, _ = process.communicate(timeout=2 * DEADLINE)
+        assert process.returncode == 0, "it failed: see its standard error"
+    return json.loads(words)
+
+
 @functools.cache
 def _trouble(flags: tuple[str, ...]) -> str:
     if not sys.platform.startswith("linux"):
         return "not Linux"
     tried = subprocess.run(
-        [*FRESH, *flags, "test", "-w", str(_LAST_PID)], capture_output=True, text=True, check=False, timeout=DEADLINE
+        [*FRESH, *flags, "test", "-w", str(LAST_PID)], capture_output=True, text=True, check=False, timeout=DEADLINE
     )
-    return "" if tried.returncode == 0 else tried.stderr.strip() or f"{_LAST_PID} cannot be written"
+    return "" if tried.returncode == 0 else tried.stderr.strip() or f"{LAST_PID} cannot be written"

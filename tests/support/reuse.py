@@ -1,25 +1,28 @@
-"""Reuse: numbers of ended processes given to strangers, run in a PID namespace where nobody else takes numbers."""
+"""Reuse: numbers of ended processes given to strangers, and hosts with the same numbers; in namespaces of their own."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from chores import stay
 from impostors import Delayed
 from launching import hear
-from namespaces import born_as, ended_by, gone
+from namespaces import LAST_PID, born_as, ended_by, gone
 from waiting import DEADLINE
 
 from doorman import ProcessManager, Task
 from doorman.errors import IdentityRefused
-from doorman.identity import Credential, hello, verify
+from doorman.identity import Credential, Identity, hello, verify
 from doorman.launcher import Launched, Order
 from doorman.launcher.command import CommandLauncher
 from doorman.launcher.zygote import ZygoteLauncher
@@ -64,7 +67,7 @@ def of_tasks(wanted: int) -> dict[str, int]:
 def of_stolen_children(wanted: int) -> dict[str, int]:
     """Let somebody else reap a launcher's child, and the next child of this process get its number."""
     counts = dict.fromkeys(("reused", "hit", "reaped", "claimed to know"), 0)
-    with CommandLauncher(("sleep", "1000", "#"), python=["sh"]) as launcher:
+    with CommandLauncher(("sh", "-c", "exec sleep 1000")) as launcher:
         for number in range(ATTEMPTS_EACH * wanted):
             if counts["reused"] == wanted:
                 break
@@ -96,25 +99,42 @@ def of_wrappers(wanted: int) -> dict[str, int]:
         wrapper = os.posix_spawn("/bin/true", ["true"], {})
         launched = Process.open(wrapper)
         os.waitpid(wrapper, 0)
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(wrapper - 1))
+        LAST_PID.write_text(str(wrapper - 1))
         with _claimant(credential) as (stranger, words):
             if stranger == wrapper:
                 counts["reused"] += 1
-                try:
-                    verify(words, Credential("a", credential.secret, "1"), launched)
-                except IdentityRefused:
-                    pass
-                else:
-                    counts["believed"] += 1
+                counts["believed"] += _believes(words, Credential("a", credential.secret, "1"), launched)
         launched.close()
     return counts
+
+
+def of_another_host(pid: int) -> dict[str, bool]:
+    """Run a task under this number; tell who it is; be told of one under the same number on another host."""
+    with _place() as place, ProcessManager(f"unix://{place}/m") as manager:
+        heard: list[dict[str, Any]] = []
+        manager.server.add_listener("doorman.hello", heard.append)
+        _tick_until(manager, manager.add_task(Task(os.getpid)).done)  # the zygote is warm: nobody else takes numbers
+        LAST_PID.write_text(str(pid - 1))
+        task = manager.add_task(Task(stay))
+        _tick_until(manager, lambda: task.identity is not None)
+        secret = manager._running.of(task).credential.secret
+        print(json.dumps([asdict(task.identity), heard[-1], secret.hex()]), flush=True)
+        other, words, key = json.loads(sys.stdin.readline())
+        stranger = Identity(**other)
+        credential = Credential(words["attempt"], bytes.fromhex(key), words["task"])
+        told = {
+            "opened": _opens(stranger),
+            "opened without inode": _opens(replace(stranger, inode=None)),
+            "believed": _believes(words, credential),
+            "same": stranger == task.identity,
+        }
+        with task.identity.open() as process:
+            return told | {"alive": process.alive()}
 
 
 @contextmanager
 def _claimant(credential: Credential) -> Iterator[tuple[int, dict[str, Any]]]:
     """Fork a stranger with a child; give its number and the child's hello."""
-    import json
-
     reader, writer = os.pipe()
     stranger = os.fork()
     if not stranger:
@@ -136,6 +156,14 @@ def _claimant(credential: Credential) -> Iterator[tuple[int, dict[str, Any]]]:
 def _opens(identity: Any) -> bool:
     try:
         identity.open().close()
+    except IdentityRefused:
+        return False
+    return True
+
+
+def _believes(words: dict[str, Any], credential: Credential, launched: Process | None = None) -> bool:
+    try:
+        verify(words, credential, launched)
     except IdentityRefused:
         return False
     return True

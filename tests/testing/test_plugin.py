@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -43,8 +44,8 @@ def test_a_program_is_tested_in_memory_by_default(pytester: pytest.Pytester) -> 
     result.stdout.fnmatch_lines_random(["handled late", "at memory://test-*"])
 
 
-def test_and_over_any_transports_by_an_option(pytester: pytest.Pytester) -> None:
-    result = run(pytester, TEST, "--remit-url", "memory://a", "--remit-url", f"unix://{pytester.path}/b.sock")
+def test_and_over_any_transports_by_an_option(pytester: pytest.Pytester, short_path: Path) -> None:
+    result = run(pytester, TEST, "--remit-url", "memory://a", "--remit-url", f"unix://{short_path}/b.sock")
     result.assert_outcomes(passed=6)
 
 
