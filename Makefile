@@ -30,7 +30,7 @@ simulate: $(READY)
 	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS)
 
 bench: $(READY)
-	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(ONLY)
+	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(if $(ONLY),"$(ONLY)") $(if $(WRITE),--write)
 
 lint: $(READY)
 	@$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ CLOSE_GRACE = 5.0
 """Seconds that leaving a launcher's block waits for the workers that it has killed."""
 BURIAL = 2.0
 """Seconds to wait for a worker that was killed because it could not be held."""
+_IGNORED = "this process ignores SIGCHLD, so its children's numbers are free at once; set it to SIG_DFL"
 _BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
@@ -59,6 +60,9 @@ class CommandLauncher:
         """Start a worker. Raises LaunchRefused if the system is out of processes, memory or descriptors."""
         if self._closed or self._owner != os.getpid():
             raise ValueError("this launcher is closed, or came with a fork: make a new one here")
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            self._tell(LaunchFailed(order.attempt, _IGNORED))
+            return
         try:
             worker = _Worker(self._command, order, inherits=self._inherits)
         except OSError as error:
@@ -189,19 +193,23 @@ class _Worker:
 
     def _held(self) -> Process:
         try:
-            return Process.open(self._popen.pid)
+            process = Process.open(self._popen.pid)
         except ProcessLookupError as error:
             self._abandon()
-            raise ProcessLookupError(
-                errno.ESRCH, "the kernel reaped it at once: this process ignores SIGCHLD; set it to SIG_DFL"
-            ) from error
+            raise ProcessLookupError(errno.ESRCH, f"it was reaped at once, by somebody else; or {_IGNORED}") from error
         except OSError:
             self._abandon()
             raise
+        if process.alive() and not _waitable(process):
+            # Reaped by somebody else, and its number given again, before it could be held.
+            process.close()
+            self._abandon()
+            raise ProcessLookupError(errno.ESRCH, "it was reaped at once, by somebody else")
+        return process
 
     def _abandon(self) -> None:
         os.close(self.feed.descriptor)  # A worker that finds the end instead of its order ends.
-        self._popen.kill()
+        self._popen.kill()  # By number, but it looks first whether that is a child of ours still.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(BURIAL)
 
@@ -218,3 +226,12 @@ class _Worker:
         code = os.waitstatus_to_exitcode(status)
         cpu = usage.ru_utime + usage.ru_stime
         return (code if code >= 0 else None), (-code if code < 0 else None), usage.ru_maxrss * 1024, cpu
+
+
+def _waitable(process: Process) -> bool:
+    """Tell whether it is a child of this process, whatever its number says."""
+    try:
+        os.waitid(os.P_PIDFD, process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

@@ -2,7 +2,8 @@
 
 Each repetition is a complete pass over all rows in random order; a cell is the median, with the range. What is
 compared does equal work: distinct arguments are encoded, sent, decoded and given to a Python listener, and each one is
-checked; the clock stops when the last listener has returned and the last acknowledgement is in.
+checked; the clock stops when the last listener has returned and the last acknowledgement is in. ``--write`` puts the
+tables into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -16,70 +17,103 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 from redis_server import RedisServer
 
-from bench import emit, processes
+from bench import brokers, emit, processes, requests, scaling
 from bench.cases import Case
 
 REPETITIONS = 3
+PAGE = Path(__file__).parents[2] / "docs/performance.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+Figures = dict[Case, list[float]]
 
 
 def main() -> int:
     """Run the cases that were asked for, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", help="parts of the names of the rows to run; default: all")
+    parser.add_argument("only", nargs="*", help="parts of the names of rows or tables to run; default: all")
     parser.add_argument("--repeat", type=int, default=REPETITIONS, metavar="N")
+    parser.add_argument("--write", action="store_true", help=f"write the tables into {PAGE.name}")
     options = parser.parse_args()
-    cases = [
-        case
-        for case in (*emit.cases(), *processes.cases())
-        if not options.only or any(part in case.name or part in case.table for part in options.only)
-    ]
+    everything = [case for part in (emit, requests, brokers, scaling, processes) for case in part.cases()]
+    cases = chosen(everything, options.only)
     with contextlib.ExitStack() as stack:
         if "REMIT_REDIS_URL" not in os.environ:
             os.environ["REMIT_REDIS_URL"] = stack.enter_context(RedisServer()).url
         figures = measure(cases, options.repeat)
-    print(
-        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, "
-        f"{platform.system()} {platform.release()}, {options.repeat} interleaved repetitions"
-    )
-    for table in dict.fromkeys(case.table for case in cases):
-        show(table, [case for case in cases if case.table == table], figures)
+    told = [f"{where()}, {options.repeat} interleaved repetitions", *tables(cases, figures)]
+    print("\n".join(told))
+    if options.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text("\n".join([before + BEGIN, "", *told, "", END + rest.partition(END)[2]]))
     return 0
 
 
-def measure(cases: list[Case], repeat: int) -> dict[str, list[float]]:
-    """Return the rates of each case, one for each repetition that it finished."""
-    figures: dict[str, list[float]] = defaultdict(list)
+def chosen(cases: list[Case], only: list[str]) -> list[Case]:
+    """Return the cases that were asked for, and those that they are compared with."""
+    wanted = [case for case in cases if not only or any(part in case.name or part in case.table.title for part in only)]
+    needed = {(case.table, other) for case in wanted for other, _ in case.targets}
+    return [case for case in cases if case in wanted or (case.table, case.name) in needed or compared(case, wanted)]
+
+
+def compared(case: Case, wanted: list[Case]) -> bool:
+    """Whether a wanted row of another table is compared with this one."""
+    return any(case.name == other for each in wanted for other, _ in each.targets)
+
+
+def measure(cases: list[Case], repeat: int) -> Figures:
+    """Return the figures of each case, one for each repetition."""
+    figures: Figures = defaultdict(list)
     for number in range(repeat):
         for case in random.sample(cases, len(cases)):
             started = time.perf_counter()
-            figures[case.name].append(case.run())
+            figures[case].append(case.run())
             if sys.stderr.isatty():
-                print(
-                    f"\r{number + 1}/{repeat} {case.name:<50} {time.perf_counter() - started:5.1f} s",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                spent = time.perf_counter() - started
+                print(f"\r{number + 1}/{repeat} {case.name:<50} {spent:5.1f} s", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     return figures
 
 
-def show(table: str, cases: list[Case], figures: dict[str, list[float]]) -> None:
-    """Print one table: rates, ranges, and each row's ratio to what it is compared with."""
-    print(f"\n{table}\n{'':<44}{'per second':>12}{'range':>22}   ratio")
-    for case in cases:
-        rates = figures[case.name]
-        spread = f"{min(rates):,.0f} - {max(rates):,.0f}"
-        ratios = []
-        for other in case.against:
-            if figures.get(other):
-                pairs = [mine / theirs for mine, theirs in zip(rates, figures[other], strict=False)]
-                ratios.append(f"{statistics.median(pairs):.2f} x {other}")
-        print(f"{case.name:<44}{statistics.median(rates):>12,.0f}{spread:>22}   {'; '.join(ratios)}")
+def tables(cases: list[Case], figures: Figures) -> Iterator[str]:
+    """Yield the tables, as Markdown, line by line."""
+    for table in dict.fromkeys(case.table for case in cases):
+        yield ""
+        yield f"| {table.title} | {table.unit} | range | measured against | target |"
+        yield "|---|---:|---:|---|---|"
+        for case in cases:
+            if case.table is table:
+                yield row(case, figures)
+
+
+def row(case: Case, figures: Figures) -> str:
+    """Return one line: the figure, its range, and the ratio to what it is compared with beside what it should be."""
+    mine = figures[case]
+    digits = 1 if case.table.less_is_better and statistics.median(mine) < 100 else 0
+    compared, targets = [], []
+    for name, target in case.targets:
+        theirs = next(figures[other] for other in figures if other.name == name)
+        ratio = statistics.median(one / other for one, other in zip(mine, theirs, strict=True))
+        compared.append(f"{ratio:.2f} x {name}")
+        if target is not None:
+            met = ratio <= target if case.table.less_is_better else ratio >= target
+            targets.append(f"{'<=' if case.table.less_is_better else '>='} {target:g} x: {'yes' if met else 'no'}")
+    if case.bound is not None:
+        met = statistics.median(mine) <= case.bound
+        targets.append(f"<= {case.bound:g} {case.table.unit}: {'yes' if met else 'no'}")
+    shown = [f"{figure:,.{digits}f}" for figure in (statistics.median(mine), min(mine), max(mine))]
+    cells = (case.name.strip(), shown[0], f"{shown[1]} - {shown[2]}", "; ".join(compared), "; ".join(targets))
+    return f"| {' | '.join(cells)} |"
+
+
+def where() -> str:
+    """Say on what the figures were measured."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{python}, {os.cpu_count()} cores, {platform.system()} {platform.release().split('-')[0]}"
 
 
 if __name__ == "__main__":

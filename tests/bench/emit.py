@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bench import raw
-from bench.cases import Case, redis_url, two_processes
+from bench.cases import Case, Table, location, redis_url, two_processes
 
 EVENTS = 200_000
-TABLE = "small events, two arguments, from one process to another"
+TABLE = Table("small events, two arguments, from one process to another")
+ONCE = Table("the same, delivered at most once")
+QUEUE = "multiprocessing.Queue"
+ZMQ = "pyzmq PUSH/PULL tcp, 64 raw bytes"
+NNG = "pynng Push/Pull tcp"
+PIPELINED = "redis-py PUBLISH, pipelined by 100"
+THREADS = "queue.SimpleQueue, two threads"
 
 
 def cases() -> list[Case]:
     """Return the rows: for each transport the raw loop, then ours."""
     return [
-        Case(TABLE, "multiprocessing.Queue", partial(raw.queue_case, 100_000)),
-        remit("unix", "multiprocessing.Queue"),
-        Case(TABLE, "pyzmq PUSH/PULL tcp, 64 raw bytes", partial(two_processes, raw.receive_zmq, raw.send_zmq, EVENTS)),
-        remit("zmq+tcp", "pyzmq PUSH/PULL tcp, 64 raw bytes"),
-        remit("zmq+ipc", "pyzmq PUSH/PULL tcp, 64 raw bytes"),
-        Case(TABLE, "pynng Push/Pull tcp", partial(two_processes, raw.receive_nng, raw.send_nng, 40_000)),
-        remit("nng+tcp", "pynng Push/Pull tcp"),
-        remit("nng+ipc", "pynng Push/Pull tcp"),
+        Case(TABLE, QUEUE, partial(raw.queue_case, 100_000)),
+        Case(TABLE, ZMQ, partial(two_processes, raw.receive_zmq, raw.send_zmq, EVENTS)),
+        Case(TABLE, NNG, partial(two_processes, raw.receive_nng, raw.send_nng, 40_000)),
         Case(TABLE, "redis-py PUBLISH", partial(redis_case, raw.receive_redis, raw.send_redis, 10_000, 1)),
-        Case(
-            TABLE,
-            "redis-py PUBLISH, pipelined by 100",
-            partial(redis_case, raw.receive_redis, raw.send_redis, 60_000, 100),
-        ),
-        remit("redis", "redis-py PUBLISH, pipelined by 100", "redis-py PUBLISH"),
-        Case(TABLE, "queue.SimpleQueue, two threads", partial(raw.simple_queue, EVENTS)),
-        Case(TABLE, "remit memory, two threads", partial(memory, EVENTS), ("queue.SimpleQueue, two threads",)),
+        Case(TABLE, PIPELINED, partial(redis_case, raw.receive_redis, raw.send_redis, 60_000, 100)),
+        Case(TABLE, THREADS, partial(raw.simple_queue, EVENTS)),
+        Case(TABLE, "remit unix", partial(over, "unix"), ((QUEUE, 4.0),)),
+        Case(TABLE, "remit zmq+tcp", partial(over, "zmq+tcp"), ((ZMQ, 1.5),)),
+        Case(TABLE, "remit zmq+ipc", partial(over, "zmq+ipc"), ((ZMQ, None),)),
+        Case(TABLE, "remit nng+tcp", partial(over, "nng+tcp"), ((NNG, 30.0),)),
+        Case(TABLE, "remit nng+ipc", partial(over, "nng+ipc"), ((NNG, None),)),
+        Case(TABLE, "remit redis", partial(over, "redis"), ((PIPELINED, 3.0), ("redis-py PUBLISH", 40.0))),
+        Case(TABLE, "remit memory, two threads", partial(memory, EVENTS), ((THREADS, None),)),
+        Case(ONCE, "remit zmq+tcp, at most once", partial(over, "zmq+tcp", "at_most_once"), ((ZMQ, 2.0),)),
     ]
 
 
-def remit(scheme: str, *against: str) -> Case:
-    """Return a row of ours."""
-    return Case(TABLE, f"remit {scheme}", partial(over, scheme), against)
-
-
-def over(scheme: str) -> float:
-    """Return the rate of acknowledged emits over a transport."""
+def over(scheme: str, delivery: str = "acknowledged") -> float:
+    """Return the rate of emits over a transport."""
     with tempfile.TemporaryDirectory(prefix="remit-") as folder:
-        if scheme == "redis":
-            return two_processes(receive, send, f"{redis_url()}?prefix=bench{os.getpid()}-{time.time_ns()}", EVENTS)
-        address = f"{scheme}://127.0.0.1:0" if scheme.endswith("+tcp") else f"{scheme}://{Path(folder) / 's'}"
-        return two_processes(receive, send, address, EVENTS)
+        return two_processes(receive, send, location(scheme, folder), EVENTS, delivery)
 
 
 def redis_case(receiver: Any, sender: Any, events: int, batch: int) -> float:
@@ -59,7 +52,7 @@ def redis_case(receiver: Any, sender: Any, events: int, batch: int) -> float:
     return two_processes(receiver, sender, redis_url(), events, batch)
 
 
-def receive(pipe: Any, address: str, events: int) -> None:
+def receive(pipe: Any, address: str, events: int, _: str) -> None:
     """Process: a server that checks every event."""
     from remit import Server
 
@@ -83,11 +76,11 @@ def receive(pipe: Any, address: str, events: int) -> None:
     pipe.send((end, heard))
 
 
-def send(pipe: Any, address: str, _: str, events: int) -> None:
+def send(pipe: Any, address: str, _: str, events: int, delivery: str) -> None:
     """Process: a client, default options."""
     from remit import Client
 
-    with Client(address) as client:
+    with Client(address, delivery=delivery) as client:
         client.emit("warm")
         client.flush(10)
         start = time.monotonic()

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
-from bench.cases import Case, redis_url
+from bench.cases import Case, Table, location
 from bench.work import double
 
-TABLE = "fresh processes: a pickled callable with an argument, a result returned"
+TABLE = Table("fresh processes: a pickled callable with an argument, a result returned")
 TASKS = 400
 TOGETHER = 8
 FORKS = 1200
 BARE = "bare fork, _exit, wait"
 PROGRAM = "subprocess: python -c"
+TARGETS = {"unix": 0.6, "zmq+ipc": 0.35}
 POOL = "ProcessPoolExecutor(max_tasks_per_child=1)"
 
 
@@ -28,10 +28,15 @@ def cases() -> list[Case]:
     """Return the rows."""
     return [
         Case(TABLE, BARE, partial(alone, "bare_fork")),
-        Case(TABLE, POOL, partial(alone, "executor"), (BARE,)),
-        Case(TABLE, PROGRAM, partial(alone, "interpreter"), (BARE,)),
+        Case(TABLE, POOL, partial(alone, "executor")),
+        Case(TABLE, PROGRAM, partial(alone, "interpreter")),
         *(
-            Case(TABLE, f"doorman {scheme}", partial(alone, "doorman", scheme), (BARE, POOL, PROGRAM))
+            Case(
+                TABLE,
+                f"doorman {scheme}",
+                partial(alone, "doorman", scheme),
+                ((BARE, TARGETS.get(scheme)), (POOL, 8.0 if scheme == "unix" else None), (PROGRAM, None)),
+            )
             for scheme in ("unix", "zmq+ipc", "zmq+tcp", "nng+ipc", "redis")
         ),
     ]
@@ -107,21 +112,17 @@ def doorman(scheme: str) -> float:
     """Return the rate of proven processes over a transport, default options."""
     from doorman import ProcessManager, Task
 
-    with tempfile.TemporaryDirectory(prefix="remit-") as folder:
-        if scheme == "redis":
-            location = f"{redis_url()}?prefix=bench{time.time_ns()}"
-        elif scheme.endswith("+tcp"):
-            location = f"{scheme}://127.0.0.1:0"
-        else:
-            location = f"{scheme}://{Path(folder) / 's'}"
-        with ProcessManager(location) as manager:
-            warm = manager.add_task(Task(double, 1))
-            assert warm.result(30) == 2
+    with (
+        tempfile.TemporaryDirectory(prefix="remit-") as folder,
+        ProcessManager(location(scheme, folder)) as manager,
+    ):
+        warm = manager.add_task(Task(double, 1))
+        assert warm.result(30) == 2
 
-            def work() -> list[int]:
-                tasks = [manager.add_task(Task(double, number)) for number in range(TASKS)]
-                manager.run(120)
-                assert all(task.identity is not None for task in tasks)
-                return [task.result(0) for task in tasks]
+        def work() -> list[int]:
+            tasks = [manager.add_task(Task(double, number)) for number in range(TASKS)]
+            manager.run(120)
+            assert all(task.identity is not None for task in tasks)
+            return [task.result(0) for task in tasks]
 
-            return timed(TASKS, work)
+        return timed(TASKS, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from chores import stay
 from impostors import Delayed
@@ -23,7 +25,7 @@ from waiting import DEADLINE
 from doorman import ProcessManager, Task
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Identity, hello, verify
-from doorman.launcher import Launched, Order
+from doorman.launcher import Launched, LaunchFailed, Order
 from doorman.launcher.command import CommandLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.process import Process, start_time
@@ -89,6 +91,35 @@ def of_stolen_children(wanted: int) -> dict[str, int]:
     return counts
 
 
+def of_children_not_held_yet(wanted: int) -> dict[str, int]:
+    """Between start and hold: let the child end, somebody else reap it, and a child of another get its number."""
+    counts = dict.fromkeys(("reused", "held", "hit"), 0)
+    hold = Process.open
+    strangers: list[subprocess.Popen[str]] = []
+
+    def too_late(pid: int) -> Process:
+        os.waitpid(pid, 0)
+        text = f"echo {pid - 1} > {LAST_PID}; sleep 1000 & echo $!; wait $!; echo $?"
+        strangers.append(subprocess.Popen(["sh", "-c", text], stdout=subprocess.PIPE, text=True))
+        reused.append(int(_line(strangers[-1])) == pid)
+        return hold(pid) if reused[-1] else hold(os.getpid())
+
+    with CommandLauncher(("true",)) as launcher:
+        for number in range(wanted):
+            reused: list[bool] = []
+            with patch.object(Process, "open", too_late):
+                launcher.launch(Order(f"{number}", b"s"))
+            [event] = hear(launcher, bool)
+            with strangers.pop() as parent:
+                [stranger] = _children(parent.pid)
+                with hold(stranger) as process:
+                    process.signal(signal.SIGUSR1)
+                counts["hit"] += int(_line(parent)) != 128 + signal.SIGUSR1
+            counts["reused"] += reused[0]
+            counts["held"] += not isinstance(event, LaunchFailed)
+    return counts
+
+
 def of_wrappers(wanted: int) -> dict[str, int]:
     """Give the number of an ended wrapper to a stranger, whose child has the secret and claims descent."""
     counts = dict.fromkeys(("reused", "believed"), 0)
@@ -130,6 +161,15 @@ def of_another_host(pid: int) -> dict[str, bool]:
         }
         with task.identity.open() as process:
             return told | {"alive": process.alive()}
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @contextmanager
