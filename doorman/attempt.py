@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -92,6 +93,14 @@ class Attempt:
             return State.DONE, 0, None
         unknown = exited.exit_code is None and exited.signal is None  # 4. it died
         return State.LOST if unknown else State.FAILED, None, died
+
+    def terminate(self) -> None:
+        """Ask it to end: the task's process if it is known apart from its wrapper, else the group of what was launched.
+
+        The end of a wrapper would be the end of the task's grace.
+        """
+        if self.own is None or not self.own.signal(signal.SIGTERM):
+            self.signal(signal.SIGTERM)
 
     def signal(self, number: int) -> None:
         """Signal the whole group of what was launched, and the task's process; through pidfds alone."""

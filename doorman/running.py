@@ -102,13 +102,16 @@ class Running:
             self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
 
     def stop(self, attempt: Attempt, ends_as: State) -> None:
-        """TERM to the whole group now, KILL after the grace; at once KILL to what has not even proven itself."""
+        """TERM now, KILL to the whole group after the grace; at once KILL to what has not even proven itself."""
         if attempt.stopping is not None:
             return
         attempt.stopping = ends_as
         proven = attempt.task.state is State.RUNNING
         attempt.task.enter(State.STOPPING)
-        attempt.signal(signal.SIGTERM if proven else signal.SIGKILL)
+        if proven:
+            attempt.terminate()
+        else:
+            attempt.signal(signal.SIGKILL)
         self.expect(Due.KILL, attempt, self._grace)
 
     def forget(self, attempt: Attempt) -> None:

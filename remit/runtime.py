@@ -27,6 +27,8 @@ IDLE_WAIT: Final = 60.0
 """Seconds that an idle thread sleeps at the most; whatever happens wakes it."""
 JOIN: Final = 2.0
 """Seconds that a closing client waits for its own threads beyond the linger."""
+ACK_DELAY: Final = 0.005
+"""Seconds that an acknowledgement waits for an event to leave with, where a thread sees that it leaves."""
 PARK: Final = 0.002
 """Seconds for which the thread leaves the link alone after a caller has served it: the next request may be near."""
 BUSY: Final = 0.0002
@@ -167,6 +169,7 @@ class Runtime:
             if self._thread is not None or self._stopping:
                 return
             self._wanted = True
+            self._machine.session.ack_delay = ACK_DELAY
             self._gate = Outgate(self._outbox, self._settings, None)
             self._thread = threading.Thread(target=self._run, name="remit-io", daemon=True)
             self._thread.start()
@@ -331,6 +334,7 @@ class Runtime:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN)
         with self._endpoint.lock:
+            self._machine.session.ack_delay = 0.0
             self._machine.bye()
             self._endpoint.flush()
             self._endpoint.close(linger)

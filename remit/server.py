@@ -180,6 +180,8 @@ class Server(Listening):
         """Return after ``timeout`` seconds, or earlier if there may be something to tick or ``waker`` is readable."""
         endpoint = self._endpoint or self._reach()
         with endpoint.lock:
+            if endpoint.machine.writable:
+                endpoint.flush()
             if endpoint.machine.ready or endpoint.machine.writable:
                 timeout = min(timeout, 0.0 if endpoint.machine.ready else 0.01)
             self.pumped = time.monotonic() + timeout
@@ -376,7 +378,7 @@ class Server(Listening):
         """Something waits to be sent to a client: soon, by whoever ticks."""
         endpoint = self._endpoint or self._reach()
         endpoint.machine.writable[session] = None
-        if self._ticker != threading.get_ident() or not self._ticking.locked():
+        if self._ticker != threading.get_ident():  # Who ticks also waits, and flushes before that.
             self.waker.wake()
 
     # -- inside ------------------------------------------------------------------------------------------------

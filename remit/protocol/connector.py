@@ -193,7 +193,8 @@ class Connector:
             self._greet(now)
         probe = self.session.probe(now) if self.session.peer is not None else None
         ping_at = self._ping_at if self.state is State.UP else float("inf")
-        return min(ping_at, self._hello_at, probe or float("inf"))
+        ack_by = self.session.ack_by(now) if self._sending() else float("inf")
+        return min(ping_at, self._hello_at, probe or float("inf"), ack_by)
 
     def beat(self, seconds: float) -> None:
         """From now on ask after this many seconds of silence whether the server is there."""

@@ -2,7 +2,8 @@
 
 Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Then::
 
-    EVENTS    generation u32, flags u8, first sequence number u64, count u32, then a body made by the session's codec
+    EVENTS    generation u32, flags u8, first sequence number u64, count u32, then, if the flags say so,
+              received u64, done u64, and then a body made by the session's codec
     ACK       generation u32, received u64, done u64
     RESUME    generation u32, received u64, done u64       "send again all that comes after received"
     PING      generation u32, last u64     "the last number I sent"; answered by ACK or RESUME
@@ -25,6 +26,7 @@ import msgspec
 from remit.errors import ProtocolError
 
 __all__ = [
+    "ACK_BYTES",
     "EVENTS_HEAD",
     "VERSION",
     "Bye",
@@ -33,6 +35,7 @@ __all__ = [
     "Refuse",
     "Welcome",
     "ack",
+    "ack_within",
     "cancel",
     "events_head",
     "generation_of",
@@ -46,6 +49,7 @@ __all__ = [
     "resume",
     "unpack",
     "who",
+    "with_ack",
 ]
 
 VERSION: Final = 1
@@ -132,9 +136,14 @@ _HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kin
 _EVENTS = struct.Struct(">4sIBQI")
 _TWO = struct.Struct(">4sIQQ")
 _ONE = struct.Struct(">4sIQ")
+_ACK_WITHIN = struct.Struct(">QQ")
+_FLAGS = 8
+_REDELIVERED, _ACKNOWLEDGES = 1, 2
 _GENERATION = struct.Struct(">4xI")
 EVENTS_HEAD: Final = _EVENTS.size
 """Bytes before the body of an EVENTS frame."""
+ACK_BYTES: Final = _ACK_WITHIN.size
+"""Bytes that an acknowledgement within an EVENTS frame takes, between its head and its body."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
@@ -173,7 +182,24 @@ def read_events(frame: bytes) -> tuple[bool, int, int]:
     if len(frame) < EVENTS_HEAD:
         raise ProtocolError("truncated", "an EVENTS frame without a head")
     _, _, flags, first, count = _EVENTS.unpack_from(frame)
-    return bool(flags & 1), first, count
+    return bool(flags & _REDELIVERED), first, count
+
+
+def with_ack(frame: bytes, received: int, done: int) -> bytes:
+    """Return an EVENTS frame that is an acknowledgement as well."""
+    flags = bytes((frame[_FLAGS] | _ACKNOWLEDGES,))
+    head = frame[:_FLAGS] + flags + frame[_FLAGS + 1 : EVENTS_HEAD]
+    return b"".join((head, _ACK_WITHIN.pack(received, done), memoryview(frame)[EVENTS_HEAD:]))
+
+
+def ack_within(frame: bytes) -> tuple[int, int] | None:
+    """Return received and done of an EVENTS frame that acknowledges. Raises ProtocolError."""
+    if not frame[_FLAGS] & _ACKNOWLEDGES:
+        return None
+    if len(frame) < EVENTS_HEAD + ACK_BYTES:
+        raise ProtocolError("truncated", "an EVENTS frame that ends within its acknowledgement")
+    received, done = _ACK_WITHIN.unpack_from(frame, EVENTS_HEAD)
+    return received, done
 
 
 def ack(generation: int, received: int, done: int) -> bytes:

@@ -1,9 +1,9 @@
 """Jobs: what a broker holds: who asked, who works, who has what in hand, and what becomes of it when somebody dies.
 
 At least once: a job is given to another worker when the one that had it is lost. An attempt counts once its worker has
-said that it began, or died with it first in hand; a result is taken only from the worker that holds the job. Workers are
-used least recently first, as in the Paranoid Pirate pattern; clients have their turns, however many jobs one of them
-brings.
+said that it began, or died with it first in hand; a result is taken only from the worker that holds the job. Workers
+are used least recently first, as in the Paranoid Pirate pattern; clients have their turns, however many jobs one of
+them brings.
 """
 
 from __future__ import annotations

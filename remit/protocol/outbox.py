@@ -20,6 +20,8 @@ WINDOW_EVENTS: Final = 16 * 1024
 """Events under way, sent but not confirmed as done."""
 WINDOW_BYTES: Final = 4 * 1024 * 1024
 """Bytes under way."""
+SMALL: Final = 4096
+"""Bytes of a frame that may be copied to put an acknowledgement into it."""
 HEAD_BYTES: Final = EVENTS_HEAD + 5
 """What a frame adds to its events: its head and a codec's array header."""
 
@@ -100,6 +102,12 @@ class Outbox:
         if self._unsent:
             return limit is None or len(self._unsent[0].frame) <= limit
         return bool(self.pending) and self._room()
+
+    def leaves_room(self, more: int) -> bool:
+        """Whether the next frame is small, and may have ``more`` bytes."""
+        if not self._unsent:
+            self._frame()
+        return bool(self._unsent) and len(self._unsent[0].frame) + more <= min(SMALL, self.max_frame)
 
     def take(self, limit: int | None = None) -> bytes | None:
         """Return the next frame to send, or None: nothing waits, or the window is full.

@@ -18,6 +18,8 @@ __all__ = ["PROBE", "Received", "Session"]
 PROBE: Final = 0.5
 """Seconds without progress after which the other side is asked what it did; doubles up to `PROBE_MAX`."""
 PROBE_MAX: Final = 4.0
+ACK_EVENTS: Final = 64
+"""Events that may be received before an acknowledgement waits no longer."""
 CANCELLED: Final = 1024
 """Cancellations remembered for requests that have not come to their listeners yet."""
 
@@ -45,6 +47,8 @@ class Session:
         self.sender: Any = None
         """What the endpoint's owner made of this session for its listeners."""
         self.ack_due = False
+        self.ack_delay = 0.0
+        """Seconds that an acknowledgement may wait for events to leave with. Only for whoever comes back in time."""
         self.limit: int | None = None
         """Bytes of a frame that may leave before the other side has named its own limit."""
         self.stuck = False
@@ -54,6 +58,9 @@ class Session:
         """The other side's requests whose answers nobody waits for any more."""
         self.given_up: deque[int] = deque(maxlen=CANCELLED)
         """Our own requests of which the other side has yet to be told that nobody waits."""
+        self._ack_at: float | None = None
+        self._ack_late = False
+        self._acked = 0
         self._held: bytes | None = None
         self._probe_at: float | None = None
         self._probe_after = PROBE
@@ -67,12 +74,42 @@ class Session:
                 self._held = self.control.popleft()
             elif self.given_up:
                 self._held = frames.cancel(self.generation, self.given_up.popleft())
-            elif self.ack_due:
-                self.ack_due = False
-                self._held = frames.ack(self.generation, self.inbox.received, self.inbox.done)
             else:
-                self._held = self.outbox.take(self.limit)
+                self._held = self._events_or_ack()
         return self._held
+
+    def _events_or_ack(self) -> bytes | None:
+        """Return an acknowledgement, or events, or both in one frame if the events are small."""
+        if not self.ack_due:
+            return self.outbox.take(self.limit)
+        received, done = self.inbox.received, self.inbox.done
+        if self.limit is None and self.outbox.leaves_room(frames.ACK_BYTES):
+            events = self.outbox.take()
+            if events is not None:
+                self._acknowledged(received)
+                return frames.with_ack(events, received, done)
+        if self.ack_delay and not self._ack_overdue(received):
+            return self.outbox.take(self.limit)
+        self._acknowledged(received)
+        return frames.ack(self.generation, received, done)
+
+    def _ack_overdue(self, received: int) -> bool:
+        return self._ack_late or received - self._acked >= ACK_EVENTS
+
+    def _acknowledged(self, received: int) -> None:
+        self.ack_due = self._ack_late = False
+        self._ack_at = None
+        self._acked = received
+
+    def ack_by(self, now: float) -> float:
+        """Return when an acknowledgement that waits for company has to leave alone; infinity if none waits for that."""
+        if not self.ack_due or not self.ack_delay:
+            return float("inf")
+        if self._ack_at is None:
+            self._ack_at = now + self.ack_delay
+        self._ack_late = now >= self._ack_at
+        # An overdue one leaves with this very flush, or behind a frame that the transport has yet to take.
+        return float("inf") if self._ack_late else self._ack_at
 
     def sent(self, now: float) -> None:
         """Note that the transport took the frame from `next`."""
@@ -101,7 +138,7 @@ class Session:
             raise ProtocolError("stale", f"{kind.name} of another connection")
         self.heard = now
         if kind is Kind.EVENTS:
-            return self._hear_events(frame)
+            return self._hear_events(frame, now)
         if kind is Kind.ACK or kind is Kind.RESUME:
             received, done = frames.read_ack(frame)
             if self.outbox.confirm(received, done):
@@ -142,13 +179,18 @@ class Session:
             self.inbox.finish(count)
             self.ack_due = True
 
-    def _hear_events(self, frame: bytes) -> Received | None:
+    def _hear_events(self, frame: bytes, now: float) -> Received | None:
         redelivered, first, count = frames.read_events(frame)
+        body = EVENTS_HEAD
+        if acked := frames.ack_within(frame):
+            body += frames.ACK_BYTES
+            if self.outbox.confirm(*acked):
+                self._progress(now)
         if first and self.inbox.missing(first):
             self._ask_again()
             return None
         try:
-            events = self.codec.decode(memoryview(frame)[EVENTS_HEAD:])
+            events = self.codec.decode(memoryview(frame)[body:])
             if len(events) != count:
                 raise CodecError(f"{len(events)} events in a frame that says {count}")
         except CodecError as error:

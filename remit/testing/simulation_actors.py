@@ -17,6 +17,8 @@ __all__ = ["SimulatedClient", "SimulatedServer"]
 
 PATIENCE: Final = 15.0
 """Seconds of silence after which clients open another link."""
+ACK_DELAY: Final = 0.005
+"""Seconds that the acknowledgements of some clients wait for company, as those of threaded ones do."""
 LONG: Final = 3600.0
 """Seconds that an end would sleep if nothing were due."""
 SPIN: Final = 1000
@@ -43,6 +45,7 @@ class SimulatedClient(Actor):
         """What came last from the server: another stream for each session that the server began."""
         outbox = Outbox(book.codec, max_frame=CAPABILITIES.max_frame, window_events=window)
         self.machine = Connector(book.codec, outbox, max_frame=CAPABILITIES.max_frame)
+        self.machine.session.ack_delay = world.random.choice((0.0, ACK_DELAY))
         self.endpoint = ClientEndpoint(self.machine, self._connect(), self._connect, clock=world.clock)
         self.wake(world.now)
 

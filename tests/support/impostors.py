@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from doorman import worker
@@ -83,6 +85,20 @@ def silent(scheme: str) -> Entry:
     return entry
 
 
+def impatient(scheme: str) -> Entry:
+    """Waits for a go no longer than half a second."""
+    run = worker.prepare(scheme)
+    worker.GO_TIMEOUT, worker.HELLO_AGAIN = 0.5, 0.1  # type: ignore[misc]
+    return run
+
+
+def insistent(scheme: str) -> Entry:
+    """Says an unanswered hello again ten times a second."""
+    run = worker.prepare(scheme)
+    worker.HELLO_AGAIN = 0.1  # type: ignore[misc]
+    return run
+
+
 LOST = 3
 lost = 0
 
@@ -126,23 +142,21 @@ def repeating(scheme: str) -> Entry:
 
 def hasty(scheme: str) -> Entry:
     """Says hello and ends, without waiting for an answer."""
-    return _with(scheme, lambda line: line._client.emit("doorman.hello", claims_of(line._credential)) or 7)
+    return _with(scheme, lambda line: line._client.emit("doorman.hello", claims_of(line._credential)), 7)
 
 
 def unproven(scheme: str) -> Entry:
     """Reports a result, signed, without ever having said hello."""
-    return _with(scheme, lambda line: line.report(returned("made up")) or 0)
+    return _with(scheme, lambda line: line.report(returned("made up")), 0)
 
 
-def _with(scheme: str, act: Callable[[Line], int]) -> Entry:
+def _with(scheme: str, act: Callable[[Line], None], code: int) -> Entry:
     worker.prepare(scheme)
 
     def entry(order: Order) -> int:
-        import pickle
-
         work = worker._read_work(order.payload)
         line = Line(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
-        code = act(line)
+        act(line)
         line.close(worker.REPORT_LINGER)
         return code
 
@@ -158,7 +172,7 @@ def marked(path: Path) -> str:
 
 def credential_in_sight() -> Credential | None:
     """Return the credential as far as it can be reached from the code of a task; None if there is none."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         credential = frame.f_locals.get("credential")
         if isinstance(credential, Credential):

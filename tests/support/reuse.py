@@ -25,7 +25,7 @@ from waiting import DEADLINE
 from doorman import ProcessManager, Task
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Identity, hello, verify
-from doorman.launcher import Launched, LaunchFailed, Order
+from doorman.launcher import Exited, Launched, LaunchFailed, Order
 from doorman.launcher.command import CommandLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.process import Process, start_time
@@ -45,6 +45,7 @@ def of_tasks(wanted: int) -> dict[str, int]:
             task = manager.add_task(Task(stay))
             _tick_until(manager, lambda task=task: task.identity is not None)
             identity = task.identity
+            assert identity is not None
             launcher.holds = lambda event: not isinstance(event, Launched)
             with identity.open() as process:
                 process.signal(signal.SIGKILL)
@@ -75,11 +76,13 @@ def of_stolen_children(wanted: int) -> dict[str, int]:
                 break
             launcher.launch(Order(f"{number}", b"s"))
             [event] = hear(launcher, bool)
+            assert isinstance(event, Launched)
             process = event.process
             process.signal(signal.SIGKILL)
             os.waitpid(process.pid, 0)
             stranger = born_as(process.pid)
             [ended] = hear(launcher, bool)
+            assert isinstance(ended, Exited)
             counts["claimed to know"] += (ended.exit_code, ended.signal) != (None, None)
             if stranger is not None:
                 counts["reused"] += 1
@@ -148,8 +151,11 @@ def of_another_host(pid: int) -> dict[str, bool]:
         LAST_PID.write_text(str(pid - 1))
         task = manager.add_task(Task(stay))
         _tick_until(manager, lambda: task.identity is not None)
-        secret = manager._running.of(task).credential.secret
-        print(json.dumps([asdict(task.identity), heard[-1], secret.hex()]), flush=True)
+        attempt, identity = manager._running.of(task), task.identity
+        assert attempt is not None
+        assert identity is not None
+        secret = attempt.credential.secret
+        print(json.dumps([asdict(identity), heard[-1], secret.hex()]), flush=True)
         other, words, key = json.loads(sys.stdin.readline())
         stranger = Identity(**other)
         credential = Credential(words["attempt"], bytes.fromhex(key), words["task"])
@@ -157,9 +163,9 @@ def of_another_host(pid: int) -> dict[str, bool]:
             "opened": _opens(stranger),
             "opened without inode": _opens(replace(stranger, inode=None)),
             "believed": _believes(words, credential),
-            "same": stranger == task.identity,
+            "same": stranger == identity,
         }
-        with task.identity.open() as process:
+        with identity.open() as process:
             return told | {"alive": process.alive()}
 
 
