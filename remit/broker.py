@@ -12,7 +12,7 @@ from remit.answering import late, read_question, send, session_of, told
 from remit.asking import PROGRESS, REPLY, REQUEST
 from remit.codec import Wire
 from remit.envelope import seal, unseal
-from remit.errors import CodecError, DeadLetter, EmitError
+from remit.errors import CodecError, DeadLetter, EmitError, LinkClosed
 from remit.listeners import RESERVED, OnError, matcher
 from remit.location import Location
 from remit.protocol.jobs import Job, Jobs
@@ -105,12 +105,17 @@ class Broker:
         wait(min(timeout, SWEEP) if len(self._jobs) or self._workers else timeout)
 
     def run(self, timeout: float | None = None) -> None:
-        """Tick until `stop` is called or ``timeout`` seconds have passed."""
+        """Tick until `stop` or `close` is called, or ``timeout`` seconds have passed."""
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         self._stopped = False
         while not self._stopped and (left := deadline - time.monotonic()) > 0:
-            if not self.tick():
-                self.wait(min(left, 1.0))
+            try:
+                if not self.tick():
+                    self.wait(min(left, 1.0))
+            except LinkClosed:
+                if self.server.is_open:
+                    raise
+                return
 
     def stop(self) -> None:
         """Make `run` return. Safe from any thread."""

@@ -189,15 +189,19 @@ class Server(Listening):
             self.waker.clear()
 
     def run(self, timeout: float | None = None) -> None:
-        """Tick until `stop` is called, by a listener or another thread, or ``timeout`` seconds have passed."""
+        """Tick until `stop` or `close` is called, by a listener or another thread, or for ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._running = True
         while self._running and self._endpoint is not None:
             left = RUN_WAIT if deadline is None else min(RUN_WAIT, deadline - time.monotonic())
             if left <= 0:
                 return
-            if not self.tick() and self._running:
-                self.wait(left)
+            try:
+                if not self.tick() and self._running:
+                    self.wait(left)
+            except LinkClosed:
+                if self._endpoint is not None:
+                    raise
 
     async def serve(self) -> None:
         """Dispatch what arrives on the running event loop, until cancelled: listeners may be async then.

@@ -20,6 +20,7 @@ from ticking import ticked
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task, worker
+from doorman.attempt import EARLY
 from doorman.errors import WorkerDied
 from doorman.identity import Credential, Refusal
 from doorman.launcher import Exited, Launched, Order
@@ -44,12 +45,12 @@ def test_I01_hellos_in_any_order_give_each_task_its_own_process(crossing_locatio
     launcher = zygote(impostors.shuffled, crossing_location.scheme)
     with ProcessManager(crossing_location, launcher=launcher) as manager:
         manager.server.add_listener("doorman.hello", lambda words: order.append(words["task"]))
-        tasks = [manager.add_task(Task(sign_in, tmp_path / str(number))) for number in range(80)]
+        tasks = [manager.add_task(Task(sign_in, tmp_path / str(number))) for number in range(48)]
         manager.run(DEADLINE)
         assert order != sorted(order, key=int), "no hello overtook another: the test proves nothing"
-        written = [tuple(map(int, (tmp_path / str(number)).read_text().split()[:2])) for number in range(80)]
+        written = [tuple(map(int, (tmp_path / str(number)).read_text().split()[:2])) for number in range(48)]
         assert [(task.identity.pid, task.identity.inode) for task in tasks] == written
-        assert len({inode for _, inode in written}) == 80
+        assert len({inode for _, inode in written}) == 48
         assert not manager.refused
 
 
@@ -63,24 +64,24 @@ def test_I12_a_hello_that_was_lost_is_said_again(place):
 
 def test_I12_hellos_pushed_out_by_a_flood_are_said_again(place, tmp_path):
     """Before the launcher has told of the process, anybody may say hello for it; few of these hellos are kept."""
-    with managed(place, impostors.honest) as (manager, launcher):
+    with managed(place, impostors.insistent) as (manager, launcher):
         words = overheard(manager)
         launcher.holds = lambda event: isinstance(event, Launched)
         task = manager.add_task(Task(marked, tmp_path / "ran"))
         tick_until(manager, lambda: words)
         say(manager, *[words[0] | {"proof": f"{number}"} for number in range(50)])
-        assert words[0] not in [each for each, _ in manager._running.of(task).hellos]
         launcher.holds = lambda event: False
         assert task.result(DEADLINE) == "ran"
+        assert 0 < manager.refused[Refusal.FORGED.value] <= EARLY
 
 
-@pytest.mark.parametrize("fault", ["loss=0.1", "duplication=0.5", "reorder=0.5", "delay=0.05", "cut=0.05"])
+@pytest.mark.parametrize("fault", ["loss=0.05&delay=0.02", "duplication=0.5&reorder=0.5", "cut=0.05"])
 def test_I12_a_bad_line_delays_a_proof_and_spoils_none(short_path, tmp_path, fault):
     with ProcessManager(f"chaos+unix://{short_path}/manager?seed=7&{fault}") as manager:
-        tasks = [manager.add_task(Task(sign_in, tmp_path / str(number))) for number in range(6)]
+        tasks = [manager.add_task(Task(sign_in, tmp_path / str(number))) for number in range(4)]
         manager.run(DEADLINE)
-        written = [tuple(map(int, (tmp_path / str(number)).read_text().split()[:2])) for number in range(6)]
-        assert [task.exception(0) for task in tasks] == [None] * 6
+        written = [tuple(map(int, (tmp_path / str(number)).read_text().split()[:2])) for number in range(4)]
+        assert [task.exception(0) for task in tasks] == [None] * 4
         assert [(task.identity.pid, task.identity.inode) for task in tasks] == written
 
 
@@ -208,13 +209,12 @@ with ProcessManager({place!r}, launcher=launcher) as manager:
 def test_I15_a_go_that_the_manager_has_not_signed_is_no_go(place, tmp_path):
     """Somebody else's server is where the manager was: it knows all but the secret."""
     credential, other = Credential("a", task="1"), Credential("b", task="1")
-    with Server(place) as server, zygote(impostors.honest) as launcher:
+    with Server(place) as server, zygote(impostors.impatient) as launcher:
 
         def answer(event: Event) -> None:
             for go in (("a", b""), ("a", "text"), ("a",), ("a", credential.sign(b"die")), ("b", other.sign(b"go"))):
                 event.sender.emit("doorman.go", *go)
             event.sender.emit("doorman.go", "a", other.sign(b"go"))
-            event.sender.emit("doorman.die", "a", credential.sign(b"die"))
 
         server.add_listener("doorman.hello", answer, pass_event=True)
         call = pickle.dumps((marked, (tmp_path / "ran",), {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import impostors
@@ -15,9 +16,8 @@ from waiting import DEADLINE
 from doorman import ProcessManager, State, Task
 from doorman.identity import Credential, Refusal, hello, verify
 from doorman.launcher import Launched
+from doorman.process import Process
 from remit import Client, Location
-
-SUPPORT = str(Path(__file__).parents[1] / "support")
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_I10_even_who_has_the_secret_must_descend_from_what_was_launched(place, 
         task = manager.add_task(Task(marked, tmp_path / "ran"))
         tick_until(manager, lambda: task.state is State.PROVING)
         [order] = launcher.orders.values()
-        say(manager, hello(Credential(order.attempt, order.secret, task.id)))
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as cat, Process.open(cat.pid) as stranger:
+            truth = {"pid": stranger.pid, "inode": stranger.inode, "started": stranger.start_time}
+            say(manager, signed(hello(Credential(order.attempt, order.secret, task.id)), order.secret, **truth))
         assert manager.refused == {Refusal.NOT_DESCENDANT.value: 1}
         assert (task.state, task.identity) == (State.PROVING, None)
 

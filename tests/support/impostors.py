@@ -93,9 +93,9 @@ def impatient(scheme: str) -> Entry:
 
 
 def insistent(scheme: str) -> Entry:
-    """Says an unanswered hello again ten times a second."""
+    """Says an unanswered hello again twice a second."""
     run = worker.prepare(scheme)
-    worker.HELLO_AGAIN = 0.1  # type: ignore[misc]
+    worker.HELLO_AGAIN = 0.5  # type: ignore[misc]
     return run
 
 

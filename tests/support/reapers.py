@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from chores import stay
+from chores import die, stay
 from namespaces import gone
 
 from doorman import ProcessManager, Task
@@ -35,7 +35,7 @@ def with_foreign_reaper() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="remit-") as folder:
         with ProcessManager(f"unix://{folder}/m") as manager:
             values = [manager.add_task(Task(divmod, number, 3)) for number in range(20)]
-            code, killed = manager.add_task(Task(os._exit, 7)), manager.add_task(Task(os.abort))
+            code, killed = manager.add_task(Task(os._exit, 7)), manager.add_task(Task(die, int(signal.SIGTERM)))
             manager.run()
             told: dict[str, Any] = {
                 "values": [task.result(0) for task in values] == [divmod(number, 3) for number in range(20)],
@@ -46,6 +46,7 @@ def with_foreign_reaper() -> dict[str, Any]:
             task = manager.add_task(Task(stay))
             while task.identity is None and manager.tick():
                 manager.wait(0.02)
+            assert task.identity is not None
             with task.identity.open() as process:
                 process.signal(signal.SIGKILL)
             gone(task.identity.pid)  # so the other has reaped it, before the manager has looked
