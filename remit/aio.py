@@ -203,10 +203,10 @@ class _Service:
                     return
                 drained = endpoint.pump()
                 if drained:
-                    endpoint.wait(FULL if machine.writable else IDLE, server.waker)
-                    server.waker.clear()
+                    endpoint.wait(FULL if machine.writable else IDLE, server.keeping.waker)
+                    server.keeping.waker.clear()
                     endpoint.pump()
-                server.pumped = time.monotonic()
+                server.keeping.pumped = time.monotonic()
             if machine.ready or machine.closed or machine.cancelled:
                 with contextlib.suppress(RuntimeError):  # The loop is closed: nobody hears any more.
                     self._loop.call_soon_threadsafe(self._arrived.set)
@@ -241,7 +241,7 @@ class _Service:
         finally:
             session.finish(count)
             machine.writable[session] = None
-            server.waker.wake()
+            server.keeping.waker.wake()
 
     async def _await(self, event: Any, awaitable: Awaitable[Any]) -> None:
         try:

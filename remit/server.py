@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import selectors
 import threading
 import time
 import weakref
@@ -17,7 +14,8 @@ from remit.asking import REQUEST
 from remit.codec import Codec, Wire
 from remit.config import resolve
 from remit.endpoint import ServerEndpoint
-from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick, TransportError
+from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick
+from remit.keeping import PATIENCE, Keeping
 from remit.listeners import Listening, OnError
 from remit.location import Location
 from remit.plugins import find_transport
@@ -27,19 +25,13 @@ from remit.protocol.session import Received, Session
 from remit.publishing import SUBSCRIBE, UNSUBSCRIBE, Publishing
 from remit.sender import Sender
 from remit.settings import settle
-from remit.transport import Wakeable, Waker
+from remit.transport import Wakeable
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["Server", "ticked_here"]
 
-KEEP: Final = 0.3
-"""Seconds after which the keeper looks after a link that nobody ticks."""
-PATIENCE: Final = 15.0
-"""Seconds of silence after which clients may take a server with a keeper for dead."""
-FAREWELL: Final = 0.5
-"""Seconds that a closing server waits for its clients to have read what was meant for them, and its last words."""
 TICK_BOUND: Final = 0.25
 """Seconds after which a tick without ``limit`` returns although more keeps arriving."""
 RUN_WAIT: Final = 1.0
@@ -92,8 +84,6 @@ class Server(Listening):
         self._settings, bare = settle(self._asked, transport.options, self._given)
         link = transport.bind(bare)
         self._location = link.location.replace(options=self._asked.options)
-        self.waker = Waker()
-        self.wakers: dict[int, selectors.BaseSelector] = {}
         capabilities = link.capabilities
         self._max_event = capabilities.max_frame - HEAD_BYTES
         self._window_bytes = min(WINDOW_BYTES, capabilities.window or WINDOW_BYTES)
@@ -105,13 +95,8 @@ class Server(Listening):
             sees_peers=capabilities.sees_peers,
         )
         self._endpoint = ServerEndpoint(machine, link)
-        self.pumped = time.monotonic()
-        self._stopping = threading.Event()
+        self.keeping = Keeping(self._endpoint, threaded=self._threaded)
         _SERVERS.add(self)
-        if self._threaded:
-            self._keeper = threading.Thread(target=_keep, args=(weakref.ref(self), self._stopping), daemon=True)
-            self._keeper.name = "remit-keeper"
-            self._keeper.start()
         return self._endpoint
 
     @property
@@ -130,18 +115,8 @@ class Server(Listening):
         self._ended = True
         if endpoint is None:
             return
-        self._stopping.set()
         _SERVERS.discard(self)
-        self.waker.wake()
-        with endpoint.lock:
-            bound = self._settings.linger if linger is None else linger
-            _say_farewell(endpoint, time.monotonic() + min(bound, FAREWELL))
-            endpoint.close(bound)
-        if self._threaded and self._keeper is not threading.current_thread():
-            self._keeper.join(1.0)
-        for selector in self.wakers.values():
-            selector.close()
-        self.waker.close()
+        self.keeping.close(self._settings.linger if linger is None else linger)
 
     def __enter__(self) -> Server:
         return self
@@ -178,15 +153,9 @@ class Server(Listening):
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or earlier if there may be something to tick or ``waker`` is readable."""
-        endpoint = self._endpoint or self._reach()
-        with endpoint.lock:
-            if endpoint.machine.writable:
-                endpoint.flush()
-            if endpoint.machine.ready or endpoint.machine.writable:
-                timeout = min(timeout, 0.0 if endpoint.machine.ready else 0.01)
-            self.pumped = time.monotonic() + timeout
-            endpoint.wait(timeout, self.waker if waker is None else self._both(waker))
-            self.waker.clear()
+        if self._endpoint is None:
+            self._reach()
+        self.keeping.wait(timeout, waker)
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, by a listener or another thread, or for ``timeout`` seconds."""
@@ -220,7 +189,7 @@ class Server(Listening):
     def stop(self) -> None:
         """Make `run` return. Safe from any thread."""
         self._running = False
-        self.waker.wake()
+        self.keeping.waker.wake()
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""
@@ -275,7 +244,7 @@ class Server(Listening):
         while self._endpoint is endpoint:
             with endpoint.lock:
                 drained = endpoint.pump(hold_back=True)
-                self.pumped = now = time.monotonic()
+                self.keeping.pumped = now = time.monotonic()
                 received = endpoint.events()
             self.tell_of_sessions(endpoint)
             while received is not None:
@@ -383,34 +352,9 @@ class Server(Listening):
         endpoint = self._endpoint or self._reach()
         endpoint.machine.writable[session] = None
         if self._ticker != threading.get_ident():  # Who ticks also waits, and flushes before that.
-            self.waker.wake()
+            self.keeping.waker.wake()
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _both(self, waker: Wakeable) -> Wakeable:
-        """Return one descriptor that is readable when the user's waker or our own is."""
-        selector = self.wakers.get(waker.fileno())
-        if selector is None:
-            selector = self.wakers[waker.fileno()] = selectors.DefaultSelector()
-            selector.register(waker.fileno(), selectors.EVENT_READ)
-            selector.register(self.waker.fileno(), selectors.EVENT_READ)
-        return _Pollable(selector)
-
-    def _keep_alive(self) -> None:
-        """Pump a link that nobody has ticked for a while. What arrives waits for the next tick."""
-        endpoint = self._endpoint
-        if endpoint is None or time.monotonic() - self.pumped < KEEP:
-            return
-        if endpoint.lock.acquire(blocking=False):
-            try:
-                # What the link raises is for whoever ticks: the next tick meets it again.
-                with contextlib.suppress(TransportError):
-                    if self._endpoint is endpoint:
-                        for _ in itertools.repeat(None, 16):
-                            if endpoint.pump():
-                                break
-            finally:
-                endpoint.lock.release()
 
     def _reach(self) -> ServerEndpoint:
         if self._ended:
@@ -422,46 +366,13 @@ class Server(Listening):
         self._renew_lock()
         self._ticking = threading.Lock()
         if self._endpoint is not None:
-            self._endpoint.lock = threading.Lock()
-            self._threaded = False
-
-
-class _Pollable:
-    """A selector's own descriptor, which is readable when one of its descriptors is."""
-
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
-
-    def fileno(self) -> int:
-        return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
+            self.keeping.after_fork()
 
 
 def ticked_here(location: Location) -> bool:
     """Whether the calling thread is the one that ticks a server on this location."""
     here = threading.get_ident()
     return any(server._ticker == here and server.location == location for server in list(_SERVERS))
-
-
-def _say_farewell(endpoint: ServerEndpoint, deadline: float) -> None:
-    """Let what waits for clients leave, tell them, and wait for their answer: some backends lose what was not read."""
-    endpoint.flush()
-    while endpoint.machine.leaving and (left := deadline - time.monotonic()) > 0:
-        endpoint.wait(min(left, 0.01))
-        endpoint.pump()
-    endpoint.machine.bye("closed")
-    endpoint.flush()
-    while endpoint.machine.attended and (left := deadline - time.monotonic()) > 0:
-        endpoint.wait(min(left, 0.01 if endpoint.machine.writable else left))
-        endpoint.pump()
-
-
-def _keep(reference: weakref.ref[Server], stopping: threading.Event) -> None:
-    while not stopping.wait(KEEP):
-        server = reference()
-        if server is None:
-            return
-        server._keep_alive()
-        del server
 
 
 class _Unpickling(threading.local):

@@ -50,7 +50,7 @@ def storm(location: Location) -> Location:
 # -- the ends make up for it -----------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_all_events_reach_the_server_once_and_in_order(storm: Location) -> None:
     heard: list[int] = []
     with Server(storm) as server, Client(server.location) as client:
@@ -65,7 +65,7 @@ def test_all_events_reach_the_server_once_and_in_order(storm: Location) -> None:
     assert heard == list(range(EVENTS))
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_all_events_reach_the_client_once_and_in_order(storm: Location) -> None:
     heard: list[int] = []
     senders: list[Sender] = []

@@ -13,7 +13,7 @@ from remit.transport import SERVER, Arrival, Down, Frame, Gap, Link, Peer, Sent,
 
 __all__ = ["DEADLINE", "LONG", "Pair", "drain", "frames", "in_time", "meet", "put", "turn", "until"]
 
-DEADLINE = 20.0
+DEADLINE = 45.0
 """Seconds after which a fact that has not come true is a failure."""
 LONG = 3600.0
 """Seconds for a `wait` that something must end early."""

@@ -1,0 +1,131 @@
+"""Keeping: what a server holds while it is open: its link, what wakes it, and a thread that keeps it alive unticked."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import selectors
+import threading
+import time
+import weakref
+from typing import Final
+
+from remit.endpoint import ServerEndpoint
+from remit.errors import TransportError
+from remit.transport import Wakeable, Waker
+
+__all__ = ["PATIENCE", "Keeping"]
+
+KEEP: Final = 0.3
+"""Seconds after which the keeper looks after a link that nobody ticks."""
+PATIENCE: Final = 15.0
+"""Seconds of silence after which clients may take a server with a keeper for dead."""
+FAREWELL: Final = 0.5
+"""Seconds that a closing server waits for its clients to have read what was meant for them, and its last words."""
+JOIN: Final = 1.0
+"""Seconds that a closing server waits for its keeper."""
+PUMPS: Final = 16
+"""Pumps of the keeper at one time: it has to let go of the link soon."""
+
+
+class Keeping:
+    """An open server's link. With ``threaded`` a small thread pumps it while nobody ticks; it dispatches nothing."""
+
+    def __init__(self, endpoint: ServerEndpoint, *, threaded: bool) -> None:
+        self.endpoint = endpoint
+        self.waker = Waker()
+        self.pumped = time.monotonic()
+        """When somebody last looked after the link, or is going to have done so."""
+        self._both: dict[int, selectors.BaseSelector] = {}
+        self._stopping = threading.Event()
+        self._keeper: threading.Thread | None = None
+        if threaded:
+            args = weakref.ref(self), self._stopping
+            self._keeper = threading.Thread(target=_keep, args=args, name="remit-keeper", daemon=True)
+            self._keeper.start()
+
+    def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
+        """Send what waits, then return after ``timeout`` seconds or earlier if there may be something to tick."""
+        endpoint, machine = self.endpoint, self.endpoint.machine
+        with endpoint.lock:
+            if machine.writable:
+                endpoint.flush()
+            if machine.ready or machine.writable:
+                timeout = min(timeout, 0.0 if machine.ready else 0.01)
+            self.pumped = time.monotonic() + timeout
+            endpoint.wait(timeout, self.waker if waker is None else self._with(waker))
+            self.waker.clear()
+
+    def close(self, linger: float) -> None:
+        """Say farewell, and end within ``linger`` seconds."""
+        self._stopping.set()
+        self.waker.wake()
+        with self.endpoint.lock:
+            self._say_farewell(time.monotonic() + min(linger, FAREWELL))
+            self.endpoint.close(linger)
+        if self._keeper is not None and self._keeper is not threading.current_thread():
+            self._keeper.join(JOIN)
+        for selector in self._both.values():
+            selector.close()
+        self.waker.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: its lock may be held by a thread that is not here, and so is the keeper."""
+        self.endpoint.lock = threading.Lock()
+        self._keeper = None
+
+    def keep(self) -> None:
+        """Pump a link that nobody has ticked for a while. What arrives waits for the next tick."""
+        endpoint = self.endpoint
+        if time.monotonic() - self.pumped < KEEP or not endpoint.lock.acquire(blocking=False):
+            return
+        try:
+            # What the link raises is for whoever ticks: the next tick meets it again.
+            with contextlib.suppress(TransportError):
+                for _ in itertools.repeat(None, 0 if self._stopping.is_set() else PUMPS):
+                    if endpoint.pump():
+                        break
+        finally:
+            endpoint.lock.release()
+
+    def _say_farewell(self, deadline: float) -> None:
+        """Let what waits for clients leave, tell them, and wait for their answer: some backends lose what is unread."""
+        endpoint, machine = self.endpoint, self.endpoint.machine
+        endpoint.flush()
+        while machine.leaving and (left := deadline - time.monotonic()) > 0:
+            endpoint.wait(min(left, 0.01))
+            endpoint.pump()
+        machine.bye("closed")
+        endpoint.flush()
+        while machine.attended and (left := deadline - time.monotonic()) > 0:
+            endpoint.wait(min(left, 0.01 if machine.writable else left))
+            endpoint.pump()
+
+    def _with(self, waker: Wakeable) -> Wakeable:
+        """Return one descriptor that is readable when the user's waker or our own is."""
+        selector = self._both.get(waker.fileno())
+        if selector is None:
+            selector = self._both[waker.fileno()] = selectors.DefaultSelector()
+            selector.register(waker.fileno(), selectors.EVENT_READ)
+            selector.register(self.waker.fileno(), selectors.EVENT_READ)
+        return _Pollable(selector)
+
+
+class _Pollable:
+    """A selector's own descriptor, which is readable when one of its descriptors is."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+
+    def fileno(self) -> int:
+        return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
+
+
+def _keep(reference: weakref.ref[Keeping], stopping: threading.Event) -> None:
+    """Thread: look after the link now and then, until it is closed or forgotten."""
+    while not stopping.wait(KEEP):
+        keeping = reference()
+        if keeping is None:
+            return
+        keeping.keep()
+        del keeping
