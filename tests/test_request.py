@@ -112,6 +112,8 @@ def test_a_question_that_cannot_travel_is_refused(server, client):
 def test_a_request_has_a_deadline(server, client):
     ran: list[int] = []
     server.add_listener("slow", ran.append)
+    client.emit("hello")
+    tick_until(server, lambda: client.flush(0.01))
     future = client.submit("slow", 1, timeout=0.05)
     with pytest.raises(RequestTimeout, match="'slow'"):
         future.result(DEADLINE)
