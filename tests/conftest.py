@@ -19,13 +19,19 @@ TRANSPORTS = ("memory", "unix", "zmq+tcp", "zmq+ipc", "nng+tcp", "nng+ipc", "red
 WITHIN_PROCESS = ("memory",)
 """Those that no process but their own can reach."""
 
+OF_ONE = {"test_zeromq.py": "zmq", "test_nng.py": "nng", "test_redis.py": "redis"}
+"""Tests of one transport, and what its schemes begin with: they need its library."""
+CHOSEN = [name.strip() for name in os.environ.get("REMIT_TRANSPORTS", "").split(",") if name.strip()] or [*TRANSPORTS]
+
+collect_ignore = [
+    f"transports/{file}" for file, scheme in OF_ONE.items() if not any(name.startswith(scheme) for name in CHOSEN)
+]
 _numbers = itertools.count(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    chosen = [name.strip() for name in os.environ.get("REMIT_TRANSPORTS", "").split(",") if name.strip()] or TRANSPORTS
-    if "crossing_location" in metafunc.fixturenames:
-        chosen = [name for name in chosen if name not in WITHIN_PROCESS]
+    crossing = "crossing_location" in metafunc.fixturenames
+    chosen = [name for name in CHOSEN if not crossing or name not in WITHIN_PROCESS]
     if "transport_name" in metafunc.fixturenames:
         metafunc.parametrize("transport_name", chosen, scope="session")
 
