@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import Final
@@ -60,9 +61,9 @@ class Claim:
         try:
             return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise TransportError(
-                f"cannot make {self._lock_path}: {error.strerror}; create its folder, or choose a path you may write to"
-            ) from error
+            full = error.errno in (errno.EMFILE, errno.ENFILE)
+            advice = "raise ulimit -n" if full else "create its folder, or choose a path you may write to"
+            raise TransportError(f"cannot make {self._lock_path}: {error.strerror}; {advice}") from error
 
 
 def _names(path: str, descriptor: int) -> bool:

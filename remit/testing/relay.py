@@ -32,8 +32,9 @@ class Relay:
             self._listener.bind(path)
             self.location = server.replace(path=path)
         else:
-            self._listener.bind(("127.0.0.1", 0))
-            self.location = server.replace(host="127.0.0.1", port=self._listener.getsockname()[1])
+            here = "::1" if ":" in server.host else "127.0.0.1"
+            self._listener.bind((here, 0))
+            self.location = server.replace(host=here, port=self._listener.getsockname()[1])
         self._listener.listen()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
