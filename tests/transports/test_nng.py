@@ -825,7 +825,13 @@ def test_a_server_at_all_addresses_is_reached_at_each() -> None:
 
 def program(code: str) -> subprocess.CompletedProcess[str]:
     """Run a program that imports `links`; it must end by itself."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\n{textwrap.dedent(code)}"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\n{textwrap.dedent(code)}",
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
 
 

@@ -122,7 +122,9 @@ def free_port() -> int:
 
 def script(code: str, *arguments: object) -> str:
     """Run code of its own process to its end and return what it said."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\n{code}", *map(str, arguments)]
+    code = f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\n{code}"
+    # From 3.12 on Python itself warns of forks beside threads, of which there is at least the library's here.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert ran.returncode == 0, ran.stderr
     assert not ran.stderr
