@@ -192,15 +192,11 @@ def test_a_broker_drains(crossing_location, tmp_path):
         worker = start_worker(broker.location.url, tmp_path)
         try:
             future = client.submit("hang")
-            while not (tmp_path / "began-1").exists():
-                broker.tick()
-                broker.wait(0.05)
+            wait_until(lambda: (broker.tick() and False) or (tmp_path / "began-1").exists())
             (tmp_path / "release").touch()
             assert broker.drain(DEADLINE)
             refused = client.submit("add", 1, 1)
-            while not (future.done() and refused.done()):
-                broker.tick()
-                broker.wait(0.05)
+            wait_until(lambda: (broker.tick() and False) or (future.done() and refused.done()))
             assert future.result()[0] == 1
             with pytest.raises(RequestError, match="drains"):
                 refused.result()

@@ -119,7 +119,9 @@ def test_each_event_of_10_children_arrives_once_and_in_order(manager):
     """Though each child ends right after its last emit."""
     heard: dict[int, list[int]] = {child: [] for child in range(10)}
     manager.server.add_listener("count", lambda child, number: heard[child].append(number))
-    run(manager, *(Task(count, child, 1000) for child in range(10)))
+    tasks = [Task(count, child, 1000) for child in range(10)]
+    run(manager, *tasks)
+    assert [task.exception(0) for task in tasks] == [None] * 10
     assert heard == {child: list(range(1000)) for child in range(10)}
 
 
