@@ -75,8 +75,6 @@ def rehearse() -> None:
         server.add_listener("doorman.hello", lambda event: event.sender.emit("go"), pass_event=True)
         line = Line(server.location, credential)
         line.rehearse(server)
-        line.report(returned(None))
-        server.tick()
         line.close(1.0)
 
 
@@ -193,9 +191,14 @@ class Line:
                 print(f"doorman: the manager was not told: {lost}", file=sys.stderr)  # noqa: T201
 
     def rehearse(self, server: Server) -> None:
-        """Say hello to a server in this very process, and hear its answer."""
+        """Say hello to a server in this very process, hear its answer, and report; all is confirmed then."""
         self._client.emit("doorman.hello", identity.hello(self._credential))
-        for _ in range(3):
+        self._exchange(server)
+        self.report(returned(None))
+        self._exchange(server)
+
+    def _exchange(self, server: Server) -> None:
+        for _ in range(3):  # A frame goes, its answer comes, and is acknowledged.
             self._client.tick()
             server.tick()
 

@@ -19,7 +19,8 @@ from remit.outgate import LARGE, Outgate
 from remit.protocol.connector import Connector, State
 from remit.protocol.outbox import BATCH_EVENTS, HEAD_BYTES, WINDOW_BYTES, Outbox
 from remit.settings import Settings
-from remit.transport import Link, Transport, Waker
+from remit.transport import Link, Transport
+from remit.wheel import Wheel
 
 __all__ = ["Runtime"]
 
@@ -29,8 +30,6 @@ JOIN: Final = 2.0
 """Seconds that a closing client waits for its own threads beyond the linger."""
 ACK_DELAY: Final = 0.005
 """Seconds that an acknowledgement waits for an event to leave with, where a thread sees that it leaves."""
-PARK: Final = 0.002
-"""Seconds for which the thread leaves the link alone after a caller has served it: the next request may be near."""
 BUSY: Final = 0.0002
 """Seconds after a send in which an unthreaded client gathers events into one frame."""
 
@@ -71,7 +70,7 @@ class Runtime:
             self._codec, self._outbox, max_frame=capabilities.max_frame, heartbeat=settings.heartbeat
         )
         self._endpoint = ClientEndpoint(self._machine, link, connect)
-        self._waker = Waker()
+        self._wheel = Wheel()
         self.asking = Asking(self._codec, self._outbox, self._post, self._cancel)
         self._inbound = Inbound(dispatch, self.wake_thread)
         self.urgent = self._inbound.urgent
@@ -80,10 +79,6 @@ class Runtime:
         self._progress = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._wheel = threading.Lock()
-        self._parking = threading.Condition()
-        self._steering = self._parked = False
-        self._steered_at = 0.0
         self._awaited = 0
         self._wanted = threaded
         self._sent_at = 0.0
@@ -93,7 +88,7 @@ class Runtime:
         self.small = min(LARGE - 1, self._max_event)
         self.capacity = settings.queue
         self.idle = True
-        """Nobody is about to look at `pending`: whoever appends must `wake`."""
+        """Nobody is about to look at `pending`: whoever appends must `wake`. Only who holds the wheel makes it True."""
 
     # -- for emit ----------------------------------------------------------------------------------------------
 
@@ -118,10 +113,7 @@ class Runtime:
 
     def wake_thread(self) -> None:
         """Have whoever serves the link look up."""
-        if self._parked and not self._steering:
-            self._hand_back()
-        else:
-            self._waker.wake()
+        self._wheel.call()
 
     def _post(self, name: str, data: bytes) -> bool:
         """Queue an encoded event; False: it was dropped."""
@@ -157,8 +149,8 @@ class Runtime:
     def _drive(self, seconds: float) -> None:
         """Without a thread: wait for something to come, at the most ``seconds``, and take it in."""
         with self._endpoint.lock:
-            self._endpoint.wait(self._until_due(seconds), self._waker)
-            self._waker.clear()
+            self._endpoint.wait(self._until_due(seconds), self._wheel.waker)
+            self._wheel.waker.clear()
         self._pump()
 
     # -- driving -----------------------------------------------------------------------------------------------
@@ -198,41 +190,19 @@ class Runtime:
                 self._drive(IDLE_WAIT)
             return future.result()
         self.start()
-        if not self._wheel.acquire(blocking=False):
+        if not self._wheel.borrow():
             return ask().result()
         try:
-            self._take_over()
+            self.idle = False
             future = ask()
             while not future.done() and not self._stopping:
                 self._serve(future)
         finally:
-            self._steered_at = time.monotonic()
-            self._steering = False
-            self._wheel.release()
+            self.idle = True
+            self._wheel.give_back()
             if len(self.asking) > 1 or self.pending:
-                self._hand_back()
+                self._wheel.call()
         return future.result()
-
-    def _take_over(self) -> None:
-        """Have the thread let go of the link."""
-        self._steering, self.idle = True, False
-        if not self._parked:
-            self._waker.wake()
-
-    def _hand_back(self) -> None:
-        """Have the thread serve the link again, now."""
-        with self._parking:
-            self._steered_at = 0.0
-            self._parking.notify()
-
-    def _park(self) -> None:
-        """The thread: let others serve the link. It comes back when none has for a moment, and something may come."""
-        with self._parking:
-            self._parked = True
-            while not self._stopping and (self._steering or time.monotonic() - self._steered_at < PARK):
-                self.idle = not self._steering
-                self._parking.wait(PARK)
-            self._parked = self.idle = False
 
     def _pump(self) -> bool:
         with self._endpoint.lock:
@@ -259,31 +229,32 @@ class Runtime:
 
     def _run(self) -> None:
         """The thread: serve the link while nobody else does."""
-        while not self._stopping:
-            if self._steering or time.monotonic() - self._steered_at < PARK:
-                self._park()
-            else:
+        while self._wheel.take():
+            try:
                 self._serve()
+            finally:
+                self._wheel.release()
 
     def _serve(self, awaited: Future[Any] | None = None) -> None:
-        """Pump; if there is nothing more to do, and ``awaited`` is not done, sleep until something is."""
+        """Pump; if there is nothing more to do, and ``awaited`` is not done, sleep until something is.
+
+        Whoever does so holds the wheel.
+        """
+        self.idle = False
         drained = self._pump()
-        if awaited is not None and awaited.done():
-            drained = False
         if len(self._inbound):
             self._inbound.announce()
-        if self._awaited:
+        if self._awaited and self._settled:
             with self._progress:
                 self._progress.notify_all()
-        if not drained or (self._machine.sendable() and not self._stuck):
+        if not drained or (self._machine.sendable() and not self._stuck) or (awaited is not None and awaited.done()):
             return
         self.idle = True
         if not (self.pending and self._machine.sendable() and not self._stuck):
             with self._endpoint.lock:
                 if not self._stopping:
-                    self._endpoint.wait(self._until_due(IDLE_WAIT), self._waker)
-            self._waker.clear()
-        self.idle = False
+                    self._endpoint.wait(self._until_due(IDLE_WAIT), self._wheel.waker)
+                self._wheel.waker.clear()
 
     @property
     def _stuck(self) -> bool:
@@ -306,7 +277,7 @@ class Runtime:
                     return False
                 raise SessionRefused(self._machine.refusal.reason, self._machine.refusal.detail)
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._stopping:
                 return False
             self._await_progress(left)
         return True
@@ -320,16 +291,22 @@ class Runtime:
         self.start()
         with self._progress:
             self._awaited += 1
-            self.wake_thread()
-            if not self._outbox.empty and self._machine.refusal is None:
+            # The thread is not woken: it works already if anything can be done, and says when all is.
+            if not self._settled:
                 self._progress.wait(min(seconds, IDLE_WAIT))
             self._awaited -= 1
+
+    @property
+    def _settled(self) -> bool:
+        """Whether there is nothing to wait for: all is confirmed, or nothing will be."""
+        return self._outbox.empty or self._machine.refusal is not None or self._stopping
 
     def close(self, linger: float) -> Undelivered | None:
         """End the threads and the link; return what was not confirmed, as an error to raise."""
         self._stopping = True
-        self._waker.wake()
-        self._hand_back()
+        self._wheel.end()
+        with self._progress:
+            self._progress.notify_all()
         self._inbound.stop(JOIN)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN)
@@ -338,7 +315,7 @@ class Runtime:
             self._machine.bye()
             self._endpoint.flush()
             self._endpoint.close(linger)
-        self._waker.close()
+        self._wheel.close()
         self.asking.close()
         return self._undelivered()
 

@@ -1,0 +1,89 @@
+"""Who serves a client's link: its thread, and callers that wait for answers; nobody wakes without need."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from ticking import ticked
+from waiting import DEADLINE, wait_until
+
+from remit import AsyncServer, Client, Server
+from remit.endpoint import ClientEndpoint
+
+
+def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
+    """It burns no processor while the server, which may have to share that very one, gets on."""
+    sleeps: list[float] = []
+    wait = ClientEndpoint.wait
+    monkeypatch.setattr(
+        ClientEndpoint, "wait", lambda self, timeout, waker=None: (sleeps.append(timeout), wait(self, timeout, waker))
+    )
+    with Server(location) as server, Client(server.location) as client:
+        client.emit("unheard")
+        assert not client.flush(0.6)
+        assert len(sleeps) < 50
+        with ticked(server):
+            assert client.flush(DEADLINE)
+
+
+@pytest.fixture
+def gate_keeper(location):
+    """A server that gives one answer for each event that has come."""
+    started, leaving = threading.Event(), threading.Event()
+    where = []
+
+    async def serve() -> None:
+        async with AsyncServer(location) as server:
+            gate = asyncio.Semaphore(0)
+
+            @server.on("ask")
+            async def ask() -> bool:
+                return await gate.acquire()
+
+            server.add_listener("open", gate.release)
+            where.append(server.location)
+            started.set()
+            while not leaving.is_set():
+                await asyncio.sleep(0.01)
+
+    with ThreadPoolExecutor() as pool:
+        served = pool.submit(asyncio.run, serve())
+        assert started.wait(DEADLINE)
+        yield where[0]
+        leaving.set()
+        served.result(DEADLINE)
+
+
+def test_an_event_leaves_while_another_thread_serves_the_link(gate_keeper):
+    with Client(gate_keeper) as client, ThreadPoolExecutor() as pool:
+        for _ in range(50):
+            asked = pool.submit(client.request, "ask", timeout=DEADLINE)
+            wait_until(lambda: client.stats()["requests"] == 1)
+            client.emit("open")
+            assert asked.result(DEADLINE)
+
+
+def test_two_threads_ask_through_one_client(gate_keeper):
+    with Client(gate_keeper) as client, ThreadPoolExecutor() as pool:
+        for _ in range(50):
+            first, second = (pool.submit(client.request, "ask", timeout=DEADLINE) for _ in range(2))
+            wait_until(lambda: client.stats()["requests"] == 2)
+            client.emit("open")
+            wait_until(lambda: first.done() or second.done())
+            client.emit("open")
+            assert first.result(DEADLINE)
+            assert second.result(DEADLINE)
+
+
+def test_closing_ends_a_wait_in_another_thread(location):
+    with Server(location) as server, ThreadPoolExecutor() as pool:
+        client = Client(server.location)
+        client.emit("unheard")
+        flushed = pool.submit(client.flush, DEADLINE)
+        wait_until(lambda: client.stats()["queued"] == 0)
+        with pytest.raises(Exception, match="unheard"):
+            client.close(0.0)
+        assert flushed.result(DEADLINE) is False
