@@ -147,8 +147,10 @@ class ServerEndpoint(_Endpoint):
             # Not kept if it is not taken: whoever has no session asks again.
             self.link.send(peer, frame)
         for session in list(machine.writable):
-            if self._flush_session(session, now):
-                machine.writable.pop(session, None)
+            # Taken out first: what another thread adds while this one sends counts anew.
+            machine.writable.pop(session, None)
+            if not self._flush_session(session, now):
+                machine.writable[session] = None
 
     def _flush_session(self, session: Session, now: float) -> bool:
         """Send what one session may send now; True if nothing is left that could be tried again soon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -34,15 +35,21 @@ class Publishing:
         self._subscribers: dict[Session, dict[int, Subscription]] = {}
         self._followers: dict[str, tuple[tuple[Session, Subscription], ...]] = {}
         self._kept: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+        self._ended: dict[Session, list[Subscription]] = {}
+        """Subscriptions that were ended from here, of which their clients have yet to be told."""
+        self.lock = threading.Lock()
+        """Publishers are any threads, and whoever ticks takes what they have queued."""
         self.published = 0
 
     def __len__(self) -> int:
-        return sum(len(subscriptions) for subscriptions in self._subscribers.values())
+        with self.lock:
+            return sum(len(subscriptions) for subscriptions in self._subscribers.values())
 
     @property
     def dropped(self) -> int:
         """Publications that present subscribers did not get because they did not keep up."""
-        return sum(one.dropped for each in self._subscribers.values() for one in each.values())
+        with self.lock:
+            return sum(one.dropped for each in self._subscribers.values() for one in each.values())
 
     def subscribe(
         self,
@@ -60,42 +67,48 @@ class Publishing:
         if not pattern or queue < 1:
             raise ValueError("a subscription has a pattern, and a queue of at least 1")
         subscription = Subscription(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
-        self._subscribers.setdefault(session, {})[identifier] = subscription
-        self._followers = {}
         session.outbox.source = functools.partial(self._refill, session)
-        if last:
-            now = time.monotonic()
-            for name, (args, kwargs) in self._kept.items():
-                if subscription.matches(name):
-                    subscription.offer(seal(session.codec, name, args, kwargs), now)
-            self._writable(session)
+        with self.lock:
+            self._subscribers.setdefault(session, {})[identifier] = subscription
+            self._followers = {}
+            if last:
+                now = time.monotonic()
+                for name, (args, kwargs) in self._kept.items():
+                    if subscription.matches(name):
+                        subscription.offer(seal(session.codec, name, args, kwargs), now)
+                self._writable(session)
 
     def unsubscribe(self, session: Session, identifier: int) -> None:
         """End a subscription."""
-        self._subscribers.get(session, {}).pop(identifier, None)
-        self._followers = {}
+        with self.lock:
+            self._drop(session, identifier)
 
     def forget(self, session: Session) -> None:
         """A session has ended, and its subscriptions with it."""
-        if self._subscribers.pop(session, None) is not None:
-            self._followers = {}
+        with self.lock:
+            self._ended.pop(session, None)
+            if self._subscribers.pop(session, None) is not None:
+                self._followers = {}
 
     def publish(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool) -> int:
         """Queue a publication for all who follow; return how many do. Raises CodecError, ValueError."""
         if name.startswith(RESERVED):
             raise ValueError(f"{name!r} is Remit's own: give your events names that do not begin with {RESERVED!r}")
-        now = time.monotonic()
-        if keep:
-            self._kept[name] = args, kwargs
-        self.published += 1
         sealed: dict[Codec, bytes] = {}
-        followers = self._following(name)
-        for session, subscription in followers:
-            data = sealed.get(session.codec)
-            if data is None:
-                data = sealed[session.codec] = seal(session.codec, name, args, kwargs)
-            subscription.offer(data, now)
-            self._writable(session)
+        with self.lock:
+            now = time.monotonic()
+            if keep:
+                self._kept[name] = args, kwargs
+            self.published += 1
+            followers = self._following(name)
+            for session, subscription in followers:
+                data = sealed.get(session.codec)
+                if data is None:
+                    data = sealed[session.codec] = seal(session.codec, name, args, kwargs)
+                subscription.offer(data, now)
+                if subscription.ended:
+                    self._end(session, subscription)
+                self._writable(session)
         return len(followers)
 
     def _following(self, name: str) -> tuple[tuple[Session, Subscription], ...]:
@@ -112,12 +125,23 @@ class Publishing:
             self._followers[name] = followers
         return followers
 
+    def _end(self, session: Session, subscription: Subscription) -> None:
+        """End a subscription from here; its client is told as soon as there is room for that."""
+        self._drop(session, subscription.id)
+        self._ended.setdefault(session, []).append(subscription)
+
+    def _drop(self, session: Session, identifier: int) -> None:
+        self._subscribers.get(session, {}).pop(identifier, None)
+        self._followers = {}
+
     def _refill(self, session: Session) -> None:
         """Outbox: there is room: what waits for this subscriber may go on."""
         pending, encode, now = session.outbox.pending, session.codec.encode, time.monotonic()
-        for subscription in tuple(self._subscribers.get(session, {}).values()):
-            for number, sealed in subscription.take(BATCH_EVENTS, now):
-                pending.append(encode(PUBLISHED, (subscription.id, number, sealed), {}, {}))
-            if subscription.ended:
+        with self.lock:
+            for subscription in tuple(self._subscribers.get(session, {}).values()):
+                for number, sealed in subscription.take(BATCH_EVENTS, now):
+                    pending.append(encode(PUBLISHED, (subscription.id, number, sealed), {}, {}))
+                if subscription.ended:
+                    self._end(session, subscription)
+            for subscription in self._ended.pop(session, ()):
                 pending.append(encode(UNSUBSCRIBED, (subscription.id, subscription.ended), {}, {}))
-                self.unsubscribe(session, subscription.id)

@@ -365,6 +365,7 @@ class Server(Listening):
         """A forked child holds a copy that only refuses; its locks may be held by threads that are not here."""
         self._renew_lock()
         self._ticking = threading.Lock()
+        self._publishing.lock = threading.Lock()
         if self._endpoint is not None:
             self.keeping.after_fork()
 

@@ -132,6 +132,23 @@ def test_a_subscriber_that_lags_can_be_dropped(narrow):
         assert "more than 10 publications waited" in subscription.ended
 
 
+def test_a_subscriber_whose_window_is_full_is_dropped_at_once(location):
+    """It cannot be told yet; but it is not kept until it can."""
+    heard: list[int] = []
+    eight = location.replace(options={**dict(location.options), "window": "8"})
+    with Server(eight) as server, Client(server.location) as client:
+        with ticked(server):
+            subscription = client.subscribe("n", heard.append, queue=8, when_full="unsubscribe")
+        for number in range(8):
+            server.publish("n", number)
+        server.tick()  # Eight leave, and their acknowledgements are not looked at.
+        for number in range(8, 17):
+            server.publish("n", number)
+        assert server.stats()["subscriptions"] == 0
+        tick_until(server, lambda: subscription.ended)
+    assert heard == list(range(8))
+
+
 def test_what_is_too_old_is_not_sent(location):
     heard: list[int] = []
     with Server(location) as server, Client(server.location) as client:

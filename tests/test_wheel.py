@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import pytest
 from ticking import ticked
@@ -17,9 +17,9 @@ from remit.endpoint import ClientEndpoint
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
     """It burns no processor while the server, which may have to share that very one, gets on."""
     sleeps: list[float] = []
-    wait = ClientEndpoint.wait
+    sleep = ClientEndpoint.wait
     monkeypatch.setattr(
-        ClientEndpoint, "wait", lambda self, timeout, waker=None: (sleeps.append(timeout), wait(self, timeout, waker))
+        ClientEndpoint, "wait", lambda self, timeout, waker=None: (sleeps.append(timeout), sleep(self, timeout, waker))
     )
     with Server(location) as server, Client(server.location) as client:
         client.emit("unheard")
@@ -72,7 +72,7 @@ def test_two_threads_ask_through_one_client(gate_keeper):
             first, second = (pool.submit(client.request, "ask", timeout=DEADLINE) for _ in range(2))
             wait_until(lambda: client.stats()["requests"] == 2)
             client.emit("open")
-            wait_until(lambda: first.done() or second.done())
+            wait([first, second], DEADLINE, FIRST_COMPLETED)
             client.emit("open")
             assert first.result(DEADLINE)
             assert second.result(DEADLINE)
