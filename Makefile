@@ -24,7 +24,7 @@ demo: $(READY)
 	@$(BIN)/python docs/examples/checksums.py $(LOCATION)
 
 test: $(READY)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3 --dist worksteal
 
 simulate: $(READY)
 	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS)
