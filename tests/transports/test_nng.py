@@ -487,7 +487,8 @@ def test_a_writer_without_a_descriptor_is_told_of_room_all_the_same(place: Locat
         pair.meet()
         with no_descriptor_left():
             taken = filled(pair.client, SERVER)
-            assert pair.client.send(SERVER, b"too much") is Sent.FULL
+            while pair.client.send(SERVER, b"more") is Sent.ACCEPTED:
+                taken += 1  # nng's own threads had moved some on
         accepted = threading.Event()
 
         def write() -> None:
