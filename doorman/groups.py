@@ -71,6 +71,11 @@ class GroupManager(Owner):
         return self.manager.server
 
     @property
+    def realm(self) -> Owner:
+        """The manager that runs the tasks in the end."""
+        return self.manager.realm if isinstance(self.manager, Owner) else self
+
+    @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
         """The groups that have not begun, in order."""
         return tuple(tuple(group) for group in self._groups)

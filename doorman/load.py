@@ -102,6 +102,14 @@ class Meter:
             load.add(handler, processor, 100.0 * known.reading.memory / self._memory)
         return load
 
+    def counted(self, attempt: str) -> tuple[float, float]:
+        """Return the processor and memory load that `measure` last counted a running attempt with."""
+        known = self._known.get(attempt)
+        if known is None:
+            return self._share, 0.0
+        processor = self._share if known.processor is None else known.processor
+        return processor, 100.0 * known.reading.memory / self._memory
+
     def _look(self, known: _Known | None, pid: int | None, now: float) -> _Known | None:
         if known is not None and now - known.at < SAMPLE:
             return known

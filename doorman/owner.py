@@ -25,6 +25,11 @@ class Owner:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
 
+    @property
+    def realm(self) -> Owner:
+        """The manager that runs the tasks in the end: this one, or that which it leads."""
+        return self
+
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
         raise NotImplementedError

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import signal
-import time
 from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final
@@ -15,6 +12,7 @@ from doorman.identity import Credential, Identity
 from doorman.process import Process
 from doorman.states import State
 from doorman.task import Task
+from doorman.timetable import Timetable
 
 __all__ = ["Due", "Running"]
 
@@ -42,9 +40,9 @@ class Running:
         self._grace: Final = grace
         self._attempts: dict[str, Attempt] = {}
         self._by_task: dict[Task, Attempt] = {}
+        self._by_handler: dict[str, dict[Attempt, None]] = {}
         self._over: dict[str, Credential] = {}
-        self._dues: list[tuple[float, int, Due, str]] = []
-        self._serial = itertools.count()
+        self._dues: Timetable[tuple[Due, str]] = Timetable()
         self.unproven = 0
         """How many are on their way from launch to proof."""
 
@@ -74,12 +72,17 @@ class Running:
         """Return the attempt that is under way for a task."""
         return self._by_task.get(task)
 
+    def siblings(self, task: Task) -> tuple[Attempt, ...]:
+        """Return the attempts of other tasks with the same handler."""
+        return tuple(attempt for attempt in self._by_handler.get(task.handler, ()) if attempt.task is not task)
+
     # -- the life of an attempt --------------------------------------------------------------------------------
 
     def add(self, attempt: Attempt) -> None:
         """Begin: its process was asked for."""
         attempt.task.enter(State.LAUNCHING)
         self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
+        self._by_handler.setdefault(attempt.handler, {})[attempt] = None
         self.unproven += 1
 
     def launched(self, attempt: Attempt, process: Process, patience: float) -> None:
@@ -121,6 +124,10 @@ class Running:
             del self._over[next(iter(self._over))]
         del self._attempts[attempt.id]
         del self._by_task[attempt.task]
+        siblings = self._by_handler[attempt.handler]
+        del siblings[attempt]
+        if not siblings:
+            del self._by_handler[attempt.handler]
         if attempt.task.identity is None:
             self.unproven -= 1
         attempt.close()
@@ -129,16 +136,15 @@ class Running:
 
     def expect(self, due: Due, attempt: Attempt, seconds: float) -> None:
         """Let something come due for an attempt, unless it is over by then."""
-        heapq.heappush(self._dues, (time.monotonic() + seconds, next(self._serial), due, attempt.id))
+        self._dues.expect((due, attempt.id), seconds)
 
     def due(self) -> Iterator[tuple[Due, Attempt]]:
         """Yield what has come due since the last call."""
-        while self._dues and self._dues[0][0] <= time.monotonic():
-            _, _, due, attempt_id = heapq.heappop(self._dues)
+        for due, attempt_id in self._dues.due():
             attempt = self._attempts.get(attempt_id)
             if attempt is not None:
                 yield due, attempt
 
     def patience(self, most: float) -> float:
         """Return the seconds until something comes due, ``most`` at the most."""
-        return max(0.0, min(most, self._dues[0][0] - time.monotonic())) if self._dues else most
+        return self._dues.patience(most)

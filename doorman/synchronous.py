@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
@@ -13,6 +12,7 @@ from typing import Any, Final, TypeAlias
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
+from doorman.launcher.leaving import exit_code
 from doorman.owner import Owner
 from doorman.process import Process
 from doorman.rules import Rule, Rules
@@ -191,12 +191,8 @@ def _command(task: Task) -> _End:
 
 def _left(leaving: SystemExit) -> _End:
     """Tell what a process of the task's own would have ended as."""
-    if not leaving.code:
-        return State.DONE, None, None
-    if isinstance(leaving.code, int):
-        return State.FAILED, None, WorkerDied(os.getpid(), leaving.code & 0xFF, None)
-    print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
-    return State.FAILED, None, WorkerDied(os.getpid(), 1, None)
+    code = exit_code(leaving)
+    return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
 
 
 def _own_identity(task: Task) -> Identity:

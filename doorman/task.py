@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from doorman.dependencies import check_owners, checked
 from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.limits import Limits
 from doorman.owner import Owner
+from doorman.retry import Backoff, Comeback, Intensity, Restart
 from doorman.states import ENDED, State, legal
 
 if TYPE_CHECKING:
@@ -43,6 +46,12 @@ class Task:
     can_run -- asked before it starts; while it returns False the task waits
     cancel_when -- asked at each tick; once it returns True the task is cancelled
     retries -- how often it is tried again after it raised or its process died
+    backoff -- how long it waits before that; None: not at all
+    restart -- "temporary": never again; "transient": again if it ended abnormally; "permanent": always, until cancelled
+    intensity -- how often it may be restarted before it fails with RestartedTooOften; default: ``Intensity()``
+    priority -- the higher, the earlier it starts among those that wait; equal ones start as they were added
+    after -- tasks of the same manager that have to be done before it starts; if one is not, this one is cancelled
+    limits -- what its process may use
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
     cwd, env -- the process's working directory and whole environment; None: as they were when the manager was made
 
@@ -63,6 +72,12 @@ class Task:
         can_run: Callable[[], bool] | None = None,
         cancel_when: Callable[[], bool] | None = None,
         retries: int = 0,
+        backoff: Backoff | None = None,
+        restart: Restart = "temporary",
+        intensity: Intensity | None = None,
+        priority: int = 0,
+        after: Iterable[Task] = (),
+        limits: Limits | None = None,
         wrapper: Sequence[str] = (),
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
@@ -71,8 +86,10 @@ class Task:
             raise TypeError(f"a task calls its first argument, but {fn!r} cannot be called; see also Task.command")
         if expires_in is not None and not expires_in > 0:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
-        if retries < 0:
-            raise ValueError(f"retries is not negative: {retries!r}")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority is a whole number, not {priority!r}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
         for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
             if asked is not None and not callable(asked):
                 raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
@@ -87,6 +104,10 @@ class Task:
         self.can_run = can_run
         self.cancel_when = cancel_when
         self.retries = retries
+        self.comeback = Comeback(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
+        self.priority = priority
+        self.after = checked(after)
+        self.limits = limits
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
@@ -103,6 +124,7 @@ class Task:
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
         self._owner: Owner | None = None
+        self._watchers: list[Callable[[Task], object]] = []
         self._call: bytes | None = None
         self._started: float | None = None
         self._ended: float | None = None
@@ -157,6 +179,11 @@ class Task:
             return None
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
+    @property
+    def owner(self) -> Owner | None:
+        """The manager that it was added to."""
+        return self._owner
+
     def __repr__(self) -> str:
         pid = f" pid {self.identity.pid} ({self.identity.strength})" if self.identity else ""
         return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
@@ -164,9 +191,13 @@ class Task:
     # -- for its manager ---------------------------------------------------------------------------------------
 
     def adopt(self, owner: Owner) -> bytes:
-        """Bind the task to its manager and return its call as bytes. Raises TaskAlreadyAdded, TaskNotPicklable."""
+        """Bind the task to its manager and return its call as bytes.
+
+        Raises TaskAlreadyAdded, TaskNotPicklable; ValueError if the manager is not that of the tasks it comes after.
+        """
         if self._owner is not None:
             raise TaskAlreadyAdded(f"{self!r} was added before; make a new task for each run")
+        check_owners(self, owner)
         call = self._call if self._call is not None else b"" if self.argv else self._pickled()
         self._owner, self._call = owner, None
         return call
@@ -193,6 +224,16 @@ class Task:
             error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
         self._value, self._error = value, error
         self.enter(state)
+        watchers, self._watchers = self._watchers, []
+        for tell in watchers:
+            tell(self)
+
+    def when_ended(self, tell: Callable[[Task], object]) -> None:
+        """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
+        if self.done():
+            tell(self)
+        else:
+            self._watchers.append(tell)
 
     def _pickled(self) -> bytes:
         try:
