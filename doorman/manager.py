@@ -132,7 +132,7 @@ class ProcessManager(Owner):
         return bool(len(self._admission) or len(self._running))
 
     def why(self, task: Task) -> str | None:
-        """Return what held a waiting task back in the last tick; None if nothing did."""
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
         return self._admission.why.get(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
@@ -155,11 +155,6 @@ class ProcessManager(Owner):
         else:
             return False
         return True
-
-    def stop(self) -> None:
-        """Cancel everything that waits or runs; `tick` until it has ended."""
-        for task in (*self.waiting, *self.running):
-            self.cancel(task)
 
     # -- making progress ---------------------------------------------------------------------------------------
 

@@ -33,9 +33,33 @@ class Owner:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
         raise NotImplementedError
 
+    @property
+    def waiting(self) -> tuple[Task, ...]:
+        """The tasks that have not begun, in order."""
+        raise NotImplementedError
+
+    @property
+    def running(self) -> tuple[Task, ...]:
+        """The tasks that have begun and not ended."""
+        raise NotImplementedError
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def why(self, task: Task) -> str | None:
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
+        raise NotImplementedError
+
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task or stop a running one; False if it has ended."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Cancel everything that waits or runs; `tick` until it has ended."""
+        for task in (*self.waiting, *self.running):
+            self.cancel(task)
 
     def close(self) -> None:
         """Stop what runs, drop what waits, and end. May be called twice."""

@@ -217,6 +217,26 @@ def test_rules_are_kept(either):
     assert not either.remove_rule(rule)
 
 
+def test_a_rule_holds_back_and_is_told_until_it_is_removed(either):
+    rule = Rule(processes=0)
+    either.add_rule(rule)
+    task, other = either.add_task(Task(len, "abc")), either.add_task(Task(len, "ab", ignores_rules=True))
+    assert other.result(DEADLINE) == 2
+    assert either.why(task) == "0 of 0 processes run"
+    assert either.remove_rule(rule)
+    assert task.result(DEADLINE) == 3
+    assert either.why(task) is None
+
+
+def test_stopping_drops_what_waits(either):
+    tasks = [either.add_task(Task(len, "abc", can_run=lambda: False)) for _ in range(3)]
+    either.tick()
+    assert [either.why(task) for task in tasks] == ["its can_run says no"] * 3
+    either.stop()
+    assert [task.state for task in tasks] == [State.CANCELLED] * 3
+    assert not either.busy
+
+
 def test_nothing_can_be_added_after_the_end(either):
     waiting = either.add_task(Task(len, "abc"))
     either.close()
