@@ -4,81 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from doorman.errors import TaskCancelled
 from doorman.owner import Owner
-from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.task import Task
 
-if TYPE_CHECKING:
-    from remit import Server
-
-__all__ = ["GroupManager", "Manager", "OnFailure"]
+__all__ = ["GroupManager", "OnFailure"]
 
 OnFailure: TypeAlias = Literal["continue", "stop"]
 _POLICIES: Final = ("continue", "stop")
 _FAILURES: Final = (State.FAILED, State.EXPIRED, State.LOST)
 """Ends of a task by which its group has failed. Who cancels a task has decided that nobody needs it."""
-
-
-class Manager(Protocol):
-    """What a group manager needs of the manager that it leads."""
-
-    server: Server
-    rules: Rules
-
-    @property
-    def waiting(self) -> tuple[Task, ...]:
-        """The tasks that have not begun."""
-        ...
-
-    @property
-    def running(self) -> tuple[Task, ...]:
-        """The tasks that have begun and not ended."""
-        ...
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        ...
-
-    def why(self, task: Task) -> str | None:
-        """Tell what holds a task back."""
-        ...
-
-    def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to a running task."""
-        ...
-
-    def add_task(self, task: Task) -> Task:
-        """Want a task."""
-        ...
-
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule."""
-        ...
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more."""
-        ...
-
-    def cancel(self, task: Task) -> bool:
-        """Drop or stop a task."""
-        ...
-
-    def tick(self) -> bool:
-        """Do what can be done now."""
-        ...
-
-    def wait(self, timeout: float) -> None:
-        """Wait until there is something to do."""
-        ...
-
-    def close(self) -> None:
-        """Stop everything and end."""
-        ...
 
 
 class GroupManager(Owner):
@@ -91,25 +29,15 @@ class GroupManager(Owner):
     Leaving its block closes the manager that it leads. Raises ValueError.
     """
 
-    def __init__(self, manager: Manager, *, on_failure: OnFailure = "continue") -> None:
+    def __init__(self, manager: Owner, *, on_failure: OnFailure = "continue") -> None:
         super().__init__()
-        self.manager = manager
+        self.manager, self.server, self.rules = manager, manager.server, manager.rules
         self.on_failure: OnFailure = _policy(on_failure)
         self.failed: tuple[Task, ...] = ()
         """The tasks because of which it was stopped; empty while it goes on."""
         self._groups: deque[_Group] = deque()
         self._current = _Group(on_failure)
         self._closed = False
-
-    @property
-    def server(self) -> Server:
-        """The server that the tasks emit to."""
-        return self.manager.server
-
-    @property
-    def rules(self) -> Rules:
-        """The rules of the manager that it leads."""
-        return self.manager.rules
 
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
@@ -166,14 +94,6 @@ class GroupManager(Owner):
         """Want one task, after all that was added before: a group of its own."""
         self.add_group([task])
         return task
-
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
-        self.manager.add_rule(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
-        return self.manager.remove_rule(rule)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to a running task, as the manager that it leads does."""

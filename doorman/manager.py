@@ -108,14 +108,6 @@ class ProcessManager(Owner):
             self._watched[task] = None
         return task
 
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
-        self.rules.add(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
-        return self.rules.remove(rule)
-
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have no process yet, in the order in which they were added."""

@@ -54,14 +54,6 @@ class SynchronousManager(Owner):
         self._admission.add(task, task.adopt(self))
         return task
 
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
-        self.rules.add(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
-        return self.rules.remove(rule)
-
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have not run yet."""
