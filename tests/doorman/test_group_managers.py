@@ -174,15 +174,6 @@ def test_a_group_may_be_added_when_a_task_enters_a_state(groups):
     assert heard == [f"{name} {state}" for name in ("a", "aa", "aaa", "aaaa") for state in ("running", "done")]
 
 
-def test_all_members_of_a_group_start_in_one_tick(short_path):
-    with GroupManager(ProcessManager(f"unix://{short_path}/m")) as groups:
-        tasks = groups.add_group([Task(len, "abc") for _ in range(50)])
-        groups.tick()
-        assert groups.groups == ()
-        assert groups.running == tasks
-        run(groups)
-
-
 def test_what_a_closed_manager_does_not_take_is_cancelled(short_path):
     with Server(f"unix://{short_path}/m") as server:
         inner = ProcessManager(server)
