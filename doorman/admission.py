@@ -22,7 +22,7 @@ __all__ = ["Admission"]
 AGAIN: Final = 0.1
 """Seconds after which a process is asked for again where none could be had; earlier if another one ends."""
 _Start: TypeAlias = Callable[[Entry], bool]
-_Fail: TypeAlias = Callable[[Task, BaseException], None]
+_Fail: TypeAlias = Callable[[Task, BaseException], object]
 
 
 class Admission:
@@ -61,6 +61,8 @@ class Admission:
 
     def add(self, task: Task, call: bytes) -> None:
         """Let a task wait, with its pickled call."""
+        if not self._entries:
+            self._occupancy.resume()
         entry = self._entries[task] = Entry(task, call, next(self._turns))
         if not self._dependencies.hold(task):
             self._ready(entry)
@@ -113,17 +115,34 @@ class Admission:
     def admit(self, running: Iterable[Attempt], start: _Start, fail: _Fail) -> None:
         """Have those started that may; ``start`` drops the task and returns False if that is enough for now.
 
-        A task whose own question raises is given to ``fail``, which drops it as well.
+        A task whose own question raises is given to ``fail``, which drops it as well. What is added meanwhile has to
+        wait for the next time.
         """
         self._wake()
         if not self._worth_a_look(running):
             return
         self._stirred, self._held = False, None
-        looked_at: list[Lane] = []
-        enough = False
-        while not enough and (lane := self._next()) is not None:
+        taken: dict[Lane, None] = {}
+        try:
+            if not self._look(taken, start, fail):
+                self._stirred = True
+                self._held = self._held or "enough processes are just being started"
+        except BaseException:
+            self._stirred = True
+            raise
+        finally:
+            for lane in taken:
+                self._lanes.queue(lane)
+
+    def _look(self, taken: dict[Lane, None], start: _Start, fail: _Fail) -> bool:
+        """Look at the lanes in turn; False if ``start`` had enough before the last."""
+        latest, held = next(self._turns), False
+        while (lane := self._next()) is not None:
+            taken[lane] = None
             entry = lane.head()
-            assert entry is not None
+            if entry is None or entry.turn > latest:
+                self._stirred |= entry is not None
+                continue
             try:
                 lane.why = self._holds_back(entry, lane)
             except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
@@ -131,16 +150,14 @@ class Admission:
                 self._lanes.queue(lane)
                 continue
             if lane.why is not None:
-                looked_at.append(lane)
+                held = True
             elif entry.lane is lane:  # Its own question may have cancelled it.
-                enough = not start(entry)
                 # What starts changes the load: it may end what held others back.
-                self._stirred |= enough or bool(looked_at)
+                self._stirred |= held
+                if not start(entry):
+                    return False
                 self._lanes.queue(lane)
-        for lane in looked_at:
-            self._lanes.queue(lane)
-        if enough:
-            self._held = self._held or "enough processes are just being started"
+        return True
 
     def refused(self, why: str) -> None:
         """Ask for no process for a little while: none can be had just now."""

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import signal
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ import msgspec
 
 from doorman.admission import Admission
 from doorman.attempt import Attempt
-from doorman.errors import LaunchRefused, RestartedTooOften, TaskNotPicklable, WorkerDied
+from doorman.errors import LaunchRefused, TaskNotPicklable, WorkerDied
 from doorman.lanes import Entry
 from doorman.launcher import Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.zygote import ZygoteLauncher
@@ -115,14 +114,6 @@ class ProcessManager(Owner):
             self._watched[task] = None
         return task
 
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
-        self.rules.add(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
-        return self.rules.remove(rule)
-
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have no process yet, in the order in which they were added."""
@@ -139,7 +130,7 @@ class ProcessManager(Owner):
         return bool(len(self._admission) or len(self._running))
 
     def why(self, task: Task) -> str | None:
-        """Return what holds a waiting task back, as of the last tick; None if nothing does."""
+        """Return what holds a waiting task back as of the last tick, in words with figures; None if nothing does."""
         return self._admission.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
@@ -162,11 +153,6 @@ class ProcessManager(Owner):
         else:
             return False
         return True
-
-    def stop(self) -> None:
-        """Cancel everything that waits or runs; `tick` until it has ended."""
-        for task in (*self.waiting, *self.running):
-            self.cancel(task)
 
     # -- making progress ---------------------------------------------------------------------------------------
 
@@ -351,19 +337,11 @@ class ProcessManager(Owner):
         """End an attempt, and its task with it unless it is to be tried again."""
         task = attempt.task
         self._forget(attempt)
-        pause = None
-        if not attempt.final and not self._closed:
-            now = time.monotonic()
-            ran = None if task.identity is None else task.duration
-            try:
-                pause = task.comeback.pause(state, error, attempt=task.attempt, ran=ran, now=now)
-            except RestartedTooOften as often:
-                state, value, error = State.FAILED, None, often
+        wanted = not attempt.final and not self._closed
+        state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
         if pause is None:
             self._end(task, state, value, error)
         else:
-            task.identity = None
-            task.enter(State.WAITING)
             self._admission.rest(task, attempt.call, pause)
 
     def _forget(self, attempt: Attempt) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from doorman.dependencies import check_owners, checked
-from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.errors import RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
 from doorman.limits import Limits
 from doorman.owner import Owner
 from doorman.retry import Backoff, Comeback, Intensity, Restart
@@ -227,6 +227,24 @@ class Task:
         watchers, self._watchers = self._watchers, []
         for tell in watchers:
             tell(self)
+
+    def next_try(
+        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
+    ) -> tuple[State, Any, BaseException | None, float | None]:
+        """Wait again after an attempt that ended so, if the policy says so and it is still ``wanted``.
+
+        Returns how the task ends, which may be otherwise than its attempt; or at last the seconds until its next try.
+        """
+        ran = None if self.identity is None else self.duration
+        try:
+            now = time.monotonic()
+            pause = self.comeback.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
+        except RestartedTooOften as often:
+            return State.FAILED, None, often, None
+        if pause is not None:
+            self.identity = None
+            self.enter(State.WAITING)
+        return state, value, error, pause
 
     def when_ended(self, tell: Callable[[Task], object]) -> None:
         """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
