@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
+from weakref import WeakSet
 
 from doorman.errors import JournalError, JournalInUse
 from doorman.records import VERSION, Entry, Opened, Record, decoded, encoded, folded
@@ -18,7 +19,7 @@ from doorman.states import State
 from remit.claim import Claim
 from remit.errors import LocationInUse, TransportError
 
-__all__ = ["Finished", "Journal"]
+__all__ = ["Finished", "Journal", "finished_of"]
 
 KEEP: Final = 10_000
 """Tasks that have ended and are remembered; beyond that the oldest are forgotten."""
@@ -26,6 +27,8 @@ ROTATE: Final = 16 << 20
 """Bytes that a journal may grow by, and at least double, before it is written anew."""
 SURVIVES: Final = ("manager", "machine")
 _log = logging.getLogger(__name__)
+_open: Final[WeakSet[Journal]] = WeakSet()
+"""A fork must not keep the lock of a manager that has died."""
 
 
 class Finished(NamedTuple):
@@ -93,6 +96,7 @@ class Journal:
         self._broken: JournalError | None = None
         self._size = self._rotate_at = 0
         self._claim = _claimed(self.path)
+        _open.add(self)
         try:
             self._entries: dict[str, Entry] = self._renew()
         except BaseException:
@@ -218,6 +222,14 @@ class Journal:
         evidence.unlink(missing_ok=True)
         os.link(self.path, evidence)
         _log.error("%s: %d damaged records were passed over; the file as it was is %s", self.path, damaged, evidence)
+
+
+def _after_fork() -> None:
+    for journal in tuple(_open):
+        journal.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def finished_of(entry: Entry) -> Finished | None:

@@ -80,11 +80,7 @@ class ProcessManager(Owner):
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
         super().__init__()
-        self._owns_journal = not isinstance(journal, Journal)
-        recorder = self._recorder = Recorder(Journal(journal) if isinstance(journal, str | os.PathLike) else journal)
-        where = _place(location, recorder)
-        if not find_transport(where.scheme).capabilities.crosses_processes:
-            raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+        self._recorder = Recorder(journal)
         self._admission = Admission(rules)
         self._running = Running(grace=grace)
         self._logs = Logs(log_path)
@@ -92,24 +88,25 @@ class ProcessManager(Owner):
         self._watched: dict[Task, None] = {}
         self._closed = self._ticking = False
         self._owner = os.getpid()
-        # The zygote first: it must be exec'd before a transport starts threads here.
-        self._launcher: Launcher = launcher or _zygote(where, preload)
         self._shares = isinstance(location, Server)
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._recorder.close)
+            where = _place(location, self._recorder)
+            # The zygote first: it must be exec'd before a transport starts threads here.
+            self._launcher: Launcher = launcher or _zygote(where, preload)
+            undone.callback(self._launcher.close, 0.0)
             self.server = location if isinstance(location, Server) else Server(where)
-        except BaseException:
-            self._launcher.close(0.0)
-            raise
+            undone.pop_all()
         self._pickled_location = pickle.dumps(self.server.location)
-        self._reception = Reception(self.server, self._running, self._conclude, recorder)
-        self._running.stopped = recorder.stopped
+        self._reception = Reception(self.server, self._running, self._conclude, self._recorder)
+        self._running.stopped = self._recorder.stopped
         self.rules = self._admission.rules
         self.refused = self._reception.refused
         """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
         self.recovered: tuple[Task, ...] = ()
         """What the journal told of when it was opened, in the order in which it was added."""
-        if recorder.journal is not None:
-            self._recover(recorder.journal)
+        if self._recorder.journal is not None:
+            self._recover(self._recorder.journal)
 
     # -- for those who want ------------------------------------------------------------------------------------
 
@@ -123,14 +120,6 @@ class ProcessManager(Owner):
         if task.cancel_when is not None:
             self._watched[task] = None
         return task
-
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
-        self.rules.add(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
-        return self.rules.remove(rule)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
@@ -148,7 +137,7 @@ class ProcessManager(Owner):
         return bool(len(self._admission) or len(self._running))
 
     def why(self, task: Task) -> str | None:
-        """Return what held a waiting task back in the last tick; None if nothing did."""
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
         return self._admission.why.get(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
@@ -171,11 +160,6 @@ class ProcessManager(Owner):
         else:
             return False
         return True
-
-    def stop(self) -> None:
-        """Cancel everything that waits or runs; `tick` until it has ended."""
-        for task in (*self.waiting, *self.running):
-            self.cancel(task)
 
     # -- making progress ---------------------------------------------------------------------------------------
 
@@ -210,6 +194,7 @@ class ProcessManager(Owner):
         self._closed = True
         if self._owner != os.getpid():
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
+            self._recorder.close()
             return
         self._recorder.leaving()
         try:
@@ -223,7 +208,7 @@ class ProcessManager(Owner):
                 self.server.close()
             for attempt in self._running:
                 self._over(attempt, attempt.stopping or State.LOST, error=attempt.error)
-            self._recorder.close(ours=self._owns_journal)
+            self._recorder.close()
 
     def _recover(self, journal: Journal) -> None:
         """Go on where the manager before this one ended. Raises JournalError."""
@@ -406,9 +391,14 @@ class ProcessManager(Owner):
 
 
 def _place(location: str | Location | Server | None, recorder: Recorder) -> Location:
+    """Return where the processes are to speak to. Raises ValueError, LocationError."""
     if isinstance(location, Server):
-        return location.location
-    return recorder.private_place() if location is None else resolve(location)
+        where = location.location
+    else:
+        where = recorder.private_place() if location is None else resolve(location)
+    if not find_transport(where.scheme).capabilities.crosses_processes:
+        raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+    return where
 
 
 def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:

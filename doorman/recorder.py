@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import os
 import pickle
 import time
 from collections.abc import Container, Mapping
@@ -40,8 +41,9 @@ _log = logging.getLogger(__name__)
 class Recorder:
     """Writes to a journal what a manager does; without a journal it does nothing."""
 
-    def __init__(self, journal: Journal | None) -> None:
-        self.journal = journal
+    def __init__(self, journal: str | os.PathLike[str] | Journal | None) -> None:
+        self._ours = isinstance(journal, str | os.PathLike)
+        self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
         self._told: set[str] = set()
         self._leaving = False
         self._ids: set[str] = set()
@@ -68,10 +70,10 @@ class Recorder:
         place: Location = pickle.loads(self.journal.location or b"")
         return place
 
-    def close(self, *, ours: bool) -> None:
+    def close(self) -> None:
         """Let go of the journal; of one that is its user's, only from here."""
         journal, self.journal = self.journal, None
-        if journal is not None and ours:
+        if journal is not None and self._ours:
             journal.close()
 
     # -- a task's life -----------------------------------------------------------------------------------------

@@ -203,6 +203,32 @@ def test_a_manager_that_was_killed_leaves_it_free(path):
         pass
 
 
+def test_a_fork_of_a_dead_manager_does_not_keep_it(path):
+    code = """
+import os, sys, time
+from doorman import Journal
+journal = Journal(sys.argv[1])
+if not os.fork():
+    print("forked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.kill(os.getpid(), 9)
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as manager:
+        assert manager.stdout is not None
+        assert manager.stdout.readline() == b"forked\n"
+        assert manager.wait() == -9
+        with Journal(path):
+            pass
+
+
+def test_a_manager_that_cannot_begin_leaves_it_free(path, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not reach other processes"):
+            ProcessManager("memory://here", journal=path)
+
+
 def test_it_can_be_read_while_a_manager_writes(path):
     with Journal(path) as journal:
         journal.append(added("1"), added("2"), done("1", 7))
