@@ -161,6 +161,12 @@ class ProcessManager(Owner):
         for task in (*self.waiting, *self.running):
             self.cancel(task)
 
+    def kill(self) -> None:
+        """Like `stop`, without any grace: SIGKILL now."""
+        self.stop()
+        for attempt in self._running:
+            attempt.signal(signal.SIGKILL)
+
     # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
