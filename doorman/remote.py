@@ -33,6 +33,8 @@ class Remote:
 
     def __init__(self, location: Location, *, key: bytes = b"", name: str = "", timeout: float = TIMEOUT) -> None:
         self.name = name or str(location)
+        self.id = f"{location.url} {key.hex()}"
+        """Differs for another manager of the same name or at the same place."""
         self._key, self._timeout = key, timeout
         self._client = Client(location, linger=0.0)
 

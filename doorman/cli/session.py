@@ -41,8 +41,9 @@ class Session:
         self.end()
 
     def end(self) -> None:
-        """Have it end. Safe in a signal handler."""
+        """Have it end, as `doorman stop` does and SIGTERM."""
         self.ending = True
+        self.signal = self.signal or signal.SIGTERM
         self.wake()
 
     def wake(self) -> None:

@@ -27,12 +27,12 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
 
 
 def task_rows(view: ManagerView) -> list[tuple[str, ...]]:
-    """Return a row for each task of a manager, and one for those that it left off."""
+    """Return a row for each task of a manager, one for those that it left off, and one if there are none."""
+    rest = ("",) * (len(TASK_HEAD) - 4)
     rows = [task_row(view, task) for task in view.tasks]
     if view.left_off:
-        rest = ("",) * (len(TASK_HEAD) - 4)
         rows.append((view.name, "...", f"{view.left_off} more", "waiting", *rest))
-    return rows
+    return rows or [(view.name, "-", "-", "idle", *rest)]
 
 
 def task_row(view: ManagerView, task: TaskView) -> tuple[str, ...]:
