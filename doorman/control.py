@@ -17,7 +17,6 @@ import msgspec
 
 from doorman.errors import ControlRefused
 from doorman.load import Reading, reader
-from doorman.process import start_time
 from doorman.registry import Registration
 from doorman.view import ManagerView, TaskView
 
@@ -189,7 +188,7 @@ class _Usage:
         identity = task.identity
         reading = None if identity is None else self._read(identity.pid)
         # Only the number was used to read it: it holds if the process has it still.
-        if identity is None or reading is None or start_time(identity.pid) != identity.start_time:
+        if identity is None or reading is None or reading.born not in (0, identity.start_time):
             return None, None
         now = time.monotonic()
         at, before, cpu = self._before.get(identity.attempt, (now - (task.duration or 0.0), Reading(0.0, 0), None))

@@ -21,9 +21,9 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity | None = None
     """The process that was proven to be this task's; None until then."""
     cpu: float | None = None
-    """Per cent of one core: since the last time that anybody asked, or else since it began."""
+    """Per cent of one core, of it and all that it has started: since anybody last asked, or else since it began."""
     memory: int | None = None
-    """Bytes of memory that are its own or shared now."""
+    """Bytes resident now, of it and all that it has started."""
     age: float | None = None
     """Seconds since its own code began."""
     restarts: int = 0

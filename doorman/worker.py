@@ -35,6 +35,8 @@ HELLO_AGAIN: Final = 2.0
 """Seconds after which an unanswered hello is said again."""
 REPORT_LINGER: Final = 60.0
 """Seconds within which the result must have reached the manager."""
+REHEARSALS: Final = 10
+"""The interpreter writes into code until it has specialised it: what is written here, no child has to write again."""
 CHUNK: Final = 256 * 1024
 """Bytes of a result in one event: below what any transport carries."""
 NOT_ADMITTED: Final = 75
@@ -64,7 +66,8 @@ _read_work: Final = msgspec.msgpack.Decoder(Work).decode
 def prepare(scheme: str) -> Callable[[Order], int]:
     """Do once, in the zygote, what each child would have to do; return the entry of the children."""
     find_transport(scheme)
-    rehearse()
+    for _ in range(REHEARSALS):
+        rehearse()
     return run_order
 
 
