@@ -43,6 +43,7 @@ class Task:
     can_run -- asked before it starts; while it returns False the task waits
     cancel_when -- asked at each tick; once it returns True the task is cancelled
     retries -- how often it is tried again after it raised or its process died
+    detach -- its process outlives the manager; the next one with the same journal takes it over
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
     cwd, env -- the process's working directory and whole environment; None: as they were when the manager was made
 
@@ -63,6 +64,7 @@ class Task:
         can_run: Callable[[], bool] | None = None,
         cancel_when: Callable[[], bool] | None = None,
         retries: int = 0,
+        detach: bool = False,
         wrapper: Sequence[str] = (),
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
@@ -87,6 +89,7 @@ class Task:
         self.can_run = can_run
         self.cancel_when = cancel_when
         self.retries = retries
+        self.detach = detach
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
@@ -184,6 +187,10 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
+
+    def began(self, moment: float) -> None:
+        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
+        self._started = moment
 
     def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""

@@ -117,7 +117,7 @@ Message: TypeAlias = Start | Fork | Kill | Ready | Broken | Forked | Failed | En
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 _Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
-_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool]
+_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, str | None]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 
 
@@ -159,18 +159,19 @@ def encode_order(order: Order) -> bytes:
     command = [os.fsencode(word) for word in order.command]
     env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
     cwd = None if order.cwd is None else os.fsencode(order.cwd)
-    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach))
+    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, order.record))
 
 
 def decode_order(data: bytes) -> Order:
     """Return the order that `encode_order` made bytes of. Raises WireError."""
     try:
-        attempt, secret, payload, command, env, cwd, detach = _decode_order(data)
+        attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
     except ValueError as error:
         raise WireError(f"{len(data)} bytes that are no order: {error}") from error
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
-    return Order(attempt, secret, payload, words, variables, None if cwd is None else os.fsdecode(cwd), detach=detach)
+    folder = None if cwd is None else os.fsdecode(cwd)
+    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=record)
 
 
 def spill(data: bytes) -> int:
