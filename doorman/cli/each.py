@@ -14,6 +14,7 @@ from typing import Final
 from doorman.cli.inputs import Inputs
 from doorman.cli.outputs import Outputs
 from doorman.cli.progress import Counts, progress_on_stderr
+from doorman.cli.resume import Before, drop_rest, journal_for
 from doorman.cli.rows import FAILURES, Rows, ending
 from doorman.cli.session import Session, session
 from doorman.cli.template import Template, split
@@ -31,14 +32,16 @@ def main(given: argparse.Namespace) -> int:
     """Run the command for each input; return how many failed, `MOST` at the most."""
     command, words = split(given.command)
     template = Template(command, shell=given.shell)
+    before = Before(given.resume)
     if given.dry_run:
         return _show(template, given, words)
     with (
         closing(progress_on_stderr()) as progress,
         closing(Outputs(given.log_path, keep_order=given.keep_order, aside=progress.aside)) as outputs,
-        session(given, "map", log_path=outputs.folder, rules=_rules(given)) as opened,
+        session(given, "map", log_path=outputs.folder, rules=_rules(given), **journal_for(given.resume)) as opened,
     ):
-        work = _Work(given, template, _inputs(given, words, opened.wake), opened)
+        drop_rest(opened.manager)
+        work = _Work(given, template, _inputs(given, words, opened.wake), opened, before)
         work.tell = progress.say
         work.ended = outputs.ended
         opened.progress = lambda: str(work.counts)
@@ -79,11 +82,13 @@ def _show(template: Template, given: argparse.Namespace, words: list[str] | None
 class _Work:
     """The inputs that were taken, their tasks, and what became of them."""
 
-    def __init__(self, given: argparse.Namespace, template: Template, inputs: Inputs, opened: Session) -> None:
+    def __init__(
+        self, given: argparse.Namespace, template: Template, inputs: Inputs, opened: Session, before: Before
+    ) -> None:
         self.rows = Rows()
         self.tell: Callable[[str], None] = print
         self.ended: Callable[[int, Task | None], None] = lambda *_: None
-        self._given, self._template, self._inputs = given, template, inputs
+        self._given, self._template, self._inputs, self._before = given, template, inputs, before
         self._opened, self._manager = opened, opened.manager
         self._tasks: dict[Task, tuple[int, str]] = {}
         self._halted = False
@@ -129,12 +134,18 @@ class _Work:
             self._add(number, text)
 
     def _add(self, number: int, text: str) -> None:
+        command = self._template.filled(text, number)
+        if self._before.did(command):
+            self.ended(number, None)
+            self.rows.done_before(number, text)
+            return
         task = Task.command(
-            self._template.filled(text, number),
+            command,
             name=text.encode(errors="backslashreplace").decode(),
             handler=self._given.command[0],
             retries=self._given.retries,
             expires_in=self._given.timeout,
+            cwd=self._given.cwd,
         )
         self._tasks[task] = number, text
         self._manager.add_task(task)

@@ -99,7 +99,6 @@ def _add_run(commands: Any) -> None:
     run.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
     run.add_argument("--expires", type=_seconds, metavar="SECONDS", help="stop it after so long")
     run.add_argument("--retries", type=_count, default=0, metavar="N", help="try it again so often when it fails (0)")
-    run.add_argument("--cwd", metavar="DIR", help="its working directory")
     run.add_argument("-v", "--verbose", action="store_true", help="tell on standard error who it is, and how it ended")
     _add_managing(run)
 
@@ -176,6 +175,7 @@ def _add_managing(parser: argparse.ArgumentParser) -> None:
     where = "where the processes and `doorman ps` speak to it: a URL, host:port, or a configured name"
     parser.add_argument("--location", metavar="URL", help=f"{where} (a private one)")
     parser.add_argument("--name", help="how ps, stop and top name it")
+    parser.add_argument("--cwd", metavar="DIR", help="the working directory of the processes")
     parser.add_argument("--log-path", metavar="DIR", help="keep what each process writes in files there")
     parser.add_argument("--grace", type=_seconds, default=3.0, metavar="SECONDS", help="between TERM and KILL (3)")
 

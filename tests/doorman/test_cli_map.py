@@ -147,6 +147,22 @@ def test_one_that_somebody_stopped_counts_as_failed() -> None:
         assert ended(process)[0] == 1
 
 
+def test_what_a_journal_says_is_done_is_not_run_again(tmp_path: Path) -> None:
+    """The second of three fails; the first manager is killed while the third runs."""
+    script = "echo $0 >> ran; test $0 != b -o -e mended || exit 1; test $0 != c -o -e mended || exec sleep 1000"
+    words = ("map", "-j", "1", "-k", "--name", "m", "--resume", str(tmp_path / "j"), "--cwd", str(tmp_path))
+    words += ("sh", "-c", script, ":::", "a", "b", "c")
+    with started(*words) as process:
+        until_seen("m", lambda view: running(view) and view.tasks[0].name == "c")
+        process.kill()
+        process.wait(DEADLINE)
+    (tmp_path / "mended").touch()
+    done = doorman(*words)
+    assert (done.returncode, (tmp_path / "ran").read_text().split()) == (0, ["a", "b", "c", "b", "c"])
+    assert [row[:3] for row in rows(done.stderr)] == [["a", "done", "before"], ["b", "done", "0"], ["c", "done", "0"]]
+    assert "2 done, 0 failed, 1 done before in" in done.stderr
+
+
 def test_who_reads_no_more_ends_it() -> None:
     command = [*DOORMAN, "map", "-j", "2", "--table", "none", "echo"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -196,6 +212,8 @@ def _some(descriptor: int) -> bytes:
         (("map", "-j", "0", "echo"), "'0' is not a positive whole number"),
         (("map", "--max-load", "120", "echo"), "per cent of the machine"),
         (("map", "--halt", "later", "echo"), "invalid choice: 'later'"),
+        (("map", "--resume", "/dev/null/j", "echo", ":::", "a"), "/dev/null/j"),
+        (("map", "--resume", "README.md", "echo", ":::", "a"), "README.md"),
     ],
 )
 def test_what_makes_no_sense_is_told(words: tuple[str, ...], told: str) -> None:
