@@ -5,6 +5,7 @@ from doorman.groups import GroupManager
 from doorman.identity import Identity
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
+from doorman.progress import Progress
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.synchronous import SynchronousManager
@@ -14,6 +15,7 @@ __all__ = [
     "GroupManager",
     "Identity",
     "ProcessManager",
+    "Progress",
     "Rule",
     "Rules",
     "State",

@@ -46,6 +46,10 @@ class Manager(Protocol):
         """Wait until there is something to do."""
         ...
 
+    def stop(self) -> None:
+        """Cancel everything."""
+        ...
+
     def close(self) -> None:
         """Stop everything and end."""
         ...
@@ -61,6 +65,8 @@ class GroupManager(Owner):
     def __init__(self, manager: Manager) -> None:
         super().__init__()
         self.manager = manager
+        if isinstance(manager, Owner):
+            self.leaving = manager.leaving
         self._groups: deque[dict[Task, bytes]] = deque()
         self._current: tuple[Task, ...] = ()
         self._closed = False
@@ -91,6 +97,7 @@ class GroupManager(Owner):
                 task.release()
             raise
         self._groups.append(group)
+        self.changed()
         return tuple(group)
 
     def add_task(self, task: Task) -> Task:
@@ -125,13 +132,19 @@ class GroupManager(Owner):
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
         self.manager.wait(0.0 if self._groups and self._ended() else timeout)
 
-    def close(self) -> None:
-        """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
-        self._closed = True
+    def stop(self) -> None:
+        """Cancel the groups that have not begun, and everything that waits or runs; `tick` until it has ended."""
         for group in self.groups:
             for task in group:
                 self.cancel(task)
         self._groups.clear()
+        self.manager.stop()
+
+    def close(self) -> None:
+        """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
+        self._closed = True
+        self.undrive()
+        self.stop()
         self.manager.close()
 
     def _ended(self) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import signal
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -14,15 +15,17 @@ import msgspec
 from doorman.admission import Admission
 from doorman.attempt import Attempt
 from doorman.errors import LaunchRefused, WorkerDied
-from doorman.launcher import Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
 from doorman.logs import Logs
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
+from doorman.progress import OnProgress
 from doorman.reception import Reception
 from doorman.rules import Rule
 from doorman.running import Due, Running
 from doorman.states import State
+from doorman.stream import OnOutput, Streams
 from doorman.task import Task
 from doorman.worker import Work
 from remit import Location, Server
@@ -55,6 +58,9 @@ class ProcessManager(Owner):
     rules -- may a task start now; without rules all start at once
     preload -- modules that the zygote imports once for all tasks
     log_path -- a folder with a file for each task's output and errors; None: the manager's own
+    shared_log -- there one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
+    on_output -- called with a task, ``"stdout"`` or ``"stderr"``, and each line that any task writes
+    on_progress -- called with a task and each `Progress` that any task reports
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
@@ -69,6 +75,9 @@ class ProcessManager(Owner):
         rules: Iterable[Rule] = (),
         preload: Sequence[str] = (),
         log_path: str | os.PathLike[str] | None = None,
+        shared_log: bool = False,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         grace: float = GRACE,
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
@@ -78,13 +87,17 @@ class ProcessManager(Owner):
             raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
         self._admission = Admission(rules)
         self._running = Running(grace=grace)
-        self._logs = Logs(log_path)
-        self._grace, self._hello_timeout = grace, hello_timeout
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        self._logs = Logs(log_path, shared=shared_log)
+        self._hello_timeout = hello_timeout
+        self.leaving = grace + BURIAL
         self._watched: dict[Task, None] = {}
         self._closed = self._ticking = False
         self._owner = os.getpid()
         # The zygote first: it must be exec'd before a transport starts threads here.
         self._launcher = launcher or _zygote(where, preload)
+        self._streams = Streams(self._logs, self._launcher, on_output)
+        self._events: deque[Event] = deque()
         self._shares = isinstance(location, Server)
         try:
             self.server = location if isinstance(location, Server) else Server(where)
@@ -92,7 +105,7 @@ class ProcessManager(Owner):
             self._launcher.close(0.0)
             raise
         self._pickled_location = pickle.dumps(self.server.location)
-        self._reception = Reception(self.server, self._running, self._conclude)
+        self._reception = Reception(self.server, self._running, self._conclude, on_progress)
         self.rules = self._admission.rules
         self.refused = self._reception.refused
         """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
@@ -106,14 +119,17 @@ class ProcessManager(Owner):
         self._admission.add(task, task.adopt(self))
         if task.cancel_when is not None:
             self._watched[task] = None
+        self.changed()
         return task
 
     def add_rule(self, rule: Rule) -> None:
         """Obey one more rule from now on."""
         self.rules.add(rule)
+        self.changed()
 
     def remove_rule(self, rule: Rule) -> bool:
         """Obey it no more; False if it was not there."""
+        self.changed()
         return self.rules.remove(rule)
 
     @property
@@ -154,6 +170,7 @@ class ProcessManager(Owner):
             self._end(task, State.CANCELLED)
         else:
             return False
+        self.changed()
         return True
 
     def stop(self) -> None:
@@ -165,12 +182,14 @@ class ProcessManager(Owner):
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
+        self.check_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
         self._ticking = True
         try:
             self._hear_launcher()
             self.server.tick()
+            self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
             self._admit()
@@ -183,7 +202,8 @@ class ProcessManager(Owner):
         refused = len(self._admission) and not len(self._running)
         if self._watched or refused or self._admission.changes_unseen:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
-        self.server.wait(self._running.patience(timeout), self._launcher)
+        timeout = 0.0 if self._events or self._streams.pending else self._running.patience(timeout)
+        self.server.wait(timeout, self._streams.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
@@ -192,10 +212,12 @@ class ProcessManager(Owner):
         self._closed = True
         if self._owner != os.getpid():
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
+            self._streams.close()
             return
+        self.undrive()
         try:
             self.stop()
-            self.run(self._grace + BURIAL)
+            self.run_here(self.leaving)
         finally:
             self._launcher.close(BURIAL)
             self._reception.close()
@@ -203,11 +225,14 @@ class ProcessManager(Owner):
                 self.server.close()
             for attempt in self._running:
                 self._over(attempt, attempt.stopping or State.LOST, error=attempt.error)
+            self._streams.close()
 
     # -- the verbs of a tick -----------------------------------------------------------------------------------
 
     def _hear_launcher(self) -> None:
-        for event in self._launcher.poll():
+        self._events.extend(self._launcher.poll())
+        while self._events:  # Kept: who is interrupted in one, as by Ctrl-C, goes on with the next.
+            event = self._events.popleft()
             attempt = self._running.named(event.attempt)
             if attempt is None:
                 if isinstance(event, Launched):
@@ -235,6 +260,7 @@ class ProcessManager(Owner):
         task = attempt.task
         if event.back_pressure and attempt.stopping is None:
             self._running.forget(attempt)
+            self._streams.end(attempt.id)
             task.enter(State.WAITING)
             task.attempt -= 1
             self._admission.put_back(task, attempt.call)
@@ -290,7 +316,7 @@ class ProcessManager(Owner):
         self._admission.drop(task)
         self._admission.started(task)
         task.attempt = attempt.number
-        task.output = self._logs.paths(task.name, attempt.id)
+        task.output, task.progress = self._logs.paths(task.name, attempt.id), None
         self._running.add(attempt)
         if task.stops_siblings:
             self._stop_siblings(task)
@@ -300,7 +326,7 @@ class ProcessManager(Owner):
         """Order a process. Raises LaunchRefused; OSError if the files of its output cannot be opened."""
         task = attempt.task
         work = Work(self._pickled_location, task.id, task.name, attempt.number, attempt.call, task.wrapper)
-        outputs = self._logs.open(task.name, attempt.id)
+        outputs = self._streams.open(task, attempt.id)
         try:
             self._launcher.launch(
                 Order(
@@ -314,6 +340,9 @@ class ProcessManager(Owner):
                     stderr=outputs.stderr,
                 )
             )
+        except BaseException:
+            self._streams.end(attempt.id)
+            raise
         finally:
             outputs.close()
 
@@ -331,6 +360,12 @@ class ProcessManager(Owner):
 
     def _over(self, attempt: Attempt, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """End an attempt, and its task with it unless it is to be tried again."""
+        try:
+            self._streams.end(attempt.id)
+        finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
+            self._settle(attempt, state, value, error)
+
+    def _settle(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
         task = attempt.task
         self._running.forget(attempt)
         again = state is State.FAILED and task.attempt <= task.retries and attempt.stopping is None

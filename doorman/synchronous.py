@@ -6,15 +6,18 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.process import Process
+from doorman.progress import OnProgress, Progress, tell
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.task import Task
@@ -37,8 +40,10 @@ class SynchronousManager(Owner):
     expiry; a command has its own, and can. `Task.identity` is this process's own.
     """
 
-    def __init__(self, *, rules: Iterable[Rule] = ()) -> None:
+    def __init__(self, *, rules: Iterable[Rule] = (), on_progress: OnProgress | None = None) -> None:
         super().__init__()
+        check_listeners(on_progress=on_progress)
+        self._on_progress = on_progress
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
         self.rules = Rules(rules)
         self._task_hears: dict[str, list[Callable[..., Any]]] = {}
@@ -52,6 +57,7 @@ class SynchronousManager(Owner):
             raise ValueError("this manager is closed")
         task.adopt(self)
         self._waiting[task] = None
+        self.changed()
         return task
 
     def add_rule(self, rule: Rule) -> None:
@@ -107,11 +113,16 @@ class SynchronousManager(Owner):
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
         self.server.wait(min(timeout, AGAIN) if self._waiting else timeout)
 
+    def stop(self) -> None:
+        """Drop everything that waits."""
+        for task in self.waiting:
+            self.cancel(task)
+
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""
         self._closed = True
-        for task in self.waiting:
-            self.cancel(task)
+        self.undrive()
+        self.stop()
         self.server.close()
 
     def _may_run(self, task: Task) -> bool:
@@ -146,8 +157,11 @@ class SynchronousManager(Owner):
                 task.end(state, value, error)
 
     def _call(self, task: Task) -> _End:
+        def report(progress: Progress) -> None:
+            tell(task, replace(progress, at=time.time()), self._on_progress)
+
         try:
-            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen)):
+            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
             return _left(leaving)
