@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from doorman.owner import LONG, Owner
 
 if TYPE_CHECKING:
     from doorman.task import Task
-    from remit import Event, Server
+    from remit import Event
 
 __all__ = ["Driver"]
 
@@ -28,7 +28,7 @@ class Driver:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._server = cast("_Served", owner).server
+        self._server = owner.server
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._idle: set[asyncio.Future[None]] = set()
@@ -113,7 +113,8 @@ class Driver:
 
     async def _leave(self) -> None:
         if self._error is None and not self._over:
-            self._owner.stop()
+            for each in self._owners:
+                each.stop()
             await self.run(self._owner.leaving)
         for task in self._later:
             task.cancel()
@@ -192,11 +193,6 @@ class Driver:
                 self._loop.call_soon_threadsafe(self._turn)
         except RuntimeError:
             return  # The loop is closed, and nobody has left the manager.
-
-
-class _Served(Protocol):
-    @property
-    def server(self) -> Server: ...
 
 
 def _keep(promise: asyncio.Future[None]) -> None:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman.aio import Driver
+    from doorman.rules import Rule, Rules
     from doorman.task import Task
+    from remit import Server
 
 __all__ = ["Owner", "check_listeners"]
 
@@ -38,6 +40,29 @@ class Owner:
         self.driver: Driver | None = None
         """What ticks it, inside ``async with``."""
 
+    server: Server
+    """Where its tasks emit to."""
+    rules: Rules
+    """May a task start now; without rules all start at once."""
+
+    def add_task(self, task: Task) -> Task:
+        """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
+        raise NotImplementedError
+
+    def add_rule(self, rule: Rule) -> None:
+        """Obey one more rule from now on."""
+        self.rules.add(rule)
+        self.changed()
+
+    def remove_rule(self, rule: Rule) -> bool:
+        """Obey it no more; False if it was not there."""
+        self.changed()
+        return self.rules.remove(rule)
+
+    def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to a running task. Raises ValueError if it does not run."""
+        raise NotImplementedError
+
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
         raise NotImplementedError
@@ -46,13 +71,33 @@ class Owner:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
         raise NotImplementedError
 
+    @property
+    def waiting(self) -> tuple[Task, ...]:
+        """The tasks that have not begun, in order."""
+        raise NotImplementedError
+
+    @property
+    def running(self) -> tuple[Task, ...]:
+        """The tasks that have begun and not ended."""
+        raise NotImplementedError
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def why(self, task: Task) -> str | None:
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
+        raise NotImplementedError
+
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task or stop a running one; False if it has ended."""
         raise NotImplementedError
 
     def stop(self) -> None:
         """Cancel everything that waits or runs; `tick` until it has ended."""
-        raise NotImplementedError
+        for task in (*self.waiting, *self.running):
+            self.cancel(task)
 
     def close(self) -> None:
         """Stop what runs, drop what waits, and end. May be called twice."""
