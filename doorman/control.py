@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman.manager import ProcessManager
+    from doorman.progress import Progress
     from doorman.task import Task
     from remit import Event
 
@@ -48,7 +49,8 @@ class Control:
     ``name`` is how they name it; default: the kind and the number of its process. Who may ask: this user, or root,
     where the kernel attests who that is (unix:); on other transports whoever proves that he can read the manager's
     entry in the private folder of this user. ``on_end`` is called when the manager as a whole is to end; default: its
-    `stop`. ``progress`` is asked for a few words on how far it is. Raises NameTaken, ValueError, BadLocation.
+    `stop`. ``progress`` is asked for a few words on how far it is, ``restarts`` how often a task's process was
+    replaced; default: its attempts but the first. Raises NameTaken, ValueError, BadLocation.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Control:
         kind: str = "manager",
         on_end: Callable[[], object] | None = None,
         progress: Callable[[], str] | None = None,
+        restarts: Callable[[Task], int] | None = None,
     ) -> None:
         self._manager = manager
+        self._restarts = restarts or (lambda task: max(0, task.attempt - 1))
         self._on_end = on_end or manager.stop
         self._progress = progress
         self._key = secrets.token_bytes(KEY_BYTES)
@@ -170,7 +174,8 @@ class Control:
             cpu=cpu,
             memory=memory,
             age=task.duration,
-            restarts=max(0, task.attempt - 1),
+            restarts=self._restarts(task),
+            progress=_told(task.progress),
             command=shlex.join(task.argv) if task.argv else task.handler,
             why=self._manager.why(task),
         )
@@ -207,6 +212,14 @@ def proof(key: bytes, challenge: str, verb: str, arguments: Iterable[Any]) -> st
 
 
 _numbers: Final = itertools.count(1)
+
+
+def _told(progress: Progress | None) -> str:
+    """Return how far a task has come in a few words."""
+    if progress is None:
+        return ""
+    total = "" if progress.total is None else f"/{progress.total:g}"
+    return " ".join(filter(None, (f"{progress.done:g}{total}", progress.note)))
 
 
 def _attempt(task: Task) -> str | None:

@@ -56,7 +56,7 @@ manager's name to end all of it in its own order.
 examples:
   doorman stop web
   doorman stop map-4711-1/17
-  doorman stop --location zmq+tcp://127.0.0.1:5555 web
+  doorman stop --location unix:///tmp/jobs.sock web
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 from doorman.cli.session import Session, session
 from doorman.errors import BadCommandLine
@@ -24,7 +24,9 @@ def main(given: argparse.Namespace) -> int:
     """Run one command and return its exit code."""
     if not given.command:
         raise BadCommandLine("no command is given: write it behind '--', as in: doorman run -- make test")
-    policy = {"name": given.name} if given.name else {}
+    policy: dict[str, Any] = {"name": given.name} if given.name else {}
+    if given.log_path is not None:
+        policy["on_output"] = _pass_on
     task = Task.command(given.command, expires_in=given.expires, retries=given.retries, cwd=given.cwd, **policy)
     with session(given, "run", log_path=given.log_path) as opened:
         opened.manager.add_task(task)
@@ -40,6 +42,11 @@ def exit_code(task: Task) -> int:
         print(f"doorman: {task.exception()}", file=sys.stderr)
         return REFUSED
     return EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
+
+
+def _pass_on(task: Task, stream: str, line: str) -> None:
+    """Print a line that goes into a file as well."""
+    print(line, file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
 
 
 def _run(opened: Session, task: Task, *, verbose: bool) -> None:
