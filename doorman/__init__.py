@@ -6,6 +6,7 @@ from doorman.identity import Identity
 from doorman.journal import Journal
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
+from doorman.progress import Progress
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.synchronous import SynchronousManager
@@ -16,6 +17,7 @@ __all__ = [
     "Identity",
     "Journal",
     "ProcessManager",
+    "Progress",
     "Rule",
     "Rules",
     "State",

@@ -59,6 +59,8 @@ class Attempt:
     """The hellos, and their senders, that came before the launcher's word. Anybody may have said them."""
     sender: Sender | None = None
     """The way to the process once it is proven."""
+    reports: int = 0
+    """The number of the newest report of its progress."""
     outcome: Outcome | None = None
     exited: Exited | None = None
     stopping: State | None = None

@@ -13,6 +13,12 @@
     │   ├── TaskDetached         it runs on without the manager that was left
     │   ├── NotInTask            there is no current task here
     │   └── ResultTimeout        it has not ended in time
+    ├── ControlError         about asking a manager from outside
+    │   ├── ManagerNotFound      no such manager is known here
+    │   ├── ManagerSilent        it does not answer
+    │   ├── ControlRefused       it does not answer to this one
+    │   └── NameTaken            another manager has that name
+    ├── BadCommandLine       what the command line or its files say makes no sense
     ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
@@ -31,12 +37,18 @@ if TYPE_CHECKING:
     from doorman.identity import Refusal
 
 __all__ = [
+    "BadCommandLine",
     "BadRule",
+    "ControlError",
+    "ControlRefused",
     "DoormanError",
     "IdentityRefused",
     "JournalError",
     "JournalInUse",
     "LaunchRefused",
+    "ManagerNotFound",
+    "ManagerSilent",
+    "NameTaken",
     "NotInTask",
     "PidfdUnavailable",
     "PreloadFailed",
@@ -120,6 +132,30 @@ class NotInTask(TaskError, RuntimeError):
 
 class ResultTimeout(TaskError, TimeoutError):
     """Raised by ``result(timeout)`` when the task has not ended in time; it goes on."""
+
+
+class ControlError(DoormanError):
+    """Root of the errors about asking a manager from outside."""
+
+
+class ManagerNotFound(ControlError, LookupError):
+    """Raised when no manager of that name is known here, or what is there is none."""
+
+
+class ManagerSilent(ControlError, TimeoutError):
+    """Raised when a manager does not answer in time: it has ended, or nobody ticks it."""
+
+
+class ControlRefused(ControlError, PermissionError):
+    """Raised when a manager does not answer to whoever asks."""
+
+
+class NameTaken(ControlError, ValueError):
+    """Raised when another manager of this user's has that name already."""
+
+
+class BadCommandLine(DoormanError, ValueError):
+    """Raised when a command line, or a file that it names, makes no sense; the text tells what to write instead."""
 
 
 class BadRule(DoormanError, ValueError):

@@ -32,6 +32,7 @@ class GroupManager(Owner):
     def __init__(self, manager: Owner, *, on_failure: OnFailure = "continue") -> None:
         super().__init__()
         self.manager, self.server, self.rules = manager, manager.server, manager.rules
+        self.leaving = manager.leaving
         self.on_failure: OnFailure = _policy(on_failure)
         self.failed: tuple[Task, ...] = ()
         """The tasks because of which it was stopped; empty while it goes on."""
@@ -86,6 +87,7 @@ class GroupManager(Owner):
                 task.release()
             raise
         self._groups.append(group)
+        self.changed()
         return tuple(group)
 
     def add_task(self, task: Task) -> Task:
@@ -124,6 +126,7 @@ class GroupManager(Owner):
     def close(self) -> None:
         """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
         self._closed = True
+        self.undrive()
         for group in self.groups:
             for task in group:
                 self.cancel(task)

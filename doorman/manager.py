@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import signal
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -15,18 +16,20 @@ from doorman.admission import Admission
 from doorman.attempt import Attempt
 from doorman.errors import LaunchRefused, TaskDetached, WorkerDied
 from doorman.journal import Journal
-from doorman.launcher import Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.inherited import InheritingLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
 from doorman.logs import Logs
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
+from doorman.progress import OnProgress
 from doorman.reception import Reception
 from doorman.recorder import Recorder
 from doorman.recovery import Recovery
 from doorman.rules import Rule
 from doorman.running import Due, Running
 from doorman.states import State
+from doorman.stream import OnOutput, Streams
 from doorman.task import Task
 from doorman.worker import Work
 from remit import Location, Server
@@ -60,6 +63,9 @@ class ProcessManager(Owner):
     preload -- modules that the zygote imports once for all tasks
     log_path -- a folder with a file for each task's output and errors; None: the manager's own
     journal -- a file that survives the manager, or a `Journal`; `recovered` is what the manager before it left
+    shared_log -- there one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
+    on_output -- called with a task, ``"stdout"`` or ``"stderr"``, and each line that any task writes
+    on_progress -- called with a task and each `Progress` that any task reports
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
@@ -76,18 +82,24 @@ class ProcessManager(Owner):
         preload: Sequence[str] = (),
         log_path: str | os.PathLike[str] | None = None,
         journal: str | os.PathLike[str] | Journal | None = None,
+        shared_log: bool = False,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         grace: float = GRACE,
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
         super().__init__()
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        self._logs = Logs(log_path, shared=shared_log)
         self._recorder = Recorder(journal)
         self._admission = Admission(rules)
         self._running = Running(grace=grace)
-        self._logs = Logs(log_path)
-        self._grace, self._hello_timeout = grace, hello_timeout
+        self._hello_timeout = hello_timeout
+        self.leaving = grace + BURIAL
         self._watched: dict[Task, None] = {}
         self._closed = self._ticking = False
         self._owner = os.getpid()
+        self._events: deque[Event] = deque()
         self._shares = isinstance(location, Server)
         with contextlib.ExitStack() as undone:
             undone.callback(self._recorder.close)
@@ -97,16 +109,19 @@ class ProcessManager(Owner):
             undone.callback(self._launcher.close, 0.0)
             self.server = location if isinstance(location, Server) else Server(where)
             undone.pop_all()
+        inheriting = InheritingLauncher(self._launcher) if self._recorder.journal is not None else None
+        self._launcher = inheriting or self._launcher
+        self._streams = Streams(self._logs, self._launcher, on_output)
         self._pickled_location = pickle.dumps(self.server.location)
-        self._reception = Reception(self.server, self._running, self._conclude, self._recorder)
         self._running.stopped = self._recorder.stopped
+        self._reception = Reception(self.server, self._running, self._conclude, self._recorder, on_progress)
         self.rules = self._admission.rules
         self.refused = self._reception.refused
         """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
         self.recovered: tuple[Task, ...] = ()
         """What the journal told of when it was opened, in the order in which it was added."""
-        if self._recorder.journal is not None:
-            self._recover(self._recorder.journal)
+        if self._recorder.journal is not None and inheriting is not None:
+            self._recover(self._recorder.journal, inheriting)
 
     # -- for those who want ------------------------------------------------------------------------------------
 
@@ -119,6 +134,7 @@ class ProcessManager(Owner):
         self._admission.add(task, call)
         if task.cancel_when is not None:
             self._watched[task] = None
+        self.changed()
         return task
 
     @property
@@ -159,12 +175,20 @@ class ProcessManager(Owner):
             self._end(task, State.CANCELLED)
         else:
             return False
+        self.changed()
         return True
+
+    def kill(self) -> None:
+        """Like `stop`, without any grace: SIGKILL now."""
+        self.stop()
+        for attempt in self._running:
+            attempt.signal(signal.SIGKILL)
 
     # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
+        self.check_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
         self._ticking = True
@@ -173,6 +197,7 @@ class ProcessManager(Owner):
                 self._recorder.check()
             self._hear_launcher()
             self.server.tick()
+            self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
             self._admit()
@@ -185,7 +210,8 @@ class ProcessManager(Owner):
         refused = len(self._admission) and not len(self._running)
         if self._watched or refused or self._admission.changes_unseen:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
-        self.server.wait(self._running.patience(timeout), self._launcher)
+        timeout = 0.0 if self._events or self._streams.pending else self._running.patience(timeout)
+        self.server.wait(timeout, self._streams.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
@@ -195,12 +221,14 @@ class ProcessManager(Owner):
         if self._owner != os.getpid():
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
             self._recorder.close()
+            self._streams.close()
             return
         self._recorder.leaving()
+        self.undrive()
         try:
             self._let_go()
             self.stop()
-            self.run(self._grace + BURIAL)
+            self.run_here(self.leaving)
         finally:
             self._launcher.close(BURIAL)
             self._reception.close()
@@ -209,10 +237,10 @@ class ProcessManager(Owner):
             for attempt in self._running:
                 self._over(attempt, attempt.stopping or State.LOST, error=attempt.error)
             self._recorder.close()
+            self._streams.close()
 
-    def _recover(self, journal: Journal) -> None:
+    def _recover(self, journal: Journal, launcher: InheritingLauncher) -> None:
         """Go on where the manager before this one ended. Raises JournalError."""
-        self._launcher = launcher = InheritingLauncher(self._launcher)
         parts = (self._recorder, self._admission, self._running, launcher)
         recovery = Recovery(*parts, over=self._over, patience=self._hello_timeout)
         self.recovered = recovery.run(self, journal.entries())
@@ -229,7 +257,9 @@ class ProcessManager(Owner):
     # -- the verbs of a tick -----------------------------------------------------------------------------------
 
     def _hear_launcher(self) -> None:
-        for event in self._launcher.poll():
+        self._events.extend(self._launcher.poll())
+        while self._events:  # Kept: who is interrupted in one, as by Ctrl-C, goes on with the next.
+            event = self._events.popleft()
             attempt = self._running.named(event.attempt)
             if attempt is None:
                 if isinstance(event, Launched):
@@ -258,6 +288,7 @@ class ProcessManager(Owner):
         task = attempt.task
         if event.back_pressure and attempt.stopping is None:
             self._running.forget(attempt)
+            self._streams.end(attempt.id)
             task.enter(State.WAITING)
             task.attempt -= 1
             self._recorder.again(task)
@@ -319,7 +350,7 @@ class ProcessManager(Owner):
         self._admission.drop(task)
         self._admission.started(task)
         task.attempt = attempt.number
-        task.output = self._logs.paths(task.name, attempt.id)
+        task.output, task.progress = self._logs.paths(task.name, attempt.id), None
         self._running.add(attempt)
         if task.stops_siblings:
             self._stop_siblings(task)
@@ -329,7 +360,7 @@ class ProcessManager(Owner):
         """Order a process. Raises LaunchRefused; OSError if the files of its output cannot be opened."""
         task = attempt.task
         work = Work(self._pickled_location, task.id, task.name, attempt.number, attempt.call, task.wrapper)
-        outputs = self._logs.open(task.name, attempt.id)
+        outputs = self._streams.open(task, attempt.id)
         try:
             self._launcher.launch(
                 Order(
@@ -345,6 +376,9 @@ class ProcessManager(Owner):
                     record=self._recorder.place_of(attempt),
                 )
             )
+        except BaseException:
+            self._streams.end(attempt.id)
+            raise
         finally:
             outputs.close()
 
@@ -363,6 +397,12 @@ class ProcessManager(Owner):
 
     def _over(self, attempt: Attempt, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """End an attempt, and its task with it unless it is to be tried again."""
+        try:
+            self._streams.end(attempt.id)
+        finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
+            self._settle(attempt, state, value, error)
+
+    def _settle(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
         task = attempt.task
         self._running.forget(attempt)
         again = state is State.FAILED and task.attempt <= task.retries and attempt.stopping is None

@@ -19,11 +19,13 @@ import msgspec
 
 from doorman import identity
 from doorman.current import CurrentTask, entered
+from doorman.errors import NotInTask
 from doorman.homecoming import Homecoming
 from doorman.identity import Credential
 from doorman.lastwords import leave_outcome
 from doorman.launcher import Order
 from doorman.launcher.delivery import interpreter_flags, packed, take_order
+from doorman.progress import Progress, Reporter, signed
 from doorman.result import Outcome, failed, returned
 from remit import Client, Event, Location, Server
 from remit.errors import RemitError
@@ -113,7 +115,7 @@ def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
     """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
     try:
         fn, args, kwargs = pickle.loads(work.call)
-        with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen)):
+        with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen, line.progress)):
             value = fn(*args, **kwargs)
         return returned(value), 0
     except SystemExit as leaving:
@@ -158,6 +160,8 @@ class Line:
         self._owner = os.getpid()
         self._record: str | None = None
         self._homecoming: Homecoming | None = None
+        self._reporter: Reporter | None = None
+        self._reports = 0
         self._client = Client(location, threaded=False, linger=REPORT_LINGER)
         self._client.add_listener("doorman.go", self._told, pass_event=True)
         self._client.add_listener("doorman.die", self._told, pass_event=True)
@@ -195,13 +199,27 @@ class Line:
             self._client.add_listener(name, listener)
             self._client.start()
 
+    def progress(self, progress: Progress) -> None:
+        """Tell how far the task has come, or let it wait for what is newer."""
+        if os.getpid() != self._owner:
+            raise NotInTask("a fork of the task's process has no progress of its own: report from the task itself")
+        if self._reporter is None:
+            self._reporter = Reporter(self._send_progress)
+        self._reporter.report(progress)
+
+    def _send_progress(self, progress: Progress) -> None:
+        self._reports += 1
+        self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
+
     def report(self, outcome: Outcome) -> None:
-        """Send the outcome, in signed parts."""
+        """Send the outcome, in signed parts, behind the last progress."""
         if self._record is not None:
             try:
                 leave_outcome(self._record, outcome, self._credential)
             except OSError as error:
                 print(f"doorman: the result is left nowhere: {error}", file=sys.stderr)  # noqa: T201
+        if self._reporter is not None:
+            self._reporter.flush()
         data = outcome.encode()
         parts = max(1, -(-len(data) // CHUNK))
         for number in range(parts):

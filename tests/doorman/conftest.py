@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -27,6 +28,13 @@ def kernel(request: pytest.FixtureRequest) -> None:
     """The catalogue of identity failures is forced, and told apart, by what recent kernels give."""
     if request.path.name.startswith("test_identity"):
         needs_inodes()
+
+
+@pytest.fixture
+def runtime_folder(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime folder of the test's own, in which managers are found by no other test."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+    return short_path
 
 
 @pytest.fixture(params=["processes", "synchronous"])
