@@ -231,6 +231,17 @@ def test_an_interrupted_listener_loses_only_its_own_line(manager, heard):
     assert [line.text for line in task.lines] == ["0", "1", "2", "3"]
 
 
+def test_who_is_interrupted_in_the_last_line_finds_the_task_ended(manager):
+    def interrupt(task: Task, stream: str, line: str) -> None:
+        raise KeyboardInterrupt
+
+    task = manager.add_task(Task(os.write, 1, b"no end", on_output=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manager.run(DEADLINE)
+    assert task.state is State.DONE
+    assert not manager.busy
+
+
 def test_a_listener_may_cancel_its_task_and_may_not_tick(manager, caplog):
     def stay() -> None:
         print("stop me")
