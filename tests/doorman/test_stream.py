@@ -231,7 +231,9 @@ def test_an_interrupted_listener_loses_only_its_own_line(manager, heard):
     assert [line.text for line in task.lines] == ["0", "1", "2", "3"]
 
 
-def test_who_is_interrupted_in_the_last_line_finds_the_task_ended(manager):
+def test_who_is_interrupted_in_the_last_line_finds_the_task_ended(manager, monkeypatch):
+    monkeypatch.setattr(manager._streams, "read", lambda: None)  # As if the line came just before the end.
+
     def interrupt(task: Task, stream: str, line: str) -> None:
         raise KeyboardInterrupt
 
