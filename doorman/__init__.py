@@ -3,9 +3,11 @@
 from doorman.current import current_task
 from doorman.groups import GroupManager
 from doorman.identity import Identity
+from doorman.journal import Journal
 from doorman.limits import Limits
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
+from doorman.progress import Progress
 from doorman.retry import Backoff, Intensity
 from doorman.rules import Rule, Rules
 from doorman.states import State
@@ -17,8 +19,10 @@ __all__ = [
     "GroupManager",
     "Identity",
     "Intensity",
+    "Journal",
     "Limits",
     "ProcessManager",
+    "Progress",
     "Rule",
     "Rules",
     "State",

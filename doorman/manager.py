@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -14,21 +15,27 @@ import msgspec
 
 from doorman.admission import Admission
 from doorman.attempt import Attempt
-from doorman.errors import LaunchRefused, TaskNotPicklable, WorkerDied
+from doorman.errors import LaunchRefused, TaskDetached, TaskNotPicklable, WorkerDied
+from doorman.journal import Journal
 from doorman.lanes import Entry
-from doorman.launcher import Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher.inherited import InheritingLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
 from doorman.logs import Logs
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
+from doorman.progress import OnProgress
 from doorman.reception import Reception
+from doorman.recorder import Recorder
+from doorman.recovery import Recovery
 from doorman.rules import Rule
 from doorman.running import Due, Running
 from doorman.states import State
+from doorman.stream import OnOutput, Streams
 from doorman.task import Task
 from doorman.worker import Work
 from remit import Location, Server
-from remit.config import private_location, resolve
+from remit.config import resolve
 from remit.errors import ReentrantTick
 from remit.plugins import find_transport
 
@@ -58,11 +65,15 @@ class ProcessManager(Owner):
     preload -- modules that the zygote imports once for all tasks
     initializer -- called without arguments in each process before its task's code; if it raises, so does the task
     log_path -- a folder with a file for each task's output and errors; None: the manager's own
+    journal -- a file that survives the manager, or a `Journal`; `recovered` is what the manager before it left
+    shared_log -- there one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
+    on_output -- called with a task, ``"stdout"`` or ``"stderr"``, and each line that any task writes
+    on_progress -- called with a task and each `Progress` that any task reports
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
-    Leaving the manager's block stops what still runs; `run` is how one waits.
-    Raises LocationError, PluginError, TaskNotPicklable.
+    Leaving the manager's block stops what still runs; `run` is how one waits. Raises LocationError, PluginError,
+    JournalError, TaskNotPicklable.
     """
 
     def __init__(
@@ -74,34 +85,49 @@ class ProcessManager(Owner):
         preload: Sequence[str] = (),
         initializer: Callable[[], object] | None = None,
         log_path: str | os.PathLike[str] | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        shared_log: bool = False,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         grace: float = GRACE,
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
         super().__init__()
-        where = _place(location)
-        if not find_transport(where.scheme).capabilities.crosses_processes:
-            raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+        check_listeners(on_output=on_output, on_progress=on_progress)
         self._initializer = b"" if initializer is None else _pickled(initializer)
+        self._logs = Logs(log_path, shared=shared_log)
+        self._recorder = Recorder(journal)
         self._admission = Admission(rules)
         self._running = Running(grace=grace)
-        self._logs = Logs(log_path)
-        self._grace, self._hello_timeout = grace, hello_timeout
+        self._hello_timeout = hello_timeout
+        self.leaving = grace + BURIAL
         self._watched: dict[Task, None] = {}
         self._closed = self._ticking = False
         self._owner = os.getpid()
-        # The zygote first: it must be exec'd before a transport starts threads here.
-        self._launcher = launcher or _zygote(where, preload)
+        self._events: deque[Event] = deque()
         self._shares = isinstance(location, Server)
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._recorder.close)
+            where = _place(location, self._recorder)
+            # The zygote first: it must be exec'd before a transport starts threads here.
+            self._launcher: Launcher = launcher or _zygote(where, preload)
+            undone.callback(self._launcher.close, 0.0)
             self.server = location if isinstance(location, Server) else Server(where)
-        except BaseException:
-            self._launcher.close(0.0)
-            raise
+            undone.pop_all()
+        inheriting = InheritingLauncher(self._launcher) if self._recorder.journal is not None else None
+        self._launcher = inheriting or self._launcher
+        self._streams = Streams(self._logs, self._launcher, on_output)
         self._pickled_location = pickle.dumps(self.server.location)
-        self._reception = Reception(self.server, self._running, self._conclude)
+        self._running.stopped = self._recorder.stopped
+        self._running.came, self._running.went = self._admission.started, self._admission.ended
+        self._reception = Reception(self.server, self._running, self._conclude, self._recorder, on_progress)
         self.rules = self._admission.rules
         self.refused = self._reception.refused
         """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
+        self.recovered: tuple[Task, ...] = ()
+        """What the journal told of when it was opened, in the order in which it was added."""
+        if self._recorder.journal is not None and inheriting is not None:
+            self._recover(self._recorder.journal, inheriting)
 
     # -- for those who want ------------------------------------------------------------------------------------
 
@@ -109,9 +135,12 @@ class ProcessManager(Owner):
         """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
             raise ValueError("this manager is closed")
-        self._admission.add(task, task.adopt(self))
+        call = task.adopt(self)
+        self._recorder.added(task, call)
+        self._admission.add(task, call)
         if task.cancel_when is not None:
             self._watched[task] = None
+        self.changed()
         return task
 
     @property
@@ -152,18 +181,29 @@ class ProcessManager(Owner):
             self._end(task, State.CANCELLED)
         else:
             return False
+        self.changed()
         return True
+
+    def kill(self) -> None:
+        """Like `stop`, without any grace: SIGKILL now."""
+        self.stop()
+        for attempt in self._running:
+            attempt.signal(signal.SIGKILL)
 
     # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
+        self.check_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
         self._ticking = True
         try:
+            if not self._closed:
+                self._recorder.check()
             self._hear_launcher()
             self.server.tick()
+            self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
             self._settle()
@@ -177,7 +217,8 @@ class ProcessManager(Owner):
         if self._watched:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
         timeout = self._admission.patience(timeout, full=self._running.unproven >= AT_ONCE)
-        self.server.wait(self._running.patience(timeout), self._launcher)
+        timeout = 0.0 if self._events or self._streams.pending else self._running.patience(timeout)
+        self.server.wait(timeout, self._streams.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
@@ -186,10 +227,15 @@ class ProcessManager(Owner):
         self._closed = True
         if self._owner != os.getpid():
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
+            self._recorder.close()
+            self._streams.close()
             return
+        self._recorder.leaving()
+        self.undrive()
         try:
+            self._let_go()
             self.stop()
-            self.run(self._grace + BURIAL)
+            self.run_here(self.leaving)
         finally:
             self._launcher.close(BURIAL)
             self._reception.close()
@@ -197,16 +243,36 @@ class ProcessManager(Owner):
                 self.server.close()
             for attempt in self._running:
                 self._over(attempt, attempt.stopping or State.LOST, error=attempt.error)
+            self._recorder.close()
+            self._streams.close()
+
+    def _recover(self, journal: Journal, launcher: InheritingLauncher) -> None:
+        """Go on where the manager before this one ended. Raises JournalError."""
+        parts = (self._recorder, self._admission, self._running, launcher)
+        recovery = Recovery(*parts, over=self._over, patience=self._hello_timeout)
+        self.recovered = recovery.run(self, journal.entries())
+
+    def _let_go(self) -> None:
+        """Leave detached processes that are at work to themselves, and to the journal's next manager."""
+        for attempt in self._running:
+            at_work = attempt.task.identity is not None or attempt.salt
+            if attempt.task.detach and at_work and attempt.stopping is None:
+                left = TaskDetached(f"{attempt.task!r} runs on without this manager; open its journal to take it over")
+                self._running.let_go(attempt)
+                attempt.task.end(State.LOST, error=left)
 
     # -- the verbs of a tick -----------------------------------------------------------------------------------
 
     def _hear_launcher(self) -> None:
-        for event in self._launcher.poll():
+        self._events.extend(self._launcher.poll())
+        while self._events:  # Kept: who is interrupted in one, as by Ctrl-C, goes on with the next.
+            event = self._events.popleft()
             attempt = self._running.named(event.attempt)
             if attempt is None:
                 if isinstance(event, Launched):
                     event.process.close()
             elif isinstance(event, Launched):
+                self._recorder.launched(attempt, event.process)
                 self._running.launched(attempt, event.process, self._hello_timeout)
                 self._reception.admit_early(attempt)
             elif isinstance(event, Exited):
@@ -219,7 +285,7 @@ class ProcessManager(Owner):
         task = attempt.task
         task.exit_code, task.signal, task.max_rss = event.exit_code, event.signal, event.max_rss
         unexpected = attempt.outcome is None and attempt.stopping is None and not task.argv
-        if unexpected and task.state is State.RUNNING:
+        if (unexpected and task.state is State.RUNNING) or self._recorder.awaits_end(attempt):
             self._running.expect(Due.LAST_WORDS, attempt, LAST_WORDS)
         else:
             self.server.tick()
@@ -228,9 +294,11 @@ class ProcessManager(Owner):
     def _launch_failed(self, attempt: Attempt, event: LaunchFailed) -> None:
         task = attempt.task
         if event.back_pressure and attempt.stopping is None:
-            self._forget(attempt)
+            self._running.forget(attempt)
+            self._streams.end(attempt.id)
             task.enter(State.WAITING)
             task.attempt -= 1
+            self._recorder.again(task)
             self._admission.put_back(attempt, f"no process can be started now: {event.why}")
             return
         stopped = attempt.stopping not in (None, State.FAILED)
@@ -247,7 +315,10 @@ class ProcessManager(Owner):
                 self._running.stop(attempt, State.EXPIRED)
             elif due is Due.HELLO and attempt.task.identity is None:
                 self.refused["no hello in time"] += 1
-                self._running.stop(attempt, State.FAILED)
+                if attempt.salt:  # Nobody knows that it is the task's: it is left alone.
+                    self._conclude(attempt)
+                else:
+                    self._running.stop(attempt, State.FAILED)
 
     def _ask_for_cancellation(self) -> None:
         for task in list(self._watched):
@@ -273,19 +344,20 @@ class ProcessManager(Owner):
     def _launch(self, entry: Entry) -> bool:
         """Ask for a process; False if no other is to be asked for just now."""
         task = entry.task
-        attempt = Attempt(task, entry.call, task.attempt + 1, entry.turn)
+        attempt = Attempt(task, entry.call, task.attempt + 1, turn=entry.turn)
+        self._recorder.started(attempt)
         try:
             self._order(attempt)
         except LaunchRefused as error:
+            self._recorder.again(task)
             self._admission.refused(str(error))
             return False
         except OSError as error:
             self._fail(task, error)
             return True
         self._admission.drop(task)
-        self._admission.started(attempt)
         task.attempt = attempt.number
-        task.output = self._logs.paths(task.name, attempt.id)
+        task.output, task.progress = self._logs.paths(task.name, attempt.id), None
         self._running.add(attempt)
         if task.stops_siblings:
             for sibling in self._running.siblings(task):
@@ -305,7 +377,7 @@ class ProcessManager(Owner):
             self._initializer,
             task.limits,
         )
-        outputs = self._logs.open(task.name, attempt.id)
+        outputs = self._streams.open(task, attempt.id)
         try:
             self._launcher.launch(
                 Order(
@@ -317,8 +389,13 @@ class ProcessManager(Owner):
                     cwd=task.cwd,
                     stdout=outputs.stdout,
                     stderr=outputs.stderr,
+                    detach=task.detach,
+                    record=self._recorder.place_of(attempt),
                 )
             )
+        except BaseException:
+            self._streams.end(attempt.id)
+            raise
         finally:
             outputs.close()
 
@@ -331,22 +408,27 @@ class ProcessManager(Owner):
     def _conclude(self, attempt: Attempt) -> None:
         """End an attempt whose process has ended."""
         if attempt in self._running:
+            self._recorder.recall(attempt)
             self._over(attempt, *attempt.verdict())
 
     def _over(self, attempt: Attempt, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """End an attempt, and its task with it unless it is to be tried again."""
-        task = attempt.task
-        self._forget(attempt)
-        wanted = not attempt.final and not self._closed
-        state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
-        if pause is None:
-            self._end(task, state, value, error)
-        else:
-            self._admission.rest(task, attempt.call, pause)
+        try:
+            self._streams.end(attempt.id)
+        finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
+            self._conclude_try(attempt, state, value, error)
 
-    def _forget(self, attempt: Attempt) -> None:
+    def _conclude_try(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
+        task = attempt.task
         self._running.forget(attempt)
-        self._admission.ended(attempt)
+        wanted = not (attempt.final or attempt.stopping is State.CANCELLED or self._closed)
+        state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
+        if pause is not None:
+            self._recorder.again(task)
+            self._admission.rest(task, attempt.call, pause)
+        else:
+            self._end(task, state, value, error)
+        self._recorder.forget(attempt)
 
     def _fail(self, task: Task, error: BaseException) -> None:
         """End a task because of what its policy raised, or because it cannot be started at all."""
@@ -360,13 +442,19 @@ class ProcessManager(Owner):
 
     def _end(self, task: Task, state: State, value: Any = None, error: BaseException | None = None) -> None:
         self._watched.pop(task, None)
+        self._recorder.ended(task, state, value, error)
         task.end(state, value, error)
 
 
-def _place(location: str | Location | Server | None) -> Location:
+def _place(location: str | Location | Server | None, recorder: Recorder) -> Location:
+    """Return where the processes are to speak to. Raises ValueError, LocationError."""
     if isinstance(location, Server):
-        return location.location
-    return private_location("doorman") if location is None else resolve(location)
+        where = location.location
+    else:
+        where = recorder.private_place() if location is None else resolve(location)
+    if not find_transport(where.scheme).capabilities.crosses_processes:
+        raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+    return where
 
 
 def _pickled(initializer: Callable[[], object]) -> bytes:

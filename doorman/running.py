@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -45,6 +46,12 @@ class Running:
         self._dues: Timetable[tuple[Due, str]] = Timetable()
         self.unproven = 0
         """How many are on their way from launch to proof."""
+        self.stopped: Callable[[Attempt, State], None] = lambda attempt, ends_as: None
+        """Called before an attempt is told to end."""
+        self.came: Callable[[Attempt], None] = lambda attempt: None
+        """Called when there is one attempt more."""
+        self.went: Callable[[Attempt], None] = lambda attempt: None
+        """Called when there is one attempt less."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -81,8 +88,7 @@ class Running:
     def add(self, attempt: Attempt) -> None:
         """Begin: its process was asked for."""
         attempt.task.enter(State.LAUNCHING)
-        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
-        self._by_handler.setdefault(attempt.handler, {})[attempt] = None
+        self._enter(attempt)
         self.unproven += 1
 
     def launched(self, attempt: Attempt, process: Process, patience: float) -> None:
@@ -104,10 +110,39 @@ class Running:
         if attempt.task.expires_in is not None:
             self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
 
+    def resume(self, attempt: Attempt, identity: Identity, began: float) -> None:
+        """Go on with what a manager before this one has proven; ``began`` is when, by the monotonic clock."""
+        task = attempt.task
+        task.identity = identity
+        task.enter(State.RUNNING)
+        task.began(began)
+        self._enter(attempt)
+        if task.expires_in is not None:
+            self.expect(Due.EXPIRY, attempt, began + task.expires_in - time.monotonic())
+
+    def resume_unproven(self, attempt: Attempt, patience: float) -> None:
+        """The same where the kernel cannot tell which process it is: it has ``patience`` seconds to prove itself."""
+        self.add(attempt)
+        attempt.task.enter(State.PROVING)
+        self.expect(Due.HELLO, attempt, patience)
+
+    def remember(self, credential: Credential) -> None:
+        """Believe no hello under this credential any more; a process that says one is told to die."""
+        credential.revoke()
+        self._over[credential.attempt] = credential
+        if len(self._over) > OVER:
+            del self._over[next(iter(self._over))]
+
+    def let_go(self, attempt: Attempt) -> None:
+        """Leave a detached process to itself: nothing is said to it."""
+        self.forget(attempt)
+        del self._over[attempt.id]
+
     def stop(self, attempt: Attempt, ends_as: State) -> None:
         """TERM now, KILL to the whole group after the grace; at once KILL to what has not even proven itself."""
         if attempt.stopping is not None:
             return
+        self.stopped(attempt, ends_as)
         attempt.stopping = ends_as
         proven = attempt.task.state is State.RUNNING
         attempt.task.enter(State.STOPPING)
@@ -119,9 +154,7 @@ class Running:
 
     def forget(self, attempt: Attempt) -> None:
         """End: let go of its processes; every later hello is late."""
-        self._over[attempt.id] = attempt.credential
-        if len(self._over) > OVER:
-            del self._over[next(iter(self._over))]
+        self.remember(attempt.credential)
         del self._attempts[attempt.id]
         del self._by_task[attempt.task]
         siblings = self._by_handler[attempt.handler]
@@ -131,6 +164,12 @@ class Running:
         if attempt.task.identity is None:
             self.unproven -= 1
         attempt.close()
+        self.went(attempt)
+
+    def _enter(self, attempt: Attempt) -> None:
+        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
+        self._by_handler.setdefault(attempt.handler, {})[attempt] = None
+        self.came(attempt)
 
     # -- time --------------------------------------------------------------------------------------------------
 

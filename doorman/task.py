@@ -8,7 +8,7 @@ import os
 import pickle
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -16,7 +16,7 @@ import cloudpickle
 from doorman.dependencies import check_owners, checked
 from doorman.errors import RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
 from doorman.limits import Limits
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.retry import Backoff, Comeback, Intensity, Restart
 from doorman.states import ENDED, State, legal
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from doorman.identity import Identity
+    from doorman.lines import Line
+    from doorman.progress import OnProgress, Progress
+    from doorman.stream import OnOutput
 
 __all__ = ["Owner", "Task"]
 
@@ -52,7 +55,11 @@ class Task:
     priority -- the higher, the earlier it starts among those that wait; equal ones start as they were added
     after -- tasks of the same manager that have to be done before it starts; if one is not, this one is cancelled
     limits -- what its process may use
+    detach -- its process outlives the manager; the next one with the same journal takes it over
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
+    stream -- keep what it writes in `lines`, read by the manager; None: as the manager does
+    on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line that it writes
+    on_progress -- called with the task and each `Progress` that it reports
     cwd, env -- the process's working directory and whole environment; None: as they were when the manager was made
 
     Raises TypeError, ValueError.
@@ -78,7 +85,11 @@ class Task:
         priority: int = 0,
         after: Iterable[Task] = (),
         limits: Limits | None = None,
+        detach: bool = False,
         wrapper: Sequence[str] = (),
+        stream: bool | None = None,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -90,6 +101,7 @@ class Task:
             raise TypeError(f"priority is a whole number, not {priority!r}")
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
+        check_listeners(on_output=on_output, on_progress=on_progress)
         for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
             if asked is not None and not callable(asked):
                 raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
@@ -104,10 +116,13 @@ class Task:
         self.can_run = can_run
         self.cancel_when = cancel_when
         self.retries = retries
+        self.backoff, self.restart, self.intensity = backoff, restart, intensity
         self.comeback = Comeback(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
         self.priority = priority
         self.after = checked(after)
         self.limits = limits
+        self.detach = detach
+        self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
@@ -123,9 +138,13 @@ class Task:
         """The most memory its process had at once, in bytes."""
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
+        self.lines: Sequence[Line] = ()
+        """The last lines that it wrote, if they are streamed."""
+        self.progress: Progress | None = None
+        """How far it has come, as it last reported with ``current_task().progress(...)``."""
         self._owner: Owner | None = None
-        self._watchers: list[Callable[[Task], object]] = []
         self._call: bytes | None = None
+        self._enders: list[Callable[[], None]] = []
         self._started: float | None = None
         self._ended: float | None = None
         self._value: Any = None
@@ -167,6 +186,14 @@ class Task:
                 raise ValueError(f"{self!r} has not been added to a manager")
             self._owner.run_until(self, timeout)
         return self._error
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
+        if not self.done():
+            if self._owner is None:
+                raise ValueError(f"{self!r} has not been added to a manager")
+            yield from self._owner.ended(self).__await__()
+        return self.result()
 
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
@@ -216,6 +243,10 @@ class Task:
         elif state in ENDED:
             self._ended = time.monotonic()
 
+    def began(self, moment: float) -> None:
+        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
+        self._started = moment
+
     def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""
         if error is None and state is State.CANCELLED:
@@ -224,9 +255,8 @@ class Task:
             error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
         self._value, self._error = value, error
         self.enter(state)
-        watchers, self._watchers = self._watchers, []
-        for tell in watchers:
-            tell(self)
+        while self._enders:
+            self._enders.pop()()
 
     def next_try(
         self, state: State, value: Any, error: BaseException | None, *, wanted: bool
@@ -246,12 +276,9 @@ class Task:
             self.enter(State.WAITING)
         return state, value, error, pause
 
-    def when_ended(self, tell: Callable[[Task], object]) -> None:
-        """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
-        if self.done():
-            tell(self)
-        else:
-            self._watchers.append(tell)
+    def tell_end(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called as soon as it has ended."""
+        self._enders.append(tell)
 
     def _pickled(self) -> bytes:
         try:
