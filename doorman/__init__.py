@@ -4,18 +4,23 @@ from doorman.current import current_task
 from doorman.groups import GroupManager
 from doorman.identity import Identity
 from doorman.journal import Journal
+from doorman.limits import Limits
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
 from doorman.progress import Progress
+from doorman.retry import Backoff, Intensity
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.synchronous import SynchronousManager
 from doorman.task import Task
 
 __all__ = [
+    "Backoff",
     "GroupManager",
     "Identity",
+    "Intensity",
     "Journal",
+    "Limits",
     "ProcessManager",
     "Progress",
     "Rule",

@@ -77,7 +77,7 @@ class Driver:
         """Return when a task has ended. Raises what a tick raised."""
         ended = self._promise()
         self._awaited[ended] = task
-        task.tell_end(lambda: self._tell_end(ended))
+        task.when_ended(lambda _: self._tell_end(ended))
         try:
             await ended
         finally:

@@ -50,7 +50,10 @@ class Attempt:
     task: Task
     call: bytes
     number: int
+    turn: int = 0
+    """Its task's place among those that wait, should no process be had."""
     id: str = ""
+    handler: str = field(init=False)
     launched: Process | None = None
     """What the launcher started: the task's process, or a wrapper around it."""
     own: Process | None = None
@@ -71,10 +74,13 @@ class Attempt:
     """Of an attempt that a manager before this one began; else it is made here, as the id is."""
     salt: bytes = b""
     """Of such an attempt: what a challenge to its process is made of."""
+    final: bool = False
+    """Whether its end is its task's, whatever the policy says of another try."""
     credential: Credential = field(init=False)
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
+        self.handler = self.task.handler
         self.id = self.id or f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
         self.credential = Credential(self.id, self.secret or secrets.token_bytes(SECRET_BYTES), task=self.task.id)
         self.parts = Parts(self.credential)
@@ -103,10 +109,11 @@ class Attempt:
     def terminate(self) -> None:
         """Ask it to end: the task's process if it is known apart from its wrapper, else the group of what was launched.
 
-        The end of a wrapper would be the end of the task's grace.
+        The end of a wrapper would be the end of the task's grace. What was stopped is continued, so that it can end.
         """
-        if self.own is None or not self.own.signal(signal.SIGTERM):
-            self.signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            if self.own is None or not self.own.signal(number):
+                self.signal(number)
 
     def signal(self, number: int) -> None:
         """Signal the whole group of what was launched, and the task's process; through pidfds alone."""

@@ -8,7 +8,10 @@
     │   ├── TaskFailed           what it raised, as text; the cause of the exception that ``result()`` raises
     │   ├── WorkerDied           its process ended without a result
     │   ├── TaskCancelled        somebody cancelled it, or its manager was left
+    │   │   └── DependencyFailed     a task that it comes after did not end well
     │   ├── TaskExpired          it ran for longer than it may
+    │   ├── RestartedTooOften    it ended more often than it may be restarted
+    │   ├── LimitNotApplied      its process could not be limited as it was to be
     │   ├── TaskAlreadyAdded     a task object stands for one run only
     │   ├── TaskDetached         it runs on without the manager that was left
     │   ├── NotInTask            there is no current task here
@@ -41,17 +44,20 @@ __all__ = [
     "BadRule",
     "ControlError",
     "ControlRefused",
+    "DependencyFailed",
     "DoormanError",
     "IdentityRefused",
     "JournalError",
     "JournalInUse",
     "LaunchRefused",
+    "LimitNotApplied",
     "ManagerNotFound",
     "ManagerSilent",
     "NameTaken",
     "NotInTask",
     "PidfdUnavailable",
     "PreloadFailed",
+    "RestartedTooOften",
     "ResultTimeout",
     "TaskAlreadyAdded",
     "TaskCancelled",
@@ -112,6 +118,18 @@ def _worker_died(pid: int | None, exit_code: int | None, signal_number: int | No
 
 class TaskCancelled(TaskError):
     """Raised by ``result()`` of a task that was cancelled, or stopped with its manager."""
+
+
+class DependencyFailed(TaskCancelled):
+    """Raised by ``result()`` of a task that comes after one that did not end well; that one's error is the cause."""
+
+
+class RestartedTooOften(TaskError):
+    """Raised by ``result()`` of a task that ended more often than its intensity allows; the last error is the cause."""
+
+
+class LimitNotApplied(TaskError):
+    """Raised by ``result()`` of a task whose process could not be limited; none of the task's code has run."""
 
 
 class TaskExpired(TaskError, TimeoutError):

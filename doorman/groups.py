@@ -41,6 +41,11 @@ class GroupManager(Owner):
         self._closed = False
 
     @property
+    def realm(self) -> Owner:
+        """The manager that runs the tasks in the end."""
+        return self.manager.realm
+
+    @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
         """The groups that have not begun, in order."""
         return tuple(tuple(group) for group in self._groups)

@@ -118,6 +118,14 @@ class Meter:
         oldest = self._clock() - STALE
         self._known = {attempt: known for attempt, known in self._known.items() if known.at >= oldest}
 
+    def counted(self, attempt: str) -> tuple[float, float, bool]:
+        """Return what an attempt was last counted with: processor and memory load, and whether it was measured."""
+        known = self._known.get(attempt)
+        memory = 0.0 if known is None else 100.0 * known.reading.memory / self._memory
+        if known is None or known.processor is None:
+            return self._share, memory, False
+        return known.processor, memory, True
+
     def _look(self, known: _Known | None, pid: int | None, now: float) -> _Known | None:
         if known is not None and now - known.at < SAMPLE:
             return known

@@ -7,15 +7,17 @@ import os
 import pickle
 import signal
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import cloudpickle
 import msgspec
 
 from doorman.admission import Admission
 from doorman.attempt import Attempt
-from doorman.errors import LaunchRefused, TaskDetached, WorkerDied
+from doorman.errors import LaunchRefused, TaskDetached, TaskNotPicklable, WorkerDied
 from doorman.journal import Journal
+from doorman.lanes import Entry
 from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.inherited import InheritingLauncher
 from doorman.launcher.zygote import ZygoteLauncher
@@ -61,6 +63,7 @@ class ProcessManager(Owner):
     launcher -- starts the processes; default: a warm zygote that forks them
     rules -- may a task start now; without rules all start at once
     preload -- modules that the zygote imports once for all tasks
+    initializer -- called without arguments in each process before its task's code; if it raises, so does the task
     log_path -- a folder with a file for each task's output and errors; None: the manager's own
     journal -- a file that survives the manager, or a `Journal`; `recovered` is what the manager before it left
     shared_log -- there one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
@@ -69,8 +72,8 @@ class ProcessManager(Owner):
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
-    Leaving the manager's block stops what still runs; `run` is how one waits. Raises LocationError, PluginError,
-    JournalError.
+    Leaving the manager's block stops what still runs; `run` is how one waits.
+    Raises LocationError, PluginError, JournalError, TaskNotPicklable.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ProcessManager(Owner):
         launcher: Launcher | None = None,
         rules: Iterable[Rule] = (),
         preload: Sequence[str] = (),
+        initializer: Callable[[], object] | None = None,
         log_path: str | os.PathLike[str] | None = None,
         journal: str | os.PathLike[str] | Journal | None = None,
         shared_log: bool = False,
@@ -90,6 +94,7 @@ class ProcessManager(Owner):
     ) -> None:
         super().__init__()
         check_listeners(on_output=on_output, on_progress=on_progress)
+        self._initializer = b"" if initializer is None else _pickled(initializer)
         self._logs = Logs(log_path, shared=shared_log)
         self._recorder = Recorder(journal)
         self._admission = Admission(rules)
@@ -153,8 +158,8 @@ class ProcessManager(Owner):
         return bool(len(self._admission) or len(self._running))
 
     def why(self, task: Task) -> str | None:
-        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
-        return self._admission.why.get(task)
+        """Return what holds a waiting task back as of the last tick, in words with figures; None if nothing does."""
+        return self._admission.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to a running task, which hears it by ``current_task().on(name, listener)``; acknowledged.
@@ -170,7 +175,7 @@ class ProcessManager(Owner):
         """Drop a waiting task or stop a running one; False, and nothing is signalled, if it has ended."""
         attempt = self._running.of(task)
         if attempt is not None:
-            self._running.stop(attempt, State.CANCELLED)
+            self._stop_for_good(attempt, State.CANCELLED)
         elif self._admission.drop(task):
             self._end(task, State.CANCELLED)
         else:
@@ -200,6 +205,7 @@ class ProcessManager(Owner):
             self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
+            self._settle()
             self._admit()
         finally:
             self._ticking = False
@@ -207,9 +213,9 @@ class ProcessManager(Owner):
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        refused = len(self._admission) and not len(self._running)
-        if self._watched or refused or self._admission.changes_unseen:
+        if self._watched:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
+        timeout = self._admission.patience(timeout, full=self._running.unproven >= AT_ONCE)
         timeout = 0.0 if self._events or self._streams.pending else self._running.patience(timeout)
         self.server.wait(timeout, self._streams.waker)
 
@@ -287,12 +293,12 @@ class ProcessManager(Owner):
     def _launch_failed(self, attempt: Attempt, event: LaunchFailed) -> None:
         task = attempt.task
         if event.back_pressure and attempt.stopping is None:
-            self._running.forget(attempt)
+            self._forget(attempt)
             self._streams.end(attempt.id)
             task.enter(State.WAITING)
             task.attempt -= 1
             self._recorder.again(task)
-            self._admission.put_back(task, attempt.call)
+            self._admission.put_back(attempt, f"no process can be started now: {event.why}")
             return
         stopped = attempt.stopping not in (None, State.FAILED)
         error = None if stopped else attempt.error or WorkerDied(None, None, None, event.why)
@@ -324,42 +330,53 @@ class ProcessManager(Owner):
                 self._watched.pop(task, None)
                 self.cancel(task)
 
+    def _settle(self) -> None:
+        """Let go on what came after tasks that are done, and end what came after others."""
+        for task, error in self._admission.settle():
+            self._end(task, State.CANCELLED, error=error)
+
     def _admit(self) -> None:
         """Start what may start."""
-        if not len(self._admission) or self._closed or self._running.unproven >= AT_ONCE:
-            return
-        for task, call, error in self._admission.admissible(self._running):
-            if error is not None:
-                self._fail(task, error)
-            elif not self._launch(task, call) or self._running.unproven >= AT_ONCE:
-                return
+        if len(self._admission) and not self._closed and self._running.unproven < AT_ONCE:
+            self._admission.admit(self._running, self._launch, self._fail)
 
-    def _launch(self, task: Task, call: bytes) -> bool:
-        """Ask for a process; False if none can be had just now."""
-        attempt = Attempt(task, call, task.attempt + 1)
+    def _launch(self, entry: Entry) -> bool:
+        """Ask for a process; False if no other is to be asked for just now."""
+        task = entry.task
+        attempt = Attempt(task, entry.call, task.attempt + 1, entry.turn)
         self._recorder.started(attempt)
         try:
             self._order(attempt)
         except LaunchRefused as error:
             self._recorder.again(task)
-            self._admission.why[task] = str(error)
+            self._admission.refused(str(error))
             return False
         except OSError as error:
             self._fail(task, error)
             return True
         self._admission.drop(task)
-        self._admission.started(task)
+        self._admission.started(attempt)
         task.attempt = attempt.number
         task.output, task.progress = self._logs.paths(task.name, attempt.id), None
         self._running.add(attempt)
         if task.stops_siblings:
-            self._stop_siblings(task)
-        return True
+            for sibling in self._running.siblings(task):
+                self._stop_for_good(sibling, State.CANCELLED)
+        return self._running.unproven < AT_ONCE
 
     def _order(self, attempt: Attempt) -> None:
         """Order a process. Raises LaunchRefused; OSError if the files of its output cannot be opened."""
         task = attempt.task
-        work = Work(self._pickled_location, task.id, task.name, attempt.number, attempt.call, task.wrapper)
+        work = Work(
+            self._pickled_location,
+            task.id,
+            task.name,
+            attempt.number,
+            attempt.call,
+            task.wrapper,
+            self._initializer,
+            task.limits,
+        )
         outputs = self._streams.open(task, attempt.id)
         try:
             self._launcher.launch(
@@ -382,10 +399,9 @@ class ProcessManager(Owner):
         finally:
             outputs.close()
 
-    def _stop_siblings(self, task: Task) -> None:
-        for attempt in self._running:
-            if attempt.task is not task and attempt.task.handler == task.handler:
-                self._running.stop(attempt, State.CANCELLED)
+    def _stop_for_good(self, attempt: Attempt, ends_as: State) -> None:
+        attempt.final = True  # Also if it is being stopped already, for another reason.
+        self._running.stop(attempt, ends_as)
 
     # -- ending ------------------------------------------------------------------------------------------------
 
@@ -400,20 +416,23 @@ class ProcessManager(Owner):
         try:
             self._streams.end(attempt.id)
         finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
-            self._settle(attempt, state, value, error)
+            self._decide(attempt, state, value, error)
 
-    def _settle(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
+    def _decide(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
         task = attempt.task
-        self._running.forget(attempt)
-        again = state is State.FAILED and task.attempt <= task.retries and attempt.stopping is None
-        if again and not self._closed:
-            task.identity = None
-            task.enter(State.WAITING)
-            self._recorder.again(task)
-            self._admission.add(task, attempt.call)
-        else:
+        self._forget(attempt)
+        wanted = not attempt.final and not self._closed
+        state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
+        if pause is None:
             self._end(task, state, value, error)
+        else:
+            self._recorder.again(task)
+            self._admission.rest(task, attempt.call, pause)
         self._recorder.forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._running.forget(attempt)
+        self._admission.ended(attempt)
 
     def _fail(self, task: Task, error: BaseException) -> None:
         """End a task because of what its policy raised, or because it cannot be started at all."""
@@ -421,7 +440,7 @@ class ProcessManager(Owner):
         attempt = self._running.of(task)
         if attempt is not None:
             attempt.error = error
-            self._running.stop(attempt, State.FAILED)
+            self._stop_for_good(attempt, State.FAILED)
         elif self._admission.drop(task):
             self._end(task, State.FAILED, error=error)
 
@@ -440,6 +459,18 @@ def _place(location: str | Location | Server | None, recorder: Recorder) -> Loca
     if not find_transport(where.scheme).capabilities.crosses_processes:
         raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
     return where
+
+
+def _pickled(initializer: Callable[[], object]) -> bytes:
+    if not callable(initializer):
+        raise TypeError(f"initializer is called in each process, but {initializer!r} cannot be called")
+    try:
+        call: bytes = cloudpickle.dumps(initializer, protocol=pickle.HIGHEST_PROTOCOL)
+        return call
+    except Exception as error:
+        raise TaskNotPicklable(
+            f"the initializer cannot travel to a process: {error}; open files, locks and connections inside it"
+        ) from error
 
 
 def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:

@@ -63,6 +63,11 @@ class Owner:
         """Emit an event to a running task. Raises ValueError if it does not run."""
         raise NotImplementedError
 
+    @property
+    def realm(self) -> Owner:
+        """The manager that runs the tasks in the end: this one, or that which it leads."""
+        return self
+
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
         raise NotImplementedError

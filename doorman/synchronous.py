@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -16,6 +15,8 @@ from doorman.admission import Admission
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
+from doorman.lanes import Entry
+from doorman.launcher.leaving import exit_code
 from doorman.owner import Owner, check_listeners
 from doorman.process import Process
 from doorman.progress import OnProgress, Progress, tell
@@ -53,9 +54,11 @@ class SynchronousManager(Owner):
         self._closed = False
 
     def add_task(self, task: Task) -> Task:
-        """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable."""
+        """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable, ValueError."""
         if self._closed:
             raise ValueError("this manager is closed")
+        if task.limits is not None:
+            raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
         self._admission.add(task, task.adopt(self))
         self.changed()
         return task
@@ -72,7 +75,7 @@ class SynchronousManager(Owner):
 
     def why(self, task: Task) -> str | None:
         """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
-        return self._admission.why.get(task)
+        return self._admission.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
@@ -90,19 +93,16 @@ class SynchronousManager(Owner):
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
-        for task, _, error in self._admission.admissible(()):
-            if error is not None:
-                self._end(task, State.FAILED, error)
-            elif self._still_wanted(task):
-                self._admission.drop(task)
-                self._run(task)
+        self._settle()
+        self._admission.admit((), self._start, lambda task, error: self._end(task, State.FAILED, error))
+        self._settle()
         for task in self.waiting:
             self._still_wanted(task)
         return self.busy
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.server.wait(min(timeout, AGAIN) if self.waiting else timeout)
+        self.server.wait(min(timeout, AGAIN) if self.busy else timeout)
 
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""
@@ -110,6 +110,18 @@ class SynchronousManager(Owner):
         self.undrive()
         self.stop()
         self.server.close()
+
+    def _settle(self) -> None:
+        """Let go on what came after tasks that are done, and end what came after others."""
+        for task, error in self._admission.settle():
+            task.end(State.CANCELLED, error=error)
+
+    def _start(self, entry: Entry) -> bool:
+        if self._still_wanted(entry.task):
+            self._admission.drop(entry.task)
+            self._run(entry.task)
+            self._settle()
+        return True
 
     def _still_wanted(self, task: Task) -> bool:
         """Ask whether the task is to be cancelled; a question that raises fails its task."""
@@ -139,9 +151,9 @@ class SynchronousManager(Owner):
         finally:
             self._running = None
             self._task_hears.clear()
-            if state is State.FAILED and task.attempt <= task.retries and not self._closed:
-                task.enter(State.WAITING)
-                self._admission.add(task, b"")
+            state, value, error, pause = task.next_try(state, value, error, wanted=not self._closed)
+            if pause is not None:
+                self._admission.rest(task, b"", pause)
             else:
                 if state in (State.CANCELLED, State.EXPIRED):
                     task.enter(State.STOPPING)
@@ -196,12 +208,8 @@ def _command(task: Task) -> _End:
 
 def _left(leaving: SystemExit) -> _End:
     """Tell what a process of the task's own would have ended as."""
-    if not leaving.code:
-        return State.DONE, None, None
-    if isinstance(leaving.code, int):
-        return State.FAILED, None, WorkerDied(os.getpid(), leaving.code & 0xFF, None)
-    print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
-    return State.FAILED, None, WorkerDied(os.getpid(), 1, None)
+    code = exit_code(leaving)
+    return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
 
 
 def _own_identity(task: Task) -> Identity:

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
@@ -25,6 +25,8 @@ from doorman.identity import Credential
 from doorman.lastwords import leave_outcome
 from doorman.launcher import Order
 from doorman.launcher.delivery import interpreter_flags, packed, take_order
+from doorman.launcher.leaving import exit_code
+from doorman.limits import Limits
 from doorman.progress import Progress, Reporter, signed
 from doorman.result import Outcome, failed, returned
 from remit import Client, Event, Location, Server
@@ -63,6 +65,9 @@ class Work(msgspec.Struct, array_like=True, frozen=True):
     """The pickled callable with its arguments; empty for a command."""
     wrapper: tuple[str, ...] = ()
     """The command that the worker is to be started with once more, before it proves itself."""
+    initializer: bytes = b""
+    """A pickled callable to be called before the task's code."""
+    limits: Limits | None = None
 
 
 _read_work: Final = msgspec.msgpack.Decoder(Work).decode
@@ -99,34 +104,56 @@ def run_order(order: Order) -> int:
     if not line.prove():
         line.close(0.0)
         return NOT_ADMITTED
-    if order.command:
-        line.close(REPORT_LINGER)
-        become(order.command)
     os.register_at_fork(after_in_child=credential.forget)
-    line.begin()
-    outcome, code = run(work, line)
+    code = 1
+    outcome = begin(work, line, called=not order.command)
+    if outcome is None and order.command:
+        line.close(REPORT_LINGER)
+        if work.limits is not None:
+            work.limits.confine()
+        become(order.command)
+    if outcome is None:
+        line.begin()
+        outcome, code = run(work, line)
     if outcome is not None:
         line.report(outcome)
     line.close(REPORT_LINGER)
     return code
 
 
+def begin(work: Work, line: Line, *, called: bool) -> Outcome | None:
+    """Limit this process and call the initializer; return how the task ends if it must not begin."""
+    try:
+        if work.limits is not None:
+            work.limits.apply(called=called)
+        if work.initializer:
+            with at_work(work, line, called=called):
+                pickle.loads(work.initializer)()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+        return failed(error)
+    return None
+
+
 def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
     """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
     try:
-        fn, args, kwargs = pickle.loads(work.call)
-        with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen, line.progress)):
+        with at_work(work, line):
+            fn, args, kwargs = pickle.loads(work.call)
             value = fn(*args, **kwargs)
         return returned(value), 0
     except SystemExit as leaving:
-        if not leaving.code:
-            return returned(None), 0
-        if isinstance(leaving.code, int):
-            return None, leaving.code
-        print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
-        return None, 1
+        code = exit_code(leaving)
+        return (None, code) if code else (returned(None), 0)
     except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
         return failed(error), 1
+
+
+@contextlib.contextmanager
+def at_work(work: Work, line: Line, *, called: bool = True) -> Iterator[None]:
+    """A block of the user's code, with its memory limited: what comes after it is to have room to tell how it ended."""
+    confined = work.limits.confined() if work.limits is not None and called else contextlib.nullcontext()
+    with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen, line.progress)), confined:
+        yield
 
 
 def wrap(order: Order, work: Work) -> NoReturn:
