@@ -265,7 +265,9 @@ def label(number: int, parts: int) -> bytes:
 def main() -> int:
     """Run as a program of its own: take the order from a descriptor, or from standard input, and obey it."""
     from doorman import prctl
+    from doorman.launcher.warmup import write_by_line
 
+    write_by_line()
     descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     order = take_order(descriptor)
     if not order.detach:

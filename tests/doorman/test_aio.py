@@ -17,7 +17,6 @@ from waiting import DEADLINE
 
 from doorman import GroupManager, ProcessManager, Rule, State, SynchronousManager, Task, current_task
 from doorman.errors import TaskCancelled, TaskExpired, WorkerDied
-from doorman.owner import LONG
 from remit import Client
 
 Runner = Callable[[Awaitable[Any]], Any]
@@ -284,17 +283,34 @@ def say_and_obey(path: Any) -> list[str]:
     return obey(path)
 
 
-def test_what_is_published_between_ticks_leaves_at_once(run, place):
+def test_what_is_wanted_or_published_between_ticks_wakes_the_thread_that_waits(run, place, monkeypatch):
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with ProcessManager(place) as manager:
+            woken: list[str] = []
+            waker = manager.server.keeping.waker
+            wake = waker.wake
             with Client(manager.server.location) as client:
                 heard: asyncio.Future[int] = loop.create_future()
                 hear = lambda number: loop.call_soon_threadsafe(heard.set_result, number)  # noqa: E731
                 await loop.run_in_executor(None, client.subscribe, "number", hear)
-                await asyncio.sleep(0.2)  # The manager's thread waits by now; if not, it is the easier case.
+                await manager.run()
+                monkeypatch.setattr(waker, "wake", lambda: woken.append("woken") or wake())
                 manager.server.publish("number", 7)
-                assert await asyncio.wait_for(heard, LONG / 2) == 7
+                assert woken.pop()
+                assert await heard == 7
+            for want in (
+                lambda: manager.add_task(Task(print, can_run=lambda: False)),
+                lambda: manager.add_rule(Rule(processes=1)),
+                lambda: manager.remove_rule(Rule(processes=1)),
+                lambda: manager.cancel(manager.waiting[0]),
+            ):
+                await manager.run(0.0)
+                while manager.driver._kicked:
+                    await asyncio.sleep(0)
+                woken.clear()
+                want()
+                assert woken
 
     run(main())
 

@@ -135,13 +135,17 @@ def test_a_folder_is_made_with_its_parents(tmp_path):
     assert Path(tmp_path / "a" / "b").is_dir()
 
 
-def test_all_tasks_may_share_two_files_whose_lines_are_whole(short_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("wrapper", [(), ("env",)], ids=["forked", "wrapped"])
+def test_all_tasks_may_share_two_files_whose_lines_are_whole(short_path, monkeypatch, unbuffered, wrapper):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+
     def write(word: str) -> None:
         for _ in range(500):
             print(word * 300)
 
     with ProcessManager(f"unix://{short_path}/m", log_path=short_path / "logs", shared_log=True) as manager:
-        tasks = [manager.add_task(Task(write, word)) for word in "abcd"]
+        tasks = [manager.add_task(Task(write, word, wrapper=wrapper)) for word in "abcd"]
         manager.run(DEADLINE)
     shared = short_path / "logs" / "stdout.log", short_path / "logs" / "stderr.log"
     assert {task.output for task in tasks} == {shared}
@@ -166,6 +170,17 @@ def test_what_is_streamed_into_shared_files_comes_in_whole_lines(short_path):
         manager.run(DEADLINE)
     lines = (short_path / "stdout.log").read_text().splitlines()
     assert sorted(lines) == ["a" * 51] * 200 + ["b" * 51] * 200
+
+
+@pytest.mark.parametrize("wrapper", [(), ("env",)], ids=["forked", "wrapped"])
+def test_a_line_is_written_at_once_and_by_itself(short_path, monkeypatch, wrapper):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+
+    def buffering() -> tuple[bool, bool]:
+        return sys.stdout.line_buffering, sys.stdout.write_through
+
+    with ProcessManager(f"unix://{short_path}/m", log_path=short_path) as manager:
+        assert manager.add_task(Task(buffering, wrapper=wrapper)).result(DEADLINE) == (True, False)
 
 
 def test_shared_files_need_a_folder():

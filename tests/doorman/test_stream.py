@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from managing import tick_until
@@ -20,7 +21,6 @@ from doorman import ProcessManager, State, Task
 from doorman.errors import WorkerDied
 from doorman.launcher.command import CommandLauncher
 from doorman.logs import Logs
-from doorman.owner import LONG
 from doorman.stream import KEPT, Streams
 from remit.errors import ReentrantTick
 
@@ -59,20 +59,37 @@ def test_what_a_task_writes_comes_over_every_transport(crossing_location, speak)
     assert sorted(task.lines) == [("stderr", "one err"), ("stdout", "one out")]
 
 
-def test_lines_come_while_the_task_runs_and_a_wait_wakes_for_them(manager, heard):
-    def speak_and_stay() -> None:
-        print("up")
-        signal.pause()
+def test_lines_come_while_the_task_runs_and_a_wait_wakes_for_them(manager, heard, monkeypatch):
+    def speak_when_told() -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: print("up"))
+        while True:
+            signal.pause()
 
-    task = manager.add_task(Task(speak_and_stay))
+    wakers: list[Any] = []
+    wait = manager.server.wait
+    monkeypatch.setattr(manager.server, "wait", lambda timeout, waker: wakers.append(waker) or wait(timeout, waker))
+    task = manager.add_task(Task(speak_when_told))
     tick_until(manager, lambda: task.state is State.RUNNING)
-    deadline = time.monotonic() + LONG
-    while not heard:
-        manager.wait(LONG)  # Nothing else will ever happen: who is not woken, waits in vain.
-        manager.tick()
-        assert time.monotonic() < deadline
-    assert heard == [("speak_and_stay", "stdout", "up")]
+    deadline = time.monotonic() + DEADLINE
+    with task.identity.open() as process:
+        while not select.select([wakers[-1]], [], [], 0.1)[0]:
+            assert time.monotonic() < deadline, "what ends a wait does not know of the output"
+            process.signal(signal.SIGUSR1)
+    manager.tick()
+    assert heard[0] == ("speak_when_told", "stdout", "up")
     assert not task.done()
+
+
+def test_what_is_in_a_pipe_at_the_end_is_told_though_nobody_has_looked(manager, heard):
+    streams = Streams(Logs(None), manager._launcher, None)
+    task = Task(print, stream=True)
+    output = streams.open(task, "1")
+    os.write(output.stdout, b"out\n" * 1000 + b"last")
+    os.write(output.stderr, b"err\n")
+    streams.end("1")  # The other ends are open still, as with a grandchild that has not ended.
+    output.close()
+    streams.close()
+    assert list(task.lines) == [*[("stdout", "out")] * 998, ("stdout", "last"), ("stderr", "err")]
 
 
 def test_the_order_of_a_stream_is_kept_however_much_is_written(manager, heard):
@@ -202,16 +219,29 @@ def test_an_interrupted_listener_loses_only_its_own_line(manager, heard):
         if line == "1":
             raise KeyboardInterrupt
 
-    def write() -> None:
+    def write_and_stay() -> None:
         os.write(1, b"0\n1\n2\n3\n")
+        signal.pause()
 
-    task = manager.add_task(Task(write, on_output=interrupt))
+    task = manager.add_task(Task(write_and_stay, on_output=interrupt))
     with pytest.raises(KeyboardInterrupt):
         manager.run(DEADLINE)
-    manager.run(DEADLINE)
-    assert task.state is State.DONE
-    assert [line for *_, line in heard] == ["0", "2", "3"]
+    tick_until(manager, lambda: [line for *_, line in heard] == ["0", "2", "3"])
+    assert task.state is State.RUNNING
     assert [line.text for line in task.lines] == ["0", "1", "2", "3"]
+
+
+def test_who_is_interrupted_in_the_last_line_finds_the_task_ended(manager, monkeypatch):
+    monkeypatch.setattr(manager._streams, "read", lambda: None)  # As if the line came just before the end.
+
+    def interrupt(task: Task, stream: str, line: str) -> None:
+        raise KeyboardInterrupt
+
+    task = manager.add_task(Task(os.write, 1, b"no end", on_output=interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manager.run(DEADLINE)
+    assert task.state is State.DONE
+    assert not manager.busy
 
 
 def test_a_listener_may_cancel_its_task_and_may_not_tick(manager, caplog):
