@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import Any, Final
 
 from doorman import identity
 from doorman.identity import Credential
 from remit import Client
+from remit.errors import LinkClosed
 from remit.inbound import RENEWED
 
 __all__ = ["AGAIN", "ASKED", "Homecoming"]
@@ -39,14 +41,18 @@ class Homecoming:
         """Control: the server is another one."""
         self._renewed(*arguments)
         if self._began:
-            self._client.emit("doorman.hello", identity.hello(self._credential))
+            self._emit("doorman.hello", identity.hello(self._credential))
 
     def _challenged(self, attempt: str, nonce: bytes, signature: bytes) -> None:
         """Listener: prove it anew, if it is the own manager who asks."""
         if attempt == self._credential.attempt and self._credential.check(ASKED + nonce, signature):
             hello = identity.hello(self._credential)
             said = AGAIN + nonce + hello["proof"].encode()
-            self._client.emit("doorman.again", hello, self._credential.sign(said))
+            self._emit("doorman.again", hello, self._credential.sign(said))
+
+    def _emit(self, name: str, *words: Any) -> None:
+        with contextlib.suppress(LinkClosed):  # It is leaving: all that it had to tell is told.
+            self._client.emit(name, *words)
 
     def _told_to_die(self, attempt: str, signature: bytes) -> None:
         """Listener: the new manager does not want this attempt any more."""

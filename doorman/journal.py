@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
-from doorman.errors import JournalError, JournalInUse
+from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, TaskFailed
 from doorman.records import VERSION, Entry, Opened, Record, decoded, encoded, folded
 from doorman.result import Outcome
 from doorman.states import State
@@ -60,6 +60,9 @@ class Finished(NamedTuple):
         """Return the value and None, or None and the error."""
         if self.error is None and self.value is None and self.outcome is not None:
             return self.outcome.open()
+        if self.error is None and self.state is not State.DONE:
+            kind = {State.CANCELLED: TaskCancelled, State.EXPIRED: TaskExpired}.get(self.state, TaskFailed)
+            return None, kind(f"task {self.name!r} is {self.state}, says the journal")
         try:
             value = None if self.value is None else pickle.loads(self.value)
             return value, None if self.error is None else pickle.loads(self.error)

@@ -248,7 +248,8 @@ class ProcessManager(Owner):
     def _let_go(self) -> None:
         """Leave detached processes that are at work to themselves, and to the journal's next manager."""
         for attempt in self._running:
-            if attempt.task.detach and attempt.task.identity is not None and attempt.stopping is None:
+            at_work = attempt.task.identity is not None or attempt.salt
+            if attempt.task.detach and at_work and attempt.stopping is None:
                 left = TaskDetached(f"{attempt.task!r} runs on without this manager; open its journal to take it over")
                 self._running.let_go(attempt)
                 attempt.task.end(State.LOST, error=left)

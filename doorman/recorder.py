@@ -19,7 +19,7 @@ from doorman.errors import JournalError, TaskFailed
 from doorman.identity import Identity, boot_id
 from doorman.journal import Journal
 from doorman.process import Process
-from doorman.records import Added, Again, Ended, Launched, Proven, Record, Started, Stopped, Told
+from doorman.records import Added, Again, Ended, Entry, Launched, Proven, Record, Started, Stopped, Told
 from doorman.states import State
 from doorman.task import Task
 from remit import Location
@@ -48,9 +48,11 @@ class Recorder:
         self._leaving = False
         self._ids: set[str] = set()
 
-    def remember(self, task_id: str) -> None:
-        """Give this id to no other task."""
-        self._ids.add(task_id)
+    def remember(self, entry: Entry) -> None:
+        """Give its id to no other task, and write down no outcome twice."""
+        self._ids.add(entry.added.task)
+        if entry.told is not None:
+            self._told.add(entry.added.task)
 
     def check(self) -> None:
         """Raise JournalError if something could not be written: a manager must not go on without its journal."""
@@ -124,7 +126,8 @@ class Recorder:
         if self.journal is None or task.id not in self._ids or self._is_for_the_next(task, state):
             return
         told = task.id in self._told and state in (State.DONE, State.FAILED)
-        kept = (None, None) if told else _kept(task, value, error)
+        silent = told or (error is None and state is not State.DONE)
+        kept = (None, None) if silent else _kept(task, value, error)
         self._write(Ended(task.id, state, task.exit_code, task.signal, task.max_rss, *kept))
         self._told.discard(task.id)
 

@@ -60,7 +60,7 @@ class Recovery:
         tasks: dict[str, Task] = {}
         for entry in entries:
             task = tasks[entry.added.task] = Recalled(entry, tasks)
-            self._recorder.remember(task.id)
+            self._recorder.remember(entry)
             self._place(task, task.adopt(owner), entry)
         self._recorder.sweep({attempt.id for attempt in self._running})
         return tuple(tasks.values())
@@ -85,10 +85,12 @@ class Recovery:
         self._running.remember(attempt.credential)
         task = attempt.task
         if entry.stopped is not None:
-            self._recorder.ended(task, entry.stopped.ends_as, None, None)
+            died = WorkerDied(None, None, None, "its process never proved itself")
+            error = died if entry.stopped.ends_as is State.FAILED else None
+            self._recorder.ended(task, entry.stopped.ends_as, None, error)
             task.enter(State.RUNNING)
             task.enter(State.STOPPING)
-            task.end(entry.stopped.ends_as)
+            task.end(entry.stopped.ends_as, error=error)
             return
         task.attempt -= 1
         self._recorder.again(task)
@@ -152,6 +154,7 @@ class Recalled(Task):
         self._finished = finished
         self.state, self.exit_code, self.signal = finished.state, finished.exit_code, finished.signal
         self.identity = None if entry.proven is None else entry.proven.identity
+        self.max_rss = None if entry.ended is None else entry.ended.max_rss
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""

@@ -153,6 +153,24 @@ forever()
             task.result(DEADLINE)
 
 
+def test_I16_a_worker_that_is_a_program_of_its_own_is_taken_over_too(place, tmp_path):
+    code = """
+from doorman.launcher.command import CommandLauncher
+manager = ProcessManager(location, launcher=CommandLauncher(), journal=folder / "journal")
+task = manager.add_task(Task(chores.wait_for_go, folder / "up", detach=True))
+until((folder / "up").exists)
+say(task.identity.pid)
+forever()
+"""
+    [pid] = slain(code, place, tmp_path)
+    with held(int(pid)), restarted(place, tmp_path) as manager:
+        [task] = manager.recovered
+        assert task.state is State.RUNNING
+        (tmp_path / "go").touch()
+        assert task.result(DEADLINE) == int(pid)
+        assert task.exit_code is None, "nobody was there to know it"
+
+
 # -- it is stopped -------------------------------------------------------------------------------------------------
 
 

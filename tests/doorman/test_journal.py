@@ -10,10 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from chores import die, fail_until, stay
+from managing import tick_until
+from mortals import slain
+from waiting import DEADLINE
 
 from doorman import Journal, ProcessManager, State, Task
-from doorman.errors import JournalError, JournalInUse
+from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, WorkerDied
 from doorman.records import Added, Again, Ended, Entry, Opened, Record, Started, decoded, encoded, folded
+from remit import Location
 
 
 @pytest.fixture
@@ -280,6 +285,124 @@ def test_a_task_is_in_it_before_add_task_returns(path):
     with ProcessManager(journal=path) as manager:
         manager.add_task(Task(pow, 2, 3, name="eight"))
         assert b'"name":"eight"' in path.read_bytes()
+
+
+def recovered(path: Path, place: Location) -> dict[str, Task]:
+    with ProcessManager(place, journal=path) as manager:
+        manager.run(DEADLINE)
+        return {task.name: task for task in manager.recovered}
+
+
+def test_what_has_ended_stays_as_it_ended(path, short_path):
+    place = Location(f"unix://{short_path}/m")
+    with ProcessManager(place, journal=path) as manager:
+        for name, task in {
+            "raised": Task(int, "x", name="raised"),
+            "cancelled": Task(stay, name="cancelled"),
+            "expired": Task(stay, name="expired", expires_in=0.1),
+            "died": Task(die, 9, name="died"),
+            "tried": Task(fail_until, path.with_name("tries"), 3, name="tried", retries=5),
+            "command": Task.command(["true"], name="command"),
+            "waiting": Task(pow, 2, 3, name="waiting", can_run=lambda: False),
+        }.items():
+            manager.add_task(task)
+            assert task.name == name
+        tick_until(manager, lambda: task_of(manager, "cancelled").state is State.RUNNING)
+        manager.cancel(task_of(manager, "cancelled"))
+        manager.cancel(task_of(manager, "waiting"))
+        manager.run(DEADLINE)
+    for _ in range(2):
+        tasks = recovered(path, place)
+        states = {name: str(task.state) for name, task in tasks.items()}
+        assert states == {
+            "raised": "failed",
+            "cancelled": "cancelled",
+            "expired": "expired",
+            "died": "failed",
+            "tried": "done",
+            "command": "done",
+            "waiting": "cancelled",
+        }
+        assert (tasks["tried"].result(), tasks["tried"].attempt) == (3, 3)
+        assert (tasks["command"].result(), tasks["command"].exit_code) == (0, 0)
+        for name, error in {"raised": ValueError, "cancelled": TaskCancelled, "expired": TaskExpired}.items():
+            assert isinstance(tasks[name].exception(), error)
+        assert isinstance(tasks["waiting"].exception(), TaskCancelled)
+        assert (tasks["died"].exception().signal, tasks["died"].signal) == (9, 9)
+        assert tasks["died"].identity.pid == tasks["died"].exception().pid
+
+
+def task_of(manager: ProcessManager, name: str) -> Task:
+    return next(task for task in (*manager.running, *manager.waiting) if task.name == name)
+
+
+def test_what_had_told_its_result_ends_with_it(path, short_path, tmp_path):
+    """The manager dies after it has confirmed a result, and before it has ended the task."""
+    place = Location(f"unix://{short_path}/m")
+    code = """
+from doorman.recorder import Recorder
+Recorder.ended = lambda self, task, *_: (say("now"), os.kill(os.getpid(), 9))
+manager = ProcessManager(location, journal=folder / "journal")
+manager.add_task(Task(impostors.marked, folder / "ran", name="task", retries=3))
+forever()
+"""
+    slain(code, place, tmp_path)
+    task = recovered(path, place)["task"]
+    assert (task.result(), task.attempt, task.state) == ("ran", 1, "done")
+    assert len((tmp_path / "ran").read_text().splitlines()) == 1
+
+
+def test_what_was_running_is_tried_again_if_it_may_be(path, short_path, tmp_path):
+    place = Location(f"unix://{short_path}/m")
+    code = """
+manager = ProcessManager(location, journal=folder / "journal")
+for retries in (0, 1):
+    name = f"{retries} retries"
+    manager.add_task(Task(chores.wait_for_go, folder / name, name=name, retries=retries))
+until(lambda: all((folder / f"{retries} retries").exists() for retries in (0, 1)))
+say("up")
+"""
+    slain(code, place, tmp_path)
+    before = (tmp_path / "1 retries").read_text()
+    (tmp_path / "go").touch()
+    lost, again = recovered(path, place).values()
+    assert (lost.state, again.state, again.attempt) == (State.LOST, State.DONE, 2)
+    assert isinstance(lost.exception(), WorkerDied)
+    assert f"{again.result()}" != before
+
+
+def test_tasks_of_two_managers_have_ids_of_their_own(path, short_path):
+    place = Location(f"unix://{short_path}/m")
+    for _ in range(3):
+        with ProcessManager(place, journal=path) as manager:
+            task = Task(pow, 2, 3)
+            task.id = "1"  # as in a process that has just begun
+            assert manager.add_task(task).result(DEADLINE) == 8
+    assert [finished.id for finished in Journal.read(path)] == ["1", "2", "3"]
+
+
+def test_a_task_in_the_policy_of_another_is_the_recovered_one(path, monkeypatch):
+    from doorman import recorder
+
+    monkeypatch.setitem(recorder._POLICY, "partner", None)
+    first, second = Task(pow, 1, 1), Task(pow, 1, 1)
+    second.partner = [first]  # as a policy may say after which task this one begins
+    parts = added("x")
+    parts.policy = recorder._pickled_policy(second)
+    assert recorder.policy_of(parts, {first.id: first})["partner"][0] is first
+    assert "partner" not in recorder.policy_of(parts, {}), "a task that is forgotten"
+
+
+def test_what_cannot_be_pickled_does_not_keep_the_rest_of_a_policy(caplog):
+    from doorman import recorder
+
+    task = Task(pow, 1, 1, retries=3, can_run=lambda: True)
+    task.cwd = (line for line in ())
+    parts = added("x")
+    parts.policy = recorder._pickled_policy(task)
+    policy = recorder.policy_of(parts, {})
+    assert policy == {"name": "pow", "handler": "builtins.pow", "retries": 3}
+    assert "its cwd cannot be journalled" in caplog.text
 
 
 def test_a_journal_of_ones_own_stays_open(path):
