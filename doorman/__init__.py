@@ -3,6 +3,7 @@
 from doorman.current import current_task
 from doorman.groups import GroupManager
 from doorman.identity import Identity
+from doorman.journal import Journal
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
 from doorman.progress import Progress
@@ -14,6 +15,7 @@ from doorman.task import Task
 __all__ = [
     "GroupManager",
     "Identity",
+    "Journal",
     "ProcessManager",
     "Progress",
     "Rule",

@@ -10,12 +10,15 @@
     │   ├── TaskCancelled        somebody cancelled it, or its manager was left
     │   ├── TaskExpired          it ran for longer than it may
     │   ├── TaskAlreadyAdded     a task object stands for one run only
+    │   ├── TaskDetached         it runs on without the manager that was left
     │   ├── NotInTask            there is no current task here
     │   └── ResultTimeout        it has not ended in time
     ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
     ├── IdentityRefused      a process is not what it says it is
+    ├── JournalError         a journal cannot be read or written
+    │   └── JournalInUse         another manager writes to it
     └── PidfdUnavailable     this system cannot hold a process by a descriptor
 """
 
@@ -31,6 +34,8 @@ __all__ = [
     "BadRule",
     "DoormanError",
     "IdentityRefused",
+    "JournalError",
+    "JournalInUse",
     "LaunchRefused",
     "NotInTask",
     "PidfdUnavailable",
@@ -38,6 +43,7 @@ __all__ = [
     "ResultTimeout",
     "TaskAlreadyAdded",
     "TaskCancelled",
+    "TaskDetached",
     "TaskError",
     "TaskExpired",
     "TaskFailed",
@@ -104,6 +110,10 @@ class TaskAlreadyAdded(TaskError, ValueError):
     """Raised when one task object is added twice: it stands for one run, with one process and one result."""
 
 
+class TaskDetached(TaskError):
+    """Raised by ``result()`` of a detached task whose manager was left: it runs on, for the journal's next manager."""
+
+
 class NotInTask(TaskError, RuntimeError):
     """Raised by ``current_task()`` outside a task."""
 
@@ -134,6 +144,14 @@ class IdentityRefused(DoormanError):
     def __init__(self, reason: Refusal, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
+
+
+class JournalError(DoormanError):
+    """Raised when a journal cannot be read or written, or is none."""
+
+
+class JournalInUse(JournalError):
+    """Raised when a second manager opens the journal of one that is alive."""
 
 
 class PidfdUnavailable(DoormanError):

@@ -65,11 +65,9 @@ class GroupManager(Owner):
         """Return what holds a waiting task back, in words with figures: its group's turn, or what its manager says."""
         for before, group in enumerate(self._groups):
             if task in group:
-                open_ones = sum(not member.done() for member in self._current)
-                return (
-                    f"{open_ones} of {len(self._current)} tasks of the present group have yet to end, "
-                    f"and {before} groups are before its own"
-                )
+                left = sum(not member.done() for member in self._current)
+                now = f"{left} of {len(self._current)} tasks of the present group have yet to end"
+                return f"{now}; groups between that and its own: {before}"
         return self.manager.why(task)
 
     def add_group(self, tasks: Iterable[Task], *, on_failure: OnFailure | None = None) -> tuple[Task, ...]:

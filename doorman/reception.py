@@ -10,10 +10,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from doorman.adoption import Adoption
 from doorman.attempt import Attempt
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
 from doorman.progress import OnProgress, read, tell
+from doorman.recorder import Recorder
 from doorman.result import Outcome
 from doorman.running import Running
 from doorman.states import State
@@ -40,12 +42,15 @@ class Reception:
         server: Server,
         running: Running,
         concluded: Callable[[Attempt], None],
+        recorder: Recorder,
         on_progress: OnProgress | None = None,
     ) -> None:
         self._running = running
         self._concluded = concluded
+        self._recorder = recorder
         self._on_progress = on_progress
         self.refused: Counter[str] = Counter()
+        self._adoption = Adoption(server, running, self.refused, recorder.proven)
         self._server = server
         server.add_listener("doorman.hello", self._greeted, pass_event=True)
         server.add_listener("doorman.progress", self._progressed, pass_event=True)
@@ -53,6 +58,7 @@ class Reception:
 
     def close(self) -> None:
         """Listen no more, on a server that may go on."""
+        self._adoption.close()
         self._server.remove_listener("doorman.hello", self._greeted)
         self._server.remove_listener("doorman.progress", self._progressed)
         self._server.remove_listener("doorman.result", self._reported)
@@ -69,6 +75,8 @@ class Reception:
         attempt = self._running.named(named)
         if attempt is None:
             self._come_late(hello, self._running.over(named), event.sender)
+        elif attempt.salt:
+            self._adoption.challenge(attempt, event.sender)
         elif attempt.launched is None:
             attempt.hellos.append((hello, event.sender))
         else:
@@ -84,6 +92,7 @@ class Reception:
                 _answer(sender, attempt.credential, "die")
                 return
             if attempt.task.state is State.PROVING:
+                self._recorder.proven(attempt, identity)
                 self._running.proven(attempt, identity)
         except IdentityRefused as error:
             self.refused[error.reason.value] += 1
@@ -139,6 +148,7 @@ class Reception:
             whole = attempt.parts.add(number, parts, part, signature)
             if whole is not None:
                 attempt.outcome = Outcome.decode(whole)
+                self._recorder.told(attempt)
         except (ValueError, msgspec.MsgspecError):
             self.refused["result not signed by the attempt's process"] += 1
             return

@@ -46,6 +46,7 @@ class Task:
     can_run -- asked before it starts; while it returns False the task waits
     cancel_when -- asked at each tick; once it returns True the task is cancelled
     retries -- how often it is tried again after it raised or its process died
+    detach -- its process outlives the manager; the next one with the same journal takes it over
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
     stream -- keep what it writes in `lines`, read by the manager; None: as the manager does
     on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line that it writes
@@ -69,6 +70,7 @@ class Task:
         can_run: Callable[[], bool] | None = None,
         cancel_when: Callable[[], bool] | None = None,
         retries: int = 0,
+        detach: bool = False,
         wrapper: Sequence[str] = (),
         stream: bool | None = None,
         on_output: OnOutput | None = None,
@@ -83,6 +85,10 @@ class Task:
         if retries < 0:
             raise ValueError(f"retries is not negative: {retries!r}")
         check_listeners(on_output=on_output, on_progress=on_progress)
+        if detach and (stream or on_output is not None):
+            raise ValueError(
+                "a detached process outlives the pipes of its manager: give the manager a log_path instead"
+            )
         for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
             if asked is not None and not callable(asked):
                 raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
@@ -98,6 +104,7 @@ class Task:
         self.cancel_when = cancel_when
         self.retries = retries
         self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
+        self.detach = detach
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
@@ -208,6 +215,10 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
+
+    def began(self, moment: float) -> None:
+        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
+        self._started = moment
 
     def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""

@@ -20,7 +20,9 @@ import msgspec
 from doorman import identity
 from doorman.current import CurrentTask, entered
 from doorman.errors import NotInTask
+from doorman.homecoming import Homecoming
 from doorman.identity import Credential
+from doorman.lastwords import leave_outcome
 from doorman.launcher import Order
 from doorman.launcher.delivery import interpreter_flags, packed, take_order
 from doorman.progress import Progress, Reporter, signed
@@ -37,6 +39,8 @@ HELLO_AGAIN: Final = 2.0
 """Seconds after which an unanswered hello is said again."""
 REPORT_LINGER: Final = 60.0
 """Seconds within which the result must have reached the manager."""
+SETTLED: Final = 1.0
+"""Seconds that a detached process's line takes to close beyond that."""
 REHEARSALS: Final = 10
 """The interpreter writes into code until it has specialised it: what is written here, no child has to write again."""
 CHUNK: Final = 256 * 1024
@@ -90,6 +94,8 @@ def run_order(order: Order) -> int:
         wrap(order, work)
     credential = Credential(order.attempt, order.secret, task=work.task)
     line = Line(pickle.loads(work.location), credential)
+    if order.detach:
+        line.detach(order.record)
     if not line.prove():
         line.close(0.0)
         return NOT_ADMITTED
@@ -97,6 +103,7 @@ def run_order(order: Order) -> int:
         line.close(REPORT_LINGER)
         become(order.command)
     os.register_at_fork(after_in_child=credential.forget)
+    line.begin()
     outcome, code = run(work, line)
     if outcome is not None:
         line.report(outcome)
@@ -153,9 +160,16 @@ class Line:
         self._owner = os.getpid()
         self._reporter: Reporter | None = None
         self._reports = 0
+        self._record: str | None = None
+        self._homecoming: Homecoming | None = None
         self._client = Client(location, threaded=False, linger=REPORT_LINGER)
         self._client.add_listener("doorman.go", self._told, pass_event=True)
         self._client.add_listener("doorman.die", self._told, pass_event=True)
+
+    def detach(self, record: str | None) -> None:
+        """Outlive the manager, and be found by the next one; what it would have to be told is left at ``record``."""
+        self._record = record
+        self._homecoming = Homecoming(self._client, self._credential)
 
     def prove(self) -> bool:
         """Say hello until answered; True if told to go."""
@@ -167,6 +181,11 @@ class Line:
             while self._answer is None and (left := again - time.monotonic()) > 0:
                 self._client.tick(left)
         return self._answer == "go"
+
+    def begin(self) -> None:
+        """The task's own code begins."""
+        if self._homecoming is not None:
+            self._homecoming.begin()
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Emit an event of the task's own; from the first on a thread sees that they leave while the task computes."""
@@ -189,6 +208,8 @@ class Line:
         self._reporter.report(progress)
 
     def _send_progress(self, progress: Progress) -> None:
+        if self._client.crowded:
+            return  # Nobody hears it now, and the task must not wait for that.
         self._reports += 1
         self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
 
@@ -196,6 +217,12 @@ class Line:
         """Send the outcome, in signed parts, behind the last progress."""
         if self._reporter is not None:
             self._reporter.flush()
+        """Send the outcome, in signed parts."""
+        if self._record is not None:
+            try:
+                leave_outcome(self._record, outcome, self._credential)
+            except OSError as error:
+                print(f"doorman: the result is left nowhere: {error}", file=sys.stderr)  # noqa: T201
         data = outcome.encode()
         parts = max(1, -(-len(data) // CHUNK))
         for number in range(parts):
@@ -206,7 +233,9 @@ class Line:
     def close(self, linger: float) -> None:
         """Wait until the manager has confirmed everything, then end; what could not be told is told on stderr."""
         try:
-            self._client.close(linger)
+            if self._homecoming is not None:
+                self._client.flush(linger)  # Not closed meanwhile: a new manager may have questions.
+            self._client.close(min(linger, SETTLED) if self._homecoming is not None else linger)
         except RemitError as lost:
             if linger:
                 print(f"doorman: the manager was not told: {lost}", file=sys.stderr)  # noqa: T201

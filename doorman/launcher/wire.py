@@ -116,7 +116,7 @@ Message: TypeAlias = Start | Fork | Kill | Ready | Broken | Forked | Failed | En
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
-_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[str, ...], dict[str, str] | None, str | None, bool]
+_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[str, ...], dict[str, str] | None, str | None, bool, str | None]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 
 
@@ -155,16 +155,17 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
 def encode_order(order: Order) -> bytes:
     """Return an order as bytes, without its descriptors: those travel beside it."""
     env = None if order.env is None else dict(order.env)
-    return _encode((order.attempt, order.secret, order.payload, order.command, env, order.cwd, order.detach))
+    last = (order.cwd, order.detach, order.record)
+    return _encode((order.attempt, order.secret, order.payload, order.command, env, *last))
 
 
 def decode_order(data: bytes) -> Order:
     """Return the order that `encode_order` made bytes of. Raises WireError."""
     try:
-        attempt, secret, payload, command, env, cwd, detach = _decode_order(data)
+        attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
     except ValueError as error:
         raise WireError(f"{len(data)} bytes that are no order: {error}") from error
-    return Order(attempt, secret, payload, command, env, cwd, detach=detach)
+    return Order(attempt, secret, payload, command, env, cwd, detach=detach, record=record)
 
 
 def spill(data: bytes) -> int:
