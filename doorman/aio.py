@@ -113,8 +113,8 @@ class Driver:
 
     async def _leave(self) -> None:
         if self._error is None and not self._over:
-            for each in self._owners:
-                each.stop()
+            for each in reversed(self._owners):  # Who is led first: it knows what outlives it.
+                each.part()
             await self.run(self._owner.leaving)
         for task in self._later:
             task.cancel()

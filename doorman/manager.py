@@ -229,11 +229,9 @@ class ProcessManager(Owner):
             self._recorder.close()
             self._streams.close()
             return
-        self._recorder.leaving()
         self.undrive()
         try:
-            self._let_go()
-            self.stop()
+            self.part()
             self.run_here(self.leaving)
         finally:
             self._launcher.close(BURIAL)
@@ -251,6 +249,12 @@ class ProcessManager(Owner):
         recovery = Recovery(*parts, over=self._over, patience=self._hello_timeout)
         self.recovered = recovery.run(self, journal.entries())
 
+    def part(self) -> None:
+        """Begin to leave: let go of what is detached, and cancel the rest; the journal's next manager has it again."""
+        self._recorder.leaving()
+        self._let_go()
+        self.stop()
+
     def _let_go(self) -> None:
         """Leave detached processes that are at work to themselves, and to the journal's next manager."""
         for attempt in self._running:
@@ -258,6 +262,7 @@ class ProcessManager(Owner):
             if attempt.task.detach and at_work and attempt.stopping is None:
                 left = TaskDetached(f"{attempt.task!r} runs on without this manager; open its journal to take it over")
                 self._running.let_go(attempt)
+                self._admission.ended(attempt)
                 attempt.task.end(State.LOST, error=left)
 
     # -- the verbs of a tick -----------------------------------------------------------------------------------

@@ -150,6 +150,10 @@ class Owner:
 
     # -- for the managers themselves ---------------------------------------------------------------------------
 
+    def part(self) -> None:
+        """Begin to leave: let go of what outlives it, and `stop` the rest."""
+        self.stop()
+
     def changed(self) -> None:
         """Have an event loop tick it soon, where there is one: somebody wants something else now."""
         if self.driver is not None:

@@ -98,6 +98,10 @@ class Task:
         if expires_in is not None and not expires_in > 0:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
         check_listeners(on_output=on_output, on_progress=on_progress)
+        if detach and (stream or on_output is not None):
+            raise ValueError(
+                "a detached process outlives the pipes of its manager: give the manager a log_path instead"
+            )
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority is a whole number, not {priority!r}")
         if limits is not None and not isinstance(limits, Limits):

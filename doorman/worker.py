@@ -235,6 +235,8 @@ class Line:
         self._reporter.report(progress)
 
     def _send_progress(self, progress: Progress) -> None:
+        if self._client.crowded:
+            return  # Nobody hears it now, and the task must not wait for that.
         self._reports += 1
         self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
 
