@@ -1,6 +1,7 @@
 """Doorman: a process manager on Remit, in which the process recorded for a task is provably that task's process."""
 
 from doorman.current import current_task
+from doorman.futures import as_completed, wait
 from doorman.groups import GroupManager
 from doorman.identity import Identity
 from doorman.manager import ProcessManager
@@ -20,5 +21,7 @@ __all__ = [
     "SynchronousManager",
     "Task",
     "WorkerPool",
+    "as_completed",
     "current_task",
+    "wait",
 ]

@@ -61,14 +61,11 @@ class GroupManager(Owner):
     def __init__(self, manager: Manager) -> None:
         super().__init__()
         self.manager = manager
+        self.server = manager.server
+        """The server that the tasks emit to."""
         self._groups: deque[dict[Task, bytes]] = deque()
         self._current: tuple[Task, ...] = ()
         self._closed = False
-
-    @property
-    def server(self) -> Server:
-        """The server that the tasks emit to."""
-        return self.manager.server
 
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
@@ -116,6 +113,7 @@ class GroupManager(Owner):
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs, in any group."""
+        self._do_soon()
         busy = self.manager.tick()
         if self._advance():
             busy = self.manager.tick()
@@ -123,7 +121,7 @@ class GroupManager(Owner):
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.manager.wait(0.0 if self._groups and self._ended() else timeout)
+        self.manager.wait(0.0 if self._soon or (self._groups and self._ended()) else timeout)
 
     def close(self) -> None:
         """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""

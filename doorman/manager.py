@@ -171,6 +171,7 @@ class ProcessManager(Owner):
         try:
             self._hear_launcher()
             self.server.tick()
+            self._do_soon()
             self._keep_time()
             self._ask_for_cancellation()
             self._admit()
@@ -183,7 +184,7 @@ class ProcessManager(Owner):
         refused = len(self._admission) and not len(self._running)
         if self._watched or refused or self._admission.changes_unseen:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
-        self.server.wait(self._running.patience(timeout), self._launcher)
+        self.server.wait(0.0 if self._soon else self._running.patience(timeout), self._launcher)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""

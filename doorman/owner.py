@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Self
 
 from doorman.errors import ResultTimeout
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman.task import Task
+    from remit import Server
 
 __all__ = ["Owner"]
 
@@ -22,8 +25,27 @@ LONG: Final = 60.0
 class Owner:
     """A manager to which tasks are added. Nothing happens but in `tick`, in the thread that made the manager."""
 
+    server: Server
+
     def __init__(self) -> None:
         self._thread = threading.get_ident()
+        self._soon: deque[Callable[[], object]] = deque()
+
+    @property
+    def owned_here(self) -> bool:
+        """Whether the calling thread is the one that made it, and so the one that ticks it."""
+        return threading.get_ident() == self._thread
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Have ``function()`` called in the next tick, and whoever waits for that woken. Safe from any thread."""
+        self._soon.append(function)
+        if not self.owned_here:
+            self.server.keeping.waker.wake()
+
+    def _do_soon(self) -> None:
+        """Call what was asked to be called by now; what that asks for has its turn in the next tick."""
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
@@ -52,7 +74,7 @@ class Owner:
 
     def run_until(self, task: Task, timeout: float | None) -> None:
         """Make progress until ``task`` has ended. Raises ResultTimeout; RuntimeError in another thread."""
-        if threading.get_ident() != self._thread:
+        if not self.owned_here:
             raise RuntimeError("only the thread that owns the manager can wait for a task; others may ask task.done()")
         deadline = None if timeout is None else time.monotonic() + timeout
         while not task.done():

@@ -97,6 +97,7 @@ class SynchronousManager(Owner):
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
+        self._do_soon()
         for task in list(self._waiting):
             if self._may_run(task):
                 del self._waiting[task]
@@ -105,7 +106,7 @@ class SynchronousManager(Owner):
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.server.wait(min(timeout, AGAIN) if self._waiting else timeout)
+        self.server.wait(0.0 if self._soon else min(timeout, AGAIN) if self._waiting else timeout)
 
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.futures import TaskFuture, future_of
 from doorman.owner import Owner
 from doorman.states import ENDED, State, legal
 
@@ -102,6 +103,7 @@ class Task:
         """The most memory its process had at once, in bytes."""
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
+        self.bound: TaskFuture | None = None
         self._owner: Owner | None = None
         self._call: bytes | None = None
         self._started: float | None = None
@@ -146,6 +148,11 @@ class Task:
             self._owner.run_until(self, timeout)
         return self._error
 
+    @property
+    def future(self) -> TaskFuture:
+        """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
+        return future_of(self)
+
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
         return self._owner is not None and self._owner.cancel(self)
@@ -162,6 +169,16 @@ class Task:
         return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
 
     # -- for its manager ---------------------------------------------------------------------------------------
+
+    @property
+    def owner(self) -> Owner | None:
+        """The manager that it was added to."""
+        return self._owner
+
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+        return self._value, self._error
 
     def adopt(self, owner: Owner) -> bytes:
         """Bind the task to its manager and return its call as bytes. Raises TaskAlreadyAdded, TaskNotPicklable."""
@@ -184,6 +201,8 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
+        if self.bound is not None:
+            self.bound.follow()
 
     def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""
