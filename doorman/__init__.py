@@ -1,19 +1,23 @@
 """Doorman: a process manager on Remit, in which the process recorded for a task is provably that task's process."""
 
 from doorman.current import current_task
+from doorman.executor import ProcessExecutor
 from doorman.futures import as_completed, wait
 from doorman.groups import GroupManager
 from doorman.identity import Identity
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
+from doorman.reuse import Crew
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.synchronous import SynchronousManager
 from doorman.task import Task
 
 __all__ = [
+    "Crew",
     "GroupManager",
     "Identity",
+    "ProcessExecutor",
     "ProcessManager",
     "Rule",
     "Rules",

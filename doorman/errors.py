@@ -15,6 +15,7 @@
     ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
+    ├── PoolFailed           workers cannot be kept alive
     ├── IdentityRefused      a process is not what it says it is
     └── PidfdUnavailable     this system cannot hold a process by a descriptor
 """
@@ -22,6 +23,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "LaunchRefused",
     "NotInTask",
     "PidfdUnavailable",
+    "PoolFailed",
     "PreloadFailed",
     "ResultTimeout",
     "TaskAlreadyAdded",
@@ -124,8 +127,8 @@ class PreloadFailed(DoormanError):
     """Raised when the zygote cannot import what its children need; the text ends with its traceback."""
 
 
-class PoolFailed(DoormanError):
-    """Raised when a pool's workers die faster than they are worth replacing; the last one's end is the cause."""
+class PoolFailed(DoormanError, BrokenExecutor):
+    """Raised when a pool's workers die faster than they are worth replacing, or cannot even begin; see its cause."""
 
 
 class IdentityRefused(DoormanError):

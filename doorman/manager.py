@@ -127,6 +127,11 @@ class ProcessManager(Owner):
         return self._running.tasks
 
     @property
+    def closed(self) -> bool:
+        """Whether it runs nothing more."""
+        return self._closed
+
+    @property
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(len(self._admission) or len(self._running))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import pickle
 import reprlib
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -156,6 +158,13 @@ class Task:
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
         return self._owner is not None and self._owner.cancel(self)
+
+    def stop(self, *, kill: bool = False) -> bool:
+        """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
+        if kill and self.identity is not None and not self.done():
+            with contextlib.suppress(ProcessLookupError), self.identity.open() as process:
+                return process.signal_group(signal.SIGKILL)
+        return self.cancel()
 
     @property
     def duration(self) -> float | None:
