@@ -87,10 +87,9 @@ class Driver:
     def finish(self, *, cancel: bool = False) -> None:
         """End the thread when all that was submitted has ended; with ``cancel``, all that runs. From any thread."""
         if self.alive:
-            if cancel:
-                self.pool.cancel_waiting()
             self._finishing = True
-            self.pool.manager.call_soon(_nothing)
+            # In the thread, and so in turn: what was submitted before is given to whoever is idle before that.
+            self.pool.manager.call_soon(self.pool.cancel_waiting if cancel else _nothing)
 
     def stop_workers(self, *, kill: bool) -> None:
         """Have the processes stopped. From any thread."""

@@ -55,7 +55,7 @@ class Fresh:
                 call, _ = self._waiting.popleft()
             except IndexError:
                 break  # Another thread was faster.
-            cancelled += call.cancel()
+            cancelled += not call.cancelled() and call.cancel()
         return cancelled
 
     @property

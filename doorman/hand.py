@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from doorman.call import Call
@@ -29,13 +28,15 @@ MOST: Final = 512
 class Hand:
     """One worker."""
 
-    def __init__(self, name: str, page: Path, server: Server) -> None:
+    def __init__(self, name: str, server: Server) -> None:
         self.name = name
         self.credential = Credential(name)
-        self.page = Page(page)
+        self.page = Page.made()
         self.task: Task | None = None
         self.sender: Sender | None = None
         """The way to it; None until it is ready."""
+        self.shares = False
+        """Whether it writes on the page, too."""
         self.leaving = False
         """Whether it takes no more calls."""
         self.calls: dict[int, Call] = {}
@@ -54,6 +55,11 @@ class Hand:
             return 0
         room = self.depth - len(self.calls)
         return room if room * 2 >= self.depth else 0
+
+    def begin(self, sender: Sender | None, *, shares: bool) -> None:
+        """It is ready, and reached by ``sender``."""
+        self.sender, self.shares = sender, shares
+        self.page.hide()
 
     def give(self, calls: Iterable[Call]) -> None:
         """Send it calls."""

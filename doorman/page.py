@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import tempfile
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,10 +29,9 @@ _FIRST: Final = 16  # where the first record begins
 class Page:
     """A mapped file. The worker writes; the manager reads once the worker has ended."""
 
-    def __init__(self, path: Path) -> None:
-        """Map the file, which is made if it is not there. Raises OSError."""
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Map a file, whose descriptor is closed then. Raises OSError."""
         self.path = path
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, SIZE)
             self._memory = mmap.mmap(descriptor, SIZE)
@@ -40,10 +40,16 @@ class Page:
         self._used = _FIRST
 
     @classmethod
+    def made(cls) -> Self:
+        """Make one in a file that only this user can read. Raises OSError."""
+        descriptor, path = tempfile.mkstemp(prefix="doorman-page-")
+        return cls(Path(path), descriptor)
+
+    @classmethod
     def shared(cls, path: Path) -> Self | None:
         """Map a page that the manager has made; None where its files are not to be seen."""
         try:
-            return cls(path) if path.exists() else None
+            return cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError:
             return None
 
@@ -69,11 +75,6 @@ class Page:
         _NUMBER.pack_into(self._memory, _USED, _FIRST)
         self._used = _FIRST
 
-    @property
-    def full(self) -> bool:
-        """Whether more than half of it is used."""
-        return self._used > SIZE // 2
-
     def read(self) -> tuple[int, list[Entry]]:
         """Return the number of the call that began last, 0 for none, and the results that are kept."""
         (begun,) = _NUMBER.unpack_from(self._memory, 0)
@@ -87,7 +88,11 @@ class Page:
             at += size
         return begun, entries
 
-    def close(self) -> None:
-        """Unmap it, and remove the file. May be called twice."""
-        self._memory.close()
+    def hide(self) -> None:
+        """Remove the file: whoever has it mapped keeps it. May be called twice."""
         self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the memory back. May be called twice."""
+        self.hide()
+        self._memory.close()

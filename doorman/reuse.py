@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import pickle
 import secrets
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.call import Call, pickled
@@ -17,7 +15,7 @@ from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
 from doorman.hand import Hand
 from doorman.parcel import Entry, Kind
 from doorman.result import Outcome
-from doorman.serving import Terms, serve
+from doorman.serving import READY, Terms, serve
 from doorman.states import State
 from doorman.task import Task
 
@@ -73,7 +71,6 @@ class Crew:
         self._name = name
         self._limits = max_tasks_per_child, max_memory_per_child
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
-        self._folder = tempfile.TemporaryDirectory(prefix="doorman-")
         self._location = pickle.dumps(manager.server.location)
         self._waiting: deque[Call] = deque()
         self._hands: dict[str, Hand] = {}
@@ -109,7 +106,7 @@ class Crew:
                 call = self._waiting.popleft()
             except IndexError:
                 break  # Another thread was faster.
-            cancelled += call.cancel()
+            cancelled += not call.cancelled() and call.cancel()
         return cancelled
 
     @property
@@ -157,7 +154,6 @@ class Crew:
             if self._hands:
                 self.manager.wait(left)
         self.stop_workers()
-        self._folder.cleanup()
         self.manager.server.remove_listener("doorman.ready", self._ready)
         self.manager.server.remove_listener("doorman.results", self._heard)
 
@@ -211,7 +207,7 @@ class Crew:
 
     def _start(self) -> None:
         name = f"{self._name}-{secrets.token_hex(6)}"
-        hand = Hand(name, Path(self._folder.name) / name, self.manager.server)
+        hand = Hand(name, self.manager.server)
         page, secret = str(hand.page.path), hand.credential.secret
         terms = Terms(name, secret, self._location, page, self._initializer, *self._limits)
         hand.task = Task(serve, terms, name=self._name)
@@ -221,10 +217,10 @@ class Crew:
 
     def _ready(self, event: Event) -> None:
         """Listener: a worker may be given calls."""
-        named, signature = event.args
+        named, shares, signature = event.args
         hand = self._hands.get(named)
-        if hand is not None and hand.credential.check(b"doorman.ready", signature):
-            hand.sender = event.sender
+        if hand is not None and hand.credential.check(READY + shares, signature):
+            hand.begin(event.sender, shares=bool(shares))
             self._stillborn = 0
             self._nudge()
 
@@ -273,6 +269,8 @@ class Crew:
         begun, entries = hand.page.read()
         hand.page.close()
         self._settle(hand, entries)
+        if not hand.shares and not hand.leaving:
+            begun = next(iter(hand.calls), 0)  # It tells each result before it begins anything else.
         lost = hand.calls.pop(begun, None)
         if lost is not None:
             lost.set_exception(self._death(hand))
@@ -313,7 +311,6 @@ class Crew:
         """The manager is closed: nobody runs anything any more."""
         self._closed = True
         self._fail_waiting(TaskCancelled("the call waited when its manager was closed"))
-        self._folder.cleanup()
 
     def _fail_waiting(self, error: Exception) -> None:
         while self._waiting:

@@ -23,11 +23,13 @@ from doorman.result import failed
 from doorman.worker import REPORT_LINGER
 from remit import Client
 
-__all__ = ["FROM_WORKER", "TO_WORKER", "Terms", "serve"]
+__all__ = ["FROM_WORKER", "READY", "TO_WORKER", "Terms", "serve"]
 
 TO_WORKER: Final = b"doorman.calls"
 FROM_WORKER: Final = b"doorman.results"
 """What is signed along with a parcel, so that none can be turned around."""
+READY: Final = b"doorman.ready"
+"""What is signed along with whether a worker shares its page."""
 
 REPORT_EVERY: Final = 0.0005
 """Seconds of short calls whose results travel together."""
@@ -91,7 +93,8 @@ class _Serving:
         """Work until it is over."""
         fit = self._prepared()
         with self._lock:
-            self._client.emit("doorman.ready", self._terms.worker, self._credential.sign(b"doorman.ready"))
+            shares = b"shares" if self._page is not None else b""
+            self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
         while fit and not self._leaving:
             with self._lock:
                 self._client.tick(0.0 if self._calls else IDLE)

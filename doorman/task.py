@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
 from doorman.futures import TaskFuture, future_of
 from doorman.owner import Owner
 from doorman.states import ENDED, State, legal
@@ -162,7 +162,7 @@ class Task:
     def stop(self, *, kill: bool = False) -> bool:
         """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
         if kill and self.identity is not None and not self.done():
-            with contextlib.suppress(ProcessLookupError), self.identity.open() as process:
+            with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
                 return process.signal_group(signal.SIGKILL)
         return self.cancel()
 
