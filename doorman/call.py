@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 import cloudpickle
@@ -31,12 +32,14 @@ class Call(Driven):
     worker: Identity | None = None
     """The process that the call was given to; None until then."""
 
+    number = 0
+    """Names it between the manager and its worker; 0 until it is given to one."""
+    data = b""
+    """The function and its arguments."""
+
     def __init__(self, owner: Owner | None = None) -> None:
-        super().__init__()
+        Future.__init__(self)
         self._owner = owner
-        self.number = 0
-        self.data = b""
-        """The function and its arguments, as bytes."""
 
     @property
     def owner(self) -> Owner | None:
@@ -56,6 +59,22 @@ class Call(Driven):
             return False
         return True
 
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the value or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
+        if self._state == "FINISHED" and self._exception is None:
+            return self._result  # Without a lock: it is the last state, and both were there before it.
+        return super().result(timeout)
+
+    def begin(self) -> bool:
+        """A worker is given it: from now on it cannot be cancelled; False if it was before."""
+        condition = self._condition
+        condition.acquire()
+        waits = self._state == "PENDING"
+        if waits:
+            self._state = "RUNNING"
+        condition.release()
+        return waits or self.set_running_or_notify_cancel()
+
     def wait_again(self) -> None:
         """A worker that was given it gives it back unbegun: it may be cancelled again."""
         self.worker = None
@@ -64,6 +83,7 @@ class Call(Driven):
 
     def returned(self, data: bytes) -> None:
         """Settle it with a pickled value."""
+        self.data = b""
         try:
             value = pickle.loads(data)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling runs the user's code
@@ -73,6 +93,7 @@ class Call(Driven):
 
     def raised(self, data: bytes) -> None:
         """Settle it with an encoded `Outcome` that failed."""
+        self.data = b""
         try:
             error = Outcome.decode(data).open()[1]
         except SystemExit as leaving:
@@ -95,7 +116,10 @@ def pickled(thing: Any) -> bytes:
         data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
     except Exception:  # noqa: BLE001 - a lambda, a local class, or what cannot be pickled at all: cloudpickle tells
         return _by_value(thing)
-    if _MAIN in data or any(name.encode() in data for name in cloudpickle.list_registry_pickle_by_value()):
+    if _MAIN in data:
+        return _by_value(thing)
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if by_value and any(name.encode() in data for name in by_value):
         return _by_value(thing)
     return data
 

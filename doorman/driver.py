@@ -45,6 +45,8 @@ class Driver:
         self._started = threading.Event()
         self._error: BaseException | None = None
         self._pool: Crew | Fresh | None = None
+        self.submit: Callable[..., Call]
+        """Wants a call, from any thread."""
         self._thread = threading.Thread(target=self._run, name="doorman-executor", daemon=True)
 
     def start(self) -> None:
@@ -79,10 +81,6 @@ class Driver:
     def unfinished(self) -> int:
         """How many calls wait or run."""
         return self.pool.unfinished
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
-        """Want a call. From any thread."""
-        return self.pool.submit(fn, *args, **kwargs)
 
     def finish(self, *, cancel: bool = False) -> None:
         """End the thread when all that was submitted has ended; with ``cancel``, all that runs. From any thread."""
@@ -122,6 +120,7 @@ class Driver:
             try:
                 make = Crew if self._reuse else Fresh
                 self._pool = make(manager, self._size, **self._begun)
+                self.submit = self._pool.submit
             except BaseException as error:  # noqa: BLE001 - the same
                 self._error = error
                 return

@@ -102,8 +102,9 @@ class ProcessExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if _exiting.is_set():
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            driver = self._driver or self._start()
-            return driver.submit(fn, *args, **kwargs)
+            if self._driver is None:
+                self._driver = self._start()
+            return self._driver.submit(fn, *args, **kwargs)
 
     def map(
         self,
@@ -177,7 +178,6 @@ class ProcessExecutor(Executor):
         _drivers.add(driver)
         # When nobody can submit any more, the rest is done, and the thread ends.
         weakref.finalize(self, driver.finish).atexit = False
-        self._driver = driver
         return driver
 
 

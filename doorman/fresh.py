@@ -99,7 +99,7 @@ class Fresh:
                 call, name = self._waiting.popleft()
             except IndexError:
                 return  # Another thread has just cancelled them all.
-            if call.set_running_or_notify_cancel():
+            if call.begin():
                 task = Task(_run, self._initializer, call.data, name=name, handler=name)
                 self._running[task] = call
                 self.manager.add_task(task)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hand"]
 
-AHEAD: Final = 0.004
+AHEAD: Final = 0.008
 """Seconds of work that a worker has before it, beyond what it does: the manager may be as long at something else."""
 MOST: Final = 512
 """Calls that a worker has in hand at once at the most."""
@@ -64,9 +64,10 @@ class Hand:
     def give(self, calls: Iterable[Call]) -> None:
         """Send it calls."""
         entries = []
+        identity = None if self.task is None else self.task.identity
         for call in calls:
+            call.worker = identity
             self.calls[call.number] = call
-            call.worker = None if self.task is None else self.task.identity
             entries.append((call.number, Kind.CALL, call.data))
         self._out.send(entries)
 

@@ -198,7 +198,7 @@ class Crew:
                 call = self._waiting.popleft()
             except IndexError:
                 break  # Another thread has just cancelled them all.
-            if call.set_running_or_notify_cancel():
+            if call.begin():
                 call.number = call.number or next(self._numbers)
                 taken.append(call)
         return taken

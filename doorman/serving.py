@@ -31,7 +31,7 @@ FROM_WORKER: Final = b"doorman.results"
 READY: Final = b"doorman.ready"
 """What is signed along with whether a worker shares its page."""
 
-REPORT_EVERY: Final = 0.0005
+REPORT_EVERY: Final = 0.002
 """Seconds of short calls whose results travel together."""
 LONG: Final = 0.005
 """Seconds that a call may run before those that wait behind it are given back, and results before it are told."""
