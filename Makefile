@@ -30,7 +30,8 @@ simulate: $(READY)
 	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS)
 
 bench: $(READY)
-	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(if $(ONLY),"$(ONLY)") $(if $(WRITE),--write)
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --inexact --frozen --all-extras --group dev --group bench
+	@cd tests && PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=.:support ../$(BIN)/python -m bench $(if $(ONLY),"$(ONLY)") $(if $(WRITE),--write)
 
 lint: $(READY)
 	@$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from doorman.attempt import Attempt
+from doorman.identity import boot_id
 from doorman.load import Load, Meter
 from doorman.rules import Rule, Rules
 from doorman.task import Task
@@ -39,6 +40,8 @@ class Admission:
 
     def add(self, task: Task, call: bytes) -> None:
         """Let a task wait, with its pickled call."""
+        if not self._waiting:
+            self._meter.forget()  # While nobody waited nothing was measured.
         self._waiting[task] = call
 
     def put_back(self, task: Task, call: bytes) -> None:
@@ -58,7 +61,7 @@ class Admission:
         """
         self._asked = False
         if len(self.rules):
-            self._load = self._meter.measure((attempt.id, attempt.task.handler, attempt.pid) for attempt in running)
+            self._load = self._meter.measure(map(_place, running), read=self.rules.by_load)
         for task, call in list(self._waiting.items()):
             try:
                 why = self._holds_back(task)
@@ -73,7 +76,7 @@ class Admission:
     def started(self, task: Task) -> None:
         """Count a process that was just asked for as one busy core: its load cannot show yet."""
         if len(self.rules):
-            self._load.add(task.handler, self._meter.newcomer, 0.0)
+            self._meter.expect(self._load, task.handler)
 
     def _holds_back(self, task: Task) -> str | None:
         if task.can_run is not None:
@@ -83,3 +86,9 @@ class Admission:
         if task.ignores_rules or not len(self.rules):
             return None
         return self.rules.holds_back(task.handler, self._load)
+
+
+def _place(attempt: Attempt) -> tuple[str, str, int | None]:
+    """Tell where an attempt's load is to be read: nowhere before its own code runs, or on another host."""
+    known = attempt.task.identity
+    return attempt.id, attempt.task.handler, known.pid if known is not None and known.boot_id == boot_id() else None

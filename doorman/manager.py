@@ -108,14 +108,6 @@ class ProcessManager(Owner):
             self._watched[task] = None
         return task
 
-    def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
-        self.rules.add(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
-        return self.rules.remove(rule)
-
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have no process yet, in the order in which they were added."""
@@ -137,7 +129,7 @@ class ProcessManager(Owner):
         return bool(len(self._admission) or len(self._running))
 
     def why(self, task: Task) -> str | None:
-        """Return what held a waiting task back in the last tick; None if nothing did."""
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
         return self._admission.why.get(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
@@ -160,11 +152,6 @@ class ProcessManager(Owner):
         else:
             return False
         return True
-
-    def stop(self) -> None:
-        """Cancel everything that waits or runs; `tick` until it has ended."""
-        for task in (*self.waiting, *self.running):
-            self.cancel(task)
 
     # -- making progress ---------------------------------------------------------------------------------------
 

@@ -6,13 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import ResultTimeout
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from doorman.rules import Rule, Rules
     from doorman.task import Task
     from remit import Server
 
@@ -25,11 +26,38 @@ LONG: Final = 60.0
 class Owner:
     """A manager to which tasks are added. Nothing happens but in `tick`, in the thread that made the manager."""
 
-    server: Server
-
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._soon: deque[Callable[[], object]] = deque()
+
+    server: Server
+    """Where its tasks emit to."""
+    rules: Rules
+    """May a task start now; without rules all start at once."""
+
+    def add_task(self, task: Task) -> Task:
+        """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
+        raise NotImplementedError
+
+    def add_rule(self, rule: Rule) -> None:
+        """Obey one more rule from now on."""
+        self.rules.add(rule)
+
+    def remove_rule(self, rule: Rule) -> bool:
+        """Obey it no more; False if it was not there."""
+        return self.rules.remove(rule)
+
+    def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to a running task. Raises ValueError if it does not run."""
+        raise NotImplementedError
+
+    def tick(self) -> bool:
+        """Do what can be done now, without waiting; True while anything waits or runs."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float) -> None:
+        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        raise NotImplementedError
 
     @property
     def owned_here(self) -> bool:
@@ -47,17 +75,33 @@ class Owner:
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 
-    def tick(self) -> bool:
-        """Do what can be done now, without waiting; True while anything waits or runs."""
+    @property
+    def waiting(self) -> tuple[Task, ...]:
+        """The tasks that have not begun, in order."""
         raise NotImplementedError
 
-    def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+    @property
+    def running(self) -> tuple[Task, ...]:
+        """The tasks that have begun and not ended."""
+        raise NotImplementedError
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def why(self, task: Task) -> str | None:
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
         raise NotImplementedError
 
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task or stop a running one; False if it has ended."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Cancel everything that waits or runs; `tick` until it has ended."""
+        for task in (*self.waiting, *self.running):
+            self.cancel(task)
 
     def close(self) -> None:
         """Stop what runs, drop what waits, and end. May be called twice."""
