@@ -87,7 +87,7 @@ class Driver:
         if self.alive:
             self._finishing = True
             # In the thread, and so in turn: what was submitted before is given to whoever is idle before that.
-            self.pool.manager.call_soon(self.pool.cancel_waiting if cancel else _nothing)
+            self.pool.manager.call_soon(self.pool.cancel_rest if cancel else _nothing)
 
     def stop_workers(self, *, kill: bool) -> None:
         """Have the processes stopped. From any thread."""

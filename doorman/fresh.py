@@ -58,6 +58,10 @@ class Fresh:
             cancelled += not call.cancelled() and call.cancel()
         return cancelled
 
+    def cancel_rest(self) -> None:
+        """The same, where nothing more is submitted."""
+        self.cancel_waiting()
+
     @property
     def busy(self) -> bool:
         """Whether any call waits or runs."""

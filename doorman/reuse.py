@@ -75,7 +75,7 @@ class Crew:
         self._waiting: deque[Call] = deque()
         self._hands: dict[str, Hand] = {}
         self._numbers = itertools.count(1)
-        self._nudged = self._closed = False
+        self._nudged = self._closed = self._refusing = False
         self._stillborn = 0
         manager.server.add_listener("doorman.ready", self._ready, pass_event=True)
         manager.server.add_listener("doorman.results", self._heard)
@@ -108,6 +108,11 @@ class Crew:
                 break  # Another thread was faster.
             cancelled += not call.cancelled() and call.cancel()
         return cancelled
+
+    def cancel_rest(self) -> None:
+        """Cancel the calls that no worker has yet, and from now on those that workers give back unbegun."""
+        self._refusing = True
+        self.cancel_waiting()
 
     @property
     def busy(self) -> bool:
@@ -299,6 +304,8 @@ class Crew:
         back = list(calls)
         for call in back:
             call.wait_again()
+            if self._refusing:
+                call.cancel()
         self._waiting.extendleft(reversed(back))
 
     def give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:

@@ -156,6 +156,21 @@ def test_a_callback_may_submit():
         assert second[0].result() == 1024
 
 
+def test_a_shutdown_cancels_what_has_not_begun(tmp_path):
+    """Also what a worker had been given already, since the calls before were short."""
+    executor = ProcessExecutor(1)
+    for number in range(50):
+        executor.submit(answer, number).result(DEADLINE)
+    running = executor.submit(hold, tmp_path / "up", tmp_path / "release")
+    rest = [executor.submit(answer, number) for number in range(50)]
+    wait_until((tmp_path / "up").exists)
+    executor.shutdown(wait=False, cancel_futures=True)
+    wait_until(lambda: all(future.cancelled() for future in rest))
+    (tmp_path / "release").touch()
+    executor.shutdown()
+    assert running.result() == running.worker.pid
+
+
 @BOTH
 def test_workers_can_be_stopped(tmp_path, reuse):
     executor = ProcessExecutor(1, reuse=reuse)
