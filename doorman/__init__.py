@@ -5,8 +5,10 @@ from doorman.executor import ProcessExecutor
 from doorman.futures import as_completed, wait
 from doorman.groups import GroupManager
 from doorman.identity import Identity
+from doorman.journal import Journal
 from doorman.manager import ProcessManager
 from doorman.pool import WorkerPool
+from doorman.progress import Progress
 from doorman.reuse import Crew
 from doorman.rules import Rule, Rules
 from doorman.states import State
@@ -17,8 +19,10 @@ __all__ = [
     "Crew",
     "GroupManager",
     "Identity",
+    "Journal",
     "ProcessExecutor",
     "ProcessManager",
+    "Progress",
     "Rule",
     "Rules",
     "State",

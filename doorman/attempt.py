@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from doorman.errors import WorkerDied
-from doorman.identity import Credential
+from doorman.identity import SECRET_BYTES, Credential
 from doorman.launcher import Exited
 from doorman.process import Process
 from doorman.result import Outcome
@@ -59,18 +59,24 @@ class Attempt:
     """The hellos, and their senders, that came before the launcher's word. Anybody may have said them."""
     sender: Sender | None = None
     """The way to the process once it is proven."""
+    reports: int = 0
+    """The number of the newest report of its progress."""
     outcome: Outcome | None = None
     exited: Exited | None = None
     stopping: State | None = None
     """Why it was told to end: the state it goes to."""
     error: BaseException | None = None
     """What it ends with if it fails because it was told to end."""
+    secret: bytes = field(default=b"", repr=False)
+    """Of an attempt that a manager before this one began; else it is made here, as the id is."""
+    salt: bytes = b""
+    """Of such an attempt: what a challenge to its process is made of."""
     credential: Credential = field(init=False)
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.id = f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
-        self.credential = Credential(self.id, task=self.task.id)
+        self.id = self.id or f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
+        self.credential = Credential(self.id, self.secret or secrets.token_bytes(SECRET_BYTES), task=self.task.id)
         self.parts = Parts(self.credential)
 
     @property

@@ -32,6 +32,7 @@ class GroupManager(Owner):
     def __init__(self, manager: Owner, *, on_failure: OnFailure = "continue") -> None:
         super().__init__()
         self.manager, self.server, self.rules = manager, manager.server, manager.rules
+        self.leaving = manager.leaving
         self.on_failure: OnFailure = _policy(on_failure)
         self.failed: tuple[Task, ...] = ()
         """The tasks because of which it was stopped; empty while it goes on."""
@@ -64,11 +65,9 @@ class GroupManager(Owner):
         """Return what holds a waiting task back, in words with figures: its group's turn, or what its manager says."""
         for before, group in enumerate(self._groups):
             if task in group:
-                open_ones = sum(not member.done() for member in self._current)
-                return (
-                    f"{open_ones} of {len(self._current)} tasks of the present group have yet to end, "
-                    f"and {before} groups are before its own"
-                )
+                left = sum(not member.done() for member in self._current)
+                now = f"{left} of {len(self._current)} tasks of the present group have yet to end"
+                return f"{now}; groups between that and its own: {before}"
         return self.manager.why(task)
 
     def add_group(self, tasks: Iterable[Task], *, on_failure: OnFailure | None = None) -> tuple[Task, ...]:
@@ -88,6 +87,7 @@ class GroupManager(Owner):
                 task.release()
             raise
         self._groups.append(group)
+        self.changed()
         return tuple(group)
 
     def add_task(self, task: Task) -> Task:
@@ -127,6 +127,7 @@ class GroupManager(Owner):
     def close(self) -> None:
         """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
         self._closed = True
+        self.undrive()
         for group in self.groups:
             for task in group:
                 self.cancel(task)

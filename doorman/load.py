@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-__all__ = ["Cost", "Load", "Meter", "Reading"]
+__all__ = ["Cost", "Load", "Meter", "Reading", "reader"]
 
 SAMPLE: Final = 0.1
 """Seconds between two readings of one process: within less, a clock of 10 ms ticks tells nothing."""
@@ -84,7 +84,7 @@ class Meter:
         cores: int | None = None,
         memory: int | None = None,
     ) -> None:
-        self._read = read or _reader()
+        self._read = read or reader()
         self._clock = clock
         self._share = 100.0 / (cores or _cores())
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -184,7 +184,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _reader() -> Callable[[int], Reading | None]:
+def reader() -> Callable[[int], Reading | None]:
+    """Return what reads a process by its number; what it returns is None if that has ended."""
     if os.path.exists("/proc/self/stat"):  # noqa: PTH110 - once
         return _read_proc
     import psutil  # only where there is no /proc

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import signal
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -13,20 +14,26 @@ import msgspec
 
 from doorman.admission import Admission
 from doorman.attempt import Attempt
-from doorman.errors import LaunchRefused, WorkerDied
-from doorman.launcher import Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.errors import LaunchRefused, TaskDetached, WorkerDied
+from doorman.journal import Journal
+from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher.inherited import InheritingLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
 from doorman.logs import Logs
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
+from doorman.progress import OnProgress
 from doorman.reception import Reception
+from doorman.recorder import Recorder
+from doorman.recovery import Recovery
 from doorman.rules import Rule
 from doorman.running import Due, Running
 from doorman.states import State
+from doorman.stream import OnOutput, Streams
 from doorman.task import Task
 from doorman.worker import Work
 from remit import Location, Server
-from remit.config import private_location, resolve
+from remit.config import resolve
 from remit.errors import ReentrantTick
 from remit.plugins import find_transport
 
@@ -55,10 +62,15 @@ class ProcessManager(Owner):
     rules -- may a task start now; without rules all start at once
     preload -- modules that the zygote imports once for all tasks
     log_path -- a folder with a file for each task's output and errors; None: the manager's own
+    journal -- a file that survives the manager, or a `Journal`; `recovered` is what the manager before it left
+    shared_log -- there one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
+    on_output -- called with a task, ``"stdout"`` or ``"stderr"``, and each line that any task writes
+    on_progress -- called with a task and each `Progress` that any task reports
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
-    Leaving the manager's block stops what still runs; `run` is how one waits. Raises LocationError, PluginError.
+    Leaving the manager's block stops what still runs; `run` is how one waits. Raises LocationError, PluginError,
+    JournalError.
     """
 
     def __init__(
@@ -69,33 +81,47 @@ class ProcessManager(Owner):
         rules: Iterable[Rule] = (),
         preload: Sequence[str] = (),
         log_path: str | os.PathLike[str] | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        shared_log: bool = False,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         grace: float = GRACE,
         hello_timeout: float = HELLO_TIMEOUT,
     ) -> None:
         super().__init__()
-        where = _place(location)
-        if not find_transport(where.scheme).capabilities.crosses_processes:
-            raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        self._logs = Logs(log_path, shared=shared_log)
+        self._recorder = Recorder(journal)
         self._admission = Admission(rules)
         self._running = Running(grace=grace)
-        self._logs = Logs(log_path)
-        self._grace, self._hello_timeout = grace, hello_timeout
+        self._hello_timeout = hello_timeout
+        self.leaving = grace + BURIAL
         self._watched: dict[Task, None] = {}
         self._closed = self._ticking = False
         self._owner = os.getpid()
-        # The zygote first: it must be exec'd before a transport starts threads here.
-        self._launcher = launcher or _zygote(where, preload)
+        self._events: deque[Event] = deque()
         self._shares = isinstance(location, Server)
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._recorder.close)
+            where = _place(location, self._recorder)
+            # The zygote first: it must be exec'd before a transport starts threads here.
+            self._launcher: Launcher = launcher or _zygote(where, preload)
+            undone.callback(self._launcher.close, 0.0)
             self.server = location if isinstance(location, Server) else Server(where)
-        except BaseException:
-            self._launcher.close(0.0)
-            raise
+            undone.pop_all()
+        inheriting = InheritingLauncher(self._launcher) if self._recorder.journal is not None else None
+        self._launcher = inheriting or self._launcher
+        self._streams = Streams(self._logs, self._launcher, on_output)
         self._pickled_location = pickle.dumps(self.server.location)
-        self._reception = Reception(self.server, self._running, self._conclude)
+        self._running.stopped = self._recorder.stopped
+        self._reception = Reception(self.server, self._running, self._conclude, self._recorder, on_progress)
         self.rules = self._admission.rules
         self.refused = self._reception.refused
         """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
+        self.recovered: tuple[Task, ...] = ()
+        """What the journal told of when it was opened, in the order in which it was added."""
+        if self._recorder.journal is not None and inheriting is not None:
+            self._recover(self._recorder.journal, inheriting)
 
     # -- for those who want ------------------------------------------------------------------------------------
 
@@ -103,9 +129,12 @@ class ProcessManager(Owner):
         """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
             raise ValueError("this manager is closed")
-        self._admission.add(task, task.adopt(self))
+        call = task.adopt(self)
+        self._recorder.added(task, call)
+        self._admission.add(task, call)
         if task.cancel_when is not None:
             self._watched[task] = None
+        self.changed()
         return task
 
     @property
@@ -151,19 +180,30 @@ class ProcessManager(Owner):
             self._end(task, State.CANCELLED)
         else:
             return False
+        self.changed()
         return True
+
+    def kill(self) -> None:
+        """Like `stop`, without any grace: SIGKILL now."""
+        self.stop()
+        for attempt in self._running:
+            attempt.signal(signal.SIGKILL)
 
     # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
+        self.check_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
         self._ticking = True
         try:
+            if not self._closed:
+                self._recorder.check()
             self._hear_launcher()
             self.server.tick()
             self._do_soon()
+            self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
             self._admit()
@@ -176,7 +216,8 @@ class ProcessManager(Owner):
         refused = len(self._admission) and not len(self._running)
         if self._watched or refused or self._admission.changes_unseen:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
-        self.server.wait(0.0 if self._soon else self._running.patience(timeout), self._launcher)
+        at_once = self._soon or self._events or self._streams.pending
+        self.server.wait(0.0 if at_once else self._running.patience(timeout), self._streams.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
@@ -185,10 +226,15 @@ class ProcessManager(Owner):
         self._closed = True
         if self._owner != os.getpid():
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
+            self._recorder.close()
+            self._streams.close()
             return
+        self._recorder.leaving()
+        self.undrive()
         try:
+            self._let_go()
             self.stop()
-            self.run(self._grace + BURIAL)
+            self.run_here(self.leaving)
         finally:
             self._launcher.close(BURIAL)
             self._reception.close()
@@ -196,16 +242,36 @@ class ProcessManager(Owner):
                 self.server.close()
             for attempt in self._running:
                 self._over(attempt, attempt.stopping or State.LOST, error=attempt.error)
+            self._recorder.close()
+            self._streams.close()
+
+    def _recover(self, journal: Journal, launcher: InheritingLauncher) -> None:
+        """Go on where the manager before this one ended. Raises JournalError."""
+        parts = (self._recorder, self._admission, self._running, launcher)
+        recovery = Recovery(*parts, over=self._over, patience=self._hello_timeout)
+        self.recovered = recovery.run(self, journal.entries())
+
+    def _let_go(self) -> None:
+        """Leave detached processes that are at work to themselves, and to the journal's next manager."""
+        for attempt in self._running:
+            at_work = attempt.task.identity is not None or attempt.salt
+            if attempt.task.detach and at_work and attempt.stopping is None:
+                left = TaskDetached(f"{attempt.task!r} runs on without this manager; open its journal to take it over")
+                self._running.let_go(attempt)
+                attempt.task.end(State.LOST, error=left)
 
     # -- the verbs of a tick -----------------------------------------------------------------------------------
 
     def _hear_launcher(self) -> None:
-        for event in self._launcher.poll():
+        self._events.extend(self._launcher.poll())
+        while self._events:  # Kept: who is interrupted in one, as by Ctrl-C, goes on with the next.
+            event = self._events.popleft()
             attempt = self._running.named(event.attempt)
             if attempt is None:
                 if isinstance(event, Launched):
                     event.process.close()
             elif isinstance(event, Launched):
+                self._recorder.launched(attempt, event.process)
                 self._running.launched(attempt, event.process, self._hello_timeout)
                 self._reception.admit_early(attempt)
             elif isinstance(event, Exited):
@@ -218,7 +284,7 @@ class ProcessManager(Owner):
         task = attempt.task
         task.exit_code, task.signal, task.max_rss = event.exit_code, event.signal, event.max_rss
         unexpected = attempt.outcome is None and attempt.stopping is None and not task.argv
-        if unexpected and task.state is State.RUNNING:
+        if (unexpected and task.state is State.RUNNING) or self._recorder.awaits_end(attempt):
             self._running.expect(Due.LAST_WORDS, attempt, LAST_WORDS)
         else:
             self.server.tick()
@@ -228,8 +294,10 @@ class ProcessManager(Owner):
         task = attempt.task
         if event.back_pressure and attempt.stopping is None:
             self._running.forget(attempt)
+            self._streams.end(attempt.id)
             task.enter(State.WAITING)
             task.attempt -= 1
+            self._recorder.again(task)
             self._admission.put_back(task, attempt.call)
             return
         stopped = attempt.stopping not in (None, State.FAILED)
@@ -246,7 +314,10 @@ class ProcessManager(Owner):
                 self._running.stop(attempt, State.EXPIRED)
             elif due is Due.HELLO and attempt.task.identity is None:
                 self.refused["no hello in time"] += 1
-                self._running.stop(attempt, State.FAILED)
+                if attempt.salt:  # Nobody knows that it is the task's: it is left alone.
+                    self._conclude(attempt)
+                else:
+                    self._running.stop(attempt, State.FAILED)
 
     def _ask_for_cancellation(self) -> None:
         for task in list(self._watched):
@@ -272,9 +343,11 @@ class ProcessManager(Owner):
     def _launch(self, task: Task, call: bytes) -> bool:
         """Ask for a process; False if none can be had just now."""
         attempt = Attempt(task, call, task.attempt + 1)
+        self._recorder.started(attempt)
         try:
             self._order(attempt)
         except LaunchRefused as error:
+            self._recorder.again(task)
             self._admission.why[task] = str(error)
             return False
         except OSError as error:
@@ -283,7 +356,7 @@ class ProcessManager(Owner):
         self._admission.drop(task)
         self._admission.started(task)
         task.attempt = attempt.number
-        task.output = self._logs.paths(task.name, attempt.id)
+        task.output, task.progress = self._logs.paths(task.name, attempt.id), None
         self._running.add(attempt)
         if task.stops_siblings:
             self._stop_siblings(task)
@@ -293,7 +366,7 @@ class ProcessManager(Owner):
         """Order a process. Raises LaunchRefused; OSError if the files of its output cannot be opened."""
         task = attempt.task
         work = Work(self._pickled_location, task.id, task.name, attempt.number, attempt.call, task.wrapper)
-        outputs = self._logs.open(task.name, attempt.id)
+        outputs = self._streams.open(task, attempt.id)
         try:
             self._launcher.launch(
                 Order(
@@ -305,8 +378,13 @@ class ProcessManager(Owner):
                     cwd=task.cwd,
                     stdout=outputs.stdout,
                     stderr=outputs.stderr,
+                    detach=task.detach,
+                    record=self._recorder.place_of(attempt),
                 )
             )
+        except BaseException:
+            self._streams.end(attempt.id)
+            raise
         finally:
             outputs.close()
 
@@ -320,19 +398,28 @@ class ProcessManager(Owner):
     def _conclude(self, attempt: Attempt) -> None:
         """End an attempt whose process has ended."""
         if attempt in self._running:
+            self._recorder.recall(attempt)
             self._over(attempt, *attempt.verdict())
 
     def _over(self, attempt: Attempt, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """End an attempt, and its task with it unless it is to be tried again."""
+        try:
+            self._streams.end(attempt.id)
+        finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
+            self._settle(attempt, state, value, error)
+
+    def _settle(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
         task = attempt.task
         self._running.forget(attempt)
         again = state is State.FAILED and task.attempt <= task.retries and attempt.stopping is None
         if again and not self._closed:
             task.identity = None
             task.enter(State.WAITING)
+            self._recorder.again(task)
             self._admission.add(task, attempt.call)
-            return
-        self._end(task, state, value, error)
+        else:
+            self._end(task, state, value, error)
+        self._recorder.forget(attempt)
 
     def _fail(self, task: Task, error: BaseException) -> None:
         """End a task because of what its policy raised, or because it cannot be started at all."""
@@ -346,13 +433,19 @@ class ProcessManager(Owner):
 
     def _end(self, task: Task, state: State, value: Any = None, error: BaseException | None = None) -> None:
         self._watched.pop(task, None)
+        self._recorder.ended(task, state, value, error)
         task.end(state, value, error)
 
 
-def _place(location: str | Location | Server | None) -> Location:
+def _place(location: str | Location | Server | None, recorder: Recorder) -> Location:
+    """Return where the processes are to speak to. Raises ValueError, LocationError."""
     if isinstance(location, Server):
-        return location.location
-    return private_location("doorman") if location is None else resolve(location)
+        where = location.location
+    else:
+        where = recorder.private_place() if location is None else resolve(location)
+    if not find_transport(where.scheme).capabilities.crosses_processes:
+        raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+    return where
 
 
 def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:

@@ -154,7 +154,7 @@ class Crew:
             if (hand.calls or not hand.dismiss()) and hand.task is not None:
                 hand.task.stop()
         deadline = time.monotonic() + FAREWELL
-        while self._hands and not self.manager.closed and (left := deadline - time.monotonic()) > 0:
+        while self._ticked_here and (left := deadline - time.monotonic()) > 0:
             self.manager.tick()
             if self._hands:
                 self.manager.wait(left)
@@ -169,6 +169,11 @@ class Crew:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def _ticked_here(self) -> bool:
+        """Whether there are workers, and whoever closes the crew may tick until they have ended."""
+        return bool(self._hands) and not self.manager.closed and self.manager.driver is None
 
     # -- giving out calls --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -47,6 +47,8 @@ class Running:
         self._serial = itertools.count()
         self.unproven = 0
         """How many are on their way from launch to proof."""
+        self.stopped: Callable[[Attempt, State], None] = lambda attempt, ends_as: None
+        """Called before an attempt is told to end."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -101,10 +103,39 @@ class Running:
         if attempt.task.expires_in is not None:
             self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
 
+    def resume(self, attempt: Attempt, identity: Identity, began: float) -> None:
+        """Go on with what a manager before this one has proven; ``began`` is when, by the monotonic clock."""
+        task = attempt.task
+        task.identity = identity
+        task.enter(State.RUNNING)
+        task.began(began)
+        self._attempts[attempt.id] = self._by_task[task] = attempt
+        if task.expires_in is not None:
+            self.expect(Due.EXPIRY, attempt, began + task.expires_in - time.monotonic())
+
+    def resume_unproven(self, attempt: Attempt, patience: float) -> None:
+        """The same where the kernel cannot tell which process it is: it has ``patience`` seconds to prove itself."""
+        self.add(attempt)
+        attempt.task.enter(State.PROVING)
+        self.expect(Due.HELLO, attempt, patience)
+
+    def remember(self, credential: Credential) -> None:
+        """Believe no hello under this credential any more; a process that says one is told to die."""
+        credential.revoke()
+        self._over[credential.attempt] = credential
+        if len(self._over) > OVER:
+            del self._over[next(iter(self._over))]
+
+    def let_go(self, attempt: Attempt) -> None:
+        """Leave a detached process to itself: nothing is said to it."""
+        self.forget(attempt)
+        del self._over[attempt.id]
+
     def stop(self, attempt: Attempt, ends_as: State) -> None:
         """TERM now, KILL to the whole group after the grace; at once KILL to what has not even proven itself."""
         if attempt.stopping is not None:
             return
+        self.stopped(attempt, ends_as)
         attempt.stopping = ends_as
         proven = attempt.task.state is State.RUNNING
         attempt.task.enter(State.STOPPING)
@@ -116,9 +147,7 @@ class Running:
 
     def forget(self, attempt: Attempt) -> None:
         """End: let go of its processes; every later hello is late."""
-        self._over[attempt.id] = attempt.credential
-        if len(self._over) > OVER:
-            del self._over[next(iter(self._over))]
+        self.remember(attempt.credential)
         del self._attempts[attempt.id]
         del self._by_task[attempt.task]
         if attempt.task.identity is None:

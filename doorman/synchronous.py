@@ -6,16 +6,19 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from doorman.admission import Admission
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.process import Process
+from doorman.progress import OnProgress, Progress, tell
 from doorman.rules import Rule
 from doorman.states import State
 from doorman.task import Task
@@ -38,8 +41,10 @@ class SynchronousManager(Owner):
     cannot be stopped by its expiry; a command has its own, and can. `Task.identity` is this process's own.
     """
 
-    def __init__(self, *, rules: Iterable[Rule] = ()) -> None:
+    def __init__(self, *, rules: Iterable[Rule] = (), on_progress: OnProgress | None = None) -> None:
         super().__init__()
+        check_listeners(on_progress=on_progress)
+        self._on_progress = on_progress
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
         self._admission = Admission(rules)
         self.rules = self._admission.rules
@@ -52,6 +57,7 @@ class SynchronousManager(Owner):
         if self._closed:
             raise ValueError("this manager is closed")
         self._admission.add(task, task.adopt(self))
+        self.changed()
         return task
 
     @property
@@ -102,6 +108,7 @@ class SynchronousManager(Owner):
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""
         self._closed = True
+        self.undrive()
         self.stop()
         self.server.close()
 
@@ -142,8 +149,11 @@ class SynchronousManager(Owner):
                 task.end(state, value, error)
 
     def _call(self, task: Task) -> _End:
+        def report(progress: Progress) -> None:
+            tell(task, replace(progress, at=time.time()), self._on_progress)
+
         try:
-            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen)):
+            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
             return _left(leaving)

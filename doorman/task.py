@@ -10,20 +10,23 @@ import pickle
 import reprlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
 from doorman.futures import TaskFuture, future_of
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.states import ENDED, State, legal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from doorman.identity import Identity
+    from doorman.lines import Line
+    from doorman.progress import OnProgress, Progress
+    from doorman.stream import OnOutput
 
 __all__ = ["Owner", "Task"]
 
@@ -46,7 +49,11 @@ class Task:
     can_run -- asked before it starts; while it returns False the task waits
     cancel_when -- asked at each tick; once it returns True the task is cancelled
     retries -- how often it is tried again after it raised or its process died
+    detach -- its process outlives the manager; the next one with the same journal takes it over
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
+    stream -- keep what it writes in `lines`, read by the manager; None: as the manager does
+    on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line that it writes
+    on_progress -- called with the task and each `Progress` that it reports
     cwd, env -- the process's working directory and whole environment; None: as they were when the manager was made
 
     Raises TypeError, ValueError.
@@ -66,7 +73,11 @@ class Task:
         can_run: Callable[[], bool] | None = None,
         cancel_when: Callable[[], bool] | None = None,
         retries: int = 0,
+        detach: bool = False,
         wrapper: Sequence[str] = (),
+        stream: bool | None = None,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -76,6 +87,7 @@ class Task:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
         if retries < 0:
             raise ValueError(f"retries is not negative: {retries!r}")
+        check_listeners(on_output=on_output, on_progress=on_progress)
         for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
             if asked is not None and not callable(asked):
                 raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
@@ -90,6 +102,8 @@ class Task:
         self.can_run = can_run
         self.cancel_when = cancel_when
         self.retries = retries
+        self.detach = detach
+        self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
@@ -106,8 +120,13 @@ class Task:
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
         self.bound: TaskFuture | None = None
+        self.lines: Sequence[Line] = ()
+        """The last lines that it wrote, if they are streamed."""
+        self.progress: Progress | None = None
+        """How far it has come, as it last reported with ``current_task().progress(...)``."""
         self._owner: Owner | None = None
         self._call: bytes | None = None
+        self._enders: list[Callable[[], None]] = []
         self._started: float | None = None
         self._ended: float | None = None
         self._value: Any = None
@@ -154,6 +173,14 @@ class Task:
     def future(self) -> TaskFuture:
         """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
         return future_of(self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
+        if not self.done():
+            if self._owner is None:
+                raise ValueError(f"{self!r} has not been added to a manager")
+            yield from self._owner.ended(self).__await__()
+        return self.result()
 
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
@@ -213,6 +240,10 @@ class Task:
         if self.bound is not None:
             self.bound.follow()
 
+    def began(self, moment: float) -> None:
+        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
+        self._started = moment
+
     def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""
         if error is None and state is State.CANCELLED:
@@ -221,6 +252,12 @@ class Task:
             error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
         self._value, self._error = value, error
         self.enter(state)
+        while self._enders:
+            self._enders.pop()()
+
+    def tell_end(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called as soon as it has ended."""
+        self._enders.append(tell)
 
     def _pickled(self) -> bytes:
         try:

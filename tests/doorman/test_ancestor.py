@@ -38,6 +38,10 @@ def test_B01_no_member_of_a_group_is_lost(manager):
         for _ in range(5)
     ]
     while groups.tick():
+        begun = [any(task.state is not State.WAITING for task in group) for group in members]
+        ended = [all(task.done() for task in group) for group in members]
+        assert begun[0]
+        assert all(ended[: begun.count(True) - 1]), "a group began before the one before it had ended"
         groups.wait(0.05)
     ends = [[task.state for task in group] for group in members]
     assert ends == [[State.DONE, State.CANCELLED, State.FAILED, State.DONE]] * 5

@@ -79,17 +79,18 @@ def leave_politely(folder: Path) -> None:
     stay()
 
 
-def test_B13_a_task_is_asked_first_and_is_running_until_it_has_surely_ended(manager, tmp_path):
+def test_B13_a_task_is_asked_first_and_is_running_until_it_has_surely_ended(manager, short_path, tmp_path):
     """Fix: SIGKILL at once to one number, no word of its effect, no exit code; garbage in a worker ended as success."""
-    polite = manager.add_task(Task(leave_politely, tmp_path))
-    deaf = manager.add_task(Task(stay_stubbornly, tmp_path / "deaf"))
-    tick_until(manager, lambda: (tmp_path / "up").exists() and (tmp_path / "deaf").exists())
-    with polite.identity.open() as first, deaf.identity.open() as second:
-        manager.stop()
-        assert manager.running == (polite, deaf), "told to end is not ended"
-        for task, process in ((polite, first), (deaf, second)):
-            tick_until(manager, task.done)
-            assert not process.alive()
+    with ProcessManager(f"unix://{short_path}/patient", grace=DEADLINE) as patient:
+        polite = patient.add_task(Task(leave_politely, tmp_path))
+        deaf = manager.add_task(Task(stay_stubbornly, tmp_path / "deaf"))
+        for owner, task, up in ((patient, polite, tmp_path / "up"), (manager, deaf, tmp_path / "deaf")):
+            tick_until(owner, up.exists)
+            with task.identity.open() as process:
+                owner.stop()
+                assert owner.running == (task,), "told to end is not ended"
+                tick_until(owner, task.done)
+                assert not process.alive()
     assert (tmp_path / "left").exists()
     assert (polite.exit_code, deaf.signal) == (3, signal.SIGKILL)
     killed, failed = Task(die, int(signal.SIGSEGV)), Task(divmod, 1, 0)

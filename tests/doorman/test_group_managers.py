@@ -131,7 +131,9 @@ def test_what_holds_a_task_back_is_told_with_figures(processes):
     begin(processes, first)
     assert processes.why(first) is None
     assert processes.why(second) == "1 of 1 processes run"
-    assert processes.why(later) == "2 of 2 tasks of the present group have yet to end, and 1 groups are before its own"
+    assert (
+        processes.why(later) == "2 of 2 tasks of the present group have yet to end; groups between that and its own: 1"
+    )
 
 
 def test_it_emits_to_its_tasks(processes, tmp_path):
