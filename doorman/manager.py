@@ -153,6 +153,11 @@ class ProcessManager(Owner):
         return self._running.tasks
 
     @property
+    def closed(self) -> bool:
+        """Whether it runs nothing more."""
+        return self._closed
+
+    @property
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(len(self._admission) or len(self._running))
@@ -202,6 +207,7 @@ class ProcessManager(Owner):
                 self._recorder.check()
             self._hear_launcher()
             self.server.tick()
+            self._do_soon()
             self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
@@ -216,8 +222,8 @@ class ProcessManager(Owner):
         if self._watched:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
         timeout = self._admission.patience(timeout, full=self._running.unproven >= AT_ONCE)
-        timeout = 0.0 if self._events or self._streams.pending else self._running.patience(timeout)
-        self.server.wait(timeout, self._streams.waker)
+        at_once = self._soon or self._events or self._streams.pending
+        self.server.wait(0.0 if at_once else self._running.patience(timeout), self._streams.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import pickle
 import reprlib
+import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from doorman.dependencies import check_owners, checked
-from doorman.errors import RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.errors import (
+    IdentityRefused,
+    RestartedTooOften,
+    TaskAlreadyAdded,
+    TaskCancelled,
+    TaskExpired,
+    TaskNotPicklable,
+)
+from doorman.futures import TaskFuture, future_of
 from doorman.limits import Limits
 from doorman.owner import Owner, check_listeners
 from doorman.retry import Backoff, Comeback, Intensity, Restart
@@ -142,6 +152,7 @@ class Task:
         """The most memory its process had at once, in bytes."""
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
+        self.bound: TaskFuture | None = None
         self.lines: Sequence[Line] = ()
         """The last lines that it wrote, if they are streamed."""
         self.progress: Progress | None = None
@@ -191,6 +202,11 @@ class Task:
             self._owner.run_until(self, timeout)
         return self._error
 
+    @property
+    def future(self) -> TaskFuture:
+        """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
+        return future_of(self)
+
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
         if not self.done():
@@ -202,6 +218,13 @@ class Task:
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
         return self._owner is not None and self._owner.cancel(self)
+
+    def stop(self, *, kill: bool = False) -> bool:
+        """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
+        if kill and self.identity is not None and not self.done():
+            with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
+                return process.signal_group(signal.SIGKILL)
+        return self.cancel()
 
     @property
     def duration(self) -> float | None:
@@ -220,6 +243,11 @@ class Task:
         return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
 
     # -- for its manager ---------------------------------------------------------------------------------------
+
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+        return self._value, self._error
 
     def adopt(self, owner: Owner) -> bytes:
         """Bind the task to its manager and return its call as bytes.
@@ -246,6 +274,8 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
+        if self.bound is not None:
+            self.bound.follow()
 
     def began(self, moment: float) -> None:
         """Count its duration from this moment of the monotonic clock: it began under a manager before."""
