@@ -77,7 +77,7 @@ class Driver:
         """Return when a task has ended. Raises what a tick raised."""
         ended = self._promise()
         self._awaited[ended] = task
-        task.tell_end(lambda: self._tell_end(ended))
+        task.when_ended(lambda _: self._tell_end(ended))
         try:
             await ended
         finally:
@@ -113,8 +113,8 @@ class Driver:
 
     async def _leave(self) -> None:
         if self._error is None and not self._over:
-            for each in self._owners:
-                each.stop()
+            for each in reversed(self._owners):  # Who is led first: it knows what outlives it.
+                each.part()
             await self.run(self._owner.leaving)
         for task in self._later:
             task.cancel()

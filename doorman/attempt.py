@@ -50,6 +50,8 @@ class Attempt:
     task: Task
     call: bytes
     number: int
+    turn: int = 0
+    """Its task's place among those that wait, should no process be had."""
     id: str = ""
     handler: str = field(init=False)
     launched: Process | None = None
@@ -68,14 +70,12 @@ class Attempt:
     """Why it was told to end: the state it goes to."""
     error: BaseException | None = None
     """What it ends with if it fails because it was told to end."""
-    turn: int = 0
-    """Its task's place among those that wait, should no process be had."""
-    final: bool = False
-    """Whether its end is its task's, whatever the policy says of another try."""
     secret: bytes = field(default=b"", repr=False)
     """Of an attempt that a manager before this one began; else it is made here, as the id is."""
     salt: bytes = b""
     """Of such an attempt: what a challenge to its process is made of."""
+    final: bool = False
+    """Whether its end is its task's, whatever the policy says of another try."""
     credential: Credential = field(init=False)
     parts: Parts = field(init=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -42,8 +41,7 @@ class Dependencies:
         for first in wanted:
             if first not in self._followers:
                 self._followers[first] = {}
-                tell = functools.partial(self._ended.append, first)
-                tell() if first.done() else first.tell_end(tell)
+                first.when_ended(self._ended.append)
             self._followers[first][task] = None
         return True
 

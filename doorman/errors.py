@@ -25,6 +25,7 @@
     ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
+    ├── PoolFailed           workers cannot be kept alive
     ├── IdentityRefused      a process is not what it says it is
     ├── JournalError         a journal cannot be read or written
     │   └── JournalInUse         another manager writes to it
@@ -34,6 +35,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ __all__ = [
     "NameTaken",
     "NotInTask",
     "PidfdUnavailable",
+    "PoolFailed",
     "PreloadFailed",
     "RestartedTooOften",
     "ResultTimeout",
@@ -188,8 +191,8 @@ class PreloadFailed(DoormanError):
     """Raised when the zygote cannot import what its children need; the text ends with its traceback."""
 
 
-class PoolFailed(DoormanError):
-    """Raised when a pool's workers die faster than they are worth replacing; the last one's end is the cause."""
+class PoolFailed(DoormanError, BrokenExecutor):
+    """Raised when a pool's workers die faster than they are worth replacing, or cannot even begin; see its cause."""
 
 
 class IdentityRefused(DoormanError):

@@ -119,6 +119,7 @@ class GroupManager(Owner):
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs, in any group."""
+        self._do_soon()
         busy = self.manager.tick()
         if self._advance():
             busy = self.manager.tick()
@@ -126,7 +127,7 @@ class GroupManager(Owner):
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.manager.wait(0.0 if self._groups and self._ended() else timeout)
+        self.manager.wait(0.0 if self._soon or (self._groups and self._ended()) else timeout)
 
     def close(self) -> None:
         """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""

@@ -72,8 +72,8 @@ class ProcessManager(Owner):
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
-    Leaving the manager's block stops what still runs; `run` is how one waits. Raises LocationError, PluginError,
-    JournalError, TaskNotPicklable.
+    Leaving the manager's block stops what still runs; `run` is how one waits.
+    Raises LocationError, PluginError, JournalError, TaskNotPicklable.
     """
 
     def __init__(
@@ -119,7 +119,6 @@ class ProcessManager(Owner):
         self._streams = Streams(self._logs, self._launcher, on_output)
         self._pickled_location = pickle.dumps(self.server.location)
         self._running.stopped = self._recorder.stopped
-        self._running.came, self._running.went = self._admission.started, self._admission.ended
         self._reception = Reception(self.server, self._running, self._conclude, self._recorder, on_progress)
         self.rules = self._admission.rules
         self.refused = self._reception.refused
@@ -152,6 +151,11 @@ class ProcessManager(Owner):
     def running(self) -> tuple[Task, ...]:
         """The tasks that have a process, or are about to."""
         return self._running.tasks
+
+    @property
+    def closed(self) -> bool:
+        """Whether it runs nothing more."""
+        return self._closed
 
     @property
     def busy(self) -> bool:
@@ -203,6 +207,7 @@ class ProcessManager(Owner):
                 self._recorder.check()
             self._hear_launcher()
             self.server.tick()
+            self._do_soon()
             self._streams.read()
             self._keep_time()
             self._ask_for_cancellation()
@@ -217,8 +222,8 @@ class ProcessManager(Owner):
         if self._watched:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
         timeout = self._admission.patience(timeout, full=self._running.unproven >= AT_ONCE)
-        timeout = 0.0 if self._events or self._streams.pending else self._running.patience(timeout)
-        self.server.wait(timeout, self._streams.waker)
+        at_once = self._soon or self._events or self._streams.pending
+        self.server.wait(0.0 if at_once else self._running.patience(timeout), self._streams.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
@@ -230,11 +235,9 @@ class ProcessManager(Owner):
             self._recorder.close()
             self._streams.close()
             return
-        self._recorder.leaving()
         self.undrive()
         try:
-            self._let_go()
-            self.stop()
+            self.part()
             self.run_here(self.leaving)
         finally:
             self._launcher.close(BURIAL)
@@ -252,6 +255,12 @@ class ProcessManager(Owner):
         recovery = Recovery(*parts, over=self._over, patience=self._hello_timeout)
         self.recovered = recovery.run(self, journal.entries())
 
+    def part(self) -> None:
+        """Begin to leave: let go of what is detached, and cancel the rest; the journal's next manager has it again."""
+        self._recorder.leaving()
+        self._let_go()
+        self.stop()
+
     def _let_go(self) -> None:
         """Leave detached processes that are at work to themselves, and to the journal's next manager."""
         for attempt in self._running:
@@ -259,6 +268,7 @@ class ProcessManager(Owner):
             if attempt.task.detach and at_work and attempt.stopping is None:
                 left = TaskDetached(f"{attempt.task!r} runs on without this manager; open its journal to take it over")
                 self._running.let_go(attempt)
+                self._admission.ended(attempt)
                 attempt.task.end(State.LOST, error=left)
 
     # -- the verbs of a tick -----------------------------------------------------------------------------------
@@ -294,7 +304,7 @@ class ProcessManager(Owner):
     def _launch_failed(self, attempt: Attempt, event: LaunchFailed) -> None:
         task = attempt.task
         if event.back_pressure and attempt.stopping is None:
-            self._running.forget(attempt)
+            self._forget(attempt)
             self._streams.end(attempt.id)
             task.enter(State.WAITING)
             task.attempt -= 1
@@ -344,7 +354,7 @@ class ProcessManager(Owner):
     def _launch(self, entry: Entry) -> bool:
         """Ask for a process; False if no other is to be asked for just now."""
         task = entry.task
-        attempt = Attempt(task, entry.call, task.attempt + 1, turn=entry.turn)
+        attempt = Attempt(task, entry.call, task.attempt + 1, entry.turn)
         self._recorder.started(attempt)
         try:
             self._order(attempt)
@@ -356,6 +366,7 @@ class ProcessManager(Owner):
             self._fail(task, error)
             return True
         self._admission.drop(task)
+        self._admission.started(attempt)
         task.attempt = attempt.number
         task.output, task.progress = self._logs.paths(task.name, attempt.id), None
         self._running.add(attempt)
@@ -416,19 +427,24 @@ class ProcessManager(Owner):
         try:
             self._streams.end(attempt.id)
         finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
-            self._conclude_try(attempt, state, value, error)
+            self._decide(attempt, state, value, error)
 
-    def _conclude_try(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
+    def _decide(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
         task = attempt.task
-        self._running.forget(attempt)
+        self._forget(attempt)
+        # What was cancelled under the manager before this one is not wanted either, whatever its process still told.
         wanted = not (attempt.final or attempt.stopping is State.CANCELLED or self._closed)
         state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
-        if pause is not None:
+        if pause is None:
+            self._end(task, state, value, error)
+        else:
             self._recorder.again(task)
             self._admission.rest(task, attempt.call, pause)
-        else:
-            self._end(task, state, value, error)
         self._recorder.forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._running.forget(attempt)
+        self._admission.ended(attempt)
 
     def _fail(self, task: Task, error: BaseException) -> None:
         """End a task because of what its policy raised, or because it cannot be started at all."""

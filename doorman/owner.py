@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -37,6 +38,7 @@ class Owner:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
+        self._soon: deque[Callable[[], object]] = deque()
         self.driver: Driver | None = None
         """What ticks it, inside ``async with``."""
 
@@ -75,6 +77,22 @@ class Owner:
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
         raise NotImplementedError
+
+    @property
+    def owned_here(self) -> bool:
+        """Whether the calling thread is the one that made it, and so the one that ticks it."""
+        return threading.get_ident() == self._thread
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Have ``function()`` called in the next tick, and whoever waits for that woken. Safe from any thread."""
+        self._soon.append(function)
+        if self.driver is not None or not self.owned_here:
+            self.server.wake()
+
+    def _do_soon(self) -> None:
+        """Call what was asked to be called by now; what that asks for has its turn in the next tick."""
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
 
     @property
     def waiting(self) -> tuple[Task, ...]:
@@ -129,7 +147,7 @@ class Owner:
 
     def run_until(self, task: Task, timeout: float | None) -> None:
         """Make progress until ``task`` has ended. Raises ResultTimeout; RuntimeError in another thread."""
-        if threading.get_ident() != self._thread:
+        if not self.owned_here:
             raise RuntimeError("only the thread that owns the manager can wait for a task; others may ask task.done()")
         if self.driver is not None and not task.done():
             raise RuntimeError(f"{task!r} has not ended, and to wait here would stop its event loop: `await` the task")
@@ -149,6 +167,10 @@ class Owner:
         await self.driver.ended(task)
 
     # -- for the managers themselves ---------------------------------------------------------------------------
+
+    def part(self) -> None:
+        """Begin to leave: let go of what outlives it, and `stop` the rest."""
+        self.stop()
 
     def changed(self) -> None:
         """Have an event loop tick it soon, where there is one: somebody wants something else now."""

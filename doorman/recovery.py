@@ -108,6 +108,7 @@ class Recovery:
             self._launcher.inherit(attempt.id, process)
             process.close()  # Nothing to signal it by, before it has proven itself anew.
             self._running.resume_unproven(attempt, self._patience)
+            self._admission.started(attempt)
         else:
             self._take_over(attempt, entry, identity, process)
 
@@ -118,6 +119,7 @@ class Recovery:
         attempt.launched, attempt.own = (process, None) if wrapper is None else (wrapper, process)
         self._launcher.inherit(attempt.id, attempt.launched)
         self._running.resume(attempt, identity, entry.proven.at)
+        self._admission.started(attempt)
         if entry.stopped is not None:
             self._running.stop(attempt, entry.stopped.ends_as)
 
@@ -125,6 +127,7 @@ class Recovery:
         """Say how an attempt ended whose process is gone; what nobody knows may be tried again, or is lost."""
         assert entry.proven is not None
         self._running.resume(attempt, identity, entry.proven.at)
+        self._admission.started(attempt)
         if entry.stopped is not None:
             attempt.stopping = entry.stopped.ends_as
             attempt.task.enter(State.STOPPING)
@@ -170,7 +173,7 @@ def _recalled(*_: Any) -> None:
 
 def _attempt(task: Task, call: bytes, entry: Entry) -> Attempt:
     assert entry.started is not None
-    return Attempt(task, call, entry.number, entry.started.attempt, secret=entry.started.secret)
+    return Attempt(task, call, entry.number, id=entry.started.attempt, secret=entry.started.secret)
 
 
 def _outlives(entry: Entry) -> bool:

@@ -48,10 +48,6 @@ class Running:
         """How many are on their way from launch to proof."""
         self.stopped: Callable[[Attempt, State], None] = lambda attempt, ends_as: None
         """Called before an attempt is told to end."""
-        self.came: Callable[[Attempt], None] = lambda attempt: None
-        """Called when there is one attempt more."""
-        self.went: Callable[[Attempt], None] = lambda attempt: None
-        """Called when there is one attempt less."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -88,7 +84,7 @@ class Running:
     def add(self, attempt: Attempt) -> None:
         """Begin: its process was asked for."""
         attempt.task.enter(State.LAUNCHING)
-        self._enter(attempt)
+        self._register(attempt)
         self.unproven += 1
 
     def launched(self, attempt: Attempt, process: Process, patience: float) -> None:
@@ -116,7 +112,7 @@ class Running:
         task.identity = identity
         task.enter(State.RUNNING)
         task.began(began)
-        self._enter(attempt)
+        self._register(attempt)
         if task.expires_in is not None:
             self.expect(Due.EXPIRY, attempt, began + task.expires_in - time.monotonic())
 
@@ -125,6 +121,10 @@ class Running:
         self.add(attempt)
         attempt.task.enter(State.PROVING)
         self.expect(Due.HELLO, attempt, patience)
+
+    def _register(self, attempt: Attempt) -> None:
+        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
+        self._by_handler.setdefault(attempt.handler, {})[attempt] = None
 
     def remember(self, credential: Credential) -> None:
         """Believe no hello under this credential any more; a process that says one is told to die."""
@@ -164,12 +164,6 @@ class Running:
         if attempt.task.identity is None:
             self.unproven -= 1
         attempt.close()
-        self.went(attempt)
-
-    def _enter(self, attempt: Attempt) -> None:
-        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
-        self._by_handler.setdefault(attempt.handler, {})[attempt] = None
-        self.came(attempt)
 
     # -- time --------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class Streams:
 
     def __init__(self, logs: Logs, launcher: Wakeable, listener: OnOutput | None) -> None:
         self._logs = logs
-        self._launcher = launcher
+        self.launcher = launcher
         self._listener = listener
         self._epoll: select.epoll | None = None
         self._pipes: dict[int, _Pipe] = {}
@@ -55,7 +55,7 @@ class Streams:
     @property
     def waker(self) -> Wakeable:
         """What is readable when the launcher has something to say or a task has written something."""
-        return self._launcher if self._epoll is None else self._epoll
+        return self.launcher if self._epoll is None else self._epoll
 
     @property
     def pending(self) -> bool:
@@ -64,6 +64,8 @@ class Streams:
 
     def wanted(self, task: Task) -> bool:
         """Whether a task's output is to be streamed: as the task says, or else the manager."""
+        if task.detach:
+            return False  # It outlives its manager, and with it the pipes.
         own = task.on_output is not None or task.stream
         return bool(own) if task.stream is not None or own else self._listener is not None
 
@@ -119,7 +121,7 @@ class Streams:
     def _watch(self, pipe: _Pipe) -> None:
         if self._epoll is None:
             self._epoll = select.epoll()
-            self._epoll.register(self._launcher.fileno(), select.EPOLLIN)
+            self._epoll.register(self.launcher.fileno(), select.EPOLLIN)
         self._epoll.register(pipe.descriptor, select.EPOLLIN)
         self._pipes[pipe.descriptor] = pipe
 

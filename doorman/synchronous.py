@@ -93,6 +93,7 @@ class SynchronousManager(Owner):
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
+        self._do_soon()
         self._settle()
         self._admission.admit((), self._start, lambda task, error: self._end(task, State.FAILED, error))
         self._settle()
@@ -102,7 +103,7 @@ class SynchronousManager(Owner):
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.server.wait(min(timeout, AGAIN) if self.busy else timeout)
+        self.server.wait(0.0 if self._soon else min(timeout, AGAIN) if self.busy else timeout)
 
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""

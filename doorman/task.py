@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import pickle
 import reprlib
+import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from doorman.dependencies import check_owners, checked
-from doorman.errors import RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
+from doorman.errors import (
+    IdentityRefused,
+    RestartedTooOften,
+    TaskAlreadyAdded,
+    TaskCancelled,
+    TaskExpired,
+    TaskNotPicklable,
+)
+from doorman.futures import TaskFuture, future_of
 from doorman.limits import Limits
 from doorman.owner import Owner, check_listeners
 from doorman.retry import Backoff, Comeback, Intensity, Restart
@@ -97,11 +107,15 @@ class Task:
             raise TypeError(f"a task calls its first argument, but {fn!r} cannot be called; see also Task.command")
         if expires_in is not None and not expires_in > 0:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        if detach and (stream or on_output is not None):
+            raise ValueError(
+                "a detached process outlives the pipes of its manager: give the manager a log_path instead"
+            )
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority is a whole number, not {priority!r}")
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
-        check_listeners(on_output=on_output, on_progress=on_progress)
         for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
             if asked is not None and not callable(asked):
                 raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
@@ -138,13 +152,14 @@ class Task:
         """The most memory its process had at once, in bytes."""
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
+        self.bound: TaskFuture | None = None
         self.lines: Sequence[Line] = ()
         """The last lines that it wrote, if they are streamed."""
         self.progress: Progress | None = None
         """How far it has come, as it last reported with ``current_task().progress(...)``."""
         self._owner: Owner | None = None
+        self._watchers: list[Callable[[Task], object]] = []
         self._call: bytes | None = None
-        self._enders: list[Callable[[], None]] = []
         self._started: float | None = None
         self._ended: float | None = None
         self._value: Any = None
@@ -187,6 +202,11 @@ class Task:
             self._owner.run_until(self, timeout)
         return self._error
 
+    @property
+    def future(self) -> TaskFuture:
+        """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
+        return future_of(self)
+
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
         if not self.done():
@@ -198,6 +218,13 @@ class Task:
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
         return self._owner is not None and self._owner.cancel(self)
+
+    def stop(self, *, kill: bool = False) -> bool:
+        """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
+        if kill and self.identity is not None and not self.done():
+            with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
+                return process.signal_group(signal.SIGKILL)
+        return self.cancel()
 
     @property
     def duration(self) -> float | None:
@@ -216,6 +243,11 @@ class Task:
         return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
 
     # -- for its manager ---------------------------------------------------------------------------------------
+
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+        return self._value, self._error
 
     def adopt(self, owner: Owner) -> bytes:
         """Bind the task to its manager and return its call as bytes.
@@ -242,6 +274,8 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
+        if self.bound is not None:
+            self.bound.follow()
 
     def began(self, moment: float) -> None:
         """Count its duration from this moment of the monotonic clock: it began under a manager before."""
@@ -255,8 +289,9 @@ class Task:
             error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
         self._value, self._error = value, error
         self.enter(state)
-        while self._enders:
-            self._enders.pop()()
+        watchers, self._watchers = self._watchers, []
+        for tell in watchers:
+            tell(self)
 
     def next_try(
         self, state: State, value: Any, error: BaseException | None, *, wanted: bool
@@ -276,9 +311,12 @@ class Task:
             self.enter(State.WAITING)
         return state, value, error, pause
 
-    def tell_end(self, tell: Callable[[], None]) -> None:
-        """Have ``tell`` called as soon as it has ended."""
-        self._enders.append(tell)
+    def when_ended(self, tell: Callable[[Task], object]) -> None:
+        """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
+        if self.done():
+            tell(self)
+        else:
+            self._watchers.append(tell)
 
     def _pickled(self) -> bytes:
         try:

@@ -105,8 +105,6 @@ def run_order(order: Order) -> int:
         line.close(0.0)
         return NOT_ADMITTED
     os.register_at_fork(after_in_child=credential.forget)
-    if not order.command:
-        line.begin()
     code = 1
     outcome = begin(work, line, called=not order.command)
     if outcome is None and order.command:
@@ -115,6 +113,7 @@ def run_order(order: Order) -> int:
             work.limits.confine()
         become(order.command)
     if outcome is None:
+        line.begin()
         outcome, code = run(work, line)
     if outcome is not None:
         line.report(outcome)
@@ -236,6 +235,8 @@ class Line:
         self._reporter.report(progress)
 
     def _send_progress(self, progress: Progress) -> None:
+        if self._client.crowded:
+            return  # Nobody hears it now, and the task must not wait for that.
         self._reports += 1
         self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
 

@@ -433,3 +433,30 @@ def test_nothing_is_left_behind(place):
     for _ in range(3):
         asyncio.run(main())
     assert left() == before
+
+
+def test_what_is_detached_or_waits_is_left_to_the_next_manager_of_the_journal(run, short_path):
+    journal = short_path / "journal"
+
+    async def main() -> tuple[Task, Task]:
+        async with ProcessManager(journal=journal) as manager:
+            detached = manager.add_task(Task(signal.pause, detach=True))
+            waiting = manager.add_task(Task(pow, 2, 3, can_run=lambda: False))
+            while detached.state is not State.RUNNING:
+                await asyncio.sleep(0.01)
+        return detached, waiting
+
+    async def again(before: int) -> None:
+        async with ProcessManager(journal=journal) as manager:
+            detached, waiting = manager.recovered
+            assert await waiting == 8
+            while detached.identity is None:
+                await asyncio.sleep(0.01)
+            assert detached.identity.pid == before
+            detached.cancel()
+            with pytest.raises(TaskCancelled):
+                await detached
+
+    detached, waiting = run(main())
+    assert (detached.state, waiting.state) == (State.LOST, State.CANCELLED)
+    run(again(detached.identity.pid))

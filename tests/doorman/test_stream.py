@@ -375,3 +375,10 @@ def test_a_pipe_that_a_fork_of_the_manager_still_holds_makes_no_noise(manager, s
     for descriptor in inherited:
         os.close(descriptor)
     streams.close()
+
+
+def test_a_task_that_detaches_is_not_streamed(manager):
+    assert not manager._streams.wanted(Task(print, detach=True))
+    assert manager._streams.wanted(Task(print))
+    with pytest.raises(ValueError, match="log_path"):
+        Task(print, detach=True, stream=True)
