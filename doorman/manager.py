@@ -432,7 +432,8 @@ class ProcessManager(Owner):
     def _decide(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
         task = attempt.task
         self._forget(attempt)
-        wanted = not attempt.final and not self._closed
+        # What was cancelled under the manager before this one is not wanted either, whatever its process still told.
+        wanted = not (attempt.final or attempt.stopping is State.CANCELLED or self._closed)
         state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
         if pause is None:
             self._end(task, state, value, error)

@@ -133,7 +133,7 @@ class Recorder:
 
     def _is_for_the_next(self, task: Task, state: State) -> bool:
         """Tell whether a task ends here only because the manager is left, and may begin again under the next."""
-        may_again = task.identity is None or task.attempt <= task.retries
+        may_again = task.identity is None or task.attempt <= task.retries or task.restart != "temporary"
         return self._leaving and state in (State.CANCELLED, State.FAILED) and may_again
 
     def _write(self, record: Record) -> None:

@@ -66,14 +66,16 @@ def test_an_exception_is_raised_with_its_traceback_as_cause(either):
     assert task.state is State.FAILED
 
 
-@pytest.mark.parametrize("code", [None, 0])
+@pytest.mark.parametrize("code", [None, 0, False, 256])
 def test_leaving_without_an_error_is_returning_nothing(either, code):
     task = ended(either, Task(sys.exit, code))
     assert task.result() is None
     assert task.state is State.DONE
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [(3, 3), (True, 1), ("wrong", 1)])
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [(3, 3), (True, 1), ("wrong", 1), ("", 1), (0.0, 1), (-1, 255), (1 << 70, 255)]
+)
 def test_leaving_with_an_error_is_dying(either, code, exit_code):
     with pytest.raises(WorkerDied) as raised:
         ended(either, Task(sys.exit, code)).result()

@@ -169,7 +169,7 @@ def test_a_value_that_cannot_be_unpickled_here_fails_the_task_and_tells_why(mana
     assert task.state is State.FAILED
 
 
-@pytest.mark.parametrize("code", [None, 0])
+@pytest.mark.parametrize("code", [None, 0, False, 256])
 def test_leaving_without_an_error_is_returning_nothing(manager, code):
     task = ended(manager, Task(sys.exit, code))
     assert task.result() is None
@@ -177,7 +177,9 @@ def test_leaving_without_an_error_is_returning_nothing(manager, code):
     assert task.exit_code == 0
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [(3, 3), (True, 1), ("wrong", 1)])
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [(3, 3), (True, 1), ("wrong", 1), ("", 1), (0.0, 1), (-1, 255), (1 << 70, 255)]
+)
 def test_leaving_with_an_error_is_dying(manager, code, exit_code):
     task = ended(manager, Task(sys.exit, code))
     with pytest.raises(WorkerDied) as raised:
@@ -219,3 +221,56 @@ def test_an_outcome_survives_its_journey():
 
 def test_nothing_is_not_the_same_as_no_value():
     assert Outcome.decode(returned(None).encode()).open() == (None, None)
+
+
+class Leaving:
+    """A value that is fine where it was made, and asks whoever reads it to leave."""
+
+    def __init__(self, leaving: type[BaseException]) -> None:
+        self.leaving = leaving
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return leave, (self.leaving,)
+
+
+def leave(leaving: type[BaseException]) -> None:
+    raise leaving("now")
+
+
+@pytest.mark.parametrize("leaving", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_value_that_asks_its_reader_to_leave_is_an_error_of_its_task_only(manager, leaving):
+    task, other = manager.add_task(Task(Leaving, leaving)), manager.add_task(Task(divmod, 7, 2))
+    manager.run(DEADLINE)
+    with pytest.raises(TaskFailed, match=f"cannot be unpickled here:(.|\\n)*{leaving.__name__}: now"):
+        task.result(0)
+    assert other.result(0) == (3, 1)
+
+
+@pytest.mark.parametrize("leaving", [SystemExit, KeyboardInterrupt])
+def test_an_error_that_asks_its_reader_to_leave_is_told_as_text(leaving):
+    error = ValueError("first", Leaving(leaving))
+    assert failed(error).error is not None
+    _, told = failed(error).open()
+    assert isinstance(told, TaskFailed)
+    assert "ValueError: ('first'" in str(told)
+
+
+def test_a_ctrl_c_while_a_value_is_read_is_not_lost():
+    class Pressed:
+        def __reduce__(self) -> tuple[object, ...]:
+            return signal.raise_signal, (signal.SIGINT,)
+
+    outcome = returned(Pressed())
+    with pytest.raises(KeyboardInterrupt):
+        outcome.open()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_that_cannot_be_changed_has_its_cause_all_the_same():
+    class Frozen(Exception):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(f"{name} cannot be set")
+
+    _, error = failed(Frozen(3)).open()
+    assert error.args == (3,)
+    assert isinstance(error.__cause__, TaskFailed)
