@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from remit.codec import Codec, Wire
+from remit.endpoint import Clock
 from remit.envelope import seal, unseal
 from remit.errors import (
     CodecError,
@@ -52,12 +53,18 @@ class Asking:
     """
 
     def __init__(
-        self, codec: Codec, outbox: Outbox, post: Callable[[str, bytes], bool], cancel: Callable[[int], None]
+        self,
+        codec: Codec,
+        outbox: Outbox,
+        post: Callable[[str, bytes], bool],
+        cancel: Callable[[int], None],
+        clock: Clock = time.monotonic,
     ) -> None:
         self._codec = codec
         self._outbox = outbox
         self._post = post
         self._cancel = cancel
+        self._clock = clock
         self._requests: Requests[_Waiter] = Requests()
         self._lock = threading.Lock()
         self.malformed = 0
@@ -87,7 +94,7 @@ class Asking:
         future: Future[Any] = Future()
         sealed = seal(self._codec, name, args, kwargs)
         with self._lock:
-            deadline = time.monotonic() + timeout
+            deadline = self._clock() + timeout
             request = self._requests.ask(name, _Waiter(future, on_progress), deadline, idempotent=idempotent)
         left = None if timeout == float("inf") else int(timeout * 1000)
         request.data = self._codec.encode(REQUEST, (request.id, left, idempotent, sealed), {}, {})
