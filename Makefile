@@ -9,6 +9,7 @@ SEED ?= 1
 SEEDS ?= 10
 EVENTS ?= 1000000
 CLIENTS ?= 2000
+WEATHER ?= mixed
 
 .PHONY: demo test simulate bench lint types docs tox clean
 
@@ -27,7 +28,7 @@ test: $(READY)
 	@$(BIN)/pytest -n 3 --dist worksteal
 
 simulate: $(READY)
-	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS)
+	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
 
 bench: $(READY)
 	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(if $(ONLY),"$(ONLY)") $(if $(WRITE),--write)

@@ -106,7 +106,7 @@ class Asking:
         if not posted:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
             return future
-        request.place = self._outbox.last + len(self._outbox.pending)
+        request.posted = True
         future.add_done_callback(lambda done: self._gave_up(request) if done.cancelled() else None)
         return future
 
@@ -158,19 +158,21 @@ class Asking:
 
     def lost(self, why: str) -> None:
         """The connection is gone: fail what was sent and may not be sent again."""
-        for request in self._requests.lost(self._outbox.last):
+        for request in self._requests.lost(self._outbox.kept(sent=False)):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
-    def ask_again(self) -> None:
-        """A server began anew: ask it what the one before had confirmed and not answered, where that may run twice."""
-        for request in self._requests.open():
-            if request.idempotent and 0 < request.place <= self._outbox.done:
-                self._outbox.pending.append(request.data)
+    def renewed(self) -> None:
+        """A server began anew: ask it what the one before has not answered, where that may run twice; fail the rest."""
+        for request in self._requests.lost(self._outbox.kept(marked=False)):
+            self._fail(
+                request, PeerLost(f"the server began anew before {request.name!r} was answered; it may have run")
+            )
+        self._outbox.pending.extend(each.data for each in self._requests.unanswered(self._outbox.kept()))
 
     def expire(self, now: float) -> None:
         """Fail what is late."""
         for request in self._requests.late(now):
-            sent = 0 < request.place <= self._outbox.last
+            sent = request.posted and id(request.data) not in self._outbox.kept(sent=False)
             how = "it was sent, and not answered" if sent else "it was never sent: is a server there?"
             self._gave_up(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))

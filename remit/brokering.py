@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,16 +24,18 @@ from remit.sender import Sender
 
 __all__ = ["BEGUN", "DONE", "JOB", "LEAVE", "PROGRESSED", "READY", "SWEEP", "UNKNOWN", "Brokering"]
 
+TOKEN_BITS: Final = 48
+"""Bits of a broker's first token: what a worker still has from a broker that died must not name a job of another."""
 SWEEP: Final = 0.25
 """Seconds between two looks at leases and deadlines."""
 UNKNOWN: Final = "remit.unknown"
 """An event to one who works without being known: it was taken for dead, and should announce itself."""
 READY: Final = "remit.ready"
-"""A request of a worker: the names it takes, how many jobs at once. Answered with the seconds of its lease."""
+"""A request of a worker: the names it takes, how many jobs at once, its term. Answered with its lease in seconds."""
 LEAVE: Final = "remit.leave"
 """A request of a worker: it takes no more, and what it has not begun is for others."""
 JOB: Final = "remit.job"
-"""An event to a worker: token, attempt, milliseconds left or None, codec, the sealed question."""
+"""An event to a worker: token, attempt, milliseconds left or None, codec, the sealed question, the worker's term."""
 BEGUN: Final = "remit.begun"
 """An event of a worker: token."""
 PROGRESSED: Final = "remit.progressed"
@@ -54,7 +58,7 @@ class Brokering:
         queue: int,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.jobs = Jobs(max_attempts=max_attempts, queue=queue)
+        self.jobs = Jobs(max_attempts=max_attempts, queue=queue, first=secrets.randbits(TOKEN_BITS))
         self.workers = Leases(lease)
         self.draining = False
         """Whether it takes no more requests."""
@@ -79,6 +83,8 @@ class Brokering:
             self._sweep_at = now + SWEEP
             for session in self.workers.lapsed(now):
                 self._bury(session)
+                with contextlib.suppress(EmitError):  # It has ended meanwhile.
+                    self._post(session, UNKNOWN, ())  # should it ever come back
             self._tell_the_late(now)
         self._assign(now)
 
@@ -123,17 +129,16 @@ class Brokering:
 
     # -- what workers say --------------------------------------------------------------------------------------
 
-    def _ready(self, session: Session, names: list[str], capacity: int) -> float:
+    def _ready(self, session: Session, names: list[str], capacity: int, term: int = 0) -> float:
         """Service: a worker is there. Raises msgspec.ValidationError, TypeError."""
         matches = [matcher(name) for name in msgspec.convert(names, list[str])]
-        self.jobs.ready(session, lambda name: any(match(name) for match in matches), max(1, int(capacity)))
+        self.jobs.ready(session, lambda name: any(match(name) for match in matches), max(1, int(capacity)), term)
         self.workers.begin(session)
         return self.workers.seconds
 
     def _begun(self, wire: Wire, session: Session, _: bool) -> None:
         (token,) = wire.args
-        if not self.jobs.begun(session, token):
-            self._doubt(session)
+        self.jobs.begun(session, token)
 
     def _progressed(self, wire: Wire, session: Session, _: bool) -> None:
         token, done, total = wire.args
@@ -144,15 +149,8 @@ class Brokering:
     def _done(self, wire: Wire, session: Session, _: bool) -> None:
         token, outcome, sealed = wire.args
         job = self.jobs.done(session, token)
-        if job is None:
-            self._doubt(session)
-        else:
+        if job is not None:
             self._tell(job, REPLY, (job.question, outcome, sealed))
-
-    def _doubt(self, session: Session) -> None:
-        """Somebody has what was taken from it."""
-        if session not in self.workers:
-            self._post(session, UNKNOWN, ())
 
     def _tell(self, job: Job, name: str, args: tuple[Any, ...]) -> None:
         client: Any = job.client
@@ -185,7 +183,7 @@ class Brokering:
             left = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
             session: Any = worker.key
             try:
-                self._post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body))
+                self._post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body, worker.term))
             except EmitError:
                 self.workers.end(session)
                 self._bury(session)

@@ -54,7 +54,7 @@ class Inbound:
             asking.lost("the connection was lost")
         if machine.renewals != self._renewals:
             self._renewals = machine.renewals
-            asking.ask_again()
+            asking.renewed()
             self.renewed(machine.session)
         if len(asking):
             asking.expire(now)

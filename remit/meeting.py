@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final
 
 import msgspec
@@ -27,8 +29,15 @@ JOIN: Final = "remit.pair"
 """A request to be the other one: the seconds of its lease. Answered with the epoch."""
 SIGNAL: Final = "remit.signal"
 """A signal: epoch, value."""
+PRESENT: Final = "remit.present"
+"""A request of one who takes itself for the other one: epoch; `NONE` gives that up. Answered by whether it is."""
 PARTED: Final = "remit.parted"
 """An event to one who is no longer, or was never, the other one: epoch."""
+NONE: Final = 0
+"""An epoch that nobody has."""
+FOREVER: Final = float("inf")
+EPOCH_BITS: Final = 48
+"""Bits of an owner's first epoch: what was meant for an owner that died must not fit another one's."""
 Hear = Callable[[Any], None]
 """Called with a tuple of one signal's value, or with a PeerLost."""
 
@@ -39,10 +48,10 @@ class Owner:
     def __init__(
         self, answering: Answering, post: Post, hear: Hear, *, lease: float, clock: Clock = time.monotonic
     ) -> None:
-        self.seat = Seat(lease=lease)
+        self.seat = Seat(lease=lease, first=secrets.randbits(EPOCH_BITS))
         self.controls: dict[str, Control] = {SIGNAL: self._signalled}
         """What takes the events of those who come, by name."""
-        answering.services[JOIN] = self._join
+        answering.services |= {JOIN: self._join, PRESENT: self._present}
         self._post = post
         self._hear = hear
         self._clock = clock
@@ -101,7 +110,19 @@ class Owner:
         if self.seat.holds(session, epoch):
             self._hear((value,))
         else:
+            self._refuse(session, epoch)
+
+    def _present(self, session: Session, epoch: int) -> bool:
+        if self.seat.holds(session, epoch):
+            return True
+        self.left(session)
+        return False
+
+    def _refuse(self, session: Session, epoch: int) -> None:
+        """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
+        with contextlib.suppress(EmitError):  # It has left just now.
             self._post(session, PARTED, (epoch,))
+        self.left(session)
 
 
 class Guest:
@@ -114,7 +135,7 @@ class Guest:
         self.controls: dict[str, Control] = {
             SIGNAL: self._signalled,
             PARTED: lambda wire, *_: self._parted(*wire.args),
-            RENEWED: lambda *_: self._lose("the other one has begun anew"),
+            RENEWED: lambda *_: self._doubt(),
         }
         """What takes the owner's events, by name."""
         self._client = client
@@ -124,6 +145,7 @@ class Guest:
     def joined(self, answer: tuple[int, float]) -> None:
         """The owner has given the seat."""
         self.epoch, _ = answer
+        self._doubt()  # The owner may have begun anew since, and nobody would have noticed.
 
     def signal(self, value: Any) -> None:
         """Signal the owner. Raises PeerLost, and what emitting raises."""
@@ -136,6 +158,7 @@ class Guest:
         """Say why the owner is gone; empty while it is there."""
         if not self.lost and self._client.silence > self._lease:
             self.lost = f"nothing was heard of the other one for {self._lease} s"
+            self._client.submit(PRESENT, NONE, timeout=FOREVER, idempotent=True)  # It may be there still.
         return self.lost
 
     def _signalled(self, wire: Wire, *_: Any) -> None:
@@ -146,6 +169,16 @@ class Guest:
     def _parted(self, epoch: int) -> None:
         if epoch == self.epoch:
             self._lose("the other one has left, or has taken us for dead")
+
+    def _doubt(self) -> None:
+        """Ask whether we are still one of two, once we are."""
+        if self.epoch:
+            asked = self._client.submit(PRESENT, self.epoch, timeout=FOREVER, idempotent=True)
+            asked.add_done_callback(self._told)
+
+    def _told(self, answer: Future[bool]) -> None:
+        if not answer.exception() and not answer.result():
+            self._lose("the other one has begun anew, or has taken us for dead")
 
     def _lose(self, why: str) -> None:
         self.lost = why

@@ -71,7 +71,9 @@ class Publishing:
         subscription = Subscription(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
         session.outbox.source = functools.partial(self._refill, session)
         with self.lock:
-            self._subscribers.setdefault(session, {})[identifier] = subscription
+            # Asked twice, by a client that could not know whether it was heard: what goes on must not begin anew.
+            if self._subscribers.setdefault(session, {}).setdefault(identifier, subscription) is not subscription:
+                return
             self._followers = {}
             if last:
                 now = self._clock()

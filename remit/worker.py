@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from remit.answering import reply, told
-from remit.brokering import JOB, LEAVE, READY, UNKNOWN
+from remit.brokering import JOB, LEAVE, UNKNOWN
 from remit.client import Client
 from remit.codec import find_codec
 from remit.envelope import unseal
@@ -109,7 +109,7 @@ class Worker:
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._stopping.clear()
         self._purge()
-        self._working.lease = lease = self.client.request(READY, *self._working.terms, idempotent=True)
+        self._working.lease = lease = self._working.announce().result()
         self.client.beat(lease / BEATS)
         try:
             if self._threads == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
     """Milliseconds until nobody waits for the answer; None: for ever."""
     codec: str
     sealed: bytes
+    term: int = 0
+    """To which announcement of the worker it was given."""
 
 
 class Speaker(Protocol):
@@ -50,12 +53,21 @@ class Working:
         self._client = client
         self._names = names
         self._capacity = capacity
+        self._term = 0
+        self._announcing = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
 
-    @property
-    def terms(self) -> tuple[list[str], int]:
-        """What a worker announces: the names it takes, and how many jobs at once."""
-        return self._names(), self._capacity
+    def announce(self, timeout: float | None = None) -> Future[Any]:
+        """Say that we are there, and have nothing but what has begun; return the future of our lease.
+
+        What the broker gave before it heard of that does not count: it gives it to others.
+        """
+        with self._announcing:  # In the order of the terms.
+            self._term += 1
+            self.purge()
+            return self._client.submit(
+                READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
+            )
 
     def taken(self, wire: Wire) -> None:
         """On the link's thread: the broker gives a job."""
@@ -63,13 +75,14 @@ class Working:
 
     def lapsed(self) -> None:
         """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""
-        self.purge()
-        self._client.submit(READY, *self.terms, idempotent=True)
+        self.announce(timeout=float("inf"))
 
     def take(self, timeout: float) -> Job | None:
         """Return the next job to run, within ``timeout`` seconds; None: there is none, or `interrupt` was called."""
         try:
             job = self._jobs.get(timeout=timeout) if timeout > 0 else self._jobs.get_nowait()
+            while job is not None and job.term != self._term:  # It was given before we announced ourselves anew.
+                job = self._jobs.get_nowait()
         except queue.Empty:
             return None
         if job is None:

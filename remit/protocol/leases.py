@@ -49,6 +49,6 @@ class Leases:
             self._away[session] = None
             return False
         away = self._away[session]
-        if away is None:
+        if away is None or session.heard > away:  # It was here in between.
             self._away[session] = away = now
         return now - away > min(RETURN, self.seconds)
