@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 LOCATION ?=
 SEED ?= 1
 SEEDS ?= 10
+KILLS ?= 1000
 EVENTS ?= 1000000
 CLIENTS ?= 2000
 WEATHER ?= mixed
 
-.PHONY: demo test simulate bench lint types docs tox clean
+.PHONY: demo test kills simulate bench lint types docs tox clean
 
 # The stamp is written last: an install that failed must not look done.
 $(READY): pyproject.toml uv.lock plugins/zeromq/pyproject.toml plugins/redis/pyproject.toml plugins/nng/pyproject.toml
@@ -27,11 +28,15 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/pytest -n 3 --dist worksteal
 
+kills: $(READY)
+	@DOORMAN_KILLS=$(KILLS) DOORMAN_SEED=$(SEED) REMIT_TRANSPORTS=unix $(BIN)/pytest tests/doorman/test_kills.py
+
 simulate: $(READY)
 	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
 
 bench: $(READY)
-	@cd tests && PYTHONPATH=.:support ../$(BIN)/python -m bench $(if $(ONLY),"$(ONLY)") $(if $(WRITE),--write)
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --inexact --frozen --all-extras --group dev --group bench
+	@cd tests && PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=.:support ../$(BIN)/python -m bench $(if $(ONLY),"$(ONLY)") $(if $(WRITE),--write)
 
 lint: $(READY)
 	@$(BIN)/ruff format --check .

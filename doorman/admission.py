@@ -1,85 +1,244 @@
-"""Admission: the tasks that wait, and which of them may start now."""
+"""Admission: the tasks that wait, what they wait for, and which of them may start now."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias
 
 from doorman.attempt import Attempt
-from doorman.load import Load, Meter
+from doorman.dependencies import Dependencies
+from doorman.errors import DependencyFailed
+from doorman.lanes import Entry, Lane, Lanes
+from doorman.load import SAMPLE
+from doorman.occupancy import Occupancy
 from doorman.rules import Rule, Rules
 from doorman.task import Task
+from doorman.timetable import Timetable
 
 __all__ = ["Admission"]
 
+AGAIN: Final = 0.1
+"""Seconds after which a process is asked for again where none could be had; earlier if another one ends."""
+_Start: TypeAlias = Callable[[Entry], bool]
+_Fail: TypeAlias = Callable[[Task, BaseException], object]
+
 
 class Admission:
-    """The queue in front of a manager, in the order in which tasks were added; rules and questions hold some back."""
+    """The queue in front of a manager: by priority, then in the order in which tasks were added.
+
+    Rules and questions hold some back; those behind overtake them. Nothing is looked at before something has happened
+    that may let it start, and then only the first of those that are held back together.
+    """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = Rules(rules)
-        self.why: dict[Task, str] = {}
-        """What held a waiting task back when it was last looked at."""
-        self._waiting: dict[Task, bytes] = {}
-        self._meter = Meter()
-        self._load = Load()
-        self._asked = False
+        self._entries: dict[Task, Entry] = {}
+        self._lanes = Lanes()
+        self._dependencies = Dependencies()
+        self._resting: Timetable[Entry] = Timetable()
+        self._due: dict[Entry, float] = {}
+        self._occupancy = Occupancy()
+        self._turns = itertools.count()
+        self._seen: tuple[Rule, ...] = ()
+        self._general = Rules()
+        self._by_load = False
+        self._stirred = False
+        """Whether anything has happened that may let a task start."""
+        self._held: str | None = None
+        self._not_before = 0.0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._entries)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks that wait."""
-        return tuple(self._waiting)
+        """The tasks that wait, in the order in which they were added."""
+        return tuple(entry.task for entry in sorted(self._entries.values(), key=lambda entry: entry.turn))
 
-    @property
-    def changes_unseen(self) -> bool:
-        """Whether a task may become admissible without anything happening that a wait would notice."""
-        return bool(self._waiting) and (self._asked or self.rules.by_load)
+    # -- coming and going --------------------------------------------------------------------------------------
 
     def add(self, task: Task, call: bytes) -> None:
         """Let a task wait, with its pickled call."""
-        self._waiting[task] = call
+        if not self._entries:
+            self._occupancy.resume()
+        entry = self._entries[task] = Entry(task, call, next(self._turns))
+        if not self._dependencies.hold(task):
+            self._ready(entry)
 
-    def put_back(self, task: Task, call: bytes) -> None:
-        """Let a task wait in front of all others: it was admitted, and no process could be had."""
-        self._waiting = {task: call, **self._waiting}
+    def rest(self, task: Task, call: bytes, seconds: float) -> None:
+        """Let a task wait that is to be tried again, but not before so many seconds."""
+        entry = self._entries[task] = Entry(task, call, next(self._turns))
+        if seconds <= 0:
+            self._ready(entry)
+            return
+        self._due[entry] = time.monotonic() + seconds
+        self._resting.expect(entry, seconds)
+
+    def put_back(self, attempt: Attempt, why: str) -> None:
+        """Let a task wait where it stood: it was admitted, and no process could be had."""
+        entry = self._entries[attempt.task] = Entry(attempt.task, attempt.call, attempt.turn)
+        self._ready(entry)
+        self.refused(why)
 
     def drop(self, task: Task) -> bool:
         """Let it wait no longer; False if it did not wait."""
-        self.why.pop(task, None)
-        return self._waiting.pop(task, None) is not None
+        entry = self._entries.pop(task, None)
+        if entry is None:
+            return False
+        self._lanes.drop(entry)
+        self._dependencies.forget(task)
+        self._due.pop(entry, None)
+        return True
 
-    def admissible(self, running: Iterable[Attempt]) -> Iterator[tuple[Task, bytes, Exception | None]]:
-        """Yield the tasks that may start, in order; those behind one that is held back may overtake it.
+    def started(self, attempt: Attempt) -> None:
+        """Count a process that was just asked for."""
+        self._occupancy.started(attempt)
 
-        With each comes what its own question raised, if it did. The one who starts a task has to `drop` it, and to say
-        so by `started`, so that the rules count it at once.
+    def ended(self, attempt: Attempt) -> None:
+        """Count a process no more: there is room again."""
+        self._occupancy.ended(attempt)
+        self._stirred = True
+        self._not_before = 0.0
+
+    def settle(self) -> Iterator[tuple[Task, DependencyFailed]]:
+        """Let those go on that waited for tasks which are done; yield those that wait in vain, and drop them."""
+        for task, error in self._dependencies.settle():
+            if error is None:
+                self._ready(self._entries[task])
+            elif self.drop(task):
+                yield task, error
+
+    # -- who may start -----------------------------------------------------------------------------------------
+
+    def admit(self, running: Iterable[Attempt], start: _Start, fail: _Fail) -> None:
+        """Have those started that may; ``start`` drops the task and returns False if that is enough for now.
+
+        A task whose own question raises is given to ``fail``, which drops it as well. What is added meanwhile has to
+        wait for the next time.
         """
-        self._asked = False
-        if len(self.rules):
-            self._load = self._meter.measure((attempt.id, attempt.task.handler, attempt.pid) for attempt in running)
-        for task, call in list(self._waiting.items()):
-            try:
-                why = self._holds_back(task)
-            except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
-                yield task, call, error
+        self._wake()
+        if not self._worth_a_look(running):
+            return
+        self._stirred, self._held = False, None
+        taken: dict[Lane, None] = {}
+        try:
+            if not self._look(taken, start, fail):
+                self._stirred = True
+                self._held = self._held or "enough processes are just being started"
+        except BaseException:
+            self._stirred = True
+            raise
+        finally:
+            for lane in taken:
+                self._lanes.queue(lane)
+
+    def _look(self, taken: dict[Lane, None], start: _Start, fail: _Fail) -> bool:
+        """Look at the lanes in turn; False if ``start`` had enough before the last."""
+        latest, held = next(self._turns), False
+        while (lane := self._next()) is not None:
+            taken[lane] = None
+            entry = lane.head()
+            if entry is None or entry.turn > latest:
+                self._stirred |= entry is not None
                 continue
-            if why is not None:
-                self.why[task] = why
-            elif task in self._waiting:  # Its own question may have cancelled it.
-                yield task, call, None
+            try:
+                lane.why = self._holds_back(entry, lane)
+            except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
+                fail(entry.task, error)
+                self._lanes.queue(lane)
+                continue
+            if lane.why is not None:
+                held = True
+            elif entry.lane is lane:  # Its own question may have cancelled it.
+                # What starts changes the load: it may end what held others back.
+                self._stirred |= held
+                if not start(entry):
+                    return False
+                self._lanes.queue(lane)
+        return True
 
-    def started(self, task: Task) -> None:
-        """Count a process that was just asked for as one busy core: its load cannot show yet."""
-        if len(self.rules):
-            self._load.add(task.handler, self._meter.newcomer, 0.0)
+    def refused(self, why: str) -> None:
+        """Ask for no process for a little while: none can be had just now."""
+        self._held, self._not_before = why, time.monotonic() + AGAIN
 
-    def _holds_back(self, task: Task) -> str | None:
-        if task.can_run is not None:
-            self._asked = True
-            if not task.can_run():
-                return "its can_run says no"
-        if task.ignores_rules or not len(self.rules):
+    def why(self, task: Task) -> str | None:
+        """Tell what holds a waiting task back; None if nothing does, or if it does not wait."""
+        entry = self._entries.get(task)
+        if entry is None:
             return None
-        return self.rules.holds_back(task.handler, self._load)
+        if entry in self._due:
+            left = max(0.0, self._due[entry] - time.monotonic())
+            return f"attempt {task.attempt} has ended; it is tried again in {left:.1f} s"
+        if entry.lane is None:
+            return self._dependencies.why(task)
+        if self._not_before:
+            return self._held
+        return entry.lane.why or (None if entry.lane.free else self._held)
+
+    def patience(self, most: float, *, full: bool) -> float:
+        """Return the seconds, ``most`` at the most, until a task may start though nothing else happens.
+
+        ``full`` says that no process would be asked for now.
+        """
+        if self._dependencies.unsettled:
+            return 0.0
+        if full or not self._entries:
+            return most
+        most = self._resting.patience(most)
+        if self._not_before:
+            return max(0.0, min(most, self._not_before - time.monotonic()))
+        if self._stirred:
+            return 0.0
+        # Nobody tells when a question has another answer, or what a process uses.
+        return min(most, SAMPLE) if self._lanes.asked or self._by_load else most
+
+    def _ready(self, entry: Entry) -> None:
+        self._lanes.add(entry)
+        self._stirred = True
+
+    def _wake(self) -> None:
+        """Let those go on whose pause is over."""
+        for entry in self._resting.due():
+            if self._due.pop(entry, None) is not None:
+                self._ready(entry)
+
+    def _worth_a_look(self, running: Iterable[Attempt]) -> bool:
+        if self._not_before:
+            if time.monotonic() < self._not_before:
+                return False
+            self._not_before, self._stirred = 0.0, True
+        if (rules := tuple(self.rules)) != self._seen:
+            self._seen, self._stirred, self._by_load = rules, True, self.rules.by_load
+            self._general = Rules(rule for rule in rules if rule.handler is None and not _about_siblings(rule))
+        if self._by_load and self._occupancy.measure(running):
+            self._stirred = True
+        return bool(self._stirred or self._lanes.asked)
+
+    def _next(self) -> Lane | None:
+        """Take the next lane; once a rule holds back all who obey rules, only those who do not."""
+        if self._held is None and len(self._general):
+            self._held = self._general.holds_back("", self._occupancy.load)
+        return self._lanes.next(free_only=self._held is not None)
+
+    def _holds_back(self, entry: Entry, lane: Lane) -> str | None:
+        task = entry.task
+        if not lane.free and (why := self.rules.holds_back(task.handler, self._occupancy.load)) is not None:
+            return why
+        if task.can_run is not None and not task.can_run():
+            return "its can_run says no"
+        return None
+
+
+def _about_siblings(rule: Rule) -> bool:
+    """Tell whether a rule may hold back one handler and not another."""
+    return any(
+        bound is not None
+        for bound in (
+            rule.minimum_sibling_processor_load,
+            rule.maximum_sibling_processor_load,
+            rule.minimum_sibling_memory_load,
+            rule.maximum_sibling_memory_load,
+        )
+    )

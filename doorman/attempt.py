@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from doorman.errors import WorkerDied
-from doorman.identity import Credential
+from doorman.identity import SECRET_BYTES, Credential
 from doorman.launcher import Exited
 from doorman.process import Process
 from doorman.result import Outcome
@@ -50,7 +50,10 @@ class Attempt:
     task: Task
     call: bytes
     number: int
+    turn: int = 0
+    """Its task's place among those that wait, should no process be had."""
     id: str = ""
+    handler: str = field(init=False)
     launched: Process | None = None
     """What the launcher started: the task's process, or a wrapper around it."""
     own: Process | None = None
@@ -59,18 +62,27 @@ class Attempt:
     """The hellos, and their senders, that came before the launcher's word. Anybody may have said them."""
     sender: Sender | None = None
     """The way to the process once it is proven."""
+    reports: int = 0
+    """The number of the newest report of its progress."""
     outcome: Outcome | None = None
     exited: Exited | None = None
     stopping: State | None = None
     """Why it was told to end: the state it goes to."""
     error: BaseException | None = None
     """What it ends with if it fails because it was told to end."""
+    secret: bytes = field(default=b"", repr=False)
+    """Of an attempt that a manager before this one began; else it is made here, as the id is."""
+    salt: bytes = b""
+    """Of such an attempt: what a challenge to its process is made of."""
+    final: bool = False
+    """Whether its end is its task's, whatever the policy says of another try."""
     credential: Credential = field(init=False)
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.id = f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
-        self.credential = Credential(self.id, task=self.task.id)
+        self.handler = self.task.handler
+        self.id = self.id or f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
+        self.credential = Credential(self.id, self.secret or secrets.token_bytes(SECRET_BYTES), task=self.task.id)
         self.parts = Parts(self.credential)
 
     @property
@@ -97,10 +109,11 @@ class Attempt:
     def terminate(self) -> None:
         """Ask it to end: the task's process if it is known apart from its wrapper, else the group of what was launched.
 
-        The end of a wrapper would be the end of the task's grace.
+        The end of a wrapper would be the end of the task's grace. What was stopped is continued, so that it can end.
         """
-        if self.own is None or not self.own.signal(signal.SIGTERM):
-            self.signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            if self.own is None or not self.own.signal(number):
+                self.signal(number)
 
     def signal(self, number: int) -> None:
         """Signal the whole group of what was launched, and the task's process; through pidfds alone."""

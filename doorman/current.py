@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from doorman.errors import NotInTask
+from doorman.progress import Progress, checked
 
 __all__ = ["CurrentTask", "current_task", "entered"]
 
@@ -20,12 +21,14 @@ class CurrentTask:
         attempt: int,
         emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
         listen: Callable[[str, Callable[..., Any]], None],
+        report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.name = name
         self.attempt = attempt
         """Which try this is; 1 is the first."""
         self._emit = emit
         self._listen = listen
+        self._report = report
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to the listeners of ``manager.server``, acknowledged; see `remit.Client.emit`."""
@@ -37,6 +40,14 @@ class CurrentTask:
         See `ProcessManager.emit_to`.
         """
         self._listen(name, listener)
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far this task has come: `Task.progress` there. Call it as often as you like.
+
+        Some twenty reports a second travel, and the last one always. Raises TypeError for what is no number, NotInTask
+        in a fork of the task's process.
+        """
+        self._report(checked(done, total, note))
 
 
 _current: CurrentTask | None = None

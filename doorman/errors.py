@@ -8,36 +8,63 @@
     │   ├── TaskFailed           what it raised, as text; the cause of the exception that ``result()`` raises
     │   ├── WorkerDied           its process ended without a result
     │   ├── TaskCancelled        somebody cancelled it, or its manager was left
+    │   │   └── DependencyFailed     a task that it comes after did not end well
     │   ├── TaskExpired          it ran for longer than it may
+    │   ├── RestartedTooOften    it ended more often than it may be restarted
+    │   ├── LimitNotApplied      its process could not be limited as it was to be
     │   ├── TaskAlreadyAdded     a task object stands for one run only
+    │   ├── TaskDetached         it runs on without the manager that was left
     │   ├── NotInTask            there is no current task here
     │   └── ResultTimeout        it has not ended in time
+    ├── ControlError         about asking a manager from outside
+    │   ├── ManagerNotFound      no such manager is known here
+    │   ├── ManagerSilent        it does not answer
+    │   ├── ControlRefused       it does not answer to this one
+    │   └── NameTaken            another manager has that name
+    ├── BadCommandLine       what the command line or its files say makes no sense
     ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
+    ├── PoolFailed           workers cannot be kept alive
     ├── IdentityRefused      a process is not what it says it is
+    ├── JournalError         a journal cannot be read or written
+    │   └── JournalInUse         another manager writes to it
     └── PidfdUnavailable     this system cannot hold a process by a descriptor
 """
 
 from __future__ import annotations
 
 import signal
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from doorman.identity import Refusal
 
 __all__ = [
+    "BadCommandLine",
     "BadRule",
+    "ControlError",
+    "ControlRefused",
+    "DependencyFailed",
     "DoormanError",
     "IdentityRefused",
+    "JournalError",
+    "JournalInUse",
     "LaunchRefused",
+    "LimitNotApplied",
+    "ManagerNotFound",
+    "ManagerSilent",
+    "NameTaken",
     "NotInTask",
     "PidfdUnavailable",
+    "PoolFailed",
     "PreloadFailed",
+    "RestartedTooOften",
     "ResultTimeout",
     "TaskAlreadyAdded",
     "TaskCancelled",
+    "TaskDetached",
     "TaskError",
     "TaskExpired",
     "TaskFailed",
@@ -96,6 +123,18 @@ class TaskCancelled(TaskError):
     """Raised by ``result()`` of a task that was cancelled, or stopped with its manager."""
 
 
+class DependencyFailed(TaskCancelled):
+    """Raised by ``result()`` of a task that comes after one that did not end well; that one's error is the cause."""
+
+
+class RestartedTooOften(TaskError):
+    """Raised by ``result()`` of a task that ended more often than its intensity allows; the last error is the cause."""
+
+
+class LimitNotApplied(TaskError):
+    """Raised by ``result()`` of a task whose process could not be limited; none of the task's code has run."""
+
+
 class TaskExpired(TaskError, TimeoutError):
     """Raised by ``result()`` of a task that ran for longer than its ``expires_in``."""
 
@@ -104,12 +143,40 @@ class TaskAlreadyAdded(TaskError, ValueError):
     """Raised when one task object is added twice: it stands for one run, with one process and one result."""
 
 
+class TaskDetached(TaskError):
+    """Raised by ``result()`` of a detached task whose manager was left: it runs on, for the journal's next manager."""
+
+
 class NotInTask(TaskError, RuntimeError):
     """Raised by ``current_task()`` outside a task."""
 
 
 class ResultTimeout(TaskError, TimeoutError):
     """Raised by ``result(timeout)`` when the task has not ended in time; it goes on."""
+
+
+class ControlError(DoormanError):
+    """Root of the errors about asking a manager from outside."""
+
+
+class ManagerNotFound(ControlError, LookupError):
+    """Raised when no manager of that name is known here, or what is there is none."""
+
+
+class ManagerSilent(ControlError, TimeoutError):
+    """Raised when a manager does not answer in time: it has ended, or nobody ticks it."""
+
+
+class ControlRefused(ControlError, PermissionError):
+    """Raised when a manager does not answer to whoever asks."""
+
+
+class NameTaken(ControlError, ValueError):
+    """Raised when another manager of this user's has that name already."""
+
+
+class BadCommandLine(DoormanError, ValueError):
+    """Raised when a command line, or a file that it names, makes no sense; the text tells what to write instead."""
 
 
 class BadRule(DoormanError, ValueError):
@@ -124,8 +191,8 @@ class PreloadFailed(DoormanError):
     """Raised when the zygote cannot import what its children need; the text ends with its traceback."""
 
 
-class PoolFailed(DoormanError):
-    """Raised when a pool's workers die faster than they are worth replacing; the last one's end is the cause."""
+class PoolFailed(DoormanError, BrokenExecutor):
+    """Raised when a pool's workers die faster than they are worth replacing, or cannot even begin; see its cause."""
 
 
 class IdentityRefused(DoormanError):
@@ -134,6 +201,14 @@ class IdentityRefused(DoormanError):
     def __init__(self, reason: Refusal, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
+
+
+class JournalError(DoormanError):
+    """Raised when a journal cannot be read or written, or is none."""
+
+
+class JournalInUse(JournalError):
+    """Raised when a second manager opens the journal of one that is alive."""
 
 
 class PidfdUnavailable(DoormanError):

@@ -10,9 +10,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from doorman.adoption import Adoption
 from doorman.attempt import Attempt
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
+from doorman.progress import OnProgress, read, tell
+from doorman.recorder import Recorder
 from doorman.result import Outcome
 from doorman.running import Running
 from doorman.states import State
@@ -29,19 +32,35 @@ _read_report: Final = functools.partial(
 
 
 class Reception:
-    """Listens for hellos and results. ``concluded`` is called with an attempt whose result came after its exit."""
+    """Listens for hellos, progress and results.
 
-    def __init__(self, server: Server, running: Running, concluded: Callable[[Attempt], None]) -> None:
+    ``concluded`` is called with an attempt whose result came after its exit, ``on_progress`` with each progress.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        running: Running,
+        concluded: Callable[[Attempt], None],
+        recorder: Recorder,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         self._running = running
         self._concluded = concluded
+        self._recorder = recorder
+        self._on_progress = on_progress
         self.refused: Counter[str] = Counter()
+        self._adoption = Adoption(server, running, self.refused, recorder.proven)
         self._server = server
         server.add_listener("doorman.hello", self._greeted, pass_event=True)
+        server.add_listener("doorman.progress", self._progressed, pass_event=True)
         server.add_listener("doorman.result", self._reported, pass_event=True)
 
     def close(self) -> None:
         """Listen no more, on a server that may go on."""
+        self._adoption.close()
         self._server.remove_listener("doorman.hello", self._greeted)
+        self._server.remove_listener("doorman.progress", self._progressed)
         self._server.remove_listener("doorman.result", self._reported)
 
     def admit_early(self, attempt: Attempt) -> None:
@@ -56,6 +75,8 @@ class Reception:
         attempt = self._running.named(named)
         if attempt is None:
             self._come_late(hello, self._running.over(named), event.sender)
+        elif attempt.salt:
+            self._adoption.challenge(attempt, event.sender)
         elif attempt.launched is None:
             attempt.hellos.append((hello, event.sender))
         else:
@@ -71,6 +92,7 @@ class Reception:
                 _answer(sender, attempt.credential, "die")
                 return
             if attempt.task.state is State.PROVING:
+                self._recorder.proven(attempt, identity)
                 self._running.proven(attempt, identity)
         except IdentityRefused as error:
             self.refused[error.reason.value] += 1
@@ -90,20 +112,43 @@ class Reception:
             if error.reason is Refusal.LATE:
                 _answer(sender, credential, "die")
 
-    def _reported(self, event: Event) -> None:
-        """Listener: a process reports a part of its result."""
+    def _progressed(self, event: Event) -> None:
+        """Listener: a process says how far it has come."""
+        attempt = self._proven(event, "progress")
+        if attempt is None:
+            return
+        try:
+            _, data, signature = event.args
+            number, progress = read(attempt.credential, data, signature)
+        except (ValueError, msgspec.MsgspecError):
+            self.refused["progress not signed by the attempt's process"] += 1
+            return
+        if number > attempt.reports:  # Else it was heard before, and again after a restart of the wire.
+            attempt.reports = number
+            tell(attempt.task, progress, self._on_progress)
+
+    def _proven(self, event: Event, what: str) -> Attempt | None:
+        """Return the attempt that an event names, if its process has proven itself."""
         attempt = self._running.named(event.args[0]) if event.args else None
         if attempt is None:
-            self.refused["result of an unknown attempt"] += 1
-            return
-        if attempt.task.identity is None:
-            self.refused["result of a process that has not proven itself"] += 1
+            self.refused[f"{what} of an unknown attempt"] += 1
+        elif attempt.task.identity is None:
+            self.refused[f"{what} of a process that has not proven itself"] += 1
+        else:
+            return attempt
+        return None
+
+    def _reported(self, event: Event) -> None:
+        """Listener: a process reports a part of its result."""
+        attempt = self._proven(event, "result")
+        if attempt is None:
             return
         try:
             _, number, parts, part, signature = _read_report(event.args)
             whole = attempt.parts.add(number, parts, part, signature)
             if whole is not None:
                 attempt.outcome = Outcome.decode(whole)
+                self._recorder.told(attempt)
         except (ValueError, msgspec.MsgspecError):
             self.refused["result not signed by the attempt's process"] += 1
             return

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import signal
+import threading
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
@@ -37,22 +40,45 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
     def open(self) -> tuple[Any, BaseException | None]:
         """Return the value and None, or None and the exception to raise, whose cause tells the child's traceback."""
         if self.value is not None:
-            try:
-                return pickle.loads(self.value), None
-            except Exception as unreadable:  # noqa: BLE001 - unpickling runs the user's code, which may raise anything
-                told = "".join(traceback.format_exception(unreadable))
-                return None, TaskFailed(f"the task returned, but its value cannot be unpickled here:\n{told}")
+            value, unreadable = _unpickled(self.value)
+            if unreadable is None:
+                return value, None
+            told = "".join(traceback.format_exception(unreadable))
+            return None, TaskFailed(f"the task returned, but its value cannot be unpickled here:\n{told}")
         failure = TaskFailed(f"the task raised in its process:\n\n{self.told}")
-        error: Any = failure
-        if self.error is not None:
-            with contextlib.suppress(Exception):  # the same; the text still tells what happened
-                error = pickle.loads(self.error)
+        error, _ = (None, None) if self.error is None else _unpickled(self.error)
         # A KeyboardInterrupt of the child's must not look like one of the manager's.
         if not isinstance(error, Exception):
-            error = failure
-        if error is not failure:
-            error.__cause__ = failure
+            return None, failure
+        # Not by assignment: an exception may be a frozen dataclass.
+        BaseException.__dict__["__cause__"].__set__(error, failure)
         return None, error
+
+
+def _unpickled(data: bytes) -> tuple[Any, BaseException | None]:
+    """Return what was pickled and None, or None and what that raised."""
+    with _ctrl_c_later():
+        try:
+            return pickle.loads(data), None
+        except BaseException as error:  # noqa: BLE001 - the user's code runs here, and may ask to exit; Ctrl-C waits
+            return None, error
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Let a Ctrl-C of the user's wait until the end of the block, so that what looks like one there is none."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def returned(value: Any) -> Outcome:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from doorman.errors import BadRule
-from doorman.load import Load
+from doorman.load import Cost, Load
 
 __all__ = ["Rule", "Rules"]
 
@@ -15,13 +15,13 @@ __all__ = ["Rule", "Rules"]
 class Rule:
     """A bound on how many processes may run while the load lies within some bands.
 
-    ``processes`` is the bound; None bounds nothing. Loads are those of the running tasks together: per cent of the
-    whole machine, all cores, or of its memory; cut to whole per cent, so that the bands 0-50 and 51-75 leave no gap. A
-    band with one end given is open at the other. The rule holds while any of its bands contains the load; without a
-    band it always holds.
+    ``processes`` is the bound; None bounds nothing, 0 lets nothing start. Loads are those of the running tasks
+    together: per cent of the whole machine, all cores, or of its memory; 100 at the most, and cut to whole per cent, so
+    that the bands 0-50 and 51-75 leave no gap. A band with one end given is open at the other. The rule holds while any
+    of its bands contains the load; without a band it always holds.
 
     With ``handler`` the rule is about tasks of that handler alone, and counts only these. Sibling bands look at the
-    load of the tasks with the same handler as the one that wants to start, and count only these.
+    load of the tasks with the same handler as the one that wants to start, and count only these. Raises BadRule.
     """
 
     processes: int | None = None
@@ -36,7 +36,7 @@ class Rule:
     maximum_sibling_memory_load: float | None = None
 
     def __post_init__(self) -> None:
-        if self.processes is not None and self.processes < 0:
+        if self.processes is not None and not (isinstance(self.processes, int) and self.processes >= 0):
             raise BadRule(f"processes is a number of processes or None, not {self.processes!r}")
         for field in fields(self):
             bound = getattr(self, field.name)
@@ -53,30 +53,37 @@ class Rule:
         return any(getattr(self, field.name) is not None for field in fields(self) if field.name.endswith("_load"))
 
     def holds_back(self, handler: str, load: Load) -> str | None:
-        """Return why a task of this handler may not start now; None if this rule lets it."""
+        """Return why a task of this handler may not start now, with figures; None if this rule lets it."""
         if self.processes is None or self.handler not in (None, handler):
             return None
         siblings = load.siblings(handler)
-        everyone = siblings if self.handler is not None else load.everyone
-        if everyone.processes >= self.processes:
+        counted = load.everyone if self.handler is None else siblings
+        whose = "" if self.handler is None else f" of handler {handler!r}"
+        if counted.processes >= self.processes:
+            many = f"{counted.processes} of {self.processes} processes{whose} run"
             if not self.by_load:
-                return f"{everyone.processes} of {self.processes} processes run"
-            for name, now in (("processor", load.everyone.processor), ("memory", load.everyone.memory)):
-                if self._within(name, now):
-                    return f"{everyone.processes} of {self.processes} processes run while {name} load is {now:.0f} %"
+                return many
+            for kind in ("processor", "memory"):
+                if (band := self._met(kind, kind, load.everyone)) is not None:
+                    return f"{many} while {band}"
         if siblings.processes >= self.processes:
-            for name, now in (("processor", siblings.processor), ("memory", siblings.memory)):
-                if self._within(f"sibling_{name}", now):
-                    return (
-                        f"{siblings.processes} of {self.processes} siblings run while their {name} load is {now:.0f} %"
-                    )
+            for kind in ("processor", "memory"):
+                if (band := self._met(f"sibling_{kind}", kind, siblings)) is not None:
+                    return f"{siblings.processes} of {self.processes} siblings run while their {band}"
         return None
 
-    def _within(self, name: str, now: float) -> bool:
+    def _met(self, name: str, kind: str, cost: Cost) -> str | None:
+        """Tell in words which band contains the cost; None if this one does not, or is not given."""
         low, high = self._band(name)
-        if low is None and high is None:
-            return False
-        return (low or 0) <= int(now) <= (100 if high is None else high)
+        now = min(100.0, getattr(cost, kind))
+        if (low is None and high is None) or now < (low or 0) or (high is not None and int(now) > high):
+            return None
+        told = f"{kind} load is {int(now)} %"
+        if kind == "processor" and cost.unmeasured:
+            told += f", counting a busy core for each of {cost.unmeasured} not measured yet"
+        if high is None:
+            return f"{told} ({low:g} % or more)"
+        return f"{told} ({low or 0:g} to {high:g} %)"
 
     def _band(self, name: str) -> tuple[float | None, float | None]:
         return getattr(self, f"minimum_{name}_load"), getattr(self, f"maximum_{name}_load")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
 
@@ -15,6 +13,7 @@ from doorman.identity import Credential, Identity
 from doorman.process import Process
 from doorman.states import State
 from doorman.task import Task
+from doorman.timetable import Timetable
 
 __all__ = ["Due", "Running"]
 
@@ -42,11 +41,13 @@ class Running:
         self._grace: Final = grace
         self._attempts: dict[str, Attempt] = {}
         self._by_task: dict[Task, Attempt] = {}
+        self._by_handler: dict[str, dict[Attempt, None]] = {}
         self._over: dict[str, Credential] = {}
-        self._dues: list[tuple[float, int, Due, str]] = []
-        self._serial = itertools.count()
+        self._dues: Timetable[tuple[Due, str]] = Timetable()
         self.unproven = 0
         """How many are on their way from launch to proof."""
+        self.stopped: Callable[[Attempt, State], None] = lambda attempt, ends_as: None
+        """Called before an attempt is told to end."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -74,12 +75,16 @@ class Running:
         """Return the attempt that is under way for a task."""
         return self._by_task.get(task)
 
+    def siblings(self, task: Task) -> tuple[Attempt, ...]:
+        """Return the attempts of other tasks with the same handler."""
+        return tuple(attempt for attempt in self._by_handler.get(task.handler, ()) if attempt.task is not task)
+
     # -- the life of an attempt --------------------------------------------------------------------------------
 
     def add(self, attempt: Attempt) -> None:
         """Begin: its process was asked for."""
         attempt.task.enter(State.LAUNCHING)
-        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
+        self._register(attempt)
         self.unproven += 1
 
     def launched(self, attempt: Attempt, process: Process, patience: float) -> None:
@@ -101,10 +106,43 @@ class Running:
         if attempt.task.expires_in is not None:
             self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
 
+    def resume(self, attempt: Attempt, identity: Identity, began: float) -> None:
+        """Go on with what a manager before this one has proven; ``began`` is when, by the monotonic clock."""
+        task = attempt.task
+        task.identity = identity
+        task.enter(State.RUNNING)
+        task.began(began)
+        self._register(attempt)
+        if task.expires_in is not None:
+            self.expect(Due.EXPIRY, attempt, began + task.expires_in - time.monotonic())
+
+    def resume_unproven(self, attempt: Attempt, patience: float) -> None:
+        """The same where the kernel cannot tell which process it is: it has ``patience`` seconds to prove itself."""
+        self.add(attempt)
+        attempt.task.enter(State.PROVING)
+        self.expect(Due.HELLO, attempt, patience)
+
+    def _register(self, attempt: Attempt) -> None:
+        self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
+        self._by_handler.setdefault(attempt.handler, {})[attempt] = None
+
+    def remember(self, credential: Credential) -> None:
+        """Believe no hello under this credential any more; a process that says one is told to die."""
+        credential.revoke()
+        self._over[credential.attempt] = credential
+        if len(self._over) > OVER:
+            del self._over[next(iter(self._over))]
+
+    def let_go(self, attempt: Attempt) -> None:
+        """Leave a detached process to itself: nothing is said to it."""
+        self.forget(attempt)
+        del self._over[attempt.id]
+
     def stop(self, attempt: Attempt, ends_as: State) -> None:
         """TERM now, KILL to the whole group after the grace; at once KILL to what has not even proven itself."""
         if attempt.stopping is not None:
             return
+        self.stopped(attempt, ends_as)
         attempt.stopping = ends_as
         proven = attempt.task.state is State.RUNNING
         attempt.task.enter(State.STOPPING)
@@ -116,11 +154,13 @@ class Running:
 
     def forget(self, attempt: Attempt) -> None:
         """End: let go of its processes; every later hello is late."""
-        self._over[attempt.id] = attempt.credential
-        if len(self._over) > OVER:
-            del self._over[next(iter(self._over))]
+        self.remember(attempt.credential)
         del self._attempts[attempt.id]
         del self._by_task[attempt.task]
+        siblings = self._by_handler[attempt.handler]
+        del siblings[attempt]
+        if not siblings:
+            del self._by_handler[attempt.handler]
         if attempt.task.identity is None:
             self.unproven -= 1
         attempt.close()
@@ -129,16 +169,15 @@ class Running:
 
     def expect(self, due: Due, attempt: Attempt, seconds: float) -> None:
         """Let something come due for an attempt, unless it is over by then."""
-        heapq.heappush(self._dues, (time.monotonic() + seconds, next(self._serial), due, attempt.id))
+        self._dues.expect((due, attempt.id), seconds)
 
     def due(self) -> Iterator[tuple[Due, Attempt]]:
         """Yield what has come due since the last call."""
-        while self._dues and self._dues[0][0] <= time.monotonic():
-            _, _, due, attempt_id = heapq.heappop(self._dues)
+        for due, attempt_id in self._dues.due():
             attempt = self._attempts.get(attempt_id)
             if attempt is not None:
                 yield due, attempt
 
     def patience(self, most: float) -> float:
         """Return the seconds until something comes due, ``most`` at the most."""
-        return max(0.0, min(most, self._dues[0][0] - time.monotonic())) if self._dues else most
+        return self._dues.patience(most)

@@ -38,7 +38,7 @@ _WAYS: Final[dict[State, set[State]]] = {
     State.LAUNCHING: {State.PROVING, *_UNPROVEN},
     State.PROVING: {State.RUNNING, *_UNPROVEN},
     State.RUNNING: {State.STOPPING, State.DONE, State.FAILED, State.LOST, State.WAITING},
-    State.STOPPING: set(ENDED),
+    State.STOPPING: {*ENDED, State.WAITING},
     **{state: set() for state in ENDED},
 }
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from doorman.admission import Admission
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
-from doorman.owner import Owner
+from doorman.lanes import Entry
+from doorman.launcher.leaving import exit_code
+from doorman.owner import Owner, check_listeners
 from doorman.process import Process
-from doorman.rules import Rule, Rules
+from doorman.progress import OnProgress, Progress, tell
+from doorman.rules import Rule
 from doorman.states import State
 from doorman.task import Task
 from remit import Server
@@ -32,50 +37,45 @@ NOT_FOUND: Final = 127
 class SynchronousManager(Owner):
     """Runs every task that waits when it is ticked, in the order in which they were added, in this very process.
 
-    For tests, for debugging, and where there can be no processes. Rules are kept but hold nobody back, since never more
-    than one task runs. A callable shares this process's environment, folder and output, and cannot be stopped by its
-    expiry; a command has its own, and can. `Task.identity` is this process's own.
+    For tests, for debugging, and where there can be no processes. Rules and questions hold tasks back as elsewhere, but
+    never more than one runs, and it costs nothing. A callable shares this process's environment, folder and output, and
+    cannot be stopped by its expiry; a command has its own, and can. `Task.identity` is this process's own.
     """
 
-    def __init__(self, *, rules: Iterable[Rule] = ()) -> None:
+    def __init__(self, *, rules: Iterable[Rule] = (), on_progress: OnProgress | None = None) -> None:
         super().__init__()
+        check_listeners(on_progress=on_progress)
+        self._on_progress = on_progress
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
-        self.rules = Rules(rules)
+        self._admission = Admission(rules)
+        self.rules = self._admission.rules
         self._task_hears: dict[str, list[Callable[..., Any]]] = {}
-        self._waiting: dict[Task, None] = {}
         self._running: Task | None = None
         self._closed = False
 
     def add_task(self, task: Task) -> Task:
-        """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable."""
+        """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable, ValueError."""
         if self._closed:
             raise ValueError("this manager is closed")
-        task.adopt(self)
-        self._waiting[task] = None
+        if task.limits is not None:
+            raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
+        self._admission.add(task, task.adopt(self))
+        self.changed()
         return task
-
-    def add_rule(self, rule: Rule) -> None:
-        """Keep a rule."""
-        self.rules.add(rule)
-
-    def remove_rule(self, rule: Rule) -> bool:
-        """Drop a rule; False if it was not there."""
-        return self.rules.remove(rule)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have not run yet."""
-        return tuple(self._waiting)
+        return self._admission.tasks
 
     @property
     def running(self) -> tuple[Task, ...]:
         """The task that runs now, as it sees it itself."""
         return () if self._running is None else (self._running,)
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        return bool(self._waiting or self._running)
+    def why(self, task: Task) -> str | None:
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
+        return self._admission.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
@@ -86,44 +86,59 @@ class SynchronousManager(Owner):
 
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task; False if it runs, and cannot be stopped here, or has ended."""
-        if task not in self._waiting:
-            return False
-        del self._waiting[task]
-        task.end(State.CANCELLED)
-        return True
+        return self._end(task, State.CANCELLED)
 
     def tick(self) -> bool:
         """Run every task that waits and may run; True while any waits. Raises ReentrantTick in a task."""
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
-        for task in list(self._waiting):
-            if self._may_run(task):
-                del self._waiting[task]
-                self._run(task)
+        self._do_soon()
+        self._settle()
+        self._admission.admit((), self._start, lambda task, error: self._end(task, State.FAILED, error))
+        self._settle()
+        for task in self.waiting:
+            self._still_wanted(task)
         return self.busy
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.server.wait(min(timeout, AGAIN) if self._waiting else timeout)
+        self.server.wait(0.0 if self._soon else min(timeout, AGAIN) if self.busy else timeout)
 
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""
         self._closed = True
-        for task in self.waiting:
-            self.cancel(task)
+        self.undrive()
+        self.stop()
         self.server.close()
 
-    def _may_run(self, task: Task) -> bool:
-        """Ask the task's own questions; one that raises fails its task."""
+    def _settle(self) -> None:
+        """Let go on what came after tasks that are done, and end what came after others."""
+        for task, error in self._admission.settle():
+            task.end(State.CANCELLED, error=error)
+
+    def _start(self, entry: Entry) -> bool:
+        if self._still_wanted(entry.task):
+            self._admission.drop(entry.task)
+            self._run(entry.task)
+            self._settle()
+        return True
+
+    def _still_wanted(self, task: Task) -> bool:
+        """Ask whether the task is to be cancelled; a question that raises fails its task."""
         try:
-            if task in self._waiting and task.cancel_when is not None and task.cancel_when():
+            if task.cancel_when is not None and task.cancel_when():
                 self.cancel(task)
-            return task in self._waiting and (task.can_run is None or bool(task.can_run())) and task in self._waiting
         except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
-            if self._waiting.pop(task, self) is None:
-                task.end(State.FAILED, error=error)
+            self._end(task, State.FAILED, error)
+        return not task.done()
+
+    def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
+        """End a task that waits; False if it does not."""
+        if not self._admission.drop(task):
             return False
+        task.end(state, error=error)
+        return True
 
     def _run(self, task: Task) -> None:
         """Try a task once; it waits again if it failed and may be retried."""
@@ -137,17 +152,20 @@ class SynchronousManager(Owner):
         finally:
             self._running = None
             self._task_hears.clear()
-            if state is State.FAILED and task.attempt <= task.retries and not self._closed:
-                task.enter(State.WAITING)
-                self._waiting[task] = None
+            state, value, error, pause = task.next_try(state, value, error, wanted=not self._closed)
+            if pause is not None:
+                self._admission.rest(task, b"", pause)
             else:
                 if state in (State.CANCELLED, State.EXPIRED):
                     task.enter(State.STOPPING)
                 task.end(state, value, error)
 
     def _call(self, task: Task) -> _End:
+        def report(progress: Progress) -> None:
+            tell(task, replace(progress, at=time.time()), self._on_progress)
+
         try:
-            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen)):
+            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
             return _left(leaving)
@@ -191,12 +209,8 @@ def _command(task: Task) -> _End:
 
 def _left(leaving: SystemExit) -> _End:
     """Tell what a process of the task's own would have ended as."""
-    if not leaving.code:
-        return State.DONE, None, None
-    if isinstance(leaving.code, int):
-        return State.FAILED, None, WorkerDied(os.getpid(), leaving.code & 0xFF, None)
-    print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
-    return State.FAILED, None, WorkerDied(os.getpid(), 1, None)
+    code = exit_code(leaving)
+    return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
 
 
 def _own_identity(task: Task) -> Identity:

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import pickle
 import reprlib
+import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from doorman.errors import TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskNotPicklable
-from doorman.owner import Owner
+from doorman.dependencies import check_owners, checked
+from doorman.errors import (
+    IdentityRefused,
+    RestartedTooOften,
+    TaskAlreadyAdded,
+    TaskCancelled,
+    TaskExpired,
+    TaskNotPicklable,
+)
+from doorman.futures import TaskFuture, future_of
+from doorman.limits import Limits
+from doorman.owner import Owner, check_listeners
+from doorman.retry import Backoff, Comeback, Intensity, Restart
 from doorman.states import ENDED, State, legal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from doorman.identity import Identity
+    from doorman.lines import Line
+    from doorman.progress import OnProgress, Progress
+    from doorman.stream import OnOutput
 
 __all__ = ["Owner", "Task"]
 
@@ -43,7 +59,17 @@ class Task:
     can_run -- asked before it starts; while it returns False the task waits
     cancel_when -- asked at each tick; once it returns True the task is cancelled
     retries -- how often it is tried again after it raised or its process died
+    backoff -- how long it waits before that; None: not at all
+    restart -- "temporary": never again; "transient": again if it ended abnormally; "permanent": always, until cancelled
+    intensity -- how often it may be restarted before it fails with RestartedTooOften; default: ``Intensity()``
+    priority -- the higher, the earlier it starts among those that wait; equal ones start as they were added
+    after -- tasks of the same manager that have to be done before it starts; if one is not, this one is cancelled
+    limits -- what its process may use
+    detach -- its process outlives the manager; the next one with the same journal takes it over
     wrapper -- a command that the process is started with, such as ``("nice", "-n", "10")``
+    stream -- keep what it writes in `lines`, read by the manager; None: as the manager does
+    on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line that it writes
+    on_progress -- called with the task and each `Progress` that it reports
     cwd, env -- the process's working directory and whole environment; None: as they were when the manager was made
 
     Raises TypeError, ValueError.
@@ -63,7 +89,17 @@ class Task:
         can_run: Callable[[], bool] | None = None,
         cancel_when: Callable[[], bool] | None = None,
         retries: int = 0,
+        backoff: Backoff | None = None,
+        restart: Restart = "temporary",
+        intensity: Intensity | None = None,
+        priority: int = 0,
+        after: Iterable[Task] = (),
+        limits: Limits | None = None,
+        detach: bool = False,
         wrapper: Sequence[str] = (),
+        stream: bool | None = None,
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -71,8 +107,15 @@ class Task:
             raise TypeError(f"a task calls its first argument, but {fn!r} cannot be called; see also Task.command")
         if expires_in is not None and not expires_in > 0:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
-        if retries < 0:
-            raise ValueError(f"retries is not negative: {retries!r}")
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        if detach and (stream or on_output is not None):
+            raise ValueError(
+                "a detached process outlives the pipes of its manager: give the manager a log_path instead"
+            )
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority is a whole number, not {priority!r}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
         for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
             if asked is not None and not callable(asked):
                 raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
@@ -87,6 +130,13 @@ class Task:
         self.can_run = can_run
         self.cancel_when = cancel_when
         self.retries = retries
+        self.backoff, self.restart, self.intensity = backoff, restart, intensity
+        self.comeback = Comeback(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
+        self.priority = priority
+        self.after = checked(after)
+        self.limits = limits
+        self.detach = detach
+        self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
@@ -102,7 +152,13 @@ class Task:
         """The most memory its process had at once, in bytes."""
         self.output: tuple[Path, Path] | None = None
         """The files of its standard output and error, where the manager keeps them."""
+        self.bound: TaskFuture | None = None
+        self.lines: Sequence[Line] = ()
+        """The last lines that it wrote, if they are streamed."""
+        self.progress: Progress | None = None
+        """How far it has come, as it last reported with ``current_task().progress(...)``."""
         self._owner: Owner | None = None
+        self._watchers: list[Callable[[Task], object]] = []
         self._call: bytes | None = None
         self._started: float | None = None
         self._ended: float | None = None
@@ -146,9 +202,29 @@ class Task:
             self._owner.run_until(self, timeout)
         return self._error
 
+    @property
+    def future(self) -> TaskFuture:
+        """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
+        return future_of(self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
+        if not self.done():
+            if self._owner is None:
+                raise ValueError(f"{self!r} has not been added to a manager")
+            yield from self._owner.ended(self).__await__()
+        return self.result()
+
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
         return self._owner is not None and self._owner.cancel(self)
+
+    def stop(self, *, kill: bool = False) -> bool:
+        """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
+        if kill and self.identity is not None and not self.done():
+            with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
+                return process.signal_group(signal.SIGKILL)
+        return self.cancel()
 
     @property
     def duration(self) -> float | None:
@@ -157,16 +233,30 @@ class Task:
             return None
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
+    @property
+    def owner(self) -> Owner | None:
+        """The manager that it was added to."""
+        return self._owner
+
     def __repr__(self) -> str:
         pid = f" pid {self.identity.pid} ({self.identity.strength})" if self.identity else ""
         return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
 
     # -- for its manager ---------------------------------------------------------------------------------------
 
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+        return self._value, self._error
+
     def adopt(self, owner: Owner) -> bytes:
-        """Bind the task to its manager and return its call as bytes. Raises TaskAlreadyAdded, TaskNotPicklable."""
+        """Bind the task to its manager and return its call as bytes.
+
+        Raises TaskAlreadyAdded, TaskNotPicklable; ValueError if the manager is not that of the tasks it comes after.
+        """
         if self._owner is not None:
             raise TaskAlreadyAdded(f"{self!r} was added before; make a new task for each run")
+        check_owners(self, owner)
         call = self._call if self._call is not None else b"" if self.argv else self._pickled()
         self._owner, self._call = owner, None
         return call
@@ -184,6 +274,12 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
+        if self.bound is not None:
+            self.bound.follow()
+
+    def began(self, moment: float) -> None:
+        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
+        self._started = moment
 
     def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""
@@ -193,6 +289,34 @@ class Task:
             error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
         self._value, self._error = value, error
         self.enter(state)
+        watchers, self._watchers = self._watchers, []
+        for tell in watchers:
+            tell(self)
+
+    def next_try(
+        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
+    ) -> tuple[State, Any, BaseException | None, float | None]:
+        """Wait again after an attempt that ended so, if the policy says so and it is still ``wanted``.
+
+        Returns how the task ends, which may be otherwise than its attempt; or at last the seconds until its next try.
+        """
+        ran = None if self.identity is None else self.duration
+        try:
+            now = time.monotonic()
+            pause = self.comeback.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
+        except RestartedTooOften as often:
+            return State.FAILED, None, often, None
+        if pause is not None:
+            self.identity = None
+            self.enter(State.WAITING)
+        return state, value, error, pause
+
+    def when_ended(self, tell: Callable[[Task], object]) -> None:
+        """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
+        if self.done():
+            tell(self)
+        else:
+            self._watchers.append(tell)
 
     def _pickled(self) -> bytes:
         try:

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
@@ -19,9 +19,15 @@ import msgspec
 
 from doorman import identity
 from doorman.current import CurrentTask, entered
+from doorman.errors import NotInTask
+from doorman.homecoming import Homecoming
 from doorman.identity import Credential
+from doorman.lastwords import leave_outcome
 from doorman.launcher import Order
 from doorman.launcher.delivery import interpreter_flags, packed, take_order
+from doorman.launcher.leaving import exit_code
+from doorman.limits import Limits
+from doorman.progress import Progress, Reporter, signed
 from doorman.result import Outcome, failed, returned
 from remit import Client, Event, Location, Server
 from remit.errors import RemitError
@@ -35,6 +41,10 @@ HELLO_AGAIN: Final = 2.0
 """Seconds after which an unanswered hello is said again."""
 REPORT_LINGER: Final = 60.0
 """Seconds within which the result must have reached the manager."""
+SETTLED: Final = 1.0
+"""Seconds that a detached process's line takes to close beyond that."""
+REHEARSALS: Final = 10
+"""The interpreter writes into code until it has specialised it: what is written here, no child has to write again."""
 CHUNK: Final = 256 * 1024
 """Bytes of a result in one event: below what any transport carries."""
 NOT_ADMITTED: Final = 75
@@ -55,6 +65,9 @@ class Work(msgspec.Struct, array_like=True, frozen=True):
     """The pickled callable with its arguments; empty for a command."""
     wrapper: tuple[str, ...] = ()
     """The command that the worker is to be started with once more, before it proves itself."""
+    initializer: bytes = b""
+    """A pickled callable to be called before the task's code."""
+    limits: Limits | None = None
 
 
 _read_work: Final = msgspec.msgpack.Decoder(Work).decode
@@ -64,7 +77,8 @@ _read_work: Final = msgspec.msgpack.Decoder(Work).decode
 def prepare(scheme: str) -> Callable[[Order], int]:
     """Do once, in the zygote, what each child would have to do; return the entry of the children."""
     find_transport(scheme)
-    rehearse()
+    for _ in range(REHEARSALS):
+        rehearse()
     return run_order
 
 
@@ -85,36 +99,61 @@ def run_order(order: Order) -> int:
         wrap(order, work)
     credential = Credential(order.attempt, order.secret, task=work.task)
     line = Line(pickle.loads(work.location), credential)
+    if order.detach:
+        line.detach(order.record)
     if not line.prove():
         line.close(0.0)
         return NOT_ADMITTED
-    if order.command:
-        line.close(REPORT_LINGER)
-        become(order.command)
     os.register_at_fork(after_in_child=credential.forget)
-    outcome, code = run(work, line)
+    code = 1
+    outcome = begin(work, line, called=not order.command)
+    if outcome is None and order.command:
+        line.close(REPORT_LINGER)
+        if work.limits is not None:
+            work.limits.confine()
+        become(order.command)
+    if outcome is None:
+        line.begin()
+        outcome, code = run(work, line)
     if outcome is not None:
         line.report(outcome)
     line.close(REPORT_LINGER)
     return code
 
 
+def begin(work: Work, line: Line, *, called: bool) -> Outcome | None:
+    """Limit this process and call the initializer; return how the task ends if it must not begin."""
+    try:
+        if work.limits is not None:
+            work.limits.apply(called=called)
+        if work.initializer:
+            with at_work(work, line, called=called):
+                pickle.loads(work.initializer)()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+        return failed(error)
+    return None
+
+
 def run(work: Work, line: Line) -> tuple[Outcome | None, int]:
     """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
     try:
-        fn, args, kwargs = pickle.loads(work.call)
-        with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen)):
+        with at_work(work, line):
+            fn, args, kwargs = pickle.loads(work.call)
             value = fn(*args, **kwargs)
         return returned(value), 0
     except SystemExit as leaving:
-        if not leaving.code:
-            return returned(None), 0
-        if isinstance(leaving.code, int):
-            return None, leaving.code
-        print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
-        return None, 1
+        code = exit_code(leaving)
+        return (None, code) if code else (returned(None), 0)
     except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
         return failed(error), 1
+
+
+@contextlib.contextmanager
+def at_work(work: Work, line: Line, *, called: bool = True) -> Iterator[None]:
+    """A block of the user's code, with its memory limited: what comes after it is to have room to tell how it ended."""
+    confined = work.limits.confined() if work.limits is not None and called else contextlib.nullcontext()
+    with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen, line.progress)), confined:
+        yield
 
 
 def wrap(order: Order, work: Work) -> NoReturn:
@@ -146,9 +185,18 @@ class Line:
         self._credential = credential
         self._answer: str | None = None
         self._owner = os.getpid()
+        self._record: str | None = None
+        self._homecoming: Homecoming | None = None
+        self._reporter: Reporter | None = None
+        self._reports = 0
         self._client = Client(location, threaded=False, linger=REPORT_LINGER)
         self._client.add_listener("doorman.go", self._told, pass_event=True)
         self._client.add_listener("doorman.die", self._told, pass_event=True)
+
+    def detach(self, record: str | None) -> None:
+        """Outlive the manager, and be found by the next one; what it would have to be told is left at ``record``."""
+        self._record = record
+        self._homecoming = Homecoming(self._client, self._credential)
 
     def prove(self) -> bool:
         """Say hello until answered; True if told to go."""
@@ -160,6 +208,11 @@ class Line:
             while self._answer is None and (left := again - time.monotonic()) > 0:
                 self._client.tick(left)
         return self._answer == "go"
+
+    def begin(self) -> None:
+        """The task's own code begins."""
+        if self._homecoming is not None:
+            self._homecoming.begin()
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Emit an event of the task's own; from the first on a thread sees that they leave while the task computes."""
@@ -173,8 +226,29 @@ class Line:
             self._client.add_listener(name, listener)
             self._client.start()
 
+    def progress(self, progress: Progress) -> None:
+        """Tell how far the task has come, or let it wait for what is newer."""
+        if os.getpid() != self._owner:
+            raise NotInTask("a fork of the task's process has no progress of its own: report from the task itself")
+        if self._reporter is None:
+            self._reporter = Reporter(self._send_progress)
+        self._reporter.report(progress)
+
+    def _send_progress(self, progress: Progress) -> None:
+        if self._client.crowded:
+            return  # Nobody hears it now, and the task must not wait for that.
+        self._reports += 1
+        self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
+
     def report(self, outcome: Outcome) -> None:
-        """Send the outcome, in signed parts."""
+        """Send the outcome, in signed parts, behind the last progress."""
+        if self._record is not None:
+            try:
+                leave_outcome(self._record, outcome, self._credential)
+            except OSError as error:
+                print(f"doorman: the result is left nowhere: {error}", file=sys.stderr)  # noqa: T201
+        if self._reporter is not None:
+            self._reporter.flush()
         data = outcome.encode()
         parts = max(1, -(-len(data) // CHUNK))
         for number in range(parts):
@@ -185,7 +259,9 @@ class Line:
     def close(self, linger: float) -> None:
         """Wait until the manager has confirmed everything, then end; what could not be told is told on stderr."""
         try:
-            self._client.close(linger)
+            if self._homecoming is not None:
+                self._client.flush(linger)  # Not closed meanwhile: a new manager may have questions.
+            self._client.close(min(linger, SETTLED) if self._homecoming is not None else linger)
         except RemitError as lost:
             if linger:
                 print(f"doorman: the manager was not told: {lost}", file=sys.stderr)  # noqa: T201
@@ -218,7 +294,9 @@ def label(number: int, parts: int) -> bytes:
 def main() -> int:
     """Run as a program of its own: take the order from a descriptor, or from standard input, and obey it."""
     from doorman import prctl
+    from doorman.launcher.warmup import write_by_line
 
+    write_by_line()
     descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     order = take_order(descriptor)
     if not order.detach:

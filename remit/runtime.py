@@ -20,7 +20,7 @@ from remit.protocol.connector import Connector, State
 from remit.protocol.outbox import BATCH_EVENTS, HEAD_BYTES, WINDOW_BYTES, Outbox
 from remit.settings import Settings
 from remit.transport import Link, Transport
-from remit.wheel import Wheel
+from remit.wheel import PARK, Wheel
 
 __all__ = ["Runtime"]
 
@@ -99,16 +99,39 @@ class Runtime:
         return self._gate.admit(name, size)
 
     def wake(self) -> None:
-        """Have `pending` looked at soon: by the thread, or here and now where there is none."""
+        """Have `pending` looked at soon: by the thread, or here and now where that is sooner."""
         if self._machine.refusal is not None:
             raise SessionRefused(self._machine.refusal.reason, self._machine.refusal.detail)
-        if self._thread is not None:
+        if not self.idle:
+            return
+        if self._thread is None and not self._wanted:
+            self._push()
+            return
+        self.start()
+        now = time.monotonic()
+        pause, self._sent_at = now - self._sent_at, now
+        if not (BUSY < pause < PARK and self._serve_once()):
             self.idle = False
             self.wake_thread()
-        elif self._wanted:
-            self.start()
-        else:
-            self._push()
+
+    def _serve_once(self) -> bool:
+        """Send in the caller's own thread, which saves a change of threads; False if somebody else serves.
+
+        Worth it at a steady pace: then the thread has let go of the link, as it does while callers serve.
+        """
+        if not self._wheel.borrow():
+            return False
+        try:
+            self.idle = False
+            with self._endpoint.lock:
+                self._endpoint.flush()  # What has come can wait until this has left.
+            drained = self._pump_and_tell()
+        finally:
+            self.idle = True
+            self._wheel.give_back()
+        if self.pending or not drained:
+            self._wheel.call()
+        return True
 
     def wake_thread(self) -> None:
         """Have whoever serves the link look up."""
@@ -229,12 +252,7 @@ class Runtime:
         Whoever does so holds the wheel.
         """
         self.idle = False
-        drained = self._pump()
-        if len(self._inbound):
-            self._inbound.announce()
-        if self._awaited and self._settled:
-            with self._progress:
-                self._progress.notify_all()
+        drained = self._pump_and_tell()
         if not drained or (self._machine.sendable() and not self._stuck) or (awaited is not None and awaited.done()):
             return
         self.idle = True
@@ -243,6 +261,16 @@ class Runtime:
                 if not self._stopping:
                     self._endpoint.wait(self._until_due(IDLE_WAIT), self._wheel.waker)
                 self._wheel.waker.clear()
+
+    def _pump_and_tell(self) -> bool:
+        """Pump; let those know who wait for events, or for confirmations. True if nothing is left to receive."""
+        drained = self._pump()
+        if len(self._inbound):
+            self._inbound.announce()
+        if self._awaited and self._settled:
+            with self._progress:
+                self._progress.notify_all()
+        return drained
 
     @property
     def _stuck(self) -> bool:

@@ -64,7 +64,7 @@ class Server(Listening):
         self._endpoint: ServerEndpoint | None = None
         self._ended = False
         self._ticking = threading.Lock()
-        self._ticker = 0
+        self._ticker = self._waiter = 0
         self._publishing = Publishing(self._has_more)
         self.forgetters: list[Callable[[Session], None]] = [self._publishing.forget]
         """Called, while ticking, with a session that has ended."""
@@ -155,6 +155,7 @@ class Server(Listening):
         """Return after ``timeout`` seconds, or earlier if there may be something to tick or ``waker`` is readable."""
         if self._endpoint is None:
             self._reach()
+        self._waiter = threading.get_ident()
         self.keeping.wait(timeout, waker)
 
     def run(self, timeout: float | None = None) -> None:
@@ -189,6 +190,10 @@ class Server(Listening):
     def stop(self) -> None:
         """Make `run` return. Safe from any thread."""
         self._running = False
+        self.wake()
+
+    def wake(self) -> None:
+        """Make `wait` return. Safe from any thread."""
         self.keeping.waker.wake()
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
@@ -358,8 +363,11 @@ class Server(Listening):
         """Something waits to be sent to a client: soon, by whoever ticks."""
         endpoint = self._endpoint or self._reach()
         endpoint.machine.writable[session] = None
-        if self._ticker != threading.get_ident():  # Who ticks also waits, and flushes before that.
-            self.keeping.waker.wake()
+        here = threading.get_ident()
+        # Who ticks flushes at its end; and mostly who ticks also waits, and flushes before that.
+        flushes = self._ticker == here and (self._ticking.locked() or self._waiter in (0, here))
+        if not flushes:
+            self.wake()
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from remit.transport import Waker
 
-__all__ = ["Wheel"]
+__all__ = ["PARK", "Wheel"]
 
 PARK: Final = 0.002
 """Seconds for which the thread leaves the link alone after a caller has served it: the next request may be near."""

@@ -27,3 +27,10 @@ def test_the_worker_pool(crossing_location):
 def test_the_relay(transport_name, request):
     where = request.getfixturevalue("redis_url") if transport_name == "redis" else transport_name
     assert run("relay.py", where).startswith("step 1, step 2, step 3: over")
+
+
+def test_other_loops():
+    lines = run("other_loops.py").splitlines()
+    assert lines[0] == "doorman: [1, 2, 4, 8]"
+    assert all(line.endswith(("[1, 2, 4, 8]", "not installed")) for line in lines)
+    assert len(lines) == 4

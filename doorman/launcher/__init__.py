@@ -32,6 +32,8 @@ class Order:
     """A descriptor to be the child's standard error; None to inherit."""
     detach: bool = False
     """True if the process is to outlive its manager."""
+    record: str | None = None
+    """Where the end of a detached process is to be written down, for the next manager; see `doorman.lastwords`."""
 
 
 class Launched(NamedTuple):

@@ -11,25 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from doorman.errors import LaunchRefused
-from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
+from doorman.launcher import Exited, Launched, LaunchFailed, Order
 from doorman.launcher.delivery import interpreter_flags, packed
+from doorman.launcher.reporting import Reporting
 from doorman.process import Process
 
 __all__ = ["CommandLauncher"]
 
-CLOSE_GRACE = 5.0
-"""Seconds that leaving a launcher's block waits for the workers that it has killed."""
 BURIAL = 2.0
 """Seconds to wait for a worker that was killed because it could not be held."""
 _IGNORED = "this process ignores SIGCHLD, so its children's numbers are free at once; set it to SIG_DFL"
 _BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
-class CommandLauncher:
+class CommandLauncher(Reporting):
     """Starts ``[*prefix, python, *worker]`` for each order; the prefix must run what follows it.
 
     The process reported is the wrapper's; the worker's own is known from its hello. ``inherits`` says whether the
@@ -47,19 +44,13 @@ class CommandLauncher:
     ) -> None:
         self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
         self._inherits = inherits
-        self._owner = os.getpid()
+        super().__init__()
         self._workers: dict[int, _Worker] = {}
         self._feeds: dict[int, _Feed] = {}
-        self._events: list[Event] = []
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
-        self._epoll.register(self._news, select.EPOLLIN)
-        self._closed = False
 
     def launch(self, order: Order) -> None:
         """Start a worker. Raises LaunchRefused if the system is out of processes, memory or descriptors."""
-        if self._closed or self._owner != os.getpid():
-            raise ValueError("this launcher is closed, or came with a fork: make a new one here")
+        self._check_usable()
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             self._tell(LaunchFailed(order.attempt, _IGNORED))
             return
@@ -78,49 +69,16 @@ class CommandLauncher:
         process = Process(worker.process.pid, os.dup(worker.process.fileno()))
         self._tell(Launched(order.attempt, process))
 
-    def poll(self) -> list[Event]:
-        """Return what has happened since the last call; never waits."""
-        if not self._closed and self._owner == os.getpid():
-            for descriptor, mask in self._epoll.poll(0):
-                self._handle(descriptor, mask)
-        events, self._events = self._events, []
-        return events
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable whenever `poll` has something to return."""
-        return self._epoll.fileno()
-
-    def close(self, grace: float = CLOSE_GRACE) -> None:
-        """Kill what runs and is not detached, within about ``grace`` seconds. In a fork: only let go."""
-        if self._closed:
-            return
-        self._closed = True
-        deadline = time.monotonic() + grace
+    def _end(self, deadline: float, *, ours: bool) -> None:
         for worker in self._workers.values():
-            worker.end(deadline, ours=self._owner == os.getpid())
+            worker.end(deadline, ours=ours)
         for descriptor in self._feeds:
             os.close(descriptor)
         self._workers, self._feeds = {}, {}
-        self._epoll.close()
-        os.close(self._news)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _tell(self, event: Event) -> None:
-        self._events.append(event)
-        os.eventfd_write(self._news, 1)
 
     def _handle(self, descriptor: int, mask: int) -> None:
-        """Four cases: our own news; nobody reads an order any more; a worker takes more of it; a wrapper has ended."""
-        if descriptor == self._news:
-            os.eventfd_read(self._news)
-        elif descriptor in self._feeds and mask & select.EPOLLERR:
+        """Three cases: nobody reads an order any more; a worker takes more of it; a wrapper has ended."""
+        if descriptor in self._feeds and mask & select.EPOLLERR:
             self._epoll.unregister(descriptor)
             os.close(self._feeds.pop(descriptor).descriptor)
         elif descriptor in self._feeds:

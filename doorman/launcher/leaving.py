@@ -12,9 +12,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
-__all__ = ["ExitHooks", "Leaving"]
+__all__ = ["ExitHooks", "Leaving", "exit_code"]
 
 _FAILED = 1  # exit code after an exception, as of the interpreter itself
+_LARGEST = 1 << 63  # of numbers beyond, which no C long holds, the interpreter makes -1
 _FLUSH_FAILED = 120  # exit code if standard output cannot be flushed, as of the interpreter itself
 
 
@@ -79,15 +80,22 @@ class ExitHooks:
 def _code_of(error: BaseException) -> int:
     """Three cases: the program asked for it; Ctrl-C, which others must see as a signal; an error."""
     if isinstance(error, SystemExit):
-        if error.code is None or isinstance(error.code, int):
-            return error.code or 0
-        print(error.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text
-        return _FAILED
+        return exit_code(error)
     traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         _flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
+    return _FAILED
+
+
+def exit_code(leaving: SystemExit) -> int:
+    """Return what the interpreter would make of ``sys.exit(...)``, and print what it would print."""
+    if leaving.code is None:
+        return 0
+    if isinstance(leaving.code, int):
+        return leaving.code & 0xFF if -_LARGEST <= leaving.code < _LARGEST else 0xFF
+    print(leaving.code, file=sys.stderr)  # noqa: T201 - what the interpreter does with a text, even an empty one
     return _FAILED
 
 

@@ -14,7 +14,7 @@ from doorman import prctl
 from doorman.launcher import Order, wire
 from doorman.process import pidfd_inode
 
-__all__ = ["Entry", "default_signals", "imported", "keep_standard_descriptors", "settle"]
+__all__ = ["Entry", "default_signals", "imported", "keep_standard_descriptors", "settle", "write_by_line"]
 
 Entry: TypeAlias = Callable[[Order], int | None]
 """What a child runs; its value is the exit code."""
@@ -50,13 +50,19 @@ def imported(start: wire.Start) -> Entry:
 def settle() -> None:
     """Make what each child does, and the memory that each fork copies, small."""
     pidfd_inode(0)  # Remembers whether this kernel has inodes for processes.
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    write_by_line()
     gc.collect()
     prctl.return_free_memory()
     gc.freeze()  # The collector of a child must not touch, and so copy, what it shares with us.
+
+
+def write_by_line() -> None:
+    """Have each line written at once and by itself: several processes may append to one file."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+            # Also under PYTHONUNBUFFERED: that would write the text of a print and its end one after the other.
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
 
 
 def _find(entry: str) -> Entry:

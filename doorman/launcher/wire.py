@@ -116,7 +116,8 @@ Message: TypeAlias = Start | Fork | Kill | Ready | Broken | Forked | Failed | En
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
-_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[str, ...], dict[str, str] | None, str | None, bool]
+_Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
+_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, str | None]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 
 
@@ -154,17 +155,23 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
 
 def encode_order(order: Order) -> bytes:
     """Return an order as bytes, without its descriptors: those travel beside it."""
-    env = None if order.env is None else dict(order.env)
-    return _encode((order.attempt, order.secret, order.payload, order.command, env, order.cwd, order.detach))
+    # What goes to the system goes as bytes: the name of a file need not be text.
+    command = [os.fsencode(word) for word in order.command]
+    env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
+    cwd = None if order.cwd is None else os.fsencode(order.cwd)
+    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, order.record))
 
 
 def decode_order(data: bytes) -> Order:
     """Return the order that `encode_order` made bytes of. Raises WireError."""
     try:
-        attempt, secret, payload, command, env, cwd, detach = _decode_order(data)
+        attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
     except ValueError as error:
         raise WireError(f"{len(data)} bytes that are no order: {error}") from error
-    return Order(attempt, secret, payload, command, env, cwd, detach=detach)
+    words = tuple(map(os.fsdecode, command))
+    variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
+    folder = None if cwd is None else os.fsdecode(cwd)
+    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=record)
 
 
 def spill(data: bytes) -> int:

@@ -12,18 +12,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from doorman.errors import LaunchRefused, PreloadFailed
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order, wire
 from doorman.launcher.delivery import interpreter_flags
+from doorman.launcher.reporting import Reporting
 from doorman.process import Process
 
 __all__ = ["ZygoteLauncher"]
 
-CLOSE_GRACE = 5.0
-"""Seconds that leaving a launcher's block waits for the zygote and its children to end."""
 BURIAL = 2.0
 """Seconds that `ZygoteLauncher.close` waits for a zygote that it has killed."""
 _MOST_FAILED_STARTS = 3  # zygotes in a row that ended before they were ready
@@ -33,7 +30,7 @@ _START = (
 )
 
 
-class ZygoteLauncher:
+class ZygoteLauncher(Reporting):
     """Forks each worker from a process that has already imported what workers need.
 
     ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code; of
@@ -54,16 +51,11 @@ class ZygoteLauncher:
         # Absolute: "" and relative folders mean this one, also for children that start in another.
         folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps what is no path
         self._start = wire.Start(folders, cwd, list(preload), entry)
-        self._owner = os.getpid()
+        super().__init__()
         self._zygote: _Zygote | None = None
         self._dying: list[_Zygote] = []
         self._failed_starts = 0
         self._broken = ""
-        self._events: list[Event] = []
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
-        self._epoll.register(self._news, select.EPOLLIN)
-        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -102,48 +94,13 @@ class ZygoteLauncher:
         else:
             self._ask(order)
 
-    def poll(self) -> list[Event]:
-        """Return what has happened since the last call; never waits."""
-        if not self._closed and self._owner == os.getpid():
-            self._hear()
-        events, self._events = self._events, []
-        return events
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable whenever `poll` has something to return."""
-        return self._epoll.fileno()
-
-    def close(self, grace: float = CLOSE_GRACE) -> None:
-        """End the zygote and with it all children but the detached ones, within about ``grace`` seconds.
-
-        What ends now is no longer reported. In a fork of the owner it only lets go of the descriptors.
-        """
-        if self._closed:
-            return
-        self._closed = True
+    def _end(self, deadline: float, *, ours: bool) -> None:
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
         self._zygote, self._dying = None, []
         for zygote in zygotes:
             zygote.channel.close()
-        deadline = time.monotonic() + grace
         for zygote in zygotes:
-            zygote.end(deadline, ours=self._owner == os.getpid())
-        self._epoll.close()
-        os.close(self._news)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise ValueError("this launcher is closed")
-        if self._owner != os.getpid():
-            raise ValueError("this launcher came with a fork and belongs to the parent: make a new one here")
+            zygote.end(deadline, ours=ours)
 
     def _ask(self, order: Order) -> None:
         try:
@@ -155,19 +112,12 @@ class ZygoteLauncher:
         except OSError as error:
             raise LaunchRefused(f"no process can be started now: {error}") from error
 
-    def _tell(self, event: Event) -> None:
-        self._events.append(event)
-        os.eventfd_write(self._news, 1)
-
-    def _hear(self) -> None:
-        """Take in what the zygotes say. Three kinds of descriptors: our own news; a channel; an ended zygote."""
-        for descriptor, _ in self._epoll.poll(0):
-            if descriptor == self._news:
-                os.eventfd_read(self._news)
-            elif self._zygote is not None and descriptor == self._zygote.channel.fileno():
-                self._hear_zygote(self._zygote)
-            else:
-                self._reap()
+    def _handle(self, descriptor: int, mask: int) -> None:
+        """Two cases: a zygote's channel; a zygote that has ended."""
+        if self._zygote is not None and descriptor == self._zygote.channel.fileno():
+            self._hear_zygote(self._zygote)
+        else:
+            self._reap()
 
     def _hear_zygote(self, zygote: _Zygote) -> None:
         while True:

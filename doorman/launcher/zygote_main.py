@@ -15,8 +15,8 @@ import traceback
 from collections import deque
 from typing import NamedTuple
 
-from doorman import prctl
-from doorman.launcher import Order, warmup, wire
+from doorman import lastwords, prctl
+from doorman.launcher import Exited, Order, warmup, wire
 from doorman.launcher.child import become
 from doorman.launcher.leaving import ExitHooks
 from doorman.process import pidfd_inode
@@ -36,6 +36,7 @@ class _Child(NamedTuple):
     pid: int
     pidfd: int
     detach: bool
+    record: str | None = None
 
 
 def main(descriptor: int) -> None:
@@ -158,7 +159,7 @@ class _Zygote:
             os.waitpid(pid, 0)
             self._say(wire.Failed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
             return
-        self._children[pidfd] = _Child(order.attempt, pid, pidfd, order.detach)
+        self._children[pidfd] = _Child(order.attempt, pid, pidfd, order.detach, order.record)
         self._pids.add(pid)
         self._say(wire.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
 
@@ -175,6 +176,9 @@ class _Zygote:
             code = os.waitstatus_to_exitcode(status)
             exit_code, number = (code, None) if code >= 0 else (None, -code)
             cpu = usage.ru_utime + usage.ru_stime
+            exited = Exited(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu)
+            if child.record is not None:
+                lastwords.leave_end(child.record, exited)
             self._say(wire.Ended(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu))
 
     def _sweep(self) -> None:

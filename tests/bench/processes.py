@@ -42,9 +42,9 @@ def cases() -> list[Case]:
     ]
 
 
-def alone(function: str, *args: str) -> float:
-    """Run one of the functions below in an interpreter of its own, whose main module costs its children nothing."""
-    code = f"import sys; from bench import processes; print(processes.{function}(*sys.argv[1:]))"
+def alone(function: str, *args: str, module: str = "processes") -> float:
+    """Run a function of this module, or of one beside it, in an interpreter whose main module costs nothing."""
+    code = f"import sys; from bench import {module}; print({module}.{function}(*sys.argv[1:]))"
     run = subprocess.run([sys.executable, "-c", code, *args], check=True, stdout=subprocess.PIPE, text=True)
     return float(run.stdout)
 

@@ -179,7 +179,12 @@ def hear_zmq(pipe: Any, where: str) -> None:
     with zmq.Context() as context, context.socket(zmq.PULL) as socket:
         socket.bind(where)
         pipe.send(socket.getsockopt_string(zmq.LAST_ENDPOINT))
-        pipe.send(median([time.monotonic() - struct.unpack("d", socket.recv())[0] for _ in range(EVENTS)]))
+
+        def age() -> float:
+            (sent,) = struct.unpack("d", socket.recv())
+            return time.monotonic() - float(sent)
+
+        pipe.send(median([age() for _ in range(EVENTS)]))
 
 
 def pace_zmq(pipe: Any, where: str) -> None:

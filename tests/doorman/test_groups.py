@@ -2,65 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
 
 import pytest
+from grouping import Watched, begin, fail, run
 from waiting import DEADLINE
 
-from doorman import GroupManager, ProcessManager, Rule, State, SynchronousManager, Task, current_task
+from doorman import GroupManager, ProcessManager, State, Task, current_task
 from doorman.errors import ResultTimeout, TaskAlreadyAdded, TaskCancelled, TaskNotPicklable
-
-
-@pytest.fixture(params=["processes", "synchronous"])
-def groups(request: pytest.FixtureRequest) -> Iterator[GroupManager]:
-    """A group manager over each kind of manager."""
-    if request.param == "synchronous":
-        inner = SynchronousManager()
-    else:
-        inner = ProcessManager(f"unix://{request.getfixturevalue('short_path')}/m")
-    with GroupManager(inner) as groups:
-        yield groups
-
-
-@pytest.fixture
-def processes(short_path) -> Iterator[GroupManager]:
-    with GroupManager(ProcessManager(f"unix://{short_path}/m")) as groups:
-        yield groups
-
-
-class Watched(Task):
-    """A task that keeps what became of it in a list for the whole test."""
-
-    def __init__(self, heard: list[str], name: str, fn: Callable[..., object] = str, **policy: object) -> None:
-        super().__init__(fn, name=name, **policy)
-        self.heard = heard
-
-    def enter(self, state: State) -> None:
-        super().enter(state)
-        if state is State.RUNNING or self.done():
-            self.heard.append(f"{self.name} {state}")
-
-
-def run(groups: GroupManager) -> None:
-    groups.run(DEADLINE)
-    assert not groups.tick()
-
-
-def fail() -> None:
-    raise ValueError("on purpose")
-
-
-def begin(groups: GroupManager, task: Task) -> None:
-    """Tick until the task's own code may run."""
-    deadline = time.monotonic() + DEADLINE
-    while task.state is not State.RUNNING:
-        assert groups.tick(), f"ended without {task}"
-        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {task}"
-        groups.wait(0.05)
 
 
 def test_a_group_begins_when_the_one_before_has_ended(groups):
@@ -246,91 +196,3 @@ def test_leaving_cancels_what_has_not_begun_and_stops_what_runs(short_path):
     assert later.state is State.CANCELLED
     with pytest.raises(TaskCancelled):
         later.result()
-
-
-# -- rules -----------------------------------------------------------------------------------------------------
-
-
-def test_rules_hold_within_a_group(processes):
-    rule = Rule(processes=1)
-    processes.add_rule(rule)
-    heard: list[str] = []
-    processes.add_group([Watched(heard, name) for name in ("a1", "a2", "a3")])
-    processes.add_group([Watched(heard, "b1")])
-    run(processes)
-    assert heard == [f"{name} {state}" for name in ("a1", "a2", "a3", "b1") for state in ("running", "done")]
-    assert processes.remove_rule(rule)
-    assert not processes.remove_rule(rule)
-
-
-def test_the_members_of_a_group_run_together(processes, short_path):
-    """Each waits for the other's word."""
-    fifo = short_path / "fifo"
-    os.mkfifo(fifo)
-    reader = Task(lambda: fifo.read_text())
-    writer = Task(lambda: fifo.write_text("together"))
-    processes.add_group([reader, writer])
-    run(processes)
-    assert reader.result() == "together"
-
-
-# -- managers of managers --------------------------------------------------------------------------------------
-
-
-def test_a_group_manager_may_lead_another(short_path):
-    heard: list[str] = []
-    with GroupManager(GroupManager(ProcessManager(f"unix://{short_path}/m"))) as outer:
-        fifo = short_path / "fifo"
-        os.mkfifo(fifo)
-        reader = Task(lambda: fifo.read_text())
-        outer.add_group([reader, Task(lambda: fifo.write_text("together"))])
-        outer.add_task(Watched(heard, "b"))
-        last = outer.add_task(Task(len, "abc"))
-        assert last.result(DEADLINE) == 3
-        assert reader.result() == "together"
-        run(outer)
-    assert heard == ["b running", "b done"]
-
-
-def test_two_group_managers_may_share_a_manager_and_do_not_wait_for_each_other(short_path):
-    with ProcessManager(f"unix://{short_path}/m") as inner:
-        slow, quick = GroupManager(inner), GroupManager(inner)
-        running = slow.add_task(Task(signal.pause))
-        never = slow.add_task(Task(len, "abc"))
-        quick.add_task(Task(len, "abc"))
-        last = quick.add_task(Task(len, "ab"))
-        begin(slow, running)
-        assert last.result(DEADLINE) == 2
-        assert never.state is State.WAITING
-
-
-def test_listeners_of_the_inner_manager_hear_the_members(groups):
-    heard: list[int] = []
-    groups.server.add_listener("progress", heard.append)
-
-    def speak(number: int) -> None:
-        current_task().emit("progress", number)
-
-    for number in range(3):
-        groups.add_task(Task(speak, number))
-    run(groups)
-    assert heard == [0, 1, 2]
-
-
-def test_run_ends_when_its_time_is_over(processes):
-    task = processes.add_task(Task(signal.pause))
-    later = processes.add_task(Task(len, "abc"))
-    processes.run(0.05)
-    assert not task.done()
-    assert not later.done()
-
-
-def test_run_sleeps_while_nothing_happens(processes, monkeypatch):
-    task = processes.add_task(Task(signal.pause))
-    processes.add_task(Task(len, "abc"))
-    begin(processes, task)
-    ticks: list[bool] = []
-    tick = processes.tick
-    monkeypatch.setattr(processes, "tick", lambda: ticks.append(tick()) or ticks[-1])
-    processes.run(0.2)
-    assert len(ticks) < 20

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from launching import commands, ended, fifo, launched, opened, order
+from namespaces import needs_namespaces
 
 from doorman.errors import IdentityRefused
 from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello, verify
 from doorman.process import Process
 from remit.transport import Credentials
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes PID namespaces")
 
 WRAPPERS = {
     "none": (),
@@ -215,8 +214,8 @@ def test_kernel_without_inodes_gives_less_strength(tmp_path):
         assert verify(*old(), process, peer_credentials=peer).strength == "peer-pidfd"
 
 
-@needs_root
 def test_kernel_without_inodes_finds_a_nested_process_too(tmp_path):
+    needs_namespaces()
     with said(WRAPPERS["PID namespace"], tmp_path) as (words, process):
         credential = worker_credential()
         claims = words | {"inode": None}
@@ -227,9 +226,11 @@ def test_kernel_without_inodes_finds_a_nested_process_too(tmp_path):
             assert found.descends_from(process.pid)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=needs_root if "namespace" in n else ()) for n in WRAPPERS])
+@pytest.mark.parametrize("name", WRAPPERS)
 def test_worker_behind_a_wrapper_is_known_by_its_own_word(name, tmp_path):
     """The wrapper's number is often wrong; the one in the identity is the worker's, as this host sees it."""
+    if "namespace" in name:
+        needs_namespaces()
     with said(WRAPPERS[name], tmp_path) as (words, wrapper):
         identity = verify(words, worker_credential(), wrapper)
         assert (identity.pid == wrapper.pid) is (name in EXACT)
@@ -244,8 +245,8 @@ def test_worker_behind_a_wrapper_is_known_by_its_own_word(name, tmp_path):
             identity.open()
 
 
-@needs_root
 def test_nested_process_calls_itself_1_and_is_found_by_its_inode(tmp_path):
+    needs_namespaces()
     with said(WRAPPERS["PID namespace"], tmp_path) as (words, wrapper):
         assert words["pid"] == 1
         identity = verify(words, worker_credential(), wrapper)

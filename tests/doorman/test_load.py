@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from doorman.load import SAMPLE, Meter, Reading
+from doorman.load import SAMPLE, STALE, Meter, Reading
 
 
 class Machine:
@@ -74,6 +75,78 @@ def test_a_process_that_has_ended_keeps_its_last_load(machine):
     machine.now = 1.0
     del machine.processes[7]
     assert machine.meter.measure([("a1", "a", 7)]).everyone.memory == 10.0
+
+
+def test_a_stranger_under_the_number_of_a_process_that_has_ended_costs_nothing(machine):
+    machine.processes[7] = Reading(0.0, 100, born=1)
+    machine.meter.measure([("a1", "a", 7)])
+    machine.now, machine.processes[7] = 1.0, Reading(50.0, 900, born=2)
+    assert machine.meter.measure([("a1", "a", 7)]).everyone.memory == 10.0
+
+
+def test_how_many_have_not_been_measured_is_known(machine):
+    machine.processes[7] = Reading(0.0, 100)
+    machine.meter.measure([("a1", "a", 7)])
+    machine.now = 1.0
+    load = machine.meter.measure([("a1", "a", 7), ("b1", "b", None)])
+    machine.meter.expect(load, "b")
+    counts = (load.everyone, load.siblings("a"), load.siblings("b"))
+    assert [(each.processes, each.unmeasured, each.processor) for each in counts] == [
+        (3, 2, 50.0),
+        (1, 0, 0.0),
+        (2, 2, 50.0),
+    ]
+
+
+def test_what_is_only_counted_is_not_read(machine):
+    load = machine.meter.measure([("a1", "a", 7), ("b1", "b", None)], read=False)
+    assert (load.everyone.processes, load.everyone.processor, machine.reads) == (2, 0.0, 0)
+
+
+@pytest.mark.parametrize(("pause", "processor"), [(STALE, 0.0), (STALE + 1, 25.0)])
+def test_after_a_pause_a_load_is_measured_anew(machine, pause, processor):
+    machine.processes[7] = Reading(0.0, 0)
+    machine.meter.measure([("a1", "a", 7)])
+    machine.now = pause
+    machine.meter.forget()
+    assert machine.meter.measure([("a1", "a", 7)]).everyone.processor == processor
+
+
+def test_the_real_machine_counts_what_a_process_has_started():
+    """Its children, those of its threads, theirs, and those that have ended."""
+    script = """
+import os, sys, threading, time
+def burn(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end: pass
+def beget(*generations):
+    child = os.fork()
+    if child:
+        return child
+    burn(0.1)
+    if generations: beget(*generations[1:])
+    held = bytearray(40_000_000)
+    print(end="!", flush=True)
+    time.sleep(1000)
+ended = os.fork()
+if not ended: burn(0.1); os._exit(0)
+os.waitpid(ended, 0)
+beget(1)
+thread = threading.Thread(target=beget); thread.start(); thread.join()
+print(end="!", flush=True)
+time.sleep(1000)
+"""
+    meter = Meter()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(4) == b"!!!!"
+            reading = meter._read(process.pid)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # by number: our own child, not reaped
+    assert reading is not None
+    assert reading.cpu >= 0.38  # four of 0.1 s, counted in ticks of 0.01 s
+    assert reading.memory >= 3 * 40_000_000
 
 
 def test_the_real_machine_sees_a_busy_process():

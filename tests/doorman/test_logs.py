@@ -133,3 +133,56 @@ def test_a_relative_folder_means_the_one_of_the_moment(tmp_path, monkeypatch):
 def test_a_folder_is_made_with_its_parents(tmp_path):
     Logs(tmp_path / "a" / "b")
     assert Path(tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("wrapper", [(), ("env",)], ids=["forked", "wrapped"])
+def test_all_tasks_may_share_two_files_whose_lines_are_whole(short_path, monkeypatch, unbuffered, wrapper):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+
+    def write(word: str) -> None:
+        for _ in range(500):
+            print(word * 300)
+
+    with ProcessManager(f"unix://{short_path}/m", log_path=short_path / "logs", shared_log=True) as manager:
+        tasks = [manager.add_task(Task(write, word, wrapper=wrapper)) for word in "abcd"]
+        manager.run(DEADLINE)
+    shared = short_path / "logs" / "stdout.log", short_path / "logs" / "stderr.log"
+    assert {task.output for task in tasks} == {shared}
+    lines = shared[0].read_text().splitlines()
+    assert sorted(lines) == sorted(word * 300 for word in "abcd" for _ in range(500))
+    assert shared[1].read_text() == ""
+
+
+def test_shared_files_may_be_rotated_by_copying_and_truncating(short_path):
+    with ProcessManager(f"unix://{short_path}/m", log_path=short_path, shared_log=True) as manager:
+        command = f"echo before; : > {short_path}/stdout.log; echo after"
+        manager.add_task(Task.command(["sh", "-c", command])).result(DEADLINE)
+    assert (short_path / "stdout.log").read_text() == "after\n"
+
+
+def test_what_is_streamed_into_shared_files_comes_in_whole_lines(short_path):
+    write = "import os, time\nfor _ in range(200): os.write(1, b'%s' * 50); time.sleep(0.0001); os.write(1, b'%s\\n')"
+    where = f"unix://{short_path}/m"
+    with ProcessManager(where, log_path=short_path, shared_log=True, on_output=lambda *_: None) as manager:
+        for word in "ab":
+            manager.add_task(Task.command([sys.executable, "-c", write % (word, word)]))
+        manager.run(DEADLINE)
+    lines = (short_path / "stdout.log").read_text().splitlines()
+    assert sorted(lines) == ["a" * 51] * 200 + ["b" * 51] * 200
+
+
+@pytest.mark.parametrize("wrapper", [(), ("env",)], ids=["forked", "wrapped"])
+def test_a_line_is_written_at_once_and_by_itself(short_path, monkeypatch, wrapper):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+
+    def buffering() -> tuple[bool, bool]:
+        return sys.stdout.line_buffering, sys.stdout.write_through
+
+    with ProcessManager(f"unix://{short_path}/m", log_path=short_path) as manager:
+        assert manager.add_task(Task(buffering, wrapper=wrapper)).result(DEADLINE) == (True, False)
+
+
+def test_shared_files_need_a_folder():
+    with pytest.raises(ValueError, match="log_path"):
+        Logs(None, shared=True)

@@ -86,3 +86,11 @@ def die(number: int) -> NoReturn:
     """Be killed by a signal."""
     os.kill(os.getpid(), number)
     stay()
+
+
+def wait_for_go(path: Path) -> int:
+    """Say that it is up, wait until a file beside that one is named ``go``, and tell who waited."""
+    path.write_text(f"{os.getpid()}")
+    while not path.with_name("go").exists():
+        time.sleep(0.01)
+    return os.getpid()

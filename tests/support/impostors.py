@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from doorman import worker
+from doorman import process, worker
 from doorman.identity import Credential
 from doorman.identity import hello as claims_of
 from doorman.launcher import Event, Launcher, Order
@@ -97,6 +97,19 @@ def insistent(scheme: str) -> Entry:
     run = worker.prepare(scheme)
     worker.HELLO_AGAIN = 0.5  # type: ignore[misc]
     return run
+
+
+def curt(scheme: str) -> Entry:
+    """Does not wait until its manager has confirmed a result."""
+    run = worker.prepare(scheme)
+    worker.REPORT_LINGER = 0.05  # type: ignore[misc]
+    return run
+
+
+def of_old(scheme: str) -> Entry:
+    """Runs where processes have no inodes."""
+    process._pidfs = lambda: False  # type: ignore[assignment]
+    return worker.prepare(scheme)
 
 
 LOST = 3

@@ -53,9 +53,11 @@ def until_over(launcher: Launcher, count: int = 1) -> list[Event]:
     return hear(launcher, lambda heard: sum(isinstance(event, (Exited, LaunchFailed)) for event in heard) >= count)
 
 
-def launched(launcher: Launcher) -> Process:
-    [event] = [e for e in hear(launcher, bool) if not isinstance(e, Exited)]
+def launched(launcher: ZygoteLauncher | CommandLauncher) -> Process:
+    """Return the process of the only order; what came with the word of it, such as its end, is left to be polled."""
+    event, *rest = hear(launcher, bool)
     assert isinstance(event, Launched), event
+    launcher._events[:0] = rest
     return event.process
 
 

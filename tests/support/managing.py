@@ -12,11 +12,11 @@ from chores import sign_in, stay
 from impostors import Delayed, zygote
 from waiting import DEADLINE
 
-from doorman import ProcessManager, State, Task
+from doorman import ProcessManager, State, SynchronousManager, Task
 from doorman.identity import Credential
 from remit import Client
 
-__all__ = ["Behind", "behind", "end", "managed", "overheard", "say", "signed", "tick_until"]
+__all__ = ["Behind", "behind", "end", "managed", "overheard", "run", "say", "signed", "tick_until"]
 
 
 class Behind(NamedTuple):
@@ -46,6 +46,15 @@ def tick_until(manager: ProcessManager, fact: Callable[[], object]) -> None:
         manager.tick()
         if not fact():
             manager.wait(0.02)
+
+
+def run(manager: ProcessManager | SynchronousManager, *tasks: Task) -> Task:
+    """Add the tasks and run them to their end."""
+    for task in tasks:
+        manager.add_task(task)
+    manager.run(2 * DEADLINE)
+    assert not manager.busy, f"not within {2 * DEADLINE} s: {tasks}"
+    return tasks[0]
 
 
 def sign_in_and_stay(path: Path) -> NoReturn:

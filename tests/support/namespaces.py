@@ -12,12 +12,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from waiting import DEADLINE
 
-__all__ = ["FRESH", "LAST_PID", "apart", "born_as", "ended_by", "gone", "host", "inside", "needs_namespaces"]
+from doorman.process import Process
+
+__all__ = [
+    "FRESH",
+    "LAST_PID",
+    "apart",
+    "born_as",
+    "ended_by",
+    "gone",
+    "host",
+    "inside",
+    "needs_inodes",
+    "needs_namespaces",
+]
 
 FRESH = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 """Starts what follows as number 1 of a PID namespace with a /proc of its own."""
@@ -35,7 +48,18 @@ def needs_namespaces(*flags: str) -> None:
     """Skip, saying why, where none can be made; in CI, where they can be, that is a failure."""
     trouble = _trouble(flags)
     if trouble:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no namespaces ({' '.join(flags)}) here: {trouble}")
+        _miss(f"no namespaces ({' '.join(flags)}) here: {trouble}")
+
+
+def needs_inodes() -> None:
+    """Skip, saying why, where the kernel gives no process an inode of its own; in CI that is a failure."""
+    with Process.open(os.getpid()) as own:
+        if own.inode is None:
+            _miss(f"Linux {os.uname().release} has no inodes for processes: that takes 6.9, with 64 bits")
+
+
+def _miss(what: str) -> NoReturn:
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
 def inside(function: Callable[..., Any], *arguments: Any, flags: tuple[str, ...] = ()) -> Any:
@@ -99,7 +123,9 @@ def _told(running: contextlib.AbstractContextManager[subprocess.Popen[str]]) -> 
 def _trouble(flags: tuple[str, ...]) -> str:
     if not sys.platform.startswith("linux"):
         return "not Linux"
-    tried = subprocess.run(
-        [*FRESH, *flags, "test", "-w", str(LAST_PID)], capture_output=True, text=True, check=False, timeout=DEADLINE
-    )
+    command = [*FRESH, *flags, "test", "-w", str(LAST_PID)]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    except OSError as error:
+        return f"{command[0]}: {error}"
     return "" if tried.returncode == 0 else tried.stderr.strip() or f"{LAST_PID} cannot be written"

@@ -1,0 +1,141 @@
+"""Call: one call of a function that a pool's worker runs: pickled when it is asked for, its future the result."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final
+
+import cloudpickle
+
+from doorman.errors import TaskFailed, TaskNotPicklable
+from doorman.futures import Driven
+from doorman.result import Outcome
+
+if TYPE_CHECKING:
+    from doorman.identity import Identity
+    from doorman.owner import Owner
+
+__all__ = ["Call", "culprit", "pickled"]
+
+_MAIN: Final = b"__main__"
+
+
+class Call(Driven):
+    """What `submit` returns: a `concurrent.futures.Future` that also knows who ran the call.
+
+    It can be cancelled while it waits, from any thread; once a worker has it, it runs to its end.
+    """
+
+    worker: Identity | None = None
+    """The process that the call was given to; None until then."""
+
+    number = 0
+    """Names it between the manager and its worker; 0 until it is given to one."""
+    data = b""
+    """The function and its arguments."""
+
+    def __init__(self, owner: Owner | None = None) -> None:
+        Future.__init__(self)
+        self._owner = owner
+
+    @property
+    def owner(self) -> Owner | None:
+        """The manager whose worker runs it."""
+        return self._owner
+
+    def take(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Keep what is to be called; False if it cannot travel, which the future then tells."""
+        try:
+            self.data = pickled((fn, args, kwargs))
+        except Exception as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+            name = getattr(fn, "__qualname__", type(fn).__qualname__)
+            part = culprit(fn, args, kwargs)
+            refusal = TaskNotPicklable(f"a call of {name} cannot travel to a process: {part}: {error}")
+            refusal.__cause__ = error
+            self.set_exception(refusal)
+            return False
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the value or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
+        if self._state == "FINISHED" and self._exception is None:
+            return self._result  # Without a lock: it is the last state, and both were there before it.
+        return super().result(timeout)
+
+    def begin(self) -> bool:
+        """A worker is given it: from now on it cannot be cancelled; False if it was before."""
+        condition = self._condition
+        condition.acquire()
+        waits = self._state == "PENDING"
+        if waits:
+            self._state = "RUNNING"
+        condition.release()
+        return waits or self.set_running_or_notify_cancel()
+
+    def wait_again(self) -> None:
+        """A worker that was given it gives it back unbegun: it may be cancelled again."""
+        self.worker = None
+        with self._condition:
+            self._state = "PENDING"  # concurrent.futures knows no way back; nobody has seen more than "running".
+
+    def returned(self, data: bytes) -> None:
+        """Settle it with a pickled value."""
+        self.data = b""
+        try:
+            value = pickle.loads(data)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling runs the user's code
+            self.set_exception(_unreadable("value", error))
+        else:
+            self.set_result(value)
+
+    def raised(self, data: bytes) -> None:
+        """Settle it with an encoded `Outcome` that failed."""
+        self.data = b""
+        try:
+            error = Outcome.decode(data).open()[1]
+        except SystemExit as leaving:
+            error = _unreadable("exception", leaving)
+        self.set_exception(error)
+
+
+def _unreadable(what: str, error: BaseException) -> TaskFailed:
+    told = "".join(traceback.format_exception(error))
+    return TaskFailed(f"the call ended, but its {what} cannot be unpickled here:\n{told}")
+
+
+def pickled(thing: Any) -> bytes:
+    """Return anything as bytes: what can be imported elsewhere by name, what is of the main script by value.
+
+    The standard pickle is much faster than cloudpickle, but takes for granted that another process has the same main
+    module. Raises whatever pickling raises.
+    """
+    try:
+        data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # noqa: BLE001 - a lambda, a local class, or what cannot be pickled at all: cloudpickle tells
+        return _by_value(thing)
+    if _MAIN in data:
+        return _by_value(thing)
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if by_value and any(name.encode() in data for name in by_value):
+        return _by_value(thing)
+    return data
+
+
+def _by_value(thing: Any) -> bytes:
+    data: bytes = cloudpickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
+    return data
+
+
+def culprit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Name the part that cannot be pickled."""
+    parts = [("its callable", fn), *((f"argument {n}", a) for n, a in enumerate(args, 1))]
+    parts += [(f"argument {name}=", value) for name, value in kwargs.items()]
+    for place, part in parts:
+        try:
+            pickled(part)
+        except Exception:  # noqa: BLE001 - as above
+            return f"{place}, a {type(part).__qualname__}"
+    return "its parts together"

@@ -1,0 +1,63 @@
+"""Run: `doorman run`: one command as a proven task, whose output and exit code are those of the command."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import Any, Final
+
+from doorman.cli.session import Session, session
+from doorman.errors import BadCommandLine
+from doorman.states import State
+from doorman.task import Task
+
+__all__ = ["exit_code", "main"]
+
+REFUSED: Final = 2
+"""Exit code when no process could be started."""
+EXPIRED: Final = 124
+"""Exit code when it was stopped because its time was over, and made of that a good end; the convention of timeout."""
+
+
+def main(given: argparse.Namespace) -> int:
+    """Run one command and return its exit code."""
+    if not given.command:
+        raise BadCommandLine("no command is given: write it behind '--', as in: doorman run -- make test")
+    policy: dict[str, Any] = {"name": given.name} if given.name else {}
+    if given.log_path is not None:
+        policy["on_output"] = _pass_on
+    task = Task.command(given.command, expires_in=given.expires, retries=given.retries, cwd=given.cwd, **policy)
+    with session(given, "run", log_path=given.log_path) as opened:
+        opened.manager.add_task(task)
+        _run(opened, task, verbose=given.verbose)
+    return exit_code(task)
+
+
+def exit_code(task: Task) -> int:
+    """Return the exit code that stands for how a command ended."""
+    if task.signal is not None:
+        return 128 + task.signal
+    if task.exit_code is None:
+        print(f"doorman: {task.exception()}", file=sys.stderr)
+        return REFUSED
+    return EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
+
+
+def _pass_on(task: Task, stream: str, line: str) -> None:
+    """Print a line that goes into a file as well."""
+    print(line, file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
+
+
+def _run(opened: Session, task: Task, *, verbose: bool) -> None:
+    shown = None
+    while opened.manager.tick():
+        if verbose and task.identity is not None and task.identity != shown:
+            shown = task.identity
+            print(f"doorman: {task.name!r} is pid {shown.pid} ({shown.strength})", file=sys.stderr)
+        if opened.ending:
+            opened.manager.kill() if opened.hurry else opened.manager.stop()
+        opened.wait()
+    if verbose:
+        ended = signal.Signals(task.signal).name if task.signal else f"exit code {task.exit_code}"
+        print(f"doorman: {task.name!r} is {task.state}: {ended}, {task.duration or 0.0:.2f} s", file=sys.stderr)

@@ -1,0 +1,214 @@
+"""Futures: a task's result as others wait for it: the standard library's own future, bound to the task."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from doorman.states import ENDED, State
+
+if TYPE_CHECKING:
+    from doorman.owner import Owner
+    from doorman.task import Task
+
+__all__ = ["Awaited", "Driven", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
+
+LONG: Final = 60.0
+"""Seconds that a wait sleeps at a time at the most; whatever happens wakes it."""
+LOOK: Final = 0.02
+"""Seconds after which a wait for the futures of several threads or managers looks at the others."""
+
+_binding = threading.Lock()
+"""Held while a future is bound to its task, or takes the one step of its life that only one thread may take."""
+
+
+class Driven(Future[Any]):
+    """A future that a manager settles. Waiting in the thread that owns the manager ticks it meanwhile."""
+
+    @property
+    def owner(self) -> Owner | None:
+        """Whoever makes progress with it."""
+        raise NotImplementedError
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the value or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
+        return super().result(self._progress(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error; None if there is a value. Raises TimeoutError, CancelledError."""
+        return super().exception(self._progress(timeout))
+
+    def _progress(self, timeout: float | None) -> float | None:
+        """Make progress where that is the calling thread's; return the seconds that are left to wait."""
+        if not self.done() and self.owner is not None and self.owner.owned_here:
+            drive([self.owner], self.done, timeout)
+            return 0.0
+        return timeout
+
+
+class TaskFuture(Driven):
+    """The future of a `Task`. Its callbacks run in the thread that ticks the task's manager."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        self._began = self._ended = False
+
+    @property
+    def owner(self) -> Owner | None:
+        """The task's manager; None until the task is added to one."""
+        return self.task.owner
+
+    def cancel(self) -> bool:
+        """Cancel the task, waiting or running, through its manager; False if it has ended or was never added.
+
+        Safe from any thread: from another one than the manager's it is asked for, and the manager is woken. Unlike a
+        pool's, a running task can be cancelled: this future is once its process has ended.
+        """
+        owner = self.owner
+        if self.done() or owner is None:
+            return self.cancelled()
+        if owner.owned_here:
+            return self.task.cancel()
+        owner.call_soon(self.task.cancel)
+        return True
+
+    def follow(self) -> None:
+        """Come to where the task is. Called at each of its steps."""
+        state = self.task.state
+        with _binding:
+            if self._ended or (state not in ENDED and (self._began or state is not State.RUNNING)):
+                return
+            if state is State.RUNNING:
+                self._began = True
+                self.set_running_or_notify_cancel()
+                return
+            self._ended = True
+        self._settle(state)
+
+    def _settle(self, state: State) -> None:
+        value, error = self.task.outcome
+        if state is State.CANCELLED:
+            with self._condition:
+                self._state = "PENDING"  # concurrent.futures knows no way from running to cancelled; managers do.
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        elif error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(value)
+
+
+def future_of(task: Task) -> TaskFuture:
+    """Return the one future of a task. Safe from any thread."""
+    with _binding:
+        if task.bound is None:
+            task.bound = TaskFuture(task)
+        future = task.bound
+    future.follow()  # What the task did before nobody told it.
+    return future
+
+
+def drive(owners: Collection[Owner], ready: Callable[[], bool], timeout: float | None) -> bool:
+    """Tick managers of this thread's until ``ready()``; False after ``timeout`` seconds."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    first = next(iter(owners))
+    while not ready():
+        left = LONG if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            return False
+        for owner in owners:
+            owner.tick()
+        if not ready():
+            first.wait(min(left, LONG if len(owners) == 1 else LOOK))
+    return True
+
+
+Awaited = TypeVar("Awaited", "Task", "Future[Any]", "Task | Future[Any]")
+
+
+class Waited(NamedTuple):
+    """What `wait` returns: what it was given, in two sets."""
+
+    done: set[Any]
+    not_done: set[Any]
+
+
+def as_completed(tasks: Iterable[Awaited], timeout: float | None = None) -> Iterator[Awaited]:
+    """Yield tasks, or futures of Doorman's, as they end; tick their manager meanwhile if it is this thread's.
+
+    Each is yielded once. Raises TimeoutError if they have not all ended ``timeout`` seconds after the call.
+    """
+    gathering = _Gathering(tasks)
+    return gathering.yielded(None if timeout is None else time.monotonic() + timeout)
+
+
+def wait(tasks: Iterable[Awaited], timeout: float | None = None, return_when: str = ALL_COMPLETED) -> Waited:
+    """Wait until tasks, or futures of Doorman's, have ended; tick their manager meanwhile if it is this thread's.
+
+    ``return_when`` is one of those of `concurrent.futures.wait`, and so is what is returned. A timeout is no error.
+    """
+    if return_when not in (FIRST_COMPLETED, FIRST_EXCEPTION, ALL_COMPLETED):
+        raise ValueError(f"return_when is FIRST_COMPLETED, FIRST_EXCEPTION or ALL_COMPLETED, not {return_when!r}")
+    gathering = _Gathering(tasks)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while gathering.left and not (gathering.any_ended and _enough(gathering, return_when)):
+        if gathering.next(deadline) is None:
+            break
+    done = {each for future, each in gathering.given.items() if future.done()}
+    return Waited(done, set(gathering.given.values()) - done)
+
+
+def _enough(gathering: _Gathering, return_when: str) -> bool:
+    return return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and gathering.any_failed)
+
+
+class _Gathering:
+    """Futures that are waited for, and the order in which they end."""
+
+    def __init__(self, tasks: Iterable[Any]) -> None:
+        self.given: dict[Future[Any], Any] = {each if isinstance(each, Future) else each.future: each for each in tasks}
+        self.left = len(self.given)
+        self.any_ended = self.any_failed = False
+        self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        owners = [future.owner for future in self.given if isinstance(future, Driven) and not future.done()]
+        self._owners = dict.fromkeys(owner for owner in owners if owner is not None and owner.owned_here)
+        for future in self.given:
+            future.add_done_callback(self._ended.put)
+
+    def next(self, deadline: float | None) -> Future[Any] | None:
+        """Wait for the next one to end; None at the deadline."""
+        future = self._next(deadline)
+        if future is not None:
+            self.left -= 1
+            self.any_ended = True
+            self.any_failed |= not future.cancelled() and future.exception(0) is not None
+        return future
+
+    def yielded(self, deadline: float | None) -> Iterator[Any]:
+        """Yield each as it ends, and keep none that was yielded. Raises TimeoutError."""
+        total = self.left
+        while self.left:
+            future = self.next(deadline)
+            if future is None:
+                raise TimeoutError(f"{self.left} (of {total}) futures unfinished")
+            each = [self.given.pop(future)]
+            del future
+            yield each.pop()
+
+    def _next(self, deadline: float | None) -> Future[Any] | None:
+        while True:
+            left = LONG if deadline is None else deadline - time.monotonic()
+            patience = max(0.0, min(left, LONG))
+            if self._owners and self._ended.empty():
+                drive(self._owners.keys(), lambda: not self._ended.empty(), patience)
+                patience = 0.0
+            try:
+                return self._ended.get(timeout=patience)
+            except queue.Empty:
+                if left <= 0:
+                    return None

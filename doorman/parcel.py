@@ -1,0 +1,118 @@
+"""Parcel: calls on their way to a worker and results on their way back, many to an event, signed and numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+
+from doorman.identity import Credential
+
+__all__ = ["Entry", "Incoming", "Kind", "Outgoing"]
+
+CHUNK: Final = 256 * 1024
+"""Bytes of entries in one event: below what any transport carries."""
+
+Entry: TypeAlias = tuple[int, int, bytes]
+"""The number of a call, the kind of what is said of it, and its bytes."""
+
+
+class Kind:
+    """What an entry says. Plain numbers: they are compared for each call."""
+
+    CALL: Final = 0
+    """To a worker: run this."""
+    LEAVE: Final = 1
+    """To a worker: run no more, and end."""
+    RETURNED: Final = 2
+    """From a worker: a pickled value."""
+    RAISED: Final = 3
+    """From a worker: an `Outcome` that failed."""
+    BACK: Final = 4
+    """From a worker: it was not begun; give it to somebody else."""
+    PACE: Final = 5
+    """From a worker: in place of a number, the nanoseconds that each of the last calls took."""
+    LEAVING: Final = 6
+    """From a worker: it ends, and begins nothing more."""
+    UNFIT: Final = 7
+    """From a worker: its initializer failed, as this `Outcome` tells."""
+    PIECE: Final = 8
+    """Either way: a piece of what is too large for one event; what comes behind it says of what kind it is."""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+
+
+class Outgoing:
+    """Makes events of entries. ``send`` is called with the arguments of each, in order."""
+
+    def __init__(self, credential: Credential, direction: bytes, send: Callable[[int, bytes, bytes], None]) -> None:
+        self._credential, self._direction, self._send = credential, direction, send
+        self._serial = 0
+
+    def send(self, entries: Iterable[Entry]) -> None:
+        """Send them all, in as few events as they fit in."""
+        group: list[Entry] = []
+        size = 0
+        for entry in entries:
+            length = len(entry[2])
+            if length > CHUNK:
+                self._post(group)
+                group, size = [], 0
+                for piece in _pieces(entry):
+                    self._post([piece])
+                continue
+            if size + length > CHUNK:
+                self._post(group)
+                group, size = [], 0
+            group.append(entry)
+            size += length
+        self._post(group)
+
+    def _post(self, group: list[Entry]) -> None:
+        if group:
+            self._serial += 1
+            blob = _encode(group)
+            self._send(self._serial, blob, self._credential.sign(_label(self._direction, self._serial) + blob))
+
+
+class Incoming:
+    """Makes entries of events, and believes only those that the other end has signed, each once and in order."""
+
+    def __init__(self, credential: Credential, direction: bytes) -> None:
+        self._credential, self._direction = credential, direction
+        self._serial = 0
+        self._pieces: dict[int, list[bytes]] = {}
+
+    def take(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
+        """Return the entries of one event. Raises ValueError, TypeError for what the other end did not send now."""
+        if serial != self._serial + 1 or not self._credential.check(_label(self._direction, serial) + blob, signature):
+            raise ValueError("not signed by the other end, or said before")
+        self._serial = serial
+        entries = _decode(blob)
+        if self._pieces or entries[0][1] == Kind.PIECE:
+            return list(self._joined(entries))
+        return entries
+
+    def _joined(self, entries: list[Entry]) -> Iterator[Entry]:
+        for number, kind, data in entries:
+            if kind == Kind.PIECE:
+                self._pieces.setdefault(number, []).append(data)
+            elif number in self._pieces:
+                yield number, kind, b"".join((*self._pieces.pop(number), data))
+            else:
+                yield number, kind, data
+
+
+def _pieces(entry: Entry) -> Iterator[Entry]:
+    number, kind, data = entry
+    view = memoryview(data)
+    for at in range(0, len(data), CHUNK):
+        last = at + CHUNK >= len(data)
+        yield number, kind if last else Kind.PIECE, bytes(view[at : at + CHUNK])
+
+
+def _label(direction: bytes, serial: int) -> bytes:
+    return direction + serial.to_bytes(8, "big")

@@ -1,0 +1,35 @@
+"""Timetable: what comes due, and when; so that a wait knows how long it may last."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["Timetable"]
+
+T = TypeVar("T")
+
+
+class Timetable(Generic[T]):
+    """Things in the order in which they come due. Nothing is taken out early: whoever is told looks if it counts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: list[tuple[float, int, T]] = []
+        self._serials = itertools.count()
+
+    def expect(self, what: T, seconds: float) -> None:
+        """Let something come due in so many seconds."""
+        heapq.heappush(self._entries, (self._clock() + seconds, next(self._serials), what))
+
+    def due(self) -> Iterator[T]:
+        """Yield what has come due since the last call."""
+        while self._entries and self._entries[0][0] <= self._clock():
+            yield heapq.heappop(self._entries)[2]
+
+    def patience(self, most: float) -> float:
+        """Return the seconds until something comes due, ``most`` at the most."""
+        return max(0.0, min(most, self._entries[0][0] - self._clock())) if self._entries else most

@@ -1,0 +1,158 @@
+"""The parts of the command line that need no process: templates, plans, restarts, tables."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from doorman.cli.inputs import Inputs
+from doorman.cli.plan import Program, plan_of, read_procfile, read_table
+from doorman.cli.restarts import TooOften, pause_before
+from doorman.cli.table import aligned, as_age, as_memory
+from doorman.cli.template import Template, split
+from doorman.errors import BadCommandLine
+from doorman.states import State
+
+
+@pytest.mark.parametrize(
+    ("word", "filled"),
+    [
+        ("{}", "/a/b.c/d.tar.gz"),
+        ("{.}", "/a/b.c/d.tar"),
+        ("{/}", "d.tar.gz"),
+        ("{//}", "/a/b.c"),
+        ("{/.}", "d.tar"),
+        ("{#}", "7"),
+        ("x{}y{#}", "x/a/b.c/d.tar.gzy7"),
+        ("{x}", "{x}"),
+    ],
+)
+def test_placeholders_stand_for_the_input(word: str, filled: str) -> None:
+    assert Template([word, "{}"]).filled("/a/b.c/d.tar.gz", 7) == [filled, "/a/b.c/d.tar.gz"]
+
+
+def test_an_input_is_appended_where_no_placeholder_is() -> None:
+    assert Template(["gzip", "-9"]).filled("a b", 1) == ["gzip", "-9", "a b"]
+
+
+def test_an_input_with_placeholders_is_no_template() -> None:
+    assert Template(["{}", "{#}"]).filled("{#}", 3) == ["{#}", "3"]
+
+
+def test_a_folder_with_a_dot_has_no_extension() -> None:
+    assert Template(["{.}"]).filled("a.b/c", 1) == ["a.b/c"]
+
+
+def test_inputs_stand_behind_their_mark() -> None:
+    assert split(["a", ":::", "b", "c"]) == (["a"], ["b", "c"])
+    assert split(["a", ":::"]) == (["a"], [])
+    assert split(["a"]) == (["a"], None)
+
+
+def test_inputs_that_are_read_end() -> None:
+    reader, writer = os.pipe()
+    woken: deque[int] = deque()
+    inputs = Inputs.read(reader, b"\n", lambda: woken.append(1))
+    assert (inputs.take(), inputs.total, inputs.ended) == (None, None, False)
+    os.write(writer, b"a\n\xff")
+    os.close(writer)
+    taken = []
+    while not inputs.ended:
+        text = inputs.take()
+        taken += [] if text is None else [text]
+    os.close(reader)
+    assert (taken, inputs.total) == (["a", "\udcff"], 2)
+
+
+def test_a_procfile_names_commands() -> None:
+    programs = read_procfile("# all\n\nweb: python -m http.server 'a b'\n  work-1 :  echo $PORT | cat\n")
+    assert {name: program.argv for name, program in programs.items()} == {
+        "web": ["python", "-m", "http.server", "a b"],
+        "work-1": ["/bin/sh", "-c", "echo $PORT | cat"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("web python", "line 1: 'web python' is not 'name: command'"),
+        ("a: x\na: y", "line 2: 'a' is there already"),
+        ("# nothing", "it names no process"),
+        ("a: 'x", "cannot read its command"),
+    ],
+)
+def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
+    with pytest.raises(BadCommandLine, match=told):
+        read_procfile(text)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"web": "x"}, r"'web' is not a table: write, for example, \[web\]"),
+        ({"web": {"comand": "x"}}, "has no key 'comand': did you mean 'command'"),
+        ({"web": {}}, r"\[web\]: .*command"),
+        ({"web": {"command": "x", "restart": "always"}}, "restart is 'permanent' or 'transient' or 'temporary'"),
+        ({"web": {"command": "x", "processes": 0}}, "processes = 0 is too little"),
+        ({"web": {"command": []}}, "it is empty"),
+        ({"a b": {"command": "x"}}, "'a b' cannot name a process"),
+        ({}, "it names no process"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_told(table: dict[str, object], told: str) -> None:
+    with pytest.raises(BadCommandLine, match=told):
+        read_table(table)
+
+
+def test_the_first_file_that_is_here_is_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadCommandLine, match=r"there is no doorman\.toml"):
+        plan_of(None)
+    files = {
+        "Procfile": "c: true",
+        "pyproject.toml": "[tool.doorman.b]\ncommand = 'true'",
+        "doorman.toml": "[a]\ncommand = ['true']",
+    }
+    for (file, text), name in zip(files.items(), "cba", strict=True):
+        (tmp_path / file).write_text(text)
+        plan = plan_of(None)
+        assert (plan.folder, list(plan.programs)) == (tmp_path, [name])
+
+
+def test_pauses_grow_until_there_were_too_many() -> None:
+    program = Program(command="x", intensity=3, period=10.0, backoff=1.0, max_backoff=3.0)
+    before: deque[float] = deque()
+    assert [pause_before(program, before, State.FAILED, now) for now in (0.0, 1.0, 2.0)] == [1.0, 2.0, 3.0]
+    with pytest.raises(TooOften, match="more than 3 times within 10 s"):
+        pause_before(program, before, State.FAILED, 9.9)
+    assert pause_before(program, before, State.DONE, 10.5) == 3.0
+    assert pause_before(program, before, State.DONE, 100.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("restart", "again"),
+    [
+        ("permanent", {State.DONE, State.FAILED, State.EXPIRED, State.LOST}),
+        ("transient", {State.FAILED, State.EXPIRED, State.LOST}),
+        ("temporary", set()),
+    ],
+)
+def test_a_policy_says_after_which_ends_it_comes_back(restart: str, again: set[State]) -> None:
+    program = Program(command="x", restart=restart)
+    ends = (State.DONE, State.FAILED, State.EXPIRED, State.LOST, State.CANCELLED)
+    assert {state for state in ends if pause_before(program, deque(), state, 0.0) is not None} == again
+
+
+def test_values_are_told_as_people_read_them() -> None:
+    assert [as_memory(size) for size in (None, 5, 2048, 5 << 20, 3 << 30)] == ["-", "5", "2.0K", "5.0M", "3.0G"]
+    assert [as_age(seconds) for seconds in (None, 1.25, 187, 7500, 273600)] == ["-", "1.2s", "3m07s", "2h05m", "3d04h"]
+
+
+def test_a_cell_cannot_paint_the_terminal() -> None:
+    assert aligned([("a\x1b[31m\n", "b"), ("x" * 50, "c")]).splitlines() == [
+        "a?[31m?" + " " * 33 + "  b",
+        "x" * 37 + "...  c",
+    ]

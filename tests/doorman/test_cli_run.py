@@ -1,0 +1,117 @@
+"""`doorman run`: output, exit codes, signals, and that nothing is left of what was stopped."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from commands import doorman, ended, line_of, started
+from waiting import DEADLINE
+
+from doorman.process import Process
+
+pytestmark = pytest.mark.usefixtures("runtime_folder")
+
+
+def test_output_and_exit_code_are_the_commands() -> None:
+    done = doorman("run", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+def test_a_signal_is_told_as_the_shells_do() -> None:
+    assert doorman("run", "--", "sh", "-c", "kill -USR1 $$").returncode == 128 + signal.SIGUSR1
+
+
+def test_words_behind_the_first_dashes_are_the_commands_own() -> None:
+    assert doorman("run", "--", "echo", "-v", "--", "--name", "x").stdout == "-v -- --name x\n"
+
+
+def test_a_file_name_that_is_no_text_reaches_the_command(tmp_path: Path) -> None:
+    done = doorman("run", "--cwd", str(tmp_path), "--", "touch", "\udcff")
+    assert (done.returncode, [path.name for path in tmp_path.iterdir()]) == (0, ["\udcff"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_its_whole_tree(number: signal.Signals) -> None:
+    command = ("run", "--", "sh", "-c", "sleep 1000 & echo $!; wait")
+    with started(*command) as process, Process.open(int(line_of(process))) as grandchild:
+        process.send_signal(number)
+        assert ended(process)[0] == 128 + signal.SIGTERM
+        assert grandchild.wait(DEADLINE)
+
+
+def test_what_does_not_heed_term_is_killed_after_the_grace() -> None:
+    with started("run", "--grace", "0.1", "--", "sh", "-c", "trap '' TERM; echo up; exec sleep 1000") as process:
+        assert line_of(process) == "up"
+        process.terminate()
+        assert ended(process)[0] == 128 + signal.SIGKILL
+
+
+def test_a_second_signal_waits_for_no_grace() -> None:
+    with started("run", "--grace", "1000", "--", "sh", "-c", "trap '' TERM; echo up; exec sleep 1000") as process:
+        assert line_of(process) == "up"
+        process.terminate()
+        process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 128 + signal.SIGKILL
+
+
+def test_its_end_by_kill_is_the_end_of_its_command() -> None:
+    command = ("run", "--", "sh", "-c", "echo $$; exec sleep 1000")
+    with started(*command) as process, Process.open(int(line_of(process))) as child:
+        process.kill()
+        assert child.wait(DEADLINE)
+
+
+def test_one_that_expires_has_never_ended_well() -> None:
+    assert doorman("run", "--expires", "0.2", "--", "sleep", "1000").returncode == 128 + signal.SIGTERM
+    heeding = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")
+    assert doorman("run", "--expires", "0.5", "--", *heeding).returncode == 124
+
+
+def test_it_is_tried_again(tmp_path: Path) -> None:
+    script = 'echo x >> tries; test "$(wc -l < tries)" -ge 3'
+    done = doorman("run", "--retries", "5", "--cwd", str(tmp_path), "--", "sh", "-c", script)
+    assert (done.returncode, (tmp_path / "tries").read_text()) == (0, "x\n" * 3)
+
+
+def test_it_says_who_the_process_is_and_how_it_ended() -> None:
+    done = doorman("run", "--verbose", "--", "sh", "-c", "echo $$")
+    proven, over = done.stderr.splitlines()
+    assert re.fullmatch(r"doorman: 'sh' is pid (\d+) \(pidfd-inode\)", proven)
+    assert f" {done.stdout.strip()} " in proven
+    assert over.startswith("doorman: 'sh' is done: exit code 0")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run",), "no command is given: write it behind '--'"),
+        (("run", "--expires", "soon", "--", "true"), "'soon' is not a number of seconds above 0"),
+        (("run", "--retries", "-1", "--", "true"), "'-1' is not a whole number"),
+        (("run", "--name", "a/b", "--", "true"), "'a/b' cannot name a manager"),
+        (("run", "--cwd", "/nowhere/at/all", "--", "true"), "its working directory does not exist: /nowhere/at/all"),
+        (("run", "--location", "memory://x", "--", "true"), "does not reach other processes; use unix:"),
+        (("run", "--location", "unixx:///tmp/x", "--", "true"), "unixx"),
+        (("run", "--log-path", "/dev/null/logs", "--", "true"), "/dev/null/logs"),
+        (("ps", "--", "x"), "unrecognized arguments: -- x"),
+    ],
+)
+def test_what_makes_no_sense_is_told(words: tuple[str, ...], told: str) -> None:
+    done = doorman(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_is_not_there_is_told() -> None:
+    done = doorman("run", "--", "no-such-command")
+    assert (done.returncode, done.stderr) == (127, "doorman: cannot run no-such-command: No such file or directory\n")
+
+
+@pytest.mark.parametrize("command", ["run", "map", "up", "ps", "stop", "top"])
+def test_help_is_there(command: str) -> None:
+    done = doorman(command, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: doorman {command}")

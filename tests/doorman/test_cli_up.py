@@ -1,0 +1,145 @@
+"""`doorman up`: prefixed lines, restarts, an ordered stop, and what its files may say."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from commands import doorman, ended, line_of, running, started, until_seen
+from waiting import DEADLINE
+
+pytestmark = pytest.mark.usefixtures("runtime_folder")
+
+
+def plan(folder: Path, text: str, name: str = "doorman.toml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_lines_stand_behind_the_names_of_their_processes(tmp_path: Path) -> None:
+    file = plan(
+        tmp_path,
+        """
+        [web]
+        command = "echo $GREETING; echo oops >&2"
+        restart = "temporary"
+        env = { GREETING = "hello" }
+        [printer]
+        command = ["python3", "-c", "print('two words')"]
+        restart = "transient"
+        processes = 2
+        """,
+    )
+    done = doorman("up", file)
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == [
+        "printer.1 | two words",
+        "printer.2 | two words",
+        "web       | hello",
+    ]
+    assert sorted(done.stderr.splitlines()) == [
+        "printer.1 | (done: 0)",
+        "printer.2 | (done: 0)",
+        "web       | (done: 0)",
+        "web       | oops",
+    ]
+
+
+def test_a_procfile_is_enough_and_its_folder_is_theirs(tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    with started("up", plan(tmp_path, "lister: ls; sleep 1000\n", "Procfile")) as process:
+        assert {line_of(process), line_of(process)} == {"lister | Procfile", "lister | here"}
+        process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 0
+
+
+def test_what_ends_comes_back_with_another_process(tmp_path: Path) -> None:
+    text = "[flaps]\ncommand = 'echo $$; read line < fifo; exit 3'\nbackoff = 0.01\n"
+    script = f"mkfifo {tmp_path}/fifo"
+    assert doorman("run", "--", "sh", "-c", script).returncode == 0
+    with started("up", "--name", "u", plan(tmp_path, text)) as process:
+        pids = []
+        for restarts in range(3):
+            pids.append(int(line_of(process).split(" | ")[1]))
+            [task] = until_seen("u", running).tasks
+            assert task.identity is not None
+            assert (task.identity.pid, task.restarts) == (pids[-1], restarts)
+            (tmp_path / "fifo").write_text("go\n")
+        pids.append(int(line_of(process).split(" | ")[1]))
+        assert len(set(pids)) == 4
+        process.terminate()
+        code, _, errors = ended(process)
+        assert (code, errors.count("failed: 3; again in")) == (0, 3)
+
+
+def test_what_comes_back_too_often_is_given_up_and_all_ends(tmp_path: Path) -> None:
+    text = "[stays]\ncommand = 'sleep 1000'\n[flaps]\ncommand = 'false'\nintensity = 2\nbackoff = 0.01\n"
+    done = doorman("up", plan(tmp_path, text))
+    assert done.returncode == 1
+    assert "flaps | (failed: 1; given up, and all ends: it would be restarted more than 2 times" in done.stderr
+    assert "stays | (cancelled: SIGTERM)" in done.stderr
+
+
+def test_a_failure_that_is_not_repaired_shows_in_the_exit_code(tmp_path: Path) -> None:
+    done = doorman("up", plan(tmp_path, "[once]\ncommand = 'false'\nrestart = 'temporary'\n"))
+    assert (done.returncode, done.stderr) == (1, "once | (failed: 1)\n")
+
+
+def test_they_stop_in_reverse_order_one_after_the_other(tmp_path: Path) -> None:
+    script = "trap 'sleep 0.2; echo {} >> ended; exit 0' TERM; echo up; sleep 1000 & wait"
+    names = ("first", "second", "third")
+    text = "".join(f"""[{name}]\ncommand = ["sh", "-c", "{script.format(name)}"]\n""" for name in names)
+    with started("up", "--name", "u", plan(tmp_path, text)) as process:
+        assert {line_of(process).split()[-1] for _ in range(3)} == {"up"}
+        until_seen("u", lambda view: len(view.tasks) == 3 and running(view))
+        process.terminate()
+        code, _, errors = ended(process)
+    assert (code, (tmp_path / "ended").read_text().split()) == (0, ["third", "second", "first"])
+    assert errors.count("cancelled: 0") == 3
+
+
+def test_a_second_signal_waits_for_no_grace(tmp_path: Path) -> None:
+    command = """["sh", "-c", "trap '' TERM; echo up; exec sleep 1000"]"""
+    with started("up", "--grace", "1000", plan(tmp_path, f"[deaf]\ncommand = {command}\n")) as process:
+        assert line_of(process) == "deaf | up"
+        process.terminate()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == 0
+        assert "cancelled: SIGKILL" in ended(process)[2]
+
+
+def test_one_of_them_is_stopped_for_good(tmp_path: Path) -> None:
+    with started("up", "--name", "u", plan(tmp_path, "a: sleep 1000\nb: sleep 1001\n", "Procfile")) as process:
+        until_seen("u", lambda view: len(view.tasks) == 2 and running(view))
+        assert doorman("stop", "u/a").returncode == 0
+        assert [task.name for task in until_seen("u", running).tasks] == ["b"]
+        assert doorman("stop", "u").returncode == 0
+        assert ended(process)[0] == 0
+
+
+def test_what_they_write_is_kept_in_files_too(tmp_path: Path) -> None:
+    file = plan(tmp_path, "[a]\ncommand = 'echo hello'\nrestart = 'temporary'\n")
+    assert doorman("up", "--log-path", str(tmp_path / "logs"), file).stdout == "a | hello\n"
+    assert [path.read_text() for path in (tmp_path / "logs").glob("a-*.out")] == ["hello\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("doorman.toml", "[a]\ncommand = 'x'\nrestat = 'never'\n", "did you mean 'restart'?"),
+        ("doorman.toml", "[a\n", "doorman.toml: "),
+        ("pyproject.toml", "[project]\n", "it has no [tool.doorman]"),
+        ("Procfile", "nonsense", "line 1: 'nonsense' is not 'name: command'"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_told(tmp_path: Path, name: str, text: str, told: str) -> None:
+    done = doorman("up", plan(tmp_path, text, name))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert "cannot read /nowhere: No such file" in doorman("up", "/nowhere").stderr
+    assert "there is no doorman.toml" in doorman("up", cwd=tmp_path).stderr

@@ -1,0 +1,171 @@
+"""Control: a manager in somebody's program answers those who may ask, and nobody else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from chores import stay
+from waiting import DEADLINE
+
+from doorman import ProcessManager, Task, registry
+from doorman.control import LOOK, Control, proof
+from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent, NameTaken
+from doorman.registry import Registration
+from doorman.remote import Remote, find
+from remit import Location, Server
+from remit.transport import Credentials
+
+pytestmark = pytest.mark.usefixtures("runtime_folder")
+
+
+@contextmanager
+def asking(manager: ProcessManager, question: Any) -> Iterator[list[Any]]:
+    """Ask in a thread, ticking the manager meanwhile; what came of it is in the list."""
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except Exception as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while thread.is_alive():
+        manager.tick()
+        manager.wait(0.02)
+    yield answers
+
+
+def asked(manager: ProcessManager, question: Any) -> Any:
+    with asking(manager, question) as answers:
+        return answers[0]
+
+
+def test_a_manager_of_ones_own_is_found_and_asked(location: Location) -> None:
+    if location.scheme == "memory":
+        pytest.skip("crosses no processes")
+    with ProcessManager(location, grace=1.0) as manager, Control(manager, name="mine", progress=lambda: "half"):
+        task = manager.add_task(Task(stay, name="stays"))
+        while task.identity is None:
+            manager.tick()
+            manager.wait(0.02)
+        [remote] = find("mine")
+        with remote:
+            view = asked(manager, remote.look)
+            assert (view.name, view.kind, view.progress, view.running) == ("mine", "manager", "half", 1)
+            [told] = view.tasks
+            assert (told.name, told.state, told.identity) == ("stays", "running", task.identity)
+            assert told.memory > 1 << 20
+            assert asked(manager, lambda: remote.stop(told.id, "an attempt before")) == "changed"
+            assert task.state == "running"
+            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "told"
+            manager.run(DEADLINE)
+            assert task.state == "cancelled"
+            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "ended"
+    assert registry.entries() == []
+
+
+def test_whoever_has_no_key_is_refused_where_nobody_attests_him(short_path: Path) -> None:
+    location = f"zmq+ipc://{short_path}/z"
+    pytest.importorskip("zmq")
+    with ProcessManager(location) as manager, Control(manager):
+        for key in (b"", b"another"):
+            with Remote(Location(location), key=key) as remote:
+                assert isinstance(asked(manager, remote.look), ControlRefused)
+
+
+def test_another_user_is_refused_where_the_kernel_says_who_asks(short_path: Path) -> None:
+    with ProcessManager(f"unix://{short_path}/u") as manager, Control(manager) as control:
+        stranger = SimpleNamespace(credentials=Credentials(1, 4711, 4711))
+        key = registry.entries()[0].key
+        challenge = control._challenge(SimpleNamespace())  # type: ignore[arg-type]
+        event = SimpleNamespace(args=(challenge, proof(key, challenge, LOOK, ())), sender=stranger)
+        with pytest.raises(ControlRefused, match="user 4711 asks"):
+            control._look(event)  # type: ignore[arg-type]
+
+
+def test_a_proof_holds_once(short_path: Path) -> None:
+    with ProcessManager(f"unix://{short_path}/u") as manager, Control(manager) as control:
+        unattested = SimpleNamespace(credentials=None)
+        key = registry.entries()[0].key
+        challenge = control._challenge(SimpleNamespace())  # type: ignore[arg-type]
+        event = SimpleNamespace(args=(challenge, proof(key, challenge, LOOK, ())), sender=unattested)
+        assert control._look(event)["kind"] == "manager"  # type: ignore[arg-type]
+        with pytest.raises(ControlRefused, match="does not say who asks"):
+            control._look(event)  # type: ignore[arg-type]
+
+
+def test_a_server_without_a_manager_says_so(short_path: Path) -> None:
+    location = Location(f"unix://{short_path}/s")
+    with Server(location) as server, Remote(location, timeout=DEADLINE) as remote:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        with pytest.raises(ManagerNotFound, match="no manager that can be asked"):
+            remote.look()
+        server.stop()
+        thread.join(DEADLINE)
+
+
+def test_who_is_not_ticked_does_not_answer(short_path: Path) -> None:
+    with ProcessManager(f"unix://{short_path}/u") as manager, Control(manager, name="idle"):
+        answers: list[Any] = []
+
+        def ask() -> None:
+            [remote] = find("idle", timeout=0.2)
+            with remote, pytest.raises(ManagerSilent, match="is not ticked") as caught:
+                remote.look()
+            answers.append(caught.value)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(DEADLINE)
+        assert len(answers) == 1
+
+
+def test_a_name_is_one_managers(runtime_folder: Path) -> None:
+    here = Location("unix:///tmp/x")
+    first = Registration("web", here, kind="manager", key=b"k")
+    with pytest.raises(NameTaken, match="'web' runs already"):
+        Registration("web", here, kind="manager", key=b"k")
+    first.close()
+    first.close()
+    Registration("web", here, kind="manager", key=b"k").close()
+    with pytest.raises(ValueError, match="cannot name a manager"):
+        Registration("../web", here, kind="manager", key=b"k")
+    assert registry.entries() == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"inode": 1}, {"boot_id": "before"}, {"pid": 1 << 22, "inode": None, "start_time": 1}]
+)
+def test_an_entry_of_a_process_that_is_no_more_is_stale(change: dict[str, Any], runtime_folder: Path) -> None:
+    registration = Registration("web", Location("unix:///tmp/x"), kind="manager", key=b"k")
+    entry = registration.entry
+    registration.close()
+    path = registry.folder() / "web.json"
+    process = msgspec.to_builtins(entry.process) | change
+    for written, left in ((msgspec.to_builtins(entry), 1), (msgspec.to_builtins(entry) | {"process": process}, 0)):
+        path.write_bytes(msgspec.json.encode(written))
+        assert len(registry.entries()) == left
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_entry_is_removed(runtime_folder: Path) -> None:
+    (registry.folder() / "odd.json").write_text("{")
+    assert registry.entries() == []
+    assert [*registry.folder().iterdir()] == []
+
+
+def test_the_folder_is_this_users_alone(runtime_folder: Path) -> None:
+    registration = Registration("web", Location("unix:///tmp/x"), kind="manager", key=b"k")
+    modes = [path.stat().st_mode & 0o077 for path in (registry.folder(), registry.folder() / "web.json")]
+    registration.close()
+    assert modes == [0, 0]
