@@ -10,6 +10,7 @@ SEEDS ?= 10
 KILLS ?= 1000
 EVENTS ?= 1000000
 CLIENTS ?= 2000
+WEATHER ?= mixed
 
 .PHONY: demo test kills simulate bench lint types docs tox clean
 
@@ -31,7 +32,7 @@ kills: $(READY)
 	@DOORMAN_KILLS=$(KILLS) DOORMAN_SEED=$(SEED) REMIT_TRANSPORTS=unix $(BIN)/pytest tests/doorman/test_kills.py
 
 simulate: $(READY)
-	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS)
+	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
 
 bench: $(READY)
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --inexact --frozen --all-extras --group dev --group bench

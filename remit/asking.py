@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from remit.codec import Codec, Wire
+from remit.endpoint import Clock
 from remit.envelope import seal, unseal
 from remit.errors import (
     CodecError,
@@ -52,12 +53,18 @@ class Asking:
     """
 
     def __init__(
-        self, codec: Codec, outbox: Outbox, post: Callable[[str, bytes], bool], cancel: Callable[[int], None]
+        self,
+        codec: Codec,
+        outbox: Outbox,
+        post: Callable[[str, bytes], bool],
+        cancel: Callable[[int], None],
+        clock: Clock = time.monotonic,
     ) -> None:
         self._codec = codec
         self._outbox = outbox
         self._post = post
         self._cancel = cancel
+        self._clock = clock
         self._requests: Requests[_Waiter] = Requests()
         self._lock = threading.Lock()
         self.malformed = 0
@@ -87,7 +94,7 @@ class Asking:
         future: Future[Any] = Future()
         sealed = seal(self._codec, name, args, kwargs)
         with self._lock:
-            deadline = time.monotonic() + timeout
+            deadline = self._clock() + timeout
             request = self._requests.ask(name, _Waiter(future, on_progress), deadline, idempotent=idempotent)
         left = None if timeout == float("inf") else int(timeout * 1000)
         request.data = self._codec.encode(REQUEST, (request.id, left, idempotent, sealed), {}, {})
@@ -99,7 +106,7 @@ class Asking:
         if not posted:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
             return future
-        request.place = self._outbox.last + len(self._outbox.pending)
+        request.posted = True
         future.add_done_callback(lambda done: self._gave_up(request) if done.cancelled() else None)
         return future
 
@@ -151,19 +158,21 @@ class Asking:
 
     def lost(self, why: str) -> None:
         """The connection is gone: fail what was sent and may not be sent again."""
-        for request in self._requests.lost(self._outbox.last):
+        for request in self._requests.lost(self._outbox.kept(sent=False)):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
-    def ask_again(self) -> None:
-        """A server began anew: ask it what the one before had confirmed and not answered, where that may run twice."""
-        for request in self._requests.open():
-            if request.idempotent and 0 < request.place <= self._outbox.done:
-                self._outbox.pending.append(request.data)
+    def renewed(self) -> None:
+        """A server began anew: ask it what the one before has not answered, where that may run twice; fail the rest."""
+        for request in self._requests.lost(self._outbox.kept(marked=False)):
+            self._fail(
+                request, PeerLost(f"the server began anew before {request.name!r} was answered; it may have run")
+            )
+        self._outbox.pending.extend(each.data for each in self._requests.unanswered(self._outbox.kept()))
 
     def expire(self, now: float) -> None:
         """Fail what is late."""
         for request in self._requests.late(now):
-            sent = 0 < request.place <= self._outbox.last
+            sent = request.posted and id(request.data) not in self._outbox.kept(sent=False)
             how = "it was sent, and not answered" if sent else "it was never sent: is a server there?"
             self._gave_up(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))

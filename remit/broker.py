@@ -6,45 +6,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from remit.answering import late, read_question, send, session_of, told
-from remit.asking import PROGRESS, REPLY, REQUEST
-from remit.codec import Wire
-from remit.envelope import seal, unseal
-from remit.errors import CodecError, DeadLetter, EmitError, LinkClosed
-from remit.listeners import RESERVED, OnError, matcher
+from remit.brokering import SWEEP, Brokering
+from remit.errors import LinkClosed
+from remit.listeners import OnError
 from remit.location import Location
-from remit.protocol.jobs import Job, Jobs
-from remit.protocol.session import Session
-from remit.sender import Sender
 from remit.server import Server
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["BEGUN", "DONE", "JOB", "LEAVE", "PROGRESSED", "READY", "UNKNOWN", "Broker"]
+__all__ = ["Broker"]
 
 LEASE: Final = 10.0
 """Seconds of silence after which a worker is taken for dead."""
-RETURN: Final = 2.0
-"""Seconds within which a worker whose connection was lost may come back and keep its jobs."""
-SWEEP: Final = 0.25
-"""Seconds between two looks at leases and deadlines."""
-UNKNOWN: Final = "remit.unknown"
-"""An event to one who works without being known: it was taken for dead, and should announce itself."""
-READY: Final = "remit.ready"
-"""A request of a worker: the names it takes, how many jobs at once. Answered with the seconds of its lease."""
-LEAVE: Final = "remit.leave"
-"""A request of a worker: it takes no more, and what it has not begun is for others."""
-JOB: Final = "remit.job"
-"""An event to a worker: token, attempt, milliseconds left or None, codec, the sealed question."""
-BEGUN: Final = "remit.begun"
-"""An event of a worker: token."""
-PROGRESSED: Final = "remit.progressed"
-"""An event of a worker: token, done, total."""
-DONE: Final = "remit.done"
-"""An event of a worker: token, what became of it, the sealed answer."""
 FOREVER: Final = float("inf")
 
 
@@ -66,34 +40,20 @@ class Broker:
         on_error: OnError | None = None,
     ) -> None:
         self.server = Server(location, on_error=on_error)
-        self._jobs = Jobs(max_attempts=max_attempts, queue=queue)
-        self._lease = lease
-        self._workers: dict[Session, float | None] = {}
-        self._sweep_at = 0.0
-        self._draining = self._stopped = False
-        controls: dict[str, Callable[[Wire, Session, bool], None]] = {
-            REQUEST: self._requested,
-            BEGUN: self._begun,
-            PROGRESSED: self._progressed,
-            DONE: self._done,
-        }
-        self.server.answering.services |= {READY: self._ready, LEAVE: self._jobs.give_back}
-        self.server.forgetters.append(self._ended)
-        self.server.canceller = self._cancelled
-        for name, control in controls.items():
-            self.server.controls[name] = _of_session(control)
+        self._brokering = Brokering(
+            self.server.answering, self.server.post, lease=lease, max_attempts=max_attempts, queue=queue
+        )
+        self._stopped = False
+        self.server.forgetters.append(self._brokering.ended)
+        self.server.canceller = self._brokering.cancelled
+        self.server.controls |= self._brokering.controls
 
     # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> int:
         """Do what can be done now, without waiting; return how many events were handled."""
         handled = self.server.tick()
-        now = time.monotonic()
-        if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP
-            self._end_leases(now)
-            self._tell_the_late(now)
-        self._assign(now)
+        self._brokering.advance()
         return handled
 
     def wait(self, timeout: float) -> None:
@@ -102,7 +62,7 @@ class Broker:
 
     def bounded_wait(self, timeout: float, wait: Callable[[float], None]) -> None:
         """Wait by ``wait(seconds)``, for as long as no lease or deadline has to be looked at."""
-        wait(min(timeout, SWEEP) if len(self._jobs) or self._workers else timeout)
+        wait(min(timeout, SWEEP) if self.busy or len(self._brokering.workers) else timeout)
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, or ``timeout`` seconds have passed."""
@@ -133,12 +93,12 @@ class Broker:
 
     def refuse(self) -> None:
         """Take no more requests from now on."""
-        self._draining = True
+        self._brokering.draining = True
 
     @property
     def busy(self) -> bool:
         """Whether any job waits or is in hand."""
-        return len(self._jobs) > 0
+        return len(self._brokering.jobs) > 0
 
     def close(self) -> None:
         """End. May be called twice."""
@@ -160,137 +120,8 @@ class Broker:
     @property
     def dead_letters(self) -> tuple[tuple[str, tuple[Any, ...], dict[str, Any], int], ...]:
         """The last jobs that were given up: name, arguments, keyword arguments, attempts."""
-        return tuple((job.name, *_opened(job), job.attempt) for job in self._jobs.dead)
+        return self._brokering.dead_letters
 
     def stats(self) -> dict[str, int]:
         """Return counters: jobs submitted, done, requeued, dead, late, cancelled, refused, stale; what is here now."""
-        names = ("submitted", "done", "requeued", "dead", "late", "cancelled", "refused", "stale")
-        return {
-            **{name: self._jobs.counts[name] for name in names},
-            "waiting": self._jobs.waiting,
-            "in_hand": len(self._jobs) - self._jobs.waiting,
-            "workers": len(self._workers),
-        }
-
-    # -- what clients say --------------------------------------------------------------------------------------
-
-    def _requested(self, wire: Wire, session: Session, redelivered: bool) -> None:
-        question = read_question(wire)
-        if not self.server.answering.waited_for(session, question, redelivered):
-            return
-        name = unseal(session.codec, question.sealed).name
-        if name.startswith(RESERVED):
-            self.server.answering.requested(wire, session.sender, redelivered)
-            return
-        deadline = FOREVER if question.left is None else time.monotonic() + question.left / 1000
-        job = Job(session, question.id, name, question.sealed, session.codec.name, deadline)
-        if self._draining:
-            self._refuse(session, question.id, "the broker drains and takes no more")
-        elif not self._jobs.submit(job):
-            self._refuse(session, question.id, "the broker is full")
-
-    def _refuse(self, session: Session, question: int, why: str) -> None:
-        send(self.server.post, session, question, ("refused", seal(session.codec, "", (why,), {})))
-
-    def _cancelled(self, session: Session, question: int) -> None:
-        """Nobody waits: what nobody has begun is dropped. Code of the user's that runs is not stopped half way."""
-        self._jobs.cancel(session, question)
-
-    # -- what workers say --------------------------------------------------------------------------------------
-
-    def _ready(self, session: Session, names: list[str], capacity: int) -> float:
-        """Service: a worker is there. Raises msgspec.ValidationError, TypeError."""
-        matches = [matcher(name) for name in msgspec.convert(names, list[str])]
-        self._jobs.ready(session, lambda name: any(match(name) for match in matches), max(1, int(capacity)))
-        self._workers[session] = None
-        return self._lease
-
-    def _begun(self, wire: Wire, session: Session, _: bool) -> None:
-        (token,) = wire.args
-        if not self._jobs.begun(session, token):
-            self._doubt(session)
-
-    def _progressed(self, wire: Wire, session: Session, _: bool) -> None:
-        token, done, total = wire.args
-        job = self._jobs.in_hand(token)
-        if job is not None and job.worker is not None and job.worker.key is session:
-            self._tell(job, PROGRESS, (job.question, done, total))
-
-    def _done(self, wire: Wire, session: Session, _: bool) -> None:
-        token, outcome, sealed = wire.args
-        job = self._jobs.done(session, token)
-        if job is None:
-            self._doubt(session)
-        else:
-            self._tell(job, REPLY, (job.question, outcome, sealed))
-
-    def _doubt(self, session: Session) -> None:
-        """Somebody has what was taken from it."""
-        if session not in self._workers:
-            self.server.post(session, UNKNOWN, ())
-
-    def _tell(self, job: Job, name: str, args: tuple[Any, ...]) -> None:
-        client: Any = job.client
-        try:
-            self.server.post(client, name, args)
-        except EmitError:
-            return  # The client has ended: nobody waits.
-
-    # -- what time and death say -------------------------------------------------------------------------------
-
-    def _ended(self, session: Session) -> None:
-        """A client or a worker has ended its session, or was silent for so long that it was forgotten."""
-        if session in self._workers:
-            del self._workers[session]
-            self._bury(session)
-        self._jobs.client_lost(session)
-
-    def _end_leases(self, now: float) -> None:
-        """A worker is lost when it was silent for a lease, or when its connection has not come back in time."""
-        for session, away in list(self._workers.items()):
-            if session.peer is not None:
-                self._workers[session] = None
-            elif away is None:
-                self._workers[session] = away = now
-            silent = now - session.heard > self._lease
-            if silent or (away is not None and now - away > min(RETURN, self._lease)):
-                del self._workers[session]
-                self._bury(session)
-
-    def _bury(self, session: Session) -> None:
-        for job in self._jobs.worker_lost(session):
-            error = DeadLetter("remit.errors.DeadLetter", f"{job.attempt} workers died of {job.name!r}")
-            client: Any = job.client
-            send(self.server.post, client, job.question, told(client.codec, error, "dead"))
-
-    def _tell_the_late(self, now: float) -> None:
-        for job in self._jobs.late(now):
-            client: Any = job.client
-            send(self.server.post, client, job.question, late(client.codec))
-
-    def _assign(self, now: float) -> None:
-        for worker, job in self._jobs.assign():
-            left = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
-            session: Any = worker.key
-            try:
-                self.server.post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body))
-            except EmitError:
-                self._workers.pop(session, None)
-                self._bury(session)
-                return
-
-
-def _of_session(control: Callable[[Wire, Session, bool], None]) -> Callable[[Wire, Sender | None, bool], None]:
-    def hear(wire: Wire, sender: Sender | None, redelivered: bool) -> None:
-        control(wire, session_of(sender), redelivered)
-
-    return hear
-
-
-def _opened(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    client: Any = job.client
-    try:
-        wire = unseal(client.codec, job.body)
-    except CodecError:
-        return (), {}
-    return wire.args, wire.kwargs
+        return self._brokering.stats()

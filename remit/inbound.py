@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from remit.asking import Asking
 from remit.codec import Wire
+from remit.protocol.connector import Connector
 from remit.protocol.session import Received, Session
 from remit.sender import Sender
 
@@ -35,12 +37,27 @@ class Inbound:
         self._finished = finished
         self._waiting: deque[Received] = deque()
         self._unfinished = 0
+        self._losses = self._renewals = 0
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def take_in(self, machine: Connector, asking: Asking, now: float) -> None:
+        """Take what the machine has heard, and let those who wait know what befell it. On the link's thread."""
+        if machine.ready:
+            self.sort(machine.ready)
+        if machine.losses != self._losses:
+            self._losses = machine.losses
+            asking.lost("the connection was lost")
+        if machine.renewals != self._renewals:
+            self._renewals = machine.renewals
+            asking.renewed()
+            self.renewed(machine.session)
+        if len(asking):
+            asking.expire(now)
 
     def sort(self, ready: deque[Received]) -> None:
         """Give answers and jobs to those who wait for them; keep the rest for the listeners. On the link's thread."""
@@ -67,16 +84,20 @@ class Inbound:
         """Give what is kept to the listeners, here and now; return how many events."""
         handed = 0
         while self._waiting:
-            session, wires, count, redelivered = self._waiting.popleft()
-            dispatch = self._dispatch()
-            try:
-                if dispatch is not None:
-                    dispatch(wires, None, redelivered)
-            finally:
-                session.finish(count)
-                self._unfinished -= 1
-            handed += len(wires)
+            handed += self.hand_one()
         return handed
+
+    def hand_one(self) -> int:
+        """Give what came first, in one frame, to the listeners; return how many events."""
+        session, wires, count, redelivered = self._waiting.popleft()
+        dispatch = self._dispatch()
+        try:
+            if dispatch is not None:
+                dispatch(wires, None, redelivered)
+        finally:
+            session.finish(count)
+            self._unfinished -= 1
+        return len(wires)
 
     def announce(self) -> None:
         """Have a thread of its own give it to the listeners: they may take their time, the link may not."""

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import msgspec
-
-from remit.answering import session_of
 from remit.client import Client
-from remit.codec import Wire
-from remit.errors import EmitError, LinkClosed, PairBusy, PeerLost, RequestFailed, SignalTimeout
-from remit.inbound import RENEWED
+from remit.errors import LinkClosed, PairBusy, PeerLost, RequestFailed, SignalTimeout
 from remit.location import Location
-from remit.protocol.pairing import Seat
-from remit.protocol.session import Session
-from remit.sender import Sender
+from remit.meeting import JOIN, Guest, Owner
 from remit.server import Server
 
 if TYPE_CHECKING:
@@ -35,12 +27,6 @@ LOOK: Final = 0.1
 TIMEOUT: Final = 30.0
 """Seconds that joining, and a signal to somebody who has not come yet, wait unless told otherwise."""
 FOREVER: Final = float("inf")
-JOIN: Final = "remit.pair"
-"""A request to be the other one: the seconds of its lease. Answered with the epoch."""
-SIGNAL: Final = "remit.signal"
-"""A signal: epoch, value."""
-PARTED: Final = "remit.parted"
-"""An event to one who is no longer, or was never, the other one: epoch."""
 
 
 class _End(Protocol):
@@ -132,13 +118,10 @@ class _Bound:
     """The end that owns the seat."""
 
     def __init__(self, location: str | Location | None, lease: float, signals: queue.SimpleQueue[Any]) -> None:
-        self._signals = signals
-        self._seat = Seat(lease=lease)
-        self._seated = threading.Condition()
         self._server = Server(location)
-        self._server.answering.services[JOIN] = self._join
-        self._server.controls[SIGNAL] = self._signalled
-        self._server.forgetters.append(self._left)
+        self._owner = Owner(self._server.answering, self._server.post, signals.put, lease=lease)
+        self._server.controls |= self._owner.controls
+        self._server.forgetters.append(self._owner.left)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="remit-pair", daemon=True)
         self._thread.start()
@@ -148,26 +131,15 @@ class _Bound:
         return self._server.location
 
     def signal(self, value: Any, deadline: float) -> None:
-        with self._seated:
-            while self._seat.holder is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise SignalTimeout(f"nobody has joined {self.location}")
-                self._seated.wait(left)
-            holder: Any = self._seat.holder
-        try:
-            self._server.post(holder, SIGNAL, (self._seat.epoch, value))
-        except EmitError as error:
-            raise PeerLost(f"the other one has left: {error}") from error
+        if not self._owner.await_guest(deadline):
+            raise SignalTimeout(f"nobody has joined {self.location}")
+        self._owner.signal(value)
 
     def gone(self) -> str:
         return ""  # Whoever is lost is told by the queue, in its place.
 
     def close(self) -> None:
-        holder: Any = self._seat.holder
-        with contextlib.suppress(EmitError):  # It has left just now.
-            if holder is not None:
-                self._server.post(holder, PARTED, (self._seat.epoch,))
+        self._owner.part()
         self._stopping.set()
         self._server.stop()
         self._thread.join(TIMEOUT)
@@ -176,31 +148,8 @@ class _Bound:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._server.tick()
-            holder: Any = self._seat.holder
-            if holder is not None and self._seat.lapsed(time.monotonic() - holder.heard):
-                self._server.post(holder, PARTED, (self._seat.epoch,))  # should it ever come back
-                self._left(holder)
+            self._owner.advance()
             self._server.wait(LOOK)
-
-    def _join(self, session: Session, lease: float) -> tuple[int, float]:
-        epoch = self._seat.claim(session)
-        if epoch is None:
-            raise PairBusy(f"two have met at {self.location} already")
-        with self._seated:
-            self._seated.notify_all()
-        return epoch, float(lease)
-
-    def _signalled(self, wire: Wire, sender: Sender | None, _: bool) -> None:
-        session = session_of(sender)
-        epoch, value = msgspec.convert(wire.args, tuple[int, Any])
-        if self._seat.holds(session, epoch):
-            self._signals.put((value,))
-        else:
-            self._server.post(session, PARTED, (epoch,))
-
-    def _left(self, session: Session) -> None:
-        if self._seat.free(session):
-            self._signals.put(PeerLost("the other one has left, or is dead"))
 
 
 class _Joined:
@@ -209,16 +158,11 @@ class _Joined:
     def __init__(
         self, location: str | Location | None, lease: float, timeout: float, signals: queue.SimpleQueue[Any]
     ) -> None:
-        self._signals = signals
-        self._lease = lease
-        self._lost = ""
         self._client = Client(location)
-        self._client.controls[SIGNAL] = self._signalled
-        self._client.controls[PARTED] = lambda wire, *_: self._parted(*wire.args)
-        self._client.controls[RENEWED] = lambda *_: self._lose("the other one has begun anew")
-        self._epoch = 0
+        self._guest = Guest(self._client, signals.put, lease=lease)
+        self._client.controls |= self._guest.controls
         try:
-            self._epoch, _ = self._client.request(JOIN, lease, timeout=timeout, idempotent=True)
+            self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))
         except RequestFailed as error:
             self._client.close(0.0)
             if error.type_name.endswith("PairBusy"):
@@ -234,28 +178,10 @@ class _Joined:
         return self._client.location
 
     def signal(self, value: Any, deadline: float) -> None:
-        why = self.gone()
-        if why:
-            raise PeerLost(why)
-        self._client.emit(SIGNAL, self._epoch, value)
+        self._guest.signal(value)
 
     def gone(self) -> str:
-        if not self._lost and self._client.silence > self._lease:
-            self._lost = f"nothing was heard of the other one for {self._lease} s"
-        return self._lost
+        return self._guest.gone()
 
     def close(self) -> None:
-        self._client.close(0.0 if self._lost else None)
-
-    def _signalled(self, wire: Wire, *_: Any) -> None:
-        epoch, value = msgspec.convert(wire.args, tuple[int, Any])
-        if epoch == self._epoch or not self._epoch:
-            self._signals.put((value,))
-
-    def _parted(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            self._lose("the other one has left, or has taken us for dead")
-
-    def _lose(self, why: str) -> None:
-        self._lost = why
-        self._signals.put(PeerLost(why))
+        self._client.close(0.0 if self._guest.lost else None)

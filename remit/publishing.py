@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from remit.codec import Codec
+from remit.endpoint import Clock
 from remit.envelope import seal
 from remit.listeners import NAMES_CACHED, RESERVED, matcher
 from remit.protocol.outbox import BATCH_EVENTS
@@ -30,8 +31,9 @@ UNSUBSCRIBED: Final = "remit.unsubscribed"
 class Publishing:
     """The subscriptions of one server. ``writable`` is called with a session for which something waits."""
 
-    def __init__(self, writable: Callable[[Session], None]) -> None:
+    def __init__(self, writable: Callable[[Session], None], clock: Clock = time.monotonic) -> None:
         self._writable = writable
+        self._clock = clock
         self._subscribers: dict[Session, dict[int, Subscription]] = {}
         self._followers: dict[str, tuple[tuple[Session, Subscription], ...]] = {}
         self._kept: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
@@ -69,10 +71,12 @@ class Publishing:
         subscription = Subscription(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
         session.outbox.source = functools.partial(self._refill, session)
         with self.lock:
-            self._subscribers.setdefault(session, {})[identifier] = subscription
+            # Asked twice, by a client that could not know whether it was heard: what goes on must not begin anew.
+            if self._subscribers.setdefault(session, {}).setdefault(identifier, subscription) is not subscription:
+                return
             self._followers = {}
             if last:
-                now = time.monotonic()
+                now = self._clock()
                 for name, (args, kwargs) in self._kept.items():
                     if subscription.matches(name):
                         subscription.offer(seal(session.codec, name, args, kwargs), now)
@@ -96,7 +100,7 @@ class Publishing:
             raise ValueError(f"{name!r} is Remit's own: give your events names that do not begin with {RESERVED!r}")
         sealed: dict[Codec, bytes] = {}
         with self.lock:
-            now = time.monotonic()
+            now = self._clock()
             if keep:
                 self._kept[name] = args, kwargs
             self.published += 1
@@ -136,7 +140,7 @@ class Publishing:
 
     def _refill(self, session: Session) -> None:
         """Outbox: there is room: what waits for this subscriber may go on."""
-        pending, encode, now = session.outbox.pending, session.codec.encode, time.monotonic()
+        pending, encode, now = session.outbox.pending, session.codec.encode, self._clock()
         with self.lock:
             for subscription in tuple(self._subscribers.get(session, {}).values()):
                 for number, sealed in subscription.take(BATCH_EVENTS, now):

@@ -75,7 +75,6 @@ class Runtime:
         self._inbound = Inbound(dispatch, self.wake_thread)
         self.urgent = self._inbound.urgent
         self.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
-        self._losses = self._renewals = 0
         self._progress = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -232,18 +231,7 @@ class Runtime:
             drained = self._endpoint.pump()
         if self._gate.waiting:
             self._gate.opened()
-        machine = self._machine
-        if machine.ready:
-            self._inbound.sort(machine.ready)
-        if machine.losses != self._losses:
-            self._losses = machine.losses
-            self.asking.lost("the connection was lost")
-        if machine.renewals != self._renewals:
-            self._renewals = machine.renewals
-            self.asking.ask_again()
-            self._inbound.renewed(machine.session)
-        if len(self.asking):
-            self.asking.expire(time.monotonic())
+        self._inbound.take_in(self._machine, self.asking, time.monotonic())
         return drained
 
     def _until_due(self, seconds: float) -> float:

@@ -251,12 +251,14 @@ class Server(Listening):
                 drained = endpoint.pump(hold_back=True)
                 self.keeping.pumped = now = time.monotonic()
                 received = endpoint.events()
-            self.tell_of_sessions(endpoint)
             while received is not None:
+                if endpoint.machine.closed:
+                    self.tell_of_sessions(endpoint, received[0])
                 dispatched += self._handle(endpoint, received, None if limit is None else limit - dispatched)
                 if limit is not None and dispatched >= limit:
                     break
                 received = endpoint.events()
+            self.tell_of_sessions(endpoint)
             bound = now + TICK_BOUND if bound is None else bound
             if drained or (limit is not None and dispatched >= limit) or (limit is None and now > bound):
                 break
@@ -265,12 +267,17 @@ class Server(Listening):
                 endpoint.flush()
         return dispatched
 
-    def tell_of_sessions(self, endpoint: ServerEndpoint) -> None:
-        """Let those who keep something of a session know that it has ended, or that a request was cancelled."""
+    def tell_of_sessions(self, endpoint: ServerEndpoint, heard: Session | None = None) -> None:
+        """Let those who keep something of a session know that it has ended, or that a request was cancelled.
+
+        An end comes after all that the session brought, and not while it is ``heard``: what is handled after its end
+        would never be forgotten.
+        """
         machine = endpoint.machine
         machine.opened.clear()
-        while machine.closed:
-            session = machine.closed.popleft()
+        waiting = {heard, *(received[0] for received in machine.ready)} if machine.closed else set()
+        for session in [each for each in machine.closed if each not in waiting]:
+            machine.closed.remove(session)
             for forget in self.forgetters:
                 forget(session)
         while machine.cancelled:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,18 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import msgspec
-
 from remit.answering import reply, told
-from remit.broker import BEGUN, DONE, JOB, LEAVE, PROGRESSED, READY, UNKNOWN
+from remit.brokering import JOB, LEAVE, UNKNOWN
 from remit.client import Client
-from remit.codec import Wire, find_codec
+from remit.codec import find_codec
 from remit.envelope import unseal
 from remit.errors import FrameTooLarge, RemitError
 from remit.inbound import RENEWED
 from remit.listeners import RESERVED, matcher
 from remit.location import Location
 from remit.typed import converter
+from remit.working import Job, Working
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,14 +36,6 @@ BEATS: Final = 4
 FAREWELL: Final = 5.0
 """Seconds that a worker that leaves waits for its broker to know."""
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-
-class _Job(msgspec.Struct, array_like=True, frozen=True):
-    token: int
-    attempt: int
-    left: int | None
-    codec: str
-    sealed: bytes
 
 
 class CurrentJob(NamedTuple):
@@ -82,15 +72,13 @@ class Worker:
         if threads < 1 or (capacity is not None and capacity < threads):
             raise ValueError(f"a worker has at least one thread, and a capacity for each: {threads=}, {capacity=}")
         self.client = Client(location, **options)
-        self.client.urgent[JOB] = self._taken
-        self.client.controls[RENEWED] = lambda *_: self._lapsed()
-        self.client.controls[UNKNOWN] = lambda *_: self._lapsed()
-        self._capacity = threads if capacity is None else capacity
+        self._working = Working(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
+        self.client.urgent[JOB] = self._working.taken
+        self.client.controls[RENEWED] = lambda *_: self._working.lapsed()
+        self.client.controls[UNKNOWN] = lambda *_: self._working.lapsed()
         self._threads = threads
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._lease = float("inf")
 
     def on(self, name: str) -> Callable[[Handler], Handler]:
         """Decorate the handler of jobs of this name, or whose name fits this pattern. It may be async."""
@@ -121,8 +109,8 @@ class Worker:
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._stopping.clear()
         self._purge()
-        self._lease = self.client.request(READY, list(self._handlers), self._capacity, idempotent=True)
-        self.client.beat(self._lease / BEATS)
+        self._working.lease = lease = self._working.announce().result()
+        self.client.beat(lease / BEATS)
         try:
             if self._threads == 1:
                 self._serve(deadline)
@@ -136,7 +124,7 @@ class Worker:
     def stop(self) -> None:
         """Make `run` return once the jobs that run have ended. Safe from any thread, and from a signal's handler."""
         self._stopping.set()
-        self._jobs.put(None)
+        self._working.interrupt()
 
     def close(self) -> None:
         """End the connection. May be called twice. Raises Undelivered."""
@@ -154,10 +142,6 @@ class Worker:
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
-    def _taken(self, wire: Wire) -> None:
-        """On the link's thread: the broker gives a job."""
-        self._jobs.put(msgspec.convert(wire.args, _Job))
-
     def _serve(self, deadline: float) -> None:
         """Run one job after the other."""
         import asyncio  # too slow for everybody who imports us
@@ -165,30 +149,21 @@ class Worker:
         runner = asyncio.Runner()  # makes its loop when it is first used
         try:
             while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-                try:
-                    job = self._jobs.get(timeout=min(left, IDLE))
-                except queue.Empty:
-                    continue
-                if job is None:
-                    self._jobs.put(None)  # for the other threads
-                elif self.client.silence > self._lease:
-                    self._lapsed()
-                else:
+                job = self._working.take(min(left, IDLE))
+                if job is not None:
                     self._run(job, runner)
         finally:
             runner.close()
 
-    def _run(self, job: _Job, runner: asyncio.Runner) -> None:
-        emit = self.client.emit
-        emit(BEGUN, job.token)
+    def _run(self, job: Job, runner: asyncio.Runner) -> None:
+        working = self._working
+        working.begin(job)
         codec = find_codec(job.codec)
         try:
             wire = unseal(codec, job.sealed)
             deadline = None if job.left is None else time.monotonic() + job.left / 1000
             token = _current.set(
-                CurrentJob(
-                    wire.name, job.attempt, deadline, lambda done, total: emit(PROGRESSED, job.token, done, total)
-                )
+                CurrentJob(wire.name, job.attempt, deadline, lambda done, total: working.progress(job, done, total))
             )
             try:
                 value = self._handler(wire.name)(*wire.args, **wire.kwargs)
@@ -200,20 +175,15 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever a handler raises, whoever asked has to know
             outcome = told(codec, error)
         try:
-            emit(DONE, job.token, *outcome)
+            working.finish(job, outcome)
         except FrameTooLarge as error:
-            emit(DONE, job.token, *told(codec, error))
+            working.finish(job, told(codec, error))
 
     def _handler(self, name: str) -> Callable[..., Any]:
         for matches, handler in self._handlers.values():
             if matches(name):
                 return handler
         raise LookupError(f"this worker has no handler for {name!r}")
-
-    def _lapsed(self) -> None:
-        """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""
-        self._purge()
-        self.client.submit(READY, list(self._handlers), self._capacity, idempotent=True)
 
     def _leave(self) -> None:
         """Take no more; what is held and has not begun goes back."""
@@ -223,8 +193,6 @@ class Worker:
         self._purge()  # Nothing comes after the answer.
 
     def _purge(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._jobs.get_nowait()
+        self._working.purge()
         if self._stopping.is_set():
-            self._jobs.put(None)
+            self._working.interrupt()

@@ -139,8 +139,9 @@ class Connector:
     def _welcomed(self, welcome: Welcome, now: float) -> None:
         session, outbox = self.session, self.session.outbox
         # One whose WELCOME was lost may have run what was sent early, unless it is the one that welcomes now.
-        another = welcome.instance != self.instance and (bool(self.instance) or welcome.since > 1)
-        if welcome.fresh and not self._early:
+        met = bool(self.instance) or welcome.since > 1
+        another = welcome.instance != self.instance and met
+        if welcome.fresh and met and not self._early:
             session.inbox.restart()
             self.renewals += 1
         self.instance, self._met = welcome.instance, session.generation

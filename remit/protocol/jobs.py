@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 
 __all__ = ["Job", "Jobs", "Worker"]
@@ -34,6 +34,8 @@ class Job:
     """Names this assignment; 0 while nobody has it in hand."""
     worker: Worker | None = None
     begun: bool = False
+    unwanted: bool = False
+    """Nobody waits for it any more: whoever has begun it finishes it, and nobody else does it."""
     over: bool = False
 
 
@@ -44,6 +46,8 @@ class Worker:
     key: Hashable
     takes: Callable[[str], bool]
     capacity: int
+    term: int = 0
+    """Which of its announcements holds: what it is given carries this number."""
     leaving: bool = False
     hand: dict[int, Job] = field(default_factory=dict)
 
@@ -54,9 +58,12 @@ class Worker:
 
 
 class Jobs:
-    """The pure part of a broker: fed with what clients and workers say; `assign` tells who gets what."""
+    """The pure part of a broker: fed with what clients and workers say; `assign` tells who gets what.
 
-    def __init__(self, *, max_attempts: int, queue: int) -> None:
+    ``first`` is the first token: no other broker that the same workers may meet should ever give the same.
+    """
+
+    def __init__(self, *, max_attempts: int, queue: int, first: int = 1) -> None:
         self.counts: Counter[str] = Counter()
         self.dead: deque[Job] = deque(maxlen=1000)
         """The last dead letters."""
@@ -67,7 +74,7 @@ class Jobs:
         self._in_hand: dict[int, Job] = {}
         self._workers: dict[Hashable, Worker] = {}
         self._idle: dict[Worker, None] = {}
-        self._tokens = itertools.count(1)
+        self._tokens = itertools.count(first)
         self._deadlines: list[tuple[float, int, Job]] = []
         self._serial = itertools.count()
 
@@ -79,6 +86,10 @@ class Jobs:
     def waiting(self) -> int:
         """How many jobs nobody has in hand."""
         return len(self._by_question) - len(self._in_hand)
+
+    def askers(self, name: str) -> Collection[Hashable]:
+        """Return the clients whose jobs of this name wait, in the order of their turns."""
+        return self._waiting.get(name, {}).keys()
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -107,22 +118,21 @@ class Jobs:
     def cancel(self, client: Hashable, question: int) -> None:
         """Nobody waits for it any more: drop it unless a worker has begun it."""
         job = self._by_question.get((client, question))
-        if job is not None and not job.begun:
-            self.counts["cancelled"] += 1
-            self._end(job)
+        if job is not None:
+            self._unwanted(job)
 
     def client_lost(self, client: Hashable) -> None:
         """A client has ended: what nobody has begun need not be done."""
         for key, job in list(self._by_question.items()):
-            if key[0] == client and not job.begun:
-                self.counts["cancelled"] += 1
-                self._end(job)
+            if key[0] == client:
+                self._unwanted(job)
 
     def late(self, now: float) -> list[Job]:
         """End and return the jobs whose deadline has passed before anybody began them."""
         late = []
         while self._deadlines and self._deadlines[0][0] <= now:
             job = heapq.heappop(self._deadlines)[2]
+            job.unwanted = True
             if not job.over and not job.begun:
                 self.counts["late"] += 1
                 self._end(job)
@@ -131,12 +141,18 @@ class Jobs:
 
     # -- workers -----------------------------------------------------------------------------------------------
 
-    def ready(self, key: Hashable, takes: Callable[[str], bool], capacity: int) -> None:
-        """A worker is there, or says anew what it takes."""
+    def ready(self, key: Hashable, takes: Callable[[str], bool], capacity: int, term: int = 0) -> None:
+        """A worker is there, or says anew what it takes: then it has nothing in hand but what it has begun.
+
+        What is given to it from now on carries its ``term``; an announcement of an earlier one comes too late.
+        """
         worker = self._workers.get(key)
         if worker is None:
-            worker = self._workers[key] = Worker(key, takes, capacity)
-        worker.takes, worker.capacity, worker.leaving = takes, capacity, False
+            worker = self._workers[key] = Worker(key, takes, capacity, term)
+        elif term < worker.term:
+            return
+        self._take_back(worker)
+        worker.takes, worker.capacity, worker.term, worker.leaving = takes, capacity, term, False
         self._regard(worker)
 
     def begun(self, key: Hashable, token: int) -> bool:
@@ -165,8 +181,7 @@ class Jobs:
         if worker is not None:
             worker.leaving = True
             self._idle.pop(worker, None)
-            for job in reversed([job for job in worker.hand.values() if not job.begun]):
-                self._put_back(job)
+            self._take_back(worker)
 
     def worker_lost(self, key: Hashable) -> list[Job]:
         """A worker is gone: its jobs go to others. End and return those that were begun too often."""
@@ -178,7 +193,10 @@ class Jobs:
         self._suspect(worker)
         dead = []
         for job in reversed(list(worker.hand.values())):
-            if job.attempt >= self._max_attempts:
+            if job.unwanted:
+                self.counts["cancelled"] += 1
+                self._end(job)
+            elif job.attempt >= self._max_attempts:
                 self.counts["dead"] += 1
                 self.dead.append(job)
                 self._end(job)
@@ -244,6 +262,17 @@ class Jobs:
             del self._in_hand[job.token], job.worker.hand[job.token]
             self._regard(job.worker)
             job.token, job.worker = 0, None
+
+    def _take_back(self, worker: Worker) -> None:
+        """Let wait again what a worker has not begun."""
+        for job in reversed([job for job in worker.hand.values() if not job.begun]):
+            self._put_back(job)
+
+    def _unwanted(self, job: Job) -> None:
+        job.unwanted = True
+        if not job.begun:
+            self.counts["cancelled"] += 1
+            self._end(job)
 
     def _put_back(self, job: Job) -> None:
         """Let a job wait again, before all others of its client."""

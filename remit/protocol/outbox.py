@@ -159,6 +159,17 @@ class Outbox:
         for event in (*self.oversized, *self.pending):
             yield "never_sent", event
 
+    def kept(self, *, sent: bool = True, marked: bool = True) -> set[int]:
+        """Return the ids of the events that are not known to be done.
+
+        Without ``sent`` those that were sent are left out, without ``marked`` those that another server may have run.
+        """
+        ids = {id(event) for event in (*self.oversized, *self.pending)}
+        for batch in self._kept:
+            if (sent or not batch.sent) and (marked or not batch.redelivered):
+                ids.update(id(event) for number, event in enumerate(batch.events, batch.first) if number > self.done)
+        return ids
+
     def _fate(self, number: int, batch: Batch) -> str:
         if number <= self.received:
             return "received"

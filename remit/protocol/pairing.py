@@ -8,10 +8,13 @@ __all__ = ["Seat"]
 
 
 class Seat:
-    """A seat for one. Each new holder begins an epoch: what says another one comes from somebody who lost the seat."""
+    """A seat for one. Each new holder begins an epoch: what says another one comes from somebody who lost the seat.
 
-    def __init__(self, *, lease: float) -> None:
-        self.epoch = 0
+    Epochs count from ``first``: no other owner that the same guests may meet should ever have the same.
+    """
+
+    def __init__(self, *, lease: float, first: int = 0) -> None:
+        self.epoch = first
         self.holder: Hashable | None = None
         self._lease = lease
 

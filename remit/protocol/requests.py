@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,9 +24,9 @@ class Request(Generic[Waiter]):
     deadline: float
     idempotent: bool
     data: bytes = b""
-    """The encoded event, to be taken back while it has not been sent."""
-    place: int = 0
-    """The number that its event gets: sent once the outbox has given it."""
+    """The encoded event, by which it is found again in the outbox."""
+    posted: bool = False
+    """Whether the outbox has got it."""
 
 
 class Requests(Generic[Waiter]):
@@ -59,10 +60,14 @@ class Requests(Generic[Waiter]):
         """Return the open questions."""
         return tuple(self._open.values())
 
-    def lost(self, sent: int) -> list[Request[Waiter]]:
-        """Close and return those that were sent, as number ``sent`` or before, and may not be sent again."""
-        gone = [each for each in tuple(self._open.values()) if not each.idempotent and 0 < each.place <= sent]
+    def lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
+        """Close and return those that were sent and may not be again: ``unsent`` are the ids of all other data."""
+        gone = [each for each in self.open() if not each.idempotent and each.posted and id(each.data) not in unsent]
         return [each for each in gone if self.take(each.id) is not None]
+
+    def unanswered(self, kept: Container[int]) -> list[Request[Waiter]]:
+        """Return those that may be sent again, and have to be: ``kept`` are the ids of all data that is sent anyhow."""
+        return [each for each in self.open() if each.idempotent and each.posted and id(each.data) not in kept]
 
     def late(self, now: float) -> list[Request[Waiter]]:
         """Close and return those whose deadline has passed."""

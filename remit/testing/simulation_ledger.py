@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from remit.codec import Codec, MessagePack, Wire
 from remit.protocol.outbox import Outbox
 from remit.testing.simulation_world import SimulationFailed
 
-__all__ = ["Book", "Stream"]
+__all__ = ["Book", "Stream", "TracedOutbox"]
+
+MARK: Final = b"stream "
+"""What the name of a stream begins with."""
+NAME: Final = slice(2, 2 + len(MARK))
+"""Where MessagePack has it: behind the head of an array and that of a text."""
 
 
 class Book:
@@ -21,6 +28,32 @@ class Book:
         self.answers = answers
         """Events in an answer at the most."""
         self.streams: dict[str, Stream] = {}
+        self.counts: Counter[str] = Counter()
+        """What happened beside the streams, for the report."""
+        self.inquiries: dict[int, Any] = {}
+        """All that was asked, by number."""
+        self.newsrooms: dict[int, Any] = {}
+        """What each server instance published."""
+        self.max_attempts = 3
+        """Workers that a job may take with it."""
+        self.lease = 3.0
+        """Seconds of silence after which brokers and pairs take somebody for dead."""
+        self.replace: Callable[[Any], None] = lambda _: None
+        """Called with a client that ended by itself: another one comes in its place."""
+        self.guests: dict[bytes, Any] = {}
+        """Those who want a seat, by session."""
+        self.workers = 0
+        """How many there have been: every second one takes every job."""
+        self.calm = False
+        """Whether the faults are over."""
+        self.refusing = False
+        """Whether brokers may refuse jobs."""
+        self._serial = 0
+
+    def another(self) -> int:
+        """Return a number that nothing else has in this simulation."""
+        self._serial += 1
+        return self._serial
 
     def open(self) -> Stream:
         """Return a new stream."""
@@ -89,3 +122,29 @@ class Stream:
 
     def _fail(self, what: str) -> None:
         raise SimulationFailed(f"events of {self.name!r}: {what}")
+
+
+class TracedOutbox(Outbox):
+    """An outbox that tells the events of a stream apart from what Remit itself says in between."""
+
+    def __init__(self, codec: Codec, *, max_frame: int, window_events: int) -> None:
+        super().__init__(codec, max_frame=max_frame, window_events=window_events)
+        self.framed: set[bytes] = set()
+        """What Remit itself said that has got its number, and is not known to be done."""
+        self._others: deque[tuple[int, bytes]] = deque()
+        self._passed = 0
+
+    def streamed(self) -> int:
+        """Return how many of a stream's events are done."""
+        while self._others and self._others[0][0] <= self.done:
+            self.framed.discard(self._others.popleft()[1])
+            self._passed += 1
+        return self.done - self._passed
+
+    def _pick(self) -> list[bytes]:
+        events = super()._pick()
+        for number, event in enumerate(events, self.last + 1):
+            if event[NAME] != MARK:
+                self._others.append((number, event))
+                self.framed.add(event)
+        return events

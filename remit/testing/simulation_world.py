@@ -6,11 +6,13 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-__all__ = ["NEVER", "Actor", "SimulationFailed", "World"]
+__all__ = ["NEVER", "SPIN", "Actor", "SimulationFailed", "World"]
 
 NEVER: Final = float("inf")
+SPIN: Final = 1000
+"""Rounds in one go after which an end that cannot come to rest has failed."""
 RESTLESS: Final = 1000
 """Times that somebody acts at one and the same moment, beyond which it would burn a processor in the real world."""
 
@@ -25,6 +27,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.now = 0.0
         self.random = random.Random(seed)
+        self._failure: SimulationFailed | None = None
         self._schedule: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
 
@@ -46,7 +49,14 @@ class World:
         while schedule and schedule[0][0] <= until:
             self.now, _, action, arguments = pop(schedule)
             action(*arguments)
+            if self._failure is not None:
+                raise self._failure
         self.now = until
+
+    def fail(self, what: str) -> NoReturn:
+        """Let the simulation fail, even if whoever called swallows what is raised here."""
+        self._failure = SimulationFailed(what)
+        raise self._failure
 
 
 class Actor:

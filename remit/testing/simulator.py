@@ -9,6 +9,7 @@ seconds once the faults stop.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -16,13 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from remit.testing.simulation_weather import DURATION, Climate, Cluster
+from remit.testing.simulation_climate import DURATION, Climate
+from remit.testing.simulation_cluster import Cluster
+from remit.testing.simulation_weather import Weather
 from remit.testing.simulation_world import SimulationFailed, World
 
 __all__ = ["Report", "SimulationFailed", "main", "simulate"]
 
 DRAIN: Final = 120.0
 """Virtual seconds after the last fault in which all must be confirmed."""
+EVENTS: Final = ("questions", "jobs given", "publications heard", "signals")
+"""What counts as an event beside what is emitted in streams."""
 STEP: Final = 1.0
 """Virtual seconds between two looks at the whole."""
 
@@ -50,17 +55,28 @@ class Report:
         return f"{self.events:,} events, {self.handled:,} handled, drained within {self.drained:.0f} s; {faults}"
 
 
-def simulate(seed: int, *, events: int, clients: int) -> Report:
+def simulate(seed: int, *, events: int, clients: int, storm: bool = False) -> Report:
     """Simulate one seed. Raises SimulationFailed, which says how to replay it."""
     world = World(seed)
-    climate = Climate.of(world)
+    climate = Climate.of(world, storm=storm)
+    callbacks = logging.getLogger("concurrent.futures")
+    callbacks.addFilter(_nothing)  # What fails in a future's callback is kept by the world.
     try:
         cluster = Cluster(world, climate, events=events, clients=clients)
+        Weather(cluster)
         return _run(world, cluster)
     except SimulationFailed as failure:
         failure.add_note(f"at {world.now:.6f} virtual seconds, with {climate}")
-        failure.add_note(f"replay: make simulate SEED={seed} SEEDS=1 EVENTS={events} CLIENTS={clients}")
+        failure.add_note(
+            f"replay: make simulate SEED={seed} SEEDS=1 EVENTS={events} CLIENTS={clients}{' WEATHER=storm' * storm}"
+        )
         raise
+    finally:
+        callbacks.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _run(world: World, cluster: Cluster) -> Report:
@@ -75,10 +91,10 @@ def _run(world: World, cluster: Cluster) -> Report:
         cluster.check()
     streams = cluster.book.streams.values()
     return Report(
-        sum(stream.emitted for stream in streams),
+        sum(stream.emitted for stream in streams) + sum(cluster.book.counts[each] for each in EVENTS),
         sum(stream.handled + stream.redelivered for stream in streams),
         world.now - DURATION,
-        cluster.network.counts,
+        cluster.network.counts + cluster.book.counts,
     )
 
 
@@ -89,11 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many (default: %(default)s)")
     parser.add_argument("--events", type=int, default=1_000_000, help="from clients, for each (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=2_000, help="for each seed (default: %(default)s)")
+    parser.add_argument("--weather", choices=("mixed", "storm"), default="mixed", help="storm: the worst of everything")
     chosen = parser.parse_args(arguments)
     total, began, failed = Report(), time.perf_counter(), 0
     for seed in range(chosen.seed, chosen.seed + chosen.seeds):
         try:
-            report = simulate(seed, events=chosen.events, clients=chosen.clients)
+            report = simulate(seed, events=chosen.events, clients=chosen.clients, storm=chosen.weather == "storm")
         except SimulationFailed as failure:
             failed += 1
             _say(f"seed {seed}: FAILED: {failure}", *failure.__notes__)

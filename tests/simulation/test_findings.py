@@ -256,3 +256,15 @@ def test_what_was_sent_early_to_a_server_that_died_is_marked() -> None:
     (_, wires, _, redelivered), *_ = pair.server.ready
     assert [wire.args for wire in wires] == [(1,)]
     assert redelivered
+
+
+def test_a_first_welcome_that_was_lost_is_no_new_beginning() -> None:
+    pair = Pair()
+    pair.emit(1)
+    pair.to_server(*pair.from_client())
+    assert pair.handle(pair.server) == [1]
+    pair.from_server()  # the WELCOME, and it is lost
+    pair.now += HELLO_AGAIN
+    assert pair.settle() == ([], [])
+    assert pair.client.renewals == 0
+    assert pair.client.session.outbox.empty

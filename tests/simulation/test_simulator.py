@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,33 +14,47 @@ from remit.testing.simulator import SimulationFailed, main, simulate
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_what_is_promised_holds(seed: int) -> None:
     report = simulate(seed, events=20_000, clients=100)
     assert report.events >= 20_000
     assert report.counts["frames"] > 1000
 
 
-def test_many_short_histories() -> None:
-    for seed in range(100, 160):
-        simulate(seed, events=2_000, clients=15)
+def test_what_is_promised_holds_in_a_storm() -> None:
+    assert simulate(6, events=10_000, clients=60, storm=True).counts["lost"] > 1000
 
 
-def test_every_kind_of_fault_happens() -> None:
-    counts = sum(
-        (simulate(seed, events=500, clients=20).counts for seed in range(20)),
-        start=simulate(20, events=500, clients=20).counts,
-    )
-    assert set(counts) == {
+def test_many_short_histories_with_every_kind_of_fault() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(100, 112):
+        counts += simulate(seed, events=2_000, clients=20).counts
+    assert set(counts) >= {
+        "DeadLetter",
+        "NoListener",
+        "PeerLost",
+        "RequestFailed",
+        "RequestTimeout",
         "client crashes",
         "cuts",
         "duplicated",
         "frames",
+        "gaps",
+        "jobs given",
         "lost",
         "overtaken",
+        "pairs",
+        "pairs busy",
+        "pairs lost",
         "partitions",
+        "publications heard",
+        "questions answered",
+        "questions given up",
         "server restarts",
+        "signals",
         "stalls",
+        "subscriptions ended",
+        "workers killed",
     }
 
 

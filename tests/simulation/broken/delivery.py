@@ -1,0 +1,85 @@
+"""Broken delivery: sessions that lose, repeat or confirm what they must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broken import Mutation
+from remit.protocol.acceptor import Acceptor
+from remit.protocol.connector import Connector, State
+from remit.protocol.inbox import Inbox
+from remit.protocol.outbox import Outbox
+from remit.protocol.session import Session
+
+
+def admit_a_gap(self: Inbox, first: int) -> bool:
+    return first > self.received + 2
+
+
+def admit_again(self: Inbox, first: int, events: list[Any]) -> list[Any]:
+    self.received = max(self.received, first + len(events) - 1)
+    return events
+
+
+def acknowledge_before_done(self: Inbox) -> int:
+    return self.received
+
+
+def omit_rewind(self: Outbox) -> None:
+    return
+
+
+def redeliver_unmarked(self: Outbox) -> None:
+    self.received = self.done
+    self.rewind()
+
+
+def trust_any_acknowledgement(self: Outbox, received: int, done: int) -> bool:
+    return original_confirm(self, max(received, done), max(received, done))
+
+
+def never_probe(self: Session, now: float) -> None:
+    self._probe_at = None
+
+
+def count_on_from_the_last_server(self: Inbox) -> None:
+    return
+
+
+def remember_nothing(self: Acceptor, session: Session) -> None:
+    return
+
+
+def hear_of_any_connection(self: Session, peer: object, generation: int) -> None:
+    original_connect(self, peer, generation)
+    self.generation = self.outbox.generation = 1
+
+
+def send_before_the_welcome(self: Connector) -> bool:
+    return self.session.outbox.sendable()
+
+
+def greet_once_only(self: Connector, now: float) -> None:
+    if self.session.generation == 0 or self.state is State.UP:
+        original_greet(self, now)
+        self._hello_at = float("inf")
+
+
+original_confirm = Outbox.confirm
+original_connect = Session.connect
+original_greet = Connector._greet
+
+MUTATIONS: list[Mutation] = [
+    (Inbox, "missing", admit_a_gap),
+    (Inbox, "admit", admit_again),
+    (Inbox, "done", property(acknowledge_before_done)),
+    (Inbox, "restart", count_on_from_the_last_server),
+    (Outbox, "rewind", omit_rewind),
+    (Outbox, "redeliver", redeliver_unmarked),
+    (Outbox, "confirm", trust_any_acknowledgement),
+    (Session, "probe", never_probe),
+    (Session, "connect", hear_of_any_connection),
+    (Acceptor, "_remember", remember_nothing),
+    (Connector, "sendable", send_before_the_welcome),
+    (Connector, "_greet", greet_once_only),
+]

@@ -1,0 +1,67 @@
+"""Broken subscriptions: wrong gaps, wrong order, and beginnings that nobody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from broken import Mutation
+from remit.codec import Wire
+from remit.following import Subscription as Followed
+from remit.protocol.subscriptions import Subscription
+from remit.publishing import Publishing
+
+
+def number_only_what_is_kept(self: Subscription, sealed: bytes, now: float) -> None:
+    before = self.dropped
+    original_offer(self, sealed, now)
+    if self.dropped > before:
+        self._last -= 1
+
+
+def newest_first(self: Subscription, most: int, now: float) -> Iterator[tuple[int, bytes]]:
+    self._queue.reverse()
+    yield from original_take(self, most, now)
+
+
+def repeat(self: Subscription, most: int, now: float) -> Iterator[tuple[int, bytes]]:
+    for number, sealed in original_take(self, most, now):
+        yield number, sealed
+        yield number, sealed
+
+
+def count_a_gap_too_far(self: Followed, number: int, wire: Wire) -> None:
+    if number - self._last > 1:
+        self._last -= 1
+    original_heard(self, number, wire)
+
+
+def tell_of_no_gap(self: Followed, missing: int | None) -> None:
+    if missing is None:
+        original_gap(self, missing)
+
+
+def begin_anew(self: Publishing, session: Any, identifier: int, *options: Any) -> None:
+    self._drop(session, identifier)
+    original_subscribe(self, session, identifier, *options)
+
+
+def tell_nobody_of_the_end(self: Publishing, session: Any, subscription: Subscription) -> None:
+    self._drop(session, subscription.id)
+
+
+original_offer = Subscription.offer
+original_take = Subscription.take
+original_heard = Followed.heard
+original_gap = Followed._gap
+original_subscribe = Publishing.subscribe
+
+MUTATIONS: list[Mutation] = [
+    (Subscription, "offer", number_only_what_is_kept),
+    (Subscription, "take", newest_first),
+    (Subscription, "take", repeat),
+    (Followed, "heard", count_a_gap_too_far),
+    (Followed, "_gap", tell_of_no_gap),
+    (Publishing, "subscribe", begin_anew),
+    (Publishing, "_end", tell_nobody_of_the_end),
+]
