@@ -160,6 +160,11 @@ class Asking:
             if request.idempotent and 0 < request.place <= self._outbox.done:
                 self._outbox.pending.append(request.data)
 
+    def refused(self, why: Exception) -> None:
+        """The server will not continue this session: nobody is going to answer."""
+        for request in self._requests.close():
+            self._fail(request, why)
+
     def expire(self, now: float) -> None:
         """Fail what is late."""
         for request in self._requests.late(now):

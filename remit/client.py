@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from remit.asking import PROGRESS, OnProgress
@@ -14,6 +15,7 @@ from remit.errors import LinkClosed, Undelivered, WouldDeadlock
 from remit.event import Event
 from remit.following import Following, OnGap, Subscription
 from remit.inbound import RENEWED, Urgent
+from remit.keyed import signing
 from remit.leaving import remember
 from remit.listeners import Listening, OnError
 from remit.location import Location
@@ -38,7 +40,8 @@ class Client(Listening):
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A daemon
     thread, started at first use, sends, listens and resends; with ``threaded=False`` the caller does that by
-    `tick`. Options not given are taken from the location's query. May be pickled, and used after a fork: what
+    `tick`. Options not given are taken from the location's query. With a ``key``, or a ``key_file`` that holds it, only
+    a server with the same one is spoken to. May be pickled, and used after a fork: what
     travels is the location and the options. Raises LocationError, PluginError.
     """
 
@@ -56,6 +59,8 @@ class Client(Listening):
         linger: float | None = None,
         request_timeout: float | None = None,
         heartbeat: float | None = None,
+        key: str | bytes | None = None,
+        key_file: str | Path | None = None,
         threaded: bool = True,
         on_error: OnError | None = None,
     ) -> None:
@@ -70,6 +75,8 @@ class Client(Listening):
             "linger": linger,
             "request_timeout": request_timeout,
             "heartbeat": heartbeat,
+            "key": key,
+            "key_file": key_file,
         }
         self._codec = codec
         self._threaded = threaded
@@ -77,6 +84,7 @@ class Client(Listening):
         self._transport = find_transport(self._location.scheme)
         named = codec if isinstance(codec, str) else None
         self._settings, self._bare = settle(self._location, self._transport.options, {**self._given, "codec": named})
+        self._transport = signing(self._transport, self._settings.key)
         self._runtime: Runtime | None = None
         self._closed = False
         self._following = Following()

@@ -67,16 +67,24 @@ class Pair:
         self._closed = False
 
     @classmethod
-    def bind(cls, location: str | Location | None = None, *, lease: float = LEASE) -> Pair:
-        """Open a location and be joined by one other. Raises LocationInUse and what `Server` raises."""
+    def bind(cls, location: str | Location | None = None, *, lease: float = LEASE, **options: Any) -> Pair:
+        """Open a location and be joined by one other. ``options`` are those of `Server`.
+
+        Raises LocationInUse and what `Server` raises.
+        """
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        return cls(_Bound(location, lease, signals), signals)
+        return cls(_Bound(Server(location, **options), lease, signals), signals)
 
     @classmethod
-    def connect(cls, location: str | Location | None = None, *, lease: float = LEASE, timeout: float = TIMEOUT) -> Pair:
-        """Join the one who bound the location. Raises PairBusy if somebody has, RequestTimeout, and as `Client`."""
+    def connect(
+        cls, location: str | Location | None = None, *, lease: float = LEASE, timeout: float = TIMEOUT, **options: Any
+    ) -> Pair:
+        """Join the one who bound the location. ``options`` are those of `Client`.
+
+        Raises PairBusy if somebody has, RequestTimeout, and as `Client`.
+        """
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        return cls(_Joined(location, lease, timeout, signals), signals)
+        return cls(_Joined(Client(location, **options), lease, timeout, signals), signals)
 
     @property
     def location(self) -> Location:
@@ -131,11 +139,11 @@ class Pair:
 class _Bound:
     """The end that owns the seat."""
 
-    def __init__(self, location: str | Location | None, lease: float, signals: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
         self._signals = signals
         self._seat = Seat(lease=lease)
         self._seated = threading.Condition()
-        self._server = Server(location)
+        self._server = server
         self._server.answering.services[JOIN] = self._join
         self._server.controls[SIGNAL] = self._signalled
         self._server.forgetters.append(self._left)
@@ -206,13 +214,11 @@ class _Bound:
 class _Joined:
     """The end that takes the seat."""
 
-    def __init__(
-        self, location: str | Location | None, lease: float, timeout: float, signals: queue.SimpleQueue[Any]
-    ) -> None:
+    def __init__(self, client: Client, lease: float, timeout: float, signals: queue.SimpleQueue[Any]) -> None:
         self._signals = signals
         self._lease = lease
         self._lost = ""
-        self._client = Client(location)
+        self._client = client
         self._client.controls[SIGNAL] = self._signalled
         self._client.controls[PARTED] = lambda wire, *_: self._parted(*wire.args)
         self._client.controls[RENEWED] = lambda *_: self._lose("the other one has begun anew")

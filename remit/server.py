@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from remit.answering import Answering, session_of
@@ -16,6 +17,7 @@ from remit.config import resolve
 from remit.endpoint import ServerEndpoint
 from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, ReentrantTick
 from remit.keeping import PATIENCE, Keeping
+from remit.keyed import count_with, signing
 from remit.listeners import Listening, OnError
 from remit.location import Location
 from remit.plugins import find_transport
@@ -45,7 +47,8 @@ class Server(Listening):
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A small
     thread keeps the link alive while nobody ticks; ``threaded=False`` does without. Options not given are taken from
-    the location's query. Raises LocationError, PluginError, LocationInUse, TransportError.
+    the location's query. With a ``key``, or a ``key_file`` that holds it, only clients with the same one are heard.
+    Raises LocationError, PluginError, LocationInUse, TransportError.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class Server(Listening):
         threaded: bool = True,
         linger: float | None = None,
         session_ttl: float | None = None,
+        key: str | bytes | None = None,
+        key_file: str | Path | None = None,
     ) -> None:
         super().__init__(on_error)
-        self._given = {"linger": linger, "session_ttl": session_ttl}
+        self._given = {"linger": linger, "session_ttl": session_ttl, "key": key, "key_file": key_file}
         self._threaded = threaded
         self._asked = resolve(location)
         self._endpoint: ServerEndpoint | None = None
@@ -82,6 +87,7 @@ class Server(Listening):
     def _open(self) -> ServerEndpoint:
         transport = find_transport(self._asked.scheme)
         self._settings, bare = settle(self._asked, transport.options, self._given)
+        transport = signing(transport, self._settings.key)
         link = transport.bind(bare)
         self._location = link.location.replace(options=self._asked.options)
         capabilities = link.capabilities
@@ -94,6 +100,7 @@ class Server(Listening):
             session_ttl=self._settings.session_ttl,
             sees_peers=capabilities.sees_peers,
         )
+        count_with(transport, machine)
         self._endpoint = ServerEndpoint(machine, link)
         self.keeping = Keeping(self._endpoint, threaded=self._threaded)
         _SERVERS.add(self)
