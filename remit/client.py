@@ -19,10 +19,10 @@ from remit.keyed import signing
 from remit.leaving import remember
 from remit.listeners import Listening, OnError
 from remit.location import Location
+from remit.opened import ticked_here
 from remit.plugins import find_transport
 from remit.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 from remit.runtime import Runtime
-from remit.server import ticked_here
 from remit.settings import settle
 
 if TYPE_CHECKING:
