@@ -169,6 +169,11 @@ class Asking:
             )
         self._outbox.pending.extend(each.data for each in self._requests.unanswered(self._outbox.kept()))
 
+    def refused(self, why: Exception) -> None:
+        """The server will not continue this session: nobody is going to answer."""
+        for request in self._requests.close():
+            self._fail(request, why)
+
     def expire(self, now: float) -> None:
         """Fail what is late."""
         for request in self._requests.late(now):

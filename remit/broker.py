@@ -27,7 +27,8 @@ class Broker:
 
     A job is given to another worker when the one that has it dies: that happens ``lease`` seconds after it was last
     heard of, or earlier when its connection is lost and does not come back. After ``max_attempts`` workers have died of
-    it, it is a dead letter. ``queue`` bounds the jobs in here; beyond it a request is refused. Raises as `Server` does.
+    it, it is a dead letter. ``queue`` bounds the jobs in here; beyond it a request is refused. Other ``options``
+    are those of `Server`. Raises as that does.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Broker:
         max_attempts: int = 3,
         queue: int = 65_536,
         on_error: OnError | None = None,
+        **options: Any,
     ) -> None:
-        self.server = Server(location, on_error=on_error)
+        self.server = Server(location, on_error=on_error, **options)
         self._brokering = Brokering(
             self.server.answering, self.server.post, lease=lease, max_attempts=max_attempts, queue=queue
         )

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ __all__ = ["main"]
 FAILED: Final = 2
 """Exit code when Remit refused; argparse uses the same for a wrong command line."""
 INTERRUPTED: Final = 128 + signal.SIGINT
+TABLE_BEGINS, TABLE_ENDS = "<!-- capabilities: begin -->", "<!-- capabilities: end -->"
 LOOK: Final = 60.0
 """Seconds of one wait at the most; what arrives, and a signal, end it earlier."""
 
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     what = conformance.add_mutually_exclusive_group(required=True)
     what.add_argument("location", metavar="LOCATION", nargs="?", help=f"{where}; fresh ones are made of it")
     what.add_argument("--table", action="store_true", help="print what the installed transports declare, as Markdown")
+    conformance.add_argument("--into", metavar="FILE", help=f"with --table: write it there, after {TABLE_BEGINS}")
     conformance.add_argument("--json", action="store_true", help="print the outcomes as JSON once all are known")
     conformance.add_argument("--deadline", type=float, help="seconds for each check (20)")
     conformance.set_defaults(run=_conformance)
@@ -169,8 +172,7 @@ def _conformance(given: argparse.Namespace) -> int:
     from remit.testing.harness import DEADLINE
 
     if given.table:
-        print(report.capability_table())
-        return 0
+        return _table(report.capability_table(), given.into)
     location = resolve(given.location)
     outcomes: list[Outcome] = []
     for outcome in report.conformance(location, deadline=given.deadline or DEADLINE):
@@ -179,6 +181,20 @@ def _conformance(given: argparse.Namespace) -> int:
             print(report.told(outcome), flush=True)
     print(report.json_report(location, outcomes) if given.json else report.summary(outcomes))
     return int(any(outcome.verdict is Verdict.FAILED for outcome in outcomes))
+
+
+def _table(table: str, into: str | None) -> int:
+    if into is None:
+        print(table)
+        return 0
+    page = Path(into)
+    before, begins, rest = page.read_text().partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not ends:
+        print(f"remit: {into} has no {TABLE_BEGINS} followed by {TABLE_ENDS}: write them into it", file=sys.stderr)
+        return FAILED
+    page.write_text(f"{before}{begins}\n\n{table}\n\n{ends}{after}")
+    return 0
 
 
 # -- parts -----------------------------------------------------------------------------------------------------

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any
 
 from remit.asking import PROGRESS, OnProgress
-from remit.codec import Codec, find_codec
-from remit.config import resolve
-from remit.errors import LinkClosed, Undelivered, WouldDeadlock
+from remit.codec import Codec
+from remit.connection import SETTLE, Connection
+from remit.errors import WouldDeadlock
 from remit.event import Event
 from remit.following import Following, OnGap, Subscription
-from remit.inbound import RENEWED, Urgent
-from remit.leaving import remember
-from remit.listeners import Listening, OnError
+from remit.inbound import RENEWED
+from remit.listeners import OnError
 from remit.location import Location
-from remit.plugins import find_transport
+from remit.opened import ticked_here
 from remit.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
-from remit.runtime import Runtime
-from remit.server import ticked_here
-from remit.settings import settle
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["Client"]
 
-SETTLE: Final = 0.25
-"""Seconds that a wait for a server ticked by this very thread may take: acknowledgements may be under way."""
 _NOTHING: Mapping[str, Any] = {}
 
 
-class Client(Listening):
+class Client(Connection):
     """The end that emits. Connects at its first use, and again whenever the connection is lost.
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A daemon
     thread, started at first use, sends, listens and resends; with ``threaded=False`` the caller does that by
-    `tick`. Options not given are taken from the location's query. May be pickled, and used after a fork: what
+    `tick`. Options not given are taken from the location's query. With a ``key``, or a ``key_file`` that holds it, only
+    a server with the same one is spoken to. May be pickled, and used after a fork: what
     travels is the location and the options. Raises LocationError, PluginError.
     """
 
@@ -56,11 +48,12 @@ class Client(Listening):
         linger: float | None = None,
         request_timeout: float | None = None,
         heartbeat: float | None = None,
+        key: str | bytes | None = None,
+        key_file: str | Path | None = None,
         threaded: bool = True,
         on_error: OnError | None = None,
     ) -> None:
-        super().__init__(on_error)
-        self._given = {
+        given = {
             "delivery": delivery,
             "when_full": when_full,
             "queue": queue,
@@ -70,18 +63,11 @@ class Client(Listening):
             "linger": linger,
             "request_timeout": request_timeout,
             "heartbeat": heartbeat,
+            "key": key,
+            "key_file": key_file,
         }
-        self._codec = codec
-        self._threaded = threaded
-        self._location = resolve(location)
-        self._transport = find_transport(self._location.scheme)
-        named = codec if isinstance(codec, str) else None
-        self._settings, self._bare = settle(self._location, self._transport.options, {**self._given, "codec": named})
-        self._runtime: Runtime | None = None
-        self._closed = False
+        super().__init__(location, given, codec=codec, threaded=threaded, on_error=on_error)
         self._following = Following()
-        self.urgent: dict[str, Urgent] = {}
-        """What takes events of Remit's own on the thread that serves the connection, by name."""
         self.controls[PROGRESS] = lambda wire, *_: wire.args[0](*wire.args[1:])
         self.controls[PUBLISHED] = lambda wire, *_: self._following.published(self._spoken(), wire)
         self.controls[RENEWED] = lambda *_: self._renewed()
@@ -248,112 +234,3 @@ class Client(Listening):
         for subscription in self._following:
             subscription.renewed()
             self.submit(SUBSCRIBE, *subscription.wanted, idempotent=True)
-
-    # -- life --------------------------------------------------------------------------------------------------
-
-    @property
-    def location(self) -> Location:
-        """Where the server is reached."""
-        return self._location
-
-    @property
-    def linger(self) -> float:
-        """Seconds that `close` waits unless told otherwise."""
-        return self._settings.linger
-
-    @property
-    def connected(self) -> bool:
-        """Whether a server has welcomed this client on the present connection."""
-        return self._runtime is not None and self._runtime.connected
-
-    def stats(self) -> dict[str, int]:
-        """Return counters: what waits, what is under way, what was dropped, refused or repeated."""
-        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
-        return counters | (self._runtime.stats() if self._runtime else {})
-
-    def close(self, linger: float | None = None) -> None:
-        """Wait up to ``linger`` seconds until all is confirmed, then end. May be called twice.
-
-        Raises Undelivered, which names what was not confirmed.
-        """
-        runtime, self._runtime = self._runtime, None
-        self._closed = True
-        if runtime is None:
-            return
-        bound = self._settings.linger if linger is None else linger
-        here = ticked_here(self._location)
-        drained = runtime.drain(min(SETTLE, bound) if here else bound, quiet=True)
-        left = runtime.close(bound)
-        if left is None:
-            return
-        if here and not drained:
-            raise left from WouldDeadlock("this thread ticks the server itself: tick it before closing the client")
-        raise left
-
-    def __enter__(self) -> Client:
-        if self._runtime is None:
-            self._open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        except Undelivered as lost:
-            if error is None:
-                raise
-            error.add_note(f"and while leaving the client: {lost}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._location, self._codec, self._threaded, self._given)
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else "connected" if self.connected else "not connected"
-        return f"<Client {self._location} {state}>"
-
-    def _open(self) -> Runtime:
-        if self._closed:
-            raise LinkClosed(f"the client to {self._location} is closed")
-        hear = weakref.WeakMethod(self._dispatch)
-        runtime = Runtime(
-            self._transport,
-            self._bare,
-            self._settings,
-            codec=None if isinstance(self._codec, str) else self._codec,
-            threaded=self._threaded,
-            dispatch=hear,
-        )
-        runtime.urgent.update(self.urgent)
-        self._runtime = runtime
-        remember(self)
-        return runtime
-
-    @property
-    def crowded(self) -> bool:
-        """Whether `emit` may have to wait for room."""
-        runtime = self._runtime or self._open()
-        return len(runtime.pending) >= runtime.capacity
-
-    def beat(self, seconds: float) -> None:
-        """From now on ask after this many seconds of silence whether the server is there."""
-        (self._runtime or self._open()).beat(seconds)
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the server was last heard; infinity before the first time."""
-        return float("inf") if self._runtime is None else self._runtime.silence
-
-    def _spoken(self) -> Codec:
-        return find_codec(self._settings.codec) if self._codec is None else find_codec(self._codec)
-
-    def _after_fork(self) -> None:
-        """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""
-        self._renew_lock()
-        runtime, self._runtime = self._runtime, None
-        if runtime is not None:
-            runtime.abandon()
-
-
-def _rebuild(location: Location, codec: str | Codec | None, threaded: bool, given: dict[str, Any]) -> Client:
-    return Client(location, codec=codec, threaded=threaded, **given)

@@ -11,7 +11,7 @@ import msgspec
 from remit.errors import CodecError
 from remit.event import Event
 
-__all__ = ["CODECS", "JSON", "Codec", "MessagePack", "Wire", "find_codec"]
+__all__ = ["CODECS", "JSON", "UNREADABLE", "Codec", "MessagePack", "Wire", "find_codec"]
 
 
 class Wire(msgspec.Struct, array_like=True, gc=False):
@@ -80,7 +80,7 @@ class MessagePack:
         """Return the events of a MessagePack body. Raises CodecError."""
         try:
             return self._decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise CodecError(f"not a MessagePack list of events: {error}") from error
 
 
@@ -108,10 +108,12 @@ class JSON:
         """Return the events of a JSON body. Raises CodecError."""
         try:
             return self._decode(body)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise CodecError(f"not a JSON list of events: {error}") from error
 
 
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading a stranger's bytes by msgspec may raise: two of them are not its own."""
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 
 CODECS: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (MessagePack(), JSON())}

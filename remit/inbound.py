@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from remit.asking import Asking
 from remit.codec import Wire
+from remit.errors import SessionRefused
 from remit.protocol.connector import Connector
 from remit.protocol.session import Received, Session
 from remit.sender import Sender
@@ -57,6 +58,8 @@ class Inbound:
             asking.renewed()
             self.renewed(machine.session)
         if len(asking):
+            if machine.refusal is not None:
+                asking.refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
             asking.expire(now)
 
     def sort(self, ready: deque[Received]) -> None:

@@ -16,6 +16,10 @@ from remit.transport import Wakeable, Waker
 
 __all__ = ["PATIENCE", "Keeping"]
 
+SOON: Final = 0.002
+"""Seconds after which the keeper sends what somebody left who neither ticks nor waits."""
+AT_IT: Final = 0.05
+"""Seconds that the keeper waits for somebody who is about to do the same."""
 KEEP: Final = 0.3
 """Seconds after which the keeper looks after a link that nobody ticks."""
 PATIENCE: Final = 15.0
@@ -36,17 +40,21 @@ class Keeping:
         self.waker = Waker()
         self.pumped = time.monotonic()
         """When somebody last looked after the link, or is going to have done so."""
+        self.waiter = 0
+        """Ident of the thread that waited last."""
         self._both: dict[int, selectors.BaseSelector] = {}
         self._stopping = threading.Event()
+        self._call = _Call()
         self._keeper: threading.Thread | None = None
         if threaded:
-            args = weakref.ref(self), self._stopping
+            args = weakref.ref(self), self._stopping, self._call
             self._keeper = threading.Thread(target=_keep, args=args, name="remit-keeper", daemon=True)
             self._keeper.start()
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Send what waits, then return after ``timeout`` seconds or earlier if there may be something to tick."""
         endpoint, machine = self.endpoint, self.endpoint.machine
+        self.waiter = threading.get_ident()
         with endpoint.lock:
             if machine.writable:
                 endpoint.flush()
@@ -56,9 +64,16 @@ class Keeping:
             endpoint.wait(timeout, self.waker if waker is None else self._with(waker))
             self.waker.clear()
 
+    def call(self) -> None:
+        """Have the keeper send what waits for clients, if nobody else does so soon. From any thread."""
+        if not self._call.made:
+            self._call.made = True
+            self._call.news.set()
+
     def close(self, linger: float) -> None:
         """Say farewell, and end within ``linger`` seconds."""
         self._stopping.set()
+        self._call.news.set()
         self.waker.wake()
         with self.endpoint.lock:
             self._say_farewell(time.monotonic() + min(linger, FAREWELL))
@@ -85,6 +100,18 @@ class Keeping:
                 for _ in itertools.repeat(None, 0 if self._stopping.is_set() else PUMPS):
                     if endpoint.pump():
                         break
+        finally:
+            endpoint.lock.release()
+
+    def send_what_is_left(self) -> None:
+        """Send what waits for clients, unless somebody else is at it."""
+        endpoint = self.endpoint
+        if not endpoint.machine.writable or not endpoint.lock.acquire(timeout=AT_IT):
+            return
+        try:
+            with contextlib.suppress(TransportError):  # as in `keep`
+                if not self._stopping.is_set():
+                    endpoint.flush()
         finally:
             endpoint.lock.release()
 
@@ -121,11 +148,27 @@ class _Pollable:
         return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
 
 
-def _keep(reference: weakref.ref[Keeping], stopping: threading.Event) -> None:
-    """Thread: look after the link now and then, until it is closed or forgotten."""
-    while not stopping.wait(KEEP):
+class _Call:
+    """A word to the keeper."""
+
+    def __init__(self) -> None:
+        self.made = False
+        self.news = threading.Event()
+
+
+def _keep(reference: weakref.ref[Keeping], stopping: threading.Event, call: _Call) -> None:
+    """Thread: look after the link now and then, and when called, until it is closed or forgotten."""
+    while True:
+        called = call.news.wait(KEEP)
+        # Whoever ticks or waits after all has sent it until then, and many calls are one.
+        if stopping.wait(SOON if called else 0.0):
+            return
+        call.news.clear()
+        call.made = False
         keeping = reference()
         if keeping is None:
             return
+        if called:
+            keeping.send_what_is_left()
         keeping.keep()
         del keeping

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from remit.errors import Undelivered
 
 if TYPE_CHECKING:
-    from remit.client import Client
+    from remit.connection import Connection
 
 __all__ = ["remember"]
 
@@ -22,12 +22,12 @@ logger = logging.getLogger("remit")
 EXIT_LINGER: Final = 5.0
 """Seconds in which all clients that are still open at the interpreter's exit may deliver, together."""
 
-_CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
+_CLIENTS: weakref.WeakSet[Connection] = weakref.WeakSet()
 _registered: set[int] = set()
 """Processes in which `_close_all` will be called."""
 
 
-def remember(client: Client) -> None:
+def remember(client: Connection) -> None:
     """Close ``client`` at the process's exit if nobody did before."""
     _CLIENTS.add(client)
     if os.getpid() in _registered:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from remit.errors import BadLocation, UnknownOption
 
 __all__ = ["Location", "read_count", "read_flag", "read_seconds", "read_size"]
 
+SECRETS: Final = ("key",)
+"""Options that show no more than a password does."""
+HIDDEN: Final = "***"
+_SECRET_IN_QUERY: Final = re.compile(rf"([?&](?:{'|'.join(SECRETS)})=)[^&]*")
 _FIELDS = ("scheme", "host", "port", "path", "username", "password", "options")
 
 
@@ -19,8 +24,8 @@ class Location:
     """Where a server is reached: frozen, hashable and picklable.
 
     ``Location("unix:///run/me/events.sock?linger=2s")`` reads a URL. ``Location("127.0.0.1", 5555)`` names a
-    host and a port and leaves the transport to the configuration. The password never shows in ``str`` or
-    ``repr``; `url` has it. Raises BadLocation.
+    host and a port and leaves the transport to the configuration. The password and a ``key`` never show in ``str``
+    or ``repr``; `url` has them. Raises BadLocation.
     """
 
     __slots__ = _FIELDS
@@ -46,8 +51,8 @@ class Location:
 
     @property
     def url(self) -> str:
-        """The whole URL, with the password."""
-        return self._url(quote(self.password, safe=""))
+        """The whole URL, with the password and the key."""
+        return self._url(quote(self.password, safe=""), self.options)
 
     def replace(self, **changes: Any) -> Location:
         """Return a copy with some fields changed; ``options`` may be a mapping."""
@@ -70,20 +75,22 @@ class Location:
             try:
                 values[name] = readers[name](text)
             except ValueError as error:
-                raise BadLocation(f"option {name}={text!r} of {self}: {error}") from error
+                shown = HIDDEN if name in SECRETS else repr(text)
+                raise BadLocation(f"option {name}={shown} of {self}: {error}") from error
         return values
 
-    def _url(self, password: str) -> str:
+    def _url(self, password: str, options: tuple[tuple[str, str], ...]) -> str:
         user = quote(self.username, safe="")
         credentials = f"{user}:{password}@" if self.password else f"{user}@" if user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port is None else f":{self.port}"
-        query = "?" + urlencode(self.options) if self.options else ""
+        query = "?" + urlencode(options, safe=HIDDEN) if options else ""
         scheme = f"{self.scheme}://" if self.scheme else ""
         return f"{scheme}{credentials}{host}{port}{quote(self.path)}{query}"
 
     def __str__(self) -> str:
-        return self._url("***")
+        shown = tuple((name, HIDDEN if name in SECRETS else text) for name, text in self.options)
+        return self._url(HIDDEN, shown)
 
     def __repr__(self) -> str:
         return f"Location({str(self)!r})"
@@ -130,7 +137,7 @@ def _from_url(url: str, port: int | None) -> dict[str, Any]:
     if port is not None:
         raise BadLocation(f"a port besides a URL: write it into {_masked(url)!r}")
     if parts.fragment:
-        raise BadLocation(f"a location has no fragment: remove '#{parts.fragment}' from {_masked(url)!r}")
+        raise BadLocation(f"a location has no fragment: write a '#' as %23 in {_masked(url)!r}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     if len({name for name, _ in pairs}) < len(pairs):
         raise BadLocation(f"an option is given twice in {_masked(url)!r}")
@@ -163,6 +170,7 @@ def _ends_in_password(netloc: str, url: str) -> bool:
 
 
 def _masked(url: str) -> str:
+    url = _SECRET_IN_QUERY.sub(rf"\g<1>{HIDDEN}", url)
     head, at, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://***@{tail}" if at else url
 

@@ -53,16 +53,24 @@ class Pair:
         self._closed = False
 
     @classmethod
-    def bind(cls, location: str | Location | None = None, *, lease: float = LEASE) -> Pair:
-        """Open a location and be joined by one other. Raises LocationInUse and what `Server` raises."""
+    def bind(cls, location: str | Location | None = None, *, lease: float = LEASE, **options: Any) -> Pair:
+        """Open a location and be joined by one other. ``options`` are those of `Server`.
+
+        Raises LocationInUse and what `Server` raises.
+        """
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        return cls(_Bound(location, lease, signals), signals)
+        return cls(_Bound(Server(location, **options), lease, signals), signals)
 
     @classmethod
-    def connect(cls, location: str | Location | None = None, *, lease: float = LEASE, timeout: float = TIMEOUT) -> Pair:
-        """Join the one who bound the location. Raises PairBusy if somebody has, RequestTimeout, and as `Client`."""
+    def connect(
+        cls, location: str | Location | None = None, *, lease: float = LEASE, timeout: float = TIMEOUT, **options: Any
+    ) -> Pair:
+        """Join the one who bound the location. ``options`` are those of `Client`.
+
+        Raises PairBusy if somebody has, RequestTimeout, and as `Client`.
+        """
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        return cls(_Joined(location, lease, timeout, signals), signals)
+        return cls(_Joined(Client(location, **options), lease, timeout, signals), signals)
 
     @property
     def location(self) -> Location:
@@ -117,8 +125,8 @@ class Pair:
 class _Bound:
     """The end that owns the seat."""
 
-    def __init__(self, location: str | Location | None, lease: float, signals: queue.SimpleQueue[Any]) -> None:
-        self._server = Server(location)
+    def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
+        self._server = server
         self._owner = Owner(self._server.answering, self._server.post, signals.put, lease=lease)
         self._server.controls |= self._owner.controls
         self._server.forgetters.append(self._owner.left)
@@ -155,10 +163,8 @@ class _Bound:
 class _Joined:
     """The end that takes the seat."""
 
-    def __init__(
-        self, location: str | Location | None, lease: float, timeout: float, signals: queue.SimpleQueue[Any]
-    ) -> None:
-        self._client = Client(location)
+    def __init__(self, client: Client, lease: float, timeout: float, signals: queue.SimpleQueue[Any]) -> None:
+        self._client = client
         self._guest = Guest(self._client, signals.put, lease=lease)
         self._client.controls |= self._guest.controls
         try:

@@ -14,6 +14,7 @@ from remit.endpoint import ClientEndpoint
 from remit.errors import FrameTooLarge, SessionRefused, Undelivered
 from remit.event import Event
 from remit.inbound import Dispatch, Inbound
+from remit.keyed import count_with
 from remit.location import Location
 from remit.outgate import LARGE, Outgate
 from remit.protocol.connector import Connector, State
@@ -69,6 +70,7 @@ class Runtime:
         self._machine = Connector(
             self._codec, self._outbox, max_frame=capabilities.max_frame, heartbeat=settings.heartbeat
         )
+        count_with(transport, self._machine)
         self._endpoint = ClientEndpoint(self._machine, link, connect)
         self._wheel = Wheel()
         self.asking = Asking(self._codec, self._outbox, self._post, self._cancel)

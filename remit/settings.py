@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Final
 
+from remit.errors import BadLocation
 from remit.location import Location, read_count, read_seconds
 from remit.protocol.acceptor import SESSION_TTL
 from remit.protocol.connector import HEARTBEAT
@@ -51,6 +53,8 @@ class Settings:
     """Seconds of silence after which a client asks whether its server is there."""
     session_ttl: float = SESSION_TTL
     """Seconds for which a server keeps the session of a client that has gone."""
+    key: bytes | None = field(default=None, repr=False)
+    """What both ends share: every frame is signed with it, and none is taken that is not."""
 
 
 READERS: Final[Mapping[str, Callable[[str], Any]]] = {
@@ -64,6 +68,8 @@ READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "request_timeout": read_seconds,
     "heartbeat": read_seconds,
     "session_ttl": read_seconds,
+    "key": str,
+    "key_file": str,
 }
 
 
@@ -72,22 +78,45 @@ def settle(
 ) -> tuple[Settings, Location]:
     """Return the settings, and the location with only the transport's own options left.
 
-    ``given`` are keyword arguments; None means "not given". Raises UnknownOption, BadLocation, ValueError.
+    ``given`` are keyword arguments; None means "not given". A key is read from its file. Raises
+    UnknownOption, BadLocation, ValueError.
     """
     values = location.read({**READERS, **transport_options})
     own = {name: value for name, value in values.items() if name in READERS}
+    if given.get("key") is not None or given.get("key_file") is not None:
+        own.pop("key", None)
+        own.pop("key_file", None)
     own.update({name: value for name, value in given.items() if value is not None})
+    own["key"] = _key(own.get("key"), own.pop("key_file", None))
     settings = replace(Settings(), **own)
     _check(settings)
     rest = {name: text for name, text in location.options if name not in READERS}
     return settings, location.replace(options=rest)
 
 
+def _key(key: str | bytes | None, file: str | Path | None) -> bytes | None:
+    """Return the key that is given, or that a file holds without the white space around it; None: there is none."""
+    if key is not None and file is not None:
+        raise BadLocation("key and key_file are both given; leave one of them out")
+    if file is not None:
+        try:
+            key = Path(file).read_bytes().strip()
+        except OSError as error:
+            raise BadLocation(f"key_file cannot be read: {error}; name a file that holds the key") from error
+    if key is None:
+        return None
+    if not isinstance(key, str | bytes):
+        raise TypeError(f"a key is bytes or a text, not {type(key).__name__}")
+    if not key:
+        raise BadLocation("the key is empty: make one, for example by `openssl rand -hex 32`")
+    return key.encode() if isinstance(key, str) else bytes(key)
+
+
 def _check(settings: Settings) -> None:
     for name, known in (("when_full", POLICIES), ("delivery", DELIVERIES)):
         if getattr(settings, name) not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(settings, name)!r}")
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    for each in fields(settings):
+        value = getattr(settings, each.name)
         if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{field.name} is not negative: {value!r}")
+            raise ValueError(f"{each.name} is not negative: {value!r}")

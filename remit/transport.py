@@ -123,6 +123,7 @@ class Capabilities:
     """Bytes that may be under way to one peer before the backend itself would lose some; None: no bound."""
     crosses_processes: bool = True
     crosses_hosts: bool = False
+    """A location's host and port are all that a client needs to reach the server."""
     lossy: bool = False
     """Frames may vanish without `Down` or `Gap`."""
     sees_peers: bool = True
@@ -131,8 +132,6 @@ class Capabilities:
     """`Up` carries the peer's `Credentials`."""
     forks: bool = True
     """A forked child of a process that used it may open links of its own; if not, start processes by exec."""
-    fan_out: bool = False
-    """The backend can copy one frame to many peers by itself."""
 
 
 class Wakeable(Protocol):

@@ -14,9 +14,9 @@ from redis_server import RedisServer
 
 from remit import Location
 
-TRANSPORTS = ("memory", "unix", "zmq+tcp", "zmq+ipc", "nng+tcp", "nng+ipc", "redis")
+TRANSPORTS = ("memory", "chaos+memory", "unix", "zmq+tcp", "zmq+ipc", "zmq+inproc", "nng+tcp", "nng+ipc", "redis")
 """All of them; the environment's REMIT_TRANSPORTS, separated by commas, selects others."""
-WITHIN_PROCESS = ("memory",)
+WITHIN_PROCESS = ("memory", "chaos+memory", "zmq+inproc")
 """Those that no process but their own can reach."""
 
 OF_ONE = {"test_zeromq.py": "zmq", "test_nng.py": "nng", "test_redis.py": "redis"}
@@ -40,8 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def location(transport_name: str, request: pytest.FixtureRequest) -> Location:
     """A fresh place where a server may bind; those on TCP leave the port to the system."""
     unique = f"t{os.getpid()}-{next(_numbers)}"
-    if transport_name == "memory":
-        return Location(f"memory://{unique}")
+    if transport_name in WITHIN_PROCESS:
+        return Location(f"{transport_name}://{unique}")
     if transport_name in ("redis", "rediss"):
         return Location(request.getfixturevalue("redis_url"), prefix=unique)
     if transport_name.endswith("tcp"):

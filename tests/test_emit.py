@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from waiting import tick_until, wait_until
 
-from remit import Client, Event, Location, Server
+from remit import Client, Event, Location, Server, keeping
 from remit.errors import (
     CodecError,
     EmitTimeout,
@@ -348,3 +348,19 @@ def test_run_and_stop(location: Location) -> None:
         server.run(timeout=20)
         assert server.stats()["dispatched"] == 1
         client.close()
+
+
+def test_what_is_emitted_between_ticks_leaves_although_nobody_ticks_or_waits_any_more(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "KEEP", 3600.0)
+    heard: list[int] = []
+    with Server(location) as server, Client(server.location) as client:
+        senders = []
+        server.add_listener("hello", lambda event: senders.append(event.sender), pass_event=True)
+        client.add_listener("n", heard.append)
+        client.emit("hello")
+        tick_until(server, lambda: client.flush(0.0))
+        for number in range(100):
+            server.emit_to(senders[0], "n", number)
+        wait_until(lambda: heard == list(range(100)))

@@ -75,7 +75,7 @@ class Acceptor:
             except ProtocolError as error:
                 self.rejected[error.reason] += 1
                 if error.reason == "version" and arrival.peer not in self._by_peer:
-                    self._refuse(arrival.peer, "version", str(error))
+                    self._refuse(arrival.peer, "version", str(error), arrival.data)
         elif isinstance(arrival, Up):
             if arrival.credentials is not None:
                 self._attested[arrival.peer] = arrival.credentials
@@ -91,7 +91,7 @@ class Acceptor:
         if kind is Kind.HELLO or kind is Kind.BYE:
             self._control(peer, session, frames.unpack(kind, frame), now)
         elif session is None or frames.generation_of(frame) > session.generation:
-            self.strangers.append((peer, frames.who()))
+            self._unknown(peer, kind, frame)
         elif kind is Kind.CANCEL:
             self._cancelled(session, frames.read_cancel(frame), now)
         else:
@@ -99,6 +99,15 @@ class Acceptor:
             received = session.hear(kind, frame, now)
             if received:
                 self.ready.append(received)
+
+    def _unknown(self, peer: Peer, kind: Kind, frame: bytes) -> None:
+        """Hear somebody without a session: have him say who he is, unless he signs what nobody here can check."""
+        if kind is Kind.KNOCK or kind is Kind.SEALED:
+            self.rejected["keyed"] += 1
+        if kind is Kind.KNOCK:
+            self._refuse(peer, "keyed", "this server has no key", frame)
+        elif kind is not Kind.SEALED:
+            self.strangers.append((peer, frames.who()))
 
     def _cancelled(self, session: Session, request: int, now: float) -> None:
         session.heard = now
@@ -173,8 +182,8 @@ class Acceptor:
             )
         )
 
-    def _refuse(self, peer: Peer, reason: str, detail: str) -> None:
-        self.strangers.append((peer, frames.pack(Refuse(reason, detail))))
+    def _refuse(self, peer: Peer, reason: str, detail: str, frame: bytes = b"") -> None:
+        self.strangers.append((peer, frames.pack(Refuse(reason, detail, frames.about(frame)))))
 
     def _down(self, peer: Peer, now: float) -> None:
         self._attested.pop(peer, None)

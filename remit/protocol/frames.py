@@ -11,6 +11,13 @@ Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Th
     WHO       nothing                      "I do not know you on this connection: say HELLO"
     HELLO, WELCOME, REFUSE, BYE            a MessagePack array, see the classes below
 
+and where both ends share a key (`remit.protocol.guard`)::
+
+    KNOCK     number 16 bytes, tag 16 bytes              "I want to say HELLO"
+    ADMIT     the same number, another one, tag          "say it, sealed with what these numbers make"
+    SEALED    channel 8 bytes, number u64, any other frame, tag
+    STRANGER  channel 8 bytes, tag                       "I do not know this channel: knock again"
+
 The generation counts a session's connections: what comes late from another one tells numbers of another one.
 Numbers are big-endian. Sequence numbers begin with 1; 0 marks events that are sent at most once.
 """
@@ -23,6 +30,7 @@ from typing import Final
 
 import msgspec
 
+from remit.codec import UNREADABLE
 from remit.errors import ProtocolError
 
 __all__ = [
@@ -34,11 +42,13 @@ __all__ = [
     "Kind",
     "Refuse",
     "Welcome",
+    "about",
     "ack",
     "ack_within",
     "cancel",
     "events_head",
     "generation_of",
+    "head",
     "kind_of",
     "pack",
     "ping",
@@ -69,6 +79,10 @@ class Kind(enum.IntEnum):
     REFUSE = 8
     BYE = 9
     CANCEL = 10
+    KNOCK = 11
+    ADMIT = 12
+    SEALED = 13
+    STRANGER = 14
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -113,6 +127,8 @@ class Refuse(msgspec.Struct, array_like=True, frozen=True):
 
     reason: str
     detail: str
+    about: bytes = b""
+    """What a KNOCK that is refused was, so that its sender knows that it was heard; empty for any other frame."""
 
 
 class Bye(msgspec.Struct, array_like=True, frozen=True):
@@ -149,6 +165,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
     kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _TYPES.items()
 }
+_KNOCK: Final = bytes((Kind.KNOCK,))
 _kinds = {bytes((kind,)): kind for kind in Kind}
 
 
@@ -162,6 +179,16 @@ def kind_of(frame: bytes) -> Kind:
     if kind is None:
         raise ProtocolError("kind", f"unknown kind {frame[3]}")
     return kind
+
+
+def head(kind: Kind) -> bytes:
+    """Return the four bytes that a frame of this kind begins with."""
+    return _HEADS[kind]
+
+
+def about(frame: bytes) -> bytes:
+    """Return what a refusal repeats of a frame: all that could be altered on the way of a KNOCK, else nothing."""
+    return bytes(frame[2:]) if frame[3:4] == _KNOCK else b""
 
 
 def generation_of(frame: bytes) -> int:
@@ -257,6 +284,6 @@ def unpack(kind: Kind, frame: bytes) -> _Control:
     """Return the control message of a frame. Raises ProtocolError."""
     try:
         control: _Control = _decoders[kind].decode(memoryview(frame)[4:])
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ProtocolError("malformed", f"{kind.name}: {error}") from error
     return control

@@ -11,6 +11,7 @@ from remit.testing.bench import Bench, expect, expect_same
 from remit.testing.check import NotApplicable, Topic
 from remit.testing.elsewhere import ended, forked, running
 from remit.testing.life import refuses
+from remit.testing.relay import Relay
 from remit.transport import SERVER, Frame
 
 __all__ = ["TOPIC"]
@@ -92,6 +93,21 @@ def another_process_is_reached(bench: Bench) -> None:
     told = [up.credentials.pid for up in server.ups if up.credentials is not None]
     said = [int(data) for data in server.frames]
     expect(told in ([], said), f"the peer says that it is process {said}, and its credentials say {told}")
+
+
+@TOPIC.check(
+    4, "By a host and a port alone, with bytes passed on from there, a client is reached.", capability="crosses_hosts"
+)
+def another_host_is_reached(bench: Bench) -> None:
+    server = bench.bind()
+    place = server.link.location
+    expect(place.host and place.port, f"{place} names no host and no port; if it has a port of its own, write it there")
+    relay = Relay(place)
+    try:
+        bench.meet(server, bench.connect(relay.location))
+        expect(relay.passed, "a client reached the server in another way than by the address it was given")
+    finally:
+        relay.close()
 
 
 def call(bench: Bench, place: Location) -> None:

@@ -115,7 +115,9 @@ def a_client_that_goes_is_gone(bench: Bench) -> None:
 
 def fresh(end: End) -> End:
     """Return the same end with nothing arrived yet."""
-    return End(end.link)
+    again = End(end.link)
+    again.late = end.late
+    return again
 
 
 @TOPIC.check(5, "Of each client Up comes first and Down last, with a reason, and its last words in between.")

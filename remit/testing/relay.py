@@ -34,13 +34,17 @@ class Relay:
         else:
             here = "::1" if ":" in server.host else "127.0.0.1"
             self._listener.bind((here, 0))
-            self.location = server.replace(host=here, port=self._listener.getsockname()[1])
+            # The name stays where it means the same: a certificate may be made out to it.
+            host = server.host if server.host == "localhost" else here
+            self.location = server.replace(host=host, port=self._listener.getsockname()[1])
         self._listener.listen()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._flowing = threading.Event()
         self._flowing.set()
         self._closed = False
+        self.passed = 0
+        """Connections that came this way."""
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -77,6 +81,7 @@ class Relay:
                 return
             server = _socket(self._server)
             if server.connect_ex(_address(self._server)) == 0:
+                self.passed += 1
                 self._join(client, server)
             else:
                 client.close()

@@ -243,6 +243,7 @@ def test_the_window_bounds_what_is_under_way() -> None:
         (b"RM\x07\x01", "version"),
         (b"RM\x01\xee", "kind"),
         (b"RM\x01\x06\xc1\xc1", "malformed"),
+        (b"RM\x01\x09\x92\xa1\xff\x01", "malformed"),
     ],
 )
 def test_a_bad_frame_is_counted_and_the_server_goes_on(frame: bytes, reason: str) -> None:
@@ -266,12 +267,15 @@ def test_no_bytes_can_break_either_end(garbage: bytes) -> None:
         world.client.arrived(Frame(SERVER, frame), world.now)
 
 
-def test_an_unreadable_frame_is_passed_over_not_asked_for_again() -> None:
+@pytest.mark.parametrize(
+    "event", [b"\xc1", b"\x92\xa1\xff\x90", b"\x92\xa1n" + b"\x91" * 10_000], ids=["no", "text", "deep"]
+)
+def test_an_unreadable_frame_is_passed_over_not_asked_for_again(event: bytes) -> None:
     world = World()
     world.emit(1)
     world.step()
     outbox = world.client.session.outbox
-    outbox.pending.append(b"\xc1")
+    outbox.pending.append(event)
     world.emit(3)
     world.settle()
     assert world.server.rejected == {"undecodable": 1}

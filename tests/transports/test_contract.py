@@ -13,9 +13,11 @@ from redis_server import RedisServer
 from remit import Location
 from remit.testing import Check, Disruption, Harness, TransportSuite, UrlHarness
 
-PAST_THE_RELAY = ("memory", "nng+tcp", "nng+ipc")
+PAST_THE_RELAY = ("memory", "chaos+memory", "zmq+inproc", "nng+tcp", "nng+ipc")
 """Those without a wire, or whose ends agree upon one of their own, past whatever stands between them."""
 PATIENCE = 1.0
+CHAOS_PATIENCE = 0.3
+"""Less: what is not declared was tried without chaos."""
 
 
 class RedisHarness(UrlHarness):
@@ -55,3 +57,11 @@ class TestContract(TransportSuite):
                 yield RedisHarness(server)
         else:
             yield UrlHarness(location, patience=PATIENCE, relayed=transport_name not in (*PAST_THE_RELAY, "redis"))
+
+
+class TestChaosContract(TransportSuite):
+    """Chaos that is asked for no fault keeps the contract around every transport."""
+
+    @pytest.fixture
+    def harness(self, location: Location) -> Harness:
+        return UrlHarness(location.replace(scheme=f"chaos+{location.scheme}"), patience=CHAOS_PATIENCE)

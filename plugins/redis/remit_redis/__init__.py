@@ -21,4 +21,4 @@ def remit_transport(scheme: str) -> Transport | None:
         return None
     from remit_redis.transport import RedisTransport
 
-    return RedisTransport()
+    return RedisTransport(scheme)

@@ -64,13 +64,6 @@ class RedisTransport:
     All locations with the same server, database and prefix are one location.
     """
 
-    capabilities = Capabilities(
-        max_frame=1024 * 1024,
-        # Redis keeps what a slow subscriber has not read, and drops the subscriber when it is too much: 16
-        # clients that fill their windows must stay below 4 MiB.
-        window=256 * 1024,
-        crosses_hosts=True,
-    )
     options: Mapping[str, Callable[[str], Any]] = {
         "ca": _read_file,
         "db": _read_database,
@@ -78,6 +71,15 @@ class RedisTransport:
         "max_frame": _read_max_frame,
         "prefix": _read_prefix,
     }
+
+    def __init__(self, scheme: str) -> None:
+        self.capabilities = Capabilities(
+            max_frame=1024 * 1024,
+            # Redis keeps what a slow subscriber has not read, and drops the subscriber when it is too much: 16
+            # clients that fill their windows must stay below 4 MiB.
+            window=256 * 1024,
+            crosses_hosts=scheme != "redis+unix",
+        )
 
     def bind(self, location: Location) -> Link:
         """Open the server's end. Waits for the lease of a server that died to run out.

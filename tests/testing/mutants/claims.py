@@ -98,6 +98,15 @@ plain(
     claims(crosses_processes=True),
     deadline=2.0,
 )
+plain("ClaimsToCrossHosts", "another_host_is_reached", "names no host and no port", claims(crosses_hosts=True))
+plain(
+    "MeetsOnlyAtOneAddress",
+    "another_host_is_reached",
+    "in another way than by the address",
+    claims(crosses_hosts=True),
+    place="memory://127.0.0.1:7",
+    deadline=QUICK,
+)
 plain("ClaimsToAttest", "peers_are_attested", "carries no credentials", claims(attests_peers=True))
 plain(
     "AttestsAnother",
