@@ -190,6 +190,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @given(st.text(max_size=30))
+@example(" ?")
 def test_what_was_read_once_is_read_the_same_again(text: str) -> None:
     try:
         location = Location(f"x://{text}")
