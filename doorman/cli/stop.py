@@ -48,7 +48,7 @@ def chosen(what: str, views: Sequence[ManagerView]) -> Chosen:
     qualified = [view for view in views if slash and view.name == manager]
     found = _holding(task, qualified) or _holding(what, views)
     if len(found) > 1:
-        choices = " or ".join(f"{each.manager.name}/{what}" for each in found)
+        choices = " or ".join(sorted(f"{each.manager.name}/{what}" for each in found))
         raise BadCommandLine(f"several managers have a task {what!r}: say which, as {choices}")
     if found:
         return found[0]

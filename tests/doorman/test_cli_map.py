@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import DOORMAN, doorman, ended, running, started, until_seen
-from waiting import DEADLINE
+from waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")
 
@@ -154,6 +154,7 @@ def test_what_a_journal_says_is_done_is_not_run_again(tmp_path: Path) -> None:
     words += ("sh", "-c", script, ":::", "a", "b", "c")
     with started(*words) as process:
         until_seen("m", lambda view: running(view) and view.tasks[0].name == "c")
+        wait_until(lambda: (tmp_path / "ran").read_text().split() == ["a", "b", "c"])
         process.kill()
         process.wait(DEADLINE)
     (tmp_path / "mended").touch()

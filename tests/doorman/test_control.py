@@ -49,10 +49,11 @@ def asked(manager: ProcessManager, question: Any) -> Any:
         return answers[0]
 
 
-def test_a_manager_of_ones_own_is_found_and_asked(location: Location) -> None:
-    if location.scheme == "memory":
-        pytest.skip("crosses no processes")
-    with ProcessManager(location, grace=1.0) as manager, Control(manager, name="mine", progress=lambda: "half"):
+def test_a_manager_of_ones_own_is_found_and_asked(crossing_location: Location) -> None:
+    with (
+        ProcessManager(crossing_location, grace=1.0) as manager,
+        Control(manager, name="mine", progress=lambda: "half"),
+    ):
         task = manager.add_task(Task(stay, name="stays"))
         while task.identity is None:
             manager.tick()

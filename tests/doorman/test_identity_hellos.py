@@ -107,7 +107,7 @@ def test_I13_a_late_hello_is_told_to_die_and_runs_nothing(place, tmp_path, end):
         fifo(tmp_path / "alive") as alive,
         ProcessManager(place, launcher=launcher, hello_timeout=patience, grace=0.5) as manager,
     ):
-        task = manager.add_task(Task(marked, tmp_path / "ran", retries=1))
+        task = manager.add_task(Task(marked, tmp_path / "ran", retries=int(end == "tried again")))
         tick_until(manager, lambda: task.state is State.PROVING)
         assert opened(alive)
         if end == "cancelled":

@@ -39,7 +39,7 @@ def daemonise(path: Path) -> NoReturn:
         if not os.fork():
             path.with_suffix(".part").write_text(f"{os.getpid()}")
             path.with_suffix(".part").rename(path)
-            stay_stubbornly(path)
+            stay_stubbornly(path.with_suffix(".up"))
         os._exit(0)
     os.wait()
     stay()
