@@ -187,7 +187,12 @@ class ServerGuard:
         raise ProtocolError("stranger", "a frame of a channel that is not known here")
 
     def _begin(self, peer: Peer, channel: Channel) -> None:
+        offers = self._offered.pop(peer, {})
         self.leave(peer)
+        # What was offered later may be what the client is about to use: this one's first frame was late.
+        later = list(offers)[list(offers).index(channel.id) + 1 :]
+        if later:
+            self._offered[peer] = {identifier: offers[identifier] for identifier in later}
         while len(self._channels) >= CHANNELS:
             del self._channels[next(iter(self._channels))]
         self._channels[peer] = channel

@@ -260,6 +260,18 @@ def test_a_knock_that_came_twice_opens_one_channel() -> None:
     assert ends.client.rejected == {"stale": 1}
 
 
+def test_a_greeting_that_comes_late_does_not_spoil_the_one_after_it() -> None:
+    ends = Ends()
+    ends.up(hello())
+    ends.replies()
+    late = ends.first()
+    ends.up(said := hello())
+    ends.replies()
+    assert ends.carry_up(late) is not None
+    assert ends.carry_up(ends.first()) == said
+    assert not ends.server.rejected
+
+
 def test_a_lost_admission_is_made_up_for_by_the_next_hello() -> None:
     ends = Ends()
     ends.up(hello())
