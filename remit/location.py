@@ -139,8 +139,8 @@ def _from_url(url: str, port: int | None) -> dict[str, Any]:
     if parts.fragment:
         raise BadLocation(f"a location has no fragment: write a '#' as %23 in {_masked(url)!r}")
     host = parts.hostname or ""
-    if any(character.isspace() for character in host):
-        raise BadLocation(f"the host in {_masked(url)!r} has a space in it")
+    if host != host.strip():
+        raise BadLocation(f"the host in {_masked(url)!r} begins or ends with a space")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     if len({name for name, _ in pairs}) < len(pairs):
         raise BadLocation(f"an option is given twice in {_masked(url)!r}")

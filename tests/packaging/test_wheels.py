@@ -79,7 +79,7 @@ def test_a_wheel_states_what_an_index_must_know(wheels: dict[str, Path], name: s
     assert metadata.get_payload(), "a page without a description"
     requirements = [text.partition(";")[0].strip() for text in metadata.get_all("Requires-Dist")]
     if name == "remit":
-        assert metadata.get_all("Provides-Extra") == ["all", "nng", "redis", "zeromq"]
+        assert metadata.get_all("Provides-Extra") == ["all", "cli", "nng", "redis", "zeromq"]
         assert {"remit-nng", "remit-redis", "remit-zeromq"} <= set(requirements)
     else:
         assert "remit" in requirements

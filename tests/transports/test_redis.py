@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -259,11 +260,13 @@ signal.pause()
 
 
 @contextlib.contextmanager
-def child(verb: str, location: Location) -> Iterator[subprocess.Popen[str]]:
-    """Another process with an end that is up and then does nothing."""
+def child(verb: str, location: Location, beside: Link | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Another process with an end that is up and then does nothing. ``beside`` is kept alive until then."""
     process = subprocess.Popen([sys.executable, "-c", CHILD, verb, location.url], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout:
+        if beside is not None:
+            until(lambda: beside.wait(0.01) or select.select([process.stdout], [], [], 0)[0])
         assert process.stdout.readline() == "up\n"
         yield process
         process.kill()
@@ -273,7 +276,7 @@ def child(verb: str, location: Location) -> Iterator[subprocess.Popen[str]]:
 def test_a_killed_client_is_noticed_without_sending(redis: Redis) -> None:
     """The server's end sees its peers go by itself."""
     server = transport.bind(redis.location.replace(options={"lease": "300ms"}))
-    with child("connect", redis.location) as process:
+    with child("connect", redis.location, beside=server) as process:
         peer = arrive(server, Up)[0].peer
         process.kill()
         assert arrive(server, Down)[0].peer == peer
