@@ -172,7 +172,9 @@ def test_process_that_does_not_descend_from_what_was_launched_is_refused(tmp_pat
 
 
 def test_wrapper_that_hands_over_and_ends_needs_leave_to_do_so(tmp_path):
-    with said(("setsid", "--fork"), tmp_path) as (words, wrapper):
+    # It ends once the worker has said hello, in a group of its own: what is still in the wrapper's ends with that one.
+    hands_over = f'setsid --fork "$0" "$@"; until test -e {tmp_path}/hello; do sleep 0.01; done'
+    with said(("sh", "-c", hands_over), tmp_path) as (words, wrapper):
         assert ended(wrapper)
         assert refused(words, worker_credential(), wrapper) is Refusal.NOT_DESCENDANT
         with verify(words, worker_credential(), wrapper, descendant=False).open() as process:
