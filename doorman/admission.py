@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeAlias
@@ -40,7 +39,7 @@ class Admission:
         self._resting: Timetable[Entry] = Timetable()
         self._due: dict[Entry, float] = {}
         self._occupancy = Occupancy()
-        self._turns = itertools.count()
+        self._turns = 0
         self._seen: tuple[Rule, ...] = ()
         self._general = Rules()
         self._by_load = False
@@ -63,13 +62,13 @@ class Admission:
         """Let a task wait, with its pickled call."""
         if not self._entries:
             self._occupancy.resume()
-        entry = self._entries[task] = Entry(task, call, next(self._turns))
+        entry = self._entries[task] = Entry(task, call, self._turn())
         if not self._dependencies.hold(task):
             self._ready(entry)
 
     def rest(self, task: Task, call: bytes, seconds: float) -> None:
         """Let a task wait that is to be tried again, but not before so many seconds."""
-        entry = self._entries[task] = Entry(task, call, next(self._turns))
+        entry = self._entries[task] = Entry(task, call, self._turn())
         if seconds <= 0:
             self._ready(entry)
             return
@@ -136,7 +135,7 @@ class Admission:
 
     def _look(self, taken: dict[Lane, None], start: _Start, fail: _Fail) -> bool:
         """Look at the lanes in turn; False if ``start`` had enough before the last."""
-        latest, held = next(self._turns), False
+        latest, held = self._turn(), False
         while (lane := self._next()) is not None:
             taken[lane] = None
             entry = lane.head()
@@ -193,6 +192,10 @@ class Admission:
             return 0.0
         # Nobody tells when a question has another answer, or what a process uses.
         return min(most, SAMPLE) if self._lanes.asked or self._by_load else most
+
+    def _turn(self) -> int:
+        self._turns += 1
+        return self._turns
 
     def _ready(self, entry: Entry) -> None:
         self._lanes.add(entry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -19,11 +18,12 @@ class Timetable(Generic[T]):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._entries: list[tuple[float, int, T]] = []
-        self._serials = itertools.count()
+        self._serial = 0
 
     def expect(self, what: T, seconds: float) -> None:
         """Let something come due in so many seconds."""
-        heapq.heappush(self._entries, (self._clock() + seconds, next(self._serials), what))
+        self._serial += 1
+        heapq.heappush(self._entries, (self._clock() + seconds, self._serial, what))
 
     def due(self) -> Iterator[T]:
         """Yield what has come due since the last call."""
