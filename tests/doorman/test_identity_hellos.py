@@ -47,6 +47,7 @@ def test_I01_hellos_in_any_order_give_each_task_its_own_process(crossing_locatio
         manager.server.add_listener("doorman.hello", lambda words: order.append(words["task"]))
         tasks = [manager.add_task(Task(sign_in, tmp_path / str(number))) for number in range(48)]
         manager.run(DEADLINE)
+        assert [task.exception(0) for task in tasks] == [None] * 48
         assert order != sorted(order, key=int), "no hello overtook another: the test proves nothing"
         written = [tuple(map(int, (tmp_path / str(number)).read_text().split()[:2])) for number in range(48)]
         assert [(task.identity.pid, task.identity.inode) for task in tasks] == written
