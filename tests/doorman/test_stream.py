@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chores import hear_signals
 from managing import tick_until
 from waiting import DEADLINE
 
@@ -123,8 +124,7 @@ def test_what_was_written_before_the_manager_kills_is_told(manager, heard):
     def write_and_stay() -> None:
         signal.signal(signal.SIGTERM, lambda *_: print("told to end"))
         print("up")
-        while True:
-            signal.pause()
+        hear_signals()
 
     manager.add_task(Task(write_and_stay))
     tick_until(manager, lambda: heard)

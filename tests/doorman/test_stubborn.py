@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from chores import stay, stay_stubbornly
+from chores import hear_signals, stay, stay_stubbornly
 from managing import tick_until
 from waiting import DEADLINE
 
@@ -57,8 +57,7 @@ def stay_beside_a_child(folder: Path) -> NoReturn:
     if not child:
         signal.signal(signal.SIGTERM, told)
         (folder / "up").touch()
-        while True:
-            signal.pause()
+        hear_signals()
     os.waitpid(child, 0)
     (folder / "child-has-ended").touch()
     os._exit(0)

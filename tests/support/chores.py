@@ -38,8 +38,20 @@ def stay(path: Path | None = None) -> NoReturn:
     """Say that it is up, then run until it is stopped."""
     if path is not None:
         path.write_text(f"{os.getpid()}")
+    hear_signals()
+
+
+def hear_signals() -> NoReturn:
+    """Wait for ever, and run the handler of every signal that comes.
+
+    Not by `signal.pause`: a signal just before it would be handled only when another one comes.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    # A signal from before this line has its handler run by now, one from after it leaves a byte.
     while True:
-        signal.pause()
+        os.read(woken, 1)
 
 
 def stay_stubbornly(path: Path) -> NoReturn:
