@@ -32,7 +32,7 @@ kills: $(READY)
 	@DOORMAN_KILLS=$(KILLS) DOORMAN_SEED=$(SEED) REMIT_TRANSPORTS=unix $(BIN)/pytest tests/doorman/test_kills.py
 
 simulate: $(READY)
-	@$(BIN)/python -m remit.testing.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
+	@$(BIN)/python -m remit.testing.simulation.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
 
 bench: $(READY)
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --inexact --frozen --all-extras --group dev --group bench

@@ -13,25 +13,25 @@ from typing import Any, Final
 import cloudpickle
 import msgspec
 
-from doorman.admission import Admission
 from doorman.attempt import Attempt
 from doorman.errors import LaunchRefused, TaskDetached, TaskNotPicklable, WorkerDied
-from doorman.journal import Journal
-from doorman.lanes import Entry
+from doorman.journal.journal import Journal
+from doorman.journal.recorder import Recorder
+from doorman.journal.recovery import Recovery
 from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.inherited import InheritingLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
-from doorman.logs import Logs
+from doorman.output.logs import Logs
+from doorman.output.stream import OnOutput, Streams
 from doorman.owner import Owner, check_listeners
+from doorman.policy.admission import Admission
+from doorman.policy.lanes import Entry
 from doorman.progress import OnProgress
 from doorman.reception import Reception
-from doorman.recorder import Recorder
-from doorman.recovery import Recovery
 from doorman.rules import Rule
 from doorman.running import Due, Running
 from doorman.states import State
-from doorman.stream import OnOutput, Streams
 from doorman.task import Task
 from doorman.worker import Work
 from remit import Location, Server

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from doorman.adoption import Adoption
 from doorman.attempt import Attempt
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
+from doorman.journal.adoption import Adoption
+from doorman.journal.recorder import Recorder
 from doorman.progress import OnProgress, read, tell
-from doorman.recorder import Recorder
 from doorman.result import Outcome
 from doorman.running import Running
 from doorman.states import State

@@ -10,10 +10,10 @@ from typing import Final
 
 from doorman.attempt import Attempt
 from doorman.identity import Credential, Identity
+from doorman.policy.timetable import Timetable
 from doorman.process import Process
 from doorman.states import State
 from doorman.task import Task
-from doorman.timetable import Timetable
 
 __all__ = ["Due", "Running"]
 

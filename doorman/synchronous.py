@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from doorman.admission import Admission
 from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
-from doorman.lanes import Entry
 from doorman.launcher.leaving import exit_code
 from doorman.owner import Owner, check_listeners
+from doorman.policy.admission import Admission
+from doorman.policy.lanes import Entry
 from doorman.process import Process
 from doorman.progress import OnProgress, Progress, tell
 from doorman.rules import Rule

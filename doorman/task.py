@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from doorman.dependencies import check_owners, checked
 from doorman.errors import (
     IdentityRefused,
     RestartedTooOften,
@@ -25,18 +24,19 @@ from doorman.errors import (
     TaskNotPicklable,
 )
 from doorman.futures import TaskFuture, future_of
-from doorman.limits import Limits
 from doorman.owner import Owner, check_listeners
-from doorman.retry import Backoff, Comeback, Intensity, Restart
+from doorman.policy.dependencies import check_owners, checked
+from doorman.policy.limits import Limits
+from doorman.policy.retry import Backoff, Comeback, Intensity, Restart
 from doorman.states import ENDED, State, legal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from doorman.identity import Identity
-    from doorman.lines import Line
+    from doorman.output.lines import Line
+    from doorman.output.stream import OnOutput
     from doorman.progress import OnProgress, Progress
-    from doorman.stream import OnOutput
 
 __all__ = ["Owner", "Task"]
 

@@ -20,13 +20,13 @@ import msgspec
 from doorman import identity
 from doorman.current import CurrentTask, entered
 from doorman.errors import NotInTask
-from doorman.homecoming import Homecoming
 from doorman.identity import Credential
-from doorman.lastwords import leave_outcome
+from doorman.journal.homecoming import Homecoming
+from doorman.journal.lastwords import leave_outcome
 from doorman.launcher import Order
 from doorman.launcher.delivery import interpreter_flags, packed, take_order
 from doorman.launcher.leaving import exit_code
-from doorman.limits import Limits
+from doorman.policy.limits import Limits
 from doorman.progress import Progress, Reporter, signed
 from doorman.result import Outcome, failed, returned
 from remit import Client, Event, Location, Server

@@ -14,13 +14,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from remit.answering import Question, late, reply, send, told
 from remit.client import Client
 from remit.endpoint import ServerEndpoint
 from remit.errors import LinkClosed, Undelivered
-from remit.following import Subscription
 from remit.listeners import Listening
 from remit.location import Location
+from remit.patterns.answering import Question, late, reply, send, told
+from remit.patterns.following import Subscription
 from remit.protocol.session import Received, Session
 from remit.server import Server
 

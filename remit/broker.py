@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from remit.brokering import SWEEP, Brokering
 from remit.errors import LinkClosed
 from remit.listeners import OnError
 from remit.location import Location
+from remit.patterns.brokering import SWEEP, Brokering
 from remit.server import Server
 
 if TYPE_CHECKING:

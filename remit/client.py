@@ -7,17 +7,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from remit.asking import PROGRESS, OnProgress
 from remit.codec import Codec
-from remit.connection import SETTLE, Connection
+from remit.ends.connection import SETTLE, Connection
+from remit.ends.inbound import RENEWED
+from remit.ends.opened import ticked_here
 from remit.errors import WouldDeadlock
 from remit.event import Event
-from remit.following import Following, OnGap, Subscription
-from remit.inbound import RENEWED
 from remit.listeners import OnError
 from remit.location import Location
-from remit.opened import ticked_here
-from remit.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
+from remit.patterns.asking import PROGRESS, OnProgress
+from remit.patterns.following import Following, OnGap, Subscription
+from remit.patterns.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 
 __all__ = ["Client"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from remit.client import Client
 from remit.errors import LinkClosed, PairBusy, PeerLost, RequestFailed, SignalTimeout
 from remit.location import Location
-from remit.meeting import JOIN, Guest, Owner
+from remit.patterns.meeting import JOIN, Guest, Owner
 from remit.server import Server
 
 if TYPE_CHECKING:

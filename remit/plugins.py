@@ -31,7 +31,7 @@ __all__ = [
 
 BLOCK_VARIABLE: Final = "REMIT_BLOCK"
 """The environment's list of schemes, separated by commas, that `find_transport` refuses."""
-IN_THE_BOX: Final = {"memory": "remit.memory", "unix": "remit.unix"}
+IN_THE_BOX: Final = {"memory": "remit.transports.memory", "unix": "remit.transports.unix"}
 """What Remit itself claims; no other claimant displaces these, and finding them costs no scan."""
 OURSELVES: Final = "remit"
 CHAOS: Final = "chaos+"
@@ -65,14 +65,14 @@ class TransportInfo:
 def find_transport(scheme: str) -> Transport:
     """Return the transport that claims a scheme, loading its plugin and no other, once per process.
 
-    ``chaos+<scheme>`` is the transport of ``<scheme>``, spoiled as `remit.chaos` says.
+    ``chaos+<scheme>`` is the transport of ``<scheme>``, spoiled as `remit.transports.chaos` says.
     Raises TransportNotInstalled (none, or blocked), SchemeClaimedTwice, TransportBroken.
     """
     with _lock:
         _refuse_blocked(scheme)
         transport = _registered.get(scheme) or _found.get(scheme)
         if transport is None and scheme.startswith(CHAOS):
-            from remit.chaos import ChaosTransport  # here, because hardly a process needs it
+            from remit.transports.chaos import ChaosTransport  # here, because hardly a process needs it
 
             # Made anew each time: which transport is the wrapped one may change with register_transport().
             wrapped = scheme.removeprefix(CHAOS)

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from remit.answering import Answering, session_of
-from remit.asking import REQUEST
 from remit.codec import Wire
 from remit.endpoint import ServerEndpoint
+from remit.ends.opened import Opened
 from remit.errors import LinkClosed, ReentrantTick
 from remit.listeners import OnError
 from remit.location import Location
-from remit.opened import Opened
+from remit.patterns.answering import Answering, session_of
+from remit.patterns.asking import REQUEST
+from remit.patterns.publishing import SUBSCRIBE, UNSUBSCRIBE, Publishing
 from remit.protocol.session import Received, Session
-from remit.publishing import SUBSCRIBE, UNSUBSCRIBE, Publishing
 from remit.sender import Sender
 from remit.transport import Wakeable
 

@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from remit.answering import reply, told
-from remit.brokering import JOB, LEAVE, UNKNOWN
 from remit.client import Client
 from remit.codec import find_codec
-from remit.envelope import unseal
+from remit.ends.inbound import RENEWED
 from remit.errors import FrameTooLarge, RemitError
-from remit.inbound import RENEWED
 from remit.listeners import RESERVED, matcher
 from remit.location import Location
+from remit.patterns.answering import reply, told
+from remit.patterns.brokering import JOB, LEAVE, UNKNOWN
+from remit.patterns.envelope import unseal
+from remit.patterns.working import Job, Working
 from remit.typed import converter
-from remit.working import Job, Working
 
 if TYPE_CHECKING:
     import asyncio

@@ -10,10 +10,8 @@ import pytest
 from links import Pair, frames, put
 from waiting import tick_until
 
-from remit import Client, Location, Server, chaoslink
-from remit.chaos import ChaosTransport
+from remit import Client, Location, Server
 from remit.errors import BadLocation, FrameTooLarge, LinkClosed, TransportNotInstalled, UnknownOption
-from remit.memory import MemoryTransport
 from remit.plugins import (
     block_transport,
     find_transport,
@@ -24,6 +22,9 @@ from remit.plugins import (
 )
 from remit.sender import Sender
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, OwnedLink, Peer, Sent, Up, Wakeable
+from remit.transports import chaoslink
+from remit.transports.chaos import ChaosTransport
+from remit.transports.memory import MemoryTransport
 
 EVENTS = 2000
 BURST = 100

@@ -13,9 +13,9 @@ import pytest
 from remit import Location, configfile
 from remit.config import private_location, resolve
 from remit.errors import BadLocation, LocationError, TransportNotInstalled, UnknownLocation, UnknownOption
-from remit.memory import MemoryTransport
 from remit.plugins import register_transport, unregister_transport
 from remit.transport import Capabilities
+from remit.transports.memory import MemoryTransport
 
 
 @pytest.fixture(autouse=True)

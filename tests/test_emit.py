@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 from waiting import tick_until, wait_until
 
-from remit import Client, Event, Location, Server, keeping
+from remit import Client, Event, Location, Server
+from remit.ends import keeping
 from remit.errors import (
     CodecError,
     EmitTimeout,

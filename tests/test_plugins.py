@@ -15,7 +15,6 @@ import pytest
 from distributions import TRANSPORT, distribution
 
 from remit.errors import BadLocation, SchemeClaimedTwice, TransportBroken, TransportNotInstalled
-from remit.memory import MemoryTransport
 from remit.missing import explain_missing
 from remit.plugins import (
     block_transport,
@@ -25,6 +24,7 @@ from remit.plugins import (
     unblock_transport,
     unregister_transport,
 )
+from remit.transports.memory import MemoryTransport
 
 _numbers = itertools.count(1)
 
@@ -98,8 +98,8 @@ def test_a_plugin_may_look_for_another_transport_while_it_is_loaded(folder: Path
 def test_what_is_in_the_box_comes_by_entry_points_too() -> None:
     loaded = {entry.name: entry.load() for entry in entry_points(group="remit") if entry.name in ("memory", "unix")}
     assert {name: module.__name__ for name, module in loaded.items()} == {
-        "memory": "remit.memory",
-        "unix": "remit.unix",
+        "memory": "remit.transports.memory",
+        "unix": "remit.transports.unix",
     }
     for name, module in loaded.items():
         assert module.remit_transport(scheme=name) is find_transport(name)
@@ -135,7 +135,11 @@ BROKEN = {
     "hook returns None": (HOOK + "return None", None, "returned None"),
     "no hook": ("", None, "returned None"),
     "not a transport": (HOOK + "return object()", None, "no usable bind, connect, capabilities, options"),
-    "a class": ("from remit.memory import MemoryTransport\n" + HOOK + "return MemoryTransport", None, "instance"),
+    "a class": (
+        "from remit.transports.memory import MemoryTransport\n" + HOOK + "return MemoryTransport",
+        None,
+        "instance",
+    ),
 }
 
 
@@ -202,7 +206,7 @@ def test_a_second_claimant_of_what_is_in_the_box_is_reported_and_not_used(folder
     distribution(folder, "intruder", {"unix": "intruder"}, {"intruder": "1 / 0"})
     errors = {distribution: error for distribution, _, error in claims("unix")}
     assert errors == {"remit": "", "intruder": "not used: remit itself claims 'unix'"}
-    assert type(find_transport("unix")).__module__ == "remit.unix"
+    assert type(find_transport("unix")).__module__ == "remit.transports.unix"
 
 
 def test_listing_imports_no_plugin(folder: Path, scheme: str) -> None:

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from doorman.cli.table import TASK_HEAD, aligned, task_rows
+from doorman.control.remote import Remote, find, look_at_all
+from doorman.control.view import ManagerView
 from doorman.errors import ControlError
-from doorman.remote import Remote, find, look_at_all
-from doorman.view import ManagerView
 
 __all__ = ["asked", "looked", "main", "table"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from doorman.journal import Journal
+from doorman.journal.journal import Journal
 from doorman.manager import ProcessManager
 from doorman.states import State
 

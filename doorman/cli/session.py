@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-from doorman.control import Control
+from doorman.control.control import Control
 from doorman.errors import BadCommandLine
 from doorman.manager import ProcessManager
 from doorman.task import Task

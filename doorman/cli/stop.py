@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from doorman.cli.ps import asked, looked
+from doorman.control.remote import Remote
+from doorman.control.view import ManagerView, TaskView
 from doorman.errors import BadCommandLine, IdentityRefused
 from doorman.identity import Identity
 from doorman.process import Process
-from doorman.remote import Remote
-from doorman.view import ManagerView, TaskView
 
 __all__ = ["chosen", "main"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from doorman.view import ManagerView, TaskView
+from doorman.control.view import ManagerView, TaskView
 
 __all__ = ["TASK_HEAD", "aligned", "as_age", "as_memory", "task_row", "task_rows"]
 

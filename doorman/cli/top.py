@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from doorman.cli import ps
 from doorman.cli.table import TASK_HEAD, task_rows
+from doorman.control.remote import Remote, find
+from doorman.control.view import ManagerView
 from doorman.errors import BadCommandLine, ControlError
-from doorman.remote import Remote, find
-from doorman.view import ManagerView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

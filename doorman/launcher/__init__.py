@@ -33,7 +33,7 @@ class Order:
     detach: bool = False
     """True if the process is to outlive its manager."""
     record: str | None = None
-    """Where the end of a detached process is to be written down, for the next manager; see `doorman.lastwords`."""
+    """Where the end of a detached process is written down for the next manager: see `doorman.journal.lastwords`."""
 
 
 class Launched(NamedTuple):

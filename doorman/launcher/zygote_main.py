@@ -15,7 +15,8 @@ import traceback
 from collections import deque
 from typing import NamedTuple
 
-from doorman import lastwords, prctl
+from doorman import prctl
+from doorman.journal import lastwords
 from doorman.launcher import Exited, Order, warmup, wire
 from doorman.launcher.child import become
 from doorman.launcher.leaving import ExitHooks

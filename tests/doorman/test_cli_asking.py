@@ -15,7 +15,7 @@ import pytest
 from commands import DOORMAN, doorman, ended, looked_at, running, started, until_seen
 from waiting import DEADLINE, wait_until
 
-from doorman import registry
+from doorman.control import registry
 from remit import Location
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")

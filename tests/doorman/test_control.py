@@ -14,11 +14,12 @@ import pytest
 from chores import stay
 from waiting import DEADLINE
 
-from doorman import ProcessManager, Task, registry
-from doorman.control import LOOK, Control, proof
+from doorman import ProcessManager, Task
+from doorman.control import registry
+from doorman.control.control import LOOK, Control, proof
+from doorman.control.registry import Registration
+from doorman.control.remote import Remote, find
 from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent, NameTaken
-from doorman.registry import Registration
-from doorman.remote import Remote, find
 from remit import Location, Server
 from remit.transport import Credentials
 

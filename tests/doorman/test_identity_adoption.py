@@ -19,8 +19,8 @@ from waiting import DEADLINE, wait_until
 from doorman import Journal, ProcessManager, State, Task
 from doorman.errors import TaskDetached, WorkerDied
 from doorman.identity import Identity, Refusal, boot_id
+from doorman.journal.records import Launched, Proven, Started, folded
 from doorman.process import Process
-from doorman.records import Launched, Proven, Started, folded
 from remit import Location
 
 DETACHED = """
@@ -381,6 +381,6 @@ def test_I16_leaving_a_manager_leaves_what_is_detached_to_the_next(place, tmp_pa
 
 
 def _records(path: Path) -> list[Any]:
-    from doorman.journal import _records
+    from doorman.journal.journal import _records
 
     return _records(path)[0]

@@ -17,7 +17,7 @@ from waiting import DEADLINE
 
 from doorman import Journal, ProcessManager, State, Task
 from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, WorkerDied
-from doorman.records import Added, Again, Ended, Entry, Opened, Record, Started, decoded, encoded, folded
+from doorman.journal.records import Added, Again, Ended, Entry, Opened, Record, Started, decoded, encoded, folded
 from remit import Location
 
 
@@ -245,7 +245,7 @@ def test_it_can_be_read_while_a_manager_writes(path):
 
 
 def test_it_is_written_anew_before_it_grows_without_bound(path, monkeypatch):
-    monkeypatch.setattr("doorman.journal.ROTATE", 10_000)
+    monkeypatch.setattr("doorman.journal.journal.ROTATE", 10_000)
     with Journal(path, keep=5) as journal:
         for number in range(1000):
             journal.append(added(f"{number}", b"c" * 100), done(f"{number}"))
@@ -340,7 +340,7 @@ def test_what_had_told_its_result_ends_with_it(path, short_path, tmp_path):
     """The manager dies after it has confirmed a result, and before it has ended the task."""
     place = Location(f"unix://{short_path}/m")
     code = """
-from doorman.recorder import Recorder
+from doorman.journal.recorder import Recorder
 Recorder.ended = lambda self, task, *_: (say("now"), os.kill(os.getpid(), 9))
 manager = ProcessManager(location, journal=folder / "journal")
 manager.add_task(Task(impostors.marked, folder / "ran", name="task", retries=3))
@@ -382,7 +382,7 @@ def test_tasks_of_two_managers_have_ids_of_their_own(path, short_path):
 
 
 def test_a_task_in_the_policy_of_another_is_the_recovered_one(path, monkeypatch):
-    from doorman import recorder
+    from doorman.journal import recorder
 
     monkeypatch.setitem(recorder._POLICY, "partner", None)
     first, second = Task(pow, 1, 1), Task(pow, 1, 1)
@@ -394,7 +394,7 @@ def test_a_task_in_the_policy_of_another_is_the_recovered_one(path, monkeypatch)
 
 
 def test_what_cannot_be_pickled_does_not_keep_the_rest_of_a_policy(caplog):
-    from doorman import recorder
+    from doorman.journal import recorder
 
     task = Task(pow, 1, 1, retries=3, can_run=lambda: True)
     task.cwd = (line for line in ())
@@ -418,7 +418,7 @@ def test_a_manager_does_not_go_on_without_its_journal(path, monkeypatch):
     with ProcessManager(journal=path) as manager:
         manager.add_task(Task(pow, 2, 3))
         with monkeypatch.context() as patch:
-            patch.setattr("doorman.journal.encoded", lambda record: b"")
+            patch.setattr("doorman.journal.journal.encoded", lambda record: b"")
             patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
             with pytest.raises(JournalError, match="No space left"):
                 manager.add_task(Task(pow, 2, 4))

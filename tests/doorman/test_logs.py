@@ -13,7 +13,7 @@ from waiting import DEADLINE
 
 from doorman import ProcessManager, Task
 from doorman.errors import WorkerDied
-from doorman.logs import Logs, Outputs
+from doorman.output.logs import Logs, Outputs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from doorman import Backoff, Intensity, State, Task
 from doorman.errors import RestartedTooOften
-from doorman.retry import Comeback
+from doorman.policy.retry import Comeback
 
 BROKEN = OSError("broken")
 

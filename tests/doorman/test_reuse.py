@@ -16,8 +16,8 @@ import doorman
 from doorman import Crew, ProcessManager, current_task
 from doorman.errors import IdentityRefused, PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable, WorkerDied
 from doorman.identity import Credential
-from doorman.page import Page
-from doorman.parcel import CHUNK, Incoming, Kind, Outgoing
+from doorman.pools.page import Page
+from doorman.pools.parcel import CHUNK, Incoming, Kind, Outgoing
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_what_a_call_raises_comes_with_the_workers_traceback(manager):
         error = crew.submit(divmod, 1, 0).exception(DEADLINE)
         assert isinstance(error, ZeroDivisionError)
         assert isinstance(error.__cause__, TaskFailed)
-        assert "doorman/serving.py" in str(error.__cause__)
+        assert "doorman/pools/serving.py" in str(error.__cause__)
         assert "an exit is no end" in str(
             crew.submit(exec, "raise SystemExit('an exit is no end')").exception(DEADLINE)
         )

@@ -21,8 +21,8 @@ from waiting import DEADLINE
 from doorman import ProcessManager, State, Task
 from doorman.errors import WorkerDied
 from doorman.launcher.command import CommandLauncher
-from doorman.logs import Logs
-from doorman.stream import KEPT, Streams
+from doorman.output.logs import Logs
+from doorman.output.stream import KEPT, Streams
 from remit.errors import ReentrantTick
 
 Heard = list[tuple[str, str, str]]
@@ -316,7 +316,7 @@ def test_tasks_that_cannot_have_a_pipe_wait_until_they_can(manager, heard, speak
             raise OSError(24, "Too many open files")
         return real()
 
-    monkeypatch.setattr("doorman.stream.os.pipe", pipe)
+    monkeypatch.setattr("doorman.output.stream.os.pipe", pipe)
     manager.add_task(Task(speak, "one")).result(DEADLINE)
     assert next(failures, None) is None
     assert len(heard) == 2

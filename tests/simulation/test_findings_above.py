@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from remit.answering import Answering
-from remit.asking import Asking
-from remit.brokering import JOB, READY, UNKNOWN, Brokering
 from remit.codec import MessagePack, Wire
 from remit.errors import PeerLost
-from remit.meeting import JOIN, SIGNAL, Guest, Owner
+from remit.patterns.answering import Answering
+from remit.patterns.asking import Asking
+from remit.patterns.brokering import JOB, READY, UNKNOWN, Brokering
+from remit.patterns.meeting import JOIN, SIGNAL, Guest, Owner
+from remit.patterns.publishing import PUBLISHED, Publishing
+from remit.patterns.working import Job as Given
+from remit.patterns.working import Working
 from remit.protocol.jobs import Job, Jobs
 from remit.protocol.leases import Leases
 from remit.protocol.outbox import Outbox
 from remit.protocol.session import Session
-from remit.publishing import PUBLISHED, Publishing
 from remit.sender import Sender
-from remit.working import Job as Given
-from remit.working import Working
 
 CODEC = MessagePack()
 LEASE = 10.0

@@ -11,10 +11,11 @@ import pytest
 from remit.keyed import KeyedClientLink, KeyedServerLink
 from remit.protocol.guard import ClientGuard, ServerGuard
 from remit.protocol.sealing import Secret
-from remit.testing import simulation_client, simulation_server
-from remit.testing.simulation_network import ClientEnd, Host, ServerEnd
-from remit.testing.simulation_world import Actor
-from remit.testing.simulator import simulate
+from remit.testing.simulation import client as simulation_client
+from remit.testing.simulation import server as simulation_server
+from remit.testing.simulation.network import ClientEnd, Host, ServerEnd
+from remit.testing.simulation.simulator import simulate
+from remit.testing.simulation.world import Actor
 from remit.transport import Arrival, Peer, Sent
 
 SECRET = Secret(b"a key of the tests")

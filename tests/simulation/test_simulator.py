@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from remit.protocol.outbox import Outbox
-from remit.testing.simulator import SimulationFailed, main, simulate
+from remit.testing.simulation.simulator import SimulationFailed, main, simulate
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 from waiting import DEADLINE, wait_until
 
+from doorman.control.remote import find
+from doorman.control.view import ManagerView
 from doorman.errors import ControlError
-from doorman.remote import find
-from doorman.view import ManagerView
 
 __all__ = ["DOORMAN", "doorman", "ended", "line_of", "looked_at", "running", "started", "until_seen"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 TRANSPORT = """
 from remit.hookspecs import hookimpl
-from remit.memory import MemoryTransport
+from remit.transports.memory import MemoryTransport
 
 class Named(MemoryTransport):
     def __init__(self, scheme):

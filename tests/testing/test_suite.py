@@ -40,7 +40,7 @@ class TestMine(TransportSuite):
         return UrlHarness(request.param, deadline=1.0)
 """
 BROKEN = """
-from remit.memory import MemoryLink, MemoryTransport
+from remit.transports.memory import MemoryLink, MemoryTransport
 from remit.testing import Harness, TransportSuite, UrlHarness
 
 class Wrong(MemoryLink):

@@ -22,8 +22,8 @@ from links import DEADLINE, Pair, frames, in_time, losses, meet, transport_of, t
 from processes import another_process, said
 
 from remit import Location
-from remit.stream import BACKLOG, Unframer
 from remit.transport import SERVER, Arrival, Credentials, Down, Link, Sent, Up
+from remit.transports.stream import BACKLOG, Unframer
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_where_pidfds_share_an_inode_none_is_told(place: Location, monkeypatch: 
     pidfd = os.pidfd_open(os.getpid())
     device = os.fstat(pidfd).st_dev
     os.close(pidfd)
-    monkeypatch.setattr("remit.attest._anonymous_device", lambda: device)
+    monkeypatch.setattr("remit.transports.attest._anonymous_device", lambda: device)
     with Pair(place) as pair:
         pair.meet()
         ups = [arrival for arrival in pair.at_server if isinstance(arrival, Up)]

@@ -14,10 +14,10 @@ from links import DEADLINE, Pair, losses, meet, transport_of, turn, until
 from processes import another_process, said
 
 from remit import Location
-from remit.claim import Claim
 from remit.errors import BadLocation, LocationInUse, TransportError
 from remit.transport import Arrival
-from remit.unix import LONGEST_PATH
+from remit.transports.claim import Claim
+from remit.transports.unix import LONGEST_PATH
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_lock_file_that_has_lost_its_name_is_no_claim(path: Path, monkeypatch:
             path.with_name(path.name + ".lock").unlink()
         flock(descriptor, operation)
 
-    monkeypatch.setattr("remit.claim.fcntl.flock", lose_the_name_first)
+    monkeypatch.setattr("remit.transports.claim.fcntl.flock", lose_the_name_first)
     claim = Claim(str(path))
     assert lost
     with pytest.raises(LocationInUse):

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from remit.location import Location
-from remit.poller import Poller
 from remit.transport import Arrival, Capabilities, OwnedLink, Sent, Wakeable
+from remit.transports.poller import Poller
 from remit_nng.channel import Channel, Notes
 
 __all__ = ["CLAIM", "Descriptor", "NngLink"]

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import pynng
 
-from remit.claim import Claim
 from remit.location import Location
 from remit.transport import Capabilities, Down, Frame, Peer, Sent, Up
+from remit.transports.claim import Claim
 from remit_nng import places
 from remit_nng.channel import Channel, received
 from remit_nng.link import CLAIM, Descriptor, NngLink

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import pynng
 
-from remit.claim import Claim
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
 from remit.transport import Capabilities, Link
+from remit.transports.claim import Claim
 from remit_nng import forks, places
 from remit_nng.client import ClientLink
 from remit_nng.server import ServerLink

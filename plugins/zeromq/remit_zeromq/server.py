@@ -7,9 +7,9 @@ from typing import Final
 
 import zmq
 
-from remit.claim import Claim
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Down, Frame, Peer, Sent, Up
+from remit.transports.claim import Claim
 from remit_zeromq import context, inproc
 from remit_zeromq.endpoint import remove_socket
 from remit_zeromq.link import ZeroMQLink

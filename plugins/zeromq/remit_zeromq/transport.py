@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import zmq
 
-from remit.claim import Claim
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location
 from remit.transport import Capabilities, Link
+from remit.transports.claim import Claim
 from remit_zeromq import context, inproc
 from remit_zeromq.client import ClientLink, NeighbourLink
 from remit_zeromq.endpoint import endpoint_of, read_frames, read_limit, refuse_file

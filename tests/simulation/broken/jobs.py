@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterator
 
-import remit.brokering
+import remit.patterns.brokering
 from broken import Mutation
+from remit.patterns.working import Working
 from remit.protocol.jobs import Job, Jobs, Worker
 from remit.protocol.leases import Leases
 from remit.protocol.session import Session
-from remit.working import Working
 
 
 def lose_jobs_with_their_worker(self: Jobs, key: Hashable) -> list[Job]:
@@ -123,5 +123,5 @@ MUTATIONS: list[Mutation] = [
     (Leases, "_over", end_leases_early),
     (Leases, "_over", hold_an_old_loss_against_it),
     (Working, "lapsed", never_come_back),
-    (remit.brokering, "TOKEN_BITS", 0),
+    (remit.patterns.brokering, "TOKEN_BITS", 0),
 ]

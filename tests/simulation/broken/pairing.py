@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from broken import Mutation
-from remit.meeting import Guest, Owner
+from remit.patterns.meeting import Guest, Owner
 from remit.protocol.pairing import Seat
 from remit.protocol.session import Session
 

@@ -6,8 +6,8 @@ from collections.abc import Container
 from typing import Any
 
 from broken import Mutation
-from remit.answering import Answering
-from remit.asking import Asking
+from remit.patterns.answering import Answering
+from remit.patterns.asking import Asking
 from remit.protocol.connector import Connector
 from remit.protocol.outbox import Outbox
 from remit.protocol.requests import Request, Requests

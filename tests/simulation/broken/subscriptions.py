@@ -7,9 +7,9 @@ from typing import Any
 
 from broken import Mutation
 from remit.codec import Wire
-from remit.following import Subscription as Followed
+from remit.patterns.following import Subscription as Followed
+from remit.patterns.publishing import Publishing
 from remit.protocol.subscriptions import Subscription
-from remit.publishing import Publishing
 
 
 def number_only_what_is_kept(self: Subscription, sealed: bytes, now: float) -> None:

@@ -20,14 +20,14 @@ from mutants.making import (
 from mutants.sending import BlocksInSend
 from remit.errors import TransportError
 from remit.location import Location
-from remit.memory import MemoryLink
 from remit.testing import Disruption
 from remit.transport import (
     Arrival,
     Credentials,
     Up,
 )
-from remit.unix import UnixTransport
+from remit.transports.memory import MemoryLink
+from remit.transports.unix import UnixTransport
 
 
 @mutant("a_forked_child_is_refused", "does not raise ForkedLinkError")

@@ -18,11 +18,11 @@ from mutants.making import (
 )
 from remit.errors import LocationInUse
 from remit.location import Location
-from remit.memory import _HUBS, MemoryLink
 from remit.transport import (
     Arrival,
     Down,
 )
+from remit.transports.memory import _HUBS, MemoryLink
 
 
 @mutant("another_thread_is_refused", "does not raise WrongThreadError")

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 from remit.location import Location
-from remit.memory import _HUBS, MemoryLink, MemoryTransport
 from remit.places import fresh_name
 from remit.testing import Disruption, Harness
 from remit.transport import (
     Arrival,
     Transport,
 )
+from remit.transports.memory import _HUBS, MemoryLink, MemoryTransport
 
 HANGING = 0.5
 """Seconds after which a check that hangs, as it must, has failed."""

@@ -11,7 +11,6 @@ from mutants.making import (
     Sound,
     mutant,
 )
-from remit.memory import MemoryLink
 from remit.transport import (
     SERVER,
     Arrival,
@@ -21,6 +20,7 @@ from remit.transport import (
     Sent,
     Up,
 )
+from remit.transports.memory import MemoryLink
 
 
 @mutant("clients_are_told_apart", "not within .* hears from its server", deadline=QUICK)
@@ -51,7 +51,7 @@ class HasChangingTokens(Retold):
 @mutant("a_token_is_never_used_again", "tokens of clients")
 class ReusesTokens(Sound):
     def _meet(self, client: MemoryLink) -> None:
-        from remit.memory import _Route
+        from remit.transports.memory import _Route
 
         taken = {route.theirs for route in self._connections.values()}
         token = next(number for number in itertools.count(1) if number not in taken)

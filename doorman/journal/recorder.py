@@ -1,0 +1,246 @@
+"""Recorder: the manager's pen: each turn in a task's life goes into the journal before it matters."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import os
+import pickle
+import time
+from collections.abc import Container, Mapping
+from typing import Any, Final
+
+import cloudpickle
+
+from doorman.attempt import Attempt
+from doorman.errors import JournalError, TaskFailed
+from doorman.identity import Identity, boot_id
+from doorman.journal import lastwords
+from doorman.journal.journal import Journal
+from doorman.journal.records import Added, Again, Ended, Entry, Launched, Proven, Record, Started, Stopped, Told
+from doorman.process import Process
+from doorman.states import State
+from doorman.task import Task
+from remit import Location
+from remit.config import private_location
+
+__all__ = ["Recorder", "policy_of"]
+
+_QUESTIONS: Final = frozenset({"can_run", "cancel_when"})
+"""Parts of a policy that ask the program which made them; another one has to be given its own."""
+_POLICY: Final = {
+    name: parameter.default
+    for name, parameter in inspect.signature(Task).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in _QUESTIONS | {"kwargs"}
+}
+"""The parts of a policy, with what they are unless said otherwise."""
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes to a journal what a manager does; without a journal it does nothing."""
+
+    def __init__(self, journal: str | os.PathLike[str] | Journal | None) -> None:
+        self._ours = isinstance(journal, str | os.PathLike)
+        self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
+        self._told: set[str] = set()
+        self._leaving = False
+        self._ids: set[str] = set()
+
+    def remember(self, entry: Entry) -> None:
+        """Give its id to no other task, and write down no outcome twice."""
+        self._ids.add(entry.added.task)
+        if entry.told is not None:
+            self._told.add(entry.added.task)
+
+    def check(self) -> None:
+        """Raise JournalError if something could not be written: a manager must not go on without its journal."""
+        if self.journal is not None:
+            self.journal.check()
+
+    def leaving(self) -> None:
+        """From now on what is cancelled is not ended: the next manager is to have it again."""
+        self._leaving = True
+
+    def private_place(self) -> Location:
+        """Return a location of this manager's own: where the one before it was found, if there was one."""
+        if self.journal is None:
+            return private_location("doorman")
+        if self.journal.location is None:
+            self.journal.opened(pickle.dumps(private_location("doorman")))
+        place: Location = pickle.loads(self.journal.location or b"")
+        return place
+
+    def close(self) -> None:
+        """Let go of the journal; of one that is its user's, only from here."""
+        journal, self.journal = self.journal, None
+        if journal is not None and self._ours:
+            journal.close()
+
+    # -- a task's life -----------------------------------------------------------------------------------------
+
+    def added(self, task: Task, call: bytes) -> None:
+        """A task is wanted. Raises JournalError."""
+        if self.journal is None:
+            return
+        number = int(task.id)
+        while task.id in self._ids:  # Numbers begin anew in each process, those in the journal do not.
+            number += 1
+            task.id = f"{number}"
+        self._ids.add(task.id)
+        command = tuple(_plain(word) for word in task.argv)
+        self._write(Added(task.id, _plain(task.name), command, _pickled_policy(task), call))
+
+    def started(self, attempt: Attempt) -> None:
+        """A process is about to be asked for."""
+        self._told.discard(attempt.task.id)
+        secret, detach = attempt.credential.secret, attempt.task.detach
+        self._write(Started(attempt.task.id, attempt.id, attempt.number, secret, detach, boot_id()))
+
+    def launched(self, attempt: Attempt, process: Process) -> None:
+        """A process is there."""
+        self._write(Launched(attempt.task.id, process.pid, process.inode))
+
+    def proven(self, attempt: Attempt, identity: Identity) -> None:
+        """The process has proven itself, and is about to be told to go."""
+        self._write(Proven(attempt.task.id, identity, time.monotonic()))
+
+    def stopped(self, attempt: Attempt, ends_as: State) -> None:
+        """The process is about to be told to end."""
+        if not self._leaving:
+            self._write(Stopped(attempt.task.id, ends_as))
+
+    def told(self, attempt: Attempt) -> None:
+        """The outcome is here, and about to be confirmed."""
+        if attempt.outcome is not None and self.journal is not None:
+            self._told.add(attempt.task.id)
+            self._write(Told(attempt.task.id, attempt.outcome.encode()))
+
+    def again(self, task: Task) -> None:
+        """The task waits again."""
+        self._write(Again(task.id, task.attempt))
+
+    def ended(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
+        """The task has ended."""
+        if self.journal is None or task.id not in self._ids or self._is_for_the_next(task, state):
+            return
+        told = task.id in self._told and state in (State.DONE, State.FAILED)
+        silent = told or (error is None and state is not State.DONE)
+        kept = (None, None) if silent else _kept(task, value, error)
+        self._write(Ended(task.id, state, task.exit_code, task.signal, task.max_rss, *kept))
+        self._told.discard(task.id)
+
+    def _is_for_the_next(self, task: Task, state: State) -> bool:
+        """Tell whether a task ends here only because the manager is left, and may begin again under the next."""
+        may_again = task.identity is None or task.attempt <= task.retries or task.restart != "temporary"
+        return self._leaving and state in (State.CANCELLED, State.FAILED) and may_again
+
+    def _write(self, record: Record) -> None:
+        if self.journal is None:
+            return
+        try:
+            self.journal.append(record)
+        except JournalError:
+            if not self._leaving:
+                raise
+            _log.exception("the journal does not have all that happened while its manager was left")
+
+    # -- detached processes ------------------------------------------------------------------------------------
+
+    def place_of(self, attempt: Attempt) -> str | None:
+        """Return where a detached process leaves its last words; None if nobody would read them."""
+        if self.journal is None or not attempt.task.detach:
+            return None
+        return str(self.journal.make_folder() / attempt.id)
+
+    def recall(self, attempt: Attempt) -> None:
+        """Take in what a detached process has left behind, as far as it is not known already."""
+        place = self.place_of(attempt)
+        if place is None:
+            return
+        if attempt.outcome is None:
+            attempt.outcome = lastwords.read_outcome(place, attempt.credential)
+            self.told(attempt)
+        if attempt.exited is None or (attempt.exited.exit_code is None and attempt.exited.signal is None):
+            attempt.exited = lastwords.read_end(place) or attempt.exited
+        if attempt.exited is not None:
+            task = attempt.task
+            task.exit_code, task.signal, task.max_rss = attempt.exited[1:4]
+
+    def awaits_end(self, attempt: Attempt) -> bool:
+        """Tell whether a process, nobody's child here, has ended so lately that how is yet to be written down."""
+        if attempt.salt:
+            self.recall(attempt)
+        exited = attempt.exited
+        return bool(attempt.salt) and exited is not None and exited.exit_code is None and exited.signal is None
+
+    def forget(self, attempt: Attempt) -> None:
+        """Remove what a detached process left behind: it is in the journal now."""
+        place = self.place_of(attempt)
+        if place is not None:
+            lastwords.forget(place)
+
+    def sweep(self, kept: Container[str]) -> None:
+        """Remove what other attempts than these have left behind."""
+        if self.journal is not None:
+            lastwords.sweep(self.journal.folder, kept)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
+    """Pickles a part of a policy; another task in it, by its id."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Name what is not copied."""
+        return obj.id if isinstance(obj, Task) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, tasks: Mapping[str, Task]) -> None:
+        super().__init__(file)
+        self._tasks = tasks
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the task of an id. Raises KeyError if it is forgotten."""
+        return self._tasks[pid]
+
+
+def policy_of(added: Added, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Return the policy of a task that was added; ``tasks`` are those before it, which it may speak of."""
+    policy: dict[str, Any] = {}
+    for name, data in pickle.loads(added.policy).items():
+        try:
+            policy[name] = _Unpickler(io.BytesIO(data), tasks).load()
+        except Exception:  # noqa: BLE001 - unpickling runs the user's code, which may raise anything
+            _log.exception("task %s has lost its %s: it cannot be read here", added.name, name)
+    return policy
+
+
+def _pickled_policy(task: Task) -> bytes:
+    """Return what `Task` was told by keyword, part by part: one that cannot travel must not keep the others."""
+    parts: dict[str, bytes] = {}
+    for name, default in {**_POLICY, "argv": ()}.items():
+        value = getattr(task, name, default)
+        if value is default:
+            continue
+        buffer = io.BytesIO()
+        try:
+            _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        except Exception as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+            _log.warning("%r: its %s cannot be journalled: %s", task, name, error)
+            continue
+        parts[name] = buffer.getvalue()
+    return pickle.dumps(parts)
+
+
+def _kept(task: Task, value: Any, error: BaseException | None) -> tuple[bytes | None, bytes | None]:
+    try:
+        return (cloudpickle.dumps(value), None) if error is None else (None, cloudpickle.dumps(error))
+    except Exception as unfit:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+        told = TaskFailed(f"task {task.name!r} ended with {error or 'a value'}, which cannot be journalled: {unfit}")
+        return None, pickle.dumps(told)
+
+
+def _plain(text: str) -> str:
+    """Return a text as JSON can hold it: file names may be no texts at all."""
+    return text.encode("utf-8", "backslashreplace").decode()

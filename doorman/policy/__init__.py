@@ -1,0 +1,1 @@
+"""Policy: when a task may start, what its process may use, and whether it is tried again."""

@@ -1,0 +1,331 @@
+"""Reuse: a crew of proven workers that serve many calls one after the other, each call a future."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
+from doorman.pools.call import Call, pickled
+from doorman.pools.hand import Hand
+from doorman.pools.parcel import Entry, Kind
+from doorman.pools.serving import READY, Terms, serve
+from doorman.result import Outcome
+from doorman.states import State
+from doorman.task import Task
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from doorman.identity import Identity
+    from doorman.manager import ProcessManager
+    from remit import Event
+
+__all__ = ["Crew"]
+
+STILLBORN: Final = 3
+"""Workers in a row, beyond one for each place, that may end before they are ready; then the crew is given up."""
+FAREWELL: Final = 3.0
+"""Seconds that idle workers have to end by themselves; then they are stopped like any task."""
+LONG: Final = 60.0
+"""Seconds that `Crew.run` waits at a time at the most."""
+
+
+class Crew:
+    """Up to ``workers`` processes of a manager's, started when there is work, each serving one call after the other.
+
+    They are tasks of the manager, proven before anything of yours runs, and live until the crew is closed. A worker
+    that dies is replaced and costs the one call that it was running: that future raises `WorkerDied`. Everything but
+    `submit` and `cancel_waiting` is for the thread that owns the manager.
+
+    max_tasks_per_child -- calls after which a worker is replaced; None: never
+    max_memory_per_child -- bytes resident after a call above which it is replaced; None: never
+    initializer, initargs -- called in each worker before its first call; one that raises makes the crew fail
+
+    Raises ValueError, TaskNotPicklable.
+    """
+
+    def __init__(
+        self,
+        manager: ProcessManager,
+        workers: int,
+        *,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        name: str = "worker",
+    ) -> None:
+        for limit, value in (("workers", workers), ("max_tasks_per_child", max_tasks_per_child)):
+            if value is not None and value < 1:
+                raise ValueError(f"{limit} is at least 1, not {value!r}")
+        self.manager = manager
+        self.size = workers
+        self.failed: PoolFailed | None = None
+        """Why it takes no more calls."""
+        self._name = name
+        self._limits = max_tasks_per_child, max_memory_per_child
+        self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
+        self._location = pickle.dumps(manager.server.location)
+        self._waiting: deque[Call] = deque()
+        self._hands: dict[str, Hand] = {}
+        self._numbers = itertools.count(1)
+        self._nudged = self._closed = self._refusing = False
+        self._stillborn = 0
+        manager.server.add_listener("doorman.ready", self._ready, pass_event=True)
+        manager.server.add_listener("doorman.results", self._heard)
+
+    # -- for those who want ------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
+        """Call ``fn(*args, **kwargs)`` in a worker; return the future of its result. Safe from any thread.
+
+        The future raises what the function raised, with `TaskFailed`, which holds the worker's traceback, as its cause;
+        TaskNotPicklable if the call cannot travel. Raises PoolFailed, ValueError after `close`.
+        """
+        if self.failed is not None:
+            raise self.failed
+        if self._closed:
+            raise ValueError("this crew is closed")
+        call = Call(self.manager)
+        if call.take(fn, args, kwargs):
+            self._waiting.append(call)
+            self._nudge()
+        return call
+
+    def cancel_waiting(self) -> int:
+        """Cancel the calls that no worker has yet; return how many. Safe from any thread."""
+        cancelled = 0
+        while self._waiting:
+            try:
+                call = self._waiting.popleft()
+            except IndexError:
+                break  # Another thread was faster.
+            cancelled += not call.cancelled() and call.cancel()
+        return cancelled
+
+    def cancel_rest(self) -> None:
+        """Cancel the calls that no worker has yet, and from now on those that workers give back unbegun."""
+        self._refusing = True
+        self.cancel_waiting()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any call waits or runs."""
+        return bool(self._waiting) or any(hand.calls for hand in tuple(self._hands.values()))
+
+    @property
+    def unfinished(self) -> int:
+        """How many calls wait or run."""
+        return len(self._waiting) + sum(len(hand.calls) for hand in tuple(self._hands.values()))
+
+    @property
+    def workers(self) -> tuple[Identity, ...]:
+        """The processes that are its workers now."""
+        tasks = [hand.task for hand in tuple(self._hands.values()) if hand.sender is not None]
+        return tuple(task.identity for task in tasks if task is not None and task.identity is not None)
+
+    def run(self, timeout: float | None = None) -> None:
+        """Make progress until no call waits or runs, or ``timeout`` seconds have passed."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while self.busy and (left := deadline - time.monotonic()) > 0:
+            self.manager.tick()
+            if self.busy:
+                self.manager.wait(min(left, LONG))
+
+    def stop_workers(self, *, kill: bool = False) -> None:
+        """Stop the workers, whatever they run: by SIGTERM and after the manager's grace SIGKILL, or that at once."""
+        for hand in tuple(self._hands.values()):
+            if hand.task is not None:
+                hand.task.stop(kill=kill)
+
+    def close(self) -> None:
+        """Cancel what waits, have idle workers end, and stop those that run something. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.cancel_waiting()
+        for hand in tuple(self._hands.values()):
+            if (hand.calls or not hand.dismiss()) and hand.task is not None:
+                hand.task.stop()
+        deadline = time.monotonic() + FAREWELL
+        while self._ticked_here and (left := deadline - time.monotonic()) > 0:
+            self.manager.tick()
+            if self._hands:
+                self.manager.wait(left)
+        self.stop_workers()
+        self.manager.server.remove_listener("doorman.ready", self._ready)
+        self.manager.server.remove_listener("doorman.results", self._heard)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _ticked_here(self) -> bool:
+        """Whether there are workers, and whoever closes the crew may tick until they have ended."""
+        return bool(self._hands) and not self.manager.closed and self.manager.driver is None
+
+    # -- giving out calls --------------------------------------------------------------------------------------
+
+    def _nudge(self) -> None:
+        """Have `_dispatch` called in the next tick, once."""
+        if not self._nudged:
+            self._nudged = True
+            self.manager.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Give what waits to workers that have room, evenly; start more workers if none has."""
+        self._nudged = False
+        if self.manager.closed:
+            self._abandon()
+        waiting = self._waiting
+        while waiting:
+            rooms = [(hand, room) for hand in self._hands.values() if (room := hand.room) > 0]
+            if not rooms:
+                break
+            share = -(-len(waiting) // len(rooms))
+            for hand, room in rooms:
+                hand.give(self._next(min(room, share)))
+        starting = sum(hand.sender is None for hand in self._hands.values())
+        for _ in range(min(len(waiting) - starting, self.size - len(self._hands))):
+            self._start()
+
+    def _next(self, count: int) -> Iterable[Call]:
+        """Take up to ``count`` calls that nobody has cancelled."""
+        taken: list[Call] = []
+        while self._waiting and len(taken) < count:
+            try:
+                call = self._waiting.popleft()
+            except IndexError:
+                break  # Another thread has just cancelled them all.
+            if call.begin():
+                call.number = call.number or next(self._numbers)
+                taken.append(call)
+        return taken
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        name = f"{self._name}-{secrets.token_hex(6)}"
+        hand = Hand(name, self.manager.server)
+        page, secret = str(hand.page.path), hand.credential.secret
+        terms = Terms(name, secret, self._location, page, self._initializer, *self._limits)
+        hand.task = Task(serve, terms, name=self._name)
+        self._hands[name] = hand
+        self.manager.add_task(hand.task)
+        hand.task.future.add_done_callback(lambda _: self._ended(hand))
+
+    def _ready(self, event: Event) -> None:
+        """Listener: a worker may be given calls."""
+        named, shares, signature = event.args
+        hand = self._hands.get(named)
+        if hand is not None and hand.credential.check(READY + shares, signature):
+            hand.begin(event.sender, shares=bool(shares))
+            self._stillborn = 0
+            self._nudge()
+
+    def _heard(self, named: Any, serial: Any, blob: Any, signature: Any) -> None:
+        """Listener: a worker tells results. Nothing that somebody else signed is ever unpickled."""
+        hand = self._hands.get(named)
+        if hand is None:
+            return
+        try:
+            entries = hand.hear(serial, blob, signature)
+        except (ValueError, TypeError):
+            self.manager.refused["result not signed by the worker"] += 1
+            return
+        self._settle(hand, entries)
+        if self._waiting:
+            self._nudge()
+
+    def _settle(self, hand: Hand, entries: Iterable[Entry]) -> None:
+        calls = hand.calls
+        for number, kind, data in entries:
+            call = calls.pop(number, None) if kind < Kind.PACE else None
+            if call is None:
+                self._note(hand, number, kind, data)
+            elif kind == Kind.RETURNED:
+                call.returned(data)
+            elif kind == Kind.RAISED:
+                call.raised(data)
+            else:
+                hand.slow()
+                self._put_back([call])
+
+    def _note(self, hand: Hand, number: int, kind: int, data: bytes) -> None:
+        """Hear what a worker says of itself."""
+        if kind == Kind.PACE:
+            hand.paced(number)
+        elif kind == Kind.LEAVING:
+            hand.leaving = True
+            self._nudge()
+        elif kind == Kind.UNFIT:
+            error = Outcome.decode(data).open()[1]
+            self.give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
+
+    def _ended(self, hand: Hand) -> None:
+        """Bury a worker: what it had told counts, what it was running is lost, what it had not begun goes to others."""
+        del self._hands[hand.name]
+        begun, entries = hand.page.read()
+        hand.page.close()
+        self._settle(hand, entries)
+        if not hand.shares and not hand.leaving:
+            begun = next(iter(hand.calls), 0)  # It tells each result before it begins anything else.
+        lost = hand.calls.pop(begun, None)
+        if lost is not None:
+            lost.set_exception(self._death(hand))
+        self._put_back(hand.calls.values())
+        if hand.sender is None and not self._closed:
+            self._stillborn += 1
+            if self._stillborn >= self.size + STILLBORN:
+                error = self._death(hand)
+                self.give_up(PoolFailed(f"{self._stillborn} workers ended before they were ready: {error}"), error)
+        if self.manager.closed:
+            self._abandon()
+        elif self._waiting:
+            self._nudge()
+
+    def _death(self, hand: Hand) -> Exception:
+        task = hand.task
+        if self._closed or self.manager.closed or task is None:
+            return TaskCancelled("the call was running when its pool was closed")
+        error = None if task.state is State.CANCELLED else task.exception(0)
+        if isinstance(error, Exception):
+            return error
+        return WorkerDied(task.identity.pid if task.identity else None, task.exit_code, task.signal)
+
+    def _put_back(self, calls: Iterable[Call]) -> None:
+        """Let calls wait again that no worker has begun, before all others."""
+        back = list(calls)
+        for call in back:
+            call.wait_again()
+            if self._refusing:
+                call.cancel()
+        self._waiting.extendleft(reversed(back))
+
+    def give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
+        """Run nothing more: what waits fails, and so does every later `submit`."""
+        failure.__cause__ = cause
+        self.failed = failure
+        self._fail_waiting(failure)
+
+    def _abandon(self) -> None:
+        """The manager is closed: nobody runs anything any more."""
+        self._closed = True
+        self._fail_waiting(TaskCancelled("the call waited when its manager was closed"))
+
+    def _fail_waiting(self, error: Exception) -> None:
+        while self._waiting:
+            call = self._waiting.popleft()
+            if call.set_running_or_notify_cancel():
+                call.set_exception(error)

@@ -1,0 +1,262 @@
+"""Serving: the child's side of a worker that is used again: take calls, run them, tell what came of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import resource
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from doorman.current import CurrentTask, current_task, entered
+from doorman.identity import Credential
+from doorman.pools.call import pickled
+from doorman.pools.page import Page
+from doorman.pools.parcel import Entry, Incoming, Kind, Outgoing
+from doorman.result import failed
+from doorman.worker import REPORT_LINGER
+from remit import Client
+
+__all__ = ["FROM_WORKER", "READY", "TO_WORKER", "Terms", "serve"]
+
+TO_WORKER: Final = b"doorman.calls"
+FROM_WORKER: Final = b"doorman.results"
+"""What is signed along with a parcel, so that none can be turned around."""
+READY: Final = b"doorman.ready"
+"""What is signed along with whether a worker shares its page."""
+
+REPORT_EVERY: Final = 0.002
+"""Seconds of short calls whose results travel together."""
+LONG: Final = 0.005
+"""Seconds that a call may run before those that wait behind it are given back, and results before it are told."""
+LOOK: Final = 0.005
+"""Seconds between two looks at a call that is young."""
+LOOK_AGAIN: Final = 0.05
+"""Seconds between two looks at the connection while a call runs for long."""
+IDLE: Final = 60.0
+"""Seconds that a worker without a call sleeps at a time at the most."""
+CONFIRMED: Final = 5.0
+"""Seconds after which a worker asks again whether the manager has its results."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a worker has to know of its employment."""
+
+    worker: str
+    secret: bytes
+    location: bytes
+    """The manager's, pickled."""
+    page: str
+    initializer: bytes = b""
+    """A pickled function with its arguments; empty for none."""
+    most_calls: int | None = None
+    most_memory: int | None = None
+    """Bytes."""
+
+
+def serve(terms: Terms) -> None:
+    """Task: be a worker until told to leave, or until it has served for as long as it may."""
+    serving = _Serving(terms)
+    with entered(CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on)):
+        serving.run()
+
+
+class _Serving:
+    """A worker at work. The link is its own thread's, and for moments the watch's: whoever uses it holds the lock."""
+
+    def __init__(self, terms: Terms) -> None:
+        credential = Credential(terms.worker, terms.secret)
+        self._terms = terms
+        self._credential = credential
+        self._client = Client(pickle.loads(terms.location), threaded=False, linger=REPORT_LINGER)
+        self._client.add_listener("doorman.calls", self._heard)
+        self._lock = threading.RLock()
+        os.register_at_fork(after_in_child=self._forked)
+        self._page = Page.shared(Path(terms.page))
+        self._in = Incoming(credential, TO_WORKER)
+        self._out = Outgoing(credential, FROM_WORKER, self._post)
+        self._calls: deque[Entry] = deque()
+        self._results: deque[Entry] = deque()
+        self._served = 0
+        self._leaving = False
+        self._since: float | None = None
+        """When the call that runs began."""
+        self._watch: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Work until it is over."""
+        fit = self._prepared()
+        with self._lock:
+            shares = b"shares" if self._page is not None else b""
+            self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
+        while fit and not self._leaving:
+            with self._lock:
+                self._client.tick(0.0 if self._calls else IDLE)
+            self._work()
+        self._leave()
+
+    def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Emit an event of a call's own: before its result, since both go the same way."""
+        with self._lock:
+            self._client.emit(name, *args, **kwargs)
+
+    # -- calls -------------------------------------------------------------------------------------------------
+
+    def _prepared(self) -> bool:
+        """Run the initializer, if there is one; False if it failed."""
+        if not self._terms.initializer:
+            return True
+        try:
+            initializer, initargs = pickle.loads(self._terms.initializer)
+            initializer(*initargs)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the manager has to know
+            self._results.append((0, Kind.UNFIT, failed(error).encode()))
+            return False
+        return True
+
+    def _work(self) -> None:
+        """Run the calls that are here; tell results as they become old."""
+        began = told = time.monotonic()
+        since = 0
+        while self._calls and not self._leaving:
+            try:
+                number, kind, data = self._calls.popleft()
+            except IndexError:
+                break  # The watch was faster, and gave it back.
+            if kind == Kind.LEAVE:
+                self._leaving = True
+                break
+            self._before(number)
+            self._since = began
+            kind, data = _outcome(data)
+            self._since = None
+            self._keep((number, kind, data))
+            since += 1
+            began = time.monotonic()
+            if began - told >= REPORT_EVERY:
+                self._report(int((began - told) * 1e9) // since)
+                told, since = began, 0
+        if since:
+            self._report(int((began - told) * 1e9) // since)
+
+    def _before(self, number: int) -> None:
+        if self._page is not None:
+            self._page.begin(number)
+        if self._watch is None and (self._calls or self._results):
+            # Only now: a worker that never has more than one call in hand stays a process of one thread.
+            self._watch = threading.Thread(target=self._look_after, name="doorman-watch", daemon=True)
+            self._watch.start()
+
+    def _keep(self, result: Entry) -> None:
+        """Put a result where it outlives this process, and see whether the last one may have been the last."""
+        self._results.append(result)
+        self._served += 1
+        terms = self._terms
+        if terms.most_calls is not None and self._served >= terms.most_calls:
+            self._leaving = True
+        if terms.most_memory is not None and _memory() > terms.most_memory:
+            self._leaving = True
+        page = self._page
+        if page is None or not page.keep(*result):
+            self._confirm()
+            if page is not None:
+                page.clear()
+
+    # -- the connection ----------------------------------------------------------------------------------------
+
+    def _heard(self, serial: int, blob: bytes, signature: bytes) -> None:
+        """Listener: the manager gives calls. Nothing that somebody else signed is ever unpickled."""
+        with contextlib.suppress(ValueError, TypeError):
+            self._calls.extend(self._in.take(serial, blob, signature))
+
+    def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
+        self._client.emit("doorman.results", self._terms.worker, serial, blob, signature)
+
+    def _report(self, pace: int = 0) -> None:
+        """Send the results, and hear what has come meanwhile."""
+        with self._lock:
+            entries = self._taken()
+            if pace and entries:
+                entries.append((pace, Kind.PACE, b""))
+            self._out.send(entries)
+            self._client.tick()
+
+    def _taken(self) -> list[Entry]:
+        entries = []
+        while self._results:
+            entries.append(self._results.popleft())
+        return entries
+
+    def _confirm(self) -> None:
+        """Wait until the manager has everything. It is bounded by the manager's life, which ends this process's."""
+        with self._lock:
+            self._out.send(self._taken())
+            while not self._client.flush(CONFIRMED):
+                continue
+
+    def _give_back(self) -> None:
+        back: list[Entry] = []
+        while self._calls:
+            with contextlib.suppress(IndexError):
+                number, kind, _ = self._calls.popleft()
+                if kind == Kind.LEAVE:
+                    self._leaving = True
+                else:
+                    back.append((number, Kind.BACK, b""))
+        self._results.extend(back)
+
+    def _leave(self) -> None:
+        self._give_back()
+        self._results.append((0, Kind.LEAVING, b""))
+        with self._lock:
+            self._out.send(self._taken())
+            self._client.close(REPORT_LINGER)
+
+    # -- the watch ---------------------------------------------------------------------------------------------
+
+    def _look_after(self) -> None:
+        """Thread: while a call runs for long, nothing waits behind it, and the connection is looked after."""
+        while True:
+            time.sleep(LOOK)
+            since = self._since
+            while since is not None and time.monotonic() - since > LONG and self._since == since:
+                self._give_back()
+                self._report()
+                if self._calls:  # They came just now.
+                    self._give_back()
+                    self._report()
+                time.sleep(LOOK_AGAIN)
+
+    def _forked(self) -> None:
+        """In a fork of a call's: the lock may be held by the watch, which is not here."""
+        self._lock = threading.RLock()
+
+
+def _outcome(data: bytes) -> tuple[int, bytes]:
+    """Run a call; return what came of it."""
+    try:
+        fn, args, kwargs = pickle.loads(data)
+        value = fn(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+        return Kind.RAISED, failed(error).encode()
+    try:
+        return Kind.RETURNED, pickled(value)
+    except BaseException as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+        reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}")
+        reason.__cause__ = error
+        return Kind.RAISED, failed(reason).encode()
+
+
+def _memory() -> int:
+    """Return the bytes of memory that this process has resident now."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - after each call
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

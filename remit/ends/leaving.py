@@ -1,0 +1,61 @@
+"""Leaving: no process ends with events in a queue, and none waits for ever to get rid of them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import time
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from remit.errors import Undelivered
+
+if TYPE_CHECKING:
+    from remit.ends.connection import Connection
+
+__all__ = ["remember"]
+
+logger = logging.getLogger("remit")
+
+EXIT_LINGER: Final = 5.0
+"""Seconds in which all clients that are still open at the interpreter's exit may deliver, together."""
+
+_CLIENTS: weakref.WeakSet[Connection] = weakref.WeakSet()
+_registered: set[int] = set()
+"""Processes in which `_close_all` will be called."""
+
+
+def remember(client: Connection) -> None:
+    """Close ``client`` at the process's exit if nobody did before."""
+    _CLIENTS.add(client)
+    if os.getpid() in _registered:
+        return
+    _registered.add(os.getpid())
+    # In each process anew: a fork server drops the exit functions that its children inherit.
+    atexit.register(_close_all)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        # The children of multiprocessing run no atexit functions, only these.
+        util.Finalize(None, _close_all, exitpriority=100)
+
+
+def _close_all() -> None:
+    deadline = time.monotonic() + EXIT_LINGER
+    for client in list(_CLIENTS):
+        try:
+            client.close(max(0.0, min(client.linger, deadline - time.monotonic())))
+        except Undelivered as lost:
+            logger.error("at exit: %s: %s", client.location, lost)
+    _CLIENTS.clear()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_CLIENTS):
+        client._after_fork()
+    _CLIENTS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

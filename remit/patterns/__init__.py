@@ -1,0 +1,1 @@
+"""Patterns: what is built of events: questions and answers, publications, jobs, pairs."""

@@ -1,0 +1,1 @@
+"""Transports in the box: memory, Unix sockets, and chaos around any other."""
