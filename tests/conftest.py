@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,12 @@ collect_ignore = [
     f"transports/{file}" for file, scheme in OF_ONE.items() if not any(name.startswith(scheme) for name in CHOSEN)
 ]
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT, as the processes that tests start are to hear it: a shell's background job ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
