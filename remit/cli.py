@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
+from remit import __version__
 from remit.errors import RemitError
 from remit.transport import Waker
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="remit", description="A distributed event emitter.")
+    parser.add_argument("--version", action="version", version=f"remit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     where = "a URL, host:port, or a name from the configuration"
 
@@ -62,19 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     emit.add_argument("location", metavar="LOCATION", help=where)
     emit.add_argument("name", metavar="NAME", help="the event's name")
     emit.add_argument("arguments", metavar="ARG", nargs="*", type=_json, help="the event's arguments, each as JSON")
-    emit.add_argument("--linger", type=float, help="seconds to wait for its being handled (5)")
+    emit.add_argument("--linger", type=_seconds, help="seconds to wait for its being handled (5)")
     emit.set_defaults(run=_emit)
 
     request = commands.add_parser("request", help="ask, and print the answer as a line of JSON")
     request.add_argument("location", metavar="LOCATION", help=where)
     request.add_argument("name", metavar="NAME", help="what is asked for")
     request.add_argument("arguments", metavar="ARG", nargs="*", type=_json, help="the arguments, each as JSON")
-    request.add_argument("--timeout", type=float, help="seconds to wait for the answer (30)")
+    request.add_argument("--timeout", type=_seconds, help="seconds to wait for the answer (30)")
     request.set_defaults(run=_request)
 
     broker = commands.add_parser("broker", help="give what clients ask to workers, until interrupted")
     broker.add_argument("location", metavar="LOCATION", nargs="?", help=where)
-    broker.add_argument("--lease", type=float, default=10.0, help="seconds of silence until a worker is dead (10)")
+    broker.add_argument("--lease", type=_above_zero, default=10.0, help="seconds until a silent worker is dead (10)")
     broker.add_argument("--attempts", type=_positive, default=3, help="workers that may die of one job (3)")
     broker.set_defaults(run=_broker)
 
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--table", action="store_true", help="print what the installed transports declare, as Markdown")
     conformance.add_argument("--into", metavar="FILE", help=f"with --table: write it there, after {TABLE_BEGINS}")
     conformance.add_argument("--json", action="store_true", help="print the outcomes as JSON once all are known")
-    conformance.add_argument("--deadline", type=float, help="seconds for each check (20)")
+    conformance.add_argument("--deadline", type=_above_zero, help="seconds for each check (20)")
     conformance.set_defaults(run=_conformance)
     return parser
 
@@ -188,7 +190,12 @@ def _table(table: str, into: str | None) -> int:
         print(table)
         return 0
     page = Path(into)
-    before, begins, rest = page.read_text().partition(TABLE_BEGINS)
+    try:
+        text = page.read_text()
+    except OSError as error:
+        print(f"remit: cannot read {into}: {error.strerror}; name a page that exists", file=sys.stderr)
+        return FAILED
+    before, begins, rest = text.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not ends:
         print(f"remit: {into} has no {TABLE_BEGINS} followed by {TABLE_ENDS}: write them into it", file=sys.stderr)
@@ -265,6 +272,23 @@ def _json(text: str) -> Any:
     except ValueError:
         quoted = f"'{json.dumps(text)}'"
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON; for a text write {quoted}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _above_zero(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _positive(text: str) -> int:

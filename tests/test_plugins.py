@@ -317,3 +317,8 @@ def test_a_scheme_that_nobody_claims_is_refused_with_what_is_installed() -> None
         TransportNotInstalled, match=r"no transport for 'carrierpigeon' is installed \(installed: memory, .*unix"
     ):
         find_transport("carrierpigeon")
+
+
+def test_a_scheme_that_is_none_is_not_taken_for_a_blocked_one() -> None:
+    with pytest.raises(TransportNotInstalled, match="no transport for ''"):
+        find_transport("chaos+")

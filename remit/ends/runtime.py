@@ -8,12 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from remit.codec import Codec, find_codec
+from remit.codec import Codec, find_codec, shortened
 from remit.endpoint import ClientEndpoint
 from remit.ends.inbound import Dispatch, Inbound
 from remit.ends.outgate import LARGE, Outgate
 from remit.ends.wheel import PARK, Wheel
-from remit.errors import FrameTooLarge, SessionRefused, Undelivered
+from remit.errors import FrameTooLarge, SessionRefused, Undelivered, WouldDeadlock
 from remit.event import Event
 from remit.keyed import count_with
 from remit.location import Location
@@ -83,6 +83,8 @@ class Runtime:
         self._awaited = 0
         self._wanted = threaded
         self._sent_at = 0.0
+        self._telling = 0
+        """Ident of the thread that tells whoever waits for an answer, and runs the callbacks of futures."""
         self._gate = Outgate(self._outbox, settings, None if threaded else self._drive)
         self.encode = self._codec.encode
         self.pending = self._outbox.pending
@@ -97,7 +99,9 @@ class Runtime:
         """Make room for an event as ``when_full`` says; False: it is dropped. Raises FrameTooLarge, EmitError."""
         largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
         if size > largest:
-            raise FrameTooLarge(f"event {name!r} has {size} bytes, over {largest} for this location; send it in parts")
+            raise FrameTooLarge(
+                f"event {shortened(name)} has {size} bytes, over {largest} for this location; send it in parts"
+            )
         return self._gate.admit(name, size)
 
     def wake(self) -> None:
@@ -213,6 +217,7 @@ class Runtime:
             while not future.done():
                 self._drive(IDLE_WAIT)
             return future.result()
+        self._refuse_callbacks()
         self.start()
         if not self._wheel.borrow():
             return ask().result()
@@ -233,7 +238,9 @@ class Runtime:
             drained = self._endpoint.pump()
         if self._gate.waiting:
             self._gate.opened()
+        self._telling = threading.get_ident()
         self._inbound.take_in(self._machine, self.asking, time.monotonic())
+        self._telling = 0
         return drained
 
     def _until_due(self, seconds: float) -> float:
@@ -289,16 +296,29 @@ class Runtime:
     def drain(self, timeout: float, *, quiet: bool = False) -> bool:
         """Wait until nothing is under way; False after ``timeout`` seconds. Raises SessionRefused unless quiet."""
         deadline = time.monotonic() + timeout
+        if not quiet:
+            self._refuse_callbacks()
         while not self._outbox.empty:
             if self._machine.refusal is not None:
                 if quiet:
                     return False
                 raise SessionRefused(self._machine.refusal.reason, self._machine.refusal.detail)
             left = deadline - time.monotonic()
-            if left <= 0 or self._stopping:
+            if left <= 0 or self._stopping or self._serves_here:
                 return False
             self._await_progress(left)
         return True
+
+    @property
+    def _serves_here(self) -> bool:
+        """Whether the calling thread serves the link, and is needed for what it is about to wait for."""
+        return self._telling == threading.get_ident() and (self._thread is not None or self._wanted)
+
+    def _refuse_callbacks(self) -> None:
+        if self._serves_here:
+            raise WouldDeadlock(
+                "a future's callback runs on the thread that serves the connection: wait in another thread, or submit()"
+            )
 
     def _await_progress(self, seconds: float) -> None:
         if self._thread is None and not self._wanted:
@@ -349,8 +369,13 @@ class Runtime:
                 fates[fate].append(wire.event())
         if not any(fates.values()):
             return None
-        refusal = self._machine.refusal
-        return Undelivered(why=refusal.detail if refusal else "", **fates)
+        return Undelivered(why=self._why(), **fates)
+
+    def _why(self) -> str:
+        """Say what kept events from being delivered, if it is known."""
+        if self._machine.refusal is not None:
+            return self._machine.refusal.detail
+        return "" if self._machine.instance else "no server was met: is one there, and is it ticked?"
 
     def stats(self) -> dict[str, int]:
         """Return counters of the queue, the window and the connection."""
@@ -363,5 +388,5 @@ class Runtime:
             "connections": session.generation,
             "duplicates": session.inbox.duplicates,
             "dropped": self._gate.dropped.total(),
-            "rejected": self._machine.rejected.total(),
+            "rejected": self._machine.rejected.total() + self._inbound.malformed,
         }

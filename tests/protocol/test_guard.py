@@ -389,3 +389,19 @@ def test_a_client_of_another_version_is_refused_as_such(monkeypatch: pytest.Monk
     (heard,) = ends.replies()
     assert refusal(heard).reason == "version"
     assert ends.server.rejected == {"version": 1}
+
+
+def test_a_late_copy_of_an_old_knock_makes_no_late_frame_look_forged() -> None:
+    """Answered anew, it would give the old channel's name to another one, whose tags fit nothing that is on its way."""
+    ends = Ends()
+    ends.greet()
+    knock = next(frame for way, frame in ends.wire if way == "up")
+    late = ends.client.seal(frames.ack(1, 1, 0))
+    assert late is not None
+    for _ in range(3):
+        ends.greet()
+        assert ends.server.heard(PEER, knock) is None
+        assert not ends.server.replies
+        assert ends.server.heard(PEER, late) is None
+        assert all(frame is None for frame in ends.replies())
+    assert ends.server.rejected == {"replayed": 3, "stranger": 3}
