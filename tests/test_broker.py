@@ -276,8 +276,8 @@ def test_a_job_or_an_answer_that_fits_no_frame_is_told_and_the_broker_goes_on(br
     outcomes = Counter(outcome(client, largest - spare) for spare in range(24, 64, 4))
     assert outcomes.keys() == {"size", "by the client", "remit.errors.FrameTooLarge"}
     options = {**dict(broker.location.options), "max_frame": "64KiB"}
-    with Client(broker.location.replace(options=options)) as narrow:
-        with pytest.raises(RequestFailed, match="FrameTooLarge"):
-            narrow.request("spread", 100_000, timeout=DEADLINE)
+    narrow = Client(broker.location.replace(options=options))
+    with narrow, pytest.raises(RequestFailed, match="FrameTooLarge"):
+        narrow.request("spread", 100_000, timeout=DEADLINE)
     assert client.request("add", 2, 3) == 5
     assert broker.stats()["in_hand"] == 0
