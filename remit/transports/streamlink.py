@@ -58,11 +58,14 @@ class StreamLink(OwnedLink):
         """Return after ``timeout`` seconds, or when anything moves, or when ``waker`` is readable."""
         self._check()
         deadline = time.monotonic() + max(0.0, min(timeout, LONGEST_WAIT))
-        with self._poller.watching(waker):
+        self._poller.watch(waker)
+        try:
             while not self._arrivals:
                 left = deadline - time.monotonic()
                 if self._turn(max(0.0, left)) or left <= 0:
                     return
+        finally:
+            self._poller.unwatch(waker)
 
     def close(self, linger: float) -> None:
         """End the link; what was accepted may leave within ``linger`` seconds."""
