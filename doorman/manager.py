@@ -23,16 +23,15 @@ from doorman.launcher.inherited import InheritingLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
 from doorman.output.logs import Logs
-from doorman.output.stream import OnOutput, Streams
-from doorman.owner import Owner, check_listeners
+from doorman.output.stream import Streams
+from doorman.owner import Owner
 from doorman.policy.admission import Admission
 from doorman.policy.lanes import Entry
-from doorman.progress import OnProgress
 from doorman.reception import Reception
 from doorman.rules import Rule
 from doorman.running import Due, Running
 from doorman.states import State
-from doorman.task import Task
+from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from doorman.worker import Work
 from remit import Location, Server
 from remit.config import resolve

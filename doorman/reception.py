@@ -15,10 +15,11 @@ from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
 from doorman.journal.adoption import Adoption
 from doorman.journal.recorder import Recorder
-from doorman.progress import OnProgress, read, tell
+from doorman.progress import read
 from doorman.result import Outcome
 from doorman.running import Running
 from doorman.states import State
+from doorman.task import OnProgress
 from remit import Event, Server
 from remit.errors import EmitError
 
@@ -125,7 +126,7 @@ class Reception:
             return
         if number > attempt.reports:  # Else it was heard before, and again after a restart of the wire.
             attempt.reports = number
-            tell(attempt.task, progress, self._on_progress)
+            attempt.task.reported(progress, self._on_progress)
 
     def _proven(self, event: Event, what: str) -> Attempt | None:
         """Return the attempt that an event names, if its process has proven itself."""
