@@ -10,6 +10,7 @@ import select
 import struct
 import termios
 from collections import deque
+from pathlib import Path
 from typing import Final
 
 from doorman.errors import LaunchRefused
@@ -83,6 +84,10 @@ class Streams:
             self._watch(pipe)
         self._by_attempt[attempt] = pipes
         return theirs
+
+    def files(self, task: Task, attempt: str) -> tuple[Path, Path] | None:
+        """Return the files of an attempt's output; None where there are none."""
+        return self._logs.paths(task.name, attempt)
 
     def read(self) -> None:
         """Tell what tasks have written since the last time; never waits."""
