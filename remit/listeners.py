@@ -41,6 +41,9 @@ ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncCli
 RESERVED: Final = "remit."
 """What the names of events begin with by which the two ends speak of requests, subscriptions and jobs."""
 
+_WILD: Final = re.compile(r"[*?\[]")
+"""What makes a pattern of a name."""
+
 
 class _Entry(NamedTuple):
     pattern: str
@@ -231,6 +234,6 @@ def check_name(name: str) -> None:
 
 def matcher(name: str) -> Callable[[str], object]:
     """Return what says whether an event's name is this name, or fits this pattern."""
-    if any(character in name for character in "*?["):
+    if _WILD.search(name):
         return re.compile(fnmatch.translate(name)).match
     return name.__eq__
