@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from remit.codec import CODECS
 from remit.errors import BadLocation
-from remit.location import Location, read_count, read_seconds
+from remit.location import Location, read_count, read_seconds, read_size
 from remit.protocol.acceptor import SESSION_TTL
 from remit.protocol.connector import HEARTBEAT
 from remit.protocol.outbox import WINDOW_EVENTS
@@ -65,6 +65,7 @@ READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "delivery": _choice(*DELIVERIES),
     "when_full": _choice(*POLICIES),
     "queue": read_count,
+    "queue_bytes": read_size,
     "window": read_count,
     "emit_timeout": read_seconds,
     "linger": read_seconds,
