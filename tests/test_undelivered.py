@@ -108,3 +108,17 @@ def test_what_is_too_large_is_refused_at_once(location: Location) -> None:
         tick_until(server, lambda: heard)
         assert client.flush()
     assert heard == [60_000]
+
+
+def test_what_was_dropped_stays_counted_when_a_thread_takes_over(location: Location) -> None:
+    with Server(location) as server:
+        gone = server.location
+    client = Client(gone, threaded=False, when_full="drop_newest", queue=1, linger=0.0)
+    for number in range(10):
+        client.emit("n", number)
+    dropped = client.stats()["dropped"]
+    assert dropped > 0
+    client.start()
+    assert client.stats()["dropped"] == dropped
+    with pytest.raises(Undelivered):
+        client.close()
