@@ -20,13 +20,13 @@ from doorman.launcher.inherited import InheritingLauncher
 from doorman.load import SAMPLE
 from doorman.output.logs import Logs
 from doorman.output.stream import Streams
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.policy.admission import Admission
 from doorman.policy.cancellation import Cancellation
 from doorman.reception import Reception
 from doorman.rules import Rule
 from doorman.running import Running
-from doorman.task import OnOutput, OnProgress, Task, check_listeners
+from doorman.task import OnOutput, OnProgress, Task
 from doorman.travel import packed_initializer
 from remit import Location, Server
 from remit.errors import ReentrantTick
