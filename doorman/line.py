@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from doorman import identity
+from doorman.attempts.parts import signed_parts
 from doorman.errors import NotInTask
 from doorman.identity import Credential
 from doorman.journal.homecoming import Homecoming
 from doorman.journal.lastwords import leave_outcome
-from doorman.parts import signed_parts
 from doorman.progress import Progress, Reporter, signed
 from doorman.result import Outcome, returned
 from remit import Client, Event, Location, Server

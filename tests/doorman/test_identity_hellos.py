@@ -19,8 +19,9 @@ from managing import managed, overheard, say, tick_until
 from ticking import ticked
 from waiting import DEADLINE
 
-from doorman import ProcessManager, State, Task, parts, worker
-from doorman.attempt import EARLY
+from doorman import ProcessManager, State, Task, worker
+from doorman.attempts import parts
+from doorman.attempts.attempt import EARLY
 from doorman.errors import WorkerDied
 from doorman.identity import Credential, Refusal
 from doorman.launcher import Exited, Launched, Order
