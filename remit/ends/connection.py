@@ -135,8 +135,8 @@ class Connection(Listening):
     @property
     def crowded(self) -> bool:
         """Whether `emit` may have to wait for room."""
-        runtime = self._runtime or self._open()
-        return len(runtime.pending) >= runtime.capacity
+        gate = (self._runtime or self._open()).gate
+        return len(gate.pending) >= gate.capacity
 
     def beat(self, seconds: float) -> None:
         """From now on ask after this many seconds of silence whether the server is there."""
