@@ -27,7 +27,7 @@ POOL = "ProcessPoolExecutor(max_tasks_per_child=1)"
 PEERS = {
     "loky": "loky.ProcessPoolExecutor, one for each task",
     "pebble": "pebble.ProcessPool(max_tasks=1)",
-    "mpire": "mpire.WorkerPool(worker_lifespan=1)",
+    "mpire": "mpire.WorkerPool, one for each task",
 }
 HEAVY = "numpy"
 """What is expensive to import, for the row that preloads it."""
@@ -128,14 +128,11 @@ def loky() -> float:
     """Return the rate of an executor for each task: loky's has no limit of tasks for a process."""
     from loky import ProcessPoolExecutor as Executor
 
-    def work() -> list[int]:
-        results = []
-        for number in range(20):
-            with Executor(1) as workers:
-                results.append(workers.submit(double, number).result())
-        return results
+    def run(number: int) -> int:
+        with Executor(1) as workers:
+            return int(workers.submit(double, number).result())
 
-    return timed(20, work)
+    return one_by_one(20, run)
 
 
 def pebble() -> float:
@@ -147,12 +144,19 @@ def pebble() -> float:
 
 
 def mpire() -> float:
-    """Return the rate of mpire's pool with a fresh process for each task."""
+    """Return the rate of a pool for each task: with ``worker_lifespan=1`` it takes planned ends for deaths."""
     from mpire import WorkerPool
 
-    with WorkerPool(n_jobs=os.cpu_count()) as workers:
-        tasks = range(100)
-        return timed(len(tasks), lambda: list(workers.map(double, tasks, chunk_size=1, worker_lifespan=1)))
+    def run(number: int) -> int:
+        with WorkerPool(1) as workers:
+            return int(workers.map(double, [number])[0])
+
+    return one_by_one(20, run)
+
+
+def one_by_one(tasks: int, run: Callable[[int], int]) -> float:
+    """Return the rate at which tasks are run, each in a pool of its own."""
+    return timed(tasks, lambda: [run(number) for number in range(tasks)])
 
 
 def spread(tasks: int, submit: Callable[[int], Callable[[], Any]]) -> float:
