@@ -37,6 +37,8 @@ class Kind:
     """From a worker: it ends, and begins nothing more."""
     UNFIT: Final = 7
     """From a worker: its initializer failed, as this `Outcome` tells."""
+    MORE: Final = 9
+    """To a worker: from now on it may be given calls behind the one that runs, and has to look after them."""
     PIECE: Final = 8
     """Either way: a piece of what is too large for one event; what comes behind it says of what kind it is."""
 

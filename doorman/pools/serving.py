@@ -37,6 +37,8 @@ LONG: Final = 0.005
 """Seconds that a call may run before those that wait behind it are given back, and results before it are told."""
 LOOK: Final = 0.005
 """Seconds between two looks at a call that is young."""
+QUIET: Final = 200
+"""Looks without a call after which nobody looks until there is one."""
 LOOK_AGAIN: Final = 0.05
 """Seconds between two looks at the connection while a call runs for long."""
 IDLE: Final = 60.0
@@ -88,6 +90,9 @@ class _Serving:
         self._since: float | None = None
         """When the call that runs began."""
         self._watch: threading.Thread | None = None
+        self._looks = threading.Event()
+        """Set unless the watch sleeps until there is a call."""
+        self._looks.set()
 
     def run(self) -> None:
         """Work until it is over."""
@@ -132,8 +137,14 @@ class _Serving:
             if kind == Kind.LEAVE:
                 self._leaving = True
                 break
-            self._before(number)
+            if kind == Kind.MORE:
+                self._start_watch()
+                continue
+            if self._page is not None:
+                self._page.begin(number)
             self._since = began
+            if not self._looks.is_set():  # In this order: the watch looks for a call after it has cleared that.
+                self._looks.set()
             kind, data = _outcome(data)
             self._since = None
             self._keep((number, kind, data))
@@ -145,11 +156,9 @@ class _Serving:
         if since:
             self._report(int((began - told) * 1e9) // since)
 
-    def _before(self, number: int) -> None:
-        if self._page is not None:
-            self._page.begin(number)
-        if self._watch is None and (self._calls or self._results):
-            # Only now: a worker that never has more than one call in hand stays a process of one thread.
+    def _start_watch(self) -> None:
+        # Only when told to: a worker that never has more than one call in hand stays a process of one thread.
+        if self._watch is None:
             self._watch = threading.Thread(target=self._look_after, name="doorman-watch", daemon=True)
             self._watch.start()
 
@@ -207,7 +216,7 @@ class _Serving:
                 number, kind, _ = self._calls.popleft()
                 if kind == Kind.LEAVE:
                     self._leaving = True
-                else:
+                elif kind == Kind.CALL:
                     back.append((number, Kind.BACK, b""))
         self._results.extend(back)
 
@@ -222,9 +231,17 @@ class _Serving:
 
     def _look_after(self) -> None:
         """Thread: while a call runs for long, nothing waits behind it, and the connection is looked after."""
+        quiet = 0
         while True:
             time.sleep(LOOK)
             since = self._since
+            quiet = quiet + 1 if since is None else 0
+            if quiet > QUIET:
+                self._looks.clear()
+                if self._since is None:
+                    self._looks.wait(IDLE)
+                self._looks.set()
+                quiet = 0
             while since is not None and time.monotonic() - since > LONG and self._since == since:
                 self._give_back()
                 self._report()
