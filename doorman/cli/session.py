@@ -12,7 +12,6 @@ from typing import Any, Final
 from doorman.control.control import Control
 from doorman.errors import BadCommandLine
 from doorman.manager import ProcessManager
-from doorman.task import Task
 
 __all__ = ["Session", "session"]
 
@@ -34,8 +33,6 @@ class Session:
         """The signal that came first."""
         self.progress: Callable[[], str] = str
         """Says in a few words how far it is, for those who ask."""
-        self.restarts: Callable[[Task], int] = lambda task: max(0, task.attempt - 1)
-        """Says how often a task's process was replaced, for those who ask."""
 
     def interrupt(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: end, and at the second time at once."""
@@ -81,7 +78,6 @@ def _listed(opened: Session, name: str | None, kind: str) -> Iterator[None]:
             kind=kind,
             on_end=opened.end,
             progress=lambda: opened.progress(),
-            restarts=lambda task: opened.restarts(task),
         )
     except ValueError as error:
         raise BadCommandLine(str(error)) from error
