@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from doorman.identity import Credential
     from doorman.task import Task
 
-__all__ = ["OnProgress", "Progress", "Reporter", "checked", "read", "signed", "tell"]
+__all__ = ["OnProgress", "Progress", "Reporter", "checked", "packed", "read", "signed", "tell", "unpacked"]
 
 logger = logging.getLogger("doorman")
 
@@ -104,8 +104,19 @@ def checked(done: float, total: float | None, note: str) -> Progress:
 
 def signed(credential: Credential, number: int, progress: Progress) -> tuple[str, bytes, bytes]:
     """Return what travels for the ``number``-th report of an attempt. Raises ValueError in a fork of its process."""
-    data = msgspec.msgpack.encode((number, progress.done, progress.total, progress.note))
+    data = packed(number, progress)
     return credential.attempt, data, credential.sign(_PURPOSE + data)
+
+
+def packed(number: int, progress: Progress) -> bytes:
+    """Return a report as bytes."""
+    return msgspec.msgpack.encode((number, progress.done, progress.total, progress.note))
+
+
+def unpacked(data: bytes) -> tuple[int, Progress]:
+    """Return a report and its number, as heard of now. Raises ValueError."""
+    number, done, total, note = _read_report(data)
+    return number, Progress(done, total, note, time.time())
 
 
 def read(credential: Credential, data: Any, signature: Any) -> tuple[int, Progress]:
@@ -114,8 +125,7 @@ def read(credential: Credential, data: Any, signature: Any) -> tuple[int, Progre
         raise ValueError("not a report")
     if not credential.check(_PURPOSE + data, signature):
         raise ValueError("not signed by this attempt's process")
-    number, done, total, note = _read_report(data)
-    return number, Progress(done, total, note, time.time())
+    return unpacked(data)
 
 
 def tell(task: Task, progress: Progress, listener: OnProgress | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import resource
 import threading
 import time
 from collections import deque
@@ -16,9 +15,11 @@ import msgspec
 
 from doorman.current import CurrentTask, current_task, entered
 from doorman.identity import Credential
-from doorman.pools.call import pickled
+from doorman.policy.limits import Limits
+from doorman.pools.execution import Execution, resident
 from doorman.pools.page import Page
 from doorman.pools.parcel import Entry, Incoming, Kind, Outgoing
+from doorman.progress import Progress, packed
 from doorman.result import failed
 from doorman.worker import REPORT_LINGER
 from remit import Client
@@ -60,12 +61,13 @@ class Terms(msgspec.Struct, frozen=True):
     most_calls: int | None = None
     most_memory: int | None = None
     """Bytes."""
+    limits: Limits | None = None
 
 
 def serve(terms: Terms) -> None:
     """Task: be a worker until told to leave, or until it has served for as long as it may."""
     serving = _Serving(terms)
-    with entered(CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on)):
+    with entered(CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on, serving.report)):
         serving.run()
 
 
@@ -89,6 +91,7 @@ class _Serving:
         self._leaving = False
         self._since: float | None = None
         """When the call that runs began."""
+        self._execution = Execution(terms.limits, self._send_progress)
         self._watch: threading.Thread | None = None
         self._looks = threading.Event()
         """Set unless the watch sleeps until there is a call."""
@@ -110,6 +113,10 @@ class _Serving:
         """Emit an event of a call's own: before its result, since both go the same way."""
         with self._lock:
             self._client.emit(name, *args, **kwargs)
+
+    def report(self, progress: Progress) -> None:
+        """Tell how far the call that runs has come, or let it wait for what is newer. Raises NotInTask in a fork."""
+        self._execution.report(progress)
 
     # -- calls -------------------------------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class _Serving:
             self._since = began
             if not self._looks.is_set():  # In this order: the watch looks for a call after it has cleared that.
                 self._looks.set()
-            kind, data = _outcome(data)
+            kind, data = self._execution.run(number, data)
             self._since = None
             self._keep((number, kind, data))
             since += 1
@@ -169,7 +176,7 @@ class _Serving:
         terms = self._terms
         if terms.most_calls is not None and self._served >= terms.most_calls:
             self._leaving = True
-        if terms.most_memory is not None and _memory() > terms.most_memory:
+        if terms.most_memory is not None and resident() > terms.most_memory:
             self._leaving = True
         page = self._page
         if page is None or not page.keep(*result):
@@ -186,6 +193,12 @@ class _Serving:
 
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         self._client.emit("doorman.results", self._terms.worker, serial, blob, signature)
+
+    def _send_progress(self, number: int, progress: Progress) -> None:
+        with self._execution.roomy(), self._lock:
+            if not self._client.crowded:  # Else nobody hears it now, and the call must not wait for that.
+                self._out.send([(number, Kind.PROGRESS, packed(number, progress))])
+                self._client.tick()
 
     def _report(self, pace: int = 0) -> None:
         """Send the results, and hear what has come meanwhile."""
@@ -243,37 +256,15 @@ class _Serving:
                 self._looks.set()
                 quiet = 0
             while since is not None and time.monotonic() - since > LONG and self._since == since:
-                self._give_back()
-                self._report()
-                if self._calls:  # They came just now.
+                with self._execution.roomy():
                     self._give_back()
                     self._report()
+                    if self._calls:  # They came just now.
+                        self._give_back()
+                        self._report()
                 time.sleep(LOOK_AGAIN)
 
     def _forked(self) -> None:
         """In a fork of a call's: the lock may be held by the watch, which is not here."""
         self._lock = threading.RLock()
-
-
-def _outcome(data: bytes) -> tuple[int, bytes]:
-    """Run a call; return what came of it."""
-    try:
-        fn, args, kwargs = pickle.loads(data)
-        value = fn(*args, **kwargs)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
-        return Kind.RAISED, failed(error).encode()
-    try:
-        return Kind.RETURNED, pickled(value)
-    except BaseException as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
-        reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}")
-        reason.__cause__ = error
-        return Kind.RAISED, failed(reason).encode()
-
-
-def _memory() -> int:
-    """Return the bytes of memory that this process has resident now."""
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - after each call
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._execution.forked()
