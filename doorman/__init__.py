@@ -1,21 +1,25 @@
 """Doorman: a process manager on Remit, in which the process recorded for a task is provably that task's process."""
 
-from doorman.current import current_task
-from doorman.futures import as_completed, wait
-from doorman.groups import GroupManager
-from doorman.identity import Identity
-from doorman.journal.journal import Journal
-from doorman.manager import ProcessManager
-from doorman.policy.limits import Limits
-from doorman.policy.retry import Backoff, Intensity
-from doorman.pools.crew import Crew
-from doorman.pools.executor import ProcessExecutor
-from doorman.pools.pool import WorkerPool
-from doorman.progress import Progress
-from doorman.rules import Rule, Rules
-from doorman.states import State
-from doorman.synchronous import SynchronousManager
-from doorman.task import Task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from doorman.current import current_task
+    from doorman.futures import as_completed, wait
+    from doorman.groups import GroupManager
+    from doorman.identity import Identity
+    from doorman.journal.journal import Journal
+    from doorman.manager import ProcessManager
+    from doorman.policy.limits import Limits
+    from doorman.policy.retry import Backoff, Intensity
+    from doorman.pools.crew import Crew
+    from doorman.pools.executor import ProcessExecutor
+    from doorman.pools.pool import WorkerPool
+    from doorman.progress import Progress
+    from doorman.rules import Rule, Rules
+    from doorman.states import State
+    from doorman.synchronous import SynchronousManager
+    from doorman.task import Task
 
 __all__ = [
     "Backoff",
@@ -38,3 +42,37 @@ __all__ = [
     "current_task",
     "wait",
 ]
+
+_WHERE = {
+    "Backoff": "doorman.policy.retry",
+    "Crew": "doorman.pools.crew",
+    "GroupManager": "doorman.groups",
+    "Identity": "doorman.identity",
+    "Intensity": "doorman.policy.retry",
+    "Journal": "doorman.journal.journal",
+    "Limits": "doorman.policy.limits",
+    "ProcessExecutor": "doorman.pools.executor",
+    "ProcessManager": "doorman.manager",
+    "Progress": "doorman.progress",
+    "Rule": "doorman.rules",
+    "Rules": "doorman.rules",
+    "State": "doorman.states",
+    "SynchronousManager": "doorman.synchronous",
+    "Task": "doorman.task",
+    "WorkerPool": "doorman.pools.pool",
+    "as_completed": "doorman.futures",
+    "current_task": "doorman.current",
+    "wait": "doorman.futures",
+}
+"""What is imported when it is first asked for: each page of memory that the zygote has costs each of its children."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_WHERE[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

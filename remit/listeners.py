@@ -30,6 +30,9 @@ NAMES_CACHED: Final = 4096
 RESERVED: Final = "remit."
 """What the names of events begin with by which the two ends speak of requests, subscriptions and jobs."""
 
+_WILD: Final = re.compile(r"[*?\[]")
+"""What makes a pattern of a name."""
+
 
 class _Entry(NamedTuple):
     pattern: str
@@ -194,6 +197,6 @@ class Listening:
 
 def matcher(name: str) -> Callable[[str], object]:
     """Return what says whether an event's name is this name, or fits this pattern."""
-    if any(character in name for character in "*?["):
+    if _WILD.search(name):
         return re.compile(fnmatch.translate(name)).match
     return name.__eq__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,10 +88,11 @@ def settle(
         own.pop("key_file", None)
     own.update({name: value for name, value in given.items() if value is not None})
     own["key"] = _key(own.get("key"), own.pop("key_file", None))
-    settings = replace(Settings(), **own)
-    _check(settings)
+    _check(own)
+    if not location.options:
+        return Settings(**own), location
     rest = {name: text for name, text in location.options if name not in READERS}
-    return settings, location.replace(options=rest)
+    return Settings(**own), location.replace(options=rest)
 
 
 def _key(key: str | bytes | None, file: str | Path | None) -> bytes | None:
@@ -112,11 +113,10 @@ def _key(key: str | bytes | None, file: str | Path | None) -> bytes | None:
     return key.encode() if isinstance(key, str) else bytes(key)
 
 
-def _check(settings: Settings) -> None:
+def _check(values: Mapping[str, Any]) -> None:
     for name, known in (("when_full", POLICIES), ("delivery", DELIVERIES)):
-        if getattr(settings, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(settings, name)!r}")
-    for each in fields(settings):
-        value = getattr(settings, each.name)
+        if values.get(name, known[0]) not in known:
+            raise ValueError(f"{name} is one of {', '.join(known)}, not {values[name]!r}")
+    for name, value in values.items():
         if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{each.name} is not negative: {value!r}")
+            raise ValueError(f"{name} is not negative: {value!r}")

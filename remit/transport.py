@@ -30,12 +30,12 @@ from __future__ import annotations
 import enum
 import os
 import threading
-import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from remit.errors import ForkedLinkError, FrameTooLarge, LinkClosed, WrongThreadError
+from remit.forks import tell_forks
 
 if TYPE_CHECKING:
     from remit.location import Location
@@ -206,7 +206,7 @@ class OwnedLink:
         self.owner = threading.get_ident()
         self._closed = False
         self._forked = False
-        _LINKS.add(self)
+        tell_forks(self)
 
     def _check(self, frame: bytes = b"") -> None:
         """Raise ForkedLinkError, LinkClosed, WrongThreadError or FrameTooLarge if the call is out of place."""
@@ -270,16 +270,3 @@ class Waker:
         self._reader = self._writer = -1
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-_LINKS: weakref.WeakSet[OwnedLink] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for link in list(_LINKS):
-        link.after_fork()
-    _LINKS.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import secrets
+import os
 from collections import Counter, deque
 from typing import Final
 
@@ -39,7 +39,7 @@ class Connector:
     """The client's end. Fed with arrivals and the time; says which session has frames to send."""
 
     def __init__(self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT) -> None:
-        self.session = Session(secrets.token_bytes(16), codec, outbox)
+        self.session = Session(os.urandom(16), codec, outbox)
         self.state = State.DOWN
         self.refusal: Refuse | None = None
         self.instance = b""

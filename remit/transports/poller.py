@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
-from collections.abc import Iterator
 from typing import Final, Protocol
 
 from remit.transport import Wakeable
@@ -41,16 +39,14 @@ class Poller:
         """Watch no more. Before the descriptor is closed."""
         self._poll.unregister(watched.fileno())
 
-    @contextlib.contextmanager
-    def watching(self, waker: Wakeable | None) -> Iterator[None]:
-        """Watch a waker as well for a while."""
-        if waker is None:
-            yield
-            return
-        self._poll.register(waker.fileno(), select.POLLIN)
-        try:
-            yield
-        finally:
+    def watch(self, waker: Wakeable | None) -> None:
+        """Watch a waker as well, if there is one, until `unwatch`."""
+        if waker is not None:
+            self._poll.register(waker.fileno(), select.POLLIN)
+
+    def unwatch(self, waker: Wakeable | None) -> None:
+        """Watch it no more."""
+        if waker is not None:
             self._poll.unregister(waker.fileno())
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:

@@ -16,8 +16,6 @@ __all__ = ["Stream", "Unframer"]
 
 BACKLOG: Final = 1 << 20
 """Bytes that may wait for a peer that does not read before `Stream.send` says FULL."""
-READ: Final = 256 * 1024
-"""Bytes read in one go, by whoever gives the buffer."""
 PIECES: Final = 64
 """Buffers given to the kernel in one go."""
 SMALL: Final = 4096
@@ -76,6 +74,8 @@ class Stream:
         """Bytes accepted that the kernel has not taken yet."""
         self.watched = False
         """Whether the owner asks the kernel for the moment when more can leave."""
+        self.taken = 0
+        """Bytes that the last read took."""
         self._unframer = Unframer(max_frame)
         self._waiting: deque[memoryview] = deque()
 
@@ -110,7 +110,7 @@ class Stream:
     def read(self, buffer: memoryview) -> list[bytes]:
         """Return the frames that have arrived; sets `over` when no more will come."""
         try:
-            count = self.socket.recv_into(buffer)
+            count = self.taken = self.socket.recv_into(buffer)
             if count:
                 return self._unframer.feed(bytes(buffer[:count]))
             self._break("the other end closed the connection")

@@ -12,12 +12,16 @@ from remit.location import Location
 from remit.transport import Arrival, Capabilities, Down, Frame, OwnedLink, Peer, Sent, Up, Wakeable
 from remit.transports.attest import attest
 from remit.transports.poller import Poller
-from remit.transports.stream import READ, Stream
+from remit.transports.stream import Stream
 
 __all__ = ["StreamLink"]
 
 LONGEST_WAIT: Final = 24 * 3600.0
 """Seconds after which a wait returns in any case."""
+READ_FIRST: Final = 16 * 1024
+"""Bytes read in one go, until one read takes as many: whoever hears little needs no more memory."""
+READ: Final = 256 * 1024
+"""Bytes read in one go from then on."""
 
 
 class StreamLink(OwnedLink):
@@ -28,7 +32,7 @@ class StreamLink(OwnedLink):
         self._streams: dict[Peer, Stream] = {}
         self._watched: dict[int, Stream] = {}
         self._poller = Poller()
-        self._buffer = memoryview(bytearray(READ))
+        self._buffer = memoryview(bytearray(READ_FIRST))
         self._due: float | None = None
         """When to try again what could not be done."""
         super().__init__(location, capabilities)  # Last: from here on a fork in another thread finds us whole.
@@ -54,11 +58,14 @@ class StreamLink(OwnedLink):
         """Return after ``timeout`` seconds, or when anything moves, or when ``waker`` is readable."""
         self._check()
         deadline = time.monotonic() + max(0.0, min(timeout, LONGEST_WAIT))
-        with self._poller.watching(waker):
+        self._poller.watch(waker)
+        try:
             while not self._arrivals:
                 left = deadline - time.monotonic()
                 if self._turn(max(0.0, left)) or left <= 0:
                     return
+        finally:
+            self._poller.unwatch(waker)
 
     def close(self, linger: float) -> None:
         """End the link; what was accepted may leave within ``linger`` seconds."""
@@ -100,6 +107,8 @@ class StreamLink(OwnedLink):
         if event & ~select.POLLOUT:
             peer = stream.peer
             self._arrivals.extend([Frame(peer, data) for data in stream.read(self._buffer)])
+            if stream.taken == len(self._buffer) < READ:
+                self._buffer = memoryview(bytearray(READ))
         self._settle(stream)
 
     def _settle(self, stream: Stream) -> None:

@@ -10,7 +10,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -140,14 +140,18 @@ class UnixTransport:
     def bind(self, location: Location) -> _ServerLink:
         """Open the server's end. Raises LocationInUse, BadLocation, TransportError."""
         capabilities = self._capabilities(location)
-        with _translating(location):
+        try:
             return _ServerLink(location, capabilities)
+        except OSError as error:
+            raise _refusal(location, error) from error
 
     def connect(self, location: Location) -> _ClientLink:
         """Open the client's end; the server may come later. Raises BadLocation, TransportError."""
         capabilities = self._capabilities(location)
-        with _translating(location):
+        try:
             return _ClientLink(location, capabilities)
+        except OSError as error:
+            raise _refusal(location, error) from error
 
     def _capabilities(self, location: Location) -> Capabilities:
         options = location.read(self.options)
@@ -155,15 +159,11 @@ class UnixTransport:
             raise BadLocation(f"{location} names no file: write three slashes, for example unix:///tmp/events.sock")
         if len(os.fsencode(location.path)) > LONGEST_PATH:
             raise BadLocation(f"the path of {location} is over {LONGEST_PATH} bytes; choose a shorter one")
-        return replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME))
+        return replace(self.capabilities, **options) if options else self.capabilities
 
 
-@contextlib.contextmanager
-def _translating(location: Location) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TransportError(f"cannot open {location}: {error.strerror}; choose another path") from error
+def _refusal(location: Location, error: OSError) -> TransportError:
+    return TransportError(f"cannot open {location}: {error.strerror}; choose another path")
 
 
 def _listen(path: str) -> tuple[socket.socket, os.stat_result]:

@@ -47,7 +47,7 @@ def test_each_class_and_member_of_ours_exists() -> None:
     assert len(rows) > 35
     named = [word for row in rows for word in re.findall(r"`([\w.]+)", row)]
     subjects = {"manager": "ProcessManager", "groups": "GroupManager", "task": "Task"}
-    classes = {name: vars(module)[name] for module in map(importlib.import_module, OURS) for name in module.__all__}
+    classes = {name: getattr(module, name) for module in map(importlib.import_module, OURS) for name in module.__all__}
     missing = []
     for word in named:
         head, *members = word.split(".")

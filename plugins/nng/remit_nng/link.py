@@ -64,8 +64,11 @@ class NngLink(OwnedLink):
         if -1 in self._full.values():
             timeout = min(timeout, FULL_WAIT)
         timeout = max(0.0, min(timeout, self._due - time.monotonic()))
-        with self._poller.watching(waker):
+        self._poller.watch(waker)
+        try:
             told = self._turn(timeout)
+        finally:
+            self._poller.unwatch(waker)
         for channel in [channel for channel, room in self._full.items() if room in told]:
             self._has_room(channel)
 
