@@ -100,4 +100,4 @@ class Hand:
         # Its session ends with it, and then its crew learns what it had not begun.
         with contextlib.suppress(EmitError):
             if self.sender is not None and self.sender.session is not None:
-                self._server.post(self.sender.session, "doorman.calls", (serial, blob, signature))
+                self._server.post_now(self.sender.session, "doorman.calls", (serial, blob, signature))

@@ -32,6 +32,8 @@ FROM_WORKER: Final = b"doorman.results"
 READY: Final = b"doorman.ready"
 """What is signed along with whether a worker shares its page."""
 
+ANSWER: Final = 0.05
+"""Seconds that the manager may wait for a word on calls that have come: with their results, unless they take longer."""
 REPORT_EVERY: Final = 0.002
 """Seconds of short calls whose results travel together."""
 LONG: Final = 0.005
@@ -103,6 +105,7 @@ class _Serving:
         with self._lock:
             shares = b"shares" if self._page is not None else b""
             self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
+            self._client.answers_within(ANSWER)
         while fit and not self._leaving:
             with self._lock:
                 self._client.tick(0.0 if self._calls else IDLE)
@@ -161,7 +164,7 @@ class _Serving:
                 self._report(int((began - told) * 1e9) // since)
                 told, since = began, 0
         if since:
-            self._report(int((began - told) * 1e9) // since)
+            self._tell(int((began - told) * 1e9) // since)  # Whoever called this is about to hear.
 
     def _start_watch(self) -> None:
         # Only when told to: a worker that never has more than one call in hand stays a process of one thread.
@@ -203,11 +206,15 @@ class _Serving:
     def _report(self, pace: int = 0) -> None:
         """Send the results, and hear what has come meanwhile."""
         with self._lock:
+            self._tell(pace)
+            self._client.tick()
+
+    def _tell(self, pace: int = 0) -> None:
+        with self._lock:
             entries = self._taken()
             if pace and entries:
                 entries.append((pace, Kind.PACE, b""))
             self._out.send(entries)
-            self._client.tick()
 
     def _taken(self) -> list[Entry]:
         entries = []

@@ -153,6 +153,10 @@ class Runtime:
         self._machine.beat(seconds)  # Two numbers: no lock, which whoever waits for the link holds.
         self.wake_thread()
 
+    def answers_within(self, seconds: float) -> None:
+        """Let an acknowledgement wait so long for an event to leave with."""
+        self._machine.session.ack_delay = seconds
+
     @property
     def silence(self) -> float:
         """Seconds since the server was last heard."""

@@ -120,6 +120,20 @@ def test_an_executors_calls_have_progress_and_limits(reuse):
         assert isinstance(executor.submit(grow, 2 * MEMORY).exception(DEADLINE), MemoryError)
 
 
+def test_one_call_at_a_time_wakes_the_manager_once(manager, monkeypatch):
+    """The worker's acknowledgement travels with the result; no other thread is called to send the call."""
+    waits, called = [], []
+    wait, call = manager.server.wait, manager.server.keeping.call
+    with Crew(manager, 1) as crew:
+        crew.submit(answer, 0).result(DEADLINE)
+        monkeypatch.setattr(manager.server, "wait", lambda *args: (waits.append(1), wait(*args)))
+        monkeypatch.setattr(manager.server.keeping, "call", lambda: (called.append(1), call()))
+        for number in range(200):
+            assert crew.submit(answer, number).result(DEADLINE)[0] == 2 * number
+        assert len(waits) < 300
+        assert len(called) < 20
+
+
 def test_more_memory_than_a_call_may_have_costs_that_call_and_not_its_worker(manager):
     with Crew(manager, 1, limits=Limits(memory=MEMORY)) as crew:
         calls = [crew.submit(grow, size) for size in (1, 2 * MEMORY, 2, 2 * MEMORY, 3)]

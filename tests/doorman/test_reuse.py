@@ -58,7 +58,7 @@ def test_what_a_call_raises_comes_with_the_workers_traceback(manager):
         error = crew.submit(divmod, 1, 0).exception(DEADLINE)
         assert isinstance(error, ZeroDivisionError)
         assert isinstance(error.__cause__, TaskFailed)
-        assert "doorman/pools/serving.py" in str(error.__cause__)
+        assert "doorman/pools/execution.py" in str(error.__cause__)
         assert "an exit is no end" in str(
             crew.submit(exec, "raise SystemExit('an exit is no end')").exception(DEADLINE)
         )
