@@ -13,16 +13,19 @@ import pytest
 from launching import (
     DEADLINE,
     SUPPORT,
+    abandoned,
     ended,
     exit_of,
     fifo,
     hear,
+    holders,
     launched,
     opened,
     order,
     until_over,
     zygote_of,
 )
+from waiting import wait_until
 
 from doorman.errors import LaunchRefused, PreloadFailed
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
@@ -100,6 +103,7 @@ def test_preload_that_starts_a_thread_is_refused(tmp_path):
 
 
 def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path):
+    """But for a descendant that left their group: without the zygote nobody knows of it, and only that one is left."""
     with zygote_of() as launcher, fifo(tmp_path / "held") as reader:
         launcher.launch(order("a", "family", path=str(tmp_path / "held"), leave=False))
         with launched(launcher) as process, Process.open(launcher.pid) as zygote:
@@ -116,6 +120,10 @@ def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path
         assert exit_of(launcher, order("d", "leave", code=4)).exit_code == 4
         [alive] = [pid for pid in [launcher.pid] if pid is not None]
         assert alive != zygote.pid
+        wait_until(lambda: len(holders(tmp_path / "held")) == 1)
+        for stray in holders(tmp_path / "held"):
+            assert stray.signal(signal.SIGKILL)
+        assert abandoned(reader)
 
 
 def test_message_that_is_none_is_survived(zygote):
