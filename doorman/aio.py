@@ -9,30 +9,52 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
-from doorman.owner import LONG, Owner
+from doorman.keeper import LONG
+from doorman.life import Life
+from remit import Event, Server
 
-if TYPE_CHECKING:
-    from doorman.task import Task
-    from remit import Event
-
-__all__ = ["Driver"]
+__all__ = ["LoopDriver"]
 
 JOIN: Final = 5.0
 """Seconds that the end of a driver waits for its thread, which was woken."""
 
 
-class Driver:
+class Ticked(Protocol):
+    """A manager, as far as its loop is concerned: `doorman.owner.Owner` says what each of these does."""
+
+    server: Server
+    driver: LoopDriver | None
+    leaving: float
+
+    @property
+    def led(self) -> Ticked | None:
+        """The manager that it leads."""
+
+    def tick(self) -> bool:
+        """Do what can be done now; True while anything waits or runs."""
+
+    def wait(self, timeout: float) -> None:
+        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+
+    def part(self) -> None:
+        """Begin to leave."""
+
+    def close(self) -> None:
+        """Stop what runs, drop what waits, and end."""
+
+
+class LoopDriver:
     """Ticks one manager, and those that it leads, on the running loop whenever there is something to do."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Ticked) -> None:
         self._owner = owner
         self._server = owner.server
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._idle: set[asyncio.Future[None]] = set()
-        self._awaited: dict[asyncio.Future[None], Task] = {}
+        self._awaited: dict[asyncio.Future[None], Life] = {}
         self._later: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._kicked = self._over = False
@@ -73,7 +95,7 @@ class Driver:
         finally:
             self._idle.discard(idle)
 
-    async def ended(self, task: Task) -> None:
+    async def ended(self, task: Life) -> None:
         """Return when a task has ended. Raises what a tick raised."""
         ended = self._promise()
         self._awaited[ended] = task
@@ -200,9 +222,9 @@ def _keep(promise: asyncio.Future[None]) -> None:
         promise.set_result(None)
 
 
-def _chain(owner: Owner) -> list[Owner]:
+def _chain(owner: Ticked) -> list[Ticked]:
     """Return a manager and those that it leads, directly or not."""
     owners = [owner]
-    while isinstance(led := getattr(owners[-1], "manager", None), Owner):
+    while (led := owners[-1].led) is not None:
         owners.append(led)
     return owners

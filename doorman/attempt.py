@@ -11,36 +11,17 @@ from typing import Any, Final
 from doorman.errors import WorkerDied
 from doorman.identity import SECRET_BYTES, Credential
 from doorman.launcher import Exited
+from doorman.parts import Parts
 from doorman.process import Process
 from doorman.result import Outcome
 from doorman.states import State
 from doorman.task import Task
-from doorman.worker import label
 from remit import Sender
 
-__all__ = ["Attempt", "Parts"]
+__all__ = ["Attempt"]
 
 EARLY: Final = 8
 """Hellos kept of an attempt whose process is not known yet: the true one is said again."""
-
-
-class Parts:
-    """A result on its way in, part by part. Only what the attempt's own process signed is kept."""
-
-    def __init__(self, credential: Credential) -> None:
-        self._credential = credential
-        self._parts: list[bytes] = []
-
-    def add(self, number: int, parts: int, part: bytes, signature: bytes) -> bytes | None:
-        """Keep one part; return the whole once it is there. Raises ValueError for a part that does not belong."""
-        if not self._credential.check(label(number, parts) + part, signature):
-            raise ValueError("not signed by this attempt's process")
-        if number < len(self._parts):
-            return None  # heard before, and again after a restart of the wire
-        if number > len(self._parts):
-            raise ValueError(f"part {number} of {parts} before part {len(self._parts)}")
-        self._parts.append(part)
-        return b"".join(self._parts) if len(self._parts) == parts else None
 
 
 @dataclass(eq=False)

@@ -34,12 +34,9 @@
 
 from __future__ import annotations
 
+import enum
 import signal
 from concurrent.futures import BrokenExecutor
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from doorman.identity import Refusal
 
 __all__ = [
     "BadCommandLine",
@@ -193,6 +190,21 @@ class PreloadFailed(DoormanError):
 
 class PoolFailed(DoormanError, BrokenExecutor):
     """Raised when a pool's workers die faster than they are worth replacing, or cannot even begin; see its cause."""
+
+
+class Refusal(enum.Enum):
+    """Why a hello was not believed."""
+
+    MALFORMED = "not a hello"
+    WRONG_ATTEMPT = "a hello for another attempt"
+    FORGED = "not signed with the attempt's secret"
+    LATE = "the attempt is over"
+    REPLAYED = "another process has already proven this attempt"
+    ELSEWHERE = "a process on another host"
+    WRONG_PEER = "the kernel says that another process sent it"
+    NO_SUCH_PROCESS = "the process is not there"
+    OTHER_PROCESS = "its number belongs to another process"
+    NOT_DESCENDANT = "not descended from what was launched"
 
 
 class IdentityRefused(DoormanError):

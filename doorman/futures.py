@@ -7,18 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+from doorman.keeper import LONG, Keeper
 from doorman.states import ENDED, State
 
-if TYPE_CHECKING:
-    from doorman.owner import Owner
-    from doorman.task import Task
+__all__ = ["Awaited", "Driven", "Promising", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
 
-__all__ = ["Awaited", "Driven", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
-
-LONG: Final = 60.0
-"""Seconds that a wait sleeps at a time at the most; whatever happens wakes it."""
 LOOK: Final = 0.02
 """Seconds after which a wait for the futures of several threads or managers looks at the others."""
 
@@ -30,7 +25,7 @@ class Driven(Future[Any]):
     """A future that a manager settles. Waiting in the thread that owns the manager ticks it meanwhile."""
 
     @property
-    def owner(self) -> Owner | None:
+    def owner(self) -> Keeper | None:
         """Whoever makes progress with it."""
         raise NotImplementedError
 
@@ -50,16 +45,41 @@ class Driven(Future[Any]):
         return timeout
 
 
+class Promising(Protocol):
+    """A task, as its future and those who wait for it see it."""
+
+    bound: TaskFuture | None
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+
+    @property
+    def owner(self) -> Keeper | None:
+        """Its manager; None until it is added to one."""
+
+    @property
+    def future(self) -> TaskFuture:
+        """Its future, always the same one."""
+
+    def cancel(self) -> bool:
+        """Drop it if it waits, stop it if it runs; False if it has ended."""
+
+
 class TaskFuture(Driven):
     """The future of a `Task`. Its callbacks run in the thread that ticks the task's manager."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Promising) -> None:
         super().__init__()
         self.task = task
         self._began = self._ended = False
 
     @property
-    def owner(self) -> Owner | None:
+    def owner(self) -> Keeper | None:
         """The task's manager; None until the task is added to one."""
         return self.task.owner
 
@@ -103,7 +123,7 @@ class TaskFuture(Driven):
             self.set_result(value)
 
 
-def future_of(task: Task) -> TaskFuture:
+def future_of(task: Promising) -> TaskFuture:
     """Return the one future of a task. Safe from any thread."""
     with _binding:
         if task.bound is None:
@@ -113,7 +133,7 @@ def future_of(task: Task) -> TaskFuture:
     return future
 
 
-def drive(owners: Collection[Owner], ready: Callable[[], bool], timeout: float | None) -> bool:
+def drive(owners: Collection[Keeper], ready: Callable[[], bool], timeout: float | None) -> bool:
     """Tick managers of this thread's until ``ready()``; False after ``timeout`` seconds."""
     deadline = None if timeout is None else time.monotonic() + timeout
     first = next(iter(owners))
@@ -128,7 +148,7 @@ def drive(owners: Collection[Owner], ready: Callable[[], bool], timeout: float |
     return True
 
 
-Awaited = TypeVar("Awaited", "Task", "Future[Any]", "Task | Future[Any]")
+Awaited = TypeVar("Awaited", bound="Promising | Future[Any]")
 
 
 class Waited(NamedTuple):

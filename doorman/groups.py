@@ -41,9 +41,9 @@ class GroupManager(Owner):
         self._closed = False
 
     @property
-    def realm(self) -> Owner:
-        """The manager that runs the tasks in the end."""
-        return self.manager.realm
+    def led(self) -> Owner:
+        """The manager that runs its tasks."""
+        return self.manager
 
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:

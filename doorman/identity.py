@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import hashlib
 import hmac
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from doorman.census import process_by_inode, process_in_namespace
-from doorman.errors import IdentityRefused
+from doorman.errors import IdentityRefused, Refusal
 from doorman.process import Process, pidfd_inode, start_time
 
 if TYPE_CHECKING:
@@ -35,21 +34,6 @@ _CLAIMS: dict[str, type | tuple[type, ...]] = {
     "started": (int, type(None)),
     "proof": str,
 }
-
-
-class Refusal(enum.Enum):
-    """Why a hello was not believed."""
-
-    MALFORMED = "not a hello"
-    WRONG_ATTEMPT = "a hello for another attempt"
-    FORGED = "not signed with the attempt's secret"
-    LATE = "the attempt is over"
-    REPLAYED = "another process has already proven this attempt"
-    ELSEWHERE = "a process on another host"
-    WRONG_PEER = "the kernel says that another process sent it"
-    NO_SUCH_PROCESS = "the process is not there"
-    OTHER_PROCESS = "its number belongs to another process"
-    NOT_DESCENDANT = "not descended from what was launched"
 
 
 @dataclass(frozen=True, slots=True)

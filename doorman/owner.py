@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections import deque
@@ -10,19 +9,19 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import ResultTimeout
+from doorman.keeper import LONG
+from doorman.life import Life
+from doorman.rules import Rule, Rules
+from doorman.task import Task
+from remit import Server
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from doorman.aio import Driver
-    from doorman.rules import Rule, Rules
-    from doorman.task import Task
-    from remit import Server
+    from doorman.aio import LoopDriver
 
-__all__ = ["Owner", "check_listeners"]
+__all__ = ["Owner"]
 
-LONG: Final = 60.0
-"""Seconds that `Owner.run` and `Owner.run_until` wait at a time at the most."""
 LEAVING: Final = 10.0
 """Seconds that leaving a manager takes at the most, unless it says otherwise."""
 
@@ -39,7 +38,7 @@ class Owner:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._soon: deque[Callable[[], object]] = deque()
-        self.driver: Driver | None = None
+        self.driver: LoopDriver | None = None
         """What ticks it, inside ``async with``."""
 
     server: Server
@@ -66,9 +65,14 @@ class Owner:
         raise NotImplementedError
 
     @property
+    def led(self) -> Owner | None:
+        """The manager that it leads, which runs its tasks; None if it runs them itself."""
+        return None
+
+    @property
     def realm(self) -> Owner:
-        """The manager that runs the tasks in the end: this one, or that which it leads."""
-        return self
+        """The manager that runs the tasks in the end."""
+        return self if self.led is None else self.led.realm
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
@@ -145,7 +149,7 @@ class Owner:
                 return
             self.wait(min(left, LONG))
 
-    def run_until(self, task: Task, timeout: float | None) -> None:
+    def run_until(self, task: Life, timeout: float | None) -> None:
         """Make progress until ``task`` has ended. Raises ResultTimeout; RuntimeError in another thread."""
         if not self.owned_here:
             raise RuntimeError("only the thread that owns the manager can wait for a task; others may ask task.done()")
@@ -160,7 +164,7 @@ class Owner:
             if not task.done():
                 self.wait(min(left, LONG))
 
-    async def ended(self, task: Task) -> None:
+    async def ended(self, task: Life) -> None:
         """Return when ``task`` has ended. Raises RuntimeError outside ``async with``."""
         if self.driver is None:
             raise RuntimeError(f"{task!r} has not ended: await it inside `async with` its manager, or use result()")
@@ -190,9 +194,9 @@ class Owner:
     # -- blocks ------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        from doorman.aio import Driver  # for those who use asyncio
+        from doorman.aio import LoopDriver  # Here, for those who use asyncio: others need not pay for its import.
 
-        Driver(self)
+        LoopDriver(self)
         return self
 
     async def __aexit__(
@@ -219,12 +223,3 @@ class _Done:
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from ()
-
-
-def check_listeners(**listeners: Callable[..., object] | None) -> None:
-    """Raise TypeError unless each of them is None or a plain function."""
-    for name, listener in listeners.items():
-        if listener is not None and not callable(listener):
-            raise TypeError(f"{name} is called, but {listener!r} cannot be")
-        if inspect.iscoroutinefunction(listener):
-            raise TypeError(f"{name} is called while the manager ticks, so it is a plain function; start a task in it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +12,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from doorman.identity import Credential
-    from doorman.task import Task
 
-__all__ = ["OnProgress", "Progress", "Reporter", "checked", "packed", "read", "signed", "tell", "unpacked"]
-
-logger = logging.getLogger("doorman")
+__all__ = ["Progress", "Reporter", "checked", "packed", "read", "signed", "unpacked"]
 
 INTERVAL: Final = 0.05
 """Seconds between two reports of a task; of what it says in between only the last travels."""
@@ -27,8 +23,6 @@ _PURPOSE: Final = b"doorman.progress"
 """Signed along with each report, so that nothing else that a process signs is taken for one."""
 _LARGEST: Final = 1 << 63
 
-OnProgress: TypeAlias = "Callable[[Task, Progress], object]"
-"""Called with a task and how far it has come."""
 _Report: TypeAlias = tuple[int, int | float, int | float | None, str]
 _read_report: Final = msgspec.msgpack.Decoder(_Report).decode
 
@@ -126,17 +120,6 @@ def read(credential: Credential, data: Any, signature: Any) -> tuple[int, Progre
     if not credential.check(_PURPOSE + data, signature):
         raise ValueError("not signed by this attempt's process")
     return unpacked(data)
-
-
-def tell(task: Task, progress: Progress, listener: OnProgress | None) -> None:
-    """Keep a report as its task's newest, and give it to those who listen."""
-    task.progress = progress
-    for each in (task.on_progress, listener):
-        if each is not None:
-            try:
-                each(task, progress)
-            except Exception as error:  # One listener must not stop the others.
-                logger.error("a listener of the progress of %r raised", task, exc_info=error)
 
 
 def _number(value: Any, name: str) -> float:

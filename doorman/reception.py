@@ -15,10 +15,11 @@ from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
 from doorman.journal.adoption import Adoption
 from doorman.journal.recorder import Recorder
-from doorman.progress import OnProgress, read, tell
+from doorman.progress import read
 from doorman.result import Outcome
 from doorman.running import Running
 from doorman.states import State
+from doorman.task import OnProgress
 from remit import Event, Server
 from remit.errors import EmitError
 
@@ -35,6 +36,7 @@ class Reception:
     """Listens for hellos, progress and results.
 
     ``concluded`` is called with an attempt whose result came after its exit, ``on_progress`` with each progress.
+    ``refused`` counts what is not believed, by reason.
     """
 
     def __init__(
@@ -43,14 +45,15 @@ class Reception:
         running: Running,
         concluded: Callable[[Attempt], None],
         recorder: Recorder,
+        refused: Counter[str],
         on_progress: OnProgress | None = None,
     ) -> None:
         self._running = running
         self._concluded = concluded
         self._recorder = recorder
         self._on_progress = on_progress
-        self.refused: Counter[str] = Counter()
-        self._adoption = Adoption(server, running, self.refused, recorder.proven)
+        self._refused = refused
+        self._adoption = Adoption(server, running, self._refused, recorder.proven)
         self._server = server
         server.add_listener("doorman.hello", self._greeted, pass_event=True)
         server.add_listener("doorman.progress", self._progressed, pass_event=True)
@@ -95,7 +98,7 @@ class Reception:
                 self._recorder.proven(attempt, identity)
                 self._running.proven(attempt, identity)
         except IdentityRefused as error:
-            self.refused[error.reason.value] += 1
+            self._refused[error.reason.value] += 1
             return
         attempt.sender = sender
         _answer(sender, attempt.credential, "go")
@@ -103,12 +106,12 @@ class Reception:
     def _come_late(self, hello: Any, credential: Credential | None, sender: Any) -> None:
         """Tell a process whose attempt is over to die; anybody else gets no answer."""
         if credential is None:
-            self.refused["unknown attempt"] += 1
+            self._refused["unknown attempt"] += 1
             return
         try:
             verify(hello, credential, None)
         except IdentityRefused as error:
-            self.refused[error.reason.value] += 1
+            self._refused[error.reason.value] += 1
             if error.reason is Refusal.LATE:
                 _answer(sender, credential, "die")
 
@@ -121,19 +124,19 @@ class Reception:
             _, data, signature = event.args
             number, progress = read(attempt.credential, data, signature)
         except (ValueError, msgspec.MsgspecError):
-            self.refused["progress not signed by the attempt's process"] += 1
+            self._refused["progress not signed by the attempt's process"] += 1
             return
         if number > attempt.reports:  # Else it was heard before, and again after a restart of the wire.
             attempt.reports = number
-            tell(attempt.task, progress, self._on_progress)
+            attempt.task.reported(progress, self._on_progress)
 
     def _proven(self, event: Event, what: str) -> Attempt | None:
         """Return the attempt that an event names, if its process has proven itself."""
         attempt = self._running.named(event.args[0]) if event.args else None
         if attempt is None:
-            self.refused[f"{what} of an unknown attempt"] += 1
+            self._refused[f"{what} of an unknown attempt"] += 1
         elif attempt.task.identity is None:
-            self.refused[f"{what} of a process that has not proven itself"] += 1
+            self._refused[f"{what} of a process that has not proven itself"] += 1
         else:
             return attempt
         return None
@@ -150,7 +153,7 @@ class Reception:
                 attempt.outcome = Outcome.decode(whole)
                 self._recorder.told(attempt)
         except (ValueError, msgspec.MsgspecError):
-            self.refused["result not signed by the attempt's process"] += 1
+            self._refused["result not signed by the attempt's process"] += 1
             return
         if attempt.outcome is not None and attempt.exited is not None:
             self._concluded(attempt)

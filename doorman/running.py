@@ -35,10 +35,14 @@ class Due(Enum):
 
 
 class Running:
-    """The attempts of one manager, by id and by task."""
+    """The attempts of one manager, by id and by task.
 
-    def __init__(self, *, grace: float) -> None:
+    ``grace`` is the seconds between SIGTERM and SIGKILL; ``stopped`` is called before an attempt is told to end.
+    """
+
+    def __init__(self, *, grace: float, stopped: Callable[[Attempt, State], object]) -> None:
         self._grace: Final = grace
+        self._stopped = stopped
         self._attempts: dict[str, Attempt] = {}
         self._by_task: dict[Task, Attempt] = {}
         self._by_handler: dict[str, dict[Attempt, None]] = {}
@@ -46,8 +50,6 @@ class Running:
         self._dues: Timetable[tuple[Due, str]] = Timetable()
         self.unproven = 0
         """How many are on their way from launch to proof."""
-        self.stopped: Callable[[Attempt, State], None] = lambda attempt, ends_as: None
-        """Called before an attempt is told to end."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -142,7 +144,7 @@ class Running:
         """TERM now, KILL to the whole group after the grace; at once KILL to what has not even proven itself."""
         if attempt.stopping is not None:
             return
-        self.stopped(attempt, ends_as)
+        self._stopped(attempt, ends_as)
         attempt.stopping = ends_as
         proven = attempt.task.state is State.RUNNING
         attempt.task.enter(State.STOPPING)

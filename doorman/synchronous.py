@@ -16,15 +16,14 @@ from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
 from doorman.launcher.leaving import exit_code
 from doorman.output.captured import captured
-from doorman.output.stream import OnOutput
-from doorman.owner import Owner, check_listeners
+from doorman.owner import Owner
 from doorman.policy.admission import Admission
 from doorman.policy.lanes import Entry
 from doorman.process import Process
-from doorman.progress import OnProgress, Progress, tell
+from doorman.progress import Progress
 from doorman.rules import Rule
 from doorman.states import State
-from doorman.task import Task
+from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Server
 from remit.errors import ReentrantTick
 
@@ -172,7 +171,7 @@ class SynchronousManager(Owner):
 
     def _call(self, task: Task) -> _End:
         def report(progress: Progress) -> None:
-            tell(task, replace(progress, at=time.time()), self._on_progress)
+            task.reported(replace(progress, at=time.time()), self._on_progress)
 
         try:
             with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):

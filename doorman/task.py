@@ -1,51 +1,37 @@
-"""Task: what is wanted: a callable or a command, and its policy. What exists is the manager's business."""
+"""Task: what is wanted: a callable or a command, and its policy. What becomes of it is its life."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import inspect
 import itertools
+import logging
 import os
-import pickle
-import reprlib
-import signal
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-import cloudpickle
-
-from doorman.errors import (
-    IdentityRefused,
-    RestartedTooOften,
-    TaskAlreadyAdded,
-    TaskCancelled,
-    TaskExpired,
-    TaskNotPicklable,
-)
-from doorman.futures import TaskFuture, future_of
-from doorman.owner import Owner, check_listeners
-from doorman.policy.dependencies import check_owners, checked
+from doorman.errors import TaskAlreadyAdded
+from doorman.keeper import Keeper
+from doorman.life import Life
 from doorman.policy.limits import Limits
 from doorman.policy.retry import Backoff, Comeback, Intensity, Restart
-from doorman.states import ENDED, State, legal
+from doorman.policy.succession import check_succession
+from doorman.progress import Progress
+from doorman.travel import packed_call
 
-if TYPE_CHECKING:
-    from pathlib import Path
+__all__ = ["OnOutput", "OnProgress", "Task", "check_listeners"]
 
-    from doorman.identity import Identity
-    from doorman.output.lines import Line
-    from doorman.output.stream import OnOutput
-    from doorman.progress import OnProgress, Progress
+logger = logging.getLogger("doorman")
 
-__all__ = ["Owner", "Task"]
+OnOutput: TypeAlias = "Callable[[Task, str, str], object]"
+"""Called with a task, ``"stdout"`` or ``"stderr"``, and a line without its end."""
+OnProgress: TypeAlias = "Callable[[Task, Progress], object]"
+"""Called with a task and how far it has come."""
 
 _numbers = itertools.count(1)
-_shown = reprlib.Repr()  # Not repr(): that may be as long as the value, or raise.
-_shown.maxother = _shown.maxstring = 120
 
 
-class Task:
+class Task(Life):
     """A callable with its arguments, to be run once by a process of its own.
 
     ``Task(resize, "a.png", expires_in=30.0)`` calls ``resize("a.png")``; keyword arguments for the callable go into
@@ -105,65 +91,34 @@ class Task:
     ) -> None:
         if not callable(fn):
             raise TypeError(f"a task calls its first argument, but {fn!r} cannot be called; see also Task.command")
-        if expires_in is not None and not expires_in > 0:
-            raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
-        check_listeners(on_output=on_output, on_progress=on_progress)
         if detach and (stream or on_output is not None):
             raise ValueError(
                 "a detached process outlives the pipes of its manager: give the manager a log_path instead"
             )
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise TypeError(f"priority is a whole number, not {priority!r}")
-        if limits is not None and not isinstance(limits, Limits):
-            raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
-        for question, asked in (("can_run", can_run), ("cancel_when", cancel_when)):
-            if asked is not None and not callable(asked):
-                raise TypeError(f"{question} is asked by calling it, but {asked!r} cannot be called")
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        super().__init__()
         self.fn, self.args, self.kwargs = fn, args, dict(kwargs or {})
         self.argv: tuple[str, ...] = ()
         self.id = f"{next(_numbers)}"
         self.name = name or str(getattr(_innermost(fn), "__name__", type(fn).__name__))
         self.handler = handler or _handler_of(fn)
-        self.expires_in = expires_in
+        self.expires_in = _seconds(expires_in)
         self.ignores_rules = ignores_rules
         self.stops_siblings = stops_siblings
-        self.can_run = can_run
-        self.cancel_when = cancel_when
+        self.can_run = _question("can_run", can_run)
+        self.cancel_when = _question("cancel_when", cancel_when)
         self.retries = retries
         self.backoff, self.restart, self.intensity = backoff, restart, intensity
         self.comeback = Comeback(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
-        self.priority = priority
-        self.after = checked(after)
-        self.limits = limits
+        self.priority = _priority(priority)
+        self.after = _tasks(after)
+        self.limits = _limits(limits)
         self.detach = detach
         self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
         self.env = None if env is None else _environment(env)
-        self.state = State.WAITING
-        self.identity: Identity | None = None
-        """The process that was proven to be this task's; None until then."""
-        self.attempt = 0
-        """Which try this is; 0 before the first."""
-        self.exit_code: int | None = None
-        self.signal: int | None = None
-        """The signal that ended its process."""
-        self.max_rss: int | None = None
-        """The most memory its process had at once, in bytes."""
-        self.output: tuple[Path, Path] | None = None
-        """The files of its standard output and error, where the manager keeps them."""
-        self.bound: TaskFuture | None = None
-        self.lines: Sequence[Line] = ()
-        """The last lines that it wrote, if they are streamed."""
-        self.progress: Progress | None = None
-        """How far it has come, as it last reported with ``current_task().progress(...)``."""
-        self._owner: Owner | None = None
-        self._watchers: list[Callable[[Task], object]] = []
         self._call: bytes | None = None
-        self._started: float | None = None
-        self._ended: float | None = None
-        self._value: Any = None
-        self._error: BaseException | None = None
 
     @classmethod
     def command(cls, argv: Sequence[str], **policy: Any) -> Task:
@@ -177,87 +132,23 @@ class Task:
         task.argv = words
         return task
 
-    # -- for those who wait ------------------------------------------------------------------------------------
-
-    def done(self) -> bool:
-        """Whether it has ended, however."""
-        return self.state in ENDED
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Return what the callable returned, or raise what it raised, with its process's traceback as cause.
-
-        Before the end it waits up to ``timeout`` seconds; in the thread that owns the manager it ticks it meanwhile.
-        Raises also WorkerDied, TaskCancelled, TaskExpired, ResultTimeout.
-        """
-        error = self.exception(timeout)
-        if error is not None:
-            raise error
-        return self._value
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""
-        if not self.done():
-            if self._owner is None:
-                raise ValueError(f"{self!r} has not been added to a manager")
-            self._owner.run_until(self, timeout)
-        return self._error
-
-    @property
-    def future(self) -> TaskFuture:
-        """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
-        return future_of(self)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
-        if not self.done():
-            if self._owner is None:
-                raise ValueError(f"{self!r} has not been added to a manager")
-            yield from self._owner.ended(self).__await__()
-        return self.result()
-
-    def cancel(self) -> bool:
-        """Drop it if it waits, stop it if it runs; False if it has ended."""
-        return self._owner is not None and self._owner.cancel(self)
-
-    def stop(self, *, kill: bool = False) -> bool:
-        """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
-        if kill and self.identity is not None and not self.done():
-            with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
-                return process.signal_group(signal.SIGKILL)
-        return self.cancel()
-
-    @property
-    def duration(self) -> float | None:
-        """Seconds from its start to its end, or until now; None before its start."""
-        if self._started is None:
-            return None
-        return (time.monotonic() if self._ended is None else self._ended) - self._started
-
-    @property
-    def owner(self) -> Owner | None:
-        """The manager that it was added to."""
-        return self._owner
-
     def __repr__(self) -> str:
         pid = f" pid {self.identity.pid} ({self.identity.strength})" if self.identity else ""
         return f"<Task {self.id} {self.name!r} {self.state}{pid}>"
 
     # -- for its manager ---------------------------------------------------------------------------------------
 
-    @property
-    def outcome(self) -> tuple[Any, BaseException | None]:
-        """The value and the error that it ended with."""
-        return self._value, self._error
-
-    def adopt(self, owner: Owner) -> bytes:
+    def adopt(self, owner: Keeper) -> bytes:
         """Bind the task to its manager and return its call as bytes.
 
         Raises TaskAlreadyAdded, TaskNotPicklable; ValueError if the manager is not that of the tasks it comes after.
         """
         if self._owner is not None:
             raise TaskAlreadyAdded(f"{self!r} was added before; make a new task for each run")
-        check_owners(self, owner)
-        call = self._call if self._call is not None else b"" if self.argv else self._pickled()
+        check_succession(self, owner)
+        call = self._call
+        if call is None:
+            call = b"" if self.argv else packed_call(self.name, self.fn, self.args, self.kwargs)
         self._owner, self._call = owner, None
         return call
 
@@ -265,78 +156,57 @@ class Task:
         """Undo `adopt`. The next manager gets ``call``, whatever has become of the arguments; None: pickle anew."""
         self._owner, self._call = None, call
 
-    def enter(self, state: State) -> None:
-        """Go to another state; the only place where it changes."""
-        if not legal(self.state, state):
-            raise AssertionError(f"a task cannot go from {self.state} to {state}")
-        self.state = state
-        if state is State.RUNNING:
-            self._started, self._ended = time.monotonic(), None
-        elif state in ENDED:
-            self._ended = time.monotonic()
-        if self.bound is not None:
-            self.bound.follow()
+    def reported(self, progress: Progress, also: OnProgress | None) -> None:
+        """Keep how far it has come, and tell those who listen: its own listener, and the manager's."""
+        self.progress = progress
+        for listener in (self.on_progress, also):
+            if listener is not None:
+                try:
+                    listener(self, progress)
+                except Exception as error:  # One listener must not stop the others.
+                    logger.error("a listener of the progress of %r raised", self, exc_info=error)
 
-    def began(self, moment: float) -> None:
-        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
-        self._started = moment
 
-    def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
-        """Go to a state that is an end, with what `result` returns or raises."""
-        if error is None and state is State.CANCELLED:
-            error = TaskCancelled(f"task {self.name!r} was cancelled")
-        if error is None and state is State.EXPIRED:
-            error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
-        self._value, self._error = value, error
-        self.enter(state)
-        watchers, self._watchers = self._watchers, []
-        for tell in watchers:
-            tell(self)
+def check_listeners(**listeners: Callable[..., object] | None) -> None:
+    """Raise TypeError unless each of them is None or a plain function."""
+    for name, listener in listeners.items():
+        if listener is not None and not callable(listener):
+            raise TypeError(f"{name} is called, but {listener!r} cannot be")
+        if inspect.iscoroutinefunction(listener):
+            raise TypeError(f"{name} is called while the manager ticks, so it is a plain function; start a task in it")
 
-    def next_try(
-        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
-    ) -> tuple[State, Any, BaseException | None, float | None]:
-        """Wait again after an attempt that ended so, if the policy says so and it is still ``wanted``.
 
-        Returns how the task ends, which may be otherwise than its attempt; or at last the seconds until its next try.
-        """
-        ran = None if self.identity is None else self.duration
-        try:
-            now = time.monotonic()
-            pause = self.comeback.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
-        except RestartedTooOften as often:
-            return State.FAILED, None, often, None
-        if pause is not None:
-            self.identity = None
-            self.enter(State.WAITING)
-        return state, value, error, pause
+def _seconds(expires_in: float | None) -> float | None:
+    if expires_in is not None and not expires_in > 0:
+        raise ValueError(f"expires_in is a number of seconds above 0, or None for ever, not {expires_in!r}")
+    return expires_in
 
-    def when_ended(self, tell: Callable[[Task], object]) -> None:
-        """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
-        if self.done():
-            tell(self)
-        else:
-            self._watchers.append(tell)
 
-    def _pickled(self) -> bytes:
-        try:
-            call: bytes = cloudpickle.dumps((self.fn, self.args, self.kwargs), protocol=pickle.HIGHEST_PROTOCOL)
-            return call
-        except Exception as error:
-            raise TaskNotPicklable(
-                f"task {self.name!r} cannot travel to a process: {self._culprit()}: {error}; "
-                "give it plain values, and open files, locks and connections inside the task"
-            ) from error
+def _question(name: str, asked: Callable[[], bool] | None) -> Callable[[], bool] | None:
+    if asked is not None and not callable(asked):
+        raise TypeError(f"{name} is asked by calling it, but {asked!r} cannot be called")
+    return asked
 
-    def _culprit(self) -> str:
-        parts = [("its callable", self.fn), *((f"argument {n}", a) for n, a in enumerate(self.args, 1))]
-        parts += [(f"argument {name}=", value) for name, value in self.kwargs.items()]
-        for place, part in parts:
-            try:
-                cloudpickle.dumps(part)
-            except Exception:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
-                return f"{place} {_shown.repr(part)}"
-        return "its parts together"
+
+def _priority(priority: object) -> int:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority is a whole number, not {priority!r}")
+    return priority
+
+
+def _limits(limits: object) -> Limits | None:
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
+    return limits
+
+
+def _tasks(after: object) -> tuple[Task, ...]:
+    """Return the tasks that another is to come after. Raises TypeError."""
+    found = tuple(after) if isinstance(after, Iterable) else (after,)
+    for first in found:
+        if not isinstance(first, Task):
+            raise TypeError(f"after is a sequence of tasks, such as (first, second), but {first!r} is none")
+    return found
 
 
 def _innermost(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,32 +9,19 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import threading
-import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from remit.client import Client
-from remit.endpoint import ServerEndpoint
-from remit.errors import LinkClosed, Undelivered
-from remit.listeners import Listening
+from remit.errors import Undelivered
 from remit.location import Location
-from remit.patterns.answering import Question, late, reply, send, told
 from remit.patterns.following import Subscription
-from remit.protocol.session import Received, Session
 from remit.server import Server
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["AsyncClient", "AsyncServer", "serve"]
-
-IDLE: Final = 60.0
-"""Seconds that the thread of an idle server sleeps at the most; whatever arrives wakes it."""
-FULL: Final = 0.01
-"""Seconds after which it looks again whether a client takes more."""
-TURN: Final = 64
-"""Frames of events that are dispatched before the loop has its turn."""
+__all__ = ["AsyncClient", "AsyncServer"]
 
 
 class AsyncClient:
@@ -150,119 +137,3 @@ class AsyncServer(Server):
                 await self._serving
             self._serving = None
         await asyncio.get_running_loop().run_in_executor(None, functools.partial(self.close, linger))
-
-
-async def serve(server: Server, endpoint: ServerEndpoint) -> None:
-    """Dispatch what arrives, until cancelled or closed."""
-    service = _Service(server, endpoint)
-    try:
-        await service.run()
-    finally:
-        await service.end()
-
-
-class _Service:
-    """What serves one server on one loop: a thread that pumps, and the loop's side that dispatches."""
-
-    def __init__(self, server: Server, endpoint: ServerEndpoint) -> None:
-        self._server = server
-        self._endpoint = endpoint
-        self._loop = asyncio.get_running_loop()
-        self._arrived = asyncio.Event()
-        self._answers: set[asyncio.Task[None]] = set()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._pump, name="remit-aio", daemon=True)
-
-    async def run(self) -> None:
-        """Dispatch until cancelled."""
-        server = self._server
-        server.later, server.answering.later = [], self._answer_later
-        self._thread.start()
-        while server.is_open:
-            await self._arrived.wait()
-            self._arrived.clear()
-            await self._dispatch()
-
-    async def end(self) -> None:
-        """End the thread and the answers under way."""
-        self._stopping = True
-        self._server.stop()
-        self._server.later, self._server.answering.later = None, None
-        for task in self._answers:
-            task.cancel()
-        await self._loop.run_in_executor(None, self._thread.join)
-
-    # -- the thread --------------------------------------------------------------------------------------------
-
-    def _pump(self) -> None:
-        endpoint, server = self._endpoint, self._server
-        machine = endpoint.machine
-        while not self._stopping and server.is_open:
-            with endpoint.lock:
-                if self._stopping or not server.is_open:
-                    return
-                drained = endpoint.pump()
-                if drained:
-                    endpoint.wait(FULL if machine.writable else IDLE, server.keeping.waker)
-                    server.keeping.waker.clear()
-                    endpoint.pump()
-                server.keeping.pumped = time.monotonic()
-            if machine.ready or machine.closed or machine.cancelled:
-                with contextlib.suppress(RuntimeError):  # The loop is closed: nobody hears any more.
-                    self._loop.call_soon_threadsafe(self._arrived.set)
-
-    # -- the loop ----------------------------------------------------------------------------------------------
-
-    async def _dispatch(self) -> None:
-        turn = 0
-        self._server.tell_of_sessions(self._endpoint)
-        while received := self._endpoint.events():
-            await self._handle(received)
-            turn += 1
-            if turn % TURN == 0:
-                await asyncio.sleep(0)
-
-    async def _handle(self, received: Received) -> None:
-        session, wires, count, redelivered = received
-        server, machine = self._server, self._endpoint.machine
-        done = 0
-        try:
-            for wire in wires:
-                Listening._dispatch(server, (wire,), server.sender(session), redelivered)
-                while server.later:
-                    await self._await(*server.later.pop(0))
-                done += 1
-        except asyncio.CancelledError:
-            # What was interrupted counts as not handled: whoever serves next begins with it.
-            rest = wires[done:]
-            machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
-            count = done if count else 0
-            raise
-        finally:
-            session.finish(count)
-            machine.writable[session] = None
-            server.keeping.waker.wake()
-
-    async def _await(self, event: Any, awaitable: Awaitable[Any]) -> None:
-        try:
-            await awaitable
-        except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-            self._server._failed(event, error)
-
-    def _answer_later(self, session: Session, question: Question, value: Awaitable[Any]) -> None:
-        task = self._loop.create_task(self._answer(session, question, value))
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
-
-    async def _answer(self, session: Session, question: Question, value: Awaitable[Any]) -> None:
-        try:
-            async with asyncio.timeout(None if question.left is None else question.left / 1000) as bound:
-                outcome = reply(session.codec, await value)
-        except TimeoutError as error:
-            outcome = late(session.codec) if bound.expired() else told(session.codec, error)
-        except asyncio.CancelledError:
-            send(self._server.post, session, question.id, told(session.codec, LinkClosed("the server ends")))
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
-            outcome = told(session.codec, error)
-        send(self._server.post, session, question.id, outcome)

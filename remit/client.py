@@ -82,20 +82,21 @@ class Client(Connection):
         EmitTimeout.
         """
         runtime = self._runtime or self._open()
-        data = runtime.encode(name, args, kwargs, _NOTHING)
-        crowded = len(data) > runtime.small or len(runtime.pending) >= runtime.capacity
-        if crowded and not runtime.admit(name, len(data)):
+        gate = runtime.gate
+        data = gate.encode(name, args, kwargs, _NOTHING)
+        crowded = len(data) > gate.small or len(gate.pending) >= gate.capacity
+        if crowded and not gate.admit(name, len(data)):
             return
-        runtime.pending.append(data)
-        if runtime.idle:
+        gate.pending.append(data)
+        if gate.idle:
             runtime.wake()
 
     def emit_event(self, event: Event) -> None:
         """Emit an event that carries headers. Like `emit` otherwise."""
         runtime = self._runtime or self._open()
-        data = runtime.encode(event.name, event.args, event.kwargs, event.headers)
-        if runtime.admit(event.name, len(data)):
-            runtime.pending.append(data)
+        data = runtime.gate.encode(event.name, event.args, event.kwargs, event.headers)
+        if runtime.gate.admit(event.name, len(data)):
+            runtime.gate.pending.append(data)
             runtime.wake()
 
     def flush(self, timeout: float | None = None) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from remit.protocol.session import Session
-    from remit.transport import Credentials
+from remit.credentials import Credentials
 
 __all__ = ["Sender"]
 
@@ -23,12 +21,12 @@ class Sender:
         answer: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
         credentials: Callable[[], Credentials | None],
         here: Callable[[], bool],
-        session: Session | None = None,
+        session: object | None = None,
     ) -> None:
         self.id = identifier
         """32 hexadecimal digits, the same for all events of one client in one process."""
         self.session = session
-        """What Remit itself keeps of this client."""
+        """What Remit itself keeps of this client: nothing that a listener could use."""
         self._answer = answer
         self._credentials = credentials
         self._here = here

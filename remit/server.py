@@ -108,7 +108,7 @@ class Server(Opened):
 
         Raises LinkClosed after `close`.
         """
-        from remit.aio import serve  # for those who use asyncio
+        from remit.ends.serving import serve  # for those who use asyncio
 
         await serve(self, self._endpoint or self._reach())
 

@@ -34,6 +34,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
+from remit.credentials import Credentials
 from remit.errors import ForkedLinkError, FrameTooLarge, LinkClosed, WrongThreadError
 from remit.forks import tell_forks
 
@@ -71,16 +72,6 @@ class Sent(enum.Enum):
     ACCEPTED = "accepted"
     FULL = "full"
     GONE = "gone"
-
-
-class Credentials(NamedTuple):
-    """What the kernel itself attests of a peer on this host."""
-
-    pid: int
-    uid: int
-    gid: int
-    inode: int | None = None
-    """Inode of the peer's pidfd, unique for the whole boot; None where the kernel cannot say it."""
 
 
 class Frame(NamedTuple):

@@ -20,12 +20,12 @@ TRANSPORTS = ("memory", "chaos+memory", "unix", "zmq+tcp", "zmq+ipc", "zmq+inpro
 WITHIN_PROCESS = ("memory", "chaos+memory", "zmq+inproc")
 """Those that no process but their own can reach."""
 
-OF_ONE = {"test_zeromq.py": "zmq", "test_nng.py": "nng", "test_redis.py": "redis"}
-"""Tests of one transport, and what its schemes begin with: they need its library."""
+OF_ONE = {"zeromq": "zmq", "nng": "nng", "redis": "redis"}
+"""Folders of tests of one transport, and what its schemes begin with: they need its library."""
 CHOSEN = [name.strip() for name in os.environ.get("REMIT_TRANSPORTS", "").split(",") if name.strip()] or [*TRANSPORTS]
 
 collect_ignore = [
-    f"transports/{file}" for file, scheme in OF_ONE.items() if not any(name.startswith(scheme) for name in CHOSEN)
+    f"transports/{folder}" for folder, scheme in OF_ONE.items() if not any(name.startswith(scheme) for name in CHOSEN)
 ]
 _numbers = itertools.count(1)
 

@@ -14,8 +14,7 @@ from doorman.output.lines import Line, Lines
 from doorman.output.stream import KEPT, told, wanted
 
 if TYPE_CHECKING:
-    from doorman.output.stream import OnOutput
-    from doorman.task import Task
+    from doorman.task import OnOutput, Task
 
 __all__ = ["captured"]
 

@@ -10,23 +10,18 @@ import select
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from pathlib import Path
+from typing import Final
 
 from doorman.errors import LaunchRefused
 from doorman.output.lines import Line, Lines
 from doorman.output.logs import Logs, Outputs
+from doorman.task import OnOutput, Task
+from remit.transport import Wakeable
 
-if TYPE_CHECKING:
-    from doorman.task import Task
-    from remit.transport import Wakeable
-
-__all__ = ["OnOutput", "Streams", "told", "wanted"]
+__all__ = ["Streams", "told", "wanted"]
 
 logger = logging.getLogger("doorman")
-
-OnOutput: TypeAlias = "Callable[[Task, str, str], object]"
-"""Called with a task, ``"stdout"`` or ``"stderr"``, and a line without its end."""
 
 AT_ONCE: Final = 64 * 1024
 """Bytes that are read from one pipe in one tick; what it holds beyond that makes the task wait."""
@@ -104,6 +99,10 @@ class Streams:
             self._watch(pipe)
         self._by_attempt[attempt] = pipes
         return theirs
+
+    def files(self, task: Task, attempt: str) -> tuple[Path, Path] | None:
+        """Return the files of an attempt's output; None where there are none."""
+        return self._logs.paths(task.name, attempt)
 
     def read(self) -> None:
         """Tell what tasks have written since the last time; never waits."""

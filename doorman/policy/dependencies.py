@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import Final
 
 from doorman.errors import DependencyFailed
 from doorman.states import State
+from doorman.task import Task
 
-if TYPE_CHECKING:
-    from doorman.owner import Owner
-    from doorman.task import Task
-
-__all__ = ["Dependencies", "check_owners", "checked"]
+__all__ = ["Dependencies"]
 
 NAMED: Final = 3
 """Tasks that `Dependencies.why` names; the others it counts."""
@@ -73,44 +70,6 @@ class Dependencies:
         names = ", ".join(f"{first.name!r} (task {first.id}, {first.state})" for first in wanted[:NAMED])
         more = f" and {len(wanted) - NAMED} more" if len(wanted) > NAMED else ""
         return f"it comes after {names}{more}"
-
-
-def checked(after: object) -> tuple[Task, ...]:
-    """Return the tasks that another is to come after. Raises TypeError."""
-    from doorman.task import Task
-
-    found = tuple(after) if isinstance(after, Iterable) else (after,)
-    for first in found:
-        if not isinstance(first, Task):
-            raise TypeError(f"after is a sequence of tasks, such as (first, second), but {first!r} is none")
-    return found
-
-
-def check_owners(task: Task, owner: Owner) -> None:
-    """Raise ValueError if the task comes after itself, or after one that is not the same manager's."""
-    for first in task.after:
-        theirs = first.owner
-        if theirs is None:
-            if _reaches(first, task):
-                raise ValueError(f"{task!r} and {first!r} come after each other: neither could ever start")
-            raise ValueError(f"{task!r} comes after {first!r}, which no manager has: add that one first")
-        if theirs.realm is not owner.realm:
-            raise ValueError(
-                f"{task!r} comes after {first!r}, which is another manager's: add both to one, "
-                "or wait for the other's result first"
-            )
-
-
-def _reaches(start: Task, goal: Task) -> bool:
-    seen, ahead = {start}, [start]
-    while ahead:
-        task = ahead.pop()
-        if task is goal:
-            return True
-        new = set(task.after) - seen
-        seen |= new
-        ahead += new
-    return False
 
 
 def _failure(task: Task, first: Task) -> DependencyFailed:

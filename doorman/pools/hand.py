@@ -12,6 +12,7 @@ from doorman.pools.page import Page
 from doorman.pools.parcel import Entry, Incoming, Kind, Outgoing
 from doorman.pools.serving import FROM_WORKER, TO_WORKER
 from remit.errors import EmitError
+from remit.patterns.answering import session_of
 
 if TYPE_CHECKING:
     from doorman.task import Task
@@ -99,5 +100,4 @@ class Hand:
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         # Its session ends with it, and then its crew learns what it had not begun.
         with contextlib.suppress(EmitError):
-            if self.sender is not None and self.sender.session is not None:
-                self._server.post_now(self.sender.session, "doorman.calls", (serial, blob, signature))
+            self._server.post_now(session_of(self.sender), "doorman.calls", (serial, blob, signature))

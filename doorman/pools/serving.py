@@ -15,13 +15,13 @@ import msgspec
 
 from doorman.current import CurrentTask, current_task, entered
 from doorman.identity import Credential
+from doorman.line import REPORT_LINGER
 from doorman.policy.limits import Limits
 from doorman.pools.execution import Execution, resident
 from doorman.pools.page import Page
 from doorman.pools.parcel import Entry, Incoming, Kind, Outgoing
 from doorman.progress import Progress, packed
 from doorman.result import failed
-from doorman.worker import REPORT_LINGER
 from remit import Client
 
 __all__ = ["FROM_WORKER", "READY", "TO_WORKER", "Terms", "serve"]

@@ -135,8 +135,8 @@ class Connection(Listening):
     @property
     def crowded(self) -> bool:
         """Whether `emit` may have to wait for room."""
-        runtime = self._runtime or self._open()
-        return len(runtime.pending) >= runtime.capacity
+        gate = (self._runtime or self._open()).gate
+        return len(gate.pending) >= gate.capacity
 
     def answers_within(self, seconds: float) -> None:
         """Let an acknowledgement wait so long for an event to leave with. For whoever ticks a client without a thread.

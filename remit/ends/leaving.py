@@ -8,26 +8,47 @@ import os
 import sys
 import time
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from remit.errors import Undelivered
+from remit.location import Location
 
-if TYPE_CHECKING:
-    from remit.ends.connection import Connection
-
-__all__ = ["remember"]
+__all__ = ["Leaver", "remember"]
 
 logger = logging.getLogger("remit")
 
 EXIT_LINGER: Final = 5.0
 """Seconds in which all clients that are still open at the interpreter's exit may deliver, together."""
 
-_CLIENTS: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+class Leaver(Protocol):
+    """A client as its process sees it that ends or forks."""
+
+    @property
+    def location(self) -> Location:
+        """Where the server is reached."""
+        ...
+
+    @property
+    def linger(self) -> float:
+        """Seconds that `close` waits unless told otherwise."""
+        ...
+
+    def close(self, linger: float | None = None) -> None:
+        """Wait up to ``linger`` seconds until all is confirmed, then end. Raises Undelivered."""
+        ...
+
+    def _after_fork(self) -> None:
+        """In a forked child: begin anew at the next use."""
+        ...
+
+
+_CLIENTS: weakref.WeakSet[Leaver] = weakref.WeakSet()
 _registered: set[int] = set()
 """Processes in which `_close_all` will be called."""
 
 
-def remember(client: Connection) -> None:
+def remember(client: Leaver) -> None:
     """Close ``client`` at the process's exit if nobody did before."""
     _CLIENTS.add(client)
     if os.getpid() in _registered:

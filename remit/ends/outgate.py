@@ -1,15 +1,15 @@
-"""Outgate: between ``emit`` and the outbox: what happens when more is emitted than can leave."""
+"""Outgate: between ``emit`` and the outbox: the queue, and what happens when more is emitted than can leave."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
-from remit.errors import EmitTimeout, QueueFull
-from remit.protocol.outbox import Outbox
+from remit.errors import EmitTimeout, FrameTooLarge, QueueFull
+from remit.protocol.outbox import HEAD_BYTES, Outbox
 from remit.settings import Settings
 
 __all__ = ["LARGE", "Outgate"]
@@ -20,37 +20,55 @@ LOOK: Final = 0.05
 """Seconds after which a blocked ``emit`` looks for itself whether there is room."""
 
 
-class Outgate:
-    """Applies ``when_full`` to one outbox. ``drive`` makes progress where no thread does, for some seconds."""
+Encode: TypeAlias = Callable[[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]], bytes]
+"""Makes one event bytes, as `remit.codec.Codec.encode` does."""
 
-    def __init__(self, outbox: Outbox, settings: Settings, drive: Callable[[float], None] | None) -> None:
+
+class Outgate:
+    """Applies ``when_full`` to one outbox. An event may have ``max_event`` bytes.
+
+    `encode`, `pending`, `small`, `capacity` and `idle` are for the path of ``emit``: an event of up to `small` bytes
+    needs no `admit` while fewer than `capacity` are `pending`.
+    """
+
+    def __init__(self, outbox: Outbox, settings: Settings, encode: Encode, max_event: int) -> None:
+        self.encode = encode
+        self.pending = outbox.pending
+        self.small = min(LARGE - 1, max_event)
+        self.capacity = settings.queue
+        self.idle = True
+        """Nobody is about to look at `pending`: whoever appends must say so. Only who serves the link makes it True."""
+        self.drive: Callable[[float], None] | None = None
+        """Makes progress, for some seconds, where no thread does."""
         self.dropped: Counter[str] = Counter()
         self.waiting = 0
         """Threads that wait for room."""
         self.room = threading.Condition()
         self._outbox = outbox
         self._settings = settings
-        self._drive = drive
+        self._max_event = max_event
         self._large = 0
 
     def crowded(self, size: int) -> bool:
         """Whether an event of ``size`` bytes finds no room now."""
-        pending = self._outbox.pending
-        if len(pending) >= self._settings.queue:
+        if len(self.pending) >= self.capacity:
             return True
-        return size >= LARGE and bool(pending) and self._bytes() + size > self._settings.queue_bytes
+        return size >= LARGE and bool(self.pending) and self._bytes() + size > self._settings.queue_bytes
 
     def admit(self, name: str, size: int) -> bool:
         """Make room for an event, or wait for it, as ``when_full`` says; False: it is dropped.
 
-        Raises QueueFull, EmitTimeout.
+        Raises FrameTooLarge, QueueFull, EmitTimeout.
         """
+        largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
+        if size > largest:
+            raise FrameTooLarge(f"event {name!r} has {size} bytes, over {largest} for this location; send it in parts")
         if not self.crowded(size):
             return True
         policy = self._settings.when_full
         if policy == "raise":
             self.dropped["raised"] += 1
-            raise QueueFull(f"{len(self._outbox.pending)} events wait to be sent; {name!r} was not taken")
+            raise QueueFull(f"{len(self.pending)} events wait to be sent; {name!r} was not taken")
         if policy == "drop_newest":
             self.dropped[policy] += 1
             return False
@@ -63,7 +81,7 @@ class Outgate:
     def _drop_oldest(self, size: int) -> None:
         while self.crowded(size):
             try:
-                self._outbox.pending.popleft()
+                self.pending.popleft()
             except IndexError:
                 return
             self.dropped["drop_oldest"] += 1
@@ -85,8 +103,9 @@ class Outgate:
             self.waiting -= 1
 
     def _wait(self, seconds: float) -> None:
-        if self._drive is not None:
-            self._drive(seconds)
+        drive = self.drive
+        if drive is not None:
+            drive(seconds)
             return
         with self.room:
             self.room.wait(seconds)
@@ -98,4 +117,4 @@ class Outgate:
                 self.room.notify_all()
 
     def _bytes(self) -> int:
-        return sum(len(event) for event in tuple(self._outbox.pending) if len(event) >= LARGE)
+        return sum(len(event) for event in tuple(self.pending) if len(event) >= LARGE)

@@ -90,7 +90,7 @@ def read_question(wire: Wire) -> Question:
 
 def session_of(sender: Sender | None) -> Session:
     """Return the session of a client. Raises EmitError for an event that did not come from one."""
-    if sender is None or sender.session is None:
+    if sender is None or not isinstance(sender.session, Session):
         raise EmitError("an event of Remit's own has to come from a client")
     return sender.session
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remit.testing.check import Check, NotApplicable, Outcome, Verdict, Violation, try_all, try_one
+from remit.testing.check import Check, Outcome, Verdict
 from remit.testing.contract import CHECKS
 from remit.testing.harness import Disruption, Harness, UrlHarness
 from remit.testing.relay import Relay
+from remit.testing.trying import try_all, try_one
+from remit.testing.violation import NotApplicable, Violation
 
 if TYPE_CHECKING:
     from remit.testing.suite import TransportSuite

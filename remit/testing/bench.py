@@ -6,96 +6,24 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final
 
 from remit.location import Location
-from remit.testing.check import Catcher, Violation, where_is
+from remit.testing.end import End, Pair
 from remit.testing.harness import Harness
-from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Gap, Link, Peer, Sent, Up
+from remit.testing.stuck import Catcher, where_is
+from remit.testing.violation import Violation, expect, expect_same
+from remit.transport import SERVER, Capabilities, Frame, Link, Peer, Sent
 
-__all__ = ["LONG", "Bench", "End", "Pair", "expect", "expect_same"]
+__all__ = ["LONG", "Bench"]
 
 LONG: Final = 3600.0
 """Seconds for a `wait` that something must end early."""
 TURN: Final = 0.01
 """Seconds that one link waits before another has its turn."""
-BATCH: Final = 4096
-"""Arrivals taken from one link before another has its turn."""
-SHOWN: Final = 40
-"""Bytes of a frame that an error shows."""
 _greetings = itertools.count(1)
-
-
-class End:
-    """A link, and what has arrived at it."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.arrivals: list[Arrival] = []
-        self.late: set[bytes] = set()
-        """Greetings that were sent more than once because they may be lost: the others come when they like."""
-
-    @property
-    def frames(self) -> list[bytes]:
-        """What the frames among the arrivals carried."""
-        return [bytes(arrival.data) for arrival in self.arrivals if isinstance(arrival, Frame)]
-
-    @property
-    def losses(self) -> list[Arrival]:
-        """The arrivals that allow a transport to have lost something."""
-        return [arrival for arrival in self.arrivals if isinstance(arrival, Down | Gap)]
-
-    @property
-    def ups(self) -> list[Up]:
-        """The arrivals that say that somebody came."""
-        return [arrival for arrival in self.arrivals if isinstance(arrival, Up)]
-
-    @property
-    def downs(self) -> list[Down]:
-        """The arrivals that say that somebody went."""
-        return [arrival for arrival in self.arrivals if isinstance(arrival, Down)]
-
-    def drain(self) -> bool:
-        """Keep what has arrived, up to a batch; True if there was anything."""
-        count = 0
-        while count < BATCH and (arrival := self.receive()) is not None:
-            self.arrivals.append(arrival)
-            count += 1
-        return count > 0
-
-    def receive(self) -> Arrival | None:
-        """Return what arrived next, but for greetings that come late."""
-        while (arrival := self.link.receive()) is not None:
-            if not self.late or not isinstance(arrival, Frame) or bytes(arrival.data) not in self.late:
-                return arrival
-        return None
-
-    def forget_frames(self) -> None:
-        """Keep what is no frame."""
-        self.arrivals[:] = [arrival for arrival in self.arrivals if not isinstance(arrival, Frame)]
-
-
-class Pair:
-    """A server's and a client's end that have met, and the server's token of the client."""
-
-    def __init__(self, server: End, client: End, peer: Peer, location: Location) -> None:
-        self.server = server
-        self.client = client
-        self.peer = peer
-        self.location = location
-        """Where a client finds the server."""
-
-    @property
-    def ends(self) -> tuple[End, End]:
-        """Both."""
-        return self.server, self.client
-
-    @property
-    def directions(self) -> Sequence[tuple[End, Peer, End]]:
-        """Who writes, to whom, and who reads, for both directions."""
-        return (self.client, SERVER, self.server), (self.server, self.peer, self.client)
 
 
 class Bench:
@@ -257,33 +185,3 @@ class Bench:
             end.link.owner = threading.get_ident()
         if caught.error is not None:
             raise caught.error
-
-
-def expect(fact: object, otherwise: str) -> None:
-    """Raise a Violation that says what was seen, unless something is so."""
-    if not fact:
-        raise Violation(otherwise)
-
-
-def expect_same(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = False) -> None:
-    """Raise a Violation unless the frames that arrived are those that were sent, or some of them if it may lose."""
-    if list(got) == list(sent):
-        return
-    rest = iter(sent)
-    if lossy and all(any(frame == each for each in rest) for frame in got):
-        return
-    first = next((number for number, pair in enumerate(zip(got, sent, strict=False)) if pair[0] != pair[1]), None)
-    if first is None:
-        first = min(len(got), len(sent))
-    seen = _shown(got[first]) if first < len(got) else "nothing more"
-    wanted = _shown(sent[first]) if first < len(sent) else "nothing more"
-    what = (
-        "lost" if len(got) < len(sent) else "doubled or made up" if len(got) > len(sent) else "altered or out of order"
-    )
-    raise Violation(
-        f"{what}: {len(sent)} frames sent, {len(got)} arrived; number {first} is {seen} instead of {wanted}"
-    )
-
-
-def _shown(data: bytes) -> str:
-    return repr(data) if len(data) <= SHOWN else f"{data[:SHOWN]!r}... ({len(data)} bytes)"

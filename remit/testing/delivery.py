@@ -6,8 +6,10 @@ import os
 from typing import Final
 
 from remit.errors import FrameTooLarge
-from remit.testing.bench import Bench, End, Pair, expect, expect_same
-from remit.testing.check import Topic, Violation
+from remit.testing.bench import Bench
+from remit.testing.check import Topic
+from remit.testing.end import End, Pair
+from remit.testing.violation import Violation, expect, expect_same
 from remit.transport import Peer, Sent
 
 __all__ = ["TOPIC"]

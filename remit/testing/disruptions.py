@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from remit.testing.bench import Bench, Pair, expect, expect_same
+from remit.testing.bench import Bench
 from remit.testing.check import Topic
+from remit.testing.end import Pair
 from remit.testing.flow import numbered
 from remit.testing.harness import Disruption
+from remit.testing.violation import expect, expect_same
 from remit.transport import SERVER, Frame, Sent
 
 __all__ = ["TOPIC"]

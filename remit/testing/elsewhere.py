@@ -16,9 +16,10 @@ from typing import IO, Any, Final
 
 import cloudpickle
 
-from remit.testing.bench import Bench, End, expect
-from remit.testing.check import Violation
+from remit.testing.bench import Bench
+from remit.testing.end import End
 from remit.testing.harness import Harness
+from remit.testing.violation import Violation, expect
 
 __all__ = ["ended", "forked", "main", "running"]
 

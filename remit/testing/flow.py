@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from remit.testing.bench import LONG, Bench, End, expect, expect_same
-from remit.testing.check import NotApplicable, Topic, Violation
+from remit.testing.bench import LONG, Bench
+from remit.testing.check import Topic
+from remit.testing.end import End
+from remit.testing.violation import NotApplicable, Violation, expect, expect_same
 from remit.transport import SERVER, Peer, Sent, Waker
 
 __all__ = ["TOPIC"]

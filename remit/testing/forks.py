@@ -7,11 +7,12 @@ from typing import Final
 
 from remit.errors import ForkedLinkError
 from remit.location import Location
-from remit.testing.bench import Bench, expect, expect_same
-from remit.testing.check import NotApplicable, Topic
+from remit.testing.bench import Bench
+from remit.testing.check import Topic
 from remit.testing.elsewhere import ended, forked, running
 from remit.testing.life import refuses
 from remit.testing.relay import Relay
+from remit.testing.violation import NotApplicable, expect, expect_same
 from remit.transport import SERVER, Frame
 
 __all__ = ["TOPIC"]

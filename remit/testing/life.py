@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from remit.errors import LinkClosed, RemitError, WrongThreadError
-from remit.testing.bench import Bench, End, expect, expect_same
-from remit.testing.check import NotApplicable, Topic, Violation
+from remit.testing.bench import Bench
+from remit.testing.check import Topic
+from remit.testing.end import End
 from remit.testing.flow import numbered
+from remit.testing.violation import NotApplicable, Violation, expect, expect_same
 from remit.transport import SERVER, Peer, Sent
 
 __all__ = ["TOPIC", "refuses"]

@@ -7,8 +7,10 @@ from collections.abc import Hashable
 from typing import Final
 
 from remit.errors import LocationInUse
-from remit.testing.bench import Bench, End, Pair, expect, expect_same
-from remit.testing.check import Topic, Violation
+from remit.testing.bench import Bench
+from remit.testing.check import Topic
+from remit.testing.end import End, Pair
+from remit.testing.violation import Violation, expect, expect_same
 from remit.transport import SERVER, Frame, Gap, Sent
 
 __all__ = ["TOPIC"]

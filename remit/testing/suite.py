@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from remit.testing.check import Check, Verdict, try_one
+from remit.testing.check import Check, Verdict
 from remit.testing.contract import CHECKS
 from remit.testing.harness import Harness
+from remit.testing.trying import try_one
 
 __all__ = ["TransportSuite"]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from doorman import process, worker
+from doorman import line, process, worker
 from doorman.identity import Credential
 from doorman.identity import hello as claims_of
 from doorman.launcher import Event, Launcher, Order
 from doorman.launcher.zygote import ZygoteLauncher
+from doorman.line import Line
 from doorman.result import returned
-from doorman.worker import Line
 from remit import Client
 
 __all__ = ["Delayed", "zygote"]
@@ -88,21 +88,21 @@ def silent(scheme: str) -> Entry:
 def impatient(scheme: str) -> Entry:
     """Waits for a go no longer than half a second."""
     run = worker.prepare(scheme)
-    worker.GO_TIMEOUT, worker.HELLO_AGAIN = 0.5, 0.1  # type: ignore[misc]
+    line.GO_TIMEOUT, line.HELLO_AGAIN = 0.5, 0.1  # type: ignore[misc]
     return run
 
 
 def insistent(scheme: str) -> Entry:
     """Says an unanswered hello again twice a second."""
     run = worker.prepare(scheme)
-    worker.HELLO_AGAIN = 0.5  # type: ignore[misc]
+    line.HELLO_AGAIN = 0.5  # type: ignore[misc]
     return run
 
 
 def curt(scheme: str) -> Entry:
     """Does not wait until its manager has confirmed a result."""
     run = worker.prepare(scheme)
-    worker.REPORT_LINGER = 0.05  # type: ignore[misc]
+    line.REPORT_LINGER = 0.05  # type: ignore[misc]
     return run
 
 
@@ -128,7 +128,7 @@ def losing(scheme: str) -> Entry:
             emit(self, name, *args, **kwargs)
 
     Client.emit = lossy  # type: ignore[method-assign]
-    worker.HELLO_AGAIN = 0.02  # type: ignore[misc]
+    line.HELLO_AGAIN = 0.02  # type: ignore[misc]
     return run
 
 
@@ -168,9 +168,9 @@ def _with(scheme: str, act: Callable[[Line], None], code: int) -> Entry:
 
     def entry(order: Order) -> int:
         work = worker._read_work(order.payload)
-        line = Line(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
-        act(line)
-        line.close(worker.REPORT_LINGER)
+        own = Line(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
+        act(own)
+        own.close()
         return code
 
     return entry

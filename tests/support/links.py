@@ -11,7 +11,7 @@ from remit import Location
 from remit.plugins import find_transport
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Link, Peer, Sent, Transport, Up
 
-__all__ = ["DEADLINE", "LONG", "Pair", "drain", "frames", "in_time", "meet", "put", "turn", "until"]
+__all__ = ["DEADLINE", "LONG", "Pair", "drain", "frames", "in_time", "meet", "put", "turn", "until", "waits"]
 
 DEADLINE = 45.0
 """Seconds after which a fact that has not come true is a failure."""
@@ -124,6 +124,24 @@ def frames(arrivals: list[Arrival]) -> list[bytes]:
 def losses(arrivals: list[Arrival]) -> list[Arrival]:
     """Return the arrivals that allow a transport to have lost something."""
     return [arrival for arrival in arrivals if isinstance(arrival, Down | Gap)]
+
+
+def waits(link: Link, seconds: float) -> int:
+    """Return how often a link that is always waited for asks the kernel."""
+    poller = link._poller  # type: ignore[attr-defined]
+    asked: list[float] = []
+    poll = poller.poll
+
+    def counted(timeout: float) -> list[tuple[int, int]]:
+        asked.append(timeout)
+        return list(poll(timeout))
+
+    poller.poll = counted
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        link.wait(left)
+    poller.poll = poll
+    return len(asked)
 
 
 def in_time(call: Callable[[], object], *links: Link) -> None:

@@ -10,9 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["RedisServer", "find_redis_server"]
+from remit import Location
+
+__all__ = ["Redis", "RedisServer", "find_redis_server"]
 
 STARTING = 20.0
 """Seconds within which a server must answer."""
@@ -107,3 +111,27 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class Redis(RedisServer):
+    """A server that also listens on a Unix socket, and that a test can talk to past the plugin."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "redis.sock"
+        super().__init__("--unixsocket", str(self.path))
+
+    def say(self, *words: object) -> Any:
+        """Send one command on a connection of its own, and return the raw answer."""
+        import hiredis
+
+        pack: Callable[[tuple[str, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+        reader = hiredis.Reader()
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(pack(tuple(str(word) for word in words)))
+            while (answer := reader.gets()) is False:
+                reader.feed(connection.recv(65536))
+        return answer
+
+    @property
+    def location(self) -> Location:
+        return Location(self.url)

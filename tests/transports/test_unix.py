@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import select
 import socket
 import stat
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+from descriptors import few_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
-from links import DEADLINE, Pair, frames, in_time, losses, meet, transport_of, turn, until
+from links import DEADLINE, Pair, frames, in_time, losses, meet, transport_of, turn, until, waits
 from processes import another_process, said
 
 from remit import Location
-from remit.transport import SERVER, Arrival, Credentials, Down, Link, Sent, Up
+from remit.transport import SERVER, Arrival, Credentials, Down, Sent, Up
 from remit.transports.stream import BACKLOG, Unframer
 
 
@@ -37,6 +35,8 @@ def place(path: Path) -> Location:
 
 
 CLIENT = """
+from descriptors import few_descriptors
+from links import waits
 from links import transport_of
 from remit import Location
 location = Location(sys.argv[1])
@@ -169,44 +169,14 @@ def test_a_server_out_of_descriptors_rests_and_recovers(place: Location) -> None
     server = transport_of(place).bind(place)
     arrivals: list[Arrival] = []
     with another_process(CLIENT, place) as process:
-        with no_descriptor_left():
+        with few_descriptors(0):
             assert "Up" in said(process)
-            assert turns(server, 0.5) < 20, "it spins"
+            assert waits(server, 0.5) < 20, "it spins"
             assert server.receive() is None
         until(lambda: arrivals, lambda: turn((server, arrivals)))
     until(lambda: losses(arrivals), lambda: turn((server, arrivals)))
     assert [type(arrival) for arrival in arrivals] == [Up, Down]
     server.close(0.0)
-
-
-def turns(link: Link, seconds: float) -> int:
-    """Return how often a link that is always waited for asks the kernel."""
-    poller = link._poller  # type: ignore[attr-defined]
-    asked: list[float] = []
-    poll = poller.poll
-
-    def counted(timeout: float) -> list[tuple[int, int]]:
-        asked.append(timeout)
-        return list(poll(timeout))
-
-    poller.poll = counted
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        link.wait(left)
-    poller.poll = poll
-    return len(asked)
-
-
-@contextlib.contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.open(os.devnull, os.O_RDONLY)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # -- what waits to leave ---------------------------------------------------------------------------------------

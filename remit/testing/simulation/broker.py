@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from remit.codec import Wire
+from remit.patterns.answering import session_of
 from remit.patterns.asking import REPLY, REQUEST
 from remit.patterns.brokering import BEGUN, JOB, LEAVE, READY, SWEEP, Brokering
 from remit.patterns.envelope import unseal
@@ -47,15 +48,12 @@ class SimulatedBroker(SimulatedServer):
     # -- what it is told ---------------------------------------------------------------------------------------
 
     def _asked(self, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
-        assert sender is not None
         for name in NAMES:
-            self._rota.waits(name, sender.session, self.brokering.jobs.askers(name))
+            self._rota.waits(name, session_of(sender), self.brokering.jobs.askers(name))
         self._ask(wire, sender, redelivered)
 
     def _begun(self, wire: Wire, sender: Sender | None, redelivered: bool) -> None:
-        assert sender is not None
-        assert sender.session is not None
-        self._rota.begun(sender.session, wire.args[0])
+        self._rota.begun(session_of(sender), wire.args[0])
         self._begin(wire, sender, redelivered)
 
     def _announced(self, session: Session, names: list[str], capacity: int, term: int) -> Any:

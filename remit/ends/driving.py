@@ -1,0 +1,195 @@
+"""Driving: who serves a client's line: whoever emits, ticks or waits, or a thread that lends it to those who wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final, Protocol, TypeAlias
+
+from remit.ends.line import IDLE_WAIT, Line
+from remit.ends.wheel import PARK
+from remit.protocol.outbox import BATCH_EVENTS
+
+__all__ = ["Ask", "ByCaller", "ByThread", "Driver"]
+
+ACK_DELAY: Final = 0.005
+"""Seconds that an acknowledgement waits for an event to leave with, where a thread sees that it leaves."""
+BUSY: Final = 0.0002
+"""Seconds after a send in which what is emitted belongs to one burst."""
+
+Ask: TypeAlias = Callable[[], Future[Any]]
+"""Asks, and returns the future of the answer."""
+
+
+class Driver(Protocol):
+    """Sees to it that a line is served."""
+
+    def wake(self) -> None:
+        """Something waits in the gate that nobody is about to look at: have it leave soon."""
+        ...
+
+    def request(self, ask: Ask) -> Any:
+        """Ask, wait for the answer and return it, or raise what became of it. Its deadline ends the wait."""
+        ...
+
+    def progress(self, seconds: float) -> None:
+        """Wait until the line may have settled, ``seconds`` at the most."""
+        ...
+
+
+class ByCaller:
+    """Without a thread: the line is served while somebody calls."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._sent_at = 0.0
+
+    def wake(self) -> None:
+        """Send at once when idle, and in batches within a burst."""
+        now = time.monotonic()
+        if now - self._sent_at > BUSY or len(self._line.gate.pending) >= BATCH_EVENTS:
+            self._sent_at = now
+            self._line.pump()
+
+    def request(self, ask: Ask) -> Any:
+        """Serve until the answer is there."""
+        future = ask()
+        self._line.pump()  # It may still be gathering.
+        while not future.done():
+            self._line.drive(IDLE_WAIT)
+        return future.result()
+
+    def progress(self, seconds: float) -> None:
+        """Serve for a while."""
+        self._line.pump()
+        if not self._line.outbox.empty:
+            self._line.drive(min(seconds, IDLE_WAIT))
+
+
+class ByThread:
+    """A daemon thread, started at first use. It holds the wheel, and lends it to callers who would wait anyway."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._gate = line.gate
+        self._wheel = line.wheel
+        self._thread: threading.Thread | None = None
+        self._progress = threading.Condition()
+        self._awaited = 0
+        self._sent_at = 0.0
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the thread has been started."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Give the line to the thread from now on."""
+        with self._progress:
+            if self._thread is not None or self._line.closing:
+                return
+            self._gate.drive = None
+            self._line.machine.session.ack_delay = ACK_DELAY
+            self._thread = threading.Thread(target=self._run, name="remit-io", daemon=True)
+            self._thread.start()
+
+    def end(self, timeout: float) -> None:
+        """Have all who wait return, and the thread end within ``timeout`` seconds. The line is closing."""
+        self._wheel.end()
+        with self._progress:
+            self._progress.notify_all()
+        self._line.inbound.stop(timeout)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    # -- a caller ----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have the thread look up, or send here and now where that is sooner."""
+        if self._thread is None:
+            self.start()
+        now = time.monotonic()
+        pause, self._sent_at = now - self._sent_at, now
+        if not (BUSY < pause < PARK and self._send_here()):
+            self._gate.idle = False
+            self._wheel.call()
+
+    def _send_here(self) -> bool:
+        """Send in the caller's own thread, which saves a change of threads; False if somebody else serves.
+
+        Worth it at a steady pace: then the thread has let go of the line, as it does while callers serve.
+        """
+        if not self._wheel.borrow():
+            return False
+        try:
+            self._gate.idle = False
+            with self._line.endpoint.lock:
+                self._line.endpoint.flush()  # What has come can wait until this has left.
+            drained = self._pump_and_tell()
+        finally:
+            self._gate.idle = True
+            self._wheel.give_back()
+        if self._gate.pending or not drained:
+            self._wheel.call()
+        return True
+
+    def request(self, ask: Ask) -> Any:
+        """Serve until the answer is there, if no other caller does: it comes without a change of threads."""
+        self.start()
+        if not self._wheel.borrow():
+            return ask().result()
+        try:
+            self._gate.idle = False
+            future = ask()
+            while not future.done() and not self._line.closing:
+                self._serve(future)
+        finally:
+            self._gate.idle = True
+            self._wheel.give_back()
+            if len(self._line.asking) > 1 or self._gate.pending:
+                self._wheel.call()
+        return future.result()
+
+    def progress(self, seconds: float) -> None:
+        """Wait. The thread is not woken: it works already if anything can be done, and says when all is."""
+        self.start()
+        with self._progress:
+            self._awaited += 1
+            if not self._line.settled:
+                self._progress.wait(min(seconds, IDLE_WAIT))
+            self._awaited -= 1
+
+    # -- whoever holds the wheel -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The thread: serve the line while nobody else does."""
+        while self._wheel.take():
+            try:
+                self._serve()
+            finally:
+                self._wheel.release()
+
+    def _serve(self, awaited: Future[Any] | None = None) -> None:
+        """Pump; if there is nothing more to do, and ``awaited`` is not done, sleep until something is."""
+        line, gate = self._line, self._gate
+        gate.idle = False
+        drained = self._pump_and_tell()
+        if not drained or line.sendable or (awaited is not None and awaited.done()):
+            return
+        gate.idle = True
+        # Looked at once more: what was put there in between was told to nobody.
+        if not (gate.pending and line.sendable):
+            line.sleep(IDLE_WAIT)
+
+    def _pump_and_tell(self) -> bool:
+        """Pump; let those know who wait for events, or for confirmations. True if nothing is left to receive."""
+        line = self._line
+        drained = line.pump()
+        if len(line.inbound):
+            line.inbound.announce()
+        if self._awaited and line.settled:
+            with self._progress:
+                self._progress.notify_all()
+        return drained

@@ -1,0 +1,16 @@
+"""A clock that chaos looks at and the tests set."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from remit.transports import chaoslink
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    now = types.SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(chaoslink, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
+    return now

@@ -1,0 +1,105 @@
+"""Hearing: output, progress and messages are told on the loop, and what is said wakes whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from typing import Any
+
+from chores import obey
+
+from doorman import ProcessManager, Rule, Task, current_task
+from remit import Client
+
+
+def test_output_and_progress_are_told_on_the_loop(run, place):
+    heard: list[tuple[str, Any, int]] = []
+
+    async def main() -> None:
+        def hear_line(task: Task, stream: str, line: str) -> None:
+            heard.append((stream, line, threading.get_ident()))
+
+        async with ProcessManager(place, on_output=hear_line) as manager:
+            lines: asyncio.Queue[str] = asyncio.Queue()
+            task = Task(speak_and_wait, on_output=lambda task, stream, line: lines.put_nowait(line))
+            manager.add_task(task)
+            assert await lines.get() == "up"
+            assert not task.done()
+            task.cancel()
+            await manager.run()
+        assert task.progress.done == 1
+
+    run(main())
+    assert heard == [("stdout", "up", threading.get_ident())]
+
+
+def speak_and_wait() -> None:
+    current_task().progress(1)
+    time.sleep(0.1)
+    print("up")
+    signal.pause()
+
+
+def test_listeners_may_be_async_and_the_manager_speaks_at_once(run, place, short_path, caplog):
+    async def main() -> None:
+        heard: asyncio.Queue[str] = asyncio.Queue()
+
+        async def hear(word: str) -> None:
+            await asyncio.sleep(0)
+            await heard.put(word)
+
+        async def fail(word: str) -> None:
+            raise ValueError(word)
+
+        async with ProcessManager(place) as manager:
+            manager.server.add_listener("said", hear)
+            manager.server.add_listener("said", fail)
+            task = manager.add_task(Task(say_and_obey, short_path / "up"))
+            assert await heard.get() == "hello"
+            while not (short_path / "up").exists():
+                await asyncio.sleep(0.01)
+            manager.emit_to(task, "word", "one")
+            manager.emit_to(task, "stop")
+            assert await task == ["one"]
+
+    run(main())
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["hello"]
+
+
+def say_and_obey(path: Any) -> list[str]:
+    current_task().emit("said", "hello")
+    return obey(path)
+
+
+def test_what_is_wanted_or_published_between_ticks_wakes_the_thread_that_waits(run, place, monkeypatch):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with ProcessManager(place) as manager:
+            woken: list[str] = []
+            waker = manager.server.keeping.waker
+            wake = waker.wake
+            with Client(manager.server.location) as client:
+                heard: asyncio.Future[int] = loop.create_future()
+                hear = lambda number: loop.call_soon_threadsafe(heard.set_result, number)  # noqa: E731
+                await loop.run_in_executor(None, client.subscribe, "number", hear)
+                await manager.run()
+                monkeypatch.setattr(waker, "wake", lambda: woken.append("woken") or wake())
+                manager.server.publish("number", 7)
+                assert woken.pop()
+                assert await heard == 7
+            for want in (
+                lambda: manager.add_task(Task(print, can_run=lambda: False)),
+                lambda: manager.add_rule(Rule(processes=1)),
+                lambda: manager.remove_rule(Rule(processes=1)),
+                lambda: manager.cancel(manager.waiting[0]),
+            ):
+                await manager.run(0.0)
+                while manager.driver._kicked:
+                    await asyncio.sleep(0)
+                woken.clear()
+                want()
+                assert woken
+
+    run(main())

@@ -1,0 +1,176 @@
+"""Leaving: a block that is cancelled, raises, is closed within or is refused leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+from doorman import ProcessManager, State, Task, current_task
+from doorman.errors import TaskCancelled
+
+
+def test_an_exception_in_the_block_stops_what_runs(run, place):
+    tasks: list[Task] = []
+
+    async def main() -> None:
+        async with ProcessManager(place, grace=0.5) as manager:
+            tasks.append(manager.add_task(Task(signal.pause)))
+            tasks.append(manager.add_task(Task(stubborn)))
+            tasks.append(manager.add_task(Task(print, can_run=lambda: False)))
+            while not all(task.progress for task in tasks[1:2]):
+                await asyncio.sleep(0.01)
+            raise LookupError("of mine")
+
+    with pytest.raises(LookupError, match="of mine"):
+        run(main())
+    assert [task.state for task in tasks] == [State.CANCELLED] * 3
+
+
+def stubborn() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    current_task().progress(1)
+    while True:
+        signal.pause()
+
+
+def test_to_cancel_the_block_or_its_end_leaves_no_process(place):
+    async def block(started: asyncio.Event, tasks: list[Task]) -> None:
+        async with ProcessManager(place, grace=0.5) as manager:
+            tasks.append(manager.add_task(Task(stubborn, on_progress=lambda *_: started.set())))
+            await manager.run()
+
+    async def main() -> None:
+        started, tasks = asyncio.Event(), []
+        running = asyncio.create_task(block(started, tasks))
+        await started.wait()
+        with tasks[0].identity.open() as process:
+            running.cancel()
+            await asyncio.sleep(0.1)
+            running.cancel()  # Now it is leaving, and the task is deaf to SIGTERM.
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert not process.alive()
+        assert tasks[0].state is State.CANCELLED
+
+    asyncio.run(main())
+
+
+def test_what_a_tick_raises_ends_every_wait(run, place):
+    async def main() -> None:
+        async with ProcessManager(place) as manager:
+            task = manager.add_task(Task(signal.pause))
+            waits = [asyncio.ensure_future(task), asyncio.ensure_future(manager.run())]
+            while task.state is not State.RUNNING:
+                await asyncio.sleep(0.01)
+
+            def broken() -> None:
+                raise LookupError("broken")
+
+            manager._admit = broken
+            manager.changed()
+            raised = await asyncio.gather(*waits, return_exceptions=True)
+            assert [str(each) for each in raised] == ["broken"] * 2
+            with pytest.raises(LookupError, match="broken"):
+                await manager.run()
+            del manager._admit
+
+    with pytest.raises(LookupError, match="broken"):
+        run(main())
+
+
+def test_what_would_stop_the_loop_is_refused(place):
+    async def main() -> None:
+        async with ProcessManager(place) as manager:
+            task = manager.add_task(Task(pow, 2, 3))
+            with pytest.raises(RuntimeError, match="await"):
+                task.result()
+            with pytest.raises(RuntimeError, match="await"):
+                manager.tick()
+            assert await task == task.result() == 8
+
+    asyncio.run(main())
+
+
+def test_outside_of_a_block_a_task_is_not_awaited_and_a_run_that_is_over_may_be(place):
+    async def main() -> None:
+        with ProcessManager(place) as manager:
+            task = manager.add_task(Task(pow, 2, 3))
+            with pytest.raises(RuntimeError, match="async with"):
+                await task
+            await manager.run()
+            assert await task == 8
+
+    asyncio.run(main())
+
+
+def test_on_another_loop_nothing_is_awaited(place):
+    async def main() -> None:
+        async with ProcessManager(place) as manager:
+            task = manager.add_task(Task(signal.pause))
+
+            async def wait() -> None:
+                await task
+
+            with pytest.raises(RuntimeError, match="on the loop on which"):
+                await asyncio.get_running_loop().run_in_executor(None, asyncio.run, wait())
+
+    asyncio.run(main())
+
+
+def test_a_manager_may_be_closed_inside_its_block(run, place):
+    async def main() -> None:
+        async with ProcessManager(place) as manager:
+            task = manager.add_task(Task(signal.pause))
+            waits = asyncio.gather(task, manager.run(), return_exceptions=True)
+            await asyncio.sleep(0)
+            manager.close()
+            ended, ran = await waits
+            assert (type(ended), ran) == (TaskCancelled, None)
+
+    run(main())
+
+
+def test_nothing_is_left_behind(place):
+    def left() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    async def main() -> None:
+        async with ProcessManager(place, on_output=lambda *_: None) as manager:
+            await asyncio.gather(*(manager.add_task(Task(print, number)) for number in range(3)))
+
+    asyncio.run(main())
+    before = left()
+    for _ in range(3):
+        asyncio.run(main())
+    assert left() == before
+
+
+def test_what_is_detached_or_waits_is_left_to_the_next_manager_of_the_journal(run, short_path):
+    journal = short_path / "journal"
+
+    async def main() -> tuple[Task, Task]:
+        async with ProcessManager(journal=journal) as manager:
+            detached = manager.add_task(Task(signal.pause, detach=True))
+            waiting = manager.add_task(Task(pow, 2, 3, can_run=lambda: False))
+            while detached.state is not State.RUNNING:
+                await asyncio.sleep(0.01)
+        return detached, waiting
+
+    async def again(before: int) -> None:
+        async with ProcessManager(journal=journal) as manager:
+            detached, waiting = manager.recovered
+            assert await waiting == 8
+            while detached.identity is None:
+                await asyncio.sleep(0.01)
+            assert detached.identity.pid == before
+            detached.cancel()
+            with pytest.raises(TaskCancelled):
+                await detached
+
+    detached, waiting = run(main())
+    assert (detached.state, waiting.state) == (State.LOST, State.CANCELLED)
+    run(again(detached.identity.pid))

@@ -1,0 +1,82 @@
+"""Guards on a bad wire: what is lost, late or doubled is made up for, and takes no memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from guards import KEY, PEER, Ends, hello
+
+from remit.protocol import frames, guard
+from remit.protocol.frames import Kind
+from remit.protocol.guard import ClientGuard, ServerGuard
+
+
+def test_a_knock_that_came_twice_opens_one_channel() -> None:
+    ends = Ends()
+    said = hello()
+    knock = ends.client.seal(said)
+    assert knock is not None
+    for _ in range(2):
+        ends.server.heard(PEER, knock)
+    assert len({frame for _, frame in ends.server.replies}) == 1
+    assert ends.replies() == [None, None]
+    assert ends.carry_up(ends.first()) == said
+    assert ends.client.rejected == {"stale": 1}
+
+
+def test_a_greeting_that_comes_late_does_not_spoil_the_one_after_it() -> None:
+    ends = Ends()
+    ends.up(hello())
+    ends.replies()
+    late = ends.first()
+    ends.up(said := hello())
+    ends.replies()
+    assert ends.carry_up(late) is not None
+    assert ends.carry_up(ends.first()) == said
+    assert not ends.server.rejected
+
+
+def test_a_lost_admission_is_made_up_for_by_the_next_hello() -> None:
+    ends = Ends()
+    ends.up(hello())
+    ends.server.replies.clear()
+    assert ends.client.seal(frames.ack(1, 0, 0)) is None
+    ends.greet()
+
+
+def test_a_server_that_began_anew_has_the_client_greet_again(ends: Ends) -> None:
+    ends.server = ServerGuard(KEY, Counter())
+    assert ends.up(frames.ping(1, 0)) is None
+    assert ends.replies() == [frames.who()]
+    assert ends.server.rejected == {"stranger": 1}
+    ends.greet()
+
+
+def test_a_forged_word_that_a_channel_is_unknown_is_not_heard(ends: Ends) -> None:
+    channel = ends.client._channel
+    assert channel is not None
+    assert ends.client.heard(frames.head(Kind.STRANGER) + channel.id + bytes(16)) is None
+    assert ends.client.rejected == {"forged": 1}
+
+
+def test_knocks_without_end_take_no_memory_and_harm_nobody(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PEERS", 10)
+    for number in range(50):
+        for peer in (PEER, f"peer {number}"):
+            ends.server.heard(peer, ClientGuard(KEY, Counter()).seal(hello()) or b"")
+    assert len(ends.server._offered) == 10
+    assert all(len(offers) <= guard.OFFERED for offers in ends.server._offered.values())
+    assert ends.up(frame := frames.ack(1, 1, 1)) == frame
+
+
+def test_a_channel_that_had_to_make_room_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "CHANNELS", 1)
+    first, second = Ends(), Ends()
+    second.server = first.server
+    first.greet("first")
+    second.greet("second")
+    assert first.server.seal("first", frames.who()) is None
+    assert first.up(frames.ping(1, 0), "first") is None
+    assert first.replies() == [frames.who()]
+    first.greet("first")

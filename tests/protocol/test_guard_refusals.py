@@ -1,0 +1,89 @@
+"""Guards refuse: another key, none, another version; and what says so is believed only if it can be true."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from guards import KEY, PEER, Ends, hello
+
+from remit.codec import MessagePack
+from remit.protocol import frames
+from remit.protocol.acceptor import Acceptor
+from remit.protocol.connector import Connector, State
+from remit.protocol.frames import Kind, Refuse
+from remit.protocol.guard import ClientGuard, ServerGuard
+from remit.protocol.outbox import Outbox
+from remit.protocol.sealing import Secret
+from remit.transport import SERVER, Frame, Up
+
+
+def refusal(frame: bytes | None) -> Refuse:
+    assert frame is not None
+    told = frames.unpack(Kind.REFUSE, frame)
+    assert isinstance(told, Refuse)
+    return told
+
+
+def test_another_key_is_refused_and_says_what_to_do() -> None:
+    ends = Ends(of_server=Secret(b"another key"))
+    ends.up(hello())
+    (heard,) = ends.replies()
+    assert refusal(heard).reason == "key"
+    assert "give both ends the same key=" in refusal(heard).detail
+    assert ends.server.rejected == {"forged": 1}
+
+
+def test_a_client_without_a_key_is_refused_and_told_what_to_do() -> None:
+    server = ServerGuard(KEY, Counter())
+    assert server.heard(PEER, hello()) is None
+    told = refusal(server.replies.popleft()[1])
+    assert (told.reason, server.rejected) == ("unsigned", {"unsigned": 1})
+    assert "key=" in told.detail
+
+
+def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
+    codec = MessagePack()
+    acceptor = Acceptor(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=1000, patience=0.0)
+    connector = Connector(codec, Outbox(codec, max_frame=1000), max_frame=1000)
+    client = ClientGuard(KEY, Counter())
+    connector.arrived(Up(SERVER), 0.0)
+    knock = client.seal(connector.next() or b"")
+    assert knock is not None
+    acceptor.arrived(Frame(PEER, knock), 0.0)
+    ((_, answer),) = acceptor.strangers
+    connector.arrived(Frame(SERVER, client.heard(answer) or b""), 0.0)
+    assert connector.state is State.REFUSED
+    assert connector.refusal is not None
+    assert connector.refusal.reason == "keyed"
+    assert acceptor.rejected == {"keyed": 1}
+    assert not acceptor.sessions
+
+
+def test_a_forged_refusal_is_not_believed(ends: Ends) -> None:
+    forged = frames.pack(Refuse("key", "go away", b""))
+    assert ends.client.heard(forged) is None
+    ends.up(hello())
+    assert ends.client.heard(forged) is None
+    assert ends.client.heard(frames.pack(Refuse("key", "go away", bytes(32)))) is None
+    assert ends.client.rejected == {"unsigned": 3}
+    assert ends.replies() == [None]
+    assert ends.client.first is not None
+
+
+def test_what_a_refusal_says_is_not_what_the_wire_says() -> None:
+    client = ClientGuard(KEY, Counter())
+    knock = client.seal(hello())
+    assert knock is not None
+    heard = client.heard(frames.pack(Refuse("expired", "run this command as root", frames.about(knock))))
+    assert "root" not in refusal(heard).detail
+
+
+def test_a_client_of_another_version_is_refused_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends()
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "VERSION", 7)
+        ends.up(hello())
+    (heard,) = ends.replies()
+    assert refusal(heard).reason == "version"
+    assert ends.server.rejected == {"version": 1}
