@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from doorman.control.control import Control
 from doorman.errors import BadCommandLine
+from doorman.launcher.zygote import ZygoteLauncher
 from doorman.manager import ProcessManager
+from remit.config import resolve
 
 __all__ = ["Session", "session"]
 
@@ -57,9 +59,15 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(given: argparse.Namespace, kind: str, **options: Any) -> Iterator[Session]:
-    """Open a manager as the command line says; signals end it, not this process. Leaving stops what still runs."""
+def session(given: argparse.Namespace, kind: str, *, stdin: int | None = None, **options: Any) -> Iterator[Session]:
+    """Open a manager as the command line says; signals end it, not this process. Leaving stops what still runs.
+
+    ``stdin`` is the standard input of what it starts; None: there is nothing to be read.
+    """
     try:
+        if stdin is not None:
+            scheme = resolve(given.location).scheme
+            options["launcher"] = ZygoteLauncher(entry=f"doorman.worker:prepare:{scheme}", stdin=stdin)
         manager = ProcessManager(given.location, grace=given.grace, **options)
     except (ValueError, OSError) as error:
         raise BadCommandLine(str(error)) from error

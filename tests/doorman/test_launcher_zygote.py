@@ -214,3 +214,27 @@ def test_closing_kills_a_zygote_that_does_not_answer():
             zygote.signal(signal.SIGSTOP)
             launcher.close(grace=0.0)
             assert ended(zygote)
+
+
+@pytest.mark.parametrize("launcher", ["ZygoteLauncher()", "CommandLauncher()"])
+def test_folders_whose_names_are_no_text_are_folders(tmp_path, launcher):
+    """The manager's own, where its modules are, and that of a task."""
+    folder = tmp_path / os.fsdecode(b"na\xefve")
+    folder.mkdir()
+    (folder / "beside.py").write_text("import os\ndef here():\n    return os.getcwdb()\n")
+    script = (
+        "import os, sys; sys.path.insert(0, os.getcwd())\n"
+        "import beside\n"
+        "from doorman import ProcessManager, Task\n"
+        "from doorman.launcher.command import CommandLauncher\n"
+        "from doorman.launcher.zygote import ZygoteLauncher\n"
+        f"with ProcessManager(launcher={launcher}, journal='journal') as manager:\n"
+        "    assert manager.add_task(Task(beside.here)).result(30) == os.getcwdb()\n"
+        "    assert manager.add_task(Task(beside.here, cwd='/')).result(30) == b'/'\n"
+        "    detached = manager.add_task(Task(beside.here, cwd=os.getcwd(), detach=True))\n"
+        "    assert detached.result(30) == os.getcwdb()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, timeout=DEADLINE, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
