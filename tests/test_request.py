@@ -230,6 +230,7 @@ def test_a_wait_in_a_futures_callback_is_refused_and_not_waited_for_ever(server,
     outcomes: list[object] = []
 
     def ask_more(_: object) -> None:
+        client.emit("add", 0, 0)  # for flush to wait for
         for wait in (lambda: client.request("add", 1, 1, timeout=DEADLINE), lambda: client.flush(DEADLINE)):
             try:
                 outcomes.append(wait())
@@ -237,8 +238,8 @@ def test_a_wait_in_a_futures_callback_is_refused_and_not_waited_for_ever(server,
                 outcomes.append(error)
         outcomes.append(client.submit("add", 2, 2))
 
-    with ticked(server):
-        client.submit("add", 1, 1).add_done_callback(ask_more)
+    client.submit("add", 1, 1).add_done_callback(ask_more)
+    with ticked(server):  # Not before: a future that is done calls back in the thread that asks for it.
         wait_until(lambda: len(outcomes) == 3)
         assert [type(outcome) for outcome in outcomes[:2]] == [WouldDeadlock] * 2
         assert outcomes[2].result(DEADLINE) == 4
