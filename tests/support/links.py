@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +16,12 @@ __all__ = [
     "DEADLINE",
     "LONG",
     "Pair",
+    "close_when_full",
     "drain",
     "frames",
     "in_time",
     "meet",
     "put",
-    "read_while_closing",
     "turn",
     "until",
     "waits",
@@ -157,13 +158,18 @@ def waits(link: Link, seconds: float) -> int:
     return len(asked)
 
 
-def read_while_closing(writer: Link, reader: tuple[Link, list[Arrival]]) -> list[bytes]:
-    """Close a link, and begin to read at the other end only then; return the frames that came before its end."""
+def close_when_full(pair: Pair, towards: str) -> tuple[list[bytes], list[bytes]]:
+    """Fill the way towards one end, close the other, and read only then; return what was taken and what arrived."""
+    writer, to = (pair.client, SERVER) if towards == "server" else (pair.server, pair.peer)
+    reader, kept = (pair.server, pair.at_server) if towards == "server" else (pair.client, pair.at_client)
+    data, taken = os.urandom(10_000), 0
+    while writer.send(to, data) is Sent.ACCEPTED:
+        taken += 1
     closing = threading.Thread(target=in_time, args=(lambda: writer.close(DEADLINE), writer))
     closing.start()
-    until(lambda: Down in map(type, reader[1]), lambda: turn(reader))
+    until(lambda: Down in map(type, kept), lambda: turn((reader, kept)))
     closing.join(DEADLINE)
-    return frames(reader[1])
+    return [data] * taken, frames(kept)
 
 
 def in_time(call: Callable[[], object], *links: Link) -> None:
