@@ -96,18 +96,20 @@ class WorkerDied(TaskError):
         self.pid = pid
         self.exit_code = exit_code
         self.signal = None if signal_number is None else signal.Signals(signal_number)
-        super().__init__(f"{self._who()} {self._how()}{': ' + detail if detail else ''}")
+        super().__init__(f"{self._who()}{self._how()}{': ' + detail if detail else ''}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _worker_died, (self.pid, self.exit_code, self.signal, str(self))
 
     def _who(self) -> str:
-        return "no process was started," if self.pid is None else f"process {self.pid} ended without a result,"
+        return "no process was started" if self.pid is None else f"process {self.pid} ended without a result"
 
     def _how(self) -> str:
         if self.signal is not None:
-            return f"killed by {self.signal.name}"
-        return "how is not known" if self.exit_code is None else f"exit code {self.exit_code}"
+            return f", killed by {self.signal.name}"
+        if self.exit_code is not None:
+            return f", exit code {self.exit_code}"
+        return "" if self.pid is None else "; nobody could see how"
 
 
 def _worker_died(pid: int | None, exit_code: int | None, signal_number: int | None, text: str) -> WorkerDied:

@@ -13,7 +13,7 @@ import msgspec
 if TYPE_CHECKING:
     from doorman.identity import Credential
 
-__all__ = ["Progress", "Reporter", "checked", "read", "signed"]
+__all__ = ["Progress", "Reporter", "checked", "packed", "read", "signed", "unpacked"]
 
 INTERVAL: Final = 0.05
 """Seconds between two reports of a task; of what it says in between only the last travels."""
@@ -98,8 +98,19 @@ def checked(done: float, total: float | None, note: str) -> Progress:
 
 def signed(credential: Credential, number: int, progress: Progress) -> tuple[str, bytes, bytes]:
     """Return what travels for the ``number``-th report of an attempt. Raises ValueError in a fork of its process."""
-    data = msgspec.msgpack.encode((number, progress.done, progress.total, progress.note))
+    data = packed(number, progress)
     return credential.attempt, data, credential.sign(_PURPOSE + data)
+
+
+def packed(number: int, progress: Progress) -> bytes:
+    """Return a report as bytes."""
+    return msgspec.msgpack.encode((number, progress.done, progress.total, progress.note))
+
+
+def unpacked(data: bytes) -> tuple[int, Progress]:
+    """Return a report and its number, as heard of now. Raises ValueError."""
+    number, done, total, note = _read_report(data)
+    return number, Progress(done, total, note, time.time())
 
 
 def read(credential: Credential, data: Any, signature: Any) -> tuple[int, Progress]:
@@ -108,8 +119,7 @@ def read(credential: Credential, data: Any, signature: Any) -> tuple[int, Progre
         raise ValueError("not a report")
     if not credential.check(_PURPOSE + data, signature):
         raise ValueError("not signed by this attempt's process")
-    number, done, total, note = _read_report(data)
-    return number, Progress(done, total, note, time.time())
+    return unpacked(data)
 
 
 def _number(value: Any, name: str) -> float:

@@ -15,6 +15,7 @@ from doorman.current import CurrentTask, entered
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
 from doorman.launcher.leaving import exit_code
+from doorman.output.captured import captured
 from doorman.owner import Owner, check_listeners
 from doorman.policy.admission import Admission
 from doorman.policy.lanes import Entry
@@ -22,7 +23,7 @@ from doorman.process import Process
 from doorman.progress import Progress
 from doorman.rules import Rule
 from doorman.states import State
-from doorman.task import OnProgress, Task
+from doorman.task import OnOutput, OnProgress, Task
 from remit import Server
 from remit.errors import ReentrantTick
 
@@ -39,13 +40,20 @@ class SynchronousManager(Owner):
 
     For tests, for debugging, and where there can be no processes. Rules and questions hold tasks back as elsewhere, but
     never more than one runs, and it costs nothing. A callable shares this process's environment, folder and output, and
-    cannot be stopped by its expiry; a command has its own, and can. `Task.identity` is this process's own.
+    cannot be stopped by its expiry; a command has its own, and can. `Task.identity` is this process's own. What a task
+    writes that is to be streamed is told when it has ended, and meanwhile so is all else that this process writes.
     """
 
-    def __init__(self, *, rules: Iterable[Rule] = (), on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        rules: Iterable[Rule] = (),
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         super().__init__()
-        check_listeners(on_progress=on_progress)
-        self._on_progress = on_progress
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        self._on_output, self._on_progress = on_output, on_progress
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
         self._admission = Admission(rules)
         self.rules = self._admission.rules
@@ -148,7 +156,8 @@ class SynchronousManager(Owner):
         task.enter(State.RUNNING)
         state, value, error = _INTERRUPTED
         try:
-            state, value, error = _command(task) if task.argv else self._call(task)
+            with captured(task, self._on_output):
+                state, value, error = _command(task) if task.argv else self._call(task)
         finally:
             self._running = None
             self._task_hears.clear()

@@ -239,6 +239,10 @@ class Server(Opened):
         """Send what must not be refused for want of room: answers, of which there are no more than questions."""
         self._way_back.emit(session, name, args, {}, bounded=False)
 
+    def post_now(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
+        """The same, by this thread, which waits for the answer: nobody else is woken to send it."""
+        self._way_back.emit(session, name, args, {}, bounded=False, now=True)
+
     def _after_fork(self) -> None:
         super()._after_fork()
         self._publishing.lock = threading.Lock()

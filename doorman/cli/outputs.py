@@ -6,12 +6,12 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from doorman.cli.scratch import Scratch
 from doorman.task import Task
 
 __all__ = ["Outputs"]
@@ -26,8 +26,8 @@ class Outputs:
     def __init__(
         self, folder: str | None, *, keep_order: bool, aside: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        self._ours = folder is None
-        self.folder = folder or tempfile.mkdtemp(prefix="doorman-")
+        self._ours = Scratch() if folder is None else None
+        self.folder = str(self._ours.folder) if self._ours else folder
         self._keep_order, self._aside = keep_order, aside
         self._held: dict[int, tuple[Path, Path] | None] = {}
         self._next = 1
@@ -50,7 +50,7 @@ class Outputs:
         for number in sorted(self._held):
             self._print(self._held[number])
         if self._ours:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._ours.close()
 
     def _print(self, files: tuple[Path, Path] | None) -> None:
         if files is None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from doorman.errors import BadCommandLine
+from doorman.policy.retry import Backoff, Intensity
 
 __all__ = ["Plan", "Program", "plan_of", "read_procfile", "read_table"]
 
@@ -48,6 +49,15 @@ class Program(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Seconds after which a process is stopped."""
     wrapper: list[str] = []
     """A command to start it with, such as ``["nice", "-n", "10"]``."""
+
+    @property
+    def comeback(self) -> dict[str, Any]:
+        """What its tasks are told of restarts, as the options of `Task`. Raises ValueError."""
+        if self.restart == "temporary":
+            return {}
+        intensity = Intensity(restarts=self.intensity, seconds=self.period)
+        backoff = Backoff(first=self.backoff, most=max(self.backoff, self.max_backoff))
+        return {"restart": self.restart, "intensity": intensity, "backoff": backoff}
 
     @property
     def argv(self) -> list[str]:
@@ -119,9 +129,12 @@ def _checked(programs: dict[str, Program]) -> dict[str, Program]:
             raise BadCommandLine(f"{name!r} cannot name a process: use letters, digits, '_', '-' and '.'")
         if program.restart not in RESTARTS:
             raise BadCommandLine(f"[{name}]: restart is {' or '.join(map(repr, RESTARTS))}, not {program.restart!r}")
-        for key in ("processes", "intensity", "period"):
-            if getattr(program, key) < (1 if key == "processes" else 0):
-                raise BadCommandLine(f"[{name}]: {key} = {getattr(program, key)} is too little")
+        if program.processes < 1:
+            raise BadCommandLine(f"[{name}]: processes = {program.processes} is too little")
+        try:
+            program.comeback  # noqa: B018 - raises what is wrong with it
+        except ValueError as error:
+            raise BadCommandLine(f"[{name}]: {error}") from error
         try:
             if not program.argv:
                 raise ValueError("it is empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from typing import Any, Final
@@ -28,7 +29,7 @@ def main(given: argparse.Namespace) -> int:
     if given.log_path is not None:
         policy["on_output"] = _pass_on
     task = Task.command(given.command, expires_in=given.expires, retries=given.retries, cwd=given.cwd, **policy)
-    with session(given, "run", log_path=given.log_path) as opened:
+    with session(given, "run", log_path=given.log_path, stdin=_own_input()) as opened:
         opened.manager.add_task(task)
         _run(opened, task, verbose=given.verbose)
     return exit_code(task)
@@ -42,6 +43,17 @@ def exit_code(task: Task) -> int:
         print(f"doorman: {task.exception()}", file=sys.stderr)
         return REFUSED
     return EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
+
+
+def _own_input() -> int | None:
+    """Return the descriptor that the command may read from; None if there is nothing that would be for it."""
+    try:
+        # The command has a session of its own, in which the kernel would not keep it from the terminal's input.
+        in_background = os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()
+        os.fstat(0)
+    except OSError:
+        return None
+    return None if in_background else 0
 
 
 def _pass_on(task: Task, stream: str, line: str) -> None:

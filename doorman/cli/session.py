@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from doorman.control.control import Control
 from doorman.errors import BadCommandLine
+from doorman.launcher.zygote import ZygoteLauncher
 from doorman.manager import ProcessManager
-from doorman.task import Task
+from remit.config import resolve
 
 __all__ = ["Session", "session"]
 
@@ -34,8 +35,6 @@ class Session:
         """The signal that came first."""
         self.progress: Callable[[], str] = str
         """Says in a few words how far it is, for those who ask."""
-        self.restarts: Callable[[Task], int] = lambda task: max(0, task.attempt - 1)
-        """Says how often a task's process was replaced, for those who ask."""
 
     def interrupt(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: end, and at the second time at once."""
@@ -60,9 +59,15 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(given: argparse.Namespace, kind: str, **options: Any) -> Iterator[Session]:
-    """Open a manager as the command line says; signals end it, not this process. Leaving stops what still runs."""
+def session(given: argparse.Namespace, kind: str, *, stdin: int | None = None, **options: Any) -> Iterator[Session]:
+    """Open a manager as the command line says; signals end it, not this process. Leaving stops what still runs.
+
+    ``stdin`` is the standard input of what it starts; None: there is nothing to be read.
+    """
     try:
+        if stdin is not None:
+            scheme = resolve(given.location).scheme
+            options["launcher"] = ZygoteLauncher(entry=f"doorman.worker:prepare:{scheme}", stdin=stdin)
         manager = ProcessManager(given.location, grace=given.grace, **options)
     except (ValueError, OSError) as error:
         raise BadCommandLine(str(error)) from error
@@ -81,7 +86,6 @@ def _listed(opened: Session, name: str | None, kind: str) -> Iterator[None]:
             kind=kind,
             on_end=opened.end,
             progress=lambda: opened.progress(),
-            restarts=lambda task: opened.restarts(task),
         )
     except ValueError as error:
         raise BadCommandLine(str(error)) from error

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from doorman.cli.plan import Plan, Program, plan_of
 from doorman.cli.prefix import Prefixed
-from doorman.cli.restarts import ABNORMAL, TooOften, pause_before
-from doorman.cli.rows import ending
-from doorman.cli.session import LONG, Session, session
+from doorman.cli.rows import FAILURES, ending
+from doorman.cli.session import Session, session
+from doorman.errors import RestartedTooOften
 from doorman.states import State
 from doorman.task import Task
 
@@ -30,24 +29,28 @@ def main(given: argparse.Namespace) -> int:
     plan = plan_of(given.file)
     with session(given, "up", log_path=given.log_path) as opened:
         crew = _Crew(opened, plan, given.cwd)
-        opened.restarts = crew.restarts
         while crew.tick():
-            opened.wait(crew.patience)
+            opened.wait()
     return GIVEN_UP if crew.failed else 0
 
 
-@dataclass(eq=False)
-class _Seat:
-    """The place of one process, which several may hold one after the other."""
+class _Seat(Task):
+    """The place of one process, which several hold one after the other, as the task's own policy says."""
 
-    name: str
-    group: str
-    program: Program
-    task: Task | None = None
-    due: float | None = 0.0
-    """When it is to be started; None: not before it has ended, or never."""
-    starts: int = 0
-    before: deque[float] = field(default_factory=deque)
+    note: Callable[[_Seat, str], None]
+    """Says of it what became of a process."""
+    stays: Callable[[], bool]
+    """Whether another process may come after one that has ended."""
+
+    def next_try(
+        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
+    ) -> tuple[State, Any, BaseException | None, float | None]:
+        """Do as a task does, and say how its process ended if another comes after it, and when."""
+        how = f"{state}: {ending(self) if self.identity else error}"
+        end = super().next_try(state, value, error, wanted=wanted and self.stays())
+        if end[3] is not None:
+            self.note(self, f"{how}; again in {end[3]:.2g} s")
+        return end
 
 
 class _Crew:
@@ -57,90 +60,67 @@ class _Crew:
         self.failed = False
         self._opened, self._manager = opened, opened.manager
         self._folder = plan.folder if cwd is None else Path(cwd)
-        self._seats = [seat for name, program in plan.programs.items() for seat in _seats(name, program)]
         self._ending = False
-        self._printer = Prefixed([seat.name for seat in self._seats], lambda: opened.interrupt(signal.SIGPIPE))
-
-    def restarts(self, task: Task) -> int:
-        """Return how often a task's process was replaced."""
-        return next((seat.starts - 1 for seat in self._seats if seat.task is task), 0)
-
-    @property
-    def patience(self) -> float:
-        """Seconds until one is to be started."""
-        now = time.monotonic()
-        return max(0.0, min([LONG, *(seat.due - now for seat in self._seats if seat.due is not None)]))
+        names = {name: _names(name, program) for name, program in plan.programs.items()}
+        self._printer = Prefixed([*chain(*names.values())], lambda: opened.interrupt(signal.SIGPIPE))
+        self._left = [
+            self._manager.add_task(self._seat(name, group, plan.programs[group]))
+            for group in names
+            for name in names[group]
+        ]
 
     def tick(self) -> bool:
         """Do what can be done now; True while anything runs or is to run again."""
-        self._start()
         self._manager.tick()
         self._bury()
         self._end()
-        return any(seat.task is not None or seat.due is not None for seat in self._seats)
+        return bool(self._left)
 
-    def _start(self) -> None:
-        for seat in self._seats:
-            if seat.due is not None and seat.due <= time.monotonic() and not self._ending:
-                seat.due = None
-                seat.starts += 1
-                seat.task = self._manager.add_task(self._task(seat))
-
-    def _task(self, seat: _Seat) -> Task:
-        program = seat.program
-        return Task.command(
+    def _seat(self, name: str, group: str, program: Program) -> _Seat:
+        seat = _Seat.command(
             program.argv,
-            name=seat.name,
-            handler=seat.group,
+            name=name,
+            handler=group,
             expires_in=program.expires,
             wrapper=program.wrapper,
             cwd=self._folder / (program.cwd or ""),
             # What a Python program writes to a pipe would come in blocks, much later.
             env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
             on_output=self._printer.line,
+            **program.comeback,
         )
+        assert isinstance(seat, _Seat)
+        seat.note = lambda seat, how: self._printer.note(seat.name, how)
+        seat.stays = lambda: not self._ending
+        return seat
 
     def _bury(self) -> None:
-        for seat in self._seats:
-            if seat.task is not None and seat.task.done():
-                task, seat.task = seat.task, None
-                self._ended(seat, task)
-
-    def _ended(self, seat: _Seat, task: Task) -> None:
-        """Say how it ended, and when it comes back. Four cases: told to; soon; never again; too often."""
-        how = f"{task.state}: {ending(task) if task.identity else task.exception()}"
-        if self._ending or task.state is State.CANCELLED:
-            self._printer.note(seat.name, how)
-            return
-        try:
-            pause = pause_before(seat.program, seat.before, task.state, time.monotonic())
-        except TooOften as error:
-            self._printer.note(seat.name, f"{how}; given up, and all ends: {error}")
-            self.failed = self._ending = True
-            return
-        if pause is None:
-            self.failed = self.failed or task.state in ABNORMAL
-            self._printer.note(seat.name, how)
-        else:
-            self._printer.note(seat.name, f"{how}; again in {pause:g} s")
-            seat.due = time.monotonic() + pause
+        """Say of those that do not come back how they ended; all end if one was given up."""
+        for seat in [seat for seat in self._left if seat.done()]:
+            self._left.remove(seat)
+            error = seat.exception()
+            often = isinstance(error, RestartedTooOften)
+            self._printer.note(seat.name, _end_of(seat) + (f"; given up, and all ends: {error}" if often else ""))
+            self.failed = self.failed or (seat.state in FAILURES and not self._ending)
+            self._ending = self._ending or often
 
     def _end(self) -> None:
         """Stop them in reverse order, each program when those behind it have ended; or all at once in a hurry."""
         self._ending = self._ending or self._opened.ending
         if not self._ending:
             return
-        for seat in self._seats:
-            seat.due = None
-        left = [seat for seat in self._seats if seat.task is not None]
         if self._opened.hurry:
             self._manager.kill()
-        for seat in left:
-            if seat.task is not None and seat.group == left[-1].group:
-                self._manager.cancel(seat.task)
+        for seat in [seat for seat in self._left if seat.handler == self._left[-1].handler]:
+            self._manager.cancel(seat)
 
 
-def _seats(name: str, program: Program) -> list[_Seat]:
-    if program.processes == 1:
-        return [_Seat(name, name, program)]
-    return [_Seat(f"{name}.{number}", name, program) for number in range(1, program.processes + 1)]
+def _end_of(seat: Task) -> str:
+    """Say how its last process ended, or what kept it from one."""
+    if seat.identity is not None:
+        return f"{seat.state}: {ending(seat)}"
+    return str(seat.state) if seat.state is State.CANCELLED else f"{seat.state}: {seat.exception()}"
+
+
+def _names(name: str, program: Program) -> list[str]:
+    return [name] if program.processes == 1 else [f"{name}.{number}" for number in range(1, program.processes + 1)]

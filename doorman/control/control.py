@@ -49,8 +49,7 @@ class Control:
     ``name`` is how they name it; default: the kind and the number of its process. Who may ask: this user, or root,
     where the kernel attests who that is (unix:); on other transports whoever proves that he can read the manager's
     entry in the private folder of this user. ``on_end`` is called when the manager as a whole is to end; default: its
-    `stop`. ``progress`` is asked for a few words on how far it is, ``restarts`` how often a task's process was
-    replaced; default: its attempts but the first. Raises NameTaken, ValueError, BadLocation.
+    `stop`. ``progress`` is asked for a few words on how far it is. Raises NameTaken, ValueError, BadLocation.
     """
 
     def __init__(
@@ -61,10 +60,8 @@ class Control:
         kind: str = "manager",
         on_end: Callable[[], object] | None = None,
         progress: Callable[[], str] | None = None,
-        restarts: Callable[[Task], int] | None = None,
     ) -> None:
         self._manager = manager
-        self._restarts = restarts or (lambda task: max(0, task.attempt - 1))
         self._on_end = on_end or manager.stop
         self._progress = progress
         self._key = secrets.token_bytes(KEY_BYTES)
@@ -174,7 +171,7 @@ class Control:
             cpu=cpu,
             memory=memory,
             age=task.duration,
-            restarts=self._restarts(task),
+            restarts=max(0, task.attempt - 1),
             progress=_told(task.progress),
             command=shlex.join(task.argv) if task.argv else task.handler,
             why=self._manager.why(task),

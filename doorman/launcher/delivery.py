@@ -15,12 +15,13 @@ __all__ = ["interpreter_flags", "packed", "take_order"]
 
 _MAGIC = b"doorman1"
 _LENGTH = 8  # bytes
-_Content = tuple[bytes, list[str]]
+_Content = tuple[bytes, list[bytes]]
 
 
 def packed(order: Order, *, sys_path: list[str] | None = None) -> bytes:
     """Return the bytes by which `take_order` gives the order to a worker."""
-    folders = [os.path.abspath(folder) for folder in sys_path or []]  # noqa: PTH100 - it may start in another folder
+    # Absolute, since it may start in another folder; as bytes, since the name of a folder need not be text.
+    folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
     content = msgspec.msgpack.encode((wire.encode_order(order), folders))
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
@@ -39,7 +40,7 @@ def take_order(descriptor: int = 0) -> Order:
         order, sys_path = msgspec.msgpack.decode(content, type=_Content)
     except ValueError as error:
         raise wire.WireError(f"{len(content)} bytes that are no order: {error}") from error
-    sys.path[:] = sys_path or sys.path
+    sys.path[:] = map(os.fsdecode, sys_path) if sys_path else sys.path
     return wire.decode_order(order)
 
 

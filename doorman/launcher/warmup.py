@@ -39,7 +39,7 @@ def default_signals() -> None:
 def imported(start: wire.Start) -> Entry:
     """Import what the children need and return what they run. Raises whatever an import raises."""
     os.chdir(start.cwd)
-    sys.path[:] = start.sys_path
+    sys.path[:] = map(os.fsdecode, start.sys_path)
     for name in start.preload:
         importlib.import_module(name)
     entry = _find(start.entry)

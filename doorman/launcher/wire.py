@@ -49,8 +49,9 @@ class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
 class Start(_Message):
     """To the zygote, first: what to import. Carries the manager's pidfd."""
 
-    sys_path: list[str]
-    cwd: str
+    sys_path: list[bytes]
+    """As bytes: the name of a folder need not be text."""
+    cwd: bytes
     preload: list[str]
     entry: str
 
@@ -117,7 +118,7 @@ Message: TypeAlias = Start | Fork | Kill | Ready | Broken | Forked | Failed | En
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 _Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
-_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, str | None]
+_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 
 
@@ -159,7 +160,8 @@ def encode_order(order: Order) -> bytes:
     command = [os.fsencode(word) for word in order.command]
     env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
     cwd = None if order.cwd is None else os.fsencode(order.cwd)
-    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, order.record))
+    record = None if order.record is None else os.fsencode(order.record)
+    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, record))
 
 
 def decode_order(data: bytes) -> Order:
@@ -171,7 +173,8 @@ def decode_order(data: bytes) -> Order:
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
     folder = None if cwd is None else os.fsdecode(cwd)
-    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=record)
+    told = None if record is None else os.fsdecode(record)
+    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=told)
 
 
 def spill(data: bytes) -> int:

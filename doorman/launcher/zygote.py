@@ -35,7 +35,8 @@ class ZygoteLauncher(Reporting):
 
     ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code; of
     ``"module:function:argument"`` it is what the function returns when the zygote calls it once. ``preload``
-    names modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. The zygote starts
+    names modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. ``stdin`` is a
+    descriptor that becomes the standard input of all; None: there is nothing to be read. The zygote starts
     with the first `launch`, or earlier with `start`; if it dies, the next launch starts another.
     """
 
@@ -46,11 +47,13 @@ class ZygoteLauncher(Reporting):
         preload: Sequence[str] = (),
         sys_path: Sequence[str] | None = None,
         cwd: str | None = None,
+        stdin: int | None = None,
     ) -> None:
         cwd = cwd or os.getcwd()  # noqa: PTH109 - as it is, links and all
         # Absolute: "" and relative folders mean this one, also for children that start in another.
         folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps what is no path
-        self._start = wire.Start(folders, cwd, list(preload), entry)
+        self._start = wire.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry)
+        self._stdin = stdin
         super().__init__()
         self._zygote: _Zygote | None = None
         self._dying: list[_Zygote] = []
@@ -66,7 +69,7 @@ class ZygoteLauncher(Reporting):
         """Start the zygote now if there is none; does not wait for its imports. Raises OSError."""
         self._check_usable()
         if self._zygote is None:
-            self._zygote = _Zygote(self._start)
+            self._zygote = _Zygote(self._start, self._stdin)
             self._epoll.register(self._zygote.channel, select.EPOLLIN)
 
     def wait_ready(self, timeout: float) -> bool:
@@ -158,7 +161,7 @@ class ZygoteLauncher(Reporting):
 class _Zygote:
     """One zygote process and what it has in hand."""
 
-    def __init__(self, start: wire.Start) -> None:
+    def __init__(self, start: wire.Start, stdin: int | None) -> None:
         self.ready = False
         self._asked: dict[str, bool] = {}
         self._running: dict[str, Process] = {}
@@ -168,7 +171,7 @@ class _Zygote:
             # Exec'd, with nothing run between fork and exec: the manager may have threads and transports.
             self._popen = subprocess.Popen(
                 [sys.executable, *interpreter_flags(), "-c", _START, _ROOT, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # The terminal's Ctrl-C is for the manager to handle.
             )

@@ -19,7 +19,7 @@ from doorman.output.logs import Logs, Outputs
 from doorman.task import OnOutput, Task
 from remit.transport import Wakeable
 
-__all__ = ["Streams"]
+__all__ = ["Streams", "told", "wanted"]
 
 logger = logging.getLogger("doorman")
 
@@ -30,6 +30,24 @@ PIPES: Final = 64
 KEPT: Final = 1000
 """Lines that `Task.lines` keeps."""
 _NO_ROOM = {errno.EMFILE, errno.ENFILE}
+
+
+def wanted(task: Task, listener: OnOutput | None) -> bool:
+    """Whether a task's output is to be streamed: as the task says, or else whether its manager has a listener."""
+    if task.detach:
+        return False  # It outlives its manager, and with it the pipes.
+    own = task.on_output is not None or task.stream
+    return bool(own) if task.stream is not None or own else listener is not None
+
+
+def told(task: Task, stream: str, line: str, listener: OnOutput | None) -> None:
+    """Give a line to the task's listener, and to the manager's."""
+    for each in (task.on_output, listener):
+        if each is not None:
+            try:
+                each(task, stream, line)
+            except Exception as error:  # One listener must not stop the others.
+                logger.error("a listener of the output of %r raised", task, exc_info=error)
 
 
 class Streams:
@@ -59,10 +77,7 @@ class Streams:
 
     def wanted(self, task: Task) -> bool:
         """Whether a task's output is to be streamed: as the task says, or else the manager."""
-        if task.detach:
-            return False  # It outlives its manager, and with it the pipes.
-        own = task.on_output is not None or task.stream
-        return bool(own) if task.stream is not None or own else self._listener is not None
+        return wanted(task, self._listener)
 
     def open(self, task: Task, attempt: str) -> Outputs:
         """Return what is to be a process's output: pipes, files, or the manager's own.
@@ -152,16 +167,11 @@ class Streams:
     def _tell(self, pipe: _Pipe) -> None:
         """Give the lines to those who listen. Whoever is interrupted, as by Ctrl-C, goes on with the next line."""
         task, name = pipe.task, pipe.name
-        listeners = [each for each in (task.on_output, self._listener) if each is not None]
         try:
             while pipe.lines:
                 line = pipe.lines.popleft()
                 pipe.kept.append(Line(name, line))
-                for listener in listeners:
-                    try:
-                        listener(task, name, line)
-                    except Exception as error:  # One listener must not stop the others.
-                        logger.error("a listener of the output of %r raised", task, exc_info=error)
+                told(task, name, line, self._listener)
         finally:
             if pipe.lines:
                 self._interrupted.append(pipe)

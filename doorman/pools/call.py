@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import cloudpickle
 
@@ -17,8 +18,14 @@ from doorman.result import Outcome
 if TYPE_CHECKING:
     from doorman.identity import Identity
     from doorman.owner import Owner
+    from doorman.progress import Progress
 
-__all__ = ["Call", "culprit", "pickled"]
+__all__ = ["Call", "OnCallProgress", "culprit", "pickled"]
+
+logger = logging.getLogger("doorman")
+
+OnCallProgress: TypeAlias = "Callable[[Call, Progress], object]"
+"""Called with a call and how far it has come."""
 
 _MAIN: Final = b"__main__"
 
@@ -31,6 +38,9 @@ class Call(Driven):
 
     worker: Identity | None = None
     """The process that the call was given to; None until then."""
+
+    progress: Progress | None = None
+    """How far it has come, as it last reported with ``current_task().progress(...)``; None before the first."""
 
     number = 0
     """Names it between the manager and its worker; 0 until it is given to one."""
@@ -80,6 +90,15 @@ class Call(Driven):
         self.worker = None
         with self._condition:
             self._state = "PENDING"  # concurrent.futures knows no way back; nobody has seen more than "running".
+
+    def came(self, progress: Progress, listener: OnCallProgress | None) -> None:
+        """Keep how far it has come, and tell whoever listens."""
+        self.progress = progress
+        try:
+            if listener is not None:
+                listener(self, progress)
+        except Exception as error:  # A listener of one call's must not stop the others.
+            logger.error("the listener of the progress of %r raised", self, exc_info=error)
 
     def returned(self, data: bytes) -> None:
         """Settle it with a pickled value."""

@@ -11,19 +11,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
-from doorman.pools.call import Call, pickled
+from doorman.pools.call import Call, OnCallProgress, pickled
+from doorman.pools.confinement import for_life
 from doorman.pools.hand import Hand
 from doorman.pools.parcel import Entry, Kind
 from doorman.pools.serving import READY, Terms, serve
+from doorman.progress import unpacked
 from doorman.result import Outcome
 from doorman.states import State
-from doorman.task import Task
+from doorman.task import Task, check_listeners
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman.identity import Identity
     from doorman.manager import ProcessManager
+    from doorman.policy.limits import Limits
     from remit import Event
 
 __all__ = ["Crew"]
@@ -46,6 +49,8 @@ class Crew:
     max_tasks_per_child -- calls after which a worker is replaced; None: never
     max_memory_per_child -- bytes resident after a call above which it is replaced; None: never
     initializer, initargs -- called in each worker before its first call; one that raises makes the crew fail
+    limits -- what a worker may use: memory and seconds of processor time in each call, the rest in its whole life
+    on_progress -- called with a `Call` and each `Progress` that it reports
 
     Raises ValueError, TaskNotPicklable.
     """
@@ -59,6 +64,8 @@ class Crew:
         max_memory_per_child: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
+        limits: Limits | None = None,
+        on_progress: OnCallProgress | None = None,
         name: str = "worker",
     ) -> None:
         for limit, value in (("workers", workers), ("max_tasks_per_child", max_tasks_per_child)):
@@ -69,7 +76,10 @@ class Crew:
         self.failed: PoolFailed | None = None
         """Why it takes no more calls."""
         self._name = name
-        self._limits = max_tasks_per_child, max_memory_per_child
+        check_listeners(on_progress=on_progress)
+        self._on_progress = on_progress
+        self._bounds = max_tasks_per_child, max_memory_per_child
+        self._limits, self._for_life = limits, for_life(limits)
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
         self._location = pickle.dumps(manager.server.location)
         self._waiting: deque[Call] = deque()
@@ -219,8 +229,8 @@ class Crew:
         name = f"{self._name}-{secrets.token_hex(6)}"
         hand = Hand(name, self.manager.server)
         page, secret = str(hand.page.path), hand.credential.secret
-        terms = Terms(name, secret, self._location, page, self._initializer, *self._limits)
-        hand.task = Task(serve, terms, name=self._name)
+        terms = Terms(name, secret, self._location, page, self._initializer, *self._bounds, self._limits)
+        hand.task = Task(serve, terms, name=self._name, limits=self._for_life)
         self._hands[name] = hand
         self.manager.add_task(hand.task)
         hand.task.future.add_done_callback(lambda _: self._ended(hand))
@@ -266,6 +276,9 @@ class Crew:
         """Hear what a worker says of itself."""
         if kind == Kind.PACE:
             hand.paced(number)
+        elif kind == Kind.PROGRESS:
+            if (call := hand.calls.get(number)) is not None:
+                call.came(unpacked(data)[1], self._on_progress)
         elif kind == Kind.LEAVING:
             hand.leaving = True
             self._nudge()

@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from doorman.pools.confinement import for_life
 from doorman.pools.driver import Driver
+from doorman.task import check_listeners
 
 if TYPE_CHECKING:
     from doorman.identity import Identity
+    from doorman.policy.limits import Limits
+    from doorman.pools.call import OnCallProgress
     from doorman.rules import Rule
     from remit import Location
 
@@ -46,6 +50,8 @@ class ProcessExecutor(Executor):
     max_tasks_per_child -- calls after which a process is replaced; None: never
     max_memory_per_child -- bytes resident after a call above which a process is replaced; None: never
     initializer, initargs -- called in each process before its first call; if it raises, all calls fail: PoolFailed
+    limits -- what a call may use; see `Crew` and `Limits`
+    on_progress -- called with a `Call` and each `Progress` that it reports, in a thread of the executor's
     preload -- modules that are imported once for all processes
     rules -- may another process start now; see `Rule`
     exit_timeout -- seconds for which the interpreter's exit waits for what is unfinished; None: for ever
@@ -64,6 +70,8 @@ class ProcessExecutor(Executor):
         max_memory_per_child: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
+        limits: Limits | None = None,
+        on_progress: OnCallProgress | None = None,
         preload: Sequence[str] = (),
         rules: Iterable[Rule] = (),
         exit_timeout: float | None = EXIT_PATIENCE,
@@ -78,7 +86,10 @@ class ProcessExecutor(Executor):
         if max_tasks_per_child is not None and max_tasks_per_child < 1:
             raise ValueError(f"max_tasks_per_child is at least 1, not {max_tasks_per_child!r}")
         self.max_workers = max_workers or _processors()
+        check_listeners(on_progress=on_progress)
         begun: dict[str, Any] = {"initializer": initializer, "initargs": tuple(initargs)}
+        for_life(limits)  # Raises what is wrong with it here, not in the thread.
+        begun |= {"limits": limits, "on_progress": on_progress}
         if reuse:
             begun |= {"max_tasks_per_child": max_tasks_per_child, "max_memory_per_child": max_memory_per_child}
         options = {"preload": tuple(preload), "rules": tuple(rules), **options}

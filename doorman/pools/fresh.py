@@ -9,11 +9,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from doorman.errors import PoolFailed
-from doorman.pools.call import Call, pickled
+from doorman.pools.call import Call, OnCallProgress, pickled
 from doorman.task import Task
 
 if TYPE_CHECKING:
     from doorman.manager import ProcessManager
+    from doorman.policy.limits import Limits
 
 __all__ = ["Fresh"]
 
@@ -28,11 +29,14 @@ class Fresh:
         *,
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
+        limits: Limits | None = None,
+        on_progress: OnCallProgress | None = None,
     ) -> None:
         self.manager = manager
         self.size = size
         self.failed: PoolFailed | None = None
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
+        self._limits, self._on_progress = limits, on_progress
         self._waiting: deque[tuple[Call, str]] = deque()
         self._running: dict[Task, Call] = {}
         self._nudged = False
@@ -104,7 +108,15 @@ class Fresh:
             except IndexError:
                 return  # Another thread has just cancelled them all.
             if call.begin():
-                task = Task(_run, self._initializer, call.data, name=name, handler=name)
+                task = Task(
+                    _run,
+                    self._initializer,
+                    call.data,
+                    name=name,
+                    handler=name,
+                    limits=self._limits,
+                    on_progress=lambda task, progress: self._running[task].came(progress, self._on_progress),
+                )
                 self._running[task] = call
                 self.manager.add_task(task)
                 task.future.add_done_callback(self._ended)

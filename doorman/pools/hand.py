@@ -44,6 +44,8 @@ class Hand:
         """What it has been given and has not answered, in order."""
         self.depth = 1
         """Calls that it may have in hand."""
+        self._watched = False
+        """Whether it was told to look after calls that wait behind a long one; one that was not has one at a time."""
         self._pace = 0.0
         self._server = server
         self._out = Outgoing(self.credential, TO_WORKER, self._post)
@@ -52,7 +54,7 @@ class Hand:
     @property
     def room(self) -> int:
         """Calls that it may be given now; 0 until a good part of what it has is done, so that they travel together."""
-        if self.sender is None or self.leaving:
+        if self.sender is None or self.leaving or (self.calls and not self._watched):
             return 0
         room = self.depth - len(self.calls)
         return room if room * 2 >= self.depth else 0
@@ -64,12 +66,15 @@ class Hand:
 
     def give(self, calls: Iterable[Call]) -> None:
         """Send it calls."""
-        entries = []
+        entries: list[Entry] = []
         identity = None if self.task is None else self.task.identity
         for call in calls:
             call.worker = identity
             self.calls[call.number] = call
             entries.append((call.number, Kind.CALL, call.data))
+        if len(entries) > 1 and not self._watched:
+            self._watched = True
+            entries.insert(0, (0, Kind.MORE, b""))
         self._out.send(entries)
 
     def dismiss(self) -> bool:
@@ -95,4 +100,4 @@ class Hand:
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         # Its session ends with it, and then its crew learns what it had not begun.
         with contextlib.suppress(EmitError):
-            self._server.post(session_of(self.sender), "doorman.calls", (serial, blob, signature))
+            self._server.post_now(session_of(self.sender), "doorman.calls", (serial, blob, signature))

@@ -37,6 +37,10 @@ class Kind:
     """From a worker: it ends, and begins nothing more."""
     UNFIT: Final = 7
     """From a worker: its initializer failed, as this `Outcome` tells."""
+    MORE: Final = 9
+    """To a worker: from now on it may be given calls behind the one that runs, and has to look after them."""
+    PROGRESS: Final = 10
+    """From a worker: how far the call has come."""
     PIECE: Final = 8
     """Either way: a piece of what is too large for one event; what comes behind it says of what kind it is."""
 
@@ -73,9 +77,11 @@ class Outgoing:
 
     def _post(self, group: list[Entry]) -> None:
         if group:
-            self._serial += 1
+            serial = self._serial + 1
             blob = _encode(group)
-            self._send(self._serial, blob, self._credential.sign(_label(self._direction, self._serial) + blob))
+            signature = self._credential.sign(_label(self._direction, serial) + blob)
+            self._serial = serial  # Not before: where there is no memory for all this, nothing is missing after it.
+            self._send(serial, blob, signature)
 
 
 class Incoming:

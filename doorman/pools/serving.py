@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import resource
 import threading
 import time
 from collections import deque
@@ -17,9 +16,11 @@ import msgspec
 from doorman.current import CurrentTask, current_task, entered
 from doorman.identity import Credential
 from doorman.line import REPORT_LINGER
-from doorman.pools.call import pickled
+from doorman.policy.limits import Limits
+from doorman.pools.execution import Execution, resident
 from doorman.pools.page import Page
 from doorman.pools.parcel import Entry, Incoming, Kind, Outgoing
+from doorman.progress import Progress, packed
 from doorman.result import failed
 from remit import Client
 
@@ -31,12 +32,16 @@ FROM_WORKER: Final = b"doorman.results"
 READY: Final = b"doorman.ready"
 """What is signed along with whether a worker shares its page."""
 
+ANSWER: Final = 0.05
+"""Seconds that the manager may wait for a word on calls that have come: with their results, unless they take longer."""
 REPORT_EVERY: Final = 0.002
 """Seconds of short calls whose results travel together."""
 LONG: Final = 0.005
 """Seconds that a call may run before those that wait behind it are given back, and results before it are told."""
 LOOK: Final = 0.005
 """Seconds between two looks at a call that is young."""
+QUIET: Final = 200
+"""Looks without a call after which nobody looks until there is one."""
 LOOK_AGAIN: Final = 0.05
 """Seconds between two looks at the connection while a call runs for long."""
 IDLE: Final = 60.0
@@ -58,12 +63,13 @@ class Terms(msgspec.Struct, frozen=True):
     most_calls: int | None = None
     most_memory: int | None = None
     """Bytes."""
+    limits: Limits | None = None
 
 
 def serve(terms: Terms) -> None:
     """Task: be a worker until told to leave, or until it has served for as long as it may."""
     serving = _Serving(terms)
-    with entered(CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on)):
+    with entered(CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on, serving.report)):
         serving.run()
 
 
@@ -87,7 +93,11 @@ class _Serving:
         self._leaving = False
         self._since: float | None = None
         """When the call that runs began."""
+        self._execution = Execution(terms.limits, self._send_progress)
         self._watch: threading.Thread | None = None
+        self._looks = threading.Event()
+        """Set unless the watch sleeps until there is a call."""
+        self._looks.set()
 
     def run(self) -> None:
         """Work until it is over."""
@@ -95,6 +105,7 @@ class _Serving:
         with self._lock:
             shares = b"shares" if self._page is not None else b""
             self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
+            self._client.answers_within(ANSWER)
         while fit and not self._leaving:
             with self._lock:
                 self._client.tick(0.0 if self._calls else IDLE)
@@ -105,6 +116,10 @@ class _Serving:
         """Emit an event of a call's own: before its result, since both go the same way."""
         with self._lock:
             self._client.emit(name, *args, **kwargs)
+
+    def report(self, progress: Progress) -> None:
+        """Tell how far the call that runs has come, or let it wait for what is newer. Raises NotInTask in a fork."""
+        self._execution.report(progress)
 
     # -- calls -------------------------------------------------------------------------------------------------
 
@@ -132,9 +147,15 @@ class _Serving:
             if kind == Kind.LEAVE:
                 self._leaving = True
                 break
-            self._before(number)
+            if kind == Kind.MORE:
+                self._start_watch()
+                continue
+            if self._page is not None:
+                self._page.begin(number)
             self._since = began
-            kind, data = _outcome(data)
+            if not self._looks.is_set():  # In this order: the watch looks for a call after it has cleared that.
+                self._looks.set()
+            kind, data = self._execution.run(number, data)
             self._since = None
             self._keep((number, kind, data))
             since += 1
@@ -143,13 +164,11 @@ class _Serving:
                 self._report(int((began - told) * 1e9) // since)
                 told, since = began, 0
         if since:
-            self._report(int((began - told) * 1e9) // since)
+            self._tell(int((began - told) * 1e9) // since)  # Whoever called this is about to hear.
 
-    def _before(self, number: int) -> None:
-        if self._page is not None:
-            self._page.begin(number)
-        if self._watch is None and (self._calls or self._results):
-            # Only now: a worker that never has more than one call in hand stays a process of one thread.
+    def _start_watch(self) -> None:
+        # Only when told to: a worker that never has more than one call in hand stays a process of one thread.
+        if self._watch is None:
             self._watch = threading.Thread(target=self._look_after, name="doorman-watch", daemon=True)
             self._watch.start()
 
@@ -160,7 +179,7 @@ class _Serving:
         terms = self._terms
         if terms.most_calls is not None and self._served >= terms.most_calls:
             self._leaving = True
-        if terms.most_memory is not None and _memory() > terms.most_memory:
+        if terms.most_memory is not None and resident() > terms.most_memory:
             self._leaving = True
         page = self._page
         if page is None or not page.keep(*result):
@@ -178,14 +197,24 @@ class _Serving:
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         self._client.emit("doorman.results", self._terms.worker, serial, blob, signature)
 
+    def _send_progress(self, number: int, progress: Progress) -> None:
+        with self._execution.roomy(), self._lock:
+            if not self._client.crowded:  # Else nobody hears it now, and the call must not wait for that.
+                self._out.send([(number, Kind.PROGRESS, packed(number, progress))])
+                self._client.tick()
+
     def _report(self, pace: int = 0) -> None:
         """Send the results, and hear what has come meanwhile."""
+        with self._lock:
+            self._tell(pace)
+            self._client.tick()
+
+    def _tell(self, pace: int = 0) -> None:
         with self._lock:
             entries = self._taken()
             if pace and entries:
                 entries.append((pace, Kind.PACE, b""))
             self._out.send(entries)
-            self._client.tick()
 
     def _taken(self) -> list[Entry]:
         entries = []
@@ -207,7 +236,7 @@ class _Serving:
                 number, kind, _ = self._calls.popleft()
                 if kind == Kind.LEAVE:
                     self._leaving = True
-                else:
+                elif kind == Kind.CALL:
                     back.append((number, Kind.BACK, b""))
         self._results.extend(back)
 
@@ -222,41 +251,27 @@ class _Serving:
 
     def _look_after(self) -> None:
         """Thread: while a call runs for long, nothing waits behind it, and the connection is looked after."""
+        quiet = 0
         while True:
             time.sleep(LOOK)
             since = self._since
+            quiet = quiet + 1 if since is None else 0
+            if quiet > QUIET:
+                self._looks.clear()
+                if self._since is None:
+                    self._looks.wait(IDLE)
+                self._looks.set()
+                quiet = 0
             while since is not None and time.monotonic() - since > LONG and self._since == since:
-                self._give_back()
-                self._report()
-                if self._calls:  # They came just now.
+                with self._execution.roomy():
                     self._give_back()
                     self._report()
+                    if self._calls:  # They came just now.
+                        self._give_back()
+                        self._report()
                 time.sleep(LOOK_AGAIN)
 
     def _forked(self) -> None:
         """In a fork of a call's: the lock may be held by the watch, which is not here."""
         self._lock = threading.RLock()
-
-
-def _outcome(data: bytes) -> tuple[int, bytes]:
-    """Run a call; return what came of it."""
-    try:
-        fn, args, kwargs = pickle.loads(data)
-        value = fn(*args, **kwargs)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
-        return Kind.RAISED, failed(error).encode()
-    try:
-        return Kind.RETURNED, pickled(value)
-    except BaseException as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
-        reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}")
-        reason.__cause__ = error
-        return Kind.RAISED, failed(reason).encode()
-
-
-def _memory() -> int:
-    """Return the bytes of memory that this process has resident now."""
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - after each call
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._execution.forked()

@@ -90,6 +90,10 @@ class Runtime:
         """Ask, wait for the answer and return it, or raise what became of it. Its deadline ends the wait."""
         return self._driver.request(ask)
 
+    def answers_within(self, seconds: float) -> None:
+        """Let an acknowledgement wait so long for an event to leave with."""
+        self._line.machine.session.ack_delay = seconds
+
     def beat(self, seconds: float) -> None:
         """Ask after this many seconds of silence whether the server is there."""
         self._line.machine.beat(seconds)  # Two numbers: no lock, which whoever waits for the link holds.

@@ -81,9 +81,19 @@ class WayBack:
         self.emit(session, name, args, kwargs)
 
     def emit(
-        self, session: Session, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, bounded: bool = True
+        self,
+        session: Session,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        bounded: bool = True,
+        now: bool = False,
     ) -> None:
-        """Queue an event for one client. Raises EmitError if its session has ended, QueueFull, and as `emit`."""
+        """Queue an event for one client, or send it ``now``.
+
+        Raises EmitError if its session has ended, QueueFull, and as `emit`.
+        """
         if (self.endpoint or self._reach()).machine.sessions.get(session.id) is not session:
             raise EmitError(f"cannot emit {name!r}: the session of {session.id.hex()[:8]} has ended")
         data = session.codec.encode(name, args, kwargs, {})
@@ -92,7 +102,13 @@ class WayBack:
         if bounded and len(session.outbox.pending) >= self._settings.queue:
             raise QueueFull(f"{self._settings.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
         session.outbox.pending.append(data)
-        self.has_more(session)
+        if now:
+            endpoint = self.endpoint or self._reach()
+            with endpoint.lock:
+                endpoint.machine.writable[session] = None
+                endpoint.flush()
+        else:
+            self.has_more(session)
 
     def has_more(self, session: Session) -> None:
         """Something waits to be sent to a client: soon, by whoever ticks or waits, or else by the keeper."""

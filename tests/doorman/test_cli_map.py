@@ -222,3 +222,23 @@ def test_what_makes_no_sense_is_told(words: tuple[str, ...], told: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_folder_of_a_map_that_was_killed_is_removed_by_the_next(tmp_path: Path, monkeypatch) -> None:
+    """Not that of one that is at work."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def folders() -> set[Path]:
+        return {path for path in tmp_path.glob("doorman-map-*") if any(path.glob("*.out"))}
+
+    with started("map", "sleep", ":::", "1000") as alive:
+        wait_until(lambda: len(folders()) == 1)
+        [kept] = folders()
+        with started("map", "sleep", ":::", "1000") as killed:
+            wait_until(lambda: len(folders()) == 2)
+            killed.kill()
+        assert doorman("map", "echo", ":::", "a").stdout == "a\n"
+        assert [path.name for path in tmp_path.glob("doorman-map-*")] == [kept.name]
+        alive.terminate()
+        ended(alive)
+    assert [*tmp_path.glob("doorman-map-*")] == []

@@ -1,4 +1,4 @@
-"""The parts of the command line that need no process: templates, plans, restarts, tables."""
+"""The parts of the command line that need no process: templates, plans, tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 
 from doorman.cli.inputs import Inputs
 from doorman.cli.plan import Program, plan_of, read_procfile, read_table
-from doorman.cli.restarts import TooOften, pause_before
 from doorman.cli.table import aligned, as_age, as_memory
 from doorman.cli.template import Template, split
 from doorman.errors import BadCommandLine
-from doorman.states import State
+from doorman.policy.retry import Backoff, Intensity
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,9 @@ def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
         ({"web": {}}, r"\[web\]: .*command"),
         ({"web": {"command": "x", "restart": "always"}}, "restart is 'permanent' or 'transient' or 'temporary'"),
         ({"web": {"command": "x", "processes": 0}}, "processes = 0 is too little"),
+        ({"web": {"command": "x", "period": 0}}, "seconds is above 0"),
+        ({"web": {"command": "x", "intensity": -1}}, "restarts is a number of restarts, not -1"),
+        ({"web": {"command": "x", "backoff": -1}}, "backoff's first is a number that is not negative"),
         ({"web": {"command": []}}, "it is empty"),
         ({"a b": {"command": "x"}}, "'a b' cannot name a process"),
         ({}, "it names no process"),
@@ -122,28 +124,14 @@ def test_the_first_file_that_is_here_is_the_plan(tmp_path: Path, monkeypatch: py
         assert (plan.folder, list(plan.programs)) == (tmp_path, [name])
 
 
-def test_pauses_grow_until_there_were_too_many() -> None:
-    program = Program(command="x", intensity=3, period=10.0, backoff=1.0, max_backoff=3.0)
-    before: deque[float] = deque()
-    assert [pause_before(program, before, State.FAILED, now) for now in (0.0, 1.0, 2.0)] == [1.0, 2.0, 3.0]
-    with pytest.raises(TooOften, match="more than 3 times within 10 s"):
-        pause_before(program, before, State.FAILED, 9.9)
-    assert pause_before(program, before, State.DONE, 10.5) == 3.0
-    assert pause_before(program, before, State.DONE, 100.0) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("restart", "again"),
-    [
-        ("permanent", {State.DONE, State.FAILED, State.EXPIRED, State.LOST}),
-        ("transient", {State.FAILED, State.EXPIRED, State.LOST}),
-        ("temporary", set()),
-    ],
-)
-def test_a_policy_says_after_which_ends_it_comes_back(restart: str, again: set[State]) -> None:
-    program = Program(command="x", restart=restart)
-    ends = (State.DONE, State.FAILED, State.EXPIRED, State.LOST, State.CANCELLED)
-    assert {state for state in ends if pause_before(program, deque(), state, 0.0) is not None} == again
+def test_a_program_comes_back_as_its_tasks_policy_says() -> None:
+    program = Program(command="x", restart="transient", intensity=3, period=20.0, backoff=1.0, max_backoff=0.5)
+    assert program.comeback == {
+        "restart": "transient",
+        "intensity": Intensity(restarts=3, seconds=20.0),
+        "backoff": Backoff(first=1.0, most=1.0),
+    }
+    assert Program(command="x", restart="temporary").comeback == {}
 
 
 def test_values_are_told_as_people_read_them() -> None:

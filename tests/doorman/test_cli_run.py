@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import re
+import shlex
 import signal
+import subprocess
+import termios
 from pathlib import Path
 
 import pytest
-from commands import doorman, ended, line_of, started
+from commands import DOORMAN, doorman, ended, line_of, started
 from waiting import DEADLINE
 
 from doorman.process import Process
@@ -115,3 +121,35 @@ def test_help_is_there(command: str) -> None:
     done = doorman(command, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: doorman {command}")
+
+
+def test_a_command_reads_what_doorman_is_given_to_read() -> None:
+    assert doorman("run", "--", "sh", "-c", "read one; echo $one; cat", stdin="a\nb\nc\n").stdout == "a\nb\nc\n"
+
+
+def test_a_command_reads_from_the_terminal_that_doorman_is_in_front_of() -> None:
+    """And Ctrl-C there ends it, by way of Doorman."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*DOORMAN, "run", "--", "sh", "-c", "read line; echo got $line; sleep 1000"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        try:
+            os.write(ours, b"hello\n")
+            assert line_of(process) == "got hello"
+            os.write(ours, b"\x03")
+            assert ended(process)[0] == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            os.close(ours)
+            os.close(theirs)
+
+
+def test_a_command_has_no_input_where_doorman_has_none() -> None:
+    script = f"exec <&-; exec {shlex.join(DOORMAN)} run -- cat"
+    assert subprocess.run(["sh", "-c", script], timeout=DEADLINE, check=False).returncode == 0

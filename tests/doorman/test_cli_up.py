@@ -81,6 +81,38 @@ def test_what_comes_back_too_often_is_given_up_and_all_ends(tmp_path: Path) -> N
     assert "stays | (cancelled: SIGTERM)" in done.stderr
 
 
+def test_what_waits_to_come_back_is_shown_and_can_be_stopped_for_good(tmp_path: Path) -> None:
+    """Whoever looks sees the task that waits, how often it was replaced, and what for."""
+    text = "[flaps]\ncommand = 'false'\nbackoff = 1000\n[stays]\ncommand = 'sleep 1000'\n"
+    with started("up", "--name", "u", plan(tmp_path, text)) as process:
+        view = until_seen("u", lambda view: view.waiting == 1)
+        [flaps] = [task for task in view.tasks if task.name == "flaps"]
+        assert (flaps.state, flaps.attempt) == ("waiting", 1)
+        assert flaps.why is not None
+        assert doorman("stop", "u/flaps").returncode == 0
+        assert [task.name for task in until_seen("u", lambda view: view.waiting == 0).tasks] == ["stays"]
+        process.terminate()
+        code, _, errors = ended(process)
+        assert (code, "flaps | (cancelled)" in errors) == (0, True)
+
+
+def test_what_ends_while_all_end_does_not_come_back(tmp_path: Path) -> None:
+    """Also if its turn to be stopped comes only after that of others."""
+    script = "trap 'touch told; sleep 0.3; exit 0' TERM; echo up; sleep 1000 & wait"
+    text = f"""
+        [first]
+        command = ["sh", "-c", "echo up; until [ -e told ]; do sleep 0.01; done; echo $$ >> ended"]
+        [last]
+        command = ["sh", "-c", "{script}"]
+        """
+    with started("up", plan(tmp_path, text)) as process:
+        assert {line_of(process).split()[-1] for _ in range(2)} == {"up"}
+        process.terminate()
+        code, _, errors = ended(process)
+    assert (code, len((tmp_path / "ended").read_text().split())) == (0, 1)
+    assert "first | (done: 0)" in errors
+
+
 def test_a_failure_that_is_not_repaired_shows_in_the_exit_code(tmp_path: Path) -> None:
     done = doorman("up", plan(tmp_path, "[once]\ncommand = 'false'\nrestart = 'temporary'\n"))
     assert (done.returncode, done.stderr) == (1, "once | (failed: 1)\n")

@@ -156,12 +156,15 @@ def test_a_callback_may_submit():
         assert second[0].result() == 1024
 
 
-def test_a_shutdown_cancels_what_has_not_begun(tmp_path):
+@pytest.mark.parametrize("begun_first", [False, True])
+def test_a_shutdown_cancels_what_has_not_begun(tmp_path, begun_first):
     """Also what a worker had been given already, since the calls before were short."""
     executor = ProcessExecutor(1)
     for number in range(50):
         executor.submit(answer, number).result(DEADLINE)
     running = executor.submit(hold, tmp_path / "up", tmp_path / "release")
+    if begun_first:
+        wait_until((tmp_path / "up").exists)
     rest = [executor.submit(answer, number) for number in range(50)]
     wait_until((tmp_path / "up").exists)
     executor.shutdown(wait=False, cancel_futures=True)

@@ -13,16 +13,19 @@ import pytest
 from launching import (
     DEADLINE,
     SUPPORT,
+    abandoned,
     ended,
     exit_of,
     fifo,
     hear,
+    holders,
     launched,
     opened,
     order,
     until_over,
     zygote_of,
 )
+from waiting import wait_until
 
 from doorman.errors import LaunchRefused, PreloadFailed
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
@@ -100,6 +103,7 @@ def test_preload_that_starts_a_thread_is_refused(tmp_path):
 
 
 def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path):
+    """But for a descendant that left their group: without the zygote nobody knows of it, and only that one is left."""
     with zygote_of() as launcher, fifo(tmp_path / "held") as reader:
         launcher.launch(order("a", "family", path=str(tmp_path / "held"), leave=False))
         with launched(launcher) as process, Process.open(launcher.pid) as zygote:
@@ -116,6 +120,10 @@ def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path
         assert exit_of(launcher, order("d", "leave", code=4)).exit_code == 4
         [alive] = [pid for pid in [launcher.pid] if pid is not None]
         assert alive != zygote.pid
+        wait_until(lambda: len(holders(tmp_path / "held")) == 1)
+        for stray in holders(tmp_path / "held"):
+            assert stray.signal(signal.SIGKILL)
+        assert abandoned(reader)
 
 
 def test_message_that_is_none_is_survived(zygote):
@@ -206,3 +214,27 @@ def test_closing_kills_a_zygote_that_does_not_answer():
             zygote.signal(signal.SIGSTOP)
             launcher.close(grace=0.0)
             assert ended(zygote)
+
+
+@pytest.mark.parametrize("launcher", ["ZygoteLauncher()", "CommandLauncher()"])
+def test_folders_whose_names_are_no_text_are_folders(tmp_path, launcher):
+    """The manager's own, where its modules are, and that of a task."""
+    folder = tmp_path / os.fsdecode(b"na\xefve")
+    folder.mkdir()
+    (folder / "beside.py").write_text("import os\ndef here():\n    return os.getcwdb()\n")
+    script = (
+        "import os, sys; sys.path.insert(0, os.getcwd())\n"
+        "import beside\n"
+        "from doorman import ProcessManager, Task\n"
+        "from doorman.launcher.command import CommandLauncher\n"
+        "from doorman.launcher.zygote import ZygoteLauncher\n"
+        f"with ProcessManager(launcher={launcher}, journal='journal') as manager:\n"
+        "    assert manager.add_task(Task(beside.here)).result(30) == os.getcwdb()\n"
+        "    assert manager.add_task(Task(beside.here, cwd='/')).result(30) == b'/'\n"
+        "    detached = manager.add_task(Task(beside.here, cwd=os.getcwd(), detach=True))\n"
+        "    assert detached.result(30) == os.getcwdb()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, timeout=DEADLINE, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

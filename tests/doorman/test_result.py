@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -274,3 +275,17 @@ def test_an_error_that_cannot_be_changed_has_its_cause_all_the_same():
     _, error = failed(Frozen(3)).open()
     assert error.args == (3,)
     assert isinstance(error.__cause__, TaskFailed)
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        ((None, None, None, "cannot run x"), "no process was started: cannot run x"),
+        ((None, 127, None), "no process was started, exit code 127"),
+        ((5, None, None), "process 5 ended without a result; nobody could see how"),
+        ((5, 3, None, "why"), "process 5 ended without a result, exit code 3: why"),
+        ((5, None, 9), "process 5 ended without a result, killed by SIGKILL"),
+    ],
+)
+def test_what_is_known_of_a_death_is_told(known, text):
+    assert str(WorkerDied(*known)) == str(pickle.loads(pickle.dumps(WorkerDied(*known)))) == text

@@ -6,13 +6,15 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from chores import answer, die
 from managing import tick_until
-from waiting import DEADLINE
+from waiting import DEADLINE, wait_until
 
 import doorman
+import doorman.pools.serving
 from doorman import Crew, ProcessManager, current_task
 from doorman.errors import IdentityRefused, PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable, WorkerDied
 from doorman.identity import Credential
@@ -33,6 +35,12 @@ def hold(up, release):
     return os.getpid()
 
 
+def switches(pid):
+    """Count how often the threads of a process have gone to sleep."""
+    statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return [int(status.split("voluntary_ctxt_switches:")[1].split()[0]) for status in statuses]
+
+
 def test_workers_serve_many_calls_in_both_directions_of_any_size(crossing_location):
     large = os.urandom(3 * CHUNK + 1)
     with ProcessManager(crossing_location) as manager, Crew(manager, 2) as crew:
@@ -50,7 +58,7 @@ def test_what_a_call_raises_comes_with_the_workers_traceback(manager):
         error = crew.submit(divmod, 1, 0).exception(DEADLINE)
         assert isinstance(error, ZeroDivisionError)
         assert isinstance(error.__cause__, TaskFailed)
-        assert "doorman/pools/serving.py" in str(error.__cause__)
+        assert "doorman/pools/execution.py" in str(error.__cause__)
         assert "an exit is no end" in str(
             crew.submit(exec, "raise SystemExit('an exit is no end')").exception(DEADLINE)
         )
@@ -129,6 +137,42 @@ def test_a_long_call_does_not_hold_up_those_behind_it(manager, tmp_path):
         assert not held[0].done()
         (tmp_path / "release").touch()
         assert held[0].result(DEADLINE) == held[0].worker.pid
+
+
+def test_calls_that_come_while_a_long_one_runs_are_not_given_to_its_worker_for_good(manager, tmp_path):
+    """The worker was fast until now, and may have many calls in hand; but it began this one with nothing behind it."""
+    with Crew(manager, 2) as crew:
+        for number in range(20):
+            crew.submit(answer, number).result(DEADLINE)
+        held = crew.submit(hold, tmp_path / "up", tmp_path / "release")
+        tick_until(manager, (tmp_path / "up").exists)
+        quick = [crew.submit(answer, number) for number in range(50)]
+        assert doorman.wait(quick, DEADLINE).not_done == set()
+        assert not held.done()
+        (tmp_path / "release").touch()
+        assert held.result(DEADLINE) not in {call.worker.pid for call in quick}
+
+
+def test_a_worker_that_was_idle_for_long_sleeps_and_looks_after_its_calls_again(manager, tmp_path):
+    def look_only_once():
+        doorman.pools.serving.QUIET = 0
+
+    def sleeps(pid):
+        before = switches(pid)
+        time.sleep(0.1)
+        return switches(pid) == before
+
+    with Crew(manager, 1, initializer=look_only_once) as crew:
+        for number in range(3):
+            doorman.wait([crew.submit(answer, 1) for _ in range(20)], DEADLINE)
+            wait_until(lambda: sleeps(crew.workers[0].pid))
+            up, release = tmp_path / f"up{number}", tmp_path / f"release{number}"
+            held = crew.submit(hold, up, release)
+            behind = [crew.submit(answer, 1) for _ in range(5)]
+            tick_until(manager, up.exists)
+            tick_until(manager, lambda behind=behind: not any(call.running() for call in behind))
+            release.touch()
+            assert held.result(DEADLINE)
 
 
 def test_a_call_that_waits_can_be_cancelled_and_one_that_runs_cannot(manager, tmp_path):

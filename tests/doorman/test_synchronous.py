@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 from managing import run
+from waiting import DEADLINE
 
 from doorman import State, SynchronousManager, Task, current_task
 from remit.errors import ReentrantTick
@@ -85,3 +87,74 @@ def test_a_task_that_fails_is_tried_again_after_the_others(manager):
     manager.add_task(Task(fail_once, name="b", retries=1))
     manager.run()
     assert order == ["a1", "b1", "a2", "b2"]
+
+
+def write(words):
+    print("printed", words)
+    os.write(1, b"past Python\n")
+    os.system("echo from a child; echo to the other >&2")
+    print("unfinished", end="")
+    print("oops", file=sys.stderr)
+    return words
+
+
+WRITTEN = [
+    ("stdout", "printed a b"),
+    ("stdout", "past Python"),
+    ("stdout", "from a child"),
+    ("stdout", "unfinished"),
+    ("stderr", "to the other"),
+    ("stderr", "oops"),
+]
+
+
+def test_what_a_task_writes_is_told_before_its_end(capfd):
+    """Whatever wrote it; and nothing of it goes where this process writes."""
+    heard = []
+    with SynchronousManager(on_output=lambda task, stream, line: heard.append((task.done(), stream, line))) as manager:
+        task = manager.add_task(Task(write, "a b"))
+        command = manager.add_task(Task.command(["sh", "-c", "echo one; echo two >&2; exit 3"]))
+        silent = manager.add_task(Task(print, "as ever", stream=False))
+        manager.run()
+        print("and after it")
+        assert task.result() == "a b"
+        assert heard == [(False, *each) for each in [*WRITTEN, ("stdout", "one"), ("stderr", "two")]]
+        assert list(task.lines) == WRITTEN
+        assert list(command.lines) == [("stdout", "one"), ("stderr", "two")]
+        assert (command.exit_code, list(silent.lines)) == (3, [])
+    assert capfd.readouterr() == ("as ever\nand after it\n", "")
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('no')", "import sys; sys.exit(3)", "import sys; sys.stdout.close()"])
+def test_what_was_written_before_a_bad_end_is_told_and_the_streams_come_back(manager, capfd, end):
+    task = manager.add_task(Task(exec, f"print('last words'); {end}", stream=True))
+    manager.run()
+    print("still here")
+    assert list(task.lines) == [("stdout", "last words")]
+    assert capfd.readouterr() == ("still here\n", "")
+
+
+def test_a_listener_that_raises_stops_nothing_here_either(manager, caplog):
+    def fails(task, stream, line):
+        raise ValueError(line)
+
+    task = manager.add_task(Task(print, "hello", on_output=fails))
+    assert task.result() is None
+    assert "ValueError: hello" in caplog.text
+
+
+def test_a_process_without_standard_output_streams_as_well(tmp_path):
+    """As a daemon may be."""
+    script = tmp_path / "closed.py"
+    script.write_text(
+        "import os, sys\n"
+        "os.close(1)\n"
+        "sys.stdout = None\n"
+        "from doorman import SynchronousManager, Task\n"
+        "with SynchronousManager() as manager:\n"
+        "    task = manager.add_task(Task(print, 'hello', stream=True))\n"
+        "    task.result()\n"
+        "    print(list(task.lines), sys.stdout, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (0, "[Line(stream='stdout', text='hello')] None\n")

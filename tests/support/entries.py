@@ -118,6 +118,7 @@ def family(order: Order, path: str, leave: bool = False) -> None:
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
+            os.set_inheritable(holder, True)
             os.execv(sleep[0], sleep)
         os._exit(0)
     os.write(holder, b"!")

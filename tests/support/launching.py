@@ -8,7 +8,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,18 @@ def fifo(path: Path) -> Iterator[int]:
 def opened(reader: int) -> bool:
     """Wait for a writer's word."""
     return bool(select.select([reader], [], [], DEADLINE)[0]) and os.read(reader, 1) == b"!"
+
+
+def holders(path: Path) -> list[Process]:
+    """Return every other process that has the FIFO open, held by its pidfd: what nobody else can find any more."""
+    found = []
+    numbers = {int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    for pid in numbers - {os.getpid()}:
+        with suppress(OSError):  # Gone, or not ours to look at.
+            process = Process.open(pid)
+            if str(path) in map(os.readlink, Path(f"/proc/{pid}/fd").iterdir()):
+                found.append(process)
+    return found
 
 
 def abandoned(reader: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,20 @@ from remit import Location
 from remit.plugins import find_transport
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Link, Peer, Sent, Transport, Up
 
-__all__ = ["DEADLINE", "LONG", "Pair", "drain", "frames", "in_time", "meet", "put", "turn", "until", "waits"]
+__all__ = [
+    "DEADLINE",
+    "LONG",
+    "Pair",
+    "close_when_full",
+    "drain",
+    "frames",
+    "in_time",
+    "meet",
+    "put",
+    "turn",
+    "until",
+    "waits",
+]
 
 DEADLINE = 45.0
 """Seconds after which a fact that has not come true is a failure."""
@@ -142,6 +156,20 @@ def waits(link: Link, seconds: float) -> int:
         link.wait(left)
     poller.poll = poll
     return len(asked)
+
+
+def close_when_full(pair: Pair, towards: str) -> tuple[list[bytes], list[bytes]]:
+    """Fill the way towards one end, close the other, and read only then; return what was taken and what arrived."""
+    writer, to = (pair.client, SERVER) if towards == "server" else (pair.server, pair.peer)
+    reader, kept = (pair.server, pair.at_server) if towards == "server" else (pair.client, pair.at_client)
+    data, taken = os.urandom(10_000), 0
+    while writer.send(to, data) is Sent.ACCEPTED:
+        taken += 1
+    closing = threading.Thread(target=in_time, args=(lambda: writer.close(DEADLINE), writer))
+    closing.start()
+    until(lambda: Down in map(type, kept), lambda: turn((reader, kept)))
+    closing.join(DEADLINE)
+    return [data] * taken, frames(kept)
 
 
 def in_time(call: Callable[[], object], *links: Link) -> None:
