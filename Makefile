@@ -8,11 +8,13 @@ LOCATION ?=
 SEED ?= 1
 SEEDS ?= 10
 KILLS ?= 1000
+TASKS ?= 10000
+TRANSPORT ?= unix
 EVENTS ?= 1000000
 CLIENTS ?= 2000
 WEATHER ?= mixed
 
-.PHONY: demo test kills simulate bench lint types docs tox clean
+.PHONY: demo test kills tasks simulate bench lint types docs tox clean
 
 # The stamp is written last: an install that failed must not look done.
 $(READY): pyproject.toml uv.lock plugins/zeromq/pyproject.toml plugins/redis/pyproject.toml plugins/nng/pyproject.toml
@@ -29,7 +31,11 @@ test: $(READY)
 	@$(BIN)/pytest -n 3 --dist worksteal
 
 kills: $(READY)
-	@DOORMAN_KILLS=$(KILLS) DOORMAN_SEED=$(SEED) REMIT_TRANSPORTS=unix $(BIN)/pytest tests/doorman/test_kills.py
+	@DOORMAN_KILLS=$(KILLS) DOORMAN_SEED=$(SEED) REMIT_TRANSPORTS=$(TRANSPORT) $(BIN)/pytest tests/doorman/test_kills.py
+
+# TRANSPORT may be several, separated by commas; for kills as well.
+tasks: $(READY)
+	@DOORMAN_TASKS=$(TASKS) REMIT_TRANSPORTS=$(TRANSPORT) $(BIN)/pytest --durations=0 tests/doorman/test_scale.py
 
 simulate: $(READY)
 	@$(BIN)/python -m remit.testing.simulation.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)

@@ -5,9 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from doorman.process import Process
+from doorman.errors import IdentityRefused, Refusal
+from doorman.process import Process, start_time
 
-__all__ = ["process_by_inode", "process_in_namespace"]
+__all__ = ["own_namespace", "process_by_inode", "process_in_namespace", "process_of", "still_there"]
+
+
+def process_of(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
+    """Hold the process of which this is known. Raises IdentityRefused.
+
+    ``guess`` is its number here, ``inside`` that in its own PID namespace. Two cases: by inode; by number and start
+    time.
+    """
+    if inode is not None:
+        process = process_by_inode(inode, guess=guess)
+    else:
+        process = process_in_namespace(namespace, inside, started or 0)
+    if process is not None:
+        return process
+    if namespace == own_namespace() and start_time(guess) is not None:
+        raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that said hello")
+    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here calls itself pid {guess}")
+
+
+def still_there(process: Process) -> Process:
+    """Return the process. Raises IdentityRefused once it has ended."""
+    if process.alive():
+        return process
+    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
 
 
 def process_by_inode(inode: int, *, guess: int) -> Process | None:
@@ -72,3 +97,8 @@ def _number_inside(pid: int) -> int:
     except OSError:
         return 0
     return int(numbers[0][-1]) if numbers else pid
+
+
+def own_namespace() -> str:
+    """Return the name of the PID namespace that this process lives in."""
+    return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - as in process.py

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from doorman.census import process_by_inode, process_in_namespace
+from doorman.census import own_namespace, process_of, still_there
 from doorman.errors import IdentityRefused, Refusal
 from doorman.process import Process, pidfd_inode, start_time
 
@@ -62,8 +62,8 @@ class Identity:
         """Hold the process that this identity means. Raises IdentityRefused if it is gone or not on this host."""
         if self.boot_id != boot_id():
             raise IdentityRefused(Refusal.ELSEWHERE, f"attempt {self.attempt} is on another host: ask its agent")
-        process = _found(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
-        return _still_there(process)
+        process = process_of(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
+        return still_there(process)
 
 
 @dataclass(slots=True)
@@ -111,10 +111,11 @@ def hello(credential: Credential) -> dict[str, Any]:
         "task": credential.task,
         "attempt": credential.attempt,
         "boot": boot_id(),
-        "namespace": _own_namespace(),
+        "namespace": own_namespace(),
         "pid": os.getpid(),
         "inode": own,
-        "started": start_time(),
+        # To read it copies pages that the process shares with its zygote; beside an inode it says nothing more.
+        "started": start_time() if own is None else None,
     }
     return claims | {"proof": credential.proof(claims)}
 
@@ -189,8 +190,8 @@ def _check_process(hello: Mapping[str, Any], process: Process | None, *, descend
     """Return its number and start time as they are here. Two cases: it is what was launched; it is below that."""
     if process is not None and _same(hello, process):
         return _seen(process)
-    with _still_there(
-        _found(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
+    with still_there(
+        process_of(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
     ) as found:
         # Descent goes by number: it holds if what was launched has its number still.
         if process is not None and descendant and not (found.descends_from(process.pid) and process.alive()):
@@ -201,7 +202,7 @@ def _check_process(hello: Mapping[str, Any], process: Process | None, *, descend
 def _same(hello: Mapping[str, Any], process: Process) -> bool:
     if hello["inode"] is not None and process.inode is not None:
         return bool(hello["inode"] == process.inode)
-    own = (_own_namespace(), process.pid, process.start_time)
+    own = (own_namespace(), process.pid, process.start_time)
     return own == (hello["namespace"], hello["pid"], hello["started"])
 
 
@@ -213,28 +214,9 @@ def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) ->
         raise IdentityRefused(Refusal.WRONG_PEER, f"pid {peer.pid} sent the hello of pid {pid}")
 
 
-def _found(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
-    """Hold the process on this host. Raises IdentityRefused. Two cases: by inode; by number and start time."""
-    if inode is not None:
-        process = process_by_inode(inode, guess=guess)
-    else:
-        process = process_in_namespace(namespace, inside, started or 0)
-    if process is not None:
-        return process
-    if namespace == _own_namespace() and start_time(guess) is not None:
-        raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that said hello")
-    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here calls itself pid {guess}")
-
-
-def _still_there(process: Process) -> Process:
-    if process.alive():
-        return process
-    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
-
-
 def _seen(process: Process) -> tuple[int, int]:
     """Return its number and start time: the kernel's, since clocks in the process's own namespaces may be shifted."""
-    started = _still_there(process).start_time
+    started = still_there(process).start_time
     if started is None:
         raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
     return process.pid, started
@@ -260,7 +242,3 @@ def _own_inode() -> int | None:
         return pidfd_inode(pidfd)
     finally:
         os.close(pidfd)
-
-
-def _own_namespace() -> str:
-    return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - as in process.py

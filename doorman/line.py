@@ -13,9 +13,8 @@ from doorman.errors import NotInTask
 from doorman.identity import Credential
 from doorman.journal.homecoming import Homecoming
 from doorman.journal.lastwords import leave_outcome
-from doorman.parts import signed_parts
 from doorman.progress import Progress, Reporter, signed
-from doorman.result import Outcome, returned
+from doorman.result import Outcome, label, returned
 from remit import Client, Event, Location, Server
 from remit.errors import RemitError
 
@@ -27,6 +26,8 @@ HELLO_AGAIN: Final = 2.0
 """Seconds after which an unanswered hello is said again."""
 REPORT_LINGER: Final = 60.0
 """Seconds within which the result must have reached the manager."""
+CHUNK: Final = 256 * 1024
+"""Bytes of a result in one event: below what any transport carries."""
 SETTLED: Final = 1.0
 """Seconds that a detached process's line takes to close beyond that."""
 
@@ -102,8 +103,12 @@ class Line:
                 print(f"doorman: the result is left nowhere: {error}", file=sys.stderr)  # noqa: T201
         if self._reporter is not None:
             self._reporter.flush()
-        for part in signed_parts(self._credential, outcome.encode()):
-            self._client.emit("doorman.result", *part)
+        data = outcome.encode()
+        parts = max(1, -(-len(data) // CHUNK))
+        for number in range(parts):
+            part = data[number * CHUNK : (number + 1) * CHUNK]
+            signature = self._credential.sign(label(number, parts) + part)
+            self._client.emit("doorman.result", self._credential.attempt, number, parts, part, signature)
 
     def close(self, linger: float | None = None) -> None:
         """Wait until the manager has confirmed everything, then end; what could not be told is told on stderr.

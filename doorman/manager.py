@@ -10,23 +10,23 @@ from typing import Any, Final
 
 from doorman.attempts.ending import Ending
 from doorman.attempts.launching import Launching
-from doorman.attempts.opening import opened
 from doorman.attempts.orders import Orders
+from doorman.attempts.reception import Reception
+from doorman.attempts.running import Running
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import Recovery
 from doorman.launcher import Launcher
 from doorman.launcher.inherited import InheritingLauncher
 from doorman.load import SAMPLE
+from doorman.opening import opened
 from doorman.output.logs import Logs
 from doorman.output.stream import Streams
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.policy.admission import Admission
 from doorman.policy.cancellation import Cancellation
-from doorman.reception import Reception
 from doorman.rules import Rule
-from doorman.running import Running
-from doorman.task import OnOutput, OnProgress, Task, check_listeners
+from doorman.task import OnOutput, OnProgress, Task
 from doorman.travel import packed_initializer
 from remit import Location, Server
 from remit.errors import ReentrantTick

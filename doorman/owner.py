@@ -12,7 +12,7 @@ from doorman.errors import ResultTimeout
 from doorman.keeper import LONG
 from doorman.life import Life
 from doorman.rules import Rule, Rules
-from doorman.task import Task
+from doorman.task import Task, check_listeners
 from remit import Server
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from doorman.aio import LoopDriver
 
-__all__ = ["Owner"]
+__all__ = ["Owner", "check_listeners"]
 
 LEAVING: Final = 10.0
 """Seconds that leaving a manager takes at the most, unless it says otherwise."""

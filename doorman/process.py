@@ -13,9 +13,10 @@ from typing import Self
 
 from doorman.errors import PidfdUnavailable
 
-__all__ = ["Process", "ancestors", "pidfd_inode", "start_time"]
+__all__ = ["Process", "ancestors", "check_system", "pidfd_inode", "start_time"]
 
 _SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+_STAT_BYTES = 4096  # of /proc/PID/stat: 52 numbers and a name of 15 bytes are far less, and come in one piece
 _MAX_GENERATIONS = 1 << 16  # steps up a chain of parents that may change while it is read
 
 
@@ -124,6 +125,12 @@ class Process:
         return True
 
 
+def check_system() -> None:
+    """Raise PidfdUnavailable on a system that has no pidfds at all."""
+    if not hasattr(os, "pidfd_open"):
+        raise PidfdUnavailable(f"Doorman holds processes by pidfd, which {sys.platform} lacks; use Linux 5.4 or later")
+
+
 def pidfd_inode(pidfd: int) -> int | None:
     """Return the inode by which the kernel names the process for the whole boot; None before Linux 6.9."""
     return os.fstat(pidfd).st_ino if _pidfs() else None
@@ -151,15 +158,19 @@ def ancestors(pid: int) -> list[int]:
 def _stat(pid: int | str) -> list[bytes]:
     """Return the fields of /proc/PID/stat after the name, which may itself hold spaces and brackets."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - in a path that counts
-            return file.read().rpartition(b")")[2].split()
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # In a path that counts.
     except (FileNotFoundError, ProcessLookupError):
         return []
+    try:
+        return os.read(descriptor, _STAT_BYTES).rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return []
+    finally:
+        os.close(descriptor)
 
 
 def _pidfd_open(pid: int) -> int:
-    if not hasattr(os, "pidfd_open"):
-        raise PidfdUnavailable(f"Doorman holds processes by pidfd, which {sys.platform} lacks; use Linux 5.4 or later")
+    check_system()
     try:
         return os.pidfd_open(pid)
     except OSError as error:

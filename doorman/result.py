@@ -15,7 +15,7 @@ import msgspec
 
 from doorman.errors import TaskFailed
 
-__all__ = ["Outcome", "failed", "returned"]
+__all__ = ["Outcome", "failed", "label", "returned"]
 
 
 class Outcome(msgspec.Struct, array_like=True, frozen=True):
@@ -97,3 +97,8 @@ def failed(error: BaseException) -> Outcome:
         return Outcome(None, cloudpickle.dumps(error, protocol=pickle.HIGHEST_PROTOCOL), told)
     except Exception:  # noqa: BLE001 - the same; the text travels in any case
         return Outcome(None, None, told)
+
+
+def label(number: int, parts: int) -> bytes:
+    """Return what is signed along with a part of an outcome's bytes, so that parts cannot be exchanged."""
+    return number.to_bytes(4, "big") + parts.to_bytes(4, "big")

@@ -16,14 +16,14 @@ from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
 from doorman.launcher.leaving import exit_code
 from doorman.output.captured import captured
-from doorman.owner import Owner
+from doorman.owner import Owner, check_listeners
 from doorman.policy.admission import Admission
 from doorman.policy.lanes import Entry
 from doorman.process import Process
 from doorman.progress import Progress
 from doorman.rules import Rule
 from doorman.states import State
-from doorman.task import OnOutput, OnProgress, Task, check_listeners
+from doorman.task import OnOutput, OnProgress, Task
 from remit import Server
 from remit.errors import ReentrantTick
 

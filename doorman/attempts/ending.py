@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
+from doorman.attempts.running import Due, Running
 from doorman.errors import TaskDetached, WorkerDied
 from doorman.journal.recorder import Recorder
 from doorman.launcher import Exited
 from doorman.output.stream import Streams
 from doorman.policy.admission import Admission
 from doorman.policy.cancellation import Cancellation
-from doorman.running import Due, Running
 from doorman.states import State
 from doorman.task import Task
 

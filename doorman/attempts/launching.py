@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
 from doorman.attempts.ending import Ending
 from doorman.attempts.orders import Orders
+from doorman.attempts.reception import Reception
+from doorman.attempts.running import Running
 from doorman.errors import LaunchRefused
 from doorman.journal.recorder import Recorder
 from doorman.launcher import Event, Exited, Launched, Launcher
@@ -15,8 +17,6 @@ from doorman.output.stream import Streams
 from doorman.policy.admission import Admission
 from doorman.policy.lanes import Entry
 from doorman.process import Process
-from doorman.reception import Reception
-from doorman.running import Running
 from doorman.states import State
 
 __all__ = ["Launching"]

@@ -6,7 +6,7 @@ import pickle
 
 import msgspec
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
 from doorman.launcher import Order
 from doorman.output.logs import Outputs
 from doorman.worker import Work

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
+
+from remit.cli.parser import loaded
 
 __all__ = ["given_by"]
 
@@ -158,17 +159,8 @@ def _command(commands: Any, name: str, module: str, purpose: str, epilog: str = 
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_loaded(module), parser=parser)
+    parser.set_defaults(run=loaded(module), parser=parser)
     return parser
-
-
-def _loaded(module: str) -> Callable[[argparse.Namespace], int]:
-    """Return what imports a command when it is used: to ask for help should cost nothing."""
-
-    def run(given: argparse.Namespace) -> int:
-        return int(importlib.import_module(module).main(given))
-
-    return run
 
 
 def _add_managing(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from doorman.errors import IdentityRefused, NameTaken
 from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello
+from doorman.process import start_time
 from remit import Location
 from remit.errors import LocationInUse
 from remit.places import PRIVATE, runtime_folder
@@ -148,7 +149,7 @@ def _this_process() -> Identity:
         pid_namespace=own["namespace"],
         pid=own["pid"],
         inode=own["inode"],
-        start_time=own["started"],
+        start_time=start_time(),
         attempt="manager",
         strength="start-time" if own["inode"] is None else "pidfd-inode",
         pid_inside=own["pid"],

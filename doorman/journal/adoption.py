@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
+from doorman.attempts.running import Running
 from doorman.errors import IdentityRefused
 from doorman.identity import Identity, Refusal, verify
 from doorman.journal.homecoming import AGAIN, ASKED
-from doorman.running import Running
 from doorman.states import State
 from remit import Event, Server
 from remit.errors import EmitError

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import cloudpickle
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
 from doorman.errors import JournalError, TaskFailed
 from doorman.identity import Identity, boot_id
 from doorman.journal import lastwords

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
+from doorman.attempts.running import Running
 from doorman.census import process_by_inode
 from doorman.errors import IdentityRefused, WorkerDied
 from doorman.identity import NODE_ID, Identity, boot_id
@@ -21,7 +22,6 @@ from doorman.owner import Owner
 from doorman.policy.admission import Admission
 from doorman.process import Process
 from doorman.result import Outcome
-from doorman.running import Running
 from doorman.states import State
 from doorman.task import Task
 

@@ -1,4 +1,4 @@
-"""Command: the launcher that starts each worker as a program of its own, behind a wrapper such as nice, ssh, docker."""
+"""Command: the launcher that starts each worker as a program of its own, behind a wrapper such as nice or sudo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CommandLauncher(Reporting):
 
     The process reported is the wrapper's; the worker's own is known from its hello. ``inherits`` says whether the
     wrapper hands down descriptors: then the order comes on one whose number is the worker's last argument. Otherwise
-    (ssh, docker exec) it comes on standard input. Either one ends when the manager does.
+    (sudo) it comes on standard input. Either one ends when the manager does.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from doorman.launcher import Event
+from doorman.process import check_system
 
 __all__ = ["CLOSE_GRACE", "Reporting"]
 
@@ -17,9 +18,13 @@ CLOSE_GRACE: Final = 5.0
 
 
 class Reporting:
-    """A launcher without anything to launch: the side of it that its owner polls. Belongs to one process."""
+    """A launcher without anything to launch: the side of it that its owner polls. Belongs to one process.
+
+    Raises PidfdUnavailable where processes cannot be held.
+    """
 
     def __init__(self) -> None:
+        check_system()
         self._owner = os.getpid()
         self._events: list[Event] = []
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeAlias
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
 from doorman.errors import DependencyFailed
 from doorman.load import SAMPLE
 from doorman.policy.dependencies import Dependencies

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
 from doorman.identity import boot_id
 from doorman.load import SAMPLE, Load, Meter
 

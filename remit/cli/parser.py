@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["TABLE_BEGINS", "given_by"]
+__all__ = ["TABLE_BEGINS", "given_by", "loaded"]
 
 WHERE: Final = "a URL, host:port, or a name from the configuration"
 TABLE_BEGINS: Final = "<!-- capabilities: begin -->"
@@ -73,11 +73,11 @@ def _add_conformance(commands: Any) -> None:
 
 def _command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=purpose)
-    parser.set_defaults(run=_loaded(f"remit.cli.{name}"))
+    parser.set_defaults(run=loaded(f"remit.cli.{name}"))
     return parser
 
 
-def _loaded(module: str) -> Callable[[argparse.Namespace], int]:
+def loaded(module: str) -> Callable[[argparse.Namespace], int]:
     """Return what imports a command when it is used: to ask for help should cost nothing."""
 
     def run(given: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from remit.listeners import RESERVED, Control, matcher
 from remit.patterns.answering import Answering, Post, late, read_question, send, session_of, told
 from remit.patterns.asking import PROGRESS, REPLY, REQUEST
 from remit.patterns.envelope import seal, unseal
-from remit.protocol.jobs import Job, Jobs
+from remit.protocol.job import Job
+from remit.protocol.jobs import Jobs
 from remit.protocol.leases import Leases
 from remit.protocol.session import Session
 from remit.sender import Sender

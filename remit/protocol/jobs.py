@@ -2,8 +2,7 @@
 
 At least once: a job is given to another worker when the one that had it is lost. An attempt counts once its worker has
 said that it began, or died with it first in hand; a result is taken only from the worker that holds the job. Workers
-are used least recently first, as in the Paranoid Pirate pattern; clients have their turns, however many jobs one of
-them brings.
+are used least recently first, as in the Paranoid Pirate pattern.
 """
 
 from __future__ import annotations
@@ -12,49 +11,11 @@ import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator
-from dataclasses import dataclass, field
 
-__all__ = ["Job", "Jobs", "Worker"]
+from remit.protocol.job import Job, Worker
+from remit.protocol.waiting import Waiting
 
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request on its way through the broker. The body stays sealed."""
-
-    client: Hashable
-    question: int
-    """The client's own number of it."""
-    name: str
-    body: bytes
-    codec: str
-    deadline: float
-    attempt: int = 0
-    """How many workers have begun it."""
-    token: int = 0
-    """Names this assignment; 0 while nobody has it in hand."""
-    worker: Worker | None = None
-    begun: bool = False
-    unwanted: bool = False
-    """Nobody waits for it any more: whoever has begun it finishes it, and nobody else does it."""
-    over: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """Somebody who takes jobs: which, and how many at once."""
-
-    key: Hashable
-    takes: Callable[[str], bool]
-    capacity: int
-    term: int = 0
-    """Which of its announcements holds: what it is given carries this number."""
-    leaving: bool = False
-    hand: dict[int, Job] = field(default_factory=dict)
-
-    @property
-    def idle(self) -> bool:
-        """Whether it takes one more."""
-        return not self.leaving and len(self.hand) < self.capacity
+__all__ = ["Jobs"]
 
 
 class Jobs:
@@ -69,7 +30,7 @@ class Jobs:
         """The last dead letters."""
         self._max_attempts = max_attempts
         self._limit = queue
-        self._waiting: dict[str, dict[Hashable, deque[Job]]] = {}
+        self._waiting = Waiting()
         self._by_question: dict[tuple[Hashable, int], Job] = {}
         self._in_hand: dict[int, Job] = {}
         self._workers: dict[Hashable, Worker] = {}
@@ -89,7 +50,7 @@ class Jobs:
 
     def askers(self, name: str) -> Collection[Hashable]:
         """Return the clients whose jobs of this name wait, in the order of their turns."""
-        return self._waiting.get(name, {}).keys()
+        return self._waiting.askers(name)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -109,7 +70,7 @@ class Jobs:
             self.counts["refused"] += 1
             return False
         self._by_question[key] = job
-        self._waiting.setdefault(job.name, {}).setdefault(job.client, deque()).append(job)
+        self._waiting.add(job)
         if job.deadline != float("inf"):
             heapq.heappush(self._deadlines, (job.deadline, next(self._serial), job))
         self.counts["submitted"] += 1
@@ -217,26 +178,14 @@ class Jobs:
 
     def assign(self) -> Iterator[tuple[Worker, Job]]:
         """Give waiting jobs to idle workers; yield who got what."""
-        for name in list(self._waiting):
-            clients = self._waiting[name]
-            while clients:
+        for name in self._waiting.names:
+            while name in self._waiting:
                 worker = next((each for each in self._idle if each.takes(name)), None)
                 if worker is None:
                     break
-                yield worker, self._give(self._pick(clients), worker)
-            if not clients:
-                del self._waiting[name]
+                yield worker, self._give(self._waiting.pick(name), worker)
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _pick(self, clients: dict[Hashable, deque[Job]]) -> Job:
-        """Take the next job of the client whose turn it is; that client comes last now."""
-        client = next(iter(clients))
-        jobs = clients.pop(client)
-        job = jobs.popleft()
-        if jobs:
-            clients[client] = jobs
-        return job
 
     def _give(self, job: Job, worker: Worker) -> Job:
         job.token, job.worker, job.begun = next(self._tokens), worker, False
@@ -278,17 +227,12 @@ class Jobs:
         """Let a job wait again, before all others of its client."""
         self._release(job)
         job.begun = False
-        self._waiting.setdefault(job.name, {}).setdefault(job.client, deque()).appendleft(job)
+        self._waiting.put_back(job)
 
     def _end(self, job: Job) -> None:
         job.over = True
         self._by_question.pop((job.client, job.question), None)
-        if job.worker is not None:
+        if job.worker is None:
+            self._waiting.drop(job)
+        else:
             self._release(job)
-            return
-        clients = self._waiting.get(job.name, {})
-        jobs = clients.get(job.client)
-        if jobs is not None:
-            jobs.remove(job)
-            if not jobs:
-                del clients[job.client]

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from remit.location import Location, read_seconds
 from remit.transport import Transport
-from remit.transports.chaoslink import ChaosClientLink, ChaosLink, ChaosServerLink, Faults
+from remit.transports.chaoslink import ChaosClientLink, ChaosLink, ChaosServerLink
+from remit.transports.faults import Faults
 
 __all__ = ["ChaosTransport"]
 

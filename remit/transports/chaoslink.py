@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Up, Wakeable
+from remit.transports.faults import Dice, Fate, Faults
+from remit.transports.heldback import HeldBack
 
-__all__ = ["ChaosClientLink", "ChaosLink", "ChaosServerLink", "Faults", "Reborn"]
+__all__ = ["ChaosClientLink", "ChaosLink", "ChaosServerLink", "Reborn"]
 
 OVERTAKEN: Final = 0.05
 """Seconds after which a frame leaves that was to be overtaken while nothing came to overtake it."""
-HELD: Final = 1024
-"""Frames held back for one peer, beyond which a send is `Sent.FULL`."""
 CUT: Final = "cut by chaos"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
-    """What a location asks for. All but ``seed`` and ``delay`` are probabilities for each frame that is sent."""
-
-    seed: int = 0
-    loss: float = 0.0
-    """The frame vanishes."""
-    duplication: float = 0.0
-    """It arrives twice."""
-    reorder: float = 0.0
-    """The next frame for the same peer overtakes it."""
-    delay: float = 0.0
-    """Seconds that it is held back at the most."""
-    cut: float = 0.0
-    """The connection ends, and the frame with it; another one begins."""
 
 
 class Reborn(NamedTuple):
@@ -46,26 +28,16 @@ class Reborn(NamedTuple):
     times: int
 
 
-class _Fate(NamedTuple):
-    cut: bool
-    copies: int
-    overtaken: bool
-    delay: float
-
-
 class ChaosLink(OwnedLink):
     """A link around another one. ``role`` sets the decisions of a server apart from those of its clients."""
 
     def __init__(self, location: Location, link: Link, faults: Faults, role: str) -> None:
         super().__init__(location, replace(link.capabilities, lossy=True))
         self._link = link
-        self._faults = faults
-        self._random = random.Random(f"{faults.seed} {role}")
-        self._drawn: dict[Peer, _Fate] = {}
-        self._held: dict[Peer, deque[tuple[float, bytes]]] = {}
-        self._overtaken: dict[Peer, tuple[float, bytes]] = {}
+        self._dice = Dice(faults, role)
+        self._drawn: dict[Peer, Fate] = {}
+        self._later = HeldBack()
         self._told: deque[Arrival] = deque()
-        self._due = float("inf")
 
     # -- the five verbs ----------------------------------------------------------------------------------------
 
@@ -76,9 +48,9 @@ class ChaosLink(OwnedLink):
         inner = self._inner(peer)
         if inner is None:
             return Sent.GONE
-        if len(self._held.get(inner, ())) >= HELD:
+        if self._later.full(inner):
             return Sent.FULL
-        fate = self._drawn.pop(inner, None) or self._draw()
+        fate = self._drawn.pop(inner, None) or self._dice.throw()
         if fate.cut:
             return self._cut(inner)
         sent = self._pass(inner, frame, fate)
@@ -98,7 +70,7 @@ class ChaosLink(OwnedLink):
         self._enter()
         self._release()
         if not self._told:
-            self._link.wait(max(0.0, min(timeout, self._due - time.monotonic())), waker)
+            self._link.wait(max(0.0, min(timeout, self._later.due - time.monotonic())), waker)
             self._release()
 
     def close(self, linger: float) -> None:
@@ -114,76 +86,39 @@ class ChaosLink(OwnedLink):
         self._check(frame)
         self._link.owner = self.owner
 
-    def _draw(self) -> _Fate:
-        """Decide. As many numbers are drawn for each frame, so that one option leaves the others' decisions alone."""
-        faults = self._faults
-        loss, twice, overtaken, cut, delay = (self._random.random() for _ in range(5))
-        copies = 0 if loss < faults.loss else 2 if twice < faults.duplication else 1
-        return _Fate(cut < faults.cut, copies, overtaken < faults.reorder, delay * faults.delay)
-
-    def _pass(self, peer: Peer, frame: bytes, fate: _Fate) -> Sent:
+    def _pass(self, peer: Peer, frame: bytes, fate: Fate) -> Sent:
         if not fate.copies:
             return Sent.ACCEPTED
         due = time.monotonic() + fate.delay
-        if fate.overtaken and peer not in self._overtaken:
-            self._overtaken[peer] = due + OVERTAKEN, bytes(frame)
-            self._due = min(self._due, due + OVERTAKEN)
+        if fate.overtaken and self._later.let_pass(peer, bytes(frame), due + OVERTAKEN):
             return Sent.ACCEPTED
         sent = self._leave(peer, frame, due)
         if sent is not Sent.ACCEPTED:
             return sent
         if fate.copies > 1:
             self._leave(peer, frame, due)
-        if peer in self._overtaken:
-            self._keep(peer, self._overtaken.pop(peer)[1], due)
+        if self._later.overtake(peer, due):
             self._release()
         return sent
 
     def _leave(self, peer: Peer, frame: bytes, due: float) -> Sent:
         """Send a frame now, if it is time and nothing waits before it; else keep it."""
-        if peer not in self._held and due <= time.monotonic():
+        if not self._later.keeps(peer) and due <= time.monotonic():
             return self._link.send(peer, frame)
-        self._keep(peer, bytes(frame), due)
+        self._later.keep(peer, bytes(frame), due)
         return Sent.ACCEPTED
 
-    def _keep(self, peer: Peer, frame: bytes, due: float) -> None:
-        held = self._held.setdefault(peer, deque())
-        held.append((max(due, held[-1][0]) if held else due, frame))
-        self._due = min(self._due, held[0][0])
-
     def _release(self) -> None:
-        """Send what was held back for long enough; note when the next is due."""
-        if not self._held and not self._overtaken:
-            return
-        now = time.monotonic()
-        for peer, (due, frame) in list(self._overtaken.items()):
-            if due <= now:
-                del self._overtaken[peer]
-                self._keep(peer, frame, due)
-        self._due = min((due for due, _ in self._overtaken.values()), default=float("inf"))
-        for peer, held in list(self._held.items()):
-            while held and held[0][0] <= now:
-                if self._link.send(peer, held[0][1]) is Sent.FULL:
-                    break  # the wait below us returns when there is room
-                held.popleft()
-            if not held:
-                del self._held[peer]
-            elif held[0][0] > now:
-                self._due = min(self._due, held[0][0])
+        """Send what was held back for long enough."""
+        if self._later:
+            self._later.release(time.monotonic(), self._link.send)
 
     def _hurry(self, deadline: float) -> None:
         """Let everything leave that is held back, as far as there is room by the deadline."""
-        for peer, (_, frame) in self._overtaken.items():
-            self._keep(peer, frame, 0.0)
-        self._overtaken.clear()
-        for peer, held in self._held.items():
-            while held:
-                if self._link.send(peer, held[0][1]) is not Sent.FULL:
-                    held.popleft()
-                elif (left := deadline - time.monotonic()) > 0:
-                    self._link.wait(left)
-                else:
-                    break
+        self._later.release_all(self._link.send)
+        while self._later and (left := deadline - time.monotonic()) > 0:
+            self._link.wait(left)
+            self._later.release_all(self._link.send)
 
     # -- for the two ends --------------------------------------------------------------------------------------
 
@@ -201,8 +136,7 @@ class ChaosLink(OwnedLink):
 
     def _forget(self, peer: Peer) -> None:
         """Drop what was meant for a connection that has ended."""
-        self._held.pop(peer, None)
-        self._overtaken.pop(peer, None)
+        self._later.forget(peer)
         self._drawn.pop(peer, None)
 
 

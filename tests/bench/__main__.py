@@ -17,12 +17,12 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from redis_server import RedisServer
 
-from bench import brokers, callers, emit, peers, processes, requests, reuse, scaling
+from bench import brokers, callers, costs, emit, peers, processes, requests, reuse, scaling
 from bench.cases import Case
 
 REPETITIONS = 3
@@ -36,9 +36,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", help="parts of the names of rows or tables to run; default: all")
     parser.add_argument("--repeat", type=int, default=REPETITIONS, metavar="N")
-    parser.add_argument("--write", action="store_true", help=f"write the tables into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write whole tables into {PAGE.name}")
     options = parser.parse_args()
-    everything = [case for part in (emit, requests, brokers, scaling, processes, reuse) for case in part.cases()]
+    everything = [case for part in (emit, requests, brokers, scaling, processes, costs, reuse) for case in part.cases()]
     everything += [*peers.emitting(emit.TABLE), *callers.asking(requests.ROUND_TRIP)]
     cases = chosen(everything, options.only)
     with contextlib.ExitStack() as stack:
@@ -49,20 +49,37 @@ def main() -> int:
     print("\n".join(told))
     if options.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text("\n".join([before + BEGIN, "", *told, "", END + rest.partition(END)[2]]))
+        there, _, after = rest.partition(END)
+        whole = {case.table.title for case in everything} - {
+            case.table.title for case in everything if case not in cases
+        }
+        PAGE.write_text("\n".join([before + BEGIN, "", renewed(there, "\n".join(told), whole), "", END + after]))
     return 0
 
 
+def renewed(there: str, told: str, whole: Collection[str]) -> str:
+    """Return the page's tables with those in place that were measured whole; those of a part of its rows are not."""
+    first, *measured = told.split("\n\n")
+    _, *blocks = there.strip().split("\n\n") if there.strip() else [""]
+    found = {title(block): block for block in blocks}
+    found.update((title(block), block) for block in measured if title(block) in whole)
+    return "\n\n".join([first, *found.values()])
+
+
+def title(block: str) -> str:
+    """Return what a table's first line calls it."""
+    return block.partition("|")[2].partition("|")[0].strip()
+
+
 def chosen(cases: list[Case], only: list[str]) -> list[Case]:
-    """Return the cases that were asked for, and those that they are compared with."""
-    wanted = [case for case in cases if not only or any(part in case.name or part in case.table.title for part in only)]
-    needed = {(case.table, other) for case in wanted for other, _ in case.targets}
-    return [case for case in cases if case in wanted or (case.table, case.name) in needed or compared(case, wanted)]
-
-
-def compared(case: Case, wanted: list[Case]) -> bool:
-    """Whether a wanted row of another table is compared with this one."""
-    return any(case.name == other for each in wanted for other, _ in each.targets)
+    """Return the cases that were asked for, those that they are compared with, and so on."""
+    found = [case for case in cases if not only or any(part in case.name or part in case.table.title for part in only)]
+    while True:
+        named = {other for case in found for other, _ in case.targets}
+        more = [case for case in cases if case in found or case.name in named]
+        if len(more) == len(found):
+            return found
+        found = more
 
 
 def measure(cases: list[Case], repeat: int) -> Figures:

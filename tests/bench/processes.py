@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
 from bench.cases import Case, Table, location
-from bench.work import double
+from bench.work import double, loaded
 
 TABLE = Table("fresh processes: a pickled callable with an argument, a result returned")
 TASKS = 400
@@ -22,13 +24,22 @@ BARE = "bare fork, _exit, wait"
 PROGRAM = "subprocess: python -c"
 TARGETS = {"unix": 0.6, "zmq+ipc": 0.35}
 POOL = "ProcessPoolExecutor(max_tasks_per_child=1)"
+PEERS = {
+    "loky": "loky.ProcessPoolExecutor, one for each task",
+    "pebble": "pebble.ProcessPool(max_tasks=1)",
+    "mpire": "mpire.WorkerPool, one for each task",
+}
+HEAVY = "numpy"
+"""What is expensive to import, for the row that preloads it."""
 
 
 def cases() -> list[Case]:
-    """Return the rows."""
+    """Return the rows; those of libraries that are not installed are left out, with a word."""
     return [
         Case(TABLE, BARE, partial(alone, "bare_fork")),
         Case(TABLE, POOL, partial(alone, "executor")),
+        Case(TABLE, "multiprocessing.Pool(maxtasksperchild=1)", partial(alone, "pool")),
+        *(Case(TABLE, PEERS[name], partial(alone, name)) for name in PEERS if installed(name)),
         Case(TABLE, PROGRAM, partial(alone, "interpreter")),
         *(
             Case(
@@ -39,7 +50,21 @@ def cases() -> list[Case]:
             )
             for scheme in ("unix", "zmq+ipc", "zmq+tcp", "nng+ipc", "redis")
         ),
+        *(
+            Case(TABLE, f"doorman {scheme}, {HEAVY} preloaded", partial(alone, "doorman", scheme, HEAVY), targets)
+            for scheme in ("unix", "zmq+ipc")
+            if installed(HEAVY)
+            for targets in [((f"doorman {scheme}", 0.5),)]
+        ),
     ]
+
+
+def installed(name: str) -> bool:
+    """Tell whether a library is there; say what to do if it is not."""
+    if importlib.util.find_spec(name) is None:
+        print(f"bench: {name} is not installed, its row is left out; try: uv sync --group bench", file=sys.stderr)
+        return False
+    return True
 
 
 def alone(function: str, *args: str, module: str = "processes") -> float:
@@ -91,6 +116,55 @@ def executor() -> float:
         return timed(tasks, lambda: [future.result() for future in [pool.submit(double, n) for n in range(tasks)]])
 
 
+def pool() -> float:
+    """Return the rate of the standard library's other pool, with a fresh process for each task."""
+    import multiprocessing
+
+    with multiprocessing.Pool(os.cpu_count(), maxtasksperchild=1) as workers:
+        return spread(100, lambda number: workers.apply_async(double, (number,)).get)
+
+
+def loky() -> float:
+    """Return the rate of an executor for each task: loky's has no limit of tasks for a process."""
+    from loky import ProcessPoolExecutor as Executor
+
+    def run(number: int) -> int:
+        with Executor(1) as workers:
+            return int(workers.submit(double, number).result())
+
+    return one_by_one(20, run)
+
+
+def pebble() -> float:
+    """Return the rate of pebble's pool with a fresh process for each task."""
+    from pebble import ProcessPool
+
+    with ProcessPool(max_workers=os.cpu_count(), max_tasks=1) as workers:
+        return spread(40, lambda number: workers.schedule(double, args=(number,)).result)
+
+
+def mpire() -> float:
+    """Return the rate of a pool for each task: with ``worker_lifespan=1`` it takes planned ends for deaths."""
+    from mpire import WorkerPool
+
+    def run(number: int) -> int:
+        with WorkerPool(1) as workers:
+            return int(workers.map(double, [number])[0])
+
+    return one_by_one(20, run)
+
+
+def one_by_one(tasks: int, run: Callable[[int], int]) -> float:
+    """Return the rate at which tasks are run, each in a pool of its own."""
+    return timed(tasks, lambda: [run(number) for number in range(tasks)])
+
+
+def spread(tasks: int, submit: Callable[[int], Callable[[], Any]]) -> float:
+    """Return the rate at which a pool that has run one task runs more, all submitted at once."""
+    assert submit(1)() == double(1)
+    return timed(tasks, lambda: [result() for result in [submit(number) for number in range(tasks)]])
+
+
 def interpreter() -> float:
     """Return the rate of fresh interpreters."""
     tasks = 40
@@ -108,16 +182,16 @@ def interpreter() -> float:
     return timed(tasks, work)
 
 
-def doorman(scheme: str) -> float:
-    """Return the rate of proven processes over a transport, default options."""
+def doorman(scheme: str, *preload: str) -> float:
+    """Return the rate of proven processes over a transport, default options, with modules preloaded or not."""
     from doorman import ProcessManager, Task
 
     with (
         tempfile.TemporaryDirectory(prefix="remit-") as folder,
-        ProcessManager(location(scheme, folder)) as manager,
+        ProcessManager(location(scheme, folder), preload=preload) as manager,
     ):
-        warm = manager.add_task(Task(double, 1))
-        assert warm.result(30) == 2
+        warm = [manager.add_task(Task(double, 1)), *(manager.add_task(Task(loaded, name)) for name in preload)]
+        assert [task.result(30) for task in warm] == [double(1), *(True for _ in preload)]
 
         def work() -> list[int]:
             tasks = [manager.add_task(Task(double, number)) for number in range(TASKS)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from bench.cases import Case, Table, location
-from bench.processes import alone, timed
+from bench.processes import alone, installed, timed
 from bench.work import double
 
 TABLE = Table("reused processes: a pickled callable with an argument, a result returned, a future a task")
@@ -32,7 +30,7 @@ Submit = Callable[[int], Any]
 
 def cases() -> list[Case]:
     """Return the rows; those of libraries that are not installed are left out, with a word."""
-    peers = [name for name in PEERS if _installed(name)]
+    peers = [name for name in PEERS if installed(name)]
     theirs = ((MULTIPROCESSING, "pool"), (EXECUTOR, "executor"), *((PEERS[name], name) for name in peers))
     return [
         *(Case(TABLE, name, partial(rate, kind)) for name, kind in theirs),
@@ -76,13 +74,6 @@ def measured(kind: str, scheme: str, how: str) -> float:
 
 def _value(asked: Any) -> int:
     return asked.get() if hasattr(asked, "get") else asked.result()
-
-
-def _installed(name: str) -> bool:
-    if importlib.util.find_spec(name) is None:
-        print(f"bench: {name} is not installed, its row is left out; try: uv sync --group bench", file=sys.stderr)
-        return False
-    return True
 
 
 @contextmanager

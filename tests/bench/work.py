@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def double(number: int) -> int:
     """Return twice the number."""
     return number * 2
+
+
+def loaded(module: str) -> bool:
+    """Tell whether a module is there without having been imported here."""
+    return module in sys.modules

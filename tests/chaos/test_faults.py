@@ -9,7 +9,7 @@ from stationery import Desk, outcome
 
 from remit.errors import LinkClosed
 from remit.transport import SERVER, Down, Frame, Peer, Sent, Up
-from remit.transports import chaoslink
+from remit.transports import chaoslink, heldback
 
 ALL = "loss=0.2&duplication=0.1&reorder=0.1"
 
@@ -90,7 +90,7 @@ def test_delayed_frames_keep_their_order(clock: types.SimpleNamespace) -> None:
 
 def test_what_is_held_back_has_a_bound(clock: types.SimpleNamespace) -> None:
     desk = Desk("bind", "delay=1s")
-    assert desk.send(*range(chaoslink.HELD + 1))[-1] is Sent.FULL
+    assert desk.send(*range(heldback.HELD + 1))[-1] is Sent.FULL
     clock.seconds += 1.0
     assert desk.send(7) == [Sent.ACCEPTED]
 

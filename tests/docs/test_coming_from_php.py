@@ -62,8 +62,9 @@ def test_each_class_and_member_of_ours_exists() -> None:
 
 
 def _made(owner: type) -> set[str]:
-    """Return the attributes that a class gives its objects when they are made."""
-    source = Path(importlib.import_module(owner.__module__).__file__ or "").read_text()
+    """Return the attributes that a class, or one that it is built on, gives its objects when they are made."""
+    modules = {each.__module__ for each in owner.__mro__ if each is not object}
+    source = "\n".join(Path(importlib.import_module(module).__file__ or "").read_text() for module in sorted(modules))
     return set(re.findall(r"\bself\.(\w+)(?:, self\.\w+)*(?:: [^=]+)? =", source)) | set(
         re.findall(r"self\.\w+, self\.(\w+)", source)
     )

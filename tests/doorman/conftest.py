@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -59,6 +60,17 @@ def local(short_path) -> Iterator[ProcessManager]:
     """A manager over a Unix socket, for what has nothing to do with the transport."""
     with ProcessManager(f"unix://{short_path}/manager", grace=1.0) as manager:
         yield manager
+
+
+@pytest.fixture
+def speak() -> Callable[[str], None]:
+    """What a task may call: a line on each of its streams."""
+
+    def speak(word: str) -> None:
+        print(f"{word} out")
+        print(f"{word} err", file=sys.stderr)
+
+    return speak
 
 
 # -- launchers of `entries` ------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from namespaces import inside
 from waiting import DEADLINE
 
 from doorman import ProcessManager, Rule, State, SynchronousManager, Task, load
-from doorman.errors import TaskAlreadyAdded, TaskNotPicklable, WorkerDied
+from doorman.errors import PidfdUnavailable, TaskAlreadyAdded, TaskNotPicklable, WorkerDied
 from doorman.launcher import Order
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.process import Process
@@ -218,3 +218,11 @@ with ProcessManager("unix://{short_path}/m", rules=[Rule(processes=1, minimum_pr
         with pytest.raises(WorkerDied, match=r"(?s)no process was started.*no_such_module"):
             task.result()
         assert (task.state, task.identity) == (State.FAILED, None)
+
+
+def test_B20_a_system_without_what_identity_rests_on_is_told_at_once(short_path, monkeypatch):
+    for name in ("pidfd_open", "eventfd"):
+        monkeypatch.delattr(os, name)
+    with pytest.raises(PidfdUnavailable, match="use Linux"):
+        ProcessManager(f"unix://{short_path}/m")
+    assert list(short_path.iterdir()) == []

@@ -15,6 +15,7 @@ import pytest
 from launching import commands, ended, fifo, launched, opened, order
 from namespaces import needs_namespaces
 
+from doorman.census import process_by_inode
 from doorman.errors import IdentityRefused
 from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello, verify
 from doorman.process import Process
@@ -72,6 +73,12 @@ def signed(credential: Credential, **changes: Any) -> dict[str, Any]:
     return claims | {"proof": credential.proof(claims)}
 
 
+def without_inode(words: dict[str, Any]) -> dict[str, Any]:
+    """Return what the same process would say instead of its inode where it has none."""
+    with process_by_inode(words["inode"], guess=words["pid"]) as process:
+        return {"inode": None, "started": process.start_time}
+
+
 def test_hello_of_the_process_itself_is_believed(credential, own):
     identity = verify(hello(credential), credential, own)
     assert identity == Identity(
@@ -103,7 +110,8 @@ def test_same_hello_again_gets_the_same_answer(credential, own):
 @pytest.mark.parametrize("claim", ["task", "attempt", "boot", "namespace", "pid", "inode", "started", "proof"])
 def test_no_claim_can_be_changed(credential, own, claim):
     words = hello(credential)
-    words[claim] = words[claim] + 1 if isinstance(words[claim], int) else words[claim][:-1] + "~"
+    other = {"pid": 1, "inode": 1, "started": 1}
+    words[claim] = other.get(claim) or words[claim][:-1] + "~"
     expected = Refusal.WRONG_ATTEMPT if claim in {"task", "attempt"} else Refusal.FORGED
     assert refused(words, credential, own) is expected
 
@@ -205,7 +213,7 @@ def test_kernel_without_inodes_gives_less_strength(tmp_path):
 
         def old() -> tuple[dict[str, Any], Credential]:
             credential = worker_credential()
-            claims = words | {"inode": None}
+            claims = words | without_inode(words)
             return claims | {"proof": credential.proof(claims)}, credential
 
         identity = verify(*old(), process)
@@ -220,7 +228,7 @@ def test_kernel_without_inodes_finds_a_nested_process_too(tmp_path):
     needs_namespaces()
     with said(WRAPPERS["PID namespace"], tmp_path) as (words, process):
         credential = worker_credential()
-        claims = words | {"inode": None}
+        claims = words | without_inode(words)
         identity = verify(claims | {"proof": credential.proof(claims)}, credential, process)
         assert (words["pid"], identity.pid_inside) == (1, 1)
         assert identity.pid != 1

@@ -21,6 +21,7 @@ from waiting import DEADLINE
 from doorman import ProcessManager, State, Task
 from doorman.errors import IdentityRefused, WorkerDied
 from doorman.identity import Credential, Refusal, hello, verify
+from doorman.process import start_time
 
 SUPPORT = str(Path(__file__).parents[1] / "support")
 
@@ -189,8 +190,9 @@ def test_I21_the_number_of_a_thread_is_none_of_a_process(inode):
         if inode == "with inodes":
             assert verify(words, credential, None).pid == os.getpid()
         else:
+            old = {"inode": None, "started": start_time(thread.native_id)}
             with pytest.raises(IdentityRefused) as refused:
-                verify(signed(words, credential.secret, inode=None), credential, None)
+                verify(signed(words, credential.secret, **old), credential, None)
             assert refused.value.reason in (Refusal.NO_SUCH_PROCESS, Refusal.OTHER_PROCESS)
     finally:
         stop.set()

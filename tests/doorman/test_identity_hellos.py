@@ -19,8 +19,8 @@ from managing import managed, overheard, say, tick_until
 from ticking import ticked
 from waiting import DEADLINE
 
-from doorman import ProcessManager, State, Task, parts, worker
-from doorman.attempt import EARLY
+from doorman import ProcessManager, State, Task, result, worker
+from doorman.attempts.attempt import EARLY
 from doorman.errors import WorkerDied
 from doorman.identity import Credential, Refusal
 from doorman.launcher import Exited, Launched, Order
@@ -170,7 +170,7 @@ def test_I14_parts_of_a_result_in_another_order_are_not_put_together(place, tmp_
         tick_until(manager, (tmp_path / "up").exists)
         [order] = launcher.orders.values()
         credential = Credential(order.attempt, order.secret, task.id)
-        signature = credential.sign(parts.label(1, 2) + b"second")
+        signature = credential.sign(result.label(1, 2) + b"second")
         say(manager, (order.attempt, 1, 2, b"second", signature), name="doorman.result")
         assert manager.refused == {"result not signed by the attempt's process": 1}
         assert task.state is State.RUNNING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,6 @@ from doorman.output.logs import Logs, Outputs
 def manager(short_path) -> Iterator[ProcessManager]:
     with ProcessManager(f"unix://{short_path}/m", log_path=short_path / "logs") as manager:
         yield manager
-
-
-@pytest.fixture
-def speak() -> Callable[[str], None]:
-    def speak(word: str) -> None:
-        print(f"{word} out")
-        print(f"{word} err", file=sys.stderr)
-
-    return speak
 
 
 def written(task: Task) -> tuple[str, str]:

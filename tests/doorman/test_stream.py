@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,6 @@ def manager(short_path, heard) -> Iterator[ProcessManager]:
 
     with ProcessManager(f"unix://{short_path}/m", grace=1.0, on_output=hear) as manager:
         yield manager
-
-
-@pytest.fixture
-def speak() -> Callable[[str], None]:
-    def speak(word: str) -> None:
-        print(f"{word} out")
-        print(f"{word} err", file=sys.stderr)
-
-    return speak
 
 
 def test_what_a_task_writes_comes_over_every_transport(crossing_location, speak):

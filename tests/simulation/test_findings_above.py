@@ -16,7 +16,8 @@ from remit.patterns.meeting import JOIN, SIGNAL, Guest, Owner
 from remit.patterns.publishing import PUBLISHED, Publishing
 from remit.patterns.working import Job as Given
 from remit.patterns.working import Working
-from remit.protocol.jobs import Job, Jobs
+from remit.protocol.job import Job
+from remit.protocol.jobs import Jobs
 from remit.protocol.leases import Leases
 from remit.protocol.outbox import Outbox
 from remit.protocol.session import Session

@@ -27,6 +27,11 @@ def sign_in(path: Path) -> None:
     path.write_text(f"{os.getpid()} {own_inode()} {began}")
 
 
+def vouch(number: int) -> tuple[int, int, int]:
+    """Say who this process is, and what it was given."""
+    return os.getpid(), own_inode(), number
+
+
 def count(child: int, events: int) -> None:
     """Emit numbers as fast as it can, and end right after the last."""
     task = current_task()

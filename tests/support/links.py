@@ -11,7 +11,20 @@ from remit import Location
 from remit.plugins import find_transport
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Link, Peer, Sent, Transport, Up
 
-__all__ = ["DEADLINE", "LONG", "Pair", "drain", "frames", "in_time", "meet", "put", "turn", "until", "waits"]
+__all__ = [
+    "DEADLINE",
+    "LONG",
+    "Pair",
+    "drain",
+    "frames",
+    "in_time",
+    "meet",
+    "put",
+    "read_while_closing",
+    "turn",
+    "until",
+    "waits",
+]
 
 DEADLINE = 45.0
 """Seconds after which a fact that has not come true is a failure."""
@@ -142,6 +155,15 @@ def waits(link: Link, seconds: float) -> int:
         link.wait(left)
     poller.poll = poll
     return len(asked)
+
+
+def read_while_closing(writer: Link, reader: tuple[Link, list[Arrival]]) -> list[bytes]:
+    """Close a link, and begin to read at the other end only then; return the frames that came before its end."""
+    closing = threading.Thread(target=in_time, args=(lambda: writer.close(DEADLINE), writer))
+    closing.start()
+    until(lambda: Down in map(type, reader[1]), lambda: turn(reader))
+    closing.join(DEADLINE)
+    return frames(reader[1])
 
 
 def in_time(call: Callable[[], object], *links: Link) -> None:

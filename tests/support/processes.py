@@ -11,9 +11,20 @@ from pathlib import Path
 
 from links import DEADLINE
 
-__all__ = ["another_process", "said"]
+__all__ = ["SERVING", "another_process", "said"]
 
 SUPPORT = Path(__file__).parent
+
+SERVING = """
+from links import transport_of
+from remit import Location
+location = Location(sys.argv[1])
+server = transport_of(location).bind(location)
+print(server.location, flush=True)
+sys.stdin.read()
+server.close(0.0)
+"""
+"""Program: a server at a location that does nothing until its standard input ends."""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,8 +18,8 @@ from unittest.mock import patch
 from chores import stay
 from impostors import Delayed
 from launching import hear
+from managing import tick_until
 from namespaces import LAST_PID, born_as, ended_by, gone
-from waiting import DEADLINE
 
 from doorman import ProcessManager, Task
 from doorman.errors import IdentityRefused
@@ -45,7 +44,7 @@ def of_tasks(wanted: int) -> dict[str, int]:
             if counts["reused"] == wanted:
                 break
             task = manager.add_task(Task(stay))
-            _tick_until(manager, lambda task=task: task.identity is not None)
+            tick_until(manager, lambda task=task: task.identity is not None)
             identity = task.identity
             assert identity is not None
             launcher.holds = lambda event: not isinstance(event, Launched)
@@ -61,7 +60,7 @@ def of_tasks(wanted: int) -> dict[str, int]:
                 manager.cancel(task)
                 manager.tick()  # the grace is over at once: KILL
             launcher.holds = lambda event: False
-            _tick_until(manager, task.done)
+            tick_until(manager, task.done)
             if stranger is not None:
                 counts["state"] += task.state == "cancelled"
                 counts["hit"] += ended_by(stranger) != signal.SIGUSR1
@@ -179,10 +178,10 @@ def of_another_host(pid: int) -> dict[str, bool]:
     with _place() as place, ProcessManager(f"unix://{place}/m") as manager:
         heard: list[dict[str, Any]] = []
         manager.server.add_listener("doorman.hello", heard.append)
-        _tick_until(manager, manager.add_task(Task(os.getpid)).done)  # the zygote is warm: nobody else takes numbers
+        tick_until(manager, manager.add_task(Task(os.getpid)).done)  # the zygote is warm: nobody else takes numbers
         LAST_PID.write_text(str(pid - 1))
         task = manager.add_task(Task(stay))
-        _tick_until(manager, lambda: task.identity is not None)
+        tick_until(manager, lambda: task.identity is not None)
         attempt, identity = manager._running.of(task), task.identity
         assert attempt is not None
         assert identity is not None
@@ -251,12 +250,3 @@ def _believes(words: dict[str, Any], credential: Credential, launched: Process |
 def _place() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="remit-") as folder:
         yield folder
-
-
-def _tick_until(manager: ProcessManager, fact: Any) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not fact():
-        assert time.monotonic() < deadline, f"not within {DEADLINE} s: {manager.running} {manager.refused}"
-        manager.tick()
-        if not fact():
-            manager.wait(0.02)

@@ -1,4 +1,4 @@
-"""Ticking: a server that is ticked by a thread of its own for a block, so that the test's thread can wait."""
+"""Ticking: what a thread of its own does, so that the test's can go on: tick a server, close a client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from waiting import DEADLINE
 
-from remit import Server
+from remit import Client, Server
 
 
 @contextmanager
@@ -28,3 +28,10 @@ def ticked(server: Server) -> Iterator[Server]:
     finally:
         stopping.set()
         thread.join(DEADLINE)
+
+
+def closing(client: Client) -> threading.Thread:
+    """Close a client in another thread, since this one has to tick its server."""
+    thread = threading.Thread(target=client.close)
+    thread.start()
+    return thread

@@ -19,17 +19,6 @@ TCP = Location("zmq+tcp://127.0.0.1:0")
 BIG = 100_000
 """Bytes of a frame of which a few hundred are more than the kernel holds."""
 
-SERVING = """
-from links import transport_of
-from remit import Location
-location = Location(sys.argv[1])
-server = transport_of(location).bind(location)
-print(server.location, flush=True)
-sys.stdin.read()
-server.close(0.0)
-"""
-"""Program: a server at a location that does nothing until its standard input ends."""
-
 
 class Raw:
     """Sockets of a stranger's, who has ZeroMQ and not Remit."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterator
 
 import remit.patterns.brokering
 from broken import Mutation
 from remit.patterns.working import Working
-from remit.protocol.jobs import Job, Jobs, Worker
+from remit.protocol.job import Job, Worker
+from remit.protocol.jobs import Jobs
 from remit.protocol.leases import Leases
 from remit.protocol.session import Session
+from remit.protocol.waiting import Waiting
 
 
 def lose_jobs_with_their_worker(self: Jobs, key: Hashable) -> list[Job]:
@@ -61,11 +62,9 @@ def keep_what_was_purged(self: Jobs, worker: Worker) -> None:
     return
 
 
-def serve_one_client_only(self: Jobs, clients: dict[Hashable, deque[Job]]) -> Job:
-    client, jobs = next(iter(clients.items()))
-    job = jobs.popleft()
-    if not jobs:
-        del clients[client]
+def serve_one_client_only(self: Waiting, name: str) -> Job:
+    job = next(iter(self._names[name].values()))[0]
+    self.drop(job)
     return job
 
 
@@ -76,7 +75,7 @@ def forget_who_is_idle(self: Jobs, worker: Worker) -> None:
 
 def do_what_nobody_wants(self: Jobs, job: Job) -> None:
     if not job.begun:
-        self._waiting.setdefault(job.name, {}).setdefault(job.client, deque()).append(job)
+        self._waiting.add(job)
 
 
 def overload(self: Worker) -> bool:
@@ -115,7 +114,7 @@ MUTATIONS: list[Mutation] = [
     (Jobs, "_put_back", keep_the_token),
     (Jobs, "_held", believe_whoever_is_done),
     (Jobs, "_take_back", keep_what_was_purged),
-    (Jobs, "_pick", serve_one_client_only),
+    (Waiting, "pick", serve_one_client_only),
     (Jobs, "_regard", forget_who_is_idle),
     (Jobs, "_unwanted", do_what_nobody_wants),
     (Worker, "idle", property(overload)),

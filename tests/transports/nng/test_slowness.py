@@ -7,10 +7,10 @@ import threading
 
 import pytest
 from descriptors import few_descriptors
-from links import DEADLINE, LONG, Pair, frames, in_time, meet, turn, until, waits
+from links import DEADLINE, LONG, Pair, frames, in_time, meet, read_while_closing, turn, until, waits
 
 from remit import Location
-from remit.transport import SERVER, Arrival, Down, Link, Peer, Sent
+from remit.transport import SERVER, Arrival, Link, Peer, Sent
 
 pytest.importorskip("remit_nng")
 
@@ -81,13 +81,9 @@ def test_close_lingers_for_what_was_accepted(place: Location, towards: str) -> N
     with Pair(place) as pair:
         peer = pair.meet()
         writer, to = (pair.client, SERVER) if towards == "server" else (pair.server, peer)
-        reader, kept = (pair.server, pair.at_server) if towards == "server" else (pair.client, pair.at_client)
+        reader = (pair.server, pair.at_server) if towards == "server" else (pair.client, pair.at_client)
         data = os.urandom(10_000)
         taken = 0
         while writer.send(to, data) is Sent.ACCEPTED:
             taken += 1
-        closing = threading.Thread(target=in_time, args=(lambda: writer.close(DEADLINE), writer))
-        closing.start()
-        until(lambda: Down in map(type, kept), lambda: turn((reader, kept)))
-        closing.join(DEADLINE)
-        assert frames(kept) == [data] * taken
+        assert read_while_closing(writer, reader) == [data] * taken

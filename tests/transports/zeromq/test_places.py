@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from links import Pair, losses, meet, transport_of, turn, until
-from processes import another_process, said
-from zmq_strangers import SERVING, undisturbed
+from processes import SERVING, another_process, said
+from zmq_strangers import undisturbed
 
 from remit import Location
 from remit.errors import BadLocation, LocationInUse, TransportError, UnknownOption

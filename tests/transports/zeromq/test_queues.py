@@ -7,8 +7,8 @@ import signal
 
 import pytest
 from links import Pair, drain, frames, losses, meet, put, transport_of, turn, until
-from processes import another_process, said
-from zmq_strangers import BIG, SERVING, TCP
+from processes import SERVING, another_process, said
+from zmq_strangers import BIG, TCP
 
 from remit import Location
 from remit.transport import SERVER, Arrival, Down, Frame, Link, Sent, Up
@@ -76,7 +76,6 @@ def test_frames_that_a_dead_server_was_never_given_are_gone_with_a_down(place: L
 
 
 CLIENT = """
-from zmq_strangers import SERVING, TCP
 from links import put, transport_of, turn
 from remit import Location
 from remit.transport import SERVER

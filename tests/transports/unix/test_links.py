@@ -7,7 +7,6 @@ import select
 import socket
 import stat
 import struct
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,27 +15,15 @@ import pytest
 from descriptors import few_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
-from links import DEADLINE, Pair, frames, in_time, losses, meet, transport_of, turn, until, waits
+from links import DEADLINE, Pair, frames, losses, meet, read_while_closing, transport_of, turn, until, waits
 from processes import another_process, said
 
 from remit import Location
 from remit.transport import SERVER, Arrival, Credentials, Down, Sent, Up
 from remit.transports.stream import BACKLOG, Unframer
 
-
-@pytest.fixture
-def path(short_path: Path) -> Path:
-    return short_path / "s.sock"
-
-
-@pytest.fixture
-def place(path: Path) -> Location:
-    return Location(f"unix://{path}")
-
-
 CLIENT = """
-from descriptors import few_descriptors
-from links import waits
+from links import read_while_closing
 from links import transport_of
 from remit import Location
 location = Location(sys.argv[1])
@@ -188,17 +175,13 @@ def test_close_lingers_until_all_has_left(place: Location, towards: str) -> None
     with Pair(place) as pair:
         peer = pair.meet()
         writer, to = (pair.client, SERVER) if towards == "server" else (pair.server, peer)
-        reader, kept = (pair.server, pair.at_server) if towards == "server" else (pair.client, pair.at_client)
+        reader = (pair.server, pair.at_server) if towards == "server" else (pair.client, pair.at_client)
         data = os.urandom(10_000)
         taken = 0
         while writer.send(to, data) is Sent.ACCEPTED:
             taken += 1
         assert taken * len(data) >= BACKLOG
-        closing = threading.Thread(target=in_time, args=(partial(writer.close, DEADLINE), writer))
-        closing.start()
-        until(lambda: Down in map(type, kept), lambda: turn((reader, kept)))
-        closing.join(DEADLINE)
-        assert frames(kept) == [data] * taken
+        assert read_while_closing(writer, reader) == [data] * taken
 
 
 def test_a_slow_reader_does_not_hold_up_another(place: Location) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from links import DEADLINE, Pair, losses, meet, transport_of, turn, until
-from processes import another_process, said
+from processes import SERVING, another_process, said
 
 from remit import Location
 from remit.errors import BadLocation, LocationInUse, TransportError
@@ -19,26 +19,6 @@ from remit.transport import Arrival
 from remit.transports.claim import Claim
 from remit.transports.unix import LONGEST_PATH
 
-
-@pytest.fixture
-def path(short_path: Path) -> Path:
-    return short_path / "s.sock"
-
-
-@pytest.fixture
-def place(path: Path) -> Location:
-    return Location(f"unix://{path}")
-
-
-SERVER_PROCESS = """
-from links import transport_of
-from remit import Location
-location = Location(sys.argv[1])
-server = transport_of(location).bind(location)
-print("bound", flush=True)
-sys.stdin.read()
-server.close(0.0)
-"""
 FORKED_SERVER = """
 import os
 from links import transport_of, turn
@@ -56,8 +36,8 @@ while True:
 
 
 def test_another_process_holds_the_location_until_it_dies(place: Location, path: Path) -> None:
-    with another_process(SERVER_PROCESS, place) as process:
-        assert said(process) == "bound"
+    with another_process(SERVING, place) as process:
+        assert said(process) == str(place)
         with pytest.raises(LocationInUse, match="choose another path"):
             transport_of(place).bind(place)
         process.send_signal(signal.SIGKILL)

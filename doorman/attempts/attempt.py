@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from doorman.attempts.parts import Parts
 from doorman.errors import WorkerDied
 from doorman.identity import SECRET_BYTES, Credential
 from doorman.launcher import Exited
-from doorman.parts import Parts
 from doorman.process import Process
 from doorman.result import Outcome
 from doorman.states import State

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
 from doorman.identity import Credential, Identity
 from doorman.policy.timetable import Timetable
 from doorman.process import Process

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from doorman.attempt import Attempt
+from doorman.attempts.attempt import Attempt
+from doorman.attempts.running import Running
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
 from doorman.journal.adoption import Adoption
 from doorman.journal.recorder import Recorder
 from doorman.progress import read
 from doorman.result import Outcome
-from doorman.running import Running
 from doorman.states import State
 from doorman.task import OnProgress
 from remit import Event, Server

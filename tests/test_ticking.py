@@ -1,0 +1,76 @@
+"""Ticking over every transport: who dispatches and sends, when, and how much at a time."""
+
+from __future__ import annotations
+
+import pytest
+from waiting import tick_until, wait_until
+
+from remit import Client, Location, Server
+from remit.ends import keeping
+from remit.errors import (
+    ReentrantTick,
+)
+
+
+def test_tick_says_how_many_and_obeys_its_limit(location: Location) -> None:
+    heard: list[int] = []
+    with Server(location) as server, Client(server.location) as client:
+        server.add_listener("n", heard.append)
+        for number in range(10):
+            client.emit("n", number)
+        wait_until(lambda: (server.tick(limit=0), server.stats()["waiting"] == 10)[1])
+        assert heard == []
+        assert server.tick(limit=3) == 3
+        assert heard == [0, 1, 2]
+        assert server.tick() == 7
+        assert client.flush()
+
+
+def test_an_unthreaded_client_sends_at_once(location: Location) -> None:
+    heard: list[int] = []
+    with Server(location) as server, Client(server.location, threaded=False) as client:
+        server.add_listener("n", heard.append)
+        client.emit("n", 1)
+        tick_until(server, lambda: (client.tick(), heard)[1])
+        for number in range(2, 1000):
+            client.emit("n", number)
+        tick_until(server, lambda: (client.tick(), len(heard) == 999)[1])
+        assert client.flush()
+    assert heard == list(range(1, 1000))
+
+
+def test_calling_tick_from_a_listener_is_refused(location: Location) -> None:
+    errors: list[Exception] = []
+    with Server(location, on_error=lambda event, error: errors.append(error)) as server:
+        server.add_listener("n", lambda: server.tick())
+        with Client(server.location) as client:
+            client.emit("n")
+            tick_until(server, lambda: errors)
+            assert client.flush()
+    assert isinstance(errors[0], ReentrantTick)
+
+
+def test_run_and_stop(location: Location) -> None:
+    with Server(location) as server:
+        server.add_listener("stop", server.stop)
+        client = Client(server.location)
+        client.emit("stop")
+        server.run(timeout=20)
+        assert server.stats()["dispatched"] == 1
+        client.close()
+
+
+def test_what_is_emitted_between_ticks_leaves_although_nobody_ticks_or_waits_any_more(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "KEEP", 3600.0)
+    heard: list[int] = []
+    with Server(location) as server, Client(server.location) as client:
+        senders = []
+        server.add_listener("hello", lambda event: senders.append(event.sender), pass_event=True)
+        client.add_listener("n", heard.append)
+        client.emit("hello")
+        tick_until(server, lambda: client.flush(0.0))
+        for number in range(100):
+            server.emit_to(senders[0], "n", number)
+        wait_until(lambda: heard == list(range(100)))
