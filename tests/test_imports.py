@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("remit", "plugins/zeromq/remit_zeromq", "plugins/redis/remit_redis", "plugins/nng/remit_nng")
+PACKAGES = ("doorman", "remit", "plugins/zeromq/remit_zeromq", "plugins/redis/remit_redis", "plugins/nng/remit_nng")
 """Folders of packages; imports for type checkers and those within functions count like any other."""
 
 

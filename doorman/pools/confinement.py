@@ -8,10 +8,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 from doorman.policy.limits import Limits
 
 __all__ = ["Confinement", "for_life"]
+
+COUNTED: Final = -8
+"""The clock by which the kernel counts this process's seconds for RLIMIT_CPU (CPUCLOCK_PROF of the process itself).
+
+It is counted in ticks, and on a busy machine may be far ahead of `time.process_time`, which is exact.
+"""
 
 
 class Confinement:
@@ -30,7 +37,7 @@ class Confinement:
         if self._cpu is not None:
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
             # Only the soft limit, whose SIGXCPU ends the process as well: the hard one could not be raised again.
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + self._cpu, hard))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.clock_gettime(COUNTED)) + 1 + self._cpu, hard))
         with self._lock:
             self._inside = True
             self._confine()

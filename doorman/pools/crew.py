@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
+from doorman.owner import check_listeners
 from doorman.pools.call import Call, OnCallProgress, pickled
 from doorman.pools.confinement import for_life
 from doorman.pools.hand import Hand
@@ -19,7 +20,7 @@ from doorman.pools.serving import READY, Terms, serve
 from doorman.progress import unpacked
 from doorman.result import Outcome
 from doorman.states import State
-from doorman.task import Task, check_listeners
+from doorman.task import Task
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from doorman.owner import check_listeners
 from doorman.pools.confinement import for_life
 from doorman.pools.driver import Driver
-from doorman.task import check_listeners
 
 if TYPE_CHECKING:
     from doorman.identity import Identity

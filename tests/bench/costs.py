@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable
@@ -137,13 +138,14 @@ def prepare(scheme: str) -> Callable[[Any], int]:
 
 def count_checks() -> None:
     """Count from now on what the manager does to believe its processes."""
-    from doorman import attempt, identity, process, reception
+    from doorman import identity, process
+    from doorman.attempts import reception
     from remit.transports import streamlink
 
     METER.attach(reception, "verify")
     METER.attach(identity.Credential, "sign", "check")
     METER.attach(process.Process, "__init__")
-    METER.attach(attempt.secrets, "token_bytes")
+    METER.attach(secrets, "token_bytes")
     METER.attach(streamlink, "attest")
 
 

@@ -15,8 +15,16 @@ from managing import tick_until
 from mortals import slain
 from waiting import DEADLINE
 
-from doorman import Journal, ProcessManager, State, Task
-from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, WorkerDied
+from doorman import Backoff, Intensity, Journal, Limits, ProcessManager, Rule, State, Task
+from doorman.errors import (
+    DependencyFailed,
+    JournalError,
+    JournalInUse,
+    RestartedTooOften,
+    TaskCancelled,
+    TaskExpired,
+    WorkerDied,
+)
 from doorman.journal.records import Added, Again, Ended, Entry, Opened, Record, Started, decoded, encoded, folded
 from remit import Location
 
@@ -369,6 +377,50 @@ say("up")
     assert (lost.state, again.state, again.attempt) == (State.LOST, State.DONE, 2)
     assert isinstance(lost.exception(), WorkerDied)
     assert f"{again.result()}" != before
+
+
+def test_a_task_that_is_recovered_has_the_policy_that_it_was_added_with(path, short_path, tmp_path):
+    place = Location(f"unix://{short_path}/m")
+    code = """
+from doorman import Backoff, Intensity, Limits
+manager = ProcessManager(location, journal=folder / "journal")
+first = manager.add_task(Task(chores.stay, name="first", priority=7, limits=Limits(nice=3, umask=0o27), expires_in=9.0))
+manager.add_task(Task(chores.stay, name="second", after=[first], retries=2, backoff=Backoff(first=0.25, jitter=0.0)))
+often = Intensity(restarts=2, seconds=3600.0)
+manager.add_task(
+    Task(chores.die, 9, name="third", restart="permanent", intensity=often, backoff=Backoff(first=0), wrapper=["nice"])
+)
+say("up")
+"""
+    slain(code, place, tmp_path)
+    with ProcessManager(place, journal=path) as manager:
+        first, second, third = manager.recovered
+        assert (first.priority, first.expires_in, first.limits) == (7, 9.0, Limits(nice=3, umask=0o27))
+        assert (second.after, second.retries, second.backoff) == ((first,), 2, Backoff(first=0.25, jitter=0.0))
+        assert (third.restart, third.wrapper) == ("permanent", ("nice",))
+        assert third.intensity == Intensity(restarts=2, seconds=3600.0)
+        assert isinstance(third.exception(DEADLINE), RestartedTooOften)
+        assert third.attempt == 3
+        assert second.state is State.WAITING
+        first.cancel()
+        assert isinstance(second.exception(DEADLINE), DependencyFailed)
+
+
+def test_what_a_process_may_use_is_what_it_might_under_the_manager_before(path, short_path, tmp_path):
+    place = Location(f"unix://{short_path}/m")
+    code = """
+from doorman import Limits
+manager = ProcessManager(location, journal=folder / "journal")
+manager.add_task(Task(os.umask, 0, name="limited", limits=Limits(umask=0o27)))
+for priority in range(3):
+    manager.add_task(Task.command(["sh", "-c", f"echo {priority} >> {folder}/order"], priority=priority))
+say("up")
+"""
+    slain(code, place, tmp_path)
+    with ProcessManager(place, journal=path, rules=[Rule(processes=1)]) as manager:
+        manager.run(DEADLINE)
+        assert manager.recovered[0].result() == 0o27
+        assert (tmp_path / "order").read_text().split() == ["2", "1", "0"]
 
 
 def test_tasks_of_two_managers_have_ids_of_their_own(path, short_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from launching import (
     until_over,
 )
 
+from doorman import ProcessManager, Task
 from doorman.launcher import Exited
 from doorman.process import Process
 
@@ -54,6 +56,29 @@ def test_orphans_of_one_task_do_not_end_with_another(zygote, tmp_path):
             process.signal(signal.SIGKILL)
             until_over(zygote)
             assert abandoned(reader)
+
+
+def test_orphans_of_a_task_are_its_own_while_it_lives(short_path):
+    """Not its zygote's yet: so they count as its load, and it can wait for them."""
+    with ProcessManager(f"unix://{short_path}/m") as manager:
+        pid, parent, status = manager.add_task(Task(leave_an_orphan)).result(DEADLINE)
+        assert (parent, status) == (pid, 5)
+
+
+def leave_an_orphan():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        before = os.getpid()
+        if not os.fork():
+            while os.getppid() == before:
+                time.sleep(0.001)
+            os.write(writer, str(os.getppid()).encode())
+            os._exit(5)
+        os._exit(0)
+    os.waitpid(child, 0)
+    parent = int(os.read(reader, 20))
+    return os.getpid(), parent, os.waitstatus_to_exitcode(os.wait()[1])
 
 
 def test_group_signal_reaches_the_group_through_the_pidfd(zygote, tmp_path):
