@@ -47,14 +47,25 @@ class AsyncClient:
         else:
             self._client.emit(name, *args, **kwargs)
 
-    async def request(self, name: str, /, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Return what a listener of this name returns there. To cancel it tells the server. Like `Client.request`."""
-        return await asyncio.wrap_future(self._client.submit(name, *args, timeout=timeout, **kwargs))
+    async def request(
+        self, name: str, /, *args: Any, on_progress: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Return what a listener of this name returns there. To cancel it tells the server. Like `Client.request`.
 
-    async def subscribe(self, pattern: str, listener: Callable[..., Any], **options: Any) -> Subscription:
-        """Hear what the server publishes from now on; returns when it has confirmed. Like `Client.subscribe`."""
-        heard = self._on_loop(listener)
-        subscribe = functools.partial(self._client.subscribe, pattern, heard, **options)
+        ``on_progress``, plain or async, is called on the loop.
+        """
+        told = None if on_progress is None else self._on_loop(on_progress)
+        return await asyncio.wrap_future(self._client.submit(name, *args, on_progress=told, **kwargs))
+
+    async def subscribe(
+        self, pattern: str, listener: Callable[..., Any], *, on_gap: Callable[..., Any] | None = None, **options: Any
+    ) -> Subscription:
+        """Hear what the server publishes from now on; returns when it has confirmed. Like `Client.subscribe`.
+
+        ``listener`` and ``on_gap``, plain or async, are called on the loop.
+        """
+        gap = None if on_gap is None else self._on_loop(on_gap)
+        subscribe = functools.partial(self._client.subscribe, pattern, self._on_loop(listener), on_gap=gap, **options)
         subscription: Subscription = await self._elsewhere(subscribe)
         return subscription
 
@@ -95,6 +106,8 @@ class AsyncClient:
 
     def _on_loop(self, listener: Callable[..., Any]) -> Callable[..., Any]:
         """Return a listener for the dispatch thread, which returns when the one on the loop has."""
+        if not callable(listener):
+            raise TypeError(f"a listener is called, but {listener!r} cannot be")
         loop = self._loop or asyncio.get_running_loop()
 
         @functools.wraps(listener)

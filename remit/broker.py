@@ -11,6 +11,7 @@ from remit.listeners import OnError
 from remit.location import Location
 from remit.patterns.brokering import SWEEP, Brokering
 from remit.server import Server
+from remit.settings import check_count, check_lease
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,6 +42,9 @@ class Broker:
         on_error: OnError | None = None,
         **options: Any,
     ) -> None:
+        check_lease(lease)
+        check_count("max_attempts", max_attempts)
+        check_count("queue", queue)
         self.server = Server(location, on_error=on_error, **options)
         self._brokering = Brokering(
             self.server.answering, self.server.post, lease=lease, max_attempts=max_attempts, queue=queue

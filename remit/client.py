@@ -12,7 +12,7 @@ from remit.ends.connection import SETTLE, Connection
 from remit.ends.inbound import RENEWED
 from remit.ends.opened import ticked_here
 from remit.errors import WouldDeadlock
-from remit.event import Event
+from remit.event import Event, check_event
 from remit.listeners import OnError
 from remit.location import Location
 from remit.patterns.asking import PROGRESS, OnProgress
@@ -93,6 +93,7 @@ class Client(Connection):
 
     def emit_event(self, event: Event) -> None:
         """Emit an event that carries headers. Like `emit` otherwise."""
+        check_event(event)
         runtime = self._runtime or self._open()
         data = runtime.gate.encode(event.name, event.args, event.kwargs, event.headers)
         if runtime.gate.admit(event.name, len(data)):
@@ -212,7 +213,8 @@ class Client(Connection):
         values that the server kept. The server holds ``queue`` publications for a client that does not keep up; beyond
         that, or when one is older than ``max_lag`` seconds, it does what ``when_full`` says: ``drop_oldest``,
         ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with how many are missing, or with None after the
-        server began anew. Raises what `request` raises.
+        server began anew. Raises what `request` raises, and TypeError or
+        ValueError for what cannot be subscribed to.
         """
         subscription = Subscription(pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event)
         subscription.began(self._unsubscribe)

@@ -11,7 +11,7 @@ import msgspec
 from remit.errors import CodecError
 from remit.event import Event
 
-__all__ = ["CODECS", "JSON", "UNREADABLE", "Codec", "MessagePack", "Wire", "find_codec"]
+__all__ = ["CODECS", "JSON", "UNREADABLE", "Codec", "MessagePack", "Wire", "find_codec", "no_name", "shortened"]
 
 
 class Wire(msgspec.Struct, array_like=True, gc=False):
@@ -33,7 +33,7 @@ class Codec(Protocol):
     name: str
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one event as bytes. Raises CodecError."""
+        """Return one event as bytes. Raises CodecError, and TypeError for a name that is no text."""
         ...
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
@@ -46,7 +46,7 @@ class Codec(Protocol):
 
 
 class MessagePack:
-    """The default: MessagePack through msgspec. Carries what JSON does, and bytes, dates and tuples."""
+    """The default: MessagePack through msgspec. Carries what JSON does, and bytes, moments of a time zone, any keys."""
 
     name = "msgpack"
 
@@ -55,7 +55,9 @@ class MessagePack:
         self._decode = msgspec.msgpack.Decoder(list[Wire]).decode
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one event as MessagePack. Raises CodecError."""
+        """Return one event as MessagePack. Raises CodecError, TypeError."""
+        if not isinstance(name, str):
+            raise no_name(name)
         try:
             if headers:
                 return self._encode((name, args, kwargs, headers))
@@ -94,7 +96,9 @@ class JSON:
         self._decode = msgspec.json.Decoder(list[Wire]).decode
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one event as JSON. Raises CodecError."""
+        """Return one event as JSON. Raises CodecError, TypeError."""
+        if not isinstance(name, str):
+            raise no_name(name)
         try:
             return self._encode((name, args, kwargs, headers) if kwargs or headers else (name, args))
         except _UNENCODABLE as error:
@@ -112,6 +116,8 @@ class JSON:
             raise CodecError(f"not a JSON list of events: {error}") from error
 
 
+SHOWN: Final = 80
+"""Characters of a name that an error shows."""
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What reading a stranger's bytes by msgspec may raise: two of them are not its own."""
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
@@ -123,6 +129,8 @@ CODECS: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (MessagePac
 def find_codec(codec: str | Codec) -> Codec:
     """Return the codec of that name, or the codec itself. Raises CodecError."""
     if not isinstance(codec, str):
+        if not all(callable(getattr(codec, verb, None)) for verb in ("encode", "join", "decode")):
+            raise CodecError(f"a codec is a name ({', '.join(sorted(CODECS))}) or a remit.codec.Codec, not {codec!r}")
         return codec
     try:
         return CODECS[codec]
@@ -130,5 +138,20 @@ def find_codec(codec: str | Codec) -> Codec:
         raise CodecError(f"no codec {codec!r} (there are: {', '.join(sorted(CODECS))})") from None
 
 
+def shortened(name: object) -> str:
+    """Return a name as an error shows it."""
+    text = repr(name)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def no_name(name: object) -> TypeError:
+    """Return the error about what was given as an event's name and is none.
+
+    Encoded all the same, nobody could read it, nor the events that share its frame.
+    """
+    return TypeError(f"an event's name is a text, not {shortened(name)}")
+
+
 def _unencodable(name: str, error: Exception) -> CodecError:
-    return CodecError(f"cannot encode event {name!r}: {error}; give plain values, dataclasses or msgspec structs")
+    what = f"cannot encode event {shortened(name)}: {error}"
+    return CodecError(f"{what}; give plain values, dataclasses or msgspec structs")

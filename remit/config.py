@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from remit.configfile import OWN_FILE, PROJECT_FILE, ConfigFile, nearest_file
+from remit.configfile import NOTHING, OWN_FILE, PROJECT_FILE, ConfigFile, nearest_file
 from remit.errors import BadLocation, LocationError, UnknownLocation
 from remit.location import Location
 from remit.places import fresh_name, fresh_path, has_unix_sockets, shared_path
@@ -129,7 +129,11 @@ def _unknown(name: str, file: ConfigFile) -> str:
 
 
 def _file() -> ConfigFile:
-    return nearest_file(Path.cwd())
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:  # It was deleted, and no file is above it.
+        return NOTHING
+    return nearest_file(folder)
 
 
 # -- the transport ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from remit.errors import BadLocation, UnknownOption
 
-__all__ = ["ConfigFile", "Entry", "nearest_file"]
+__all__ = ["NOTHING", "ConfigFile", "Entry", "nearest_file"]
 
 OWN_FILE: Final = "remit.toml"
 PROJECT_FILE: Final = "pyproject.toml"
@@ -48,6 +48,7 @@ class ConfigFile:
 
 
 NOTHING: Final = ConfigFile()
+"""What is configured where there is no file."""
 _read_before: dict[Path, tuple[tuple[int, int], ConfigFile | None]] = {}
 
 
@@ -86,9 +87,10 @@ def _read(path: Path) -> ConfigFile | None:
             return None  # somebody else's, most likely
         raise BadLocation(f"cannot read {path}: {error}") from error
     if path.name == PROJECT_FILE:
-        content = content.get("tool", {}).get("remit")
-        if content is None:
-            return None
+        tools = content.get("tool", {})
+        if not isinstance(tools, dict) or "remit" not in tools:
+            return None  # none of ours
+        content = tools["remit"]
     return _checked(content, path)
 
 

@@ -81,6 +81,10 @@ __all__ = [
 ]
 
 
+SHOWN = 80
+"""Characters of a name that an error shows."""
+
+
 class RemitError(Exception):
     """Root of all errors that Remit raises on purpose."""
 
@@ -193,13 +197,13 @@ class Undelivered(EmitError):
 
     def _message(self) -> str:
         names = [event.name for event in self.events]
-        shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        shown = ", ".join(repr(name)[:SHOWN] for name in names[:5]) + (", ..." if len(names) > 5 else "")
         counts = (
             f"{len(self.never_sent)} never sent, {len(self.unknown)} sent but not confirmed, "
             f"{len(self.received)} received but not confirmed as handled"
         )
         why = f" ({self.why})" if self.why else ""
-        return f"{len(names)} events undelivered{why}: {counts}: {shown}"
+        return f"{len(names)} event{'s' * (len(names) != 1)} undelivered{why}: {counts}: {shown}"
 
 
 class RequestError(RemitError):

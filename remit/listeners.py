@@ -7,15 +7,25 @@ import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
-from remit.codec import Wire
+from remit.codec import Wire, no_name, shortened
 from remit.event import Event
 from remit.sender import Sender
 from remit.typed import converter
 
-__all__ = ["NAMES_CACHED", "RESERVED", "Control", "Listening", "OnError", "matcher"]
+__all__ = [
+    "ASYNC",
+    "NAMES_CACHED",
+    "RESERVED",
+    "Control",
+    "Listening",
+    "OnError",
+    "check_listener",
+    "check_name",
+    "matcher",
+]
 
 logger = logging.getLogger("remit")
 
@@ -27,6 +37,7 @@ OnError = Callable[[Event, Exception], None]
 
 NAMES_CACHED: Final = 4096
 """Event names whose listeners are remembered; a stranger that invents names cannot fill the memory."""
+ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
 RESERVED: Final = "remit."
 """What the names of events begin with by which the two ends speak of requests, subscriptions and jobs."""
 
@@ -48,6 +59,8 @@ class Listening:
     """What a server and a client share: adding and removing listeners, and dispatch to them."""
 
     def __init__(self, on_error: OnError | None = None) -> None:
+        if on_error is not None and not callable(on_error):
+            raise TypeError(f"on_error is called with an event and an error, but {on_error!r} cannot be")
         self._entries: tuple[_Entry, ...] = ()
         self._cache: dict[str, tuple[_Entry, ...]] = {}
         self._entries_lock = threading.Lock()
@@ -70,12 +83,7 @@ class Listening:
         msgspec structs, enums, dates and the like are converted. With ``pass_event`` the listener gets the
         `Event` alone.
         """
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"a listener's name is a non-empty text, not {name!r}")
-        if name.startswith(RESERVED):
-            raise ValueError(f"{name!r} is Remit's own: give your events names that do not begin with {RESERVED!r}")
-        if not callable(listener):
-            raise TypeError(f"a listener is called, but {listener!r} cannot be")
+        check_listener(name, listener)
         call = listener if pass_event else converter(listener)
         entry = _Entry(name, matcher(name), listener, call, pass_event, once)
         with self._entries_lock:
@@ -130,11 +138,19 @@ class Listening:
                         value = self._call(entry, wire, sender, redelivered)
                     else:
                         value = entry.call(*wire.args, **wire.kwargs)
-                    if value is not None and self.later is not None and isawaitable(value):
-                        self.later.append((wire.event(sender=sender, redelivered=redelivered), value))
+                    if value is not None and isawaitable(value):
+                        self._put_off(wire.event(sender=sender, redelivered=redelivered), value)
                 except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                     self._failed(wire.event(sender=sender, redelivered=redelivered), error)
         self._dispatched += len(wires)
+
+    def _put_off(self, event: Event, value: Awaitable[Any]) -> None:
+        """Have it awaited, or say that nobody does. Raises TypeError: what is not awaited has not run."""
+        if self.later is not None:
+            self.later.append((event, value))
+        elif iscoroutine(value):
+            value.close()
+            raise TypeError(ASYNC)
 
     def _ask(self, wire: Wire, sender: Sender | None) -> tuple[bool, Any]:
         """Call all listeners of a request; return whether there are any, and what the first one returned or raised."""
@@ -146,9 +162,11 @@ class Listening:
         value = self._value(entries[0], wire, sender)
         for entry in entries[1:]:
             try:
-                self._value(entry, wire, sender)
+                also = self._value(entry, wire, sender)
+                if also is not None and isawaitable(also):
+                    self._put_off(wire.event(sender=sender), also)
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-                self._failed(wire.event(), error)
+                self._failed(wire.event(sender=sender), error)
         return True, value
 
     def _value(self, entry: _Entry, wire: Wire, sender: Sender | None) -> Any:
@@ -193,6 +211,25 @@ class Listening:
             self._on_error(event, error)
         except Exception:
             logger.exception("on_error raised for %r", event.name)
+
+
+def check_listener(name: object, listener: object) -> None:
+    """Raise TypeError or ValueError for a name or pattern, or a listener, that cannot be one."""
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"a listener's name is a non-empty text, not {name!r}")
+    check_name(name)
+    if not callable(listener):
+        raise TypeError(f"a listener is called, but {listener!r} cannot be")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name of Remit's own, TypeError for what is no name."""
+    if not isinstance(name, str):
+        raise no_name(name)
+    if name.startswith(RESERVED):
+        raise ValueError(
+            f"{shortened(name)} is Remit's own: give your events names that do not begin with {RESERVED!r}"
+        )
 
 
 def matcher(name: str) -> Callable[[str], object]:

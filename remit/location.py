@@ -141,6 +141,9 @@ def _from_url(url: str, port: int | None) -> dict[str, Any]:
     host = parts.hostname or ""
     if host != host.strip():
         raise BadLocation(f"the host in {_masked(url)!r} begins or ends with a space")
+    path = unquote(parts.path)
+    if "\0" in host + unquote(host) + path:
+        raise BadLocation(f"a zero byte in the host or the path of {_masked(url)!r}: leave it out")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     if len({name for name, _ in pairs}) < len(pairs):
         raise BadLocation(f"an option is given twice in {_masked(url)!r}")
@@ -148,7 +151,7 @@ def _from_url(url: str, port: int | None) -> dict[str, Any]:
         "scheme": parts.scheme,
         "host": host,
         "port": own_port,
-        "path": unquote(parts.path),
+        "path": path,
         "username": unquote(parts.username or ""),
         "password": unquote(parts.password or ""),
         "options": pairs,
@@ -160,7 +163,7 @@ def _from_host(host: str, port: int | None) -> dict[str, Any]:
         raise BadLocation(f"{host!r} is neither a URL nor a host with a port: write Location({host!r}, 5555)")
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise BadLocation(f"a port is a number from 0 to 65535, not {port!r}")
-    if any(character in host for character in "/?#@ "):
+    if any(character in host for character in "/?#@ \0"):
         raise BadLocation(f"{host!r} is not a host name or an address")
     return {"host": host.strip("[]"), "port": port}
 
@@ -190,11 +193,14 @@ def read_seconds(text: str) -> float:
     """Read ``2``, ``2s``, ``500ms`` or ``1m`` as seconds. Raises ValueError."""
     for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("", 1.0)):
         if text.endswith(unit):
-            seconds = float(text.removesuffix(unit)) * factor
+            try:
+                seconds = float(text.removesuffix(unit)) * factor
+            except ValueError:
+                break
             if not 0 <= seconds < float("inf"):
-                raise ValueError(f"not a length of time: {text!r}")
+                break
             return seconds
-    raise ValueError(f"not a length of time: {text!r}")  # pragma: no cover - the last unit is empty
+    raise ValueError(f"not a length of time: {text!r}; write 2s, 500ms or 1m")
 
 
 def read_size(text: str) -> int:

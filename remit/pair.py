@@ -8,10 +8,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from remit.client import Client
-from remit.errors import LinkClosed, PairBusy, PeerLost, RequestFailed, SignalTimeout
+from remit.errors import LinkClosed, NoListener, PairBusy, PeerLost, RequestFailed, SignalTimeout
 from remit.location import Location
 from remit.patterns.meeting import JOIN, Guest, Owner
 from remit.server import Server
+from remit.settings import check_lease
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,6 +59,7 @@ class Pair:
 
         Raises LocationInUse and what `Server` raises.
         """
+        check_lease(lease)
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
         return cls(_Bound(Server(location, **options), lease, signals), signals)
 
@@ -67,8 +69,9 @@ class Pair:
     ) -> Pair:
         """Join the one who bound the location. ``options`` are those of `Client`.
 
-        Raises PairBusy if somebody has, RequestTimeout, and as `Client`.
+        Raises PairBusy if somebody has, RequestTimeout, NoListener where a server is no pair, and as `Client`.
         """
+        check_lease(lease)
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
         return cls(_Joined(Client(location, **options), lease, timeout, signals), signals)
 
@@ -174,6 +177,9 @@ class _Joined:
             if error.type_name.endswith("PairBusy"):
                 raise PairBusy(error.message) from None
             raise
+        except NoListener:
+            self._client.close(0.0)
+            raise NoListener(f"the server on {self.location} is no Pair: begin one there with Pair.bind(...)") from None
         except BaseException:
             self._client.close(0.0)
             raise

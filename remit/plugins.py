@@ -236,7 +236,7 @@ def _blocker(scheme: str) -> str:
     if scheme in _blocked:
         return "block_transport()"
     listed = os.environ.get(BLOCK_VARIABLE, "").split(",")
-    return BLOCK_VARIABLE if scheme in {each.strip() for each in listed} else ""
+    return BLOCK_VARIABLE if scheme and scheme in {each.strip() for each in listed} else ""
 
 
 def _refuse_blocked(scheme: str) -> None:

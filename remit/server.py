@@ -12,7 +12,7 @@ from remit.codec import Wire
 from remit.endpoint import ServerEndpoint
 from remit.ends.opened import Opened
 from remit.errors import LinkClosed, ReentrantTick
-from remit.listeners import OnError
+from remit.listeners import OnError, check_name
 from remit.location import Location
 from remit.patterns.answering import Answering, session_of
 from remit.patterns.asking import REQUEST
@@ -123,17 +123,18 @@ class Server(Opened):
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""
+        check_name(name)
         self._dispatch((Wire(name, args, kwargs),), None, False)
 
     def publish(self, name: str, /, *args: Any, keep: bool = False, **kwargs: Any) -> int:
         """Send an event to every client that subscribed to its name; return how many did. Never waits for one.
 
         ``keep`` makes it the last value of that name, for those who subscribe later and ask for it. Safe from any
-        thread. Raises CodecError, LinkClosed.
+        thread. Raises CodecError, FrameTooLarge, LinkClosed.
         """
         if self._endpoint is None:
             self._reach()
-        return self._publishing.publish(name, args, kwargs, keep=keep)
+        return self._publishing.publish(name, args, kwargs, keep=keep, largest=self._way_back.largest)
 
     def emit_to(self, peer: Sender | str, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to one client, named by its `Sender` or the sender's id; acknowledged like any other.

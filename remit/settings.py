@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from remit.codec import CODECS
 from remit.errors import BadLocation
-from remit.location import Location, read_count, read_seconds
+from remit.location import Location, read_count, read_seconds, read_size
 from remit.protocol.acceptor import SESSION_TTL
 from remit.protocol.connector import HEARTBEAT
 from remit.protocol.outbox import WINDOW_EVENTS
 
-__all__ = ["Settings", "settle"]
+__all__ = ["Settings", "check_count", "check_lease", "check_seconds", "settle"]
 
 POLICIES: Final = ("block", "raise", "drop_oldest", "drop_newest")
 DELIVERIES: Final = ("acknowledged", "at_most_once")
+COUNTS: Final = ("queue", "queue_bytes", "window")
+TIMES: Final = ("emit_timeout", "linger", "request_timeout", "heartbeat", "session_ttl")
 
 
 def _choice(*known: str) -> Callable[[str], str]:
@@ -58,10 +61,11 @@ class Settings:
 
 
 READERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "codec": str,
+    "codec": _choice(*sorted(CODECS)),
     "delivery": _choice(*DELIVERIES),
     "when_full": _choice(*POLICIES),
     "queue": read_count,
+    "queue_bytes": read_size,
     "window": read_count,
     "emit_timeout": read_seconds,
     "linger": read_seconds,
@@ -117,6 +121,32 @@ def _check(values: Mapping[str, Any]) -> None:
     for name, known in (("when_full", POLICIES), ("delivery", DELIVERIES)):
         if values.get(name, known[0]) not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, not {values[name]!r}")
-    for name, value in values.items():
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{name} is not negative: {value!r}")
+    for name in COUNTS:
+        check_count(name, values.get(name, 1))
+    for name in TIMES:
+        check_seconds(name, values.get(name, 1))
+    if values.get("heartbeat", 1) == 0:
+        raise ValueError("heartbeat is above 0: a client that asks all the time does nothing else")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless a value is a whole number, at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} is at least 1, not {value!r}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless a value is a finite number of seconds that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is a number of seconds, finite and not negative, not {value!r}")
+
+
+def check_lease(value: object) -> None:
+    """Raise TypeError or ValueError unless a value is a lease: seconds, above 0."""
+    check_seconds("the lease", value)
+    if value == 0:
+        raise ValueError("the lease is above 0: within none nobody is heard of")

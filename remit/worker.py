@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from remit.client import Client
 from remit.codec import find_codec
 from remit.ends.inbound import RENEWED
-from remit.errors import FrameTooLarge, RemitError
-from remit.listeners import RESERVED, matcher
+from remit.errors import FrameTooLarge, NoListener, RemitError
+from remit.listeners import check_listener, matcher
 from remit.location import Location
 from remit.patterns.answering import reply, told
 from remit.patterns.brokering import JOB, LEAVE, UNKNOWN
 from remit.patterns.envelope import unseal
 from remit.patterns.working import Job, Working
+from remit.settings import check_count, check_seconds
 from remit.typed import converter
 
 if TYPE_CHECKING:
@@ -69,8 +70,11 @@ class Worker:
     def __init__(
         self, location: str | Location | None = None, *, capacity: int | None = None, threads: int = 1, **options: Any
     ) -> None:
-        if threads < 1 or (capacity is not None and capacity < threads):
-            raise ValueError(f"a worker has at least one thread, and a capacity for each: {threads=}, {capacity=}")
+        check_count("threads", threads)
+        if capacity is not None:
+            check_count("capacity", capacity)
+            if capacity < threads:
+                raise ValueError(f"a worker has a capacity for each of its threads: {threads=}, {capacity=}")
         self.client = Client(location, **options)
         self._working = Working(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
         self.client.urgent[JOB] = self._working.taken
@@ -94,22 +98,21 @@ class Worker:
 
         What it returns or raises is the answer. The first that fits is taken.
         """
-        if name.startswith(RESERVED):
-            raise ValueError(f"{name!r} is Remit's own")
+        check_listener(name, handler)
         self._handlers[name] = matcher(name), converter(handler)
 
     def run(self, timeout: float | None = None) -> None:
         """Announce what it takes, then run jobs until `stop` is called or ``timeout`` seconds have passed.
 
         Jobs that have begun are finished; others go back to the broker. Raises what `Client.request` raises when no
-        broker answers.
+        broker answers, and NoListener where there is a server which is none.
         """
         if not self._handlers:
             raise ValueError("a worker without a handler has nothing to do: add one with worker.on(name)")
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._stopping.clear()
         self._purge()
-        self._working.lease = lease = self._working.announce().result()
+        self._working.lease = lease = self._announced()
         self.client.beat(lease / BEATS)
         try:
             if self._threads == 1:
@@ -184,6 +187,19 @@ class Worker:
             if matches(name):
                 return handler
         raise LookupError(f"this worker has no handler for {name!r}")
+
+    def _announced(self) -> float:
+        """Announce ourselves, and return the lease. Raises NoListener and as `Client.request`."""
+        what = f"the server on {self.client.location} is no broker: start one with Broker(...) or `remit broker`"
+        try:
+            lease = self._working.announce().result()
+        except NoListener as error:
+            raise NoListener(what) from error
+        try:
+            check_seconds("the lease of a broker", lease)
+        except (TypeError, ValueError) as error:
+            raise NoListener(what) from error
+        return float(lease)
 
     def _leave(self) -> None:
         """Take no more; what is held and has not begun goes back."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from ticking import ticked
 from waiting import DEADLINE
 
-from remit import AsyncClient, AsyncServer, Client, Server
+from remit import AsyncClient, AsyncServer, Broker, Client, Server, Worker, current_job
 from remit.errors import NoListener, RequestFailed, RequestTimeout, Undelivered
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
@@ -242,3 +244,72 @@ def test_what_is_lost_is_told(location, run):
                 await client.emit("n", 1)
 
     run(main())
+
+
+def test_an_async_listener_where_no_loop_is_is_told_and_not_passed_over(location):
+    """Its coroutine would never run, and its event count as handled."""
+    failed: list[tuple[str, str]] = []
+
+    async def listener(value: int) -> None:
+        raise AssertionError(value)
+
+    def note(event, error) -> None:
+        failed.append((event.name, str(error)))
+
+    with Server(location, on_error=note) as server, ticked(server), Client(server.location, on_error=note) as client:
+        server.add_listener("x", listener)
+        server.add_listener("ask", lambda value: value)
+        server.add_listener("ask", listener)
+        server.add_listener("answer", lambda event: event.sender.emit("back", 1), pass_event=True)
+        client.add_listener("back", listener)
+        client.subscribe("news", listener)
+        client.emit("x", 1)
+        assert client.request("ask", 1) == 1
+        client.emit("answer")
+        server.publish("news", 1)
+        with pytest.raises(RequestFailed, match="AsyncServer"):
+            client.request("x", 1)
+        deadline = time.monotonic() + DEADLINE
+        while len(failed) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert sorted(name for name, _ in failed) == ["ask", "back", "remit.published", "x"]
+    assert all("needs an event loop: use AsyncServer, AsyncClient" in words for _, words in failed)
+
+
+def test_whoever_is_told_is_told_on_the_loop(location, run):
+    """Progress and gaps, as all that an AsyncClient calls."""
+    calls: list[tuple[str, int]] = []
+
+    async def main(broker: Broker) -> None:
+        async with AsyncClient(broker.location) as client:
+
+            async def progress(done: int, total: int) -> None:
+                await asyncio.sleep(0)
+                calls.append((f"{done} of {total}", threading.get_ident()))
+
+            assert await client.request("work", on_progress=progress) == "done"
+            subscription = await client.subscribe(
+                "n", print, on_gap=lambda missing: calls.append((f"gap {missing}", threading.get_ident()))
+            )
+            await asyncio.to_thread(subscription.renewed)  # as if the broker had begun anew
+            with pytest.raises(TypeError, match="cannot be"):
+                await client.subscribe("n", 5)  # type: ignore[arg-type]
+            await until(lambda: len(calls) == 3)  # An answer may overtake the progress before it.
+        here = threading.get_ident()
+        assert sorted(calls) == [("1 of 2", here), ("2 of 2", here), ("gap None", here)]
+
+    def work() -> str:
+        for done in (1, 2):
+            current_job().progress(done, 2)
+        return "done"
+
+    with Broker(location) as broker, Worker(broker.location) as worker:
+        worker.add_handler("work", work)
+        threads = [threading.Thread(target=each.run) for each in (broker, worker)]
+        for thread in threads:
+            thread.start()
+        run(main(broker))
+        worker.stop()
+        threads[1].join(DEADLINE)
+        broker.stop()
+        threads[0].join(DEADLINE)

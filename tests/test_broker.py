@@ -15,7 +15,7 @@ from labour import start_worker
 from waiting import DEADLINE, wait_until
 
 from remit import Broker, Client, Worker
-from remit.errors import DeadLetter, RequestError, RequestFailed, RequestTimeout
+from remit.errors import DeadLetter, FrameTooLarge, RequestError, RequestFailed, RequestTimeout
 
 
 @contextmanager
@@ -250,9 +250,34 @@ def test_several_threads_work_at_once(broker, client):
 
 
 def test_a_worker_needs_handlers_and_a_capacity(crossing_location):
-    with pytest.raises(ValueError, match="at least one thread"):
+    with pytest.raises(ValueError, match="threads is at least 1"):
         Worker(crossing_location, threads=0)
     with pytest.raises(ValueError, match="capacity for each"):
         Worker(crossing_location, threads=3, capacity=2)
     with pytest.raises(ValueError, match="without a handler"):
         Worker(crossing_location).run()
+
+
+def outcome(client: Client, size: int) -> str:
+    """Ask a worker for the size of so many bytes, and say what came of it."""
+    try:
+        assert client.request("size", b"x" * size) == size
+    except FrameTooLarge:
+        return "by the client"
+    except RequestFailed as error:
+        return error.type_name
+    return "size"
+
+
+def test_a_job_or_an_answer_that_fits_no_frame_is_told_and_the_broker_goes_on(broker, hire, client):
+    """What a client may just send can be too large with what the broker adds to it for the worker."""
+    hire()
+    largest = client._runtime.gate._max_event
+    outcomes = Counter(outcome(client, largest - spare) for spare in range(24, 64, 4))
+    assert outcomes.keys() == {"size", "by the client", "remit.errors.FrameTooLarge"}
+    options = {**dict(broker.location.options), "max_frame": "64KiB"}
+    narrow = Client(broker.location.replace(options=options))
+    with narrow, pytest.raises(RequestFailed, match="FrameTooLarge"):
+        narrow.request("spread", 100_000, timeout=DEADLINE)
+    assert client.request("add", 2, 3) == 5
+    assert broker.stats()["in_hand"] == 0

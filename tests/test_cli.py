@@ -16,7 +16,7 @@ from distributions import TRANSPORT, distribution
 from labour import start_worker
 from waiting import wait_until
 
-from remit import Client, Location
+from remit import Client, Location, __version__
 from remit.cli import main
 
 REMIT = (sys.executable, "-m", "remit")
@@ -147,6 +147,7 @@ def test_transports_are_listed_with_what_keeps_any_from_use(tmp_path: Path) -> N
         (["emit", "unix://host/path", "name"], "unix"),
         (["emit", "unix:///a?lingr=1", "name"], "did you mean 'linger'?"),
         (["listen", "unix:///no/such/folder/a.sock"], "/no/such/folder/a.sock"),
+        (["conformance", "--table", "--into", "/no/such/page.md"], "name a page that exists"),
     ],
 )
 def test_an_error_is_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +161,7 @@ def test_an_error_is_told_in_one_line(arguments: list[str], words: str, capsys: 
 
 def test_what_nobody_takes_is_told(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["emit", f"unix://{short_path}/nobody.sock", "name", "--linger", "0.05"]) == 2
-    assert "1 events undelivered" in capsys.readouterr().err
+    assert "1 event undelivered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,12 @@ def test_what_nobody_takes_is_told(short_path: Path, capsys: pytest.CaptureFixtu
     [
         (["emit", "memory://a", "name", "text"], "'text' is not JSON; for a text write '\"text\"'"),
         (["listen", "memory://a", "--count", "0"], "not a positive whole number"),
+        (["emit", "memory://a", "name", "--linger", "-1"], "'-1' is not a number of seconds"),
+        (["request", "memory://a", "name", "--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["request", "memory://a", "name", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["broker", "memory://a", "--lease", "0"], "above 0"),
+        (["conformance", "memory://a", "--deadline", "-1"], "'-1' is not a number of seconds"),
+        (["conformance", "memory://a", "--deadline", "0"], "above 0"),
         (["dance"], "invalid choice: 'dance'"),
         ([], "COMMAND"),
     ],
@@ -220,3 +227,10 @@ def test_a_request_that_nobody_answers_ends_in_time(short_path: Path) -> None:
     asked = run("request", f"unix://{short_path}/nobody", "add", "--timeout", "0.2")
     assert asked.returncode == 2
     assert "is a server there?" in asked.stderr
+
+
+def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"remit {__version__}\n"

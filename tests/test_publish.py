@@ -10,7 +10,7 @@ from ticking import ticked
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Server
-from remit.errors import CodecError, RequestFailed, RequestTimeout
+from remit.errors import CodecError, FrameTooLarge, RequestFailed, RequestTimeout
 
 
 @pytest.fixture
@@ -187,9 +187,9 @@ def test_a_subscription_waits_for_its_server(location):
 
 
 def test_bad_subscriptions_are_refused(server, client):
-    with pytest.raises(RequestFailed, match="drop_oldest, drop_newest, unsubscribe"):
+    with pytest.raises(ValueError, match="drop_oldest, drop_newest, unsubscribe"):
         client.subscribe("n", print, when_full="block")
-    with pytest.raises(RequestFailed, match="at least 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         client.subscribe("n", print, queue=0)
     with pytest.raises(RequestFailed):
         client.request("remit.subscribe", "nonsense")
@@ -223,3 +223,46 @@ def test_a_server_emits_to_one_client(location):
         server.emit_to(senders[0].id, "word", "two")
         tick_until(server, lambda: heard == ["one", "two"])
         tick_until(server, lambda: client.flush(0.01) and other.flush(0.01))
+
+
+def test_a_last_value_is_what_was_published_and_not_what_became_of_it(server):
+    value = [1, 2]
+    server.publish("state", value, keep=True)
+    value.append(3)
+    for codec in ("msgpack", "json"):
+        with Client(server.location, codec=codec) as client:
+            heard: list[list[int]] = []
+            client.subscribe("state", heard.append, last=True)
+            wait_until(lambda heard=heard: heard == [[1, 2]])
+
+
+def test_what_cannot_be_kept_is_refused_before_anybody_subscribes(server, client):
+    with pytest.raises(CodecError):
+        server.publish("state", object(), keep=True)
+    heard: list[int] = []
+    client.subscribe("*", heard.append, last=True)
+    server.publish("n", 1)
+    wait_until(lambda: heard == [1])
+
+
+def test_a_publication_that_fits_no_frame_is_refused_and_all_others_arrive(server, client):
+    heard: list[int] = []
+    gaps: list[int] = []
+    client.subscribe("n", lambda value: heard.append(len(value)), on_gap=gaps.append)
+    with pytest.raises(FrameTooLarge, match="send it in parts"):
+        server.publish("n", b"x" * 20_000_000)
+    server.publish("n", b"xy")
+    wait_until(lambda: heard == [2])
+    assert gaps == []
+
+
+def test_a_subscriber_with_smaller_frames_sees_a_gap(server):
+    heard: list[int] = []
+    gaps: list[int] = []
+    options = {**dict(server.location.options), "max_frame": "64KiB"}
+    with Client(server.location.replace(options=options)) as client:
+        client.subscribe("n", lambda value: heard.append(len(value)), on_gap=gaps.append)
+        server.publish("n", b"x" * 100_000)
+        server.publish("n", b"xy")
+        wait_until(lambda: heard == [2])
+        assert gaps == [1]

@@ -222,3 +222,25 @@ def test_a_request_that_is_no_request_is_counted(server, client):
 def test_reserved_names_are_refused(server):
     with pytest.raises(ValueError, match="Remit's own"):
         server.add_listener("remit.request", print)
+
+
+def test_a_wait_in_a_futures_callback_is_refused_and_not_waited_for_ever(server, client):
+    """The callback runs on the thread that would have to receive what it waits for."""
+    server.add_listener("add", add)
+    outcomes: list[object] = []
+
+    def ask_more(_: object) -> None:
+        client.emit("add", 0, 0)  # for flush to wait for
+        for wait in (lambda: client.request("add", 1, 1, timeout=DEADLINE), lambda: client.flush(DEADLINE)):
+            try:
+                outcomes.append(wait())
+            except WouldDeadlock as error:
+                outcomes.append(error)
+        outcomes.append(client.submit("add", 2, 2))
+
+    client.submit("add", 1, 1).add_done_callback(ask_more)
+    with ticked(server):  # Not before: a future that is done calls back in the thread that asks for it.
+        wait_until(lambda: len(outcomes) == 3)
+        assert [type(outcome) for outcome in outcomes[:2]] == [WouldDeadlock] * 2
+        assert outcomes[2].result(DEADLINE) == 4
+        assert client.request("add", 3, 3, timeout=DEADLINE) == 6

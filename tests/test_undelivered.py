@@ -46,7 +46,7 @@ def test_an_exception_on_its_way_is_not_masked(location: Location) -> None:
 
     with pytest.raises(KeyError) as caught:
         leave()
-    assert "1 events undelivered" in caught.value.__notes__[0]
+    assert "1 event undelivered" in caught.value.__notes__[0]
 
 
 def test_waiting_in_the_thread_that_ticks_is_refused(location: Location) -> None:

@@ -39,7 +39,12 @@ def _table(table: str, into: str | None) -> int:
         print(table)
         return 0
     page = Path(into)
-    before, begins, rest = page.read_text().partition(TABLE_BEGINS)
+    try:
+        text = page.read_text()
+    except OSError as error:
+        print(f"remit: cannot read {into}: {error.strerror}; name a page that exists", file=sys.stderr)
+        return UNMARKED
+    before, begins, rest = text.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not ends:
         print(f"remit: {into} has no {TABLE_BEGINS} followed by {TABLE_ENDS}: write them into it", file=sys.stderr)

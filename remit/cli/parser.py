@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from remit import __version__
+
 __all__ = ["TABLE_BEGINS", "given_by", "loaded"]
 
 WHERE: Final = "a URL, host:port, or a name from the configuration"
@@ -17,6 +19,7 @@ TABLE_BEGINS: Final = "<!-- capabilities: begin -->"
 def given_by(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read a command line; ``run`` of what is returned does what it says. Exits with 2 when it makes no sense."""
     parser = argparse.ArgumentParser(prog="remit", description="A distributed event emitter.")
+    parser.add_argument("--version", action="version", version=f"remit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_transports(commands)
     _add_listen(commands)
@@ -43,7 +46,7 @@ def _add_emit(commands: Any) -> None:
     emit.add_argument("location", metavar="LOCATION", help=WHERE)
     emit.add_argument("name", metavar="NAME", help="the event's name")
     emit.add_argument("arguments", metavar="ARG", nargs="*", type=_json, help="the event's arguments, each as JSON")
-    emit.add_argument("--linger", type=float, help="seconds to wait for its being handled (5)")
+    emit.add_argument("--linger", type=_seconds, help="seconds to wait for its being handled (5)")
 
 
 def _add_request(commands: Any) -> None:
@@ -51,13 +54,13 @@ def _add_request(commands: Any) -> None:
     request.add_argument("location", metavar="LOCATION", help=WHERE)
     request.add_argument("name", metavar="NAME", help="what is asked for")
     request.add_argument("arguments", metavar="ARG", nargs="*", type=_json, help="the arguments, each as JSON")
-    request.add_argument("--timeout", type=float, help="seconds to wait for the answer (30)")
+    request.add_argument("--timeout", type=_seconds, help="seconds to wait for the answer (30)")
 
 
 def _add_broker(commands: Any) -> None:
     broker = _command(commands, "broker", "give what clients ask to workers, until interrupted")
     broker.add_argument("location", metavar="LOCATION", nargs="?", help=WHERE)
-    broker.add_argument("--lease", type=float, default=10.0, help="seconds of silence until a worker is dead (10)")
+    broker.add_argument("--lease", type=_above_zero, default=10.0, help="seconds until a silent worker is dead (10)")
     broker.add_argument("--attempts", type=_positive, default=3, help="workers that may die of one job (3)")
 
 
@@ -68,7 +71,7 @@ def _add_conformance(commands: Any) -> None:
     what.add_argument("--table", action="store_true", help="print what the installed transports declare, as Markdown")
     conformance.add_argument("--into", metavar="FILE", help=f"with --table: write it there, after {TABLE_BEGINS}")
     conformance.add_argument("--json", action="store_true", help="print the outcomes as JSON once all are known")
-    conformance.add_argument("--deadline", type=float, help="seconds for each check (20)")
+    conformance.add_argument("--deadline", type=_above_zero, help="seconds for each check (20)")
 
 
 def _command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
@@ -92,6 +95,23 @@ def _json(text: str) -> Any:
     except ValueError:
         quoted = f"'{json.dumps(text)}'"
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON; for a text write {quoted}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _above_zero(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _positive(text: str) -> int:

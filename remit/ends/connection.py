@@ -48,6 +48,7 @@ class Connection(Listening):
         transport = find_transport(self._location.scheme)
         named = codec if isinstance(codec, str) else None
         self._settings, self._bare = settle(self._location, transport.options, {**given, "codec": named})
+        self._spoken()
         self._transport = signing(transport, self._settings.key)
         self._runtime: Runtime | None = None
         self._closed = False

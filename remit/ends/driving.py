@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from remit.ends.line import IDLE_WAIT, Line
 from remit.ends.wheel import PARK
+from remit.errors import WouldDeadlock
 from remit.protocol.outbox import BATCH_EVENTS
 
 __all__ = ["Ask", "ByCaller", "ByThread", "Driver"]
@@ -136,7 +137,12 @@ class ByThread:
         return True
 
     def request(self, ask: Ask) -> Any:
-        """Serve until the answer is there, if no other caller does: it comes without a change of threads."""
+        """Serve until the answer is there, if no other caller does: it comes without a change of threads.
+
+        Raises WouldDeadlock in a future's callback.
+        """
+        if self._line.in_callback:
+            raise _would_deadlock()
         self.start()
         if not self._wheel.borrow():
             return ask().result()
@@ -153,7 +159,12 @@ class ByThread:
         return future.result()
 
     def progress(self, seconds: float) -> None:
-        """Wait. The thread is not woken: it works already if anything can be done, and says when all is."""
+        """Wait. The thread is not woken: it works already if anything can be done, and says when all is.
+
+        Raises WouldDeadlock in a future's callback.
+        """
+        if self._line.in_callback:
+            raise _would_deadlock()
         self.start()
         with self._progress:
             self._awaited += 1
@@ -193,3 +204,9 @@ class ByThread:
             with self._progress:
                 self._progress.notify_all()
         return drained
+
+
+def _would_deadlock() -> WouldDeadlock:
+    return WouldDeadlock(
+        "a future's callback runs on the thread that serves the connection: wait in another thread, or submit()"
+    )

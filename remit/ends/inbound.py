@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+import msgspec
+
 from remit.codec import Wire
-from remit.errors import SessionRefused
+from remit.errors import CodecError, SessionRefused
 from remit.patterns.asking import Asking
 from remit.protocol.connector import Connector
 from remit.protocol.session import Received, Session
@@ -34,6 +36,8 @@ class Inbound:
     def __init__(self, dispatch: Dispatch, finished: Callable[[], None]) -> None:
         self.urgent: dict[str, Urgent] = {}
         """What takes events of Remit's own on the link's thread, before the listeners' turn, by name."""
+        self.malformed = 0
+        """Such events that could not be read."""
         self._dispatch = dispatch
         self._finished = finished
         self._waiting: deque[Received] = deque()
@@ -74,9 +78,15 @@ class Inbound:
             self._waiting.append((session, rest, count, redelivered))
 
     def _take(self, wire: Wire) -> Wire | None:
-        """Return what is left for the listeners."""
+        """Return what is left for the listeners. Whatever a stranger sends must not end the thread of the link."""
         take = self.urgent.get(wire.name)
-        return wire if take is None else take(wire)
+        if take is None:
+            return wire
+        try:
+            return take(wire)
+        except (msgspec.ValidationError, CodecError):
+            self.malformed += 1
+            return None
 
     def renewed(self, session: Session) -> None:
         """Let the listeners' side know, in its place among the events, that the server began anew."""

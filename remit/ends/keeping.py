@@ -46,6 +46,7 @@ class Keeping:
         self._stopping = threading.Event()
         self._call = _Call()
         self._keeper: threading.Thread | None = None
+        self._inherited = False
         if threaded:
             args = weakref.ref(self), self._stopping, self._call
             self._keeper = threading.Thread(target=_keep, args=args, name="remit-keeper", daemon=True)
@@ -71,12 +72,14 @@ class Keeping:
             self._call.news.set()
 
     def close(self, linger: float) -> None:
-        """Say farewell, and end within ``linger`` seconds."""
+        """Say farewell, and end within ``linger`` seconds. In a forked child give back the copies, and say nothing."""
         self._stopping.set()
         self._call.news.set()
-        self.waker.wake()
+        if not self._inherited:
+            self.waker.wake()
         with self.endpoint.lock:
-            self._say_farewell(time.monotonic() + min(linger, FAREWELL))
+            if not self._inherited:
+                self._say_farewell(time.monotonic() + min(linger, FAREWELL))
             self.endpoint.close(linger)
         if self._keeper is not None and self._keeper is not threading.current_thread():
             self._keeper.join(JOIN)
@@ -85,9 +88,10 @@ class Keeping:
         self.waker.close()
 
     def after_fork(self) -> None:
-        """In a forked child: its lock may be held by a thread that is not here, and so is the keeper."""
+        """In a forked child: its locks may be held by threads that are not here, and so is the keeper."""
         self.endpoint.lock = threading.Lock()
-        self._keeper = None
+        self._stopping, self._call = threading.Event(), _Call()
+        self._keeper, self._inherited = None, True
 
     def keep(self) -> None:
         """Pump a link that nobody has ticked for a while. What arrives waits for the next tick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -69,6 +70,8 @@ class Line:
         self.inbound.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
         self.closing = False
         """Nothing more will come, and nothing more be confirmed: whoever waits for it waits no longer."""
+        self._telling = 0
+        """Ident of the thread that tells whoever waits for an answer, and runs the callbacks of futures."""
         self._wake = wake
 
     # -- serving -----------------------------------------------------------------------------------------------
@@ -79,7 +82,9 @@ class Line:
             drained = self.endpoint.pump()
         if self.gate.waiting:
             self.gate.opened()
+        self._telling = threading.get_ident()
         self.inbound.take_in(self.machine, self.asking, time.monotonic())
+        self._telling = 0
         return drained
 
     def sleep(self, seconds: float) -> None:
@@ -94,6 +99,11 @@ class Line:
         """Wait for something to come, at the most ``seconds``, and take it in."""
         self.sleep(seconds)
         self.pump()
+
+    @property
+    def in_callback(self) -> bool:
+        """Whether the calling thread serves the link just now, and would wait for itself."""
+        return self._telling == threading.get_ident()
 
     @property
     def sendable(self) -> bool:
@@ -128,7 +138,7 @@ class Line:
             "connections": session.generation,
             "duplicates": session.inbox.duplicates,
             "dropped": self.gate.dropped.total(),
-            "rejected": self.machine.rejected.total(),
+            "rejected": self.machine.rejected.total() + self.inbound.malformed,
         }
 
     # -- requests ----------------------------------------------------------------------------------------------
@@ -168,5 +178,10 @@ class Line:
                 fates[fate].append(wire.event())
         if not any(fates.values()):
             return None
-        refusal = self.machine.refusal
-        return Undelivered(why=refusal.detail if refusal else "", **fates)
+        return Undelivered(why=self._why(), **fates)
+
+    def _why(self) -> str:
+        """Say what kept events from being delivered, if it is known."""
+        if self.machine.refusal is not None:
+            return self.machine.refusal.detail
+        return "" if self.machine.instance else "no server was met: is one there, and is it ticked?"

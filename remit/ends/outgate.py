@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from remit.codec import shortened
 from remit.errors import EmitTimeout, FrameTooLarge, QueueFull
 from remit.protocol.outbox import HEAD_BYTES, Outbox
 from remit.settings import Settings
@@ -62,7 +63,9 @@ class Outgate:
         """
         largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
         if size > largest:
-            raise FrameTooLarge(f"event {name!r} has {size} bytes, over {largest} for this location; send it in parts")
+            raise FrameTooLarge(
+                f"event {shortened(name)} has {size} bytes, over {largest} for this location; send it in parts"
+            )
         if not self.crowded(size):
             return True
         policy = self._settings.when_full

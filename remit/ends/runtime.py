@@ -110,7 +110,7 @@ class Runtime:
                     line.check()
                 return False
             left = deadline - time.monotonic()
-            if left <= 0 or line.closing:
+            if left <= 0 or line.closing or (quiet and self._by_thread.at_work and line.in_callback):
                 return False
             self._driver.progress(left)
         return True

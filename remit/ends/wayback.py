@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from remit.codec import Codec
+from remit.codec import Codec, shortened
 from remit.endpoint import ServerEndpoint
 from remit.ends.keeping import Keeping
 from remit.errors import EmitError, FrameTooLarge, QueueFull
@@ -50,6 +50,11 @@ class WayBack:
         self._max_frame = capabilities.max_frame
         self._window_bytes = min(WINDOW_BYTES, capabilities.window or WINDOW_BYTES)
 
+    @property
+    def largest(self) -> int:
+        """Bytes that one event may have."""
+        return self._max_frame - HEAD_BYTES
+
     def outbox(self, codec: Codec, max_frame: int) -> Outbox:
         """Make the outbox of a new session, whose client takes frames of ``max_frame`` bytes."""
         return Outbox(
@@ -74,10 +79,16 @@ class WayBack:
 
     def emit_to(self, peer: Sender | str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Emit an event to one client, named by its `Sender` or the sender's id."""
-        identifier = peer if isinstance(peer, str) else peer.id
-        session = (self.endpoint or self._reach()).machine.sessions.get(bytes.fromhex(identifier))
+        identifier = peer.id if isinstance(peer, Sender) else peer
+        if not isinstance(identifier, str):
+            raise TypeError(f"a client is named by an event's sender, or by the sender's id, not {peer!r}")
+        sessions = (self.endpoint or self._reach()).machine.sessions
+        try:
+            session = sessions.get(bytes.fromhex(identifier))
+        except ValueError:
+            session = None
         if session is None:
-            raise EmitError(f"cannot emit {name!r}: there is no session {identifier[:8]}")
+            raise EmitError(f"cannot emit {name!r}: no client here has the id {shortened(identifier)}")
         self.emit(session, name, args, kwargs)
 
     def emit(
@@ -98,7 +109,9 @@ class WayBack:
             raise EmitError(f"cannot emit {name!r}: the session of {session.id.hex()[:8]} has ended")
         data = session.codec.encode(name, args, kwargs, {})
         if len(data) > session.outbox.max_frame - HEAD_BYTES:
-            raise FrameTooLarge(f"event {name!r} has {len(data)} bytes, over {session.outbox.max_frame} a frame")
+            raise FrameTooLarge(
+                f"event {shortened(name)} has {len(data)} bytes, over {session.outbox.max_frame} a frame"
+            )
         if bounded and len(session.outbox.pending) >= self._settings.queue:
             raise QueueFull(f"{self._settings.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
         session.outbox.pending.append(data)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from remit.codec import Codec, Wire
 from remit.errors import CodecError, EmitError, FrameTooLarge
+from remit.listeners import ASYNC
 from remit.patterns.asking import REPLY
 from remit.patterns.envelope import seal, unseal
 from remit.protocol.session import Session
@@ -30,9 +31,6 @@ class Question(msgspec.Struct, array_like=True, frozen=True):
     """Milliseconds until nobody waits for the answer; None: for ever."""
     idempotent: bool
     sealed: bytes
-
-
-_ASYNC: Final = "an async listener can answer requests of an AsyncServer only"
 
 
 class Answering:
@@ -77,7 +75,7 @@ class Answering:
                     return None
                 if inspect.iscoroutine(value):
                     value.close()
-                raise TypeError(_ASYNC)
+                raise TypeError(ASYNC)
             return reply(codec, value) if found else ("unheard", seal(codec, "", (), {}))
         except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
             return told(codec, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ REPLY: Final = "remit.reply"
 """An event that answers: id, what became of it, the sealed answer."""
 PROGRESS: Final = "remit.progress"
 """An event that tells how far a request has come: id, done, total."""
+LONGEST: Final = 1e9
+"""Seconds above which a request has all the time in the world."""
 OnProgress: TypeAlias = Callable[[Any, Any], None]
 
 
@@ -67,8 +70,6 @@ class Asking:
         self._clock = clock
         self._requests: Requests[_Waiter] = Requests()
         self._lock = threading.Lock()
-        self.malformed = 0
-        """Answers that could not be read."""
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -90,13 +91,17 @@ class Asking:
         idempotent: bool,
         on_progress: OnProgress | None,
     ) -> Future[Any]:
-        """Ask, and return the future of the answer. Raises CodecError, FrameTooLarge, EmitError."""
+        """Ask, and return the future of the answer.
+
+        Raises CodecError, FrameTooLarge, EmitError, and TypeError or ValueError for what cannot be asked so.
+        """
+        _check(timeout, on_progress)
         future: Future[Any] = Future()
         sealed = seal(self._codec, name, args, kwargs)
         with self._lock:
             deadline = self._clock() + timeout
             request = self._requests.ask(name, _Waiter(future, on_progress), deadline, idempotent=idempotent)
-        left = None if timeout == float("inf") else int(timeout * 1000)
+        left = None if timeout > LONGEST else int(timeout * 1000)
         request.data = self._codec.encode(REQUEST, (request.id, left, idempotent, sealed), {}, {})
         try:
             posted = self._post(name, request.data)
@@ -122,14 +127,11 @@ class Asking:
     # -- being told --------------------------------------------------------------------------------------------
 
     def heard(self, wire: Wire) -> None:
-        """Take an answer."""
-        try:
-            identifier, outcome, sealed = msgspec.convert(wire.args, tuple[int, str, bytes])
-            request = self._requests.take(identifier)
-            if request is not None:
-                self._answered(request, outcome, sealed)
-        except (msgspec.ValidationError, CodecError):
-            self.malformed += 1
+        """Take an answer. Raises msgspec.ValidationError, CodecError: it cannot be read."""
+        identifier, outcome, sealed = msgspec.convert(wire.args, tuple[int, str, bytes])
+        request = self._requests.take(identifier)
+        if request is not None:
+            self._answered(request, outcome, sealed)
 
     def _answered(self, request: _Waiting, outcome: str, sealed: bytes) -> None:
         try:
@@ -145,12 +147,11 @@ class Asking:
             self._fail(request, _error(request.name, outcome, answer.args))
 
     def progressed(self, wire: Wire) -> Wire | None:
-        """Find out whom to tell how far a request has come, while it is still open; tell it in the listeners' turn."""
-        try:
-            identifier, done, total = msgspec.convert(wire.args, tuple[int, Any, Any])
-        except msgspec.ValidationError:
-            self.malformed += 1
-            return None
+        """Find out whom to tell how far a request has come, while it is still open; tell it in the listeners' turn.
+
+        Raises msgspec.ValidationError.
+        """
+        identifier, done, total = msgspec.convert(wire.args, tuple[int, Any, Any])
         request = self._requests.named(identifier)
         if request is None or request.waiter.on_progress is None:
             return None
@@ -192,6 +193,15 @@ class Asking:
         future = request.waiter.future
         if not future.done() and future.set_running_or_notify_cancel():
             future.set_exception(error)
+
+
+def _check(timeout: object, on_progress: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"the timeout of a request is a number of seconds, not {timeout!r}")
+    if math.isnan(timeout):  # No deadline would ever be reached.
+        raise ValueError("the timeout of a request is a number of seconds, not nan")
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress is called with how far it is, but {on_progress!r} cannot be")
 
 
 def _error(name: str, outcome: str, args: Sequence[Any]) -> RequestError:

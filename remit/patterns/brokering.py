@@ -12,10 +12,10 @@ import msgspec
 
 from remit.codec import Wire
 from remit.endpoint import Clock
-from remit.errors import CodecError, DeadLetter, EmitError
+from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.listeners import RESERVED, Control, matcher
 from remit.patterns.answering import Answering, Post, late, read_question, send, session_of, told
-from remit.patterns.asking import PROGRESS, REPLY, REQUEST
+from remit.patterns.asking import PROGRESS, REQUEST
 from remit.patterns.envelope import seal, unseal
 from remit.protocol.job import Job
 from remit.protocol.jobs import Jobs
@@ -151,14 +151,13 @@ class Brokering:
         token, outcome, sealed = wire.args
         job = self.jobs.done(session, token)
         if job is not None:
-            self._tell(job, REPLY, (job.question, outcome, sealed))
+            client: Any = job.client
+            send(self._post, client, job.question, (outcome, sealed))
 
     def _tell(self, job: Job, name: str, args: tuple[Any, ...]) -> None:
         client: Any = job.client
-        try:
+        with contextlib.suppress(EmitError):  # The client has ended: nobody waits.
             self._post(client, name, args)
-        except EmitError:
-            return  # The client has ended: nobody waits.
 
     # -- what time and death say -------------------------------------------------------------------------------
 
@@ -170,9 +169,12 @@ class Brokering:
 
     def _bury(self, session: Session) -> None:
         for job in self.jobs.worker_lost(session):
-            error = DeadLetter("remit.errors.DeadLetter", f"{job.attempt} workers died of {job.name!r}")
             client: Any = job.client
-            send(self._post, client, job.question, told(client.codec, error, "dead"))
+            kind, why = (
+                f"{DeadLetter.__module__}.{DeadLetter.__qualname__}",
+                f"{job.attempt} workers died of {job.name!r}",
+            )
+            send(self._post, client, job.question, ("dead", seal(client.codec, "", (kind, why, ""), {})))
 
     def _tell_the_late(self, now: float) -> None:
         for job in self.jobs.late(now):
@@ -185,6 +187,10 @@ class Brokering:
             session: Any = worker.key
             try:
                 self._post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body, worker.term))
+            except FrameTooLarge as error:
+                self.jobs.done(session, job.token)
+                client: Any = job.client
+                send(self._post, client, job.question, told(client.codec, error))
             except EmitError:
                 self.workers.end(session)
                 self._bury(session)

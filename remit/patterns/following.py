@@ -9,7 +9,9 @@ from typing import Any, Final
 import msgspec
 
 from remit.codec import Codec, Wire
+from remit.listeners import check_listener
 from remit.patterns.envelope import unseal
+from remit.protocol.subscriptions import check_terms
 from remit.typed import converter
 
 __all__ = ["Following", "OnGap", "Subscription"]
@@ -31,6 +33,10 @@ class Subscription:
         *,
         pass_event: bool,
     ) -> None:
+        check_listener(pattern, listener)
+        check_terms(*options[:3])
+        if on_gap is not None and not callable(on_gap):
+            raise TypeError(f"on_gap is called with a number, but {on_gap!r} cannot be")
         self.id = next(_numbers)
         self.pattern = pattern
         self.missed = 0
@@ -57,16 +63,16 @@ class Subscription:
         """Note how it is ended."""
         self._stop = stop
 
-    def heard(self, number: int, wire: Wire) -> None:
-        """Tell of a gap before this publication, then give it to the listener. Raises what the two raise."""
+    def heard(self, number: int, wire: Wire) -> Any:
+        """Tell of a gap before this publication, then give it to the listener, and return what that does.
+
+        Raises what the two raise.
+        """
         missing, self._last = number - self._last - 1, number
         if missing > 0:
             self.missed += missing
             self._gap(missing)
-        if self._pass_event:
-            self._listener(wire.event())
-        else:
-            self._listener(*wire.args, **wire.kwargs)
+        return self._listener(wire.event()) if self._pass_event else self._listener(*wire.args, **wire.kwargs)
 
     def renewed(self) -> None:
         """The server began anew: nobody knows what was published meanwhile."""
@@ -98,12 +104,11 @@ class Following:
         """Follow no more; False if it was not followed."""
         return self._subscriptions.pop(subscription.id, None) is not None
 
-    def published(self, codec: Codec, wire: Wire) -> None:
-        """Take a publication. Raises CodecError, msgspec.ValidationError, and what the listener raises."""
+    def published(self, codec: Codec, wire: Wire) -> Any:
+        """Take a publication; return what its listener does. Raises CodecError, msgspec.ValidationError, and so on."""
         identifier, number, sealed = msgspec.convert(wire.args, tuple[int, int, bytes])
         subscription = self._subscriptions.get(identifier)
-        if subscription is not None:
-            subscription.heard(number, unseal(codec, sealed))
+        return None if subscription is None else subscription.heard(number, unseal(codec, sealed))
 
     def unsubscribed(self, wire: Wire) -> None:
         """The server has ended a subscription. Raises msgspec.ValidationError."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
-from remit.codec import Codec
+from remit.codec import Codec, find_codec, shortened
 from remit.endpoint import Clock
-from remit.listeners import NAMES_CACHED, RESERVED, matcher
-from remit.patterns.envelope import seal
-from remit.protocol.outbox import BATCH_EVENTS
+from remit.errors import FrameTooLarge
+from remit.listeners import NAMES_CACHED, check_listener, check_name, matcher
+from remit.patterns.envelope import seal, unseal
+from remit.protocol.outbox import BATCH_EVENTS, HEAD_BYTES
 from remit.protocol.session import Session
-from remit.protocol.subscriptions import POLICIES, Subscription
+from remit.protocol.subscriptions import Subscription, check_terms
 
 __all__ = ["PUBLISHED", "SUBSCRIBE", "UNSUBSCRIBE", "UNSUBSCRIBED", "Publishing"]
 
@@ -28,6 +29,14 @@ UNSUBSCRIBED: Final = "remit.unsubscribed"
 """An event to a subscriber whose subscription was ended by the server: subscription, why."""
 
 
+KEPT: Final = find_codec("msgpack")
+"""How last values are kept: it loses least of them."""
+
+
+NO_BOUND: Final = 1 << 62
+"""Bytes where nothing bounds a publication."""
+
+
 class Publishing:
     """The subscriptions of one server. ``writable`` is called with a session for which something waits."""
 
@@ -36,7 +45,8 @@ class Publishing:
         self._clock = clock
         self._subscribers: dict[Session, dict[int, Subscription]] = {}
         self._followers: dict[str, tuple[tuple[Session, Subscription], ...]] = {}
-        self._kept: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+        self._kept: dict[str, dict[Codec, bytes]] = {}
+        """The last values, sealed when they were published: what the publisher changes later is not what is kept."""
         self._ended: dict[Session, list[Subscription]] = {}
         """Subscriptions that were ended from here, of which their clients have yet to be told."""
         self.lock = threading.Lock()
@@ -63,11 +73,11 @@ class Publishing:
         max_lag: float | None,
         last: bool,
     ) -> None:
-        """Service: begin a subscription, and with ``last`` send what was kept. Raises ValueError."""
-        if when_full not in POLICIES:
-            raise ValueError(f"when_full of a subscription is one of {', '.join(POLICIES)}, not {when_full!r}")
-        if not pattern or queue < 1:
-            raise ValueError("a subscription has a pattern, and a queue of at least 1")
+        """Service: begin a subscription, and with ``last`` send what was kept. Raises TypeError, ValueError."""
+        check_terms(queue, when_full, max_lag)
+        check_listener(pattern, self.subscribe)
+        if not isinstance(identifier, int):
+            raise TypeError(f"a subscription's number is not {identifier!r}")
         subscription = Subscription(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
         session.outbox.source = functools.partial(self._refill, session)
         with self.lock:
@@ -77,9 +87,9 @@ class Publishing:
             self._followers = {}
             if last:
                 now = self._clock()
-                for name, (args, kwargs) in self._kept.items():
+                for name, kept in self._kept.items():
                     if subscription.matches(name):
-                        subscription.offer(seal(session.codec, name, args, kwargs), now)
+                        subscription.offer(_sealed_for(session.codec, kept), now)
                 self._writable(session)
 
     def unsubscribe(self, session: Session, identifier: int) -> None:
@@ -94,22 +104,24 @@ class Publishing:
             if self._subscribers.pop(session, None) is not None:
                 self._followers = {}
 
-    def publish(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool) -> int:
-        """Queue a publication for all who follow; return how many do. Raises CodecError, ValueError."""
-        if name.startswith(RESERVED):
-            raise ValueError(f"{name!r} is Remit's own: give your events names that do not begin with {RESERVED!r}")
-        sealed: dict[Codec, bytes] = {}
+    def publish(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool, largest: int = NO_BOUND
+    ) -> int:
+        """Queue a publication for all who follow; return how many do.
+
+        Raises CodecError, ValueError, and FrameTooLarge for one that needs more than ``largest`` bytes.
+        """
+        check_name(name)
         with self.lock:
             now = self._clock()
-            if keep:
-                self._kept[name] = args, kwargs
-            self.published += 1
             followers = self._following(name)
+            codecs = {session.codec for session, _ in followers} | ({KEPT} if keep else set())
+            sealed = {codec: _sealed_within(codec, largest, name, args, kwargs) for codec in codecs}
+            if keep:
+                self._kept[name] = sealed
+            self.published += 1
             for session, subscription in followers:
-                data = sealed.get(session.codec)
-                if data is None:
-                    data = sealed[session.codec] = seal(session.codec, name, args, kwargs)
-                subscription.offer(data, now)
+                subscription.offer(sealed[session.codec], now)
                 if subscription.ended:
                     self._end(session, subscription)
                 self._writable(session)
@@ -144,8 +156,33 @@ class Publishing:
         with self.lock:
             for subscription in tuple(self._subscribers.get(session, {}).values()):
                 for number, sealed in subscription.take(BATCH_EVENTS, now):
-                    pending.append(encode(PUBLISHED, (subscription.id, number, sealed), {}, {}))
+                    data = encode(PUBLISHED, (subscription.id, number, sealed), {}, {})
+                    if len(data) + HEAD_BYTES > session.outbox.max_frame:
+                        subscription.dropped += 1  # Its client takes smaller frames than we do, and sees the gap.
+                    else:
+                        pending.append(data)
                 if subscription.ended:
                     self._end(session, subscription)
             for subscription in self._ended.pop(session, ()):
                 pending.append(encode(UNSUBSCRIBED, (subscription.id, subscription.ended), {}, {}))
+
+
+def _sealed_within(codec: Codec, largest: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Return a publication, sealed. Raises CodecError, FrameTooLarge."""
+    sealed = seal(codec, name, args, kwargs)
+    if len(sealed) > largest // 2:  # It is worth a closer look.
+        size = len(codec.encode(PUBLISHED, (NO_BOUND, NO_BOUND, sealed), {}, {}))
+        if size > largest:
+            raise FrameTooLarge(
+                f"publication {shortened(name)} has {size} bytes, over {largest} here; send it in parts"
+            )
+    return sealed
+
+
+def _sealed_for(codec: Codec, kept: dict[Codec, bytes]) -> bytes:
+    """Return a last value in the codec of whoever wants it. Raises CodecError."""
+    sealed = kept.get(codec)
+    if sealed is None:
+        wire = unseal(KEPT, kept[KEPT])
+        sealed = kept[codec] = seal(codec, wire.name, wire.args, wire.kwargs)
+    return sealed

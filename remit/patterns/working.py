@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from remit.codec import Wire
+from remit.codec import Wire, find_codec
 from remit.patterns.brokering import BEGUN, DONE, PROGRESSED, READY
 
 __all__ = ["Job", "Speaker", "Working"]
@@ -70,8 +70,10 @@ class Working:
             )
 
     def taken(self, wire: Wire) -> None:
-        """On the link's thread: the broker gives a job."""
-        self._jobs.put(msgspec.convert(wire.args, Job))
+        """On the link's thread: the broker gives a job. Raises msgspec.ValidationError, CodecError: it is none."""
+        job = msgspec.convert(wire.args, Job)
+        find_codec(job.codec)
+        self._jobs.put(job)
 
     def lapsed(self) -> None:
         """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""

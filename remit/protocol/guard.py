@@ -29,6 +29,8 @@ __all__ = ["ClientGuard", "ServerGuard"]
 
 OFFERED: Final = 4
 """Knocks of one peer that may be answered and not yet followed by a sealed frame."""
+PAST: Final = 8
+"""Channels of one peer that are remembered once it has another one."""
 PEERS: Final = 4096
 """Peers that may have knocked and not yet sent a sealed frame."""
 CHANNELS: Final = 65_536
@@ -133,6 +135,8 @@ class ServerGuard:
         self._channels: dict[Peer, Channel] = {}
         self._offered: dict[Peer, dict[bytes, tuple[bytes, Channel]]] = {}
         self._held: dict[Peer, tuple[bytes, bytes]] = {}
+        self._past: dict[Peer, deque[bytes]] = {}
+        """Channels that a peer had before its present one: a knock for one of them comes late."""
 
     def seal(self, peer: Peer, frame: bytes) -> bytes | None:
         """Return what to send for a machine's frame, the same until `sent`; None: there is no channel to this peer."""
@@ -155,7 +159,7 @@ class ServerGuard:
 
     def leave(self, peer: Peer) -> None:
         """A connection has ended."""
-        for each in (self._channels, self._offered, self._held):
+        for each in (self._channels, self._offered, self._held, self._past):
             each.pop(peer, None)
 
     def heard(self, peer: Peer, frame: bytes) -> bytes | None:
@@ -188,20 +192,26 @@ class ServerGuard:
 
     def _begin(self, peer: Peer, channel: Channel) -> None:
         offers = self._offered.pop(peer, {})
-        self.leave(peer)
+        self._held.pop(peer, None)
+        before = self._channels.pop(peer, None)
+        if before is not None:
+            self._past.setdefault(peer, deque(maxlen=PAST)).append(before.id)
         # What was offered later may be what the client is about to use: this one's first frame was late.
         later = list(offers)[list(offers).index(channel.id) + 1 :]
         if later:
             self._offered[peer] = {identifier: offers[identifier] for identifier in later}
         while len(self._channels) >= CHANNELS:
-            del self._channels[next(iter(self._channels))]
+            oldest = next(iter(self._channels))
+            del self._channels[oldest]
+            self._past.pop(oldest, None)
         self._channels[peer] = channel
 
     def _knocked(self, peer: Peer, frame: bytes) -> None:
         nonce = self._secret.heard_knock(frame)
         identifier = nonce[:8]
         channel = self._channels.get(peer)
-        if channel is not None and channel.id == identifier:
+        if (channel is not None and channel.id == identifier) or identifier in self._past.get(peer, ()):
+            # To answer it with another number would make its channel's late frames look forged.
             raise ProtocolError("replayed", "a knock that was answered")
         offers = self._offered.setdefault(peer, {})
         if identifier not in offers:

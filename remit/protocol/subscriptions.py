@@ -6,10 +6,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-__all__ = ["POLICIES", "Subscription"]
+__all__ = ["POLICIES", "Subscription", "check_terms"]
 
 POLICIES: Final = ("drop_oldest", "drop_newest", "unsubscribe")
 """What happens to a subscriber that does not keep up. A publisher never waits for one."""
+
+
+def check_terms(queue: object, when_full: object, max_lag: object) -> None:
+    """Raise TypeError or ValueError for what a subscriber may not ask for: each publication would meet it."""
+    if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
+        raise ValueError(f"the queue of a subscription is a whole number, at least 1, not {queue!r}")
+    if when_full not in POLICIES:
+        raise ValueError(f"when_full of a subscription is one of {', '.join(POLICIES)}, not {when_full!r}")
+    if max_lag is not None and (isinstance(max_lag, bool) or not isinstance(max_lag, int | float) or not max_lag >= 0):
+        raise ValueError(f"max_lag of a subscription is None or a number of seconds, not {max_lag!r}")
 
 
 class Subscription:

@@ -82,9 +82,18 @@ def test_the_transport_of_host_and_port_comes_from_the_first_source(
 
 
 def test_a_project_without_a_remit_table_is_passed_over(project: Path) -> None:
-    (project / "pyproject.toml").write_text('[tool.other]\nurl = "memory://other"')
     (project.parent / "pyproject.toml").write_text('[tool.remit]\nurl = "memory://above"')
-    assert resolve() == Location("memory://above")
+    for without in ('[tool.other]\nurl = "memory://other"', "tool = 5", ""):
+        (project / "pyproject.toml").write_text(without)
+        assert resolve() == Location("memory://above")
+
+
+def test_a_working_directory_that_is_gone_has_no_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert resolve("127.0.0.1:5555").port == 5555
 
 
 def test_of_two_folders_above_the_nearer_one_counts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

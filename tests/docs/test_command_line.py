@@ -29,12 +29,15 @@ def pattern(output: str) -> str:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[typed(block)[0][0][:30] for block in BLOCKS])
 def test_a_console_block_prints_what_it_says(block: str, tmp_path: Path, short_path: Path) -> None:
-    program = short_path / "doorman"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m doorman "$@"\n')
-    program.chmod(0o755)
+    programs = short_path / "bin"
+    programs.mkdir()
+    for name in ("doorman", "remit"):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {name} "$@"\n')
+        program.chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": f"{short_path}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "XDG_RUNTIME_DIR": str(short_path),
     }

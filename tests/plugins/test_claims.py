@@ -103,3 +103,8 @@ def test_only_a_transport_can_be_registered(scheme: str) -> None:
     nothing: Any = object()
     with pytest.raises(TransportBroken, match="no usable bind"):
         register_transport(scheme, nothing)
+
+
+def test_a_scheme_that_is_none_is_not_taken_for_a_blocked_one() -> None:
+    with pytest.raises(TransportNotInstalled, match="no transport for ''"):
+        find_transport("chaos+")

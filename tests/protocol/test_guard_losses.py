@@ -80,3 +80,19 @@ def test_a_channel_that_had_to_make_room_is_opened_again(monkeypatch: pytest.Mon
     assert first.up(frames.ping(1, 0), "first") is None
     assert first.replies() == [frames.who()]
     first.greet("first")
+
+
+def test_a_late_copy_of_an_old_knock_makes_no_late_frame_look_forged() -> None:
+    """Answered anew, it would give the old channel's name to another one, whose tags fit nothing that is on its way."""
+    ends = Ends()
+    ends.greet()
+    knock = next(frame for way, frame in ends.wire if way == "up")
+    late = ends.client.seal(frames.ack(1, 1, 0))
+    assert late is not None
+    for _ in range(3):
+        ends.greet()
+        assert ends.server.heard(PEER, knock) is None
+        assert not ends.server.replies
+        assert ends.server.heard(PEER, late) is None
+        assert all(frame is None for frame in ends.replies())
+    assert ends.server.rejected == {"replayed": 3, "stranger": 3}

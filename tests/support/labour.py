@@ -47,6 +47,14 @@ with Worker(url, capacity=capacity) as worker:
         await asyncio.sleep(0)
         return value
 
+    @worker.on("size")
+    def size(data):
+        return len(data)
+
+    @worker.on("spread")
+    def spread(size):
+        return b"x" * size
+
     @worker.on("divide")
     def divide(a, b):
         return a / b
