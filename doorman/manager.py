@@ -111,7 +111,13 @@ class ProcessManager(Owner):
         """What the journal told of when it was opened, in the order in which it was added."""
         if inheriting is not None and recorder.journal is not None:
             recovery = Recovery(recorder, admission, running, inheriting, over=ending.over, patience=hello_timeout)
-            self.recovered = recovery.run(self, recorder.journal.entries())
+            try:
+                self.recovered = recovery.run(self, recorder.journal.entries())
+            except BaseException:
+                self._closed = True
+                self._give_back()
+                recorder.close()
+                raise
 
     # -- for those who want ------------------------------------------------------------------------------------
 
@@ -219,10 +225,7 @@ class ProcessManager(Owner):
             self.part()
             self.run_here(self.leaving)
         finally:
-            self._launcher.close(BURIAL)
-            self._reception.close()
-            if not self._shares:
-                self.server.close()
+            self._give_back()
             self._ending.give_up()
             self._recorder.close()
             self._streams.close()
@@ -232,6 +235,12 @@ class ProcessManager(Owner):
         self._recorder.leaving()
         self._ending.let_go()
         self.stop()
+
+    def _give_back(self) -> None:
+        self._launcher.close(BURIAL)
+        self._reception.close()
+        if not self._shares:
+            self.server.close()
 
     def _admit(self) -> None:
         if not self._closed:

@@ -242,6 +242,20 @@ def test_a_manager_that_cannot_begin_leaves_it_free(path, tmp_path):
             ProcessManager("memory://here", journal=path)
 
 
+def test_a_manager_that_cannot_go_on_from_it_leaves_all_free(path, short_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise JournalError("No space left on device")
+
+    place = f"unix://{short_path}/m"
+    with monkeypatch.context() as patch:
+        patch.setattr("doorman.journal.recovery.Recovery.run", full)
+        with pytest.raises(JournalError) as failed:
+            ProcessManager(place, journal=path)
+    with ProcessManager(place, journal=path) as manager:
+        assert manager.add_task(Task(pow, 2, 3)).result(DEADLINE) == 8
+    assert failed.traceback, "held until here, and with it all that the first had opened"
+
+
 def test_it_can_be_read_while_a_manager_writes(path):
     with Journal(path) as journal:
         journal.append(added("1"), added("2"), done("1", 7))
