@@ -58,9 +58,14 @@ class Identity:
     """
     pid_inside: int = 0
 
+    @property
+    def here(self) -> bool:
+        """Whether the process is, or was, on this host since its last boot: only then does a number here mean it."""
+        return self.boot_id == boot_id()
+
     def open(self) -> Process:
         """Hold the process that this identity means. Raises IdentityRefused if it is gone or not on this host."""
-        if self.boot_id != boot_id():
+        if not self.here:
             raise IdentityRefused(Refusal.ELSEWHERE, f"attempt {self.attempt} is on another host: ask its agent")
         process = process_of(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
         return still_there(process)

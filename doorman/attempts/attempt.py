@@ -11,7 +11,7 @@ from typing import Any, Final
 from doorman.attempts.parts import Parts
 from doorman.errors import WorkerDied
 from doorman.identity import SECRET_BYTES, Credential
-from doorman.launcher import Exited
+from doorman.launcher import Exited, Reach
 from doorman.process import Process
 from doorman.result import Outcome
 from doorman.states import State
@@ -37,6 +37,8 @@ class Attempt:
     handler: str = field(init=False)
     launched: Process | None = None
     """What the launcher started: the task's process, or a wrapper around it."""
+    reach: Reach = Reach.BELOW
+    """Where the task's process may be, seen from there."""
     own: Process | None = None
     """The task's process where that is not what was launched."""
     hellos: deque[tuple[dict[str, Any], Any]] = field(default_factory=lambda: deque(maxlen=EARLY))

@@ -16,7 +16,6 @@ from doorman.launcher import Event, Exited, Launched, Launcher
 from doorman.output.stream import Streams
 from doorman.policy.admission import Admission
 from doorman.policy.lanes import Entry
-from doorman.process import Process
 from doorman.states import State
 
 __all__ = ["Launching"]
@@ -117,7 +116,7 @@ class Launching:
                 if isinstance(event, Launched):
                     event.process.close()
             elif isinstance(event, Launched):
-                self._launched(attempt, event.process)
+                self._launched(attempt, event)
             elif isinstance(event, Exited):
                 self._ending.exited(attempt, event)
             elif event.back_pressure and attempt.stopping is None:
@@ -125,9 +124,10 @@ class Launching:
             else:
                 self._ending.not_launched(attempt, event.why)
 
-    def _launched(self, attempt: Attempt, process: Process) -> None:
-        self._recorder.launched(attempt, process)
-        self._running.launched(attempt, process, self._patience)
+    def _launched(self, attempt: Attempt, event: Launched) -> None:
+        attempt.reach = event.reach
+        self._recorder.launched(attempt, event.process)
+        self._running.launched(attempt, event.process, self._patience)
         self._reception.admit_early(attempt)
 
     def _put_back(self, attempt: Attempt, why: str) -> None:

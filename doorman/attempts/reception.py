@@ -16,6 +16,7 @@ from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
 from doorman.journal.adoption import Adoption
 from doorman.journal.recorder import Recorder
+from doorman.launcher import Reach
 from doorman.progress import read
 from doorman.result import Outcome
 from doorman.states import State
@@ -88,7 +89,14 @@ class Reception:
     def _prove(self, attempt: Attempt, hello: dict[str, Any], sender: Any) -> None:
         """Believe a hello and let the task begin, or not: then nothing changes for the attempt."""
         try:
-            identity = verify(hello, attempt.credential, attempt.launched, peer_credentials=sender.credentials)
+            identity = verify(
+                hello,
+                attempt.credential,
+                attempt.launched,
+                peer_credentials=sender.credentials,
+                descendant=attempt.reach is Reach.BELOW,
+                elsewhere=attempt.reach is Reach.ANYWHERE,
+            )
             if attempt.sender is not None and attempt.sender.id != sender.id:
                 raise IdentityRefused(Refusal.REPLAYED, "somebody else says what the process has said")
             if attempt.stopping is not None:

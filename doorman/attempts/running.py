@@ -100,7 +100,7 @@ class Running:
 
     def proven(self, attempt: Attempt, identity: Identity) -> None:
         """Go on: the process is the task's, and its code begins. Raises IdentityRefused if it has ended meanwhile."""
-        if attempt.launched is not None and identity.pid != attempt.launched.pid:
+        if attempt.launched is not None and identity.here and identity.pid != attempt.launched.pid:
             attempt.own = identity.open()
         attempt.task.identity = identity
         self.unproven -= 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import NamedTuple, Protocol, TypeAlias
 
 from doorman.process import Process
 
-__all__ = ["Event", "Exited", "LaunchFailed", "Launched", "Launcher", "Order"]
+__all__ = ["Event", "Exited", "LaunchFailed", "Launched", "Launcher", "Order", "Reach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,24 @@ class Order:
     """Where the end of a detached process is written down for the next manager: see `doorman.journal.lastwords`."""
 
 
+class Reach(Enum):
+    """Where the process of a task may be, seen from what was launched for it."""
+
+    BELOW = auto()
+    """It is what was launched, or descends from it."""
+    HOST = auto()
+    """Anywhere on this host: others start it when they are asked to, as with ``docker exec``."""
+    ANYWHERE = auto()
+    """Also on another host, as with ``ssh``: there is nothing but its word and the secret."""
+
+
 class Launched(NamedTuple):
     """A process exists. For a wrapped command it is the wrapper's; the worker's own comes with its hello."""
 
     attempt: str
     process: Process
     """Yours to close, best after `Exited`."""
+    reach: Reach = Reach.BELOW
 
 
 class Exited(NamedTuple):

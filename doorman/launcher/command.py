@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from doorman.errors import LaunchRefused
-from doorman.launcher import Exited, Launched, LaunchFailed, Order
+from doorman.launcher import Exited, Launched, LaunchFailed, Order, Reach
 from doorman.launcher.delivery import interpreter_flags, packed
 from doorman.launcher.reporting import Reporting
 from doorman.process import Process
@@ -32,6 +32,10 @@ class CommandLauncher(Reporting):
     The process reported is the wrapper's; the worker's own is known from its hello. ``inherits`` says whether the
     wrapper hands down descriptors: then the order comes on one whose number is the worker's last argument. Otherwise
     (sudo) it comes on standard input. Either one ends when the manager does.
+
+    reach -- where a worker may be that is believed: below the wrapper; `Reach.HOST` for wrappers that have others of
+    this host start it (docker exec); `Reach.ANYWHERE` for those that reach another host (ssh), whose processes prove no
+    more than that they have the secret, and of which only the wrapper can be signalled
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class CommandLauncher(Reporting):
         prefix: Sequence[str] = (),
         *,
         inherits: bool = True,
+        reach: Reach = Reach.BELOW,
         python: Sequence[str] = (),
         worker: Sequence[str] = ("-m", "doorman.launcher.enter"),
     ) -> None:
         self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
         self._inherits = inherits
+        self._reach = reach
         super().__init__()
         self._workers: dict[int, _Worker] = {}
         self._feeds: dict[int, _Feed] = {}
@@ -67,7 +73,7 @@ class CommandLauncher(Reporting):
         self._epoll.register(worker.feed.descriptor, select.EPOLLOUT)
         # A handle of its own: who closes that must not make this launcher blind.
         process = Process(worker.process.pid, os.dup(worker.process.fileno()))
-        self._tell(Launched(order.attempt, process))
+        self._tell(Launched(order.attempt, process, self._reach))
 
     def _end(self, deadline: float, *, ours: bool) -> None:
         for worker in self._workers.values():

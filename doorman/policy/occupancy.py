@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from doorman.attempts.attempt import Attempt
-from doorman.identity import boot_id
 from doorman.load import SAMPLE, Load, Meter
 
 __all__ = ["Occupancy"]
@@ -67,4 +66,4 @@ class Occupancy:
 def _place(attempt: Attempt) -> tuple[str, str, int | None]:
     """Tell where an attempt's load is to be read: nowhere before its own code runs, or on another host."""
     known = attempt.task.identity
-    return attempt.id, attempt.handler, known.pid if known is not None and known.boot_id == boot_id() else None
+    return attempt.id, attempt.handler, known.pid if known is not None and known.here else None
