@@ -7,27 +7,24 @@ import pickle
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import cloudpickle
-
-from doorman.errors import TaskFailed, TaskNotPicklable
+from doorman.errors import TaskFailed
 from doorman.futures import Driven
 from doorman.result import Outcome
+from doorman.travel import pickled, untransportable
 
 if TYPE_CHECKING:
     from doorman.identity import Identity
     from doorman.owner import Owner
     from doorman.progress import Progress
 
-__all__ = ["Call", "OnCallProgress", "culprit", "pickled"]
+__all__ = ["Call", "OnCallProgress"]
 
 logger = logging.getLogger("doorman")
 
 OnCallProgress: TypeAlias = "Callable[[Call, Progress], object]"
 """Called with a call and how far it has come."""
-
-_MAIN: Final = b"__main__"
 
 
 class Call(Driven):
@@ -42,6 +39,8 @@ class Call(Driven):
     progress: Progress | None = None
     """How far it has come, as it last reported with ``current_task().progress(...)``; None before the first."""
 
+    name = ""
+    """What its function is called."""
     number = 0
     """Names it between the manager and its worker; 0 until it is given to one."""
     data = b""
@@ -58,14 +57,12 @@ class Call(Driven):
 
     def take(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Keep what is to be called; False if it cannot travel, which the future then tells."""
+        self.name = str(getattr(fn, "__name__", type(fn).__name__))
         try:
             self.data = pickled((fn, args, kwargs))
         except Exception as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
             name = getattr(fn, "__qualname__", type(fn).__qualname__)
-            part = culprit(fn, args, kwargs)
-            refusal = TaskNotPicklable(f"a call of {name} cannot travel to a process: {part}: {error}")
-            refusal.__cause__ = error
-            self.set_exception(refusal)
+            self.set_exception(untransportable(f"a call of {name}", error, fn, args, kwargs))
             return False
         return True
 
@@ -123,38 +120,3 @@ class Call(Driven):
 def _unreadable(what: str, error: BaseException) -> TaskFailed:
     told = "".join(traceback.format_exception(error))
     return TaskFailed(f"the call ended, but its {what} cannot be unpickled here:\n{told}")
-
-
-def pickled(thing: Any) -> bytes:
-    """Return anything as bytes: what can be imported elsewhere by name, what is of the main script by value.
-
-    The standard pickle is much faster than cloudpickle, but takes for granted that another process has the same main
-    module. Raises whatever pickling raises.
-    """
-    try:
-        data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # noqa: BLE001 - a lambda, a local class, or what cannot be pickled at all: cloudpickle tells
-        return _by_value(thing)
-    if _MAIN in data:
-        return _by_value(thing)
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    if by_value and any(name.encode() in data for name in by_value):
-        return _by_value(thing)
-    return data
-
-
-def _by_value(thing: Any) -> bytes:
-    data: bytes = cloudpickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
-    return data
-
-
-def culprit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Name the part that cannot be pickled."""
-    parts = [("its callable", fn), *((f"argument {n}", a) for n, a in enumerate(args, 1))]
-    parts += [(f"argument {name}=", value) for name, value in kwargs.items()]
-    for place, part in parts:
-        try:
-            pickled(part)
-        except Exception:  # noqa: BLE001 - as above
-            return f"{place}, a {type(part).__qualname__}"
-    return "its parts together"

@@ -6,13 +6,13 @@ import itertools
 import pickle
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
 from doorman.owner import check_listeners
-from doorman.pools.call import Call, OnCallProgress, pickled
+from doorman.pools.backlog import Backlog
+from doorman.pools.call import Call, OnCallProgress
 from doorman.pools.confinement import for_life
 from doorman.pools.hand import Hand
 from doorman.pools.parcel import Entry, Kind
@@ -21,6 +21,7 @@ from doorman.progress import unpacked
 from doorman.result import Outcome
 from doorman.states import State
 from doorman.task import Task
+from doorman.travel import pickled
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,10 +84,10 @@ class Crew:
         self._limits, self._for_life = limits, for_life(limits)
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
         self._location = pickle.dumps(manager.server.location)
-        self._waiting: deque[Call] = deque()
+        self._waiting = Backlog()
         self._hands: dict[str, Hand] = {}
         self._numbers = itertools.count(1)
-        self._nudged = self._closed = self._refusing = False
+        self._nudged = self._closed = False
         self._stillborn = 0
         manager.server.add_listener("doorman.ready", self._ready, pass_event=True)
         manager.server.add_listener("doorman.results", self._heard)
@@ -105,25 +106,17 @@ class Crew:
             raise ValueError("this crew is closed")
         call = Call(self.manager)
         if call.take(fn, args, kwargs):
-            self._waiting.append(call)
+            self._waiting.add(call)
             self._nudge()
         return call
 
     def cancel_waiting(self) -> int:
         """Cancel the calls that no worker has yet; return how many. Safe from any thread."""
-        cancelled = 0
-        while self._waiting:
-            try:
-                call = self._waiting.popleft()
-            except IndexError:
-                break  # Another thread was faster.
-            cancelled += not call.cancelled() and call.cancel()
-        return cancelled
+        return self._waiting.cancel()
 
     def cancel_rest(self) -> None:
         """Cancel the calls that no worker has yet, and from now on those that workers give back unbegun."""
-        self._refusing = True
-        self.cancel_waiting()
+        self._waiting.close()
 
     @property
     def busy(self) -> bool:
@@ -211,18 +204,11 @@ class Crew:
         for _ in range(min(len(waiting) - starting, self.size - len(self._hands))):
             self._start()
 
-    def _next(self, count: int) -> Iterable[Call]:
-        """Take up to ``count`` calls that nobody has cancelled."""
-        taken: list[Call] = []
-        while self._waiting and len(taken) < count:
-            try:
-                call = self._waiting.popleft()
-            except IndexError:
-                break  # Another thread has just cancelled them all.
-            if call.begin():
-                call.number = call.number or next(self._numbers)
-                taken.append(call)
-        return taken
+    def _next(self, count: int) -> list[Call]:
+        calls = self._waiting.take(count)
+        for call in calls:
+            call.number = call.number or next(self._numbers)
+        return calls
 
     # -- workers -----------------------------------------------------------------------------------------------
 
@@ -271,7 +257,7 @@ class Crew:
                 call.raised(data)
             else:
                 hand.slow()
-                self._put_back([call])
+                self._waiting.put_back([call])
 
     def _note(self, hand: Hand, number: int, kind: int, data: bytes) -> None:
         """Hear what a worker says of itself."""
@@ -298,7 +284,7 @@ class Crew:
         lost = hand.calls.pop(begun, None)
         if lost is not None:
             lost.set_exception(self._death(hand))
-        self._put_back(hand.calls.values())
+        self._waiting.put_back(hand.calls.values())
         if hand.sender is None and not self._closed:
             self._stillborn += 1
             if self._stillborn >= self.size + STILLBORN:
@@ -318,28 +304,13 @@ class Crew:
             return error
         return WorkerDied(task.identity.pid if task.identity else None, task.exit_code, task.signal)
 
-    def _put_back(self, calls: Iterable[Call]) -> None:
-        """Let calls wait again that no worker has begun, before all others."""
-        back = list(calls)
-        for call in back:
-            call.wait_again()
-            if self._refusing:
-                call.cancel()
-        self._waiting.extendleft(reversed(back))
-
     def give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
         """Run nothing more: what waits fails, and so does every later `submit`."""
         failure.__cause__ = cause
         self.failed = failure
-        self._fail_waiting(failure)
+        self._waiting.fail(failure)
 
     def _abandon(self) -> None:
         """The manager is closed: nobody runs anything any more."""
         self._closed = True
-        self._fail_waiting(TaskCancelled("the call waited when its manager was closed"))
-
-    def _fail_waiting(self, error: Exception) -> None:
-        while self._waiting:
-            call = self._waiting.popleft()
-            if call.set_running_or_notify_cancel():
-                call.set_exception(error)
+        self._waiting.fail(TaskCancelled("the call waited when its manager was closed"))

@@ -12,11 +12,11 @@ from typing import Any
 
 from doorman.errors import NotInTask
 from doorman.policy.limits import Limits
-from doorman.pools.call import pickled
 from doorman.pools.confinement import Confinement
 from doorman.pools.parcel import Kind
 from doorman.progress import Progress, Reporter
 from doorman.result import failed
+from doorman.travel import pickled
 
 __all__ = ["Execution", "resident"]
 

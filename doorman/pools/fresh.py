@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from doorman.errors import PoolFailed
-from doorman.pools.call import Call, OnCallProgress, pickled
+from doorman.pools.backlog import Backlog
+from doorman.pools.call import Call, OnCallProgress
 from doorman.task import Task
+from doorman.travel import pickled
 
 if TYPE_CHECKING:
     from doorman.manager import ProcessManager
@@ -37,7 +38,7 @@ class Fresh:
         self.failed: PoolFailed | None = None
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
         self._limits, self._on_progress = limits, on_progress
-        self._waiting: deque[tuple[Call, str]] = deque()
+        self._waiting = Backlog()
         self._running: dict[Task, Call] = {}
         self._nudged = False
 
@@ -47,20 +48,13 @@ class Fresh:
             raise self.failed
         call = Call(self.manager)
         if call.take(fn, args, kwargs):
-            self._waiting.append((call, str(getattr(fn, "__name__", type(fn).__name__))))
+            self._waiting.add(call)
             self._nudge()
         return call
 
     def cancel_waiting(self) -> int:
         """Cancel the calls that have no process yet; return how many. From any thread."""
-        cancelled = 0
-        while self._waiting:
-            try:
-                call, _ = self._waiting.popleft()
-            except IndexError:
-                break  # Another thread was faster.
-            cancelled += not call.cancelled() and call.cancel()
-        return cancelled
+        return self._waiting.cancel()
 
     def cancel_rest(self) -> None:
         """The same, where nothing more is submitted."""
@@ -90,10 +84,7 @@ class Fresh:
         """Run nothing more: what waits fails, and so does every later `submit`."""
         failure.__cause__ = cause
         self.failed = failure
-        while self._waiting:
-            call, _ = self._waiting.popleft()
-            if call.set_running_or_notify_cancel():
-                call.set_exception(failure)
+        self._waiting.fail(failure)
 
     def _nudge(self) -> None:
         if not self._nudged:
@@ -102,24 +93,21 @@ class Fresh:
 
     def _dispatch(self) -> None:
         self._nudged = False
-        while self._waiting and len(self._running) < self.size and not self.manager.closed:
-            try:
-                call, name = self._waiting.popleft()
-            except IndexError:
-                return  # Another thread has just cancelled them all.
-            if call.begin():
-                task = Task(
-                    _run,
-                    self._initializer,
-                    call.data,
-                    name=name,
-                    handler=name,
-                    limits=self._limits,
-                    on_progress=lambda task, progress: self._running[task].came(progress, self._on_progress),
-                )
-                self._running[task] = call
-                self.manager.add_task(task)
-                task.future.add_done_callback(self._ended)
+        if self.manager.closed:
+            return
+        for call in self._waiting.take(self.size - len(self._running)):
+            task = Task(
+                _run,
+                self._initializer,
+                call.data,
+                name=call.name,
+                handler=call.name,
+                limits=self._limits,
+                on_progress=lambda task, progress: self._running[task].came(progress, self._on_progress),
+            )
+            self._running[task] = call
+            self.manager.add_task(task)
+            task.future.add_done_callback(self._ended)
 
     def _ended(self, future: Future[Any]) -> None:
         task = future.task  # type: ignore[attr-defined]

@@ -69,7 +69,7 @@ def test_what_cannot_be_pickled_is_told(manager):
     with Crew(manager, 1) as crew:
         refused = crew.submit(len, threading.Lock()).exception(DEADLINE)
         assert isinstance(refused, TaskNotPicklable)
-        assert "argument 1, a lock" in str(refused)
+        assert "argument 1 <unlocked _thread.lock object" in str(refused)
         with pytest.raises(TypeError, match="returned a lock that cannot be pickled"):
             crew.submit(threading.Lock).result(DEADLINE)
 
