@@ -31,9 +31,11 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure() -> None:
-    """Hear SIGINT, as the processes that tests start are to hear it: a shell's background job ignores it."""
+    """Hand down no signal that is ignored, as under nohup or in a shell's background: tests are about these signals."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # Still nothing to us; what we start does not ignore it.
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

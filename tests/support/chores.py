@@ -24,7 +24,9 @@ def own_inode() -> int:
 def sign_in(path: Path) -> None:
     """Write down who this process is, and when its own code began."""
     began = time.monotonic_ns()
-    path.write_text(f"{os.getpid()} {own_inode()} {began}")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(f"{os.getpid()} {own_inode()} {began}")
+    part.rename(path)
 
 
 def vouch(number: int) -> tuple[int, int, int]:
@@ -42,7 +44,9 @@ def count(child: int, events: int) -> None:
 def stay(path: Path | None = None) -> NoReturn:
     """Say that it is up, then run until it is stopped."""
     if path is not None:
-        path.write_text(f"{os.getpid()}")
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(f"{os.getpid()}")
+        part.rename(path)  # Whoever sees it can read it.
     hear_signals()
 
 

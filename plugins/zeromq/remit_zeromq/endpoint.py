@@ -26,8 +26,6 @@ def endpoint_of(location: Location, *, binding: bool) -> str:
         raise BadLocation(f"{location} names a user, and ZeroMQ knows none: leave out what is before the @")
     if location.scheme == "zmq+tcp":
         return _tcp(location, binding=binding)
-    if "\0" in location.path:
-        raise BadLocation(f"the path of {location} has a zero byte in it")
     return _ipc(location) if location.scheme == "zmq+ipc" else _inproc(location)
 
 
