@@ -24,6 +24,7 @@ BARE = "bare fork, _exit, wait"
 PROGRAM = "subprocess: python -c"
 TARGETS = {"unix": 0.6, "zmq+ipc": 0.35}
 POOL = "ProcessPoolExecutor(max_tasks_per_child=1)"
+FORKING = "multiprocessing.Pool(maxtasksperchild=1)"
 PEERS = {
     "loky": "loky.ProcessPoolExecutor, one for each task",
     "pebble": "pebble.ProcessPool(max_tasks=1)",
@@ -38,7 +39,7 @@ def cases() -> list[Case]:
     return [
         Case(TABLE, BARE, partial(alone, "bare_fork")),
         Case(TABLE, POOL, partial(alone, "executor")),
-        Case(TABLE, "multiprocessing.Pool(maxtasksperchild=1)", partial(alone, "pool")),
+        Case(TABLE, FORKING, partial(alone, "pool")),
         *(Case(TABLE, PEERS[name], partial(alone, name)) for name in PEERS if installed(name)),
         Case(TABLE, PROGRAM, partial(alone, "interpreter")),
         *(
@@ -46,7 +47,12 @@ def cases() -> list[Case]:
                 TABLE,
                 f"doorman {scheme}",
                 partial(alone, "doorman", scheme),
-                ((BARE, TARGETS.get(scheme)), (POOL, 8.0 if scheme == "unix" else None), (PROGRAM, None)),
+                (
+                    (BARE, TARGETS.get(scheme)),
+                    (POOL, 8.0 if scheme == "unix" else None),
+                    (FORKING, 1.5 if scheme == "unix" else None),
+                    (PROGRAM, None),
+                ),
             )
             for scheme in ("unix", "zmq+ipc", "zmq+tcp", "nng+ipc", "redis")
         ),
