@@ -19,6 +19,15 @@ def run(name: str, *args: str) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("crossing_location")
+def test_the_checksums(transport_name, request):
+    """What ``make demo`` runs."""
+    where = request.getfixturevalue("redis_url") if transport_name == "redis" else transport_name
+    told = run("checksums.py", where)
+    assert "processes, proven by " in told
+    assert told.splitlines()[-1].startswith("all ")
+
+
 def test_the_worker_pool(crossing_location):
     assert "200 answers from" in run("worker_pool.py", crossing_location.url)
 

@@ -1,8 +1,8 @@
 """Checksums: hash Python's standard library, one fresh process for each top-level package or module.
 
-Run it with ``make demo``, or over another backend with ``make demo LOCATION=zmq+tcp://127.0.0.1:0``. Each process
-proves who it is before its task begins, tells its progress through Remit, and returns its digests; at the end they are
-compared with those of an independent pass in this process.
+Run it with ``make demo``, or over another backend with ``make demo LOCATION=zmq+tcp``, which may be a whole URL. Each
+process proves who it is before its task begins, tells its progress through Remit, and returns its digests; at the end
+they are compared with those of an independent pass in this process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ Digests = dict[str, tuple[str, int]]
 def main() -> int:
     """Hash everything, show who did it, and check it; return the exit code."""
     location = sys.argv[1] if len(sys.argv) > 1 else None
+    if location and "://" not in location:
+        os.environ["REMIT_TRANSPORT"], location = location, None  # A private location over that transport.
     packages = sorted(packages_of(LIBRARY))
     with ProcessManager(location) as manager:
         manager.add_rule(Rule(processes=TOGETHER, minimum_processor_load=50, maximum_processor_load=100))
