@@ -1,4 +1,4 @@
-"""Reuse: a crew of proven workers that serve many calls one after the other, each call a future."""
+"""Crew: proven workers of a manager that serve many calls one after the other, each call a future."""
 
 from __future__ import annotations
 
