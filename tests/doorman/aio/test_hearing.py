@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from typing import Any
 
 from chores import obey
@@ -23,9 +22,15 @@ def test_output_and_progress_are_told_on_the_loop(run, place):
 
         async with ProcessManager(place, on_output=hear_line) as manager:
             lines: asyncio.Queue[str] = asyncio.Queue()
-            task = Task(speak_and_wait, on_output=lambda task, stream, line: lines.put_nowait(line))
+            reports: asyncio.Queue[float] = asyncio.Queue()
+            task = Task(
+                speak_and_wait,
+                on_output=lambda task, stream, line: lines.put_nowait(line),
+                on_progress=lambda task, progress: reports.put_nowait(progress.done),
+            )
             manager.add_task(task)
             assert await lines.get() == "up"
+            assert await reports.get() == 1
             assert not task.done()
             task.cancel()
             await manager.run()
@@ -37,7 +42,6 @@ def test_output_and_progress_are_told_on_the_loop(run, place):
 
 def speak_and_wait() -> None:
     current_task().progress(1)
-    time.sleep(0.1)
     print("up")
     signal.pause()
 
