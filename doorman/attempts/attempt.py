@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -95,14 +97,19 @@ class Attempt:
         The end of a wrapper would be the end of the task's grace. What was stopped is continued, so that it can end.
         """
         for number in (signal.SIGTERM, signal.SIGCONT):
-            if self.own is None or not self.own.signal(number):
+            if self.own is None or not _allowed(self.own.signal, number):
                 self.signal(number)
 
     def signal(self, number: int) -> None:
         """Signal the whole group of what was launched, and the task's process; through pidfds alone."""
         for process in (self.launched, self.own):
-            if process is not None and not process.signal_group(number):
-                process.signal(number)
+            if process is not None and not _allowed(process.signal_group, number):
+                _allowed(process.signal, number)
+
+    def end_own(self) -> None:
+        """Kill the task's process where that is not what was launched, which has ended."""
+        if self.own is not None and not _allowed(self.own.signal_group, signal.SIGKILL):
+            _allowed(self.own.signal, signal.SIGKILL)
 
     def close(self) -> None:
         """Let go of the processes, and make every later hello late."""
@@ -110,3 +117,10 @@ class Attempt:
         for process in (self.launched, self.own):
             if process is not None:
                 process.close()
+
+
+def _allowed(send: Callable[[int], bool], number: int) -> bool:
+    """Send a signal; False if it reached nobody, or if what others started for us is another user's."""
+    with contextlib.suppress(PermissionError):
+        return send(number)
+    return False

@@ -98,8 +98,8 @@ class Ending:
         attempt.exited = event
         task = attempt.task
         task.exit_code, task.signal, task.max_rss = event.exit_code, event.signal, event.max_rss
-        if attempt.own is not None and not task.detach and not attempt.own.signal_group(signal.SIGKILL):
-            attempt.own.signal(signal.SIGKILL)  # A wrapper's end is the attempt's, and nothing of it goes on.
+        if not task.detach:
+            attempt.end_own()  # A wrapper's end is the attempt's, and nothing of it goes on.
         unexpected = attempt.outcome is None and attempt.stopping is None and not task.argv
         if (unexpected and task.state is State.RUNNING) or self._recorder.awaits_end(attempt):
             self._running.expect(Due.LAST_WORDS, attempt, LAST_WORDS)

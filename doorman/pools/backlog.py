@@ -37,15 +37,16 @@ class Backlog:
         back = list(calls)
         for call in back:
             call.wait_again()
-            if self._closed:
-                call.cancel()
         self._calls.extendleft(reversed(back))
+        if self._closed:
+            self.cancel()
 
     def cancel(self) -> int:
         """Cancel what waits; return how many were not cancelled before."""
         cancelled = 0
         while (call := self._next()) is not None:
             cancelled += not call.cancelled() and call.cancel()
+            call.begin()  # It cannot; but those who wait for several futures are told only now.
         return cancelled
 
     def close(self) -> None:

@@ -153,7 +153,7 @@ class Crew:
         if self._closed:
             return
         self._closed = True
-        self.cancel_waiting()
+        self._waiting.close()
         for hand in tuple(self._hands.values()):
             if (hand.calls or not hand.dismiss()) and hand.task is not None:
                 hand.task.stop()

@@ -95,7 +95,8 @@ class Fresh:
         self._nudged = False
         if self.manager.closed:
             return
-        for call in self._waiting.take(self.size - len(self._running)):
+        while len(self._running) < self.size and (taken := self._waiting.take(1)):
+            call = taken[0]
             task = Task(
                 _run,
                 self._initializer,
@@ -106,7 +107,12 @@ class Fresh:
                 on_progress=lambda task, progress: self._running[task].came(progress, self._on_progress),
             )
             self._running[task] = call
-            self.manager.add_task(task)
+            try:
+                self.manager.add_task(task)
+            except BaseException as error:
+                del self._running[task]
+                call.set_exception(error)
+                raise
             task.future.add_done_callback(self._ended)
 
     def _ended(self, future: Future[Any]) -> None:

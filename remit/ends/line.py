@@ -83,8 +83,10 @@ class Line:
         if self.gate.waiting:
             self.gate.opened()
         self._telling = threading.get_ident()
-        self.inbound.take_in(self.machine, self.asking, time.monotonic())
-        self._telling = 0
+        try:
+            self.inbound.take_in(self.machine, self.asking, time.monotonic())
+        finally:
+            self._telling = 0
         return drained
 
     def sleep(self, seconds: float) -> None:

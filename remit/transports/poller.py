@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from typing import Final, Protocol
 
@@ -42,12 +43,14 @@ class Poller:
     def watch(self, waker: Wakeable | None) -> None:
         """Watch a waker as well, if there is one, until `unwatch`."""
         if waker is not None:
-            self._poll.register(waker.fileno(), select.POLLIN)
+            with contextlib.suppress(FileExistsError):  # Ctrl-C may have come between the last two of these.
+                self._poll.register(waker.fileno(), select.POLLIN)
 
     def unwatch(self, waker: Wakeable | None) -> None:
         """Watch it no more."""
         if waker is not None:
-            self._poll.unregister(waker.fileno())
+            with contextlib.suppress(FileNotFoundError, KeyError):
+                self._poll.unregister(waker.fileno())
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         """Return the descriptors for which something can be done, and what, waiting up to ``timeout`` seconds."""

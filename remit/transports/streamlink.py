@@ -58,8 +58,8 @@ class StreamLink(OwnedLink):
         """Return after ``timeout`` seconds, or when anything moves, or when ``waker`` is readable."""
         self._check()
         deadline = time.monotonic() + max(0.0, min(timeout, LONGEST_WAIT))
-        self._poller.watch(waker)
         try:
+            self._poller.watch(waker)
             while not self._arrivals:
                 left = deadline - time.monotonic()
                 if self._turn(max(0.0, left)) or left <= 0:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,23 @@ def test_a_worker_that_was_idle_for_long_sleeps_and_looks_after_its_calls_again(
             tick_until(manager, lambda behind=behind: not any(call.running() for call in behind))
             release.touch()
             assert held.result(DEADLINE)
+
+
+def test_a_crew_that_is_left_early_begins_nothing_more_and_settles_every_call(manager, tmp_path):
+    """Also calls that the worker has in hand, which come back when it is stopped."""
+    with Crew(manager, 1) as crew:
+        for number in range(50):
+            crew.submit(answer, number).result(DEADLINE)
+        held = crew.submit(hold, tmp_path / "up", tmp_path / "release")
+        rest = [crew.submit(answer, number) for number in range(20)]
+        tick_until(manager, (tmp_path / "up").exists)
+        [worker] = crew.workers
+    tick_until(manager, lambda: held.done() and all(call.done() for call in rest))
+    assert isinstance(held.exception(0), TaskCancelled)
+    assert all(call.cancelled() for call in rest)
+    assert futures.wait(rest, 0).not_done == set(), "whoever waits by the standard library is told"
+    assert worker.pid == held.worker.pid
+    assert not manager.busy, "nobody is started for calls that nobody wants"
 
 
 def test_a_call_that_waits_can_be_cancelled_and_one_that_runs_cannot(manager, tmp_path):

@@ -64,8 +64,8 @@ class NngLink(OwnedLink):
         if -1 in self._full.values():
             timeout = min(timeout, FULL_WAIT)
         timeout = max(0.0, min(timeout, self._due - time.monotonic()))
-        self._poller.watch(waker)
         try:
+            self._poller.watch(waker)
             told = self._turn(timeout)
         finally:
             self._poller.unwatch(waker)
