@@ -7,37 +7,46 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's own builds enums of the old mask: ten times the time.
 import os
-from collections.abc import Iterable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from doorman import prctl
 from doorman.launcher import Order, wire
+from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.leaving import ExitHooks, Leaving
 from doorman.launcher.warmup import Entry
 
-__all__ = ["become"]
+__all__ = ["Parent", "become"]
 
 
-def become(
-    entry: Entry, order: Order, standard: list[int | None], *, parent: int, inherited: Iterable[int], hooks: ExitHooks
-) -> NoReturn:
-    """Turn this fork of ``parent`` into a worker, run ``entry`` with its order, and end the process.
+class Parent(NamedTuple):
+    """The zygote, as its child finds it: what the child came with and must not keep."""
 
-    ``standard`` is what becomes standard output and error, ``inherited`` what is the parent's alone.
+    pid: int
+    descriptors: list[int]
+    group: ControlGroup
+    hooks: ExitHooks
+
+
+def become(entry: Entry, order: Order, standard: list[int | None], parent: Parent) -> NoReturn:
+    """Turn this fork of a zygote into a worker, run ``entry`` with its order, and end the process.
+
+    ``standard`` is what becomes standard output and error.
     """
     with Leaving() as leaving:
         _separate(parent, detach=order.detach)
         _take_place(order, standard)
-        wire.close_all(inherited)
-        hooks.start_afresh()
+        wire.close_all(parent.descriptors)
+        parent.hooks.start_afresh()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         leaving.code = entry(order)
     raise AssertionError("a process that has left")
 
 
-def _separate(parent: int, *, detach: bool) -> None:
+def _separate(parent: Parent, *, detach: bool) -> None:
     """Lead a group, end with the zygote, and keep the orphans of this task apart from those of others."""
-    if not detach and not prctl.die_with_parent(parent):
+    if detach:
+        parent.group.leave()
+    elif not prctl.die_with_parent(parent.pid):
         os._exit(1)
     os.setpgid(0, 0)
     prctl.adopt_orphans()

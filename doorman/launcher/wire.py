@@ -21,6 +21,7 @@ __all__ = [
     "Fork",
     "Forked",
     "Kill",
+    "Over",
     "Ready",
     "Start",
     "WireError",
@@ -71,6 +72,10 @@ class Kill(_Message):
     attempt: str
 
 
+class Over(_Message):
+    """To the zygote, the last: end, and leave your control group to the launcher, which waits."""
+
+
 class Ready(_Message):
     """From the zygote: everything is imported."""
 
@@ -113,7 +118,7 @@ class Complaint(_Message):
     why: str
 
 
-Message: TypeAlias = Start | Fork | Kill | Ready | Broken | Forked | Failed | Ended | Complaint
+Message: TypeAlias = Start | Fork | Kill | Over | Ready | Broken | Forked | Failed | Ended | Complaint
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode

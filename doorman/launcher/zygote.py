@@ -15,6 +15,7 @@ from pathlib import Path
 
 from doorman.errors import LaunchRefused, PreloadFailed
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order, wire
+from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.delivery import interpreter_flags
 from doorman.launcher.reporting import Reporting
 from doorman.process import Process
@@ -22,7 +23,7 @@ from doorman.process import Process
 __all__ = ["ZygoteLauncher"]
 
 BURIAL = 2.0
-"""Seconds that `ZygoteLauncher.close` waits for a zygote that it has killed."""
+"""Seconds that `ZygoteLauncher.close` waits for what it has killed."""
 _MOST_FAILED_STARTS = 3  # zygotes in a row that ended before they were ready
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = (
@@ -101,9 +102,10 @@ class ZygoteLauncher(Reporting):
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
         self._zygote, self._dying = None, []
         for zygote in zygotes:
-            zygote.channel.close()
+            zygote.part(ours=ours)
         for zygote in zygotes:
             zygote.end(deadline, ours=ours)
+        ControlGroup.clear(time.monotonic() + BURIAL)
 
     def _ask(self, order: Order) -> None:
         try:
@@ -176,8 +178,9 @@ class _Zygote:
                 start_new_session=True,  # The terminal's Ctrl-C is for the manager to handle.
             )
         self.process = Process.open(self._popen.pid)
+        self._group = ControlGroup.make()
         with Process.open(os.getpid()) as manager:
-            wire.send(self.channel, start, [manager.fileno()])
+            wire.send(self.channel, start, [manager.fileno(), *self._group.descriptors])
         self.channel.setblocking(False)
 
     def ask(self, order: Order) -> None:
@@ -214,19 +217,33 @@ class _Zygote:
         for attempt, process in self._running.items():
             if attempt not in self._detached:
                 process.signal_group(signal.SIGKILL)
+        self._group.kill()  # Also those that nobody else knows of any more.
         failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._asked]
         ended = [Exited(attempt, None, None) for attempt in self._running]
         self._asked, self._running = {}, {}
         return [*failed, *ended]
 
+    def part(self, *, ours: bool) -> None:
+        """Have it end as soon as it has no children; we wait for it if it has no detached ones."""
+        with contextlib.suppress(OSError):
+            if ours and not self._stays():
+                wire.send(self.channel, wire.Over())
+        self.channel.close()
+
     def end(self, deadline: float, *, ours: bool) -> None:
         """Wait for the zygote until ``deadline``, kill it after that; not if detached children need it."""
-        if not ours or self._detached or any(self._asked.values()):
+        if not ours or self._stays():
             self._popen.returncode = 0  # Not to be waited for by us.
         elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(BURIAL)
+            self._group.kill()
+            self._group.remove()
+        self._group.close()
         self.process.close()
+
+    def _stays(self) -> bool:
+        return bool(self._detached) or any(self._asked.values())
 
     def _forked(self, message: wire.Forked, descriptors: list[int]) -> Event:
         detach = self._asked.pop(message.attempt, False)

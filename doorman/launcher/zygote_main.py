@@ -13,12 +13,13 @@ import signal
 import socket
 import traceback
 from collections import deque
-from typing import NamedTuple
 
 from doorman import prctl
 from doorman.journal import lastwords
 from doorman.launcher import Exited, Order, warmup, wire
-from doorman.launcher.child import become
+from doorman.launcher.cgroup import ControlGroup
+from doorman.launcher.child import Parent, become
+from doorman.launcher.children import Child, own_children
 from doorman.launcher.leaving import ExitHooks
 from doorman.process import pidfd_inode
 
@@ -29,15 +30,6 @@ PATIENCE = 5.0
 """Seconds that the zygote waits for what it killed when its manager ended."""
 _REQUESTS_AT_ONCE = 16
 _OUT_OF_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-_SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
-
-
-class _Child(NamedTuple):
-    attempt: str | None  # None: an orphan of a task that has ended
-    pid: int
-    pidfd: int
-    detach: bool
-    record: str | None = None
 
 
 def main(descriptor: int) -> None:
@@ -45,7 +37,7 @@ def main(descriptor: int) -> None:
     warmup.keep_standard_descriptors()
     channel = socket.socket(fileno=descriptor)
     start, descriptors = wire.receive(channel)
-    if not isinstance(start, wire.Start) or len(descriptors) != 1:
+    if not isinstance(start, wire.Start) or not descriptors:
         raise SystemExit("this program is started by doorman.launcher.zygote and by nothing else")
     warmup.default_signals()
     try:
@@ -54,28 +46,35 @@ def main(descriptor: int) -> None:
         wire.send(channel, wire.Broken(traceback.format_exc()[-wire.INLINE :]))
         raise SystemExit(1) from error
     prctl.adopt_orphans()
+    manager, group = descriptors[0], _joined(descriptors[1:])
     hooks = ExitHooks()
     warmup.settle()
     # Who ends this process is its manager. Blocked, not ignored: what reaches a child too early waits for it.
     signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
-    _Zygote(channel, descriptors[0], entry, hooks).run()
+    zygote = _Zygote(channel, manager, group, entry, hooks)
+    zygote.run()
     hooks.run()
+    zygote.dissolve()
     os._exit(0)
 
 
 class _Zygote:
-    def __init__(self, channel: socket.socket, manager: int, entry: warmup.Entry, hooks: ExitHooks) -> None:
+    def __init__(
+        self, channel: socket.socket, manager: int, group: ControlGroup, entry: warmup.Entry, hooks: ExitHooks
+    ) -> None:
         channel.setblocking(False)
         self._channel = channel
         self._manager = manager
+        self._group = group
         self._entry = entry
         self._hooks = hooks
         self._pid = os.getpid()
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, Child] = {}
         self._pids: set[int] = set()
         self._unsent: deque[tuple[wire.Message, int | None]] = deque()
         self._orphans_due = False
         self._serving = True
+        self._parted = False
         self._epoll = select.epoll()
         self._epoll.register(channel, select.EPOLLIN)
         self._epoll.register(manager, select.EPOLLIN)
@@ -89,6 +88,14 @@ class _Zygote:
             for descriptor, _ in ready:
                 self._handle(descriptor)
             self._sweep()
+
+    def dissolve(self) -> None:
+        """Remove the control group, unless its manager does: that costs a zygote 15 ms, since it is in there."""
+        if not self._parted:
+            with contextlib.suppress(OSError):
+                self._group.leave()
+                self._group.kill()
+                self._group.remove()
 
     def _handle(self, descriptor: int) -> None:
         """Four cases: a child ended; the manager did; the manager takes messages again; it has sent some."""
@@ -122,10 +129,12 @@ class _Zygote:
     def _obey(self, message: wire.Message, descriptors: list[int]) -> None:
         if isinstance(message, wire.Fork):
             self._fork(message, descriptors)
+        elif isinstance(message, wire.Over):
+            self._parted = True
         elif isinstance(message, wire.Kill):
             for child in self._children.values():
                 if child.attempt == message.attempt:
-                    _kill(child)
+                    child.kill()
         else:
             self._say(wire.Complaint(f"a zygote has no answer to {type(message).__name__}"))
         wire.close_all(descriptors)
@@ -143,8 +152,9 @@ class _Zygote:
             self._say(wire.Failed(request.attempt, str(error), False))
         else:
             if pid == 0:
-                own = [self._channel.detach(), self._manager, self._epoll.fileno(), *self._children, *descriptors]
-                become(self._entry, order, standard, parent=self._pid, inherited=own, hooks=self._hooks)
+                own = [self._channel.detach(), self._manager, self._epoll.fileno(), *self._children]
+                parent = Parent(self._pid, [*own, *self._group.descriptors, *descriptors], self._group, self._hooks)
+                become(self._entry, order, standard, parent)
             self._hold(order, pid)
 
     def _hold(self, order: Order, pid: int) -> None:
@@ -160,13 +170,13 @@ class _Zygote:
             os.waitpid(pid, 0)
             self._say(wire.Failed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
             return
-        self._children[pidfd] = _Child(order.attempt, pid, pidfd, order.detach, order.record)
+        self._children[pidfd] = Child(order.attempt, pid, pidfd, order.detach, order.record)
         self._pids.add(pid)
         self._say(wire.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
 
-    def _bury(self, child: _Child) -> None:
+    def _bury(self, child: Child) -> None:
         """Reap a child, and before that, while its zombie still pins the number, what is left of its group."""
-        _kill(child)
+        child.kill()
         # By number, since waitid() tells no resource usage: only this line reaps it, so it is there.
         _, status, usage = os.wait4(child.pid, 0)
         self._epoll.unregister(child.pidfd)
@@ -187,11 +197,11 @@ class _Zygote:
         if not self._orphans_due:
             return
         self._orphans_due = False
-        for pid in _own_children() - self._pids:
+        for pid in own_children() - self._pids:
             os.kill(pid, signal.SIGKILL)
             pidfd = os.pidfd_open(pid)
             self._epoll.register(pidfd, select.EPOLLIN)
-            self._children[pidfd] = _Child(None, pid, pidfd, detach=False)
+            self._children[pidfd] = Child(None, pid, pidfd, detach=False)
             self._pids.add(pid)
 
     def _end_service(self) -> None:
@@ -204,7 +214,7 @@ class _Zygote:
             self._drop()
         for child in self._children.values():
             if not child.detach:
-                _kill(child)
+                child.kill()
 
     def _detached(self) -> bool:
         return any(child.detach for child in self._children.values())
@@ -240,30 +250,19 @@ class _Zygote:
         return True
 
 
+def _joined(descriptors: list[int]) -> ControlGroup:
+    """Return the control group that the manager made for this process, which is in it now, if it may be."""
+    group = ControlGroup(*descriptors)
+    try:
+        group.join()
+    except OSError:
+        group.close()
+    return group
+
+
 def _unpacked(request: wire.Fork, descriptors: list[int]) -> tuple[Order, list[int | None]]:
     """Return the order, and what is to be its standard output and error. Raises OSError, wire.WireError."""
     carried = iter(descriptors)
     data = wire.read_all(next(carried)) if request.order is None else request.order
     standard = [next(carried) if given else None for given in (request.stdout, request.stderr)]
     return wire.decode_order(data), standard
-
-
-def _kill(child: _Child) -> None:
-    """Kill a child and its group. Its number is safe even where the kernel knows no other way: it is not reaped."""
-    try:
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL, None, _SIGNAL_PROCESS_GROUP)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-        # An orphan leads no group; a program may be another user's by now.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
-
-def _own_children() -> set[int]:
-    try:
-        with open("/proc/thread-self/children", "rb", buffering=0) as file:  # noqa: PTH123 - once per child
-            return {int(pid) for pid in (file.read(1 << 20) or b"").split()}
-    except FileNotFoundError:  # A kernel built without it.
-        return set()

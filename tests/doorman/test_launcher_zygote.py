@@ -29,6 +29,7 @@ from waiting import wait_until
 
 from doorman.errors import LaunchRefused, PreloadFailed
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
+from doorman.launcher.cgroup import ControlGroup
 from doorman.process import Process
 
 
@@ -102,8 +103,9 @@ def test_preload_that_starts_a_thread_is_refused(tmp_path):
         launcher.wait_ready(DEADLINE)
 
 
-def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path):
-    """But for a descendant that left their group: without the zygote nobody knows of it, and only that one is left."""
+def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path, monkeypatch):
+    """Without a control group, but for a descendant that left their process group: nobody knows of it any more."""
+    monkeypatch.setattr(ControlGroup, "make", ControlGroup)
     with zygote_of() as launcher, fifo(tmp_path / "held") as reader:
         launcher.launch(order("a", "family", path=str(tmp_path / "held"), leave=False))
         with launched(launcher) as process, Process.open(launcher.pid) as zygote:

@@ -126,6 +126,17 @@ def family(order: Order, path: str, leave: bool = False) -> None:
         signal.pause()
 
 
+def run_away(order: Order, path: str) -> None:
+    """Have a child fork, leave, and end, over and over: none stays long enough to be found."""
+    holder = os.open(path, os.O_WRONLY)
+    os.write(holder, b"!")
+    if not os.fork():
+        while not os.fork():
+            os.setsid()
+        os._exit(0)
+    signal.pause()
+
+
 def say_hello(order: Order, path: str, held: str) -> None:
     Path(path).write_text(json.dumps(hello(Credential(order.attempt, order.secret, "task"))))
     os.write(os.open(held, os.O_WRONLY), b"!")
