@@ -159,7 +159,7 @@ class _Bound:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._server.tick()
-            self._owner.advance()
+            self._owner.advance(self._server.caught_up)
             self._server.wait(LOOK)
 
 

@@ -143,6 +143,11 @@ class Server(Opened):
         """
         self._way_back.emit_to(peer, name, args, kwargs)
 
+    @property
+    def caught_up(self) -> float:
+        """The moment, on the monotonic clock, until which everything that came has been received. Raises LinkClosed."""
+        return (self._endpoint or self._reach()).caught_up
+
     def stats(self) -> dict[str, int]:
         """Return counters: what was dispatched, refused, repeated, raised, and how many sessions there are."""
         counters = {
