@@ -201,6 +201,8 @@ class Server(Opened):
         """
         machine = endpoint.machine
         machine.opened.clear()
+        if not machine.closed and not machine.cancelled:
+            return
         waiting = {heard, *(received[0] for received in machine.ready)} if machine.closed else set()
         for session in [each for each in machine.closed if each not in waiting]:
             machine.closed.remove(session)

@@ -139,7 +139,8 @@ class ByThread:
         """
         if self._line.in_callback:
             raise _would_deadlock()
-        self.start()
+        if self._thread is None:
+            self.start()
         if not self._wheel.borrow():
             waiter = Eventually()
             pose(waiter)
