@@ -26,8 +26,8 @@ class ZeroMQLink(OwnedLink):
     """Base of both ends.
 
     ZeroMQ's descriptor is edge-triggered: it tells of news since the socket was last asked, and any call may take the
-    news. So `receive` asks the socket itself unless nothing was called since it was last found empty, and `wait`
-    asks for its events before it blocks, on descriptors only.
+    news. So `receive` and `wait` ask the socket itself unless nothing was called since it was last found empty; then
+    they believe the descriptor.
     """
 
     def __init__(self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes]) -> None:
@@ -56,7 +56,7 @@ class ZeroMQLink(OwnedLink):
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or earlier if something is there to be done."""
         self._check()
-        if self._arrivals or self._pending():
+        if self._arrivals or ((self._full or not self._empty) and self._pending()):
             return
         if self._full:
             timeout = min(timeout, FULL_WAIT)
