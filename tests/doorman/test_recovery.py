@@ -83,6 +83,17 @@ def test_what_has_ended_stays_as_it_ended(path, short_path):
         assert tasks["died"].identity.pid == tasks["died"].exception().pid
 
 
+def test_the_future_of_what_has_ended_tells_how(path, short_path):
+    place = Location(f"unix://{short_path}/m")
+    with ProcessManager(place, journal=path) as manager:
+        manager.add_task(Task(pow, 2, 3, name="returned"))
+        manager.add_task(Task(int, "x", name="raised"))
+        manager.run(DEADLINE)
+    tasks = recovered(path, place)
+    assert tasks["returned"].future.result(0) == 8
+    assert isinstance(tasks["raised"].future.exception(0), ValueError)
+
+
 def task_of(manager: ProcessManager, name: str) -> Task:
     return next(task for task in (*manager.running, *manager.waiting) if task.name == name)
 
