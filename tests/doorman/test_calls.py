@@ -197,6 +197,13 @@ def test_limits_that_no_worker_can_have_are_told(manager):
             make()
 
 
+def test_a_crew_whose_manager_is_closed_takes_no_call(manager):
+    crew = Crew(manager, 1)
+    manager.close()
+    with pytest.raises(ValueError, match="closed"):
+        crew.submit(answer, 1)
+
+
 def test_a_crew_is_closed_where_a_loop_ticks_its_manager(short_path, tmp_path):
     """It does not tick it itself: what waits is cancelled at once, the workers end while the loop goes on."""
 
