@@ -81,7 +81,7 @@ class Launching:
             self._recorder.again(task)
             self._admission.refused(str(error))
             return False
-        except OSError as error:
+        except (OSError, ValueError) as error:  # It cannot be written down, as a wrapper whose words are no text.
             self._ending.fail(task, error)
             return True
         self._admission.drop(task)
@@ -94,7 +94,7 @@ class Launching:
         return not self.full
 
     def _order(self, attempt: Attempt) -> None:
-        """Order a process. Raises LaunchRefused; OSError if the files of its output cannot be opened."""
+        """Order a process. Raises LaunchRefused; OSError for a file of its output, ValueError for the order itself."""
         outputs = self._streams.open(attempt.task, attempt.id)
         try:
             self._launcher.launch(self._orders.written(attempt, outputs, record=self._recorder.place_of(attempt)))
