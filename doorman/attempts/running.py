@@ -19,6 +19,8 @@ __all__ = ["Due", "Running"]
 
 OVER: Final = 1024
 """Attempts that are remembered after their end, so that a process of theirs that turns up late can be told to die."""
+TIDY: Final = 1024
+"""Dues, beside those of the attempts that exist, beyond which those of attempts that have ended are taken out."""
 
 
 class Due(Enum):
@@ -166,6 +168,8 @@ class Running:
         if attempt.task.identity is None:
             self.unproven -= 1
         attempt.close()
+        if len(self._dues) > TIDY + len(Due) * len(self._attempts):
+            self._dues.tidy(lambda due: due[1] in self._attempts)
 
     # -- time --------------------------------------------------------------------------------------------------
 

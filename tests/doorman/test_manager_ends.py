@@ -185,3 +185,9 @@ def linger(result: int) -> int:
 def test_what_runs_on_behind_its_result_ends_when_its_time_is_over(local):
     task = run(local, Task(linger, 7, expires_in=1.0))
     assert (task.state, task.result(), task.signal) == (State.DONE, 7, signal.SIGTERM)
+
+
+def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
+    monkeypatch.setattr("doorman.attempts.running.TIDY", 8)
+    run(local, *(Task(pow, 2, 3, expires_in=1000.0) for _ in range(20)))
+    assert len(local._running._dues) <= 8
