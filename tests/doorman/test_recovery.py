@@ -187,6 +187,22 @@ def test_tasks_of_two_managers_have_ids_of_their_own(path, short_path):
     assert [finished.id for finished in Journal.read(path)] == ["1", "2", "3"]
 
 
+def test_what_a_task_comes_after_is_not_forgotten_before_it_has_ended(path, short_path):
+    place = Location(f"unix://{short_path}/m")
+    with Journal(path, keep=0) as journal, ProcessManager(place, journal=journal) as manager:
+        first = manager.add_task(Task(pow, 2, 1, name="first"))
+        held = manager.add_task(Task(pow, 2, 2, name="held", can_run=lambda: False))
+        manager.add_task(Task(pow, 2, 3, name="last", after=[first, held]))
+        first.result(DEADLINE)
+    with Journal(path, keep=0) as journal, ProcessManager(place, journal=journal) as manager:
+        tasks = {task.name: task for task in manager.recovered}
+        assert tasks["last"].after == (tasks["first"], tasks["held"])
+        assert "it comes after 'held'" in manager.why(tasks["last"])
+        manager.run(DEADLINE)
+    with Journal(path, keep=0) as journal:
+        assert journal.entries() == ()
+
+
 def test_a_task_in_the_policy_of_another_is_the_recovered_one(path, monkeypatch):
     from doorman.journal import recorder
 
