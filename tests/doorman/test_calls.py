@@ -91,6 +91,20 @@ def test_a_listener_of_progress_that_raises_stops_nothing(manager, caplog):
     assert "not my day" in caplog.text
 
 
+def return_twice():
+    if (child := os.fork()) == 0:
+        return "the fork"
+    os.waitpid(child, 0)
+    return "the worker"
+
+
+def test_a_fork_of_a_worker_answers_no_call(manager):
+    with Crew(manager, 1) as crew:
+        for _ in range(3):
+            assert crew.submit(return_twice).result(DEADLINE) == "the worker"
+            assert crew.submit(answer, 1).result(DEADLINE)[0] == 2
+
+
 def test_a_fork_of_a_worker_has_no_progress(manager):
     def fork():
         reader, writer = os.pipe()
