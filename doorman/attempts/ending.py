@@ -78,9 +78,12 @@ class Ending:
                 attempt.signal(signal.SIGKILL)
             elif due is Due.LAST_WORDS:
                 self.conclude(attempt)
+            elif due is Due.EXPIRY and attempt.outcome is None:
+                self._running.stop(attempt, State.EXPIRED)
             elif due is Due.EXPIRY:
-                # With its result told it has ended as that says, whatever of it still runs.
-                self._running.stop(attempt, State.EXPIRED if attempt.outcome is None else State.FAILED)
+                self._running.linger(attempt)
+            elif due is Due.LINGERED:
+                self._running.stop(attempt, State.FAILED)  # No matter which: it ends as its result says.
             elif due is Due.HELLO and attempt.task.identity is None:
                 self._refused["no hello in time"] += 1
                 if attempt.salt:  # Nobody knows that it is the task's: it is left alone.

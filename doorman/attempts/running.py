@@ -30,6 +30,8 @@ class Due(Enum):
     """It should have proven itself by now."""
     EXPIRY = auto()
     """Its task's own code has run for as long as it may."""
+    LINGERED = auto()
+    """Its time was over when it had told its result, and it has had the grace to end by itself."""
     KILL = auto()
     """It was told to end, and the grace is over."""
     LAST_WORDS = auto()
@@ -155,6 +157,10 @@ class Running:
         else:
             attempt.signal(signal.SIGKILL)
         self.expect(Due.KILL, attempt, self._grace)
+
+    def linger(self, attempt: Attempt) -> None:
+        """Let it end by itself, though its time is over: its result is here. It has the grace for that."""
+        self.expect(Due.LINGERED, attempt, self._grace)
 
     def forget(self, attempt: Attempt) -> None:
         """End: let go of its processes; every later hello is late."""

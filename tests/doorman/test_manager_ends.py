@@ -182,9 +182,10 @@ def linger(result: int) -> int:
     return result
 
 
-def test_what_runs_on_behind_its_result_ends_when_its_time_is_over(local):
-    task = run(local, Task(linger, 7, expires_in=1.0))
-    assert (task.state, task.result(), task.signal) == (State.DONE, 7, signal.SIGTERM)
+def test_what_runs_on_behind_its_result_ends_when_its_time_and_the_grace_are_over(short_path):
+    with ProcessManager(f"unix://{short_path}/m", grace=0.2) as manager:
+        task = run(manager, Task(linger, 7, expires_in=1.0))
+        assert (task.state, task.result(), task.signal) == (State.DONE, 7, signal.SIGTERM)
 
 
 def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
