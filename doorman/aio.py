@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable
+from itertools import chain
 from typing import Any, Final, Protocol
 
 from doorman.keeper import LONG
@@ -54,7 +55,8 @@ class LoopDriver:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._idle: set[asyncio.Future[None]] = set()
-        self._awaited: dict[asyncio.Future[None], Life] = {}
+        self._awaited: dict[Life, set[asyncio.Future[None]]] = {}
+        """Those who wait for each task that was ever waited for and has not ended."""
         self._later: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._kicked = self._over = False
@@ -98,12 +100,15 @@ class LoopDriver:
     async def ended(self, task: Life) -> None:
         """Return when a task has ended. Raises what a tick raised."""
         ended = self._promise()
-        self._awaited[ended] = task
-        task.when_ended(lambda _: self._tell_end(ended))
+        known = task in self._awaited
+        waits = self._awaited.setdefault(task, set())
+        waits.add(ended)
+        if not known:  # Once for each task: a wait that times out may be one of a million.
+            task.when_ended(self._tell_end)
         try:
             await ended
         finally:
-            del self._awaited[ended]
+            waits.discard(ended)
 
     async def leave(self) -> BaseException | None:
         """Stop what runs, drop what waits, and end; return what a tick raised. Obeys a cancellation afterwards."""
@@ -137,7 +142,11 @@ class LoopDriver:
         if self._error is None and not self._over:
             for each in reversed(self._owners):  # Who is led first: it knows what outlives it.
                 each.part()
-            await self.run(self._owner.leaving)
+            try:
+                await self.run(self._owner.leaving)
+            except BaseException:  # What a tick raised is told by `leave`; what runs is stopped all the same.
+                if self._error is None:
+                    raise
         for task in self._later:
             task.cancel()
         self.end()
@@ -167,7 +176,7 @@ class LoopDriver:
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
-        for future in (*self._idle, *self._awaited):
+        for future in chain(self._idle, *self._awaited.values()):
             if not future.done():
                 future.set_exception(error)
 
@@ -178,12 +187,16 @@ class LoopDriver:
             raise self._error
         return self._loop.create_future()
 
-    def _tell_end(self, ended: asyncio.Future[None]) -> None:
+    def _tell_end(self, task: Life) -> None:
         """Callback: a task has ended; in another thread where its manager closes."""
         if threading.get_ident() == self._loop_thread:
-            _keep(ended)
+            self._keep_all(task)
         else:
-            self._loop.call_soon_threadsafe(_keep, ended)
+            self._loop.call_soon_threadsafe(self._keep_all, task)
+
+    def _keep_all(self, task: Life) -> None:
+        for ended in self._awaited.pop(task, ()):
+            _keep(ended)
 
     def _await_listeners(self) -> None:
         """Begin what async listeners of the manager's server returned."""

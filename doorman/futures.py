@@ -176,9 +176,12 @@ def wait(tasks: Iterable[Awaited], timeout: float | None = None, return_when: st
         raise ValueError(f"return_when is FIRST_COMPLETED, FIRST_EXCEPTION or ALL_COMPLETED, not {return_when!r}")
     gathering = _Gathering(tasks)
     deadline = None if timeout is None else time.monotonic() + timeout
-    while gathering.left and not (gathering.any_ended and _enough(gathering, return_when)):
-        if gathering.next(deadline) is None:
-            break
+    try:
+        while gathering.left and not (gathering.any_ended and _enough(gathering, return_when)):
+            if gathering.next(deadline) is None:
+                break
+    finally:
+        gathering.leave()
     done = {each for future, each in gathering.given.items() if future.done()}
     return Waited(done, set(gathering.given.values()) - done)
 
@@ -212,13 +215,24 @@ class _Gathering:
     def yielded(self, deadline: float | None) -> Iterator[Any]:
         """Yield each as it ends, and keep none that was yielded. Raises TimeoutError."""
         total = self.left
-        while self.left:
-            future = self.next(deadline)
-            if future is None:
-                raise TimeoutError(f"{self.left} (of {total}) futures unfinished")
-            each = [self.given.pop(future)]
-            del future
-            yield each.pop()
+        try:
+            while self.left:
+                future = self.next(deadline)
+                if future is None:
+                    raise TimeoutError(f"{self.left} (of {total}) futures unfinished")
+                each = [self.given.pop(future)]
+                del future
+                yield each.pop()
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Be told of no other end: who waits again and again would be told of each so many times."""
+        for future in self.given:
+            with future._condition:
+                callbacks: list[Any] = future._done_callbacks  # type: ignore[attr-defined]  # no other way out
+                if not future.done() and self._ended.put in callbacks:  # Else another thread may be calling them.
+                    callbacks.remove(self._ended.put)
 
     def _next(self, deadline: float | None) -> Future[Any] | None:
         while True:

@@ -150,7 +150,7 @@ class GroupManager(Owner):
             self.failed = tuple(task for task in self._current if task.state in _FAILURES)
         if self.failed:
             self._cancel_rest(self.failed[0])
-        if not self._groups:
+        if self.failed or not self._groups:
             return False
         self._current = self._groups.popleft()
         self._begin(self._current)
@@ -176,9 +176,9 @@ class GroupManager(Owner):
     def _cancel_rest(self, failed: Task) -> None:
         """End the tasks of all groups that have not begun."""
         why = f"task {failed.name!r} of a group before it {_PAST[failed.state]}; resume() lets later groups run"
-        for task in self.waiting:
+        groups, self._groups = self._groups, deque()  # Who hears of an end may add another group.
+        for task in (task for group in groups for task in group):
             _cancel(task, f"task {task.name!r} was not started: {why}", failed.exception(0))
-        self._groups.clear()
 
 
 _PAST: Final = {State.FAILED: "failed", State.EXPIRED: "expired", State.LOST: "was lost"}

@@ -50,6 +50,8 @@ class Life:
         """Its `future`, once somebody has asked for it."""
         self._owner: Keeper | None = None
         self._watchers: list[Callable[[Any], object]] = []
+        self._killed = False
+        """Whether `stop` has ended it for good."""
         self._started: float | None = None
         self._ended: float | None = None
         self._value: Any = None
@@ -94,9 +96,10 @@ class Life:
         return self._owner is not None and self._owner.cancel(self)
 
     def stop(self, *, kill: bool = False) -> bool:
-        """Like `cancel`; with ``kill`` a proven process gets SIGKILL at once, and the task fails with WorkerDied."""
+        """Like `cancel`; with ``kill`` a proven process gets SIGKILL, and the task fails for good: WorkerDied."""
         if kill and self.identity is not None and not self.done():
             with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
+                self._killed = True
                 return process.signal_group(signal.SIGKILL)
         return self.cancel()
 
@@ -132,6 +135,7 @@ class Life:
 
         Returns how the task ends, which may be otherwise than its attempt; or at last the seconds until its next try.
         """
+        wanted = wanted and not self._killed
         ran = None if self.identity is None else self.duration
         try:
             now = time.monotonic()

@@ -80,6 +80,10 @@ class Ending:
                 self.conclude(attempt)
             elif due is Due.EXPIRY and attempt.outcome is None:
                 self._running.stop(attempt, State.EXPIRED)
+            elif due is Due.EXPIRY:
+                self._running.linger(attempt)
+            elif due is Due.LINGERED:
+                self._running.stop(attempt, State.FAILED)  # No matter which: it ends as its result says.
             elif due is Due.HELLO and attempt.task.identity is None:
                 self._refused["no hello in time"] += 1
                 if attempt.salt:  # Nobody knows that it is the task's: it is left alone.

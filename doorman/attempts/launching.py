@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections import deque
 from typing import Final
 
@@ -22,6 +24,10 @@ __all__ = ["Launching"]
 
 AT_ONCE: Final = 64
 """Processes that may be on their way from launch to proof: more only make each other wait."""
+DESCRIPTORS: Final = 5
+"""Descriptors that a process may take up here until it has proven itself: two pidfds, two pipes and its connection."""
+SPARE: Final = 16
+"""Descriptors that are left to whatever else opens one."""
 
 
 class Launching:
@@ -72,6 +78,9 @@ class Launching:
 
     def _start(self, entry: Entry) -> bool:
         """Ask for a process; False if no other is to be asked for just now."""
+        if not _descriptors_left((self._running.unproven + 1) * DESCRIPTORS + SPARE):
+            self._admission.refused("few descriptors are left to this process: see `ulimit -n`")
+            return False
         task = entry.task
         attempt = Attempt(task, entry.call, task.attempt + 1, entry.turn)
         self._recorder.started(attempt)
@@ -81,7 +90,7 @@ class Launching:
             self._recorder.again(task)
             self._admission.refused(str(error))
             return False
-        except OSError as error:
+        except (OSError, ValueError) as error:  # It cannot be written down, as a wrapper whose words are no text.
             self._ending.fail(task, error)
             return True
         self._admission.drop(task)
@@ -94,7 +103,7 @@ class Launching:
         return not self.full
 
     def _order(self, attempt: Attempt) -> None:
-        """Order a process. Raises LaunchRefused; OSError if the files of its output cannot be opened."""
+        """Order a process. Raises LaunchRefused; OSError for a file of its output, ValueError for the order itself."""
         outputs = self._streams.open(attempt.task, attempt.id)
         try:
             self._launcher.launch(self._orders.written(attempt, outputs, record=self._recorder.place_of(attempt)))
@@ -139,3 +148,14 @@ class Launching:
         task.attempt -= 1
         self._recorder.again(task)
         self._admission.put_back(attempt, f"no process can be started now: {why}")
+
+
+def _descriptors_left(count: int) -> bool:
+    """Tell whether so many more can be opened, as far as the lowest free one tells: without one no proof is heard."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        lowest = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    os.close(lowest)
+    return most == resource.RLIM_INFINITY or lowest + count <= most

@@ -28,7 +28,7 @@ class Orders:
         work = Work(
             self._location,
             task.id,
-            task.name,
+            task.name.encode(errors="backslashreplace").decode(),  # A file's name need not be text.
             attempt.number,
             attempt.call,
             task.wrapper,

@@ -19,6 +19,8 @@ __all__ = ["Due", "Running"]
 
 OVER: Final = 1024
 """Attempts that are remembered after their end, so that a process of theirs that turns up late can be told to die."""
+TIDY: Final = 1024
+"""Dues, beside those of the attempts that exist, beyond which those of attempts that have ended are taken out."""
 
 
 class Due(Enum):
@@ -28,6 +30,8 @@ class Due(Enum):
     """It should have proven itself by now."""
     EXPIRY = auto()
     """Its task's own code has run for as long as it may."""
+    LINGERED = auto()
+    """Its time was over when it had told its result, and it has had the grace to end by itself."""
     KILL = auto()
     """It was told to end, and the grace is over."""
     LAST_WORDS = auto()
@@ -154,6 +158,10 @@ class Running:
             attempt.signal(signal.SIGKILL)
         self.expect(Due.KILL, attempt, self._grace)
 
+    def linger(self, attempt: Attempt) -> None:
+        """Let it end by itself, though its time is over: its result is here. It has the grace for that."""
+        self.expect(Due.LINGERED, attempt, self._grace)
+
     def forget(self, attempt: Attempt) -> None:
         """End: let go of its processes; every later hello is late."""
         self.remember(attempt.credential)
@@ -166,6 +174,8 @@ class Running:
         if attempt.task.identity is None:
             self.unproven -= 1
         attempt.close()
+        if len(self._dues) > TIDY + len(Due) * len(self._attempts):
+            self._dues.tidy(lambda due: due[1] in self._attempts)
 
     # -- time --------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -48,8 +47,8 @@ def main(given: argparse.Namespace) -> int:
         while work.tick():
             progress.show(work.counts)
             opened.wait(progress.patience)
-            if outputs.broken and not opened.ending:
-                opened.interrupt(signal.SIGPIPE)
+            if outputs.broken:
+                opened.unread()
     if given.table != "none" and (table := work.rows.table(failed_only=given.table == "failed")):
         print(table, file=sys.stderr)
     progress.say(work.summary)

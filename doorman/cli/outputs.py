@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 from doorman.cli.scratch import Scratch
 from doorman.task import Task
@@ -32,7 +31,7 @@ class Outputs:
         self._held: dict[int, tuple[Path, Path] | None] = {}
         self._next = 1
         self.broken = False
-        """Whether nobody reads standard output any more."""
+        """Whether nobody reads standard output, or standard error, any more."""
 
     def ended(self, number: int, task: Task | None) -> None:
         """Print what the ``number``-th task wrote, or hold it until its turn has come; None: it never ran."""
@@ -57,21 +56,22 @@ class Outputs:
             return
         written = [path for path in files if _size(path)]
         if written and not self.broken:
-            with self._aside(), self._noticing():
+            with self._aside():
                 for path in written:
-                    _copy(path, sys.stdout.buffer if path is files[0] else sys.stderr.buffer)
+                    self._copy(path, sys.stdout if path is files[0] else sys.stderr)
         if self._ours:
             for path in files:
                 path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _noticing(self) -> Iterator[None]:
+    def _copy(self, path: Path, to: TextIO) -> None:
         try:
-            yield
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, to.buffer)
+            to.buffer.flush()
         except BrokenPipeError:
             self.broken = True
             # What is left in the buffer would fail once more while the interpreter ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
 
 
 def _size(path: Path) -> int:
@@ -79,9 +79,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _copy(path: Path, to: BinaryIO) -> None:
-    with path.open("rb") as file:
-        shutil.copyfileobj(file, to)
-    to.flush()

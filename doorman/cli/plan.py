@@ -75,17 +75,10 @@ class Plan(msgspec.Struct, kw_only=True):
 def plan_of(file: str | None) -> Plan:
     """Read a file, or the first that is here. Raises BadCommandLine, which tells where and what is wrong."""
     path = Path(file) if file is not None else _first_here()
+    read = _document(path) if path.suffix == ".toml" else _text(path)
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise BadCommandLine(f"cannot read {path}: {reason}; name a Procfile or a TOML file") from error
-    try:
-        if path.suffix == ".toml":
-            programs = read_table(_table(tomllib.loads(text), path.name))
-        else:
-            programs = read_procfile(text)
-    except (BadCommandLine, tomllib.TOMLDecodeError) as error:
+        programs = read_procfile(read) if isinstance(read, str) else read_table(_table(read, path.name))
+    except BadCommandLine as error:
         raise BadCommandLine(f"{path}: {error}") from error
     return Plan(folder=path.absolute().parent, programs=programs)
 
@@ -129,6 +122,8 @@ def _checked(programs: dict[str, Program]) -> dict[str, Program]:
             raise BadCommandLine(f"{name!r} cannot name a process: use letters, digits, '_', '-' and '.'")
         if program.restart not in RESTARTS:
             raise BadCommandLine(f"[{name}]: restart is {' or '.join(map(repr, RESTARTS))}, not {program.restart!r}")
+        if program.expires is not None and not program.expires > 0:
+            raise BadCommandLine(f"[{name}]: expires = {program.expires!r} is not a number of seconds above 0")
         if program.processes < 1:
             raise BadCommandLine(f"[{name}]: processes = {program.processes} is too little")
         try:
@@ -152,17 +147,38 @@ def _words(command: str) -> list[str]:
 def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if name != PROJECT_FILE:
         return document
-    tool = document.get("tool", {}).get("doorman")
+    tool = _own(document)
     if tool is None:
         raise BadCommandLine("it has no [tool.doorman]: write there a table for each process, as [tool.doorman.web]")
     return tool if isinstance(tool, dict) else {}
+
+
+def _own(document: Mapping[str, Any]) -> Any:
+    """Return what a project's file says to Doorman; None if nothing."""
+    tool = document.get("tool")
+    return tool.get("doorman") if isinstance(tool, dict) else None
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise BadCommandLine(f"{path}: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadCommandLine(f"cannot read {path}: {reason}; name a Procfile or a TOML file") from error
 
 
 def _first_here() -> Path:
     own, project, procfile = map(Path, (OWN_FILE, PROJECT_FILE, PROCFILE))
     if own.exists():
         return own
-    if project.exists() and "doorman" in tomllib.loads(project.read_text()).get("tool", {}):
+    if project.exists() and _own(_document(project)) is not None:
         return project
     if procfile.exists():
         return procfile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -26,10 +27,10 @@ def main(given: argparse.Namespace) -> int:
     if not given.command:
         raise BadCommandLine("no command is given: write it behind '--', as in: doorman run -- make test")
     policy: dict[str, Any] = {"name": given.name} if given.name else {}
-    if given.log_path is not None:
-        policy["on_output"] = _pass_on
-    task = Task.command(given.command, expires_in=given.expires, retries=given.retries, cwd=given.cwd, **policy)
     with session(given, "run", log_path=given.log_path, stdin=_own_input()) as opened:
+        if given.log_path is not None:
+            policy["on_output"] = functools.partial(_pass_on, opened)
+        task = Task.command(given.command, expires_in=given.expires, retries=given.retries, cwd=given.cwd, **policy)
         opened.manager.add_task(task)
         _run(opened, task, verbose=given.verbose)
     return exit_code(task)
@@ -56,9 +57,15 @@ def _own_input() -> int | None:
     return None if in_background else 0
 
 
-def _pass_on(task: Task, stream: str, line: str) -> None:
-    """Print a line that goes into a file as well."""
-    print(line, file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
+def _pass_on(opened: Session, task: Task, stream: str, line: str) -> None:
+    """Print a line that goes into a file as well; once nobody reads that, end as without the file."""
+    file = sys.stdout if stream == "stdout" else sys.stderr
+    try:
+        print(line, file=file, flush=True)
+    except BrokenPipeError:
+        # What is left in the buffer would fail once more while the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        opened.unread()
 
 
 def _run(opened: Session, task: Task, *, verbose: bool) -> None:

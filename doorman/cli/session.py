@@ -48,6 +48,11 @@ class Session:
         self.signal = self.signal or signal.SIGTERM
         self.wake()
 
+    def unread(self) -> None:
+        """End, since nobody reads what it writes; to be told so again, of the other stream, is no second signal."""
+        if not self.ending:
+            self.interrupt(signal.SIGPIPE)
+
     def wake(self) -> None:
         """Make `wait` return. Safe from any thread, and in a signal handler."""
         self.manager.server.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -62,7 +61,7 @@ class _Crew:
         self._folder = plan.folder if cwd is None else Path(cwd)
         self._ending = False
         names = {name: _names(name, program) for name, program in plan.programs.items()}
-        self._printer = Prefixed([*chain(*names.values())], lambda: opened.interrupt(signal.SIGPIPE))
+        self._printer = Prefixed([*chain(*names.values())], opened.unread)
         self._left = [
             self._manager.add_task(self._seat(name, group, plan.programs[group]))
             for group in names

@@ -202,7 +202,9 @@ class Journal:
             fresh.replace(self.path)
             _sync_folder(self.path.parent)
         except OSError as error:
-            raise JournalError(f"cannot write {self.path} anew: {error.strerror}") from error
+            # What is written from now on might be in a file that is never read.
+            self._broken = JournalError(f"cannot write {self.path} anew: {error.strerror}; the manager has to end")
+            raise self._broken from error
         self._rotate_at = 2 * self._size + ROTATE
         return entries
 
@@ -214,7 +216,8 @@ class Journal:
             if isinstance(record, Opened):
                 self.location = record.location
         entries = folded(records)
-        ended = [task for task, entry in entries.items() if entry.ended]
+        awaited = {first for entry in entries.values() if not entry.ended for first in entry.added.after}
+        ended = [task for task, entry in entries.items() if entry.ended and task not in awaited]
         for task in ended[: max(0, len(ended) - self._keep)]:
             del entries[task]
         return entries

@@ -90,7 +90,8 @@ class Recorder:
             task.id = f"{number}"
         self._ids.add(task.id)
         command = tuple(_plain(word) for word in task.argv)
-        self._write(Added(task.id, _plain(task.name), command, _pickled_policy(task), call))
+        after = tuple(first.id for first in task.after)
+        self._write(Added(task.id, _plain(task.name), command, _pickled_policy(task), call, after))
 
     def started(self, attempt: Attempt) -> None:
         """A process is about to be asked for."""

@@ -59,6 +59,8 @@ class Added(_Record):
     """The pickled policy, part by part."""
     call: bytes
     """The pickled callable with its arguments; empty for a command."""
+    after: tuple[str, ...] = ()
+    """The tasks that have to be done before it, which are not forgotten while it has not ended."""
 
 
 class Started(_Record):

@@ -161,10 +161,19 @@ class Recalled(Task):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""
+        self._open()
+        return super().exception(timeout)
+
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+        self._open()
+        return super().outcome
+
+    def _open(self) -> None:
         finished, self._finished = self._finished, None
         if finished is not None:  # Not before somebody asks: to unpickle a result runs code.
             self._value, self._error = finished.opened()
-        return super().exception(timeout)
 
 
 def _recalled(*_: Any) -> None:

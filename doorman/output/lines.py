@@ -34,7 +34,7 @@ class Lines:
         if last and begun:
             lines.append(begun)
             begun = ""
-        while len(begun) >= LONGEST:
+        while len(begun) > LONGEST:
             lines.append(begun[:LONGEST])
             begun = begun[LONGEST:]
         self._begun = begun

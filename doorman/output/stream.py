@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -82,18 +83,20 @@ class Streams:
     def open(self, task: Task, attempt: str) -> Outputs:
         """Return what is to be a process's output: pipes, files, or the manager's own.
 
-        Raises LaunchRefused if there is no descriptor left for a pipe, OSError for a file that cannot be opened.
+        Raises LaunchRefused if there is no descriptor left for them, OSError for a file that cannot be opened.
         """
-        files = self._logs.open(task.name, attempt)
-        if not self.wanted(task):
-            return files
-        try:
-            pipes, theirs = _opened(task)
-        except OSError as error:
-            files.close()
-            if error.errno in _NO_ROOM:
-                raise LaunchRefused(f"no descriptor is left for the task's output: {error}") from error
-            raise
+        with contextlib.ExitStack() as undone:
+            try:
+                files = self._logs.open(task.name, attempt)
+                undone.callback(files.close)
+                pipes, theirs = _opened(task) if self.wanted(task) else (None, files)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise LaunchRefused(f"no descriptor is left for the task's output: {error}") from error
+                raise
+            undone.pop_all()
+        if pipes is None:
+            return theirs
         for pipe, file in zip(pipes, files, strict=True):
             pipe.copy = None if file is None else _Copy(file, whole=self._logs.shared)
             self._watch(pipe)

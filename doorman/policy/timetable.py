@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Timetable(Generic[T]):
-    """Things in the order in which they come due. Nothing is taken out early: whoever is told looks if it counts."""
+    """Things in the order in which they come due. What counts no more is there until then, or until `tidy`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -24,6 +24,14 @@ class Timetable(Generic[T]):
         """Let something come due in so many seconds."""
         self._serial += 1
         heapq.heappush(self._entries, (self._clock() + seconds, self._serial, what))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def tidy(self, counts: Callable[[T], bool]) -> None:
+        """Take out what does not count any more."""
+        self._entries = [entry for entry in self._entries if counts(entry[2])]
+        heapq.heapify(self._entries)
 
     def due(self) -> Iterator[T]:
         """Yield what has come due since the last call."""

@@ -98,12 +98,12 @@ class Crew:
         """Call ``fn(*args, **kwargs)`` in a worker; return the future of its result. Safe from any thread.
 
         The future raises what the function raised, with `TaskFailed`, which holds the worker's traceback, as its cause;
-        TaskNotPicklable if the call cannot travel. Raises PoolFailed, ValueError after `close`.
+        TaskNotPicklable if the call cannot travel. Raises PoolFailed; ValueError after `close`, or the manager's.
         """
         if self.failed is not None:
             raise self.failed
-        if self._closed:
-            raise ValueError("this crew is closed")
+        if self._closed or self.manager.closed:
+            raise ValueError("this crew is closed, or its manager is")
         call = Call(self.manager)
         if call.take(fn, args, kwargs):
             self._waiting.add(call)

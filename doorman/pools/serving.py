@@ -272,6 +272,8 @@ class _Serving:
                 time.sleep(LOOK_AGAIN)
 
     def _forked(self) -> None:
-        """In a fork of a call's: the lock may be held by the watch, which is not here."""
+        """In a fork of a call's: it is not the worker, and the watch, which may hold the lock, is not here."""
+        self._credential.forget()
+        self._page = None  # Shared with the worker, which has results there that nobody has heard of.
         self._lock = threading.RLock()
         self._execution.forked()

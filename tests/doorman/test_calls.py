@@ -91,6 +91,20 @@ def test_a_listener_of_progress_that_raises_stops_nothing(manager, caplog):
     assert "not my day" in caplog.text
 
 
+def return_twice():
+    if (child := os.fork()) == 0:
+        return "the fork"
+    os.waitpid(child, 0)
+    return "the worker"
+
+
+def test_a_fork_of_a_worker_answers_no_call(manager):
+    with Crew(manager, 1) as crew:
+        for _ in range(3):
+            assert crew.submit(return_twice).result(DEADLINE) == "the worker"
+            assert crew.submit(answer, 1).result(DEADLINE)[0] == 2
+
+
 def test_a_fork_of_a_worker_has_no_progress(manager):
     def fork():
         reader, writer = os.pipe()
@@ -195,6 +209,13 @@ def test_limits_that_no_worker_can_have_are_told(manager):
     for make in (lambda: Crew(manager, 1, limits=5), lambda: ProcessExecutor(1, limits=5)):
         with pytest.raises(TypeError, match="limits is a Limits"):
             make()
+
+
+def test_a_crew_whose_manager_is_closed_takes_no_call(manager):
+    crew = Crew(manager, 1)
+    manager.close()
+    with pytest.raises(ValueError, match="closed"):
+        crew.submit(answer, 1)
 
 
 def test_a_crew_is_closed_where_a_loop_ticks_its_manager(short_path, tmp_path):

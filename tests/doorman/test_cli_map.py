@@ -178,6 +178,23 @@ def test_who_reads_no_more_ends_it() -> None:
         assert process.wait(DEADLINE) == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("words", [("echo", "{}"), ("--dry-run", "echo", "{}"), ("sh", "-c", "echo {} >&2; exit 1")])
+def test_who_reads_neither_output_nor_errors_sees_no_traceback(words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*DOORMAN, "map", *words, ":::", *"abc"]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=writing, timeout=DEADLINE, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_closed_output_and_errors_are_none() -> None:
+    words = ("sh", "-c", '"$@" >&- 2>&- <&-; echo $?', "sh", *DOORMAN, "map", "echo", ":::", "a")
+    assert subprocess.run(words, capture_output=True, timeout=DEADLINE, check=True).stdout == b"0\n"
+
+
 def test_a_load_holds_back_but_never_all() -> None:
     done = doorman("map", "-j", "4", "--max-load", "1", "true", ":::", *"abc")
     assert (done.returncode, [row[1] for row in rows(done.stderr)]) == (0, ["done"] * 3)

@@ -99,6 +99,7 @@ def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
         ({"web": {"command": "x", "period": 0}}, "seconds is above 0"),
         ({"web": {"command": "x", "intensity": -1}}, "restarts is a number of restarts, not -1"),
         ({"web": {"command": "x", "backoff": -1}}, "backoff's first is a number that is not negative"),
+        ({"web": {"command": "x", "expires": 0}}, r"expires = 0\.0 is not a number of seconds above 0"),
         ({"web": {"command": []}}, "it is empty"),
         ({"a b": {"command": "x"}}, "'a b' cannot name a process"),
         ({}, "it names no process"),

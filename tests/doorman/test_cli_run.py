@@ -123,6 +123,21 @@ def test_help_is_there(command: str) -> None:
     assert done.stdout.startswith(f"usage: doorman {command}")
 
 
+def test_who_reads_no_more_ends_what_goes_into_files_too(tmp_path: Path) -> None:
+    with started(
+        "run", "--log-path", str(tmp_path), "--", "sh", "-c", "echo a; read x; echo b; exec sleep 1000"
+    ) as process:
+        assert line_of(process) == "a"
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.wait(DEADLINE) == 128 + signal.SIGTERM
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
 def test_a_command_reads_what_doorman_is_given_to_read() -> None:
     assert doorman("run", "--", "sh", "-c", "read one; echo $one; cat", stdin="a\nb\nc\n").stdout == "a\nb\nc\n"
 

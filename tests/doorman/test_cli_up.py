@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from commands import doorman, ended, line_of, running, started, until_seen
+from commands import DOORMAN, doorman, ended, line_of, running, started, until_seen
 from waiting import DEADLINE
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")
@@ -141,6 +142,18 @@ def test_a_second_signal_waits_for_no_grace(tmp_path: Path) -> None:
         assert "cancelled: SIGKILL" in ended(process)[2]
 
 
+def test_who_reads_neither_output_nor_errors_leaves_them_their_grace(tmp_path: Path) -> None:
+    trap = "echo x; echo y >&2; sleep 0.5; echo well > ended; exit 0"
+    command = f"""["sh", "-c", "trap '{trap}' TERM; echo up; while sleep 0.01; do echo on; done"]"""
+    words = [*DOORMAN, "up", plan(tmp_path, f"[slow]\ncommand = {command}\n")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert line_of(process) == "slow | up"
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(DEADLINE) == 0
+    assert (tmp_path / "ended").read_text() == "well\n"
+
+
 def test_one_of_them_is_stopped_for_good(tmp_path: Path) -> None:
     with started("up", "--name", "u", plan(tmp_path, "a: sleep 1000\nb: sleep 1001\n", "Procfile")) as process:
         until_seen("u", lambda view: len(view.tasks) == 2 and running(view))
@@ -162,6 +175,7 @@ def test_what_they_write_is_kept_in_files_too(tmp_path: Path) -> None:
         ("doorman.toml", "[a]\ncommand = 'x'\nrestat = 'never'\n", "did you mean 'restart'?"),
         ("doorman.toml", "[a\n", "doorman.toml: "),
         ("pyproject.toml", "[project]\n", "it has no [tool.doorman]"),
+        ("pyproject.toml", "tool = 1\n", "it has no [tool.doorman]"),
         ("Procfile", "nonsense", "line 1: 'nonsense' is not 'name: command'"),
     ],
 )
@@ -175,3 +189,6 @@ def test_a_file_that_makes_no_sense_is_told(tmp_path: Path, name: str, text: str
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "cannot read /nowhere: No such file" in doorman("up", "/nowhere").stderr
     assert "there is no doorman.toml" in doorman("up", cwd=tmp_path).stderr
+    for text, told in (("tool = 1\n", "there is no doorman.toml"), ("[a\n", "doorman: pyproject.toml: ")):
+        plan(tmp_path, text, "pyproject.toml")
+        assert told in doorman("up", cwd=tmp_path).stderr

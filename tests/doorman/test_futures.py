@@ -116,6 +116,7 @@ def test_what_does_not_end_in_time_is_told(manager, short_path):
         next(doorman.as_completed([slow], timeout=0.1))
     done, not_done = doorman.wait([slow], timeout=0.1)
     assert (done, not_done) == (set(), {slow})
+    assert slow.future._done_callbacks == [], "who waits again and again leaves nothing behind"
 
 
 @pytest.mark.parametrize("when", [FIRST_COMPLETED, FIRST_EXCEPTION])

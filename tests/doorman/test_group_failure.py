@@ -49,6 +49,16 @@ def test_what_is_added_after_a_failure_is_cancelled_until_it_is_told_to_resume(g
     assert groups.add_task(Task(len, "ab")).result(DEADLINE) == 2
 
 
+def test_what_is_added_by_who_hears_of_a_cancellation_is_cancelled_too(groups):
+    groups.on_failure = "stop"
+    late: list[Task] = []
+    groups.add_task(Task(fail))
+    rest = groups.add_task(Task(len, "abc"))
+    rest.when_ended(lambda _: late.append(groups.add_task(Task(len, "ab"))))
+    run(groups)
+    assert [task.state for task in (rest, *late)] == [State.CANCELLED] * 2
+
+
 def test_a_group_may_have_a_policy_of_its_own(groups):
     groups.add_group([Task(fail)], on_failure="continue")
     between = groups.add_task(Task(len, "abc"))

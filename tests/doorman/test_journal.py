@@ -215,6 +215,17 @@ def test_it_is_written_anew_before_it_grows_without_bound(path, monkeypatch):
     assert tasks(path)[-1] == "last"
 
 
+def test_one_that_cannot_be_written_anew_takes_no_more(path, monkeypatch):
+    monkeypatch.setattr("doorman.journal.journal.ROTATE", 0)
+    with Journal(path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            with pytest.raises(JournalError, match="Input/output error"):
+                journal.append(added("large", b"x" * 10_000))
+        with pytest.raises(JournalError, match="Input/output error"):
+            journal.append(added("late"))
+
+
 def test_the_oldest_that_have_ended_are_forgotten_and_none_that_waits(path):
     written(path, added("w"), *(added(f"{n}") for n in range(10)), *(done(f"{n}") for n in range(10)))
     with Journal(path, keep=3) as journal:

@@ -48,3 +48,8 @@ def test_a_line_without_end_is_told_in_pieces_of_bounded_length():
     told = [line for _ in range(10) for line in lines.feed(b"x" * (LONGEST // 3))]
     assert told == ["x" * LONGEST] * 3
     assert [len(line) for line in cut(b"y" * (2 * LONGEST + 1) + b"\nz")] == [LONGEST, LONGEST, 1, 1]
+
+
+def test_a_line_as_long_as_can_be_told_at_once_is_one_wherever_it_is_cut():
+    lines = Lines()
+    assert [*lines.feed(b"x" * LONGEST), *lines.feed(b"\nz\n")] == ["x" * LONGEST, "z"]

@@ -103,6 +103,20 @@ def test_a_folder_that_cannot_be_written_fails_the_task_and_names_it(manager, sh
         manager.add_task(Task(speak, "one")).result(DEADLINE)
 
 
+def test_tasks_that_cannot_have_a_file_wait_until_they_can(manager, speak, monkeypatch):
+    real = Logs.open
+    failures = iter(range(3))
+
+    def opened(self: Logs, name: str, attempt: str) -> Outputs:
+        if next(failures, None) is not None:
+            raise OSError(24, "Too many open files")
+        return real(self, name, attempt)
+
+    monkeypatch.setattr(Logs, "open", opened)
+    manager.add_task(Task(speak, "one")).result(DEADLINE)
+    assert next(failures, None) is None
+
+
 def test_without_a_folder_tasks_share_the_output_of_the_manager(short_path, capfd, speak):
     with ProcessManager(f"unix://{short_path}/m") as manager:
         task = manager.add_task(Task(speak, "shared"))

@@ -164,3 +164,31 @@ def test_a_folder_that_is_not_there_is_told(local, tmp_path):
     task = run(local, Task(divmod, 1, 1, cwd=tmp_path / "nowhere"))
     with pytest.raises(WorkerDied, match="working directory does not exist"):
         task.result()
+
+
+def test_names_that_are_no_text_are_those_of_one_task_only(local, tmp_path):
+    program = tmp_path / os.fsdecode(b"\xff")
+    program.symlink_to("/bin/true")
+    command, named = Task.command([program]), Task(pow, 2, 3, name="\udcff")
+    wrapped, other = Task(pow, 2, 3, wrapper=("env", "A=\udcff")), Task(divmod, 7, 2)
+    run(local, command, named, wrapped, other)
+    assert (command.result(), named.result(), other.result()) == (0, 8, (3, 1))
+    with pytest.raises(ValueError, match="surrogates"):
+        wrapped.result()
+
+
+def linger(result: int) -> int:
+    threading.Thread(target=threading.Event().wait).start()
+    return result
+
+
+def test_what_runs_on_behind_its_result_ends_when_its_time_and_the_grace_are_over(short_path):
+    with ProcessManager(f"unix://{short_path}/m", grace=0.2) as manager:
+        task = run(manager, Task(linger, 7, expires_in=1.0))
+        assert (task.state, task.result(), task.signal) == (State.DONE, 7, signal.SIGTERM)
+
+
+def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
+    monkeypatch.setattr("doorman.attempts.running.TIDY", 8)
+    run(local, *(Task(pow, 2, 3, expires_in=1000.0) for _ in range(20)))
+    assert len(local._running._dues) <= 8

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 import threading
 
 import pytest
@@ -85,3 +88,22 @@ def test_a_question_that_raises_fails_its_task_only(local, question):
     with pytest.raises(LookupError, match="no answer"):
         task.result()
     assert other.result() == (3, 1)
+
+
+def test_tasks_wait_while_few_descriptors_are_left(local):
+    lowest = os.dup(0)
+    os.close(lowest)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tasks = [local.add_task(Task(signal.pause)) for _ in range(30)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 40, before[1]))
+    try:
+        tick_until(local, lambda: tasks[3].state is State.RUNNING)
+        assert "few descriptors are left" in local.why(tasks[-1])
+        for task in tasks:
+            tick_until(local, lambda task=task: task.state is State.RUNNING)
+            task.cancel()
+        local.run(DEADLINE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {task.state for task in tasks} == {State.CANCELLED}
+    assert not local.refused

@@ -83,6 +83,17 @@ def test_what_has_ended_stays_as_it_ended(path, short_path):
         assert tasks["died"].identity.pid == tasks["died"].exception().pid
 
 
+def test_the_future_of_what_has_ended_tells_how(path, short_path):
+    place = Location(f"unix://{short_path}/m")
+    with ProcessManager(place, journal=path) as manager:
+        manager.add_task(Task(pow, 2, 3, name="returned"))
+        manager.add_task(Task(int, "x", name="raised"))
+        manager.run(DEADLINE)
+    tasks = recovered(path, place)
+    assert tasks["returned"].future.result(0) == 8
+    assert isinstance(tasks["raised"].future.exception(0), ValueError)
+
+
 def task_of(manager: ProcessManager, name: str) -> Task:
     return next(task for task in (*manager.running, *manager.waiting) if task.name == name)
 
@@ -174,6 +185,22 @@ def test_tasks_of_two_managers_have_ids_of_their_own(path, short_path):
             task.id = "1"  # as in a process that has just begun
             assert manager.add_task(task).result(DEADLINE) == 8
     assert [finished.id for finished in Journal.read(path)] == ["1", "2", "3"]
+
+
+def test_what_a_task_comes_after_is_not_forgotten_before_it_has_ended(path, short_path):
+    place = Location(f"unix://{short_path}/m")
+    with Journal(path, keep=0) as journal, ProcessManager(place, journal=journal) as manager:
+        first = manager.add_task(Task(pow, 2, 1, name="first"))
+        held = manager.add_task(Task(pow, 2, 2, name="held", can_run=lambda: False))
+        manager.add_task(Task(pow, 2, 3, name="last", after=[first, held]))
+        first.result(DEADLINE)
+    with Journal(path, keep=0) as journal, ProcessManager(place, journal=journal) as manager:
+        tasks = {task.name: task for task in manager.recovered}
+        assert tasks["last"].after == (tasks["first"], tasks["held"])
+        assert "it comes after 'held'" in manager.why(tasks["last"])
+        manager.run(DEADLINE)
+    with Journal(path, keep=0) as journal:
+        assert journal.entries() == ()
 
 
 def test_a_task_in_the_policy_of_another_is_the_recovered_one(path, monkeypatch):

@@ -123,6 +123,15 @@ def test_a_cancelled_task_is_not_restarted_though_it_was_expiring(local, tmp_pat
     assert (task.state, task.attempt) == (State.EXPIRED, 1)
 
 
+@pytest.mark.parametrize("policy", [{"restart": "permanent"}, {"retries": 3}])
+def test_a_task_that_is_killed_is_not_tried_again(local, tmp_path, policy):
+    task = local.add_task(Task(stay, tmp_path / "up", **policy))
+    tick_until(local, (tmp_path / "up").exists)
+    assert task.stop(kill=True)
+    tick_until(local, lambda: task.done() or task.attempt > 1)
+    assert (task.state, task.signal, task.attempt) == (State.FAILED, signal.SIGKILL, 1)
+
+
 def test_a_task_that_is_restarted_too_often_fails_with_its_last_error(any_manager, tmp_path):
     often = Intensity(restarts=2, seconds=3600.0)
     task = any_manager.add_task(Task(sign_and_raise, tmp_path / "log", restart="permanent", intensity=often))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 import time
@@ -109,6 +110,23 @@ def test_a_cancelled_wait_loses_nothing(run, place):
             assert len(manager.running) == 1
 
     run(main())
+
+
+def test_waits_that_time_out_leave_nothing_behind(place):
+    async def main() -> None:
+        async with ProcessManager(place) as manager:
+            task = manager.add_task(Task(signal.pause))
+            for _ in range(3):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(task, 0.01)
+            assert len(task._watchers) == 1
+            waits = [asyncio.ensure_future(task) for _ in range(2)]
+            await asyncio.sleep(0)
+            task.cancel()
+            ends = await asyncio.gather(*waits, return_exceptions=True)
+            assert [type(end) for end in ends] == [TaskCancelled] * 2
+
+    asyncio.run(main())
 
 
 def test_a_run_has_a_bound(run, place):

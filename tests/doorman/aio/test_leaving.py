@@ -82,6 +82,30 @@ def test_what_a_tick_raises_ends_every_wait(run, place):
         run(main())
 
 
+def test_what_a_tick_raises_while_the_block_is_left_leaves_no_process(run, place):
+    managers: list[ProcessManager] = []
+    tasks: list[Task] = []
+
+    async def main() -> None:
+        async with ProcessManager(place, grace=0.5) as manager:
+            managers.append(manager)
+            tasks.append(manager.add_task(Task(stubborn)))
+            while not tasks[0].progress:
+                await asyncio.sleep(0.01)
+
+            def broken() -> None:
+                del manager._admit
+                raise LookupError("broken")
+
+            stop = manager.stop
+            manager.stop = lambda: (stop(), setattr(manager, "_admit", broken))
+
+    with pytest.raises(LookupError, match="broken"):
+        run(main())
+    assert managers[0].closed
+    assert tasks[0].state is State.CANCELLED
+
+
 def test_what_would_stop_the_loop_is_refused(place):
     async def main() -> None:
         async with ProcessManager(place) as manager:
