@@ -20,6 +20,8 @@ __all__ = ["Admission"]
 
 AGAIN: Final = 0.1
 """Seconds after which a process is asked for again where none could be had; earlier if another one ends."""
+TIDY: Final = 1024
+"""Tasks that were dropped while they rested, beyond which they are forgotten before their rest is over."""
 _Start: TypeAlias = Callable[[Entry], bool]
 _Fail: TypeAlias = Callable[[Task, BaseException], object]
 
@@ -88,7 +90,8 @@ class Admission:
             return False
         self._lanes.drop(entry)
         self._dependencies.forget(task)
-        self._due.pop(entry, None)
+        if self._due.pop(entry, None) is not None and len(self._resting) > TIDY + 2 * len(self._due):
+            self._resting.tidy(self._due.__contains__)
         return True
 
     def started(self, attempt: Attempt) -> None:

@@ -16,13 +16,15 @@ class Backlog:
     def __init__(self) -> None:
         self._calls: deque[Call] = deque()
         self._closed = False
+        self._error: Exception | None = None
 
     def __len__(self) -> int:
         return len(self._calls)
 
     def add(self, call: Call) -> None:
-        """Let a call wait behind all others."""
+        """Let a call wait behind all others; or cancel it, after `close`, or settle it, after `fail`."""
         self._calls.append(call)
+        self._settle()
 
     def take(self, most: int) -> list[Call]:
         """Return up to ``most`` calls that nobody has cancelled; from now on they cannot be."""
@@ -38,8 +40,7 @@ class Backlog:
         for call in back:
             call.wait_again()
         self._calls.extendleft(reversed(back))
-        if self._closed:
-            self.cancel()
+        self._settle()
 
     def cancel(self) -> int:
         """Cancel what waits; return how many were not cancelled before."""
@@ -55,10 +56,18 @@ class Backlog:
         self.cancel()
 
     def fail(self, error: Exception) -> None:
-        """Settle what waits with an error."""
+        """Settle what waits with an error, and from now on what comes."""
+        self._error = error
         while (call := self._next()) is not None:
             if call.set_running_or_notify_cancel():
                 call.set_exception(error)
+
+    def _settle(self) -> None:
+        """Looked at after a call was put there: another thread may have closed meanwhile, and looked before."""
+        if self._error is not None:
+            self.fail(self._error)
+        elif self._closed:
+            self.cancel()
 
     def _next(self) -> Call | None:
         try:

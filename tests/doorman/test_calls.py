@@ -16,6 +16,8 @@ from waiting import DEADLINE
 import doorman
 from doorman import Crew, Limits, ProcessExecutor, ProcessManager, current_task
 from doorman.errors import LimitNotApplied, NotInTask, PoolFailed, TaskCancelled, WorkerDied
+from doorman.pools.backlog import Backlog
+from doorman.pools.call import Call
 from doorman.pools.confinement import COUNTED
 
 MEMORY = 512 << 20
@@ -133,6 +135,18 @@ def test_an_executors_calls_have_progress_and_limits(reuse):
         assert call.progress.done == 3
         assert set(heard) == {call}
         assert isinstance(executor.submit(grow, 2 * MEMORY).exception(DEADLINE), MemoryError)
+
+
+@pytest.mark.parametrize("error", [None, PoolFailed("broken")])
+def test_a_call_that_comes_while_another_thread_closes_is_settled(manager, error):
+    backlog, call = Backlog(), Call(manager)
+    if error is None:
+        backlog.close()
+    else:
+        backlog.fail(error)
+    backlog.add(call)
+    assert call.cancelled() if error is None else call.exception(0) is error
+    assert not len(backlog)
 
 
 def test_one_call_at_a_time_wakes_the_manager_once(manager, monkeypatch):

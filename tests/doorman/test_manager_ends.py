@@ -14,7 +14,7 @@ from chores import count, die, stay, stay_stubbornly, stay_with_child
 from managing import run, tick_until
 from waiting import DEADLINE, wait_until
 
-from doorman import ProcessManager, Rule, State, Task
+from doorman import Backoff, ProcessManager, Rule, State, Task
 from doorman.errors import ResultTimeout, TaskAlreadyAdded, TaskExpired, WorkerDied
 from doorman.process import Process
 from remit.errors import ReentrantTick
@@ -184,7 +184,7 @@ def linger(result: int) -> int:
 
 def test_what_runs_on_behind_its_result_ends_when_its_time_and_the_grace_are_over(short_path):
     with ProcessManager(f"unix://{short_path}/m", grace=0.2) as manager:
-        task = run(manager, Task(linger, 7, expires_in=1.0))
+        task = run(manager, Task(linger, 7, expires_in=2.0))
         assert (task.state, task.result(), task.signal) == (State.DONE, 7, signal.SIGTERM)
 
 
@@ -192,3 +192,12 @@ def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
     monkeypatch.setattr("doorman.attempts.running.TIDY", 8)
     run(local, *(Task(pow, 2, 3, expires_in=1000.0) for _ in range(20)))
     assert len(local._running._dues) <= 8
+
+
+def test_tasks_that_are_cancelled_while_they_rest_leave_nothing_behind(local, monkeypatch):
+    monkeypatch.setattr("doorman.policy.admission.TIDY", 8)
+    tasks = [local.add_task(Task(int, "no number", retries=1, backoff=Backoff(first=1000.0))) for _ in range(20)]
+    tick_until(local, lambda: all(task.attempt == 1 and task.state is State.WAITING for task in tasks))
+    for task in tasks:
+        task.cancel()
+    assert len(local._admission._resting) <= 8

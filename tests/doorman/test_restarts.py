@@ -112,7 +112,7 @@ def test_a_transient_task_that_hangs_is_restarted_when_it_expires(local, tmp_pat
     task.cancel()
     local.run(DEADLINE)
     assert not local.busy
-    assert task.attempt == 2
+    assert task.attempt >= 2  # More, if one expired before it had signed.
 
 
 def test_a_cancelled_task_is_not_restarted_though_it_was_expiring(local, tmp_path):

@@ -94,7 +94,7 @@ def test_a_stopped_process_expires(local, tmp_path, chore):
         os.kill(os.getpid(), signal.SIGSTOP)
         stay()
 
-    task = local.add_task(Task(stop_oneself, expires_in=0.3))
+    task = local.add_task(Task(stop_oneself, expires_in=1.5))
     local.run(DEADLINE)
     assert task.state is State.EXPIRED
     assert task.signal == (signal.SIGTERM if chore is stay else signal.SIGKILL)
