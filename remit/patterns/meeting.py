@@ -15,7 +15,7 @@ import msgspec
 from remit.codec import Wire
 from remit.endpoint import Clock
 from remit.ends.inbound import RENEWED
-from remit.errors import EmitError, PairBusy, PeerLost
+from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
 from remit.listeners import Control
 from remit.patterns.answering import Answering, Post, session_of
 from remit.patterns.working import Speaker
@@ -87,7 +87,7 @@ class Owner:
     def part(self) -> None:
         """Let the holder know that it is over."""
         holder: Any = self.seat.holder
-        with contextlib.suppress(EmitError):  # It has left just now.
+        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             if holder is not None:
                 self._post(holder, PARTED, (self.seat.epoch,))
 
@@ -120,7 +120,7 @@ class Owner:
 
     def _refuse(self, session: Session, epoch: int) -> None:
         """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
-        with contextlib.suppress(EmitError):  # It has left just now.
+        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             self._post(session, PARTED, (epoch,))
         self.left(session)
 
