@@ -92,6 +92,8 @@ class Server(Opened):
         """Tick until `stop` or `close` is called, by a listener or another thread, or for ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._running = True
+        if self._endpoint is None and not self._ended:
+            self._reach()
         while self._running and self._endpoint is not None:
             left = RUN_WAIT if deadline is None else min(RUN_WAIT, deadline - time.monotonic())
             if left <= 0:
@@ -119,7 +121,8 @@ class Server(Opened):
 
     def wake(self) -> None:
         """Make `wait` return. Safe from any thread."""
-        self.keeping.waker.wake()
+        if self._endpoint is not None:
+            self.keeping.waker.wake()
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""

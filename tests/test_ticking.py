@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
+
 import pytest
-from waiting import tick_until, wait_until
+from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
 from remit.ends import keeping
-from remit.errors import (
-    ReentrantTick,
-)
+from remit.errors import LinkClosed, ReentrantTick
 
 
 def test_tick_says_how_many_and_obeys_its_limit(location: Location) -> None:
@@ -74,3 +75,29 @@ def test_what_is_emitted_between_ticks_leaves_although_nobody_ticks_or_waits_any
         for number in range(100):
             server.emit_to(senders[0], "n", number)
         wait_until(lambda: heard == list(range(100)))
+
+
+def test_a_pickled_server_opens_when_it_is_run(location: Location) -> None:
+    with Server(location) as server:
+        copied = pickle.dumps(server)
+    server = pickle.loads(copied)
+    server.stop()
+    server.add_listener("stop", server.stop)
+    thread = threading.Thread(target=server.run, args=(DEADLINE,))
+    thread.start()
+    wait_until(lambda: server.is_open)
+    with Client(server.location) as client:
+        client.emit("stop")
+    thread.join(DEADLINE)
+    assert server.stats()["dispatched"] == 1
+    server.close()
+
+
+def test_a_pickled_server_that_is_closed_before_its_first_use_says_so(location: Location) -> None:
+    with Server(location) as server:
+        copied = pickle.dumps(server)
+    server = pickle.loads(copied)
+    server.close()
+    assert server.location == location
+    with pytest.raises(LinkClosed, match="is closed"):
+        server.tick()
