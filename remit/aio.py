@@ -144,9 +144,11 @@ class AsyncServer(Server):
 
     async def aclose(self, linger: float | None = None) -> None:
         """Confirm what was handled, tell the clients, and end within ``linger`` seconds."""
-        if self._serving is not None:
-            self._serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._serving
-            self._serving = None
-        await asyncio.get_running_loop().run_in_executor(None, functools.partial(self.close, linger))
+        serving, self._serving = self._serving, None
+        try:
+            if serving is not None:
+                serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await serving
+        finally:
+            await asyncio.get_running_loop().run_in_executor(None, functools.partial(self.close, linger))
