@@ -1,4 +1,4 @@
-"""A server on an event loop serves on whatever its listeners do, and says so when it cannot."""
+"""On an event loop: a server serves on whatever its listeners do, a client never makes the loop wait."""
 
 from __future__ import annotations
 
@@ -111,3 +111,44 @@ def test_a_link_that_breaks_ends_the_service_with_its_error(monkeypatch: pytest.
         Server(PLACE).close()
 
     asyncio.run(main())
+
+
+# -- a client ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 9000])
+def test_the_loop_goes_on_while_a_request_or_a_large_event_waits_for_room(size: int) -> None:
+    async def main() -> None:
+        asked: list[bytes] = []
+        server = AsyncServer(PLACE)
+        server.add_listener("ask", lambda data: asked.append(data) or len(asked))
+        async with AsyncClient(PLACE, queue=2 if size == 1 else 1000, window=1, queue_bytes=10_000) as client:
+            emitting = [asyncio.create_task(client.emit("first", b"x" * size)) for _ in range(4)]
+            asking = asyncio.create_task(client.request("ask", b"x" * size))
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert not asking.done()
+            async with server:
+                assert await asking == 1
+                await asyncio.gather(*emitting)
+                assert await client.flush()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_subscription_that_is_cancelled_before_it_began_ends_when_it_has() -> None:
+    async def main() -> None:
+        server = Server(PLACE)
+        async with AsyncClient(PLACE) as client:
+            subscribing = asyncio.create_task(client.subscribe("n", print))
+            await until(lambda: client.stats().get("requests") == 1)
+            subscribing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await subscribing
+            serving = asyncio.create_task(server.serve())
+            await until(lambda: server.stats()["dispatched"] >= 2)
+            assert server.stats()["subscriptions"] == 0
+            serving.cancel()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -138,6 +139,10 @@ class Connection(Listening):
         """Whether `emit` may have to wait for room."""
         gate = (self._runtime or self._open()).gate
         return len(gate.pending) >= gate.capacity
+
+    def never_wait_here(self) -> None:
+        """Let nothing wait for room in the calling thread, an event loop's: what would have to raises `NoRoom`."""
+        (self._runtime or self._open()).gate.loop = threading.get_ident()
 
     def answers_within(self, seconds: float) -> None:
         """Let an acknowledgement wait so long for an event to leave with. For whoever ticks a client without a thread.
