@@ -171,7 +171,7 @@ class _Joined:
         self._guest = Guest(self._client, signals.put, lease=lease)
         self._client.controls |= self._guest.controls
         try:
-            self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))
+            shortest = self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))
         except RequestFailed as error:
             self._client.close(0.0)
             if error.type_name.endswith("PairBusy"):
@@ -183,7 +183,7 @@ class _Joined:
         except BaseException:
             self._client.close(0.0)
             raise
-        self._client.beat(lease / BEATS)
+        self._client.beat(shortest / BEATS)
 
     @property
     def location(self) -> Location:

@@ -65,6 +65,14 @@ def test_waits_end_in_time(bound):
         joined.wait(0.02)
 
 
+def test_who_joins_lets_itself_be_heard_within_the_owners_lease():
+    with Pair.bind("memory://leases", lease=1.0) as bound, Pair.connect("memory://leases", lease=60.0) as joined:
+        with pytest.raises(SignalTimeout):
+            bound.wait(2.5)
+        joined.signal("still here")
+        assert bound.wait(DEADLINE) == "still here"
+
+
 def test_without_the_other_one_joining_ends_in_time(location):
     if location.port == 0:
         location = location.replace(port=9)

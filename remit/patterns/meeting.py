@@ -26,7 +26,7 @@ from remit.sender import Sender
 __all__ = ["JOIN", "Guest", "Hear", "Owner"]
 
 JOIN: Final = "remit.pair"
-"""A request to be the other one: the seconds of its lease. Answered with the epoch."""
+"""A request to be the other one: the seconds of its lease. Answered with the epoch, and the owner's lease."""
 SIGNAL: Final = "remit.signal"
 """A signal: epoch, value."""
 PRESENT: Final = "remit.present"
@@ -54,6 +54,7 @@ class Owner:
         answering.services |= {JOIN: self._join, PRESENT: self._present}
         self._post = post
         self._hear = hear
+        self._lease = lease
         self._clock = clock
         self._seated = threading.Condition()
 
@@ -96,13 +97,13 @@ class Owner:
         if self.seat.free(session):
             self._hear(PeerLost("the other one has left, or is dead"))
 
-    def _join(self, session: Session, lease: float) -> tuple[int, float]:
+    def _join(self, session: Session, _: float) -> tuple[int, float]:
         epoch = self.seat.claim(session)
         if epoch is None:
             raise PairBusy("two have met here already")
         with self._seated:
             self._seated.notify_all()
-        return epoch, float(lease)
+        return epoch, self._lease
 
     def _signalled(self, wire: Wire, sender: Sender | None, _: bool) -> None:
         session = session_of(sender)
@@ -142,10 +143,11 @@ class Guest:
         self._hear = hear
         self._lease = lease
 
-    def joined(self, answer: tuple[int, float]) -> None:
-        """The owner has given the seat."""
-        self.epoch, _ = answer
+    def joined(self, answer: tuple[int, float]) -> float:
+        """The owner has given the seat. Return the seconds within which each of the two has to hear of the other."""
+        self.epoch, owners = msgspec.convert(answer, tuple[int, float])
         self._doubt()  # The owner may have begun anew since, and nobody would have noticed.
+        return min(self._lease, owners)
 
     def signal(self, value: Any) -> None:
         """Signal the owner. Raises PeerLost, and what emitting raises."""
