@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 
 import pytest
 from waiting import DEADLINE, tick_until, wait_until
@@ -11,6 +12,7 @@ from waiting import DEADLINE, tick_until, wait_until
 from remit import Client, Location, Server
 from remit.ends import keeping
 from remit.errors import LinkClosed, ReentrantTick
+from remit.transport import Waker
 
 
 def test_tick_says_how_many_and_obeys_its_limit(location: Location) -> None:
@@ -101,3 +103,15 @@ def test_a_pickled_server_that_is_closed_before_its_first_use_says_so(location: 
     assert server.location == location
     with pytest.raises(LinkClosed, match="is closed"):
         server.tick()
+
+
+def test_a_new_waker_ends_a_wait_although_its_descriptor_is_a_former_ones(location: Location) -> None:
+    with Server(location) as server:
+        for _ in range(3):
+            waker = Waker()
+            waker.wake()
+            server.tick()
+            began = time.monotonic()
+            server.wait(DEADLINE, waker)
+            assert time.monotonic() - began < DEADLINE / 2
+            waker.close()
