@@ -160,11 +160,13 @@ class Server(Opened):
         }
         if self._endpoint is not None:
             machine = self._endpoint.machine
-            counters["sessions"] = len(machine.sessions)
-            counters["waiting"] = sum(len(wires) for _, wires, _, _ in machine.ready)
-            counters["duplicates"] = sum(session.inbox.duplicates for session in machine.sessions.values())
-            counters["rejected"] = machine.rejected.total()
-            counters.update({f"rejected_{reason}": count for reason, count in machine.rejected.items()})
+            # Copies, made in one go: another thread may pump meanwhile.
+            sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
+            counters["sessions"] = len(sessions)
+            counters["waiting"] = sum(len(wires) for _, wires, _, _ in list(machine.ready))
+            counters["duplicates"] = sum(session.inbox.duplicates for session in sessions)
+            counters["rejected"] = sum(rejected.values())
+            counters.update({f"rejected_{reason}": count for reason, count in rejected.items()})
         return counters
 
     def _drain(self, endpoint: ServerEndpoint, limit: int | None) -> int:
@@ -199,8 +201,9 @@ class Server(Opened):
         """
         machine = endpoint.machine
         machine.opened.clear()
-        waiting = {heard, *(received[0] for received in machine.ready)} if machine.closed else set()
-        for session in [each for each in machine.closed if each not in waiting]:
+        closed = list(machine.closed)  # Copies, as in `stats`. This one first: what it brought came before its end.
+        waiting = {heard, *(received[0] for received in list(machine.ready))} if closed else set()
+        for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
             for forget in self.forgetters:
                 forget(session)

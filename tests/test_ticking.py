@@ -5,13 +5,18 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
+from remit.codec import CODECS
 from remit.ends import keeping
 from remit.errors import LinkClosed, ReentrantTick
+from remit.protocol.session import Session
 from remit.transport import Waker
 
 
@@ -115,3 +120,34 @@ def test_a_new_waker_ends_a_wait_although_its_descriptor_is_a_former_ones(locati
             server.wait(DEADLINE, waker)
             assert time.monotonic() - began < DEADLINE / 2
             waker.close()
+
+
+class Arrived(tuple[Any, ...]):
+    """Events that wait; while somebody looks at them another thread pumps, and more arrive."""
+
+    ready: deque[Any]
+    more: tuple[Any, ...]
+
+    def __getitem__(self, place: Any) -> Any:
+        self.ready.append(self.more)
+        return super().__getitem__(place)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.ready.append(self.more)
+        return super().__iter__()
+
+
+def test_what_another_thread_pumps_meanwhile_disturbs_nobody(location: Location) -> None:
+    with Server(location) as server:
+        endpoint = server._endpoint
+        assert endpoint is not None
+        ended = Session(b"ended", CODECS["msgpack"], server._way_back.outbox(CODECS["msgpack"], 1000))
+        Arrived.ready, Arrived.more = endpoint.machine.ready, (ended, [], 0, False)
+        endpoint.machine.ready.append(Arrived(Arrived.more))  # type: ignore[arg-type]
+        endpoint.machine.closed.append(ended)
+        assert server.stats()["waiting"] == 0
+        server.tell_of_sessions(endpoint)
+        assert list(endpoint.machine.closed) == [ended]
+        endpoint.machine.ready.clear()
+        server.tell_of_sessions(endpoint)
+        assert not endpoint.machine.closed
