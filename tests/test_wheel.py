@@ -12,6 +12,7 @@ from waiting import DEADLINE, wait_until
 
 from remit import AsyncServer, Client, Server
 from remit.endpoint import ClientEndpoint
+from remit.ends.wheel import Wheel
 
 
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
@@ -87,3 +88,29 @@ def test_closing_ends_a_wait_in_another_thread(location):
         with pytest.raises(Exception, match="unheard"):
             client.close(0.0)
         assert flushed.result(DEADLINE) is False
+
+
+def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypatch):
+    """Between the two of them looking at the clock the moment passes from which it is long."""
+    looked = threading.Event()
+    taken: list[bool] = []
+
+    def long(_: Wheel) -> bool:
+        if threading.current_thread() is thread:
+            looked.set()
+            return True
+        return False
+
+    monkeypatch.setattr(Wheel, "_long", long)
+    wheel = Wheel()
+    assert wheel.borrow()
+    thread = threading.Thread(target=lambda: taken.append(wheel.take()))
+    thread.start()
+    assert looked.wait(DEADLINE)
+    wheel.give_back()
+    thread.join(10)
+    in_time = list(taken)
+    wheel.end()
+    thread.join(DEADLINE)
+    wheel.close()
+    assert in_time == [True]
