@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from remit.codec import shortened
-from remit.errors import EmitTimeout, FrameTooLarge, QueueFull
+from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull
 from remit.protocol.outbox import HEAD_BYTES, Outbox
 from remit.settings import Settings
 
@@ -50,6 +50,8 @@ class Outgate:
         """Threads that wait for room."""
         self.loop = 0
         """Ident of a thread that must not wait: an event loop's."""
+        self.closed = False
+        """There will be no room any more."""
         self.room = threading.Condition()
         self._outbox = outbox
         self._settings = settings
@@ -102,6 +104,8 @@ class Outgate:
         self.waiting += 1
         try:
             while self.crowded(size):
+                if self.closed:
+                    raise LinkClosed(f"{shortened(name)} was not taken: the client was closed while it waited for room")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     self.dropped["timed_out"] += 1
