@@ -10,6 +10,7 @@ from typing import Any, Final
 from remit.codec import Codec, Wire
 from remit.ends.connection import SETTLE, Connection
 from remit.ends.inbound import RENEWED
+from remit.ends.leaving import keep
 from remit.ends.opened import ticked_here
 from remit.errors import WouldDeadlock
 from remit.event import Event, check_event
@@ -194,6 +195,7 @@ class Client(Connection):
         """From now on a thread does what `tick` did, and dispatches to listeners."""
         self._threaded = True
         (self._runtime or self._open()).start()
+        keep(self)
 
     def subscribe(
         self,

@@ -148,6 +148,14 @@ def test_a_client_that_nobody_answers_ends_in_time_and_says_what_it_lost(crossin
     assert "2 events undelivered" in child.stderr
 
 
+def test_a_client_that_nobody_refers_to_any_more_says_what_it_lost(crossing_location: Location) -> None:
+    location = reachable(crossing_location)
+    code = "import gc, sys; from remit import Client; Client(sys.argv[1], linger=0.2).emit('lost'); gc.collect()"
+    child = subprocess.run([sys.executable, "-c", code, location.url], stderr=subprocess.PIPE, text=True, timeout=30)
+    assert child.returncode == 0
+    assert "1 event undelivered" in child.stderr
+
+
 def test_a_client_is_pickled_without_what_it_holds(crossing_location: Location) -> None:
     import pickle
 

@@ -66,9 +66,9 @@ def test_waits_end_in_time(bound):
 
 
 def test_who_joins_lets_itself_be_heard_within_the_owners_lease():
-    with Pair.bind("memory://leases", lease=1.0) as bound, Pair.connect("memory://leases", lease=60.0) as joined:
+    with Pair.bind("memory://leases", lease=2.0) as bound, Pair.connect("memory://leases", lease=60.0) as joined:
         with pytest.raises(SignalTimeout):
-            bound.wait(2.5)
+            bound.wait(3.5)
         joined.signal("still here")
         assert bound.wait(DEADLINE) == "still here"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from remit.codec import Codec, find_codec
 from remit.config import resolve
 from remit.ends.inbound import Urgent
-from remit.ends.leaving import remember
+from remit.ends.leaving import forget, keep, remember
 from remit.ends.opened import ticked_here
 from remit.ends.runtime import Runtime
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
@@ -83,6 +83,7 @@ class Connection(Listening):
         """
         runtime, self._runtime = self._runtime, None
         self._closed = True
+        forget(self)
         if runtime is None:
             return
         bound = self._settings.linger if linger is None else linger
@@ -132,6 +133,8 @@ class Connection(Listening):
         runtime.urgent.update(self.urgent)
         self._runtime = runtime
         remember(self)
+        if self._threaded:
+            keep(self)
         return runtime
 
     @property
