@@ -59,7 +59,7 @@ class Broker:
     def tick(self) -> int:
         """Do what can be done now, without waiting; return how many events were handled."""
         handled = self.server.tick()
-        self._brokering.advance()
+        self._brokering.advance(self.server.caught_up)
         return handled
 
     def wait(self, timeout: float) -> None:

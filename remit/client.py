@@ -16,7 +16,7 @@ from remit.errors import WouldDeadlock
 from remit.event import Event, check_event
 from remit.listeners import OnError
 from remit.location import Location
-from remit.patterns.asking import PROGRESS, OnProgress
+from remit.patterns.asking import PROGRESS, OnProgress, Waiter
 from remit.patterns.following import Following, OnGap, Subscription
 from remit.patterns.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 
@@ -143,9 +143,14 @@ class Client(Connection):
         if ticked_here(self._location):
             raise WouldDeadlock(f"this thread ticks the server on {self._location} itself: ask it from another one")
         runtime = self._runtime or self._open()
-        return runtime.request(
-            lambda: self.submit(name, *args, timeout=timeout, idempotent=idempotent, on_progress=on_progress, **kwargs)
-        )
+        bound = self._settings.request_timeout if timeout is None else timeout
+
+        def pose(waiter: Waiter) -> None:
+            runtime.asking.pose(
+                waiter, name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
+            )
+
+        return runtime.request(pose)
 
     def submit(
         self,

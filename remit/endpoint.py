@@ -117,6 +117,8 @@ class ServerEndpoint(_Endpoint):
     def __init__(self, machine: Acceptor, link: Link, *, clock: Clock = time.monotonic) -> None:
         super().__init__(link, clock)
         self.machine = machine
+        self.caught_up = clock()
+        """The moment until which everything that came has been received: what is silent was silent until then."""
 
     def pump(self, *, hold_back: bool = False) -> bool:
         """Receive, do what time demands, send. True if nothing is left to receive. Under `lock`.
@@ -130,6 +132,7 @@ class ServerEndpoint(_Endpoint):
             arrival = link.receive()
             if arrival is None:
                 drained = True
+                self.caught_up = now
                 break
             machine.arrived(arrival, now)
         self._due = machine.due(now, drained=drained)

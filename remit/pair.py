@@ -164,7 +164,7 @@ class _Bound:
         try:
             while not self._stopping.is_set():
                 self._server.tick()
-                self._owner.advance()
+                self._owner.advance(self._server.caught_up)
                 self._server.wait(LOOK)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits has to know
             self._broken = f"{self.location} is lost: {error}"

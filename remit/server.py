@@ -146,6 +146,11 @@ class Server(Opened):
         """
         self._way_back.emit_to(peer, name, args, kwargs)
 
+    @property
+    def caught_up(self) -> float:
+        """The moment, on the monotonic clock, until which everything that came has been received. Raises LinkClosed."""
+        return (self._endpoint or self._reach()).caught_up
+
     def stats(self) -> dict[str, int]:
         """Return counters: what was dispatched, refused, repeated, raised, and how many sessions there are."""
         counters = {
@@ -201,6 +206,8 @@ class Server(Opened):
         """
         machine = endpoint.machine
         machine.opened.clear()
+        if not machine.closed and not machine.cancelled:
+            return
         closed = list(machine.closed)  # Copies, as in `stats`. This one first: what it brought came before its end.
         waiting = {heard, *(received[0] for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:

@@ -235,6 +235,7 @@ class Waker:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        self._woken = False
 
     def fileno(self) -> int:
         """Return the descriptor that is readable once woken."""
@@ -246,9 +247,13 @@ class Waker:
             os.write(self._writer, b"\0")
         except (BlockingIOError, OSError):
             return  # full: already woken; closed: nobody waits any more
+        self._woken = True
 
     def clear(self) -> None:
         """Forget all wakes so far."""
+        if not self._woken:
+            return  # One that is just being written ends one wait more, and is forgotten after that.
+        self._woken = False
         try:
             while len(os.read(self._reader, 4096)) == 4096:
                 pass

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,27 @@ def test_a_long_job_does_not_run_twice(broker, hire, client, tmp_path):
     (tmp_path / "release").touch()
     assert future.result(DEADLINE)[0] == 1
     assert not (tmp_path / "began-2").exists()
+
+
+def test_a_broker_that_had_no_time_to_listen_takes_nobody_for_dead(crossing_location, tmp_path):
+    """Not even its keeper had: what the worker says meanwhile is still to be read."""
+    with (
+        Broker(crossing_location, lease=1.0, threaded=False) as broker,
+        running(broker),
+        Client(broker.location) as client,
+        ExitStack() as ends,
+    ):
+        worker = start_worker(broker.location.url, tmp_path)
+        ends.callback(worker.wait)
+        ends.callback(worker.kill)
+        future = client.submit("hang", timeout=2 * DEADLINE)
+        wait_until((tmp_path / "began-1").exists)
+        broker.server.add_listener("dawdle", lambda: time.sleep(1.5))  # Longer than the lease, and in its tick.
+        client.emit("dawdle")
+        assert client.flush(DEADLINE)
+        (tmp_path / "release").touch()
+        assert future.result(DEADLINE)[0] == 1
+        assert broker.stats()["requeued"] == 0
 
 
 def test_the_result_of_a_lost_lease_is_refused(broker, hire, client, tmp_path):

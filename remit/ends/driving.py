@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from remit.ends.line import IDLE_WAIT, Line
 from remit.ends.wheel import PARK
 from remit.errors import WouldDeadlock
+from remit.patterns.asking import Answer, Eventually, Pose
 from remit.protocol.outbox import BATCH_EVENTS
 
-__all__ = ["Ask", "ByCaller", "ByThread", "Driver"]
+__all__ = ["ByCaller", "ByThread", "Driver"]
 
 ACK_DELAY: Final = 0.005
 """Seconds that an acknowledgement waits for an event to leave with, where a thread sees that it leaves."""
 BUSY: Final = 0.0002
 """Seconds after a send in which what is emitted belongs to one burst."""
-
-Ask: TypeAlias = Callable[[], Future[Any]]
-"""Asks, and returns the future of the answer."""
 
 
 class Driver(Protocol):
@@ -31,7 +27,7 @@ class Driver(Protocol):
         """Something waits in the gate that nobody is about to look at: have it leave soon."""
         ...
 
-    def request(self, ask: Ask) -> Any:
+    def request(self, pose: Pose) -> Any:
         """Ask, wait for the answer and return it, or raise what became of it. Its deadline ends the wait."""
         ...
 
@@ -54,13 +50,14 @@ class ByCaller:
             self._sent_at = now
             self._line.pump()
 
-    def request(self, ask: Ask) -> Any:
+    def request(self, pose: Pose) -> Any:
         """Serve until the answer is there."""
-        future = ask()
+        answer = Answer()
+        pose(answer)
         self._line.pump()  # It may still be gathering.
-        while not future.done():
+        while not answer.over and not self._line.closing:
             self._line.drive(IDLE_WAIT)
-        return future.result()
+        return answer.result()
 
     def progress(self, seconds: float) -> None:
         """Serve for a while."""
@@ -126,8 +123,7 @@ class ByThread:
             return False
         try:
             self._gate.idle = False
-            with self._line.endpoint.lock:
-                self._line.endpoint.flush()  # What has come can wait until this has left.
+            self._send()
             drained = self._pump_and_tell()
         finally:
             self._gate.idle = True
@@ -136,27 +132,34 @@ class ByThread:
             self._wheel.call()
         return True
 
-    def request(self, ask: Ask) -> Any:
+    def request(self, pose: Pose) -> Any:
         """Serve until the answer is there, if no other caller does: it comes without a change of threads.
 
         Raises WouldDeadlock in a future's callback.
         """
         if self._line.in_callback:
             raise _would_deadlock()
-        self.start()
+        if self._thread is None:
+            self.start()
         if not self._wheel.borrow():
-            return ask().result()
+            waiter = Eventually()
+            pose(waiter)
+            return waiter.future.result()
+        answer = Answer()
         try:
             self._gate.idle = False
-            future = ask()
-            while not future.done() and not self._line.closing:
-                self._serve(future)
+            pose(answer)
+            self._send()
+            while not answer.over and not self._line.closing:
+                self._rest()
+                self._gate.idle = False
+                self._pump_and_tell()
         finally:
             self._gate.idle = True
             self._wheel.give_back()
             if len(self._line.asking) > 1 or self._gate.pending:
                 self._wheel.call()
-        return future.result()
+        return answer.result()
 
     def progress(self, seconds: float) -> None:
         """Wait. The thread is not woken: it works already if anything can be done, and says when all is.
@@ -182,12 +185,21 @@ class ByThread:
             finally:
                 self._wheel.release()
 
-    def _serve(self, awaited: Future[Any] | None = None) -> None:
-        """Pump; if there is nothing more to do, and ``awaited`` is not done, sleep until something is."""
+    def _serve(self) -> None:
+        """Pump; if there is nothing more to do, sleep until something is."""
+        self._gate.idle = False
+        if self._pump_and_tell():
+            self._rest()
+
+    def _send(self) -> None:
+        """Send what may leave. What has come can wait until then."""
+        with self._line.endpoint.lock:
+            self._line.endpoint.flush()
+
+    def _rest(self) -> None:
+        """Sleep until there is something to do, unless there is something to send."""
         line, gate = self._line, self._gate
-        gate.idle = False
-        drained = self._pump_and_tell()
-        if not drained or line.sendable or (awaited is not None and awaited.done()):
+        if line.sendable:
             return
         gate.idle = True
         # Looked at once more: what was put there in between was told to nobody.

@@ -43,8 +43,8 @@ class Keeping:
         self.waiter = 0
         """Ident of the thread that waited last."""
         self._users: Wakeable | None = None
-        self._both: selectors.BaseSelector | None = None
-        """Watches the user's waker and our own."""
+        self._both: _Both | None = None
+        """The user's waker and our own."""
         self._stopping = threading.Event()
         self._call = _Call()
         self._keeper: threading.Thread | None = None
@@ -140,20 +140,25 @@ class Keeping:
         if self._both is None or self._users is not waker:
             if self._both is not None:
                 self._both.close()
-            self._users, self._both = waker, selectors.DefaultSelector()
-            self._both.register(waker.fileno(), selectors.EVENT_READ)
-            self._both.register(self.waker.fileno(), selectors.EVENT_READ)
-        return _Pollable(self._both)
+            self._users, self._both = waker, _Both(waker, self.waker)
+        return self._both
 
 
-class _Pollable:
-    """A selector's own descriptor, which is readable when one of its descriptors is."""
+class _Both:
+    """Is readable when one of two wakers is: a selector's own descriptor; -1 once it is closed."""
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
+    def __init__(self, *wakers: Wakeable) -> None:
+        self._selector: selectors.BaseSelector | None = selectors.DefaultSelector()
+        for waker in wakers:
+            self._selector.register(waker.fileno(), selectors.EVENT_READ)
 
     def fileno(self) -> int:
-        return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
+        return -1 if self._selector is None else self._selector.fileno()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        selector, self._selector = self._selector, None
+        if selector is not None:
+            selector.close()
 
 
 class _Call:

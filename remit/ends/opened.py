@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Opened", "ticked_here"]
 
-_SERVERS: weakref.WeakSet[Opened] = weakref.WeakSet()
+# Plain references, no WeakSet: every request looks here, and that one's own code would take longer than the look.
+_servers: set[weakref.ref[Opened]] = set()
 
 
 class Opened(Listening):
@@ -73,7 +74,7 @@ class Opened(Listening):
         self._endpoint = ServerEndpoint(machine, link)
         self.keeping = self._way_back.keeping = Keeping(self._endpoint, threaded=self._threaded)
         self._way_back.endpoint = self._endpoint
-        _SERVERS.add(self)
+        _servers.add(weakref.ref(self, _servers.discard))
         return self._endpoint
 
     def _reach(self) -> ServerEndpoint:
@@ -103,7 +104,7 @@ class Opened(Listening):
         self._ended = True
         if endpoint is None:
             return
-        _SERVERS.discard(self)
+        _servers.discard(weakref.ref(self))
         self.keeping.close(self._settings.linger if linger is None else linger)
 
     def __enter__(self) -> Self:
@@ -132,8 +133,10 @@ class Opened(Listening):
 
 def ticked_here(location: Location) -> bool:
     """Whether the calling thread is the one that ticks a server on this location."""
+    if not _servers:
+        return False
     here = threading.get_ident()
-    return any(server._turns.thread == here and server.location == location for server in list(_SERVERS))
+    return any(server._turns.thread == here and server.location == location for server in _living())
 
 
 def _called(reach: weakref.WeakMethod[Callable[[], ServerEndpoint]]) -> ServerEndpoint:
@@ -159,8 +162,12 @@ def _reopen(kind: type[Opened], location: Location, threaded: bool, given: dict[
         _unpickling.active = False
 
 
+def _living() -> list[Opened]:
+    return [server for each in tuple(_servers) if (server := each()) is not None]
+
+
 def _after_fork_in_child() -> None:
-    for server in list(_SERVERS):
+    for server in _living():
         server._after_fork()
 
 

@@ -6,11 +6,12 @@ import time
 from typing import Any, Final
 
 from remit.codec import Codec
-from remit.ends.driving import Ask, ByCaller, ByThread, Driver
+from remit.ends.driving import ByCaller, ByThread, Driver
 from remit.ends.inbound import Dispatch
 from remit.ends.line import Line
 from remit.errors import Undelivered
 from remit.location import Location
+from remit.patterns.asking import Pose
 from remit.settings import Settings
 from remit.transport import Transport
 
@@ -86,9 +87,9 @@ class Runtime:
             line.pump()
         return count
 
-    def request(self, ask: Ask) -> Any:
+    def request(self, pose: Pose) -> Any:
         """Ask, wait for the answer and return it, or raise what became of it. Its deadline ends the wait."""
-        return self._driver.request(ask)
+        return self._driver.request(pose)
 
     def answers_within(self, seconds: float) -> None:
         """Let an acknowledgement wait so long for an event to leave with."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -28,7 +28,7 @@ from remit.patterns.envelope import seal, unseal
 from remit.protocol.outbox import Outbox
 from remit.protocol.requests import Request, Requests
 
-__all__ = ["PROGRESS", "REPLY", "REQUEST", "Asking", "OnProgress"]
+__all__ = ["PROGRESS", "REPLY", "REQUEST", "Answer", "Asking", "Eventually", "OnProgress", "Pose", "Waiter"]
 
 REQUEST: Final = "remit.request"
 """An event that asks: id, milliseconds left or None, may it run twice, the sealed question."""
@@ -41,12 +41,85 @@ LONGEST: Final = 1e9
 OnProgress: TypeAlias = Callable[[Any, Any], None]
 
 
-class _Waiter(NamedTuple):
-    future: Future[Any]
+class Waiter(Protocol):
+    """Who waits for an answer. What is said to one who is `over` already goes nowhere."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it waits no more."""
+        ...
+
+    def give(self, value: Any) -> None:
+        """Take the answer."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Take it that there is none."""
+        ...
+
+
+Pose: TypeAlias = Callable[[Waiter], None]
+"""Asks for somebody."""
+
+
+class Answer:
+    """What one thread waits for that serves the link itself: it needs no lock, and nobody has to be notified."""
+
+    __slots__ = ("_error", "_value", "over")
+
+    def __init__(self) -> None:
+        self.over = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def give(self, value: Any) -> None:
+        """Keep the answer."""
+        self._value, self.over = value, True
+
+    def fail(self, error: BaseException) -> None:
+        """Keep why there is none."""
+        if not self.over:
+            self._error, self.over = error, True
+
+    def result(self) -> Any:
+        """Return the answer, or raise why there is none. Raises LinkClosed if that is because the client closes."""
+        if self._error is not None:
+            raise self._error
+        if not self.over:
+            raise LinkClosed("the client was closed before the request was answered")
+        return self._value
+
+
+class Eventually:
+    """Who waits is whoever has the future, in any thread."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: Future[Any] = Future()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has its answer, or was cancelled."""
+        return self.future.done()
+
+    def give(self, value: Any) -> None:
+        """Pass the answer on."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Pass on why there is none."""
+        if not self.over and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class _Waiting(NamedTuple):
+    who: Waiter
     on_progress: OnProgress | None
 
 
-_Waiting: TypeAlias = Request[_Waiter]
+_Asked: TypeAlias = Request[_Waiting]
 
 
 class Asking:
@@ -68,7 +141,7 @@ class Asking:
         self._post = post
         self._cancel = cancel
         self._clock = clock
-        self._requests: Requests[_Waiter] = Requests()
+        self._requests: Requests[_Waiting] = Requests()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -91,16 +164,35 @@ class Asking:
         idempotent: bool,
         on_progress: OnProgress | None,
     ) -> Future[Any]:
-        """Ask, and return the future of the answer.
+        """Ask, and return the future of the answer; to cancel that is to tell the server that nobody waits.
+
+        Raises as `pose`.
+        """
+        waiter = Eventually()
+        asked = self.pose(waiter, name, args, kwargs, timeout=timeout, idempotent=idempotent, on_progress=on_progress)
+        waiter.future.add_done_callback(lambda done: self._gave_up(asked) if done.cancelled() else None)
+        return waiter.future
+
+    def pose(
+        self,
+        waiter: Waiter,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        timeout: float,
+        idempotent: bool,
+        on_progress: OnProgress | None,
+    ) -> _Asked:
+        """Ask for one who waits.
 
         Raises CodecError, FrameTooLarge, EmitError, and TypeError or ValueError for what cannot be asked so.
         """
         _check(timeout, on_progress)
-        future: Future[Any] = Future()
         sealed = seal(self._codec, name, args, kwargs)
         with self._lock:
             deadline = self._clock() + timeout
-            request = self._requests.ask(name, _Waiter(future, on_progress), deadline, idempotent=idempotent)
+            request = self._requests.ask(name, _Waiting(waiter, on_progress), deadline, idempotent=idempotent)
         left = None if timeout > LONGEST else int(timeout * 1000)
         request.data = self._codec.encode(REQUEST, (request.id, left, idempotent, sealed), {}, {})
         try:
@@ -108,14 +200,12 @@ class Asking:
         except BaseException:
             self._requests.take(request.id)
             raise
+        request.posted = posted
         if not posted:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
-            return future
-        request.posted = True
-        future.add_done_callback(lambda done: self._gave_up(request) if done.cancelled() else None)
-        return future
+        return request
 
-    def _gave_up(self, request: _Waiting) -> None:
+    def _gave_up(self, request: _Asked) -> None:
         """Nobody waits any more: take the question back, or tell the server."""
         self._requests.take(request.id)
         # Another thread may be sending it at this moment; then the cancellation follows it.
@@ -133,16 +223,14 @@ class Asking:
         if request is not None:
             self._answered(request, outcome, sealed)
 
-    def _answered(self, request: _Waiting, outcome: str, sealed: bytes) -> None:
+    def _answered(self, request: _Asked, outcome: str, sealed: bytes) -> None:
         try:
             answer = unseal(self._codec, sealed)
         except CodecError as error:
             self._fail(request, RequestError(f"the answer to {request.name!r} cannot be read: {error}"))
             raise
         if outcome == "done":
-            future = request.waiter.future
-            if future.set_running_or_notify_cancel():
-                future.set_result(answer.args[0] if answer.args else None)
+            request.waiter.who.give(answer.args[0] if answer.args else None)
         else:
             self._fail(request, _error(request.name, outcome, answer.args))
 
@@ -188,11 +276,9 @@ class Asking:
         for request in self._requests.close():
             self._fail(request, LinkClosed(f"the client was closed before {request.name!r} was answered"))
 
-    def _fail(self, request: _Waiting, error: BaseException) -> None:
+    def _fail(self, request: _Asked, error: BaseException) -> None:
         self._requests.take(request.id)
-        future = request.waiter.future
-        if not future.done() and future.set_running_or_notify_cancel():
-            future.set_exception(error)
+        request.waiter.who.fail(error)
 
 
 def _check(timeout: object, on_progress: object) -> None:

@@ -77,12 +77,15 @@ class Brokering:
         self.controls: dict[str, Control] = {name: _of_session(control) for name, control in controls.items()}
         """What takes the events of clients and workers, by name."""
 
-    def advance(self) -> None:
-        """Do what time demands, and give waiting jobs to idle workers."""
+    def advance(self, caught_up: float) -> None:
+        """Do what time demands, and give waiting jobs to idle workers.
+
+        What workers said until ``caught_up`` has been heard: a broker that had no time to listen buries nobody.
+        """
         now = self._clock()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP
-            for session in self.workers.lapsed(now):
+            for session in self.workers.lapsed(caught_up):
                 self._bury(session)
                 with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
                     self._post(session, UNKNOWN, ())  # should it ever come back

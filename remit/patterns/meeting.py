@@ -78,10 +78,10 @@ class Owner:
         except EmitError as error:
             raise PeerLost(f"the other one has left: {error}") from error
 
-    def advance(self) -> None:
-        """Take the seat from a holder that was silent for too long."""
+    def advance(self, caught_up: float) -> None:
+        """Take the seat from a holder that was silent for too long. What it said until ``caught_up`` has been heard."""
         holder: Any = self.seat.holder
-        if holder is not None and self.seat.lapsed(self._clock() - holder.heard):
+        if holder is not None and self.seat.lapsed(caught_up - holder.heard):
             self.part()  # should it ever come back
             self.left(holder)
 

@@ -105,7 +105,7 @@ class Outbox:
 
     def leaves_room(self, more: int) -> bool:
         """Whether the next frame is small, and may have ``more`` bytes."""
-        if not self._unsent:
+        if not self._unsent and (self.pending or self.source is not None):
             self._frame()
         return bool(self._unsent) and len(self._unsent[0].frame) + more <= min(SMALL, self.max_frame)
 
@@ -114,7 +114,7 @@ class Outbox:
 
         A frame over ``limit`` bytes is left for later.
         """
-        if not self._unsent:
+        if not self._unsent and (self.pending or self.source is not None):
             self._frame()
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None

@@ -27,6 +27,7 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._poll = self._epoll or select.poll()
+        self._waker: Wakeable | None = None
 
     def register(self, watched: _Watched, events: int) -> None:
         """Begin to watch."""
@@ -41,14 +42,23 @@ class Poller:
         self._poll.unregister(watched.fileno())
 
     def watch(self, waker: Wakeable | None) -> None:
-        """Watch a waker as well, if there is one, until `unwatch`."""
+        """Watch a waker as well, if there is one, and no other, until `unwatch`."""
+        if waker is self._waker:
+            return
+        self._release()
         if waker is not None:
-            with contextlib.suppress(FileExistsError):  # Ctrl-C may have come between the last two of these.
+            with contextlib.suppress(FileExistsError):  # Ctrl-C may have come between this and the next line.
                 self._poll.register(waker.fileno(), select.POLLIN)
+            self._waker = waker
 
-    def unwatch(self, waker: Wakeable | None) -> None:
-        """Watch it no more."""
-        if waker is not None:
+    def unwatch(self) -> None:
+        """The wait is over. An epoll keeps the waker for the next: to ask the kernel twice for each wait is dear."""
+        if self._epoll is None:
+            self._release()
+
+    def _release(self) -> None:
+        waker, self._waker = self._waker, None
+        if waker is not None and waker.fileno() >= 0:  # A closed one is forgotten by the kernel.
             with contextlib.suppress(FileNotFoundError, KeyError):
                 self._poll.unregister(waker.fileno())
 

@@ -65,7 +65,7 @@ class StreamLink(OwnedLink):
                 if self._turn(max(0.0, left)) or left <= 0:
                     return
         finally:
-            self._poller.unwatch(waker)
+            self._poller.unwatch()
 
     def close(self, linger: float) -> None:
         """End the link; what was accepted may leave within ``linger`` seconds."""

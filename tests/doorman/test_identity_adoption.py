@@ -258,9 +258,9 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.parametrize("detach", [True, False], ids=["detached", "not detached"])
 @pytest.mark.parametrize("elsewhen", [False, True], ids=["this boot", "another boot"])
 def test_I16_a_stranger_with_the_number_is_neither_believed_nor_signalled(place, tmp_path, stranger, detach, elsewhen):
-    with Process.open(stranger.pid) as process:
+    with Process.open(stranger.pid) as process, subprocess.Popen(["true"]) as ended, Process.open(ended.pid) as another:
         boot = "another" if elsewhen else boot_id()
-        inode = process.inode if elsewhen else process.inode + 1
+        inode = process.inode if elsewhen else another.inode
         own = Identity("node", boot, "pid:[1]", stranger.pid, inode, process.start_time, "1.1-ab")
     with ProcessManager(place, journal=tmp_path / "journal") as manager:
         manager._recorder.added(Task(print), b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import chores
@@ -10,6 +11,7 @@ import pytest
 from chores import sign_in, stay
 from managing import tick_until
 from namespaces import needs_namespaces
+from ssh import log_in
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task
@@ -96,5 +98,23 @@ def test_I02_a_process_on_another_host_has_its_word_and_the_secret_where_that_is
             manager.cancel(stays)
             manager.run(DEADLINE)
             assert process.wait(DEADLINE), "the end of its input did not tell it of its wrapper's"
+    assert stays.state is State.CANCELLED
+    assert not manager.refused
+
+
+def test_I02_a_process_reached_by_ssh_is_known(crossing_location, tmp_path):
+    """A real login. The host is this one after all: there is more than its word, since its inode is found here."""
+    there = ("env", f"PYTHONPATH={Path(chores.__file__).parent}", sys.executable)
+    started = CommandLauncher(log_in(tmp_path), inherits=False, python=there, reach=Reach.ANYWHERE)
+    with ProcessManager(crossing_location, launcher=started, grace=0.3) as manager:
+        power = manager.add_task(Task(pow, 2, 10))
+        assert power.result(DEADLINE) == 1024
+        assert power.identity.strength == "pidfd-inode"
+        stays = manager.add_task(Task(stay, tmp_path / "up"))
+        tick_until(manager, (tmp_path / "up").exists)
+        with stays.identity.open() as process:
+            manager.cancel(stays)
+            manager.run(DEADLINE)
+            assert process.wait(DEADLINE)
     assert stays.state is State.CANCELLED
     assert not manager.refused

@@ -171,7 +171,7 @@ def test_an_idle_worker_that_was_taken_for_dead_is_told() -> None:
     desk, worker = Desk(), new_session()
     desk.services[READY](worker, ["work"], 1)
     desk.now = LEASE + 1
-    desk.brokering.advance()
+    desk.brokering.advance(desk.now)
     assert desk.posted == [(worker, UNKNOWN, ())]
 
 
@@ -181,7 +181,7 @@ def test_no_two_brokers_name_jobs_alike() -> None:
         desk, worker = Desk(), new_session()
         desk.services[READY](worker, ["work"], 1)
         desk.brokering.jobs.submit(job_of(worker, 1))
-        desk.brokering.advance()
+        desk.brokering.advance(desk.now)
         (_, name, (token, *_)), *_ = desk.posted
         assert name == JOB
         tokens.add(token)

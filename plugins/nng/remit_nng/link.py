@@ -68,7 +68,7 @@ class NngLink(OwnedLink):
             self._poller.watch(waker)
             told = self._turn(timeout)
         finally:
-            self._poller.unwatch(waker)
+            self._poller.unwatch()
         for channel in [channel for channel, room in self._full.items() if room in told]:
             self._has_room(channel)
 

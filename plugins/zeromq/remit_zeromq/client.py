@@ -10,7 +10,7 @@ import zmq
 from remit.location import Location
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Peer, Sent, Up, Wakeable
 from remit_zeromq import inproc
-from remit_zeromq.link import ZeroMQLink
+from remit_zeromq.link import POLLOUT, ZeroMQLink
 from remit_zeromq.monitor import reported, watch
 
 __all__ = ["ClientLink", "NeighbourLink"]
@@ -50,7 +50,7 @@ class _DealerLink(ZeroMQLink):
         return arrival
 
     def _pending(self) -> bool:
-        if self._full and cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+        if self._full and cast(int, self._socket.getsockopt(zmq.EVENTS)) & POLLOUT:
             self._empty = self._full = False
             return True
         # In this order, since asking the socket may take the sign that there is something to hear.
@@ -85,7 +85,11 @@ class ClientLink(_DealerLink):
     ) -> None:
         super().__init__(location, capabilities, socket)
         self._reports = watch(socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._reported = select.poll()
+        self._heard_all = False
+        """Whether the monitor was found empty once: from then on its descriptor tells whenever it is not."""
         try:
+            self._reported.register(self._reports.fileno(), select.POLLIN)
             self._poll.register(self._reports.fileno(), select.POLLIN)
             socket.connect(endpoint)
         except zmq.ZMQError:
@@ -93,11 +97,14 @@ class ClientLink(_DealerLink):
             raise
 
     def _hear(self) -> None:
+        if self._heard_all and not self._reported.poll(0):
+            return
         for event in reported(self._reports):
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected()
             elif self._up:
                 self._disconnected()
+        self._heard_all = True
 
     def _end(self, linger: float) -> None:
         self._socket.disable_monitor()
@@ -124,6 +131,11 @@ class NeighbourLink(_DealerLink):
         # To have read may have taken the only sign that the server went: the next look is not to be left out.
         self._empty = False
         return arrival
+
+    def _pending(self) -> bool:
+        pending = super()._pending()
+        self._empty = False  # as above
+        return pending
 
     def _hear(self) -> None:
         if inproc.bound(self._endpoint) is self._met:

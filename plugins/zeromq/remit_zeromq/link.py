@@ -12,7 +12,11 @@ from remit.location import Location
 from remit.transport import Arrival, Capabilities, OwnedLink, Wakeable
 from remit_zeromq import context
 
-__all__ = ["ZeroMQLink"]
+__all__ = ["POLLIN", "POLLOUT", "ZeroMQLink"]
+
+POLLIN: Final = int(zmq.POLLIN)
+"""As a plain number, as the next: to combine those of an enum takes longer than to ask the socket."""
+POLLOUT: Final = int(zmq.POLLOUT)
 
 FULL_WAIT: Final = 0.01
 """Seconds between two tries to send to a peer that was full: a send may itself have taken the sign that it is not."""
@@ -42,7 +46,10 @@ class ZeroMQLink(OwnedLink):
         self._check()
         if self._arrivals:
             return self._arrivals.popleft()
-        if self._empty and not self._poll.poll(0):
+        if self._empty:
+            if not self._poll.poll(0):
+                return None
+        elif not self._pending():  # Far cheaper than an attempt to read, which would fail with an exception.
             return None
         return self._look()
 
@@ -73,7 +80,7 @@ class ZeroMQLink(OwnedLink):
 
     def _pending(self) -> bool:
         """Ask the socket itself; the answer may be the last sign of what has come."""
-        readable = cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        readable = cast(int, self._socket.getsockopt(zmq.EVENTS)) & POLLIN
         self._empty = not readable
         return bool(readable)
 

@@ -25,6 +25,9 @@ MINTED: Final = 5
 """Bytes of a routing id that ZeroMQ itself made for a connection: a zero, which no peer may choose, and a number."""
 
 
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
 class ServerLink(ZeroMQLink):
     """The server's end. A peer is the routing id that ZeroMQ made for its connection."""
 
@@ -42,7 +45,7 @@ class ServerLink(ZeroMQLink):
             return Sent.GONE
         self._empty = self._full = False
         try:
-            self._socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(peer, _NOBLOCK_MORE)
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             self._full = True

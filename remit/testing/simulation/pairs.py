@@ -48,7 +48,7 @@ class SimulatedOwner(SimulatedServer):
     def advance(self) -> None:
         """Look after the seat: who was heard of just now must keep it."""
         holder: Any = self.owner.seat.holder
-        self.owner.advance()
+        self.owner.advance(self.endpoint.caught_up)
         silent = 0.0 if holder is None else self.world.now - holder.heard
         if holder is not None and self.owner.seat.holder is not holder and silent <= self.book.lease:
             self.world.fail(f"{self} takes the seat from one that it heard of {silent} s ago")
