@@ -243,6 +243,8 @@ class Waker:
 
     def wake(self) -> None:
         """Make the descriptor readable until `clear`."""
+        # Said before, so that who is woken by it clears it at once; and after, should it be cleared in between.
+        self._woken = True
         try:
             os.write(self._writer, b"\0")
         except (BlockingIOError, OSError):
@@ -252,7 +254,7 @@ class Waker:
     def clear(self) -> None:
         """Forget all wakes so far."""
         if not self._woken:
-            return  # One that is just being written ends one wait more, and is forgotten after that.
+            return
         self._woken = False
         try:
             while len(os.read(self._reader, 4096)) == 4096:

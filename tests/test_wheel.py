@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -13,6 +15,7 @@ from waiting import DEADLINE, wait_until
 from remit import AsyncServer, Client, Server
 from remit.endpoint import ClientEndpoint
 from remit.ends.wheel import Wheel
+from remit.transport import Waker
 
 
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
@@ -114,3 +117,19 @@ def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypat
     thread.join(DEADLINE)
     wheel.close()
     assert in_time == [True]
+
+
+def test_a_waker_is_cleared_by_whoever_it_has_woken_however_soon(monkeypatch):
+    waker = Waker()
+    write = os.write
+
+    def cleared_at_once(descriptor: int, data: bytes) -> int:
+        written = write(descriptor, data)
+        waker.clear()
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", cleared_at_once)
+        waker.wake()
+    assert select.select([waker], [], [], 0)[0] == []
+    waker.close()
