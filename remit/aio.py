@@ -10,9 +10,11 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
 from remit.client import Client
+from remit.ends.outgate import NoRoom
 from remit.errors import Undelivered
 from remit.location import Location
 from remit.patterns.following import Subscription
@@ -41,11 +43,12 @@ class AsyncClient:
 
     async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event; waits only while the queue is full. Raises what `Client.emit` raises."""
-        if self._client.crowded:
+        self._client.never_wait_here()
+        try:
+            self._client.emit(name, *args, **kwargs)
+        except NoRoom:
             # Once begun it goes on though nobody awaits it any more: an event is taken, or not, but never half.
             await self._elsewhere(functools.partial(self._client.emit, name, *args, **kwargs))
-        else:
-            self._client.emit(name, *args, **kwargs)
 
     async def request(
         self, name: str, /, *args: Any, on_progress: Callable[..., Any] | None = None, **kwargs: Any
@@ -55,7 +58,13 @@ class AsyncClient:
         ``on_progress``, plain or async, is called on the loop.
         """
         told = None if on_progress is None else self._on_loop(on_progress)
-        return await asyncio.wrap_future(self._client.submit(name, *args, on_progress=told, **kwargs))
+        ask = functools.partial(self._client.submit, name, *args, on_progress=told, **kwargs)
+        self._client.never_wait_here()
+        try:
+            asked = ask()
+        except NoRoom:
+            asked = await self._elsewhere(ask, Future.cancel)
+        return await asyncio.wrap_future(asked)
 
     async def subscribe(
         self, pattern: str, listener: Callable[..., Any], *, on_gap: Callable[..., Any] | None = None, **options: Any
@@ -66,7 +75,7 @@ class AsyncClient:
         """
         gap = None if on_gap is None else self._on_loop(on_gap)
         subscribe = functools.partial(self._client.subscribe, pattern, self._on_loop(listener), on_gap=gap, **options)
-        subscription: Subscription = await self._elsewhere(subscribe)
+        subscription: Subscription = await self._elsewhere(subscribe, Subscription.close)
         return subscription
 
     def add_listener(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
@@ -100,9 +109,21 @@ class AsyncClient:
                 raise
             error.add_note(f"and while leaving the client: {lost}")
 
-    async def _elsewhere(self, call: Callable[[], Any]) -> Any:
-        """Run what waits in a thread; a cancelled wait lets it end by itself."""
-        return await asyncio.get_running_loop().run_in_executor(None, call)
+    async def _elsewhere(self, call: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
+        """Run what waits in a thread; a cancelled wait lets it end by itself, and then has its result undone."""
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(None, call)
+
+        def ended(_: object) -> None:
+            if not running.cancelled() and running.exception() is None and undo is not None:
+                with contextlib.suppress(RuntimeError):  # The loop comes to its end, and takes no more calls.
+                    loop.run_in_executor(None, undo, running.result())
+
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(ended)
+            raise
 
     def _on_loop(self, listener: Callable[..., Any]) -> Callable[..., Any]:
         """Return a listener for the dispatch thread, which returns when the one on the loop has."""
@@ -144,9 +165,11 @@ class AsyncServer(Server):
 
     async def aclose(self, linger: float | None = None) -> None:
         """Confirm what was handled, tell the clients, and end within ``linger`` seconds."""
-        if self._serving is not None:
-            self._serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._serving
-            self._serving = None
-        await asyncio.get_running_loop().run_in_executor(None, functools.partial(self.close, linger))
+        serving, self._serving = self._serving, None
+        try:
+            if serving is not None:
+                serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await serving
+        finally:
+            await asyncio.get_running_loop().run_in_executor(None, functools.partial(self.close, linger))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from remit.codec import Codec
+from remit.codec import Codec, Wire
 from remit.ends.connection import SETTLE, Connection
 from remit.ends.inbound import RENEWED
+from remit.ends.leaving import keep
 from remit.ends.opened import ticked_here
 from remit.errors import WouldDeadlock
 from remit.event import Event, check_event
@@ -21,6 +22,7 @@ from remit.patterns.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSC
 
 __all__ = ["Client"]
 
+FOREVER: Final = float("inf")
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -70,7 +72,7 @@ class Client(Connection):
         self._following = Following()
         self.controls[PROGRESS] = lambda wire, *_: wire.args[0](*wire.args[1:])
         self.controls[PUBLISHED] = lambda wire, *_: self._following.published(self._spoken(), wire)
-        self.controls[RENEWED] = lambda *_: self._renewed()
+        self.controls[RENEWED] = lambda wire, *_: self._renewed(wire)
         self.controls[UNSUBSCRIBED] = lambda wire, *_: self._following.unsubscribed(wire)
 
     # -- emitting ----------------------------------------------------------------------------------------------
@@ -198,6 +200,7 @@ class Client(Connection):
         """From now on a thread does what `tick` did, and dispatches to listeners."""
         self._threaded = True
         (self._runtime or self._open()).start()
+        keep(self)
 
     def subscribe(
         self,
@@ -237,8 +240,12 @@ class Client(Connection):
         if self._following.drop(subscription) and self._runtime is not None:
             self.emit(UNSUBSCRIBE, subscription.id)
 
-    def _renewed(self) -> None:
+    def _renewed(self, wire: Wire) -> None:
         """The server began anew, and knows nothing of what this client follows."""
         for subscription in self._following:
-            subscription.renewed()
-            self.submit(SUBSCRIBE, *subscription.wanted, idempotent=True)
+            try:
+                # However long it is not ticked: nobody would ask again.
+                self.submit(SUBSCRIBE, *subscription.wanted, timeout=FOREVER, idempotent=True)
+                subscription.renewed()
+            except Exception as error:  # noqa: BLE001 - one subscription must not end the others
+                self._failed(wire.event(), error)

@@ -134,6 +134,8 @@ class _Bound:
         self._server.controls |= self._owner.controls
         self._server.forgetters.append(self._owner.left)
         self._stopping = threading.Event()
+        self._broken = ""
+        """Why nobody listens here any more; empty while somebody does."""
         self._thread = threading.Thread(target=self._run, name="remit-pair", daemon=True)
         self._thread.start()
 
@@ -142,12 +144,14 @@ class _Bound:
         return self._server.location
 
     def signal(self, value: Any, deadline: float) -> None:
+        if self._broken:
+            raise PeerLost(self._broken)
         if not self._owner.await_guest(deadline):
             raise SignalTimeout(f"nobody has joined {self.location}")
         self._owner.signal(value)
 
     def gone(self) -> str:
-        return ""  # Whoever is lost is told by the queue, in its place.
+        return self._broken  # A guest that is lost is told by the queue, in its place.
 
     def close(self) -> None:
         self._owner.part()
@@ -157,10 +161,13 @@ class _Bound:
         self._server.close()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._server.tick()
-            self._owner.advance(self._server.caught_up)
-            self._server.wait(LOOK)
+        try:
+            while not self._stopping.is_set():
+                self._server.tick()
+                self._owner.advance(self._server.caught_up)
+                self._server.wait(LOOK)
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits has to know
+            self._broken = f"{self.location} is lost: {error}"
 
 
 class _Joined:
@@ -171,7 +178,7 @@ class _Joined:
         self._guest = Guest(self._client, signals.put, lease=lease)
         self._client.controls |= self._guest.controls
         try:
-            self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))
+            shortest = self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))
         except RequestFailed as error:
             self._client.close(0.0)
             if error.type_name.endswith("PairBusy"):
@@ -183,7 +190,7 @@ class _Joined:
         except BaseException:
             self._client.close(0.0)
             raise
-        self._client.beat(lease / BEATS)
+        self._client.beat(shortest / BEATS)
 
     @property
     def location(self) -> Location:

@@ -92,6 +92,8 @@ class Server(Opened):
         """Tick until `stop` or `close` is called, by a listener or another thread, or for ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._running = True
+        if self._endpoint is None and not self._ended:
+            self._reach()
         while self._running and self._endpoint is not None:
             left = RUN_WAIT if deadline is None else min(RUN_WAIT, deadline - time.monotonic())
             if left <= 0:
@@ -119,7 +121,8 @@ class Server(Opened):
 
     def wake(self) -> None:
         """Make `wait` return. Safe from any thread."""
-        self.keeping.waker.wake()
+        if self._endpoint is not None:
+            self.keeping.waker.wake()
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""
@@ -162,11 +165,13 @@ class Server(Opened):
         }
         if self._endpoint is not None:
             machine = self._endpoint.machine
-            counters["sessions"] = len(machine.sessions)
-            counters["waiting"] = sum(len(wires) for _, wires, _, _ in machine.ready)
-            counters["duplicates"] = sum(session.inbox.duplicates for session in machine.sessions.values())
-            counters["rejected"] = machine.rejected.total()
-            counters.update({f"rejected_{reason}": count for reason, count in machine.rejected.items()})
+            # Copies, made in one go: another thread may pump meanwhile.
+            sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
+            counters["sessions"] = len(sessions)
+            counters["waiting"] = sum(len(wires) for _, wires, _, _ in list(machine.ready))
+            counters["duplicates"] = sum(session.inbox.duplicates for session in sessions)
+            counters["rejected"] = sum(rejected.values())
+            counters.update({f"rejected_{reason}": count for reason, count in rejected.items()})
         return counters
 
     def _drain(self, endpoint: ServerEndpoint, limit: int | None) -> int:
@@ -203,8 +208,9 @@ class Server(Opened):
         machine.opened.clear()
         if not machine.closed and not machine.cancelled:
             return
-        waiting = {heard, *(received[0] for received in machine.ready)} if machine.closed else set()
-        for session in [each for each in machine.closed if each not in waiting]:
+        closed = list(machine.closed)  # Copies, as in `stats`. This one first: what it brought came before its end.
+        waiting = {heard, *(received[0] for received in list(machine.ready))} if closed else set()
+        for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
             for forget in self.forgetters:
                 forget(session)

@@ -83,6 +83,8 @@ class Worker:
         self._threads = threads
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
         self._stopping = threading.Event()
+        self._interrupted: list[tuple[Job, tuple[str, bytes]]] = []
+        """Jobs whose handlers raised what is no Exception: another worker gets them, unless this one goes on."""
 
     def on(self, name: str) -> Callable[[Handler], Handler]:
         """Decorate the handler of jobs of this name, or whose name fits this pattern. It may be async."""
@@ -112,6 +114,8 @@ class Worker:
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._stopping.clear()
         self._purge()
+        while self._interrupted:
+            self._working.finish(*self._interrupted.pop())
         self._working.lease = lease = self._announced()
         self.client.beat(lease / BEATS)
         try:
@@ -177,6 +181,9 @@ class Worker:
             outcome = reply(codec, value)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises, whoever asked has to know
             outcome = told(codec, error)
+        except BaseException as error:
+            self._interrupted.append((job, told(codec, error)))
+            raise
         try:
             working.finish(job, outcome)
         except FrameTooLarge as error:

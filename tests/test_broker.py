@@ -271,6 +271,31 @@ def test_several_threads_work_at_once(broker, client):
         thread.join(DEADLINE)
 
 
+def test_a_worker_that_goes_on_after_an_interruption_owes_nothing(broker, client):
+    begun: list[int] = []
+
+    def interrupted() -> str:
+        begun.append(1)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return "done"
+
+    def run() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            worker.run()
+        worker.run()
+
+    with Worker(broker.location) as worker:
+        worker.add_handler("once", interrupted)
+        thread = threading.Thread(target=run)
+        thread.start()
+        with pytest.raises(RequestFailed, match="KeyboardInterrupt"):
+            client.request("once", timeout=10)
+        assert client.request("once", timeout=10) == "done"
+        worker.stop()
+        thread.join(DEADLINE)
+
+
 def test_a_worker_needs_handlers_and_a_capacity(crossing_location):
     with pytest.raises(ValueError, match="threads is at least 1"):
         Worker(crossing_location, threads=0)

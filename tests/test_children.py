@@ -104,6 +104,38 @@ def test_a_client_may_be_taken_into_children(crossing_location: Location, method
     assert heard == {who: list(range(EVENTS)) for who in range(3)}
 
 
+IN_FORK = """
+import os, sys
+from remit import Client, Server
+
+with Server(sys.argv[1]) as server:
+    server.add_listener("add", lambda a, b: a + b)
+    server.tick()
+    child = os.fork()
+    if child == 0:
+        with Client(server.location) as client:
+            assert client.request("add", 1, 2, timeout=20) == 3
+            client.emit("unheard")
+            assert client.flush(20)
+        os._exit(0)
+    ended = 0
+    while not ended:
+        server.tick()
+        server.wait(0.01)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_forked_child_may_ask_the_server_that_its_parents_thread_ticks(crossing_location: Location) -> None:
+    """It runs in a thread of the same ident, but ticks nothing."""
+    if not forks(crossing_location):
+        pytest.skip("its library aborts in a forked child")
+    parent = [sys.executable, "-W", "ignore", "-c", IN_FORK, crossing_location.url]
+    ended = subprocess.run(parent, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def forks(location: Location) -> bool:
     return find_transport(location.scheme).capabilities.forks
 
@@ -114,6 +146,14 @@ def test_a_client_that_nobody_answers_ends_in_time_and_says_what_it_lost(crossin
     child = subprocess.run([sys.executable, "-c", code, location.url], stderr=subprocess.PIPE, text=True, timeout=30)
     assert child.returncode == 0
     assert "2 events undelivered" in child.stderr
+
+
+def test_a_client_that_nobody_refers_to_any_more_says_what_it_lost(crossing_location: Location) -> None:
+    location = reachable(crossing_location)
+    code = "import gc, sys; from remit import Client; Client(sys.argv[1], linger=0.2).emit('lost'); gc.collect()"
+    child = subprocess.run([sys.executable, "-c", code, location.url], stderr=subprocess.PIPE, text=True, timeout=30)
+    assert child.returncode == 0
+    assert "1 event undelivered" in child.stderr
 
 
 def test_a_client_is_pickled_without_what_it_holds(crossing_location: Location) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from ticking import closing
+from ticking import closing, ticked
 from waiting import tick_until, wait_until
 
 from remit import Client, Event, Location, Server
@@ -191,3 +191,24 @@ def test_several_clients(location: Location) -> None:
         tick_until(server, lambda: not any(thread.is_alive() for thread in threads))
         wait_until(lambda: (server.tick(), server.stats()["sessions"] == 0)[1])
     assert heard == {str(index): list(range(100)) for index in range(10)}
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_clients_listener_that_exits_costs_no_other_event(location: Location, threaded: bool) -> None:
+    heard: list[int] = []
+
+    def hear(number: int) -> None:
+        heard.append(number)
+        if number == 1:
+            raise SystemExit
+
+    with Server(location) as server, ticked(server), Client(server.location, threaded=threaded) as client:
+        server.add_listener("begin", lambda event: [event.sender.emit("n", n) for n in range(4)], pass_event=True)
+        client.add_listener("n", hear)
+        client.emit("begin")
+        if not threaded:
+            with pytest.raises(SystemExit):
+                wait_until(lambda: len(heard) == 4, tick=client)
+            assert heard == [0, 1]
+        wait_until(lambda: len(heard) == 4, timeout=10, tick=None if threaded else client)
+    assert heard == [0, 1, 2, 3]

@@ -65,6 +65,28 @@ def test_waits_end_in_time(bound):
         joined.wait(0.02)
 
 
+def test_who_joins_lets_itself_be_heard_within_the_owners_lease():
+    with Pair.bind("memory://leases", lease=2.0) as bound, Pair.connect("memory://leases", lease=60.0) as joined:
+        with pytest.raises(SignalTimeout):
+            bound.wait(3.5)
+        joined.signal("still here")
+        assert bound.wait(DEADLINE) == "still here"
+
+
+def test_whoever_waits_is_told_that_the_location_was_lost(monkeypatch):
+    def lost(**_: object) -> bool:
+        raise LocationInUse("another server took it over")
+
+    with Pair.bind("memory://lost") as bound:
+        monkeypatch.setattr(bound._end._server._endpoint, "pump", lost)
+        for _ in range(2):
+            with pytest.raises(PeerLost, match="memory://lost is lost: another server took it over"):
+                bound.wait(DEADLINE)
+        with pytest.raises(PeerLost, match="is lost"):
+            bound.signal()
+        monkeypatch.undo()
+
+
 def test_without_the_other_one_joining_ends_in_time(location):
     if location.port == 0:
         location = location.replace(port=9)

@@ -179,6 +179,30 @@ def test_after_a_restart_the_subscriptions_live_and_the_gap_is_told(location):
     assert gaps == [None]
 
 
+def test_after_a_restart_no_subscription_ends_for_what_becomes_of_another(location):
+    """One client's ``on_gap`` raises, and the new server is not ticked for longer than a request may take."""
+    errors: list[Exception] = []
+    gaps: list[int | None] = []
+
+    def fail(_: int | None) -> None:
+        raise LookupError("gap")
+
+    server = Server(location)
+    where = server.location
+    with Client(where, request_timeout=0.2, on_error=lambda _, error: errors.append(error)) as client:
+        with ticked(server):
+            client.subscribe("a", print, on_gap=fail, timeout=DEADLINE)
+            client.subscribe("b", print, on_gap=gaps.append, timeout=DEADLINE)
+        server.close()
+        with Server(where) as again:
+            wait_until(lambda: errors and gaps == [None])
+            with pytest.raises(RequestTimeout):
+                client.request("later than these")
+            with ticked(again):
+                wait_until(lambda: again.stats()["subscriptions"] == 2, timeout=10)
+    assert [str(error) for error in errors] == ["gap"]
+
+
 def test_a_subscription_waits_for_its_server(location):
     if location.port == 0:
         location = location.replace(port=9)

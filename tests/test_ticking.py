@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
-from waiting import tick_until, wait_until
+from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
+from remit.codec import CODECS
 from remit.ends import keeping
-from remit.errors import (
-    ReentrantTick,
-)
+from remit.errors import LinkClosed, ReentrantTick
+from remit.protocol.session import Session
+from remit.transport import Waker
 
 
 def test_tick_says_how_many_and_obeys_its_limit(location: Location) -> None:
@@ -74,3 +82,72 @@ def test_what_is_emitted_between_ticks_leaves_although_nobody_ticks_or_waits_any
         for number in range(100):
             server.emit_to(senders[0], "n", number)
         wait_until(lambda: heard == list(range(100)))
+
+
+def test_a_pickled_server_opens_when_it_is_run(location: Location) -> None:
+    with Server(location) as server:
+        copied = pickle.dumps(server)
+    server = pickle.loads(copied)
+    server.stop()
+    server.add_listener("stop", server.stop)
+    thread = threading.Thread(target=server.run, args=(DEADLINE,))
+    thread.start()
+    wait_until(lambda: server.is_open)
+    with Client(server.location) as client:
+        client.emit("stop")
+    thread.join(DEADLINE)
+    assert server.stats()["dispatched"] == 1
+    server.close()
+
+
+def test_a_pickled_server_that_is_closed_before_its_first_use_says_so(location: Location) -> None:
+    with Server(location) as server:
+        copied = pickle.dumps(server)
+    server = pickle.loads(copied)
+    server.close()
+    assert server.location == location
+    with pytest.raises(LinkClosed, match="is closed"):
+        server.tick()
+
+
+def test_a_new_waker_ends_a_wait_although_its_descriptor_is_a_former_ones(location: Location) -> None:
+    with Server(location) as server:
+        for _ in range(3):
+            waker = Waker()
+            waker.wake()
+            server.tick()
+            began = time.monotonic()
+            server.wait(DEADLINE, waker)
+            assert time.monotonic() - began < DEADLINE / 2
+            waker.close()
+
+
+class Arrived(tuple[Any, ...]):
+    """Events that wait; while somebody looks at them another thread pumps, and more arrive."""
+
+    ready: deque[Any]
+    more: tuple[Any, ...]
+
+    def __getitem__(self, place: Any) -> Any:
+        self.ready.append(self.more)
+        return super().__getitem__(place)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.ready.append(self.more)
+        return super().__iter__()
+
+
+def test_what_another_thread_pumps_meanwhile_disturbs_nobody(location: Location) -> None:
+    with Server(location) as server:
+        endpoint = server._endpoint
+        assert endpoint is not None
+        ended = Session(b"ended", CODECS["msgpack"], server._way_back.outbox(CODECS["msgpack"], 1000))
+        Arrived.ready, Arrived.more = endpoint.machine.ready, (ended, [], 0, False)
+        endpoint.machine.ready.append(Arrived(Arrived.more))  # type: ignore[arg-type]
+        endpoint.machine.closed.append(ended)
+        assert server.stats()["waiting"] == 0
+        server.tell_of_sessions(endpoint)
+        assert list(endpoint.machine.closed) == [ended]
+        endpoint.machine.ready.clear()
+        server.tell_of_sessions(endpoint)
+        assert not endpoint.machine.closed

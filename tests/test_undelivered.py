@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from ticking import closing
-from waiting import tick_until
+from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
 from remit.errors import (
@@ -122,3 +124,26 @@ def test_what_was_dropped_stays_counted_when_a_thread_takes_over(location: Locat
     assert client.stats()["dropped"] == dropped
     with pytest.raises(Undelivered):
         client.close()
+
+
+def test_an_emit_that_waits_for_room_ends_when_its_client_is_closed(location: Location) -> None:
+    with Server(location) as server:
+        location = server.location
+    client = Client(location, queue=1, linger=0.0, emit_timeout=DEADLINE)
+    client.emit("first")
+    errors: list[Exception] = []
+
+    def emit() -> None:
+        try:
+            client.emit("second")
+        except LinkClosed as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    gate = client._runtime.gate  # type: ignore[union-attr]
+    wait_until(lambda: gate.waiting)
+    with pytest.raises(Undelivered):
+        client.close()
+    thread.join(10)
+    assert "closed while it waited" in str(errors)

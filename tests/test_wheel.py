@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -12,6 +14,8 @@ from waiting import DEADLINE, wait_until
 
 from remit import AsyncServer, Client, Server
 from remit.endpoint import ClientEndpoint
+from remit.ends.wheel import Wheel
+from remit.transport import Waker
 
 
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
@@ -87,3 +91,45 @@ def test_closing_ends_a_wait_in_another_thread(location):
         with pytest.raises(Exception, match="unheard"):
             client.close(0.0)
         assert flushed.result(DEADLINE) is False
+
+
+def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypatch):
+    """Between the two of them looking at the clock the moment passes from which it is long."""
+    looked = threading.Event()
+    taken: list[bool] = []
+
+    def long(_: Wheel) -> bool:
+        if threading.current_thread() is thread:
+            looked.set()
+            return True
+        return False
+
+    monkeypatch.setattr(Wheel, "_long", long)
+    wheel = Wheel()
+    assert wheel.borrow()
+    thread = threading.Thread(target=lambda: taken.append(wheel.take()))
+    thread.start()
+    assert looked.wait(DEADLINE)
+    wheel.give_back()
+    thread.join(10)
+    in_time = list(taken)
+    wheel.end()
+    thread.join(DEADLINE)
+    wheel.close()
+    assert in_time == [True]
+
+
+def test_a_waker_is_cleared_by_whoever_it_has_woken_however_soon(monkeypatch):
+    waker = Waker()
+    write = os.write
+
+    def cleared_at_once(descriptor: int, data: bytes) -> int:
+        written = write(descriptor, data)
+        waker.clear()
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", cleared_at_once)
+        waker.wake()
+    assert select.select([waker], [], [], 0)[0] == []
+    waker.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from remit.codec import Codec, find_codec
 from remit.config import resolve
 from remit.ends.inbound import Urgent
-from remit.ends.leaving import remember
+from remit.ends.leaving import forget, keep, remember
 from remit.ends.opened import ticked_here
 from remit.ends.runtime import Runtime
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
@@ -82,6 +83,7 @@ class Connection(Listening):
         """
         runtime, self._runtime = self._runtime, None
         self._closed = True
+        forget(self)
         if runtime is None:
             return
         bound = self._settings.linger if linger is None else linger
@@ -131,6 +133,8 @@ class Connection(Listening):
         runtime.urgent.update(self.urgent)
         self._runtime = runtime
         remember(self)
+        if self._threaded:
+            keep(self)
         return runtime
 
     @property
@@ -138,6 +142,10 @@ class Connection(Listening):
         """Whether `emit` may have to wait for room."""
         gate = (self._runtime or self._open()).gate
         return len(gate.pending) >= gate.capacity
+
+    def never_wait_here(self) -> None:
+        """Let nothing wait for room in the calling thread, an event loop's: what would have to raises `NoRoom`."""
+        (self._runtime or self._open()).gate.loop = threading.get_ident()
 
     def answers_within(self, seconds: float) -> None:
         """Let an acknowledgement wait so long for an event to leave with. For whoever ticks a client without a thread.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from remit.protocol.session import Received, Session
 from remit.sender import Sender
 
 __all__ = ["RENEWED", "Dispatch", "Inbound", "Urgent"]
+
+logger = logging.getLogger("remit")
 
 Dispatch: TypeAlias = Callable[[], Callable[[Sequence[Wire], Sender | None, bool], None] | None]
 """A weak reference to the client's dispatch."""
@@ -104,12 +107,20 @@ class Inbound:
         """Give what came first, in one frame, to the listeners; return how many events."""
         session, wires, count, redelivered = self._waiting.popleft()
         dispatch = self._dispatch()
+        handed = 0
         try:
-            if dispatch is not None:
-                dispatch(wires, None, redelivered)
+            for wire in wires:
+                handed += 1
+                if dispatch is not None:
+                    dispatch((wire,), None, redelivered)
         finally:
-            session.finish(count)
-            self._unfinished -= 1
+            # A listener may have raised SystemExit: its event counts as handled, those behind it have yet to be.
+            rest = wires[handed:]
+            session.finish(max(0, count - len(rest)))
+            if rest:
+                self._waiting.appendleft((session, rest, min(count, len(rest)), redelivered))
+            else:
+                self._unfinished -= 1
         return len(wires)
 
     def announce(self) -> None:
@@ -135,5 +146,9 @@ class Inbound:
                     self._news.wait(IDLE_WAIT)
                 if self._stopping:
                     return
-            self.hand_over()
+            try:
+                self.hand_over()
+            except BaseException:
+                # It ends no process from here, and must not end this thread either: nobody would hear any more.
+                logger.exception("a listener raised what is no Exception")
             self._finished()

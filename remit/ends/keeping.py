@@ -42,7 +42,9 @@ class Keeping:
         """When somebody last looked after the link, or is going to have done so."""
         self.waiter = 0
         """Ident of the thread that waited last."""
-        self._both: dict[int, selectors.BaseSelector] = {}
+        self._users: Wakeable | None = None
+        self._both: _Both | None = None
+        """The user's waker and our own."""
         self._stopping = threading.Event()
         self._call = _Call()
         self._keeper: threading.Thread | None = None
@@ -83,8 +85,8 @@ class Keeping:
             self.endpoint.close(linger)
         if self._keeper is not None and self._keeper is not threading.current_thread():
             self._keeper.join(JOIN)
-        for selector in self._both.values():
-            selector.close()
+        if self._both is not None:
+            self._both.close()
         self.waker.close()
 
     def after_fork(self) -> None:
@@ -134,22 +136,29 @@ class Keeping:
 
     def _with(self, waker: Wakeable) -> Wakeable:
         """Return one descriptor that is readable when the user's waker or our own is."""
-        selector = self._both.get(waker.fileno())
-        if selector is None:
-            selector = self._both[waker.fileno()] = selectors.DefaultSelector()
-            selector.register(waker.fileno(), selectors.EVENT_READ)
-            selector.register(self.waker.fileno(), selectors.EVENT_READ)
-        return _Pollable(selector)
+        # By the waker and not by its descriptor: once that is closed, another one may have its number.
+        if self._both is None or self._users is not waker:
+            if self._both is not None:
+                self._both.close()
+            self._users, self._both = waker, _Both(waker, self.waker)
+        return self._both
 
 
-class _Pollable:
-    """A selector's own descriptor, which is readable when one of its descriptors is."""
+class _Both:
+    """Is readable when one of two wakers is: a selector's own descriptor; -1 once it is closed."""
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
+    def __init__(self, *wakers: Wakeable) -> None:
+        self._selector: selectors.BaseSelector | None = selectors.DefaultSelector()
+        for waker in wakers:
+            self._selector.register(waker.fileno(), selectors.EVENT_READ)
 
     def fileno(self) -> int:
-        return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
+        return -1 if self._selector is None else self._selector.fileno()  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        selector, self._selector = self._selector, None
+        if selector is not None:
+            selector.close()
 
 
 class _Call:

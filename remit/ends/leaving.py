@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from remit.errors import Undelivered
 from remit.location import Location
 
-__all__ = ["Leaver", "remember"]
+__all__ = ["Leaver", "forget", "keep", "remember"]
 
 logger = logging.getLogger("remit")
 
@@ -44,6 +44,8 @@ class Leaver(Protocol):
 
 
 _CLIENTS: weakref.WeakSet[Leaver] = weakref.WeakSet()
+_kept: set[Leaver] = set()
+"""Those that a thread serves: it would go on without them, and nobody be told what it could not deliver."""
 _registered: set[int] = set()
 """Processes in which `_close_all` will be called."""
 
@@ -62,6 +64,16 @@ def remember(client: Leaver) -> None:
         util.Finalize(None, _close_all, exitpriority=100)
 
 
+def keep(client: Leaver) -> None:
+    """Let ``client`` live until it is closed, although nobody else refers to it."""
+    _kept.add(client)
+
+
+def forget(client: Leaver) -> None:
+    """Let ``client`` go: it is closed."""
+    _kept.discard(client)
+
+
 def _close_all() -> None:
     deadline = time.monotonic() + EXIT_LINGER
     for client in list(_CLIENTS):
@@ -76,6 +88,7 @@ def _after_fork_in_child() -> None:
     for client in list(_CLIENTS):
         client._after_fork()
     _CLIENTS.clear()
+    _kept.clear()
 
 
 if hasattr(os, "register_at_fork"):

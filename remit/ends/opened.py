@@ -47,6 +47,7 @@ class Opened(Listening):
         self._threaded = threaded
         self._asked = resolve(location)
         self._endpoint: ServerEndpoint | None = None
+        self._location = self._asked
         self._ended = False
         self._turns = Turns()
         # Weakly: a sender that somebody keeps does not keep the server.
@@ -125,6 +126,7 @@ class Opened(Listening):
         """A forked child holds a copy that only refuses; its locks may be held by threads that are not here."""
         self._renew_lock()
         self._turns.lock = threading.Lock()
+        self._turns.thread = 0  # Whoever ticked did so in the parent, although a thread here has the same ident.
         if self._endpoint is not None:
             self.keeping.after_fork()
 

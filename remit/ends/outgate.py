@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from remit.codec import shortened
-from remit.errors import EmitTimeout, FrameTooLarge, QueueFull
+from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull
 from remit.protocol.outbox import HEAD_BYTES, Outbox
 from remit.settings import Settings
 
-__all__ = ["LARGE", "Outgate"]
+__all__ = ["LARGE", "NoRoom", "Outgate"]
 
 LARGE: Final = 4096
 """Bytes from which an event is counted towards ``queue_bytes``: below, counting events is enough."""
@@ -23,6 +23,10 @@ LOOK: Final = 0.05
 
 Encode: TypeAlias = Callable[[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]], bytes]
 """Makes one event bytes, as `remit.codec.Codec.encode` does."""
+
+
+class NoRoom(Exception):
+    """Raised where an event would have to wait for room in a thread that must not wait."""
 
 
 class Outgate:
@@ -44,6 +48,10 @@ class Outgate:
         self.dropped: Counter[str] = Counter()
         self.waiting = 0
         """Threads that wait for room."""
+        self.loop = 0
+        """Ident of a thread that must not wait: an event loop's."""
+        self.closed = False
+        """There will be no room any more."""
         self.room = threading.Condition()
         self._outbox = outbox
         self._settings = settings
@@ -59,7 +67,7 @@ class Outgate:
     def admit(self, name: str, size: int) -> bool:
         """Make room for an event, or wait for it, as ``when_full`` says; False: it is dropped.
 
-        Raises FrameTooLarge, QueueFull, EmitTimeout.
+        Raises FrameTooLarge, QueueFull, EmitTimeout, NoRoom.
         """
         largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
         if size > largest:
@@ -90,10 +98,14 @@ class Outgate:
             self.dropped["drop_oldest"] += 1
 
     def _block(self, name: str, size: int) -> None:
+        if self.loop == threading.get_ident():
+            raise NoRoom
         deadline = time.monotonic() + self._settings.emit_timeout
         self.waiting += 1
         try:
             while self.crowded(size):
+                if self.closed:
+                    raise LinkClosed(f"{shortened(name)} was not taken: the client was closed while it waited for room")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     self.dropped["timed_out"] += 1

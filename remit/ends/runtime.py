@@ -118,7 +118,8 @@ class Runtime:
 
     def close(self, linger: float) -> Undelivered | None:
         """End the threads and the link; return what was not confirmed, as an error to raise."""
-        self._line.closing = True
+        self._line.closing = self.gate.closed = True
+        self.gate.opened()
         self._by_thread.end(JOIN)
         self._line.hang_up(linger)
         return self._line.undelivered()

@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Final, Protocol
 
 from remit.codec import Wire
@@ -81,7 +82,9 @@ class Service:
         self._arrived = asyncio.Event()
         self._answers: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._thread = threading.Thread(target=self._pump, name="remit-aio", daemon=True)
+        self._broken: Exception | None = None
+        """What ended the thread, if it was not this end."""
+        self._thread = threading.Thread(target=self._serve_link, name="remit-aio", daemon=True)
 
     async def run(self) -> None:
         """Dispatch until cancelled."""
@@ -92,6 +95,8 @@ class Service:
             await self._arrived.wait()
             self._arrived.clear()
             await self._dispatch()
+            if self._broken is not None and server.is_open:
+                raise self._broken
 
     async def end(self) -> None:
         """End the thread and the answers under way."""
@@ -103,6 +108,18 @@ class Service:
         await self._loop.run_in_executor(None, self._thread.join)
 
     # -- the thread --------------------------------------------------------------------------------------------
+
+    def _serve_link(self) -> None:
+        try:
+            self._pump()
+        except Exception as error:  # noqa: BLE001 - for whoever awaits this service
+            self._broken = error
+        finally:
+            self._tell_the_loop()
+
+    def _tell_the_loop(self) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody hears any more.
+            self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _pump(self) -> None:
         endpoint, server = self._endpoint, self._server
@@ -118,8 +135,7 @@ class Service:
                     endpoint.pump()
                 server.keeping.pumped = time.monotonic()
             if machine.ready or machine.closed or machine.cancelled:
-                with contextlib.suppress(RuntimeError):  # The loop is closed: nobody hears any more.
-                    self._loop.call_soon_threadsafe(self._arrived.set)
+                self._tell_the_loop()
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -142,10 +158,12 @@ class Service:
                 while server.later:
                     await self._await(*server.later.pop(0))
                 done += 1
-        except asyncio.CancelledError:
-            # What was interrupted counts as not handled: whoever serves next begins with it.
-            rest = wires[done:]
-            machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
+        except BaseException as error:
+            # What was cancelled counts as not handled: whoever serves next begins with it. What a listener ended by
+            # SystemExit or KeyboardInterrupt counts as handled.
+            done += not isinstance(error, asyncio.CancelledError)
+            if rest := wires[done:]:
+                machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
             count = done if count else 0
             raise
         finally:
@@ -156,6 +174,12 @@ class Service:
     async def _await(self, event: Any, awaitable: Awaitable[Any]) -> None:
         try:
             await awaitable
+        except asyncio.CancelledError as error:
+            if _cancelled():
+                raise
+            reported = CancelledError("what the listener awaited was cancelled")
+            reported.__cause__ = error
+            self._server._failed(event, reported)
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
             self._server._failed(event, error)
 
@@ -170,9 +194,17 @@ class Service:
                 outcome = reply(session.codec, await value)
         except TimeoutError as error:
             outcome = late(session.codec) if bound.expired() else told(session.codec, error)
-        except asyncio.CancelledError:
-            send(self._server.post, session, question.id, told(session.codec, LinkClosed("the server ends")))
-            raise
+        except asyncio.CancelledError as error:
+            if _cancelled():
+                send(self._server.post, session, question.id, told(session.codec, LinkClosed("the server ends")))
+                raise
+            outcome = told(session.codec, error)
         except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
             outcome = told(session.codec, error)
         send(self._server.post, session, question.id, outcome)
+
+
+def _cancelled() -> bool:
+    """Whether the running task itself was cancelled, and not only something that its listener awaited."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

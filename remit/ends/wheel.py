@@ -13,7 +13,7 @@ __all__ = ["PARK", "Wheel"]
 PARK: Final = 0.002
 """Seconds for which the thread leaves the link alone after a caller has served it: the next request may be near."""
 LONG: Final = 0.02
-"""Seconds after which a caller is taken to serve for long: then it says itself when it has done."""
+"""Seconds after which a caller is taken to serve for long: then the thread sleeps until it is told."""
 
 
 class Wheel:
@@ -25,7 +25,7 @@ class Wheel:
         self._held = threading.Lock()
         self._borrowing = threading.Lock()
         self._news = threading.Condition()
-        self._lent = self._parked = self._called = self._ended = False
+        self._lent = self._parked = self._asleep = self._called = self._ended = False
         self._lent_at = self._rest_until = 0.0
 
     def call(self) -> None:
@@ -56,8 +56,10 @@ class Wheel:
         with self._news:
             self._parked = True
             while not self._ended and (self._lent or self._resting()):
-                self._news.wait(None if self._lent and self._long() else PARK)
-            self._parked = self._called = False
+                self._asleep = self._lent and self._long()
+                # Looked at once more: whoever gives it back first says so, and then looks who sleeps.
+                self._news.wait(None if self._asleep and self._lent else PARK)
+            self._parked = self._called = self._asleep = False
 
     def _resting(self) -> bool:
         return not self._called and time.monotonic() < self._rest_until
@@ -81,11 +83,11 @@ class Wheel:
     def give_back(self) -> None:
         """Serve the link no more. The thread waits for a moment whether another caller will, unless it is called."""
         self._rest_until = time.monotonic() + PARK
-        long = self._long()
         self._lent = False
+        asleep = self._asleep
         self._held.release()
         self._borrowing.release()
-        if long:
+        if asleep:
             with self._news:
                 self._news.notify()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable
@@ -114,10 +115,11 @@ def late(codec: Codec) -> tuple[str, bytes]:
 
 
 def send(post: Post, session: Session, question: int, outcome: tuple[str, bytes]) -> None:
-    """Send an outcome; one that is too large for a frame is told as a failure. One whose session ended is dropped."""
+    """Send an outcome; one that is too large for a frame is told as a failure. One that nobody can hear is dropped."""
     try:
         post(session, REPLY, (question, *outcome))
     except FrameTooLarge as error:
-        post(session, REPLY, (question, *told(session.codec, error)))
+        with contextlib.suppress(FrameTooLarge, EmitError):  # It takes no frames to speak of.
+            post(session, REPLY, (question, *told(session.codec, error)))
     except EmitError:
         return

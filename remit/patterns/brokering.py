@@ -87,7 +87,7 @@ class Brokering:
             self._sweep_at = now + SWEEP
             for session in self.workers.lapsed(caught_up):
                 self._bury(session)
-                with contextlib.suppress(EmitError):  # It has ended meanwhile.
+                with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
                     self._post(session, UNKNOWN, ())  # should it ever come back
             self._tell_the_late(now)
         self._assign(now)

@@ -15,7 +15,7 @@ import msgspec
 from remit.codec import Wire
 from remit.endpoint import Clock
 from remit.ends.inbound import RENEWED
-from remit.errors import EmitError, PairBusy, PeerLost
+from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
 from remit.listeners import Control
 from remit.patterns.answering import Answering, Post, session_of
 from remit.patterns.working import Speaker
@@ -26,7 +26,7 @@ from remit.sender import Sender
 __all__ = ["JOIN", "Guest", "Hear", "Owner"]
 
 JOIN: Final = "remit.pair"
-"""A request to be the other one: the seconds of its lease. Answered with the epoch."""
+"""A request to be the other one: the seconds of its lease. Answered with the epoch, and the owner's lease."""
 SIGNAL: Final = "remit.signal"
 """A signal: epoch, value."""
 PRESENT: Final = "remit.present"
@@ -54,6 +54,7 @@ class Owner:
         answering.services |= {JOIN: self._join, PRESENT: self._present}
         self._post = post
         self._hear = hear
+        self._lease = lease
         self._clock = clock
         self._seated = threading.Condition()
 
@@ -87,7 +88,7 @@ class Owner:
     def part(self) -> None:
         """Let the holder know that it is over."""
         holder: Any = self.seat.holder
-        with contextlib.suppress(EmitError):  # It has left just now.
+        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             if holder is not None:
                 self._post(holder, PARTED, (self.seat.epoch,))
 
@@ -96,13 +97,13 @@ class Owner:
         if self.seat.free(session):
             self._hear(PeerLost("the other one has left, or is dead"))
 
-    def _join(self, session: Session, lease: float) -> tuple[int, float]:
+    def _join(self, session: Session, _: float) -> tuple[int, float]:
         epoch = self.seat.claim(session)
         if epoch is None:
             raise PairBusy("two have met here already")
         with self._seated:
             self._seated.notify_all()
-        return epoch, float(lease)
+        return epoch, self._lease
 
     def _signalled(self, wire: Wire, sender: Sender | None, _: bool) -> None:
         session = session_of(sender)
@@ -120,7 +121,7 @@ class Owner:
 
     def _refuse(self, session: Session, epoch: int) -> None:
         """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
-        with contextlib.suppress(EmitError):  # It has left just now.
+        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             self._post(session, PARTED, (epoch,))
         self.left(session)
 
@@ -142,10 +143,11 @@ class Guest:
         self._hear = hear
         self._lease = lease
 
-    def joined(self, answer: tuple[int, float]) -> None:
-        """The owner has given the seat."""
-        self.epoch, _ = answer
+    def joined(self, answer: tuple[int, float]) -> float:
+        """The owner has given the seat. Return the seconds within which each of the two has to hear of the other."""
+        self.epoch, owners = msgspec.convert(answer, tuple[int, float])
         self._doubt()  # The owner may have begun anew since, and nobody would have noticed.
+        return min(self._lease, owners)
 
     def signal(self, value: Any) -> None:
         """Signal the owner. Raises PeerLost, and what emitting raises."""

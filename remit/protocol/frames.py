@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -85,24 +85,29 @@ class Kind(enum.IntEnum):
     STRANGER = 14
 
 
+_U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+"""A sequence number, far enough below what a frame can carry: none that follows it goes beyond."""
+
+
 class Hello(msgspec.Struct, array_like=True, frozen=True):
     """The client's first word on each connection."""
 
     session: bytes
     """16 random bytes, minted once per client and process."""
-    generation: int
+    generation: _U32
     """Counts this session's connections; a server ignores an older one."""
     instance: bytes
     """The server instance last met; empty for a new session."""
-    oldest: int
+    oldest: Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
     """The first sequence number that is not yet confirmed as done."""
-    latest: int
+    latest: _Number
     """The last sequence number given to an event; ``oldest - 1`` when nothing is under way."""
-    received: int
+    received: _Number
     """The last of the server's own sequence numbers received."""
     codec: str
-    max_frame: int
-    met: int = 0
+    max_frame: _Number
+    met: _U32 = 0
     """The connection on which it was welcomed last; 0: on none. It knows of no session that began after it."""
 
 

@@ -11,11 +11,15 @@ import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator
+from typing import Final
 
 from remit.protocol.job import Job, Worker
 from remit.protocol.waiting import Waiting
 
 __all__ = ["Jobs"]
+
+SPARE: Final = 64
+"""Deadlines of jobs that are over which are not worth being looked for."""
 
 
 class Jobs:
@@ -236,3 +240,7 @@ class Jobs:
             self._waiting.drop(job)
         else:
             self._release(job)
+        if len(self._deadlines) > 2 * len(self._by_question) + SPARE:
+            # A deadline may be hours away: what a job that is over brought along must not be kept until then.
+            self._deadlines = [each for each in self._deadlines if not each[2].over]
+            heapq.heapify(self._deadlines)

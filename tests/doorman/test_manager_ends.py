@@ -196,7 +196,7 @@ def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
 
 def test_tasks_that_are_cancelled_while_they_rest_leave_nothing_behind(local, monkeypatch):
     monkeypatch.setattr("doorman.policy.admission.TIDY", 8)
-    tasks = [local.add_task(Task(int, "no number", retries=1, backoff=Backoff(first=1000.0))) for _ in range(20)]
+    tasks = [local.add_task(Task(int, "no number", retries=1, backoff=Backoff(first=30.0))) for _ in range(20)]
     tick_until(local, lambda: all(task.attempt == 1 and task.state is State.WAITING for task in tasks))
     for task in tasks:
         task.cancel()

@@ -197,7 +197,7 @@ class RedisLink(OwnedLink):
             return
         if self._dialling is None:
             if monotonic() >= self._dial_at:
-                self._dialling = Dialling(self._address)
+                self._dial()
             return
         try:
             connection = self._dialling.result()
@@ -215,6 +215,13 @@ class RedisLink(OwnedLink):
             self._opened(wire)
         except Lost as lost:
             self._disconnected(lost)
+
+    def _dial(self) -> None:
+        try:
+            self._dialling = Dialling(self._address)
+        except OSError as error:  # No descriptor is left now; one may be later.
+            self._trouble = TransportError(f"cannot connect to redis at {self._address.where}: {error.strerror}")
+            self._later()
 
     def _disconnected(self, lost: Lost) -> None:
         if self._wire is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from redis_ends import arrive, pair, transport, until, works
 from redis_server import Redis
+from remit_redis import dial
 
 from remit.errors import TransportError
 from remit.location import Location
-from remit.transport import SERVER, Down, Sent, Up
+from remit.transport import SERVER, Down, Sent, Up, Waker
 
 
 def test_redis_dies_in_mid_stream_and_comes_back(redis: Redis) -> None:
@@ -38,6 +40,26 @@ def test_redis_dies_in_mid_stream_and_comes_back(redis: Redis) -> None:
     assert again.peer != peer
     assert between == []
     works(server, client, again.peer)
+    server.close(1)
+    client.close(1)
+
+
+def test_both_ends_come_back_once_there_are_descriptors_again(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def exhausted() -> Waker:
+        tries.append("pipe")
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    server, client, _ = pair(redis.location)
+    monkeypatch.setattr(dial, "Waker", exhausted)
+    redis.kill()
+    arrive(client, Down, server)
+    until(lambda: (client.receive(), server.receive(), len(tries) > 4)[2])
+    monkeypatch.undo()
+    redis.start()
+    arrive(client, Up, server)
+    works(server, client, arrive(server, Up)[0].peer)
     server.close(1)
     client.close(1)
 
