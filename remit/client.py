@@ -16,9 +16,10 @@ from remit.errors import WouldDeadlock
 from remit.event import Event, check_event
 from remit.listeners import OnError
 from remit.location import Location
-from remit.patterns.asking import PROGRESS, OnProgress, Waiter
+from remit.patterns.asking import PROGRESS, OnProgress
 from remit.patterns.following import Following, OnGap, Subscription
 from remit.patterns.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
+from remit.patterns.waiters import Waiter
 
 __all__ = ["Client"]
 

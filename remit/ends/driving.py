@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from remit.ends.line import IDLE_WAIT, Line
 from remit.ends.wheel import PARK
 from remit.errors import WouldDeadlock
-from remit.patterns.asking import Answer, Eventually, Pose
+from remit.patterns.waiters import Answer, Eventually, Pose
 from remit.protocol.outbox import BATCH_EVENTS
 
 __all__ = ["ByCaller", "ByThread", "Driver"]

@@ -11,7 +11,7 @@ from remit.ends.inbound import Dispatch
 from remit.ends.line import Line
 from remit.errors import Undelivered
 from remit.location import Location
-from remit.patterns.asking import Pose
+from remit.patterns.waiters import Pose
 from remit.settings import Settings
 from remit.transport import Transport
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -25,10 +25,11 @@ from remit.errors import (
     RequestTimeout,
 )
 from remit.patterns.envelope import seal, unseal
+from remit.patterns.waiters import Eventually, Waiter
 from remit.protocol.outbox import Outbox
 from remit.protocol.requests import Request, Requests
 
-__all__ = ["PROGRESS", "REPLY", "REQUEST", "Answer", "Asking", "Eventually", "OnProgress", "Pose", "Waiter"]
+__all__ = ["PROGRESS", "REPLY", "REQUEST", "Asking", "OnProgress"]
 
 REQUEST: Final = "remit.request"
 """An event that asks: id, milliseconds left or None, may it run twice, the sealed question."""
@@ -39,79 +40,6 @@ PROGRESS: Final = "remit.progress"
 LONGEST: Final = 1e9
 """Seconds above which a request has all the time in the world."""
 OnProgress: TypeAlias = Callable[[Any, Any], None]
-
-
-class Waiter(Protocol):
-    """Who waits for an answer. What is said to one who is `over` already goes nowhere."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it waits no more."""
-        ...
-
-    def give(self, value: Any) -> None:
-        """Take the answer."""
-        ...
-
-    def fail(self, error: BaseException) -> None:
-        """Take it that there is none."""
-        ...
-
-
-Pose: TypeAlias = Callable[[Waiter], None]
-"""Asks for somebody."""
-
-
-class Answer:
-    """What one thread waits for that serves the link itself: it needs no lock, and nobody has to be notified."""
-
-    __slots__ = ("_error", "_value", "over")
-
-    def __init__(self) -> None:
-        self.over = False
-        self._value: Any = None
-        self._error: BaseException | None = None
-
-    def give(self, value: Any) -> None:
-        """Keep the answer."""
-        self._value, self.over = value, True
-
-    def fail(self, error: BaseException) -> None:
-        """Keep why there is none."""
-        if not self.over:
-            self._error, self.over = error, True
-
-    def result(self) -> Any:
-        """Return the answer, or raise why there is none. Raises LinkClosed if that is because the client closes."""
-        if self._error is not None:
-            raise self._error
-        if not self.over:
-            raise LinkClosed("the client was closed before the request was answered")
-        return self._value
-
-
-class Eventually:
-    """Who waits is whoever has the future, in any thread."""
-
-    __slots__ = ("future",)
-
-    def __init__(self) -> None:
-        self.future: Future[Any] = Future()
-
-    @property
-    def over(self) -> bool:
-        """Whether it has its answer, or was cancelled."""
-        return self.future.done()
-
-    def give(self, value: Any) -> None:
-        """Pass the answer on."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_result(value)
-
-    def fail(self, error: BaseException) -> None:
-        """Pass on why there is none."""
-        if not self.over and self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
 
 
 class _Waiting(NamedTuple):

@@ -19,7 +19,7 @@ FIRST = {
     "never_doubt": 41,
     "run_what_was_redelivered": 26,
     "seat_one_that_is_lost": 8,
-    "TOKEN_BITS=0": 9,
+    "TOKEN_BITS=0": 117,
 }
 """Where the search begins for what only rare histories bring to light."""
 MUTATIONS = [mutation for room in (delivery, requests, jobs, subscriptions, pairing) for mutation in room.MUTATIONS]
