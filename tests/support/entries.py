@@ -115,12 +115,14 @@ def family(order: Order, path: str, leave: bool = False) -> None:
     sleep = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
     with subprocess.Popen(sleep, pass_fds=(holder,)) as child:
         child.returncode = 0  # Left alone on purpose.
-    if os.fork() == 0:
+    between = os.fork()
+    if between == 0:
         os.setsid()
         if os.fork() == 0:
             os.set_inheritable(holder, True)
             os.execv(sleep[0], sleep)
         os._exit(0)
+    os.waitpid(between, 0)  # Told of only when it has left the group.
     os.write(holder, b"!")
     if not leave:
         signal.pause()
