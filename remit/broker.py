@@ -49,7 +49,7 @@ class Broker:
         self._brokering = Brokering(
             self.server.answering, self.server.post, lease=lease, max_attempts=max_attempts, queue=queue
         )
-        self._stopped = False
+        self._stopping = False
         self.server.forgetters.append(self._brokering.ended)
         self.server.canceller = self._brokering.cancelled
         self.server.controls |= self._brokering.controls
@@ -73,20 +73,20 @@ class Broker:
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, or ``timeout`` seconds have passed."""
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
-        self._stopped = False
-        while not self._stopped and (left := deadline - time.monotonic()) > 0:
-            try:
+        try:
+            while not self._stopping and (left := deadline - time.monotonic()) > 0:
                 if not self.tick():
                     self.wait(min(left, 1.0))
-            except LinkClosed:
-                if self.server.is_open:
-                    raise
-                return
+        except LinkClosed:
+            if self.server.is_open:
+                raise
+        finally:
+            self._stopping = False
 
     def stop(self) -> None:
-        """Make `run` return. Safe from any thread."""
-        self._stopped = True
-        self.server.stop()
+        """Make `run` return, or the next one if none has begun yet. Safe from any thread."""
+        self._stopping = True
+        self.server.wake()
 
     def drain(self, timeout: float) -> bool:
         """Take no more requests, and tick until all jobs are done; False after ``timeout`` seconds."""

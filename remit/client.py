@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,7 +13,7 @@ from remit.ends.connection import SETTLE, Connection
 from remit.ends.inbound import RENEWED
 from remit.ends.leaving import keep
 from remit.ends.opened import ticked_here
-from remit.errors import WouldDeadlock
+from remit.errors import RemitError, WouldDeadlock
 from remit.event import Event, check_event
 from remit.listeners import OnError
 from remit.location import Location
@@ -105,6 +106,8 @@ class Client(Connection):
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until every event so far is confirmed as handled; False after ``timeout`` (or linger) seconds.
+
+        False also if one turned out to be over the server's own ``max_frame``: `close` names it.
 
         In the thread that ticks the server a longer wait than a quarter of a second would be in vain: it raises
         WouldDeadlock. Raises also SessionRefused.
@@ -233,7 +236,8 @@ class Client(Connection):
         try:
             self.request(SUBSCRIBE, *subscription.wanted, timeout=timeout, idempotent=True)
         except BaseException:
-            self._following.drop(subscription)
+            with contextlib.suppress(RemitError):  # The server may have taken it, or may yet.
+                self._unsubscribe(subscription)
             raise
         return subscription
 

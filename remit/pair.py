@@ -156,7 +156,7 @@ class _Bound:
     def close(self) -> None:
         self._owner.part()
         self._stopping.set()
-        self._server.stop()
+        self._server.wake()
         self._thread.join(TIMEOUT)
         self._server.close()
 

@@ -27,6 +27,7 @@ TICK_BOUND: Final = 0.25
 """Seconds after which a tick without ``limit`` returns although more keeps arriving."""
 RUN_WAIT: Final = 1.0
 """Seconds that `Server.run` waits at a time."""
+FOREVER: Final = float("inf")
 
 
 class Server(Opened):
@@ -51,6 +52,7 @@ class Server(Opened):
     ) -> None:
         given = {"linger": linger, "session_ttl": session_ttl, "key": key, "key_file": key_file}
         super().__init__(location, given, on_error=on_error, threaded=threaded)
+        self._stopping = False
         self._publishing = Publishing(self._way_back.has_more)
         self.forgetters: list[Callable[[Session], None]] = [self._publishing.forget]
         """Called, while ticking, with a session that has ended."""
@@ -90,20 +92,19 @@ class Server(Opened):
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, by a listener or another thread, or for ``timeout`` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._running = True
+        deadline = FOREVER if timeout is None else time.monotonic() + timeout
         if self._endpoint is None and not self._ended:
             self._reach()
-        while self._running and self._endpoint is not None:
-            left = RUN_WAIT if deadline is None else min(RUN_WAIT, deadline - time.monotonic())
-            if left <= 0:
-                return
-            try:
-                if not self.tick() and self._running:
-                    self.wait(left)
-            except LinkClosed:
-                if self._endpoint is not None:
-                    raise
+        try:
+            while not self._stopping and self._endpoint is not None and (left := deadline - time.monotonic()) > 0:
+                try:
+                    if not self.tick() and not self._stopping:
+                        self.wait(min(left, RUN_WAIT))
+                except LinkClosed:
+                    if self._endpoint is not None:
+                        raise
+        finally:
+            self._stopping = False
 
     async def serve(self) -> None:
         """Dispatch what arrives on the running event loop, until cancelled: listeners may be async then.
@@ -115,8 +116,8 @@ class Server(Opened):
         await serve(self, self._endpoint or self._reach())
 
     def stop(self) -> None:
-        """Make `run` return. Safe from any thread."""
-        self._running = False
+        """Make `run` return, or the next one if none has begun yet. Safe from any thread."""
+        self._stopping = True
         self.wake()
 
     def wake(self) -> None:

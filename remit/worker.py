@@ -112,24 +112,24 @@ class Worker:
         if not self._handlers:
             raise ValueError("a worker without a handler has nothing to do: add one with worker.on(name)")
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._stopping.clear()
         self._purge()
         while self._interrupted:
             self._working.finish(*self._interrupted.pop())
-        self._working.lease = lease = self._announced()
-        self.client.beat(lease / BEATS)
         try:
-            if self._threads == 1:
-                self._serve(deadline)
-            else:
-                with ThreadPoolExecutor(self._threads, thread_name_prefix="remit-worker") as pool:
-                    for future in [pool.submit(self._serve, deadline) for _ in range(self._threads)]:
-                        future.result()
+            self._working.lease = lease = self._announced()
+            self.client.beat(lease / BEATS)
+            try:
+                self._serve_by_all(deadline)
+            finally:
+                self._leave()
         finally:
-            self._leave()
+            self._stopping.clear()
 
     def stop(self) -> None:
-        """Make `run` return once the jobs that run have ended. Safe from any thread, and from a signal's handler."""
+        """Make `run` return once the jobs that run have ended, or the next one if none has begun yet.
+
+        Safe from any thread, and from a signal's handler.
+        """
         self._stopping.set()
         self._working.interrupt()
 
@@ -148,6 +148,14 @@ class Worker:
         self.client.__exit__(kind, error, trace)
 
     # -- jobs --------------------------------------------------------------------------------------------------
+
+    def _serve_by_all(self, deadline: float) -> None:
+        if self._threads == 1:
+            self._serve(deadline)
+            return
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="remit-worker") as pool:
+            for future in [pool.submit(self._serve, deadline) for _ in range(self._threads)]:
+                future.result()
 
     def _serve(self, deadline: float) -> None:
         """Run one job after the other."""

@@ -259,6 +259,16 @@ def test_a_worker_that_stops_gives_back_what_it_has_not_begun(broker, client, tm
     assert [future.result(DEADLINE) for future in futures[1:]] == [1, 2, 3, 4]
 
 
+def test_who_stops_before_the_run_has_begun_is_heard(crossing_location):
+    with Broker(crossing_location) as broker:
+        broker.stop()
+        broker.run()
+        with running(broker), Worker(broker.location) as worker:
+            worker.add_handler("note", print)
+            worker.stop()
+            worker.run()
+
+
 def test_several_threads_work_at_once(broker, client):
     together = threading.Barrier(3)
     with Worker(broker.location, threads=3) as worker:

@@ -68,6 +68,17 @@ def test_run_and_stop(location: Location) -> None:
         client.close()
 
 
+def test_who_stops_before_the_run_has_begun_is_heard(location: Location) -> None:
+    with Server(location) as server:
+        server.stop()
+        server.run()
+        server.add_listener("stop", server.stop)
+        with Client(server.location) as client:
+            client.emit("stop")
+            server.run(timeout=20)
+        assert server.stats()["dispatched"] == 1, "it was heard once, and the next run began anew"
+
+
 def test_what_is_emitted_between_ticks_leaves_although_nobody_ticks_or_waits_any_more(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,22 @@ def test_what_is_too_large_is_refused_at_once(location: Location) -> None:
     assert heard == [60_000]
 
 
+def test_what_turns_out_to_be_too_large_for_the_server_is_never_said_to_be_delivered(location: Location) -> None:
+    heard: list[int] = []
+    options = dict(location.options)
+    with Server(location.replace(options={**options, "max_frame": "65536"})) as server:
+        server.add_listener("fits", lambda: heard.append(1))
+        wide = server.location.replace(options={**options, "max_frame": "1048576"})
+        client = Client(wide, linger=0.0)
+        client.emit("big", bytes(70_000))
+        client.emit("fits")
+        tick_until(server, lambda: heard)
+        assert not client.flush()
+        with pytest.raises(Undelivered) as lost:
+            client.close()
+        assert [event.name for event in lost.value.never_sent] == ["big"]
+
+
 def test_what_was_dropped_stays_counted_when_a_thread_takes_over(location: Location) -> None:
     with Server(location) as server:
         gone = server.location

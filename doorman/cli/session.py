@@ -55,7 +55,7 @@ class Session:
 
     def wake(self) -> None:
         """Make `wait` return. Safe from any thread, and in a signal handler."""
-        self.manager.server.stop()
+        self.manager.server.wake()
 
     def wait(self, most: float = LONG) -> None:
         """Wait until there may be something to do."""

@@ -83,15 +83,17 @@ class WorkerPool:
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` is called or ``timeout`` seconds have passed. Raises PoolFailed."""
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._stopping = False
-        while not self._stopping and (left := deadline - time.monotonic()) > 0:
-            if not self.tick():
-                self.broker.bounded_wait(min(left, LONG), self.manager.wait)
+        try:
+            while not self._stopping and (left := deadline - time.monotonic()) > 0:
+                if not self.tick():
+                    self.broker.bounded_wait(min(left, LONG), self.manager.wait)
+        finally:
+            self._stopping = False
 
     def stop(self) -> None:
-        """Make `run` return. Safe from any thread."""
+        """Make `run` return, or the next one if none has begun yet. Safe from any thread."""
         self._stopping = True
-        self.broker.server.stop()
+        self.broker.server.wake()
 
     def drain(self, timeout: float) -> bool:
         """Take no more requests, and tick until all are answered; False after ``timeout`` seconds."""

@@ -103,7 +103,10 @@ class Runtime:
     # -- ending ------------------------------------------------------------------------------------------------
 
     def drain(self, timeout: float, *, quiet: bool = False) -> bool:
-        """Wait until nothing is under way; False after ``timeout`` seconds. Raises SessionRefused unless quiet."""
+        """Wait until nothing is under way; False after ``timeout`` seconds, or if something can never leave.
+
+        Raises SessionRefused unless quiet.
+        """
         line, deadline = self._line, time.monotonic() + timeout
         while not line.outbox.empty:
             if line.machine.refusal is not None:
@@ -114,7 +117,7 @@ class Runtime:
             if left <= 0 or line.closing or (quiet and self._by_thread.at_work and line.in_callback):
                 return False
             self._driver.progress(left)
-        return True
+        return not line.outbox.oversized
 
     def close(self, linger: float) -> Undelivered | None:
         """End the threads and the link; return what was not confirmed, as an error to raise."""

@@ -42,7 +42,7 @@ class Served(Protocol):
         """Whether it has a location open."""
         ...
 
-    def stop(self) -> None:
+    def wake(self) -> None:
         """Make who waits for it return."""
         ...
 
@@ -101,7 +101,7 @@ class Service:
     async def end(self) -> None:
         """End the thread and the answers under way."""
         self._stopping = True
-        self._server.stop()
+        self._server.wake()
         self._server.later, self._server.answering.later = None, None
         for task in self._answers:
             task.cancel()

@@ -101,7 +101,7 @@ class Outbox:
         """Whether `take` would return a frame, as far as is known before it is made."""
         if self._unsent:
             return limit is None or len(self._unsent[0].frame) <= limit
-        return bool(self.pending) and self._room()
+        return bool(self.pending) and self._room() and (limit is None or not self._over(limit))
 
     def leaves_room(self, more: int) -> bool:
         """Whether the next frame is small, and may have ``more`` bytes."""
@@ -115,7 +115,7 @@ class Outbox:
         A frame over ``limit`` bytes is left for later.
         """
         if not self._unsent and (self.pending or self.source is not None):
-            self._frame()
+            self._frame(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None
         batch = self._unsent.popleft()
@@ -183,15 +183,22 @@ class Outbox:
     def _room(self) -> bool:
         return self.last - self.done < self._window_events and self._kept_bytes < self._window_bytes
 
-    def _frame(self) -> None:
-        """Give numbers to the next events and put them into a frame, if the window allows."""
+    def _over(self, limit: int) -> bool:
+        """Whether the next event alone is over a limit; it may be gone by now, if emitters drop the oldest."""
+        try:
+            return len(self.pending[0]) + HEAD_BYTES > limit
+        except IndexError:
+            return False
+
+    def _frame(self, limit: int | None = None) -> None:
+        """Give numbers to the next events and put them into a frame of up to ``limit`` bytes, if the window allows."""
         if not self._room():
             return
         if not self.pending and self.source is not None:
             self.source()
         if not self.pending:
             return
-        events = self._pick()
+        events = self._pick(limit)
         if not events:
             return
         if not self._sequenced:
@@ -205,11 +212,18 @@ class Outbox:
         self._unsent.append(batch)
         self._kept_bytes += len(batch.frame)
 
-    def _pick(self) -> list[bytes]:
-        """Take from `pending` what fits one frame; what fits none is put aside."""
+    def _pick(self, limit: int | None) -> list[bytes]:
+        """Take from `pending` what fits one frame; what fits none is put aside.
+
+        What is over ``limit`` stays: with a number it would have to be sent, whatever the other side can take.
+        """
         pending, size = self.pending, 0
         events: list[bytes] = []
         budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
+        if limit is not None:
+            if self._over(limit):
+                return events
+            budget = min(budget, limit - HEAD_BYTES)
         room = min(BATCH_EVENTS, self._window_events - (self.last - self.done))
         while pending and len(events) < room:
             try:

@@ -6,11 +6,13 @@ import heapq
 import itertools
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 __all__ = ["Request", "Requests"]
 
 Waiter = TypeVar("Waiter")
+SPARE: Final = 64
+"""Deadlines of closed questions which are not worth being looked for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +47,16 @@ class Requests(Generic[Waiter]):
         request = Request(next(self._ids), name, waiter, deadline, idempotent)
         self._open[request.id] = request
         if deadline != float("inf"):
-            heapq.heappush(self._dues, (deadline, request.id))
+            self._expect(deadline, request.id)
         return request
+
+    def _expect(self, deadline: float, identifier: int) -> None:
+        dues = self._dues
+        if len(dues) > 2 * len(self._open) + SPARE:
+            dues = [each for each in tuple(dues) if each[1] in self._open]
+            heapq.heapify(dues)
+        heapq.heappush(dues, (deadline, identifier))
+        self._dues = dues  # Now, with something in it: whoever answers may be looking at it in another thread.
 
     def take(self, identifier: int) -> Request[Waiter] | None:
         """Close a question: it was answered, or nobody waits any more. None if it was closed before."""
