@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,7 +12,7 @@ from remit.ends.connection import SETTLE, Connection
 from remit.ends.inbound import RENEWED
 from remit.ends.leaving import keep
 from remit.ends.opened import ticked_here
-from remit.errors import RemitError, WouldDeadlock
+from remit.errors import WouldDeadlock
 from remit.event import Event, check_event
 from remit.listeners import OnError
 from remit.location import Location
@@ -236,8 +235,7 @@ class Client(Connection):
         try:
             self.request(SUBSCRIBE, *subscription.wanted, timeout=timeout, idempotent=True)
         except BaseException:
-            with contextlib.suppress(RemitError):  # The server may have taken it, or may yet.
-                self._unsubscribe(subscription)
+            self._following.drop(subscription)
             raise
         return subscription
 

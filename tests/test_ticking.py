@@ -100,6 +100,7 @@ def test_a_pickled_server_opens_when_it_is_run(location: Location) -> None:
         copied = pickle.dumps(server)
     server = pickle.loads(copied)
     server.stop()
+    server.run()
     server.add_listener("stop", server.stop)
     thread = threading.Thread(target=server.run, args=(DEADLINE,))
     thread.start()
