@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_what_is_closed()
     try:
         given = given_by(sys.argv[1:] if arguments is None else arguments)
-        return int(given.run(given))
+        code = int(given.run(given))
+        sys.stdout.flush()  # Here, where it may fail: at the interpreter's end nobody could say how.
+        return code
     except (DoormanError, RemitError) as error:
         print(f"doorman: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
