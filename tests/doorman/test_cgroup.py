@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from cgroups import folder, groups_of, members, needs_cgroups
+from cgroups import folder, groups_of, members, needs_cgroups, removed
 from launching import SUPPORT, abandoned, ended, fifo, launched, opened, order, until_over, zygote_of
 from waiting import wait_until
 
@@ -30,8 +30,16 @@ with zygote_of() as launcher:
 
 
 @pytest.fixture(autouse=True)
-def _possible():
+def _apart():
+    """A group around this process alone: managers of other tests would end what is left here for ours to end."""
     needs_cgroups()
+    around = folder()
+    own = around / f"test-{os.getpid()}"
+    own.mkdir()
+    (own / "cgroup.procs").write_text("0")
+    yield
+    (around / "cgroup.procs").write_text("0")
+    wait_until(lambda: removed(own))
 
 
 def test_a_killed_zygote_takes_along_who_left_the_group_of_its_task(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from doorman.launcher import cgroup
 
-__all__ = ["folder", "groups_of", "members", "needs_cgroups"]
+__all__ = ["folder", "groups_of", "members", "needs_cgroups", "removed"]
 
 
 def needs_cgroups() -> None:
@@ -38,3 +39,10 @@ def groups_of(pid: int) -> list[Path]:
 def members(group: Path) -> set[int]:
     """Return the numbers of the processes in a group."""
     return {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+
+
+def removed(group: Path) -> bool:
+    """Remove a group once nothing in it lives; tell whether it is gone."""
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()
