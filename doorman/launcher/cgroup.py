@@ -81,16 +81,17 @@ class ControlGroup:
         return [self._descriptor] if self else []
 
     def join(self) -> None:
-        """Move this process into it; what is forked from now on is born there. Takes 15 ms. Raises OSError."""
+        """Move this process into it; what is forked from now on is born there. As slow as several forks. Raises OSError."""
         self._write("cgroup.procs")
 
     def leave(self) -> None:
-        """Move this process out, to the group around it. Takes 15 ms. Raises OSError."""
+        """Move this process out, to the group around it. Takes as long as `join`. Raises OSError."""
         self._write("../cgroup.procs")
 
     def kill(self) -> None:
         """Kill all that is in it, and in groups below it, at once: nothing can fork faster."""
-        with contextlib.suppress(FileNotFoundError):
+        # Another may have removed it, or this process have become a user who may not; a tick must not fail for that.
+        with contextlib.suppress(OSError):
             self._write("cgroup.kill", b"1")
 
     def remove(self) -> None:

@@ -90,7 +90,7 @@ class _Zygote:
             self._sweep()
 
     def dissolve(self) -> None:
-        """Remove the control group, unless its manager does: that costs a zygote 15 ms, since it is in there."""
+        """Remove the control group, unless its manager does: that costs a zygote a move, since it is in there."""
         if not self._parted:
             with contextlib.suppress(OSError):
                 self._group.leave()

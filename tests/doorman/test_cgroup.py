@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,15 @@ def _apart():
     wait_until(lambda: removed(own))
 
 
+@contextlib.contextmanager
+def manager_of_a_family(held: Path) -> Iterator[tuple[subprocess.Popen[str], Process, Process]]:
+    """Start a manager in a process of its own; yield it, the process of its task, and its zygote. The test kills it."""
+    command = [sys.executable, "-c", textwrap.dedent(MANAGER.format(support=SUPPORT)), str(held)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as manager:
+        task, zygote = (Process.open(int(pid)) for pid in manager.stdout.readline().split())
+        yield manager, task, zygote
+
+
 def test_a_killed_zygote_takes_along_who_left_the_group_of_its_task(tmp_path):
     """The zygote, the task, its child, and a daemon in a session of its own that nobody else knows of."""
     with zygote_of() as launcher, fifo(tmp_path / "held") as reader:
@@ -56,15 +67,12 @@ def test_a_killed_zygote_takes_along_who_left_the_group_of_its_task(tmp_path):
             assert abandoned(reader)
         launcher.launch(order("b", "noop"))
         until_over(launcher)
-    wait_until(lambda: not groups_of(os.getpid()))  # Another's manager may be about to remove it.
+    wait_until(lambda: not groups_of(os.getpid()))
 
 
 def test_the_next_manager_ends_what_one_left_that_was_killed_with_its_zygote(tmp_path):
     with fifo(tmp_path / "held") as reader:
-        script = textwrap.dedent(MANAGER.format(support=SUPPORT))
-        command = [sys.executable, "-c", script, str(tmp_path / "held")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as manager:
-            task, zygote = (Process.open(int(pid)) for pid in manager.stdout.readline().split())
+        with manager_of_a_family(tmp_path / "held") as (manager, task, zygote):
             assert opened(reader)
             [group] = groups_of(manager.pid)
             zygote.signal(signal.SIGSTOP)  # It must not see its manager's end.
@@ -83,10 +91,7 @@ def test_the_next_manager_ends_what_one_left_that_was_killed_with_its_zygote(tmp
 
 def test_a_zygote_removes_the_group_of_a_manager_that_is_killed(tmp_path):
     with fifo(tmp_path / "held") as reader:
-        script = textwrap.dedent(MANAGER.format(support=SUPPORT))
-        command = [sys.executable, "-c", script, str(tmp_path / "held")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as manager:
-            _, zygote = (Process.open(int(pid)) for pid in manager.stdout.readline().split())
+        with manager_of_a_family(tmp_path / "held") as (manager, _, zygote):
             assert opened(reader)
             assert len(groups_of(manager.pid)) == 1
             manager.kill()

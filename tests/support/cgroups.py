@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -37,8 +38,13 @@ def groups_of(pid: int) -> list[Path]:
 
 
 def members(group: Path) -> set[int]:
-    """Return the numbers of the processes in a group."""
-    return {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+    """Return the numbers of the processes in a group; none if it was removed."""
+    try:
+        return {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        return set()
 
 
 def removed(group: Path) -> bool:
