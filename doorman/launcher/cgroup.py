@@ -81,7 +81,7 @@ class ControlGroup:
         return [self._descriptor] if self else []
 
     def join(self) -> None:
-        """Move this process into it; what is forked from now on is born there. As slow as several forks. Raises OSError."""
+        """Move this process into it; what it forks from now on is born there. Slow as several forks. Raises OSError."""
         self._write("cgroup.procs")
 
     def leave(self) -> None:
