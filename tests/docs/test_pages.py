@@ -19,17 +19,6 @@ def test_every_file_that_how_it_works_names_exists() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-def test_how_it_works_passes_by_every_module() -> None:
-    text = (ROOT / "docs/how-it-works.md").read_text()
-    modules = [
-        path.relative_to(ROOT).as_posix()
-        for package in ("remit", "doorman")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py") and "testing" not in path.parts
-    ]
-    assert [module for module in sorted(modules) if module not in text] == []
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_to_pages(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
