@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -128,11 +129,13 @@ def test_a_listening_server_ends_well_by_a_signal(number: signal.Signals, short_
 
 
 def _run(lines: list[str], places: Path, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run command lines, two at a time, each with a registry of managers of its own."""
+
     def run(line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             _command(line.replace("HERE", str(places))),
             cwd=folder,
-            env=_environment(places),
+            env=_environment(Path(tempfile.mkdtemp(dir=places))),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -149,9 +152,9 @@ def _command(line: str) -> list[str]:
     return ["sh", "-c", f"exec {sysconfig.get_path('scripts')}/{line}"]
 
 
-def _environment(places: Path) -> dict[str, str]:
+def _environment(runtime_dir: Path) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("REMIT_", "DOORMAN_"))}
-    return {**own, "XDG_RUNTIME_DIR": str(places), "COLUMNS": "100", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
+    return {**own, "XDG_RUNTIME_DIR": str(runtime_dir), "COLUMNS": "100", "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
 
 
 # -- bytes on the wire -----------------------------------------------------------------------------------------
