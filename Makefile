@@ -38,7 +38,7 @@ tasks: $(READY)
 	@DOORMAN_TASKS=$(TASKS) REMIT_TRANSPORTS=$(TRANSPORT) $(BIN)/pytest --durations=0 tests/doorman/test_scale.py
 
 simulate: $(READY)
-	@$(BIN)/python -m remit.testing.simulation.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
+	@PYTHONPATH=tests/simulation $(BIN)/python -m engine.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
 
 bench: $(READY)
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --inexact --frozen --all-extras --group dev --group bench

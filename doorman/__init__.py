@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from doorman.current import current_task
     from doorman.futures import as_completed, wait
-    from doorman.groups import GroupManager
+    from doorman.group_manager import GroupManager
     from doorman.identity import Identity
     from doorman.journal.journal import Journal
+    from doorman.limits import Limits
     from doorman.manager import ProcessManager
-    from doorman.policy.limits import Limits
-    from doorman.policy.retry import Backoff, Intensity
+    from doorman.pools.broker_pool import WorkerPool
     from doorman.pools.crew import Crew
     from doorman.pools.executor import ProcessExecutor
-    from doorman.pools.pool import WorkerPool
     from doorman.progress import Progress
+    from doorman.retry import Backoff, Intensity
     from doorman.rules import Rule, Rules
     from doorman.states import State
-    from doorman.synchronous import SynchronousManager
+    from doorman.synchronous_manager import SynchronousManager
     from doorman.task import Task
 
 __all__ = [
@@ -44,22 +44,22 @@ __all__ = [
 ]
 
 _WHERE = {
-    "Backoff": "doorman.policy.retry",
+    "Backoff": "doorman.retry",
     "Crew": "doorman.pools.crew",
-    "GroupManager": "doorman.groups",
+    "GroupManager": "doorman.group_manager",
     "Identity": "doorman.identity",
-    "Intensity": "doorman.policy.retry",
+    "Intensity": "doorman.retry",
     "Journal": "doorman.journal.journal",
-    "Limits": "doorman.policy.limits",
+    "Limits": "doorman.limits",
     "ProcessExecutor": "doorman.pools.executor",
     "ProcessManager": "doorman.manager",
     "Progress": "doorman.progress",
     "Rule": "doorman.rules",
     "Rules": "doorman.rules",
     "State": "doorman.states",
-    "SynchronousManager": "doorman.synchronous",
+    "SynchronousManager": "doorman.synchronous_manager",
     "Task": "doorman.task",
-    "WorkerPool": "doorman.pools.pool",
+    "WorkerPool": "doorman.pools.broker_pool",
     "as_completed": "doorman.futures",
     "current_task": "doorman.current",
     "wait": "doorman.futures",

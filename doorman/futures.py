@@ -7,13 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
-from doorman.keeper import LONG, Keeper
 from doorman.states import ENDED, State
+
+if TYPE_CHECKING:
+    from doorman.task import Keeper
 
 __all__ = ["Awaited", "Driven", "Promising", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
 
+IDLE_WAIT_S: Final = 60.0
+"""Longest sleep of one wait for a manager; every event wakes it."""
 LOOK: Final = 0.02
 """Seconds after which a wait for the futures of several threads or managers looks at the others."""
 
@@ -138,13 +142,13 @@ def drive(owners: Collection[Keeper], ready: Callable[[], bool], timeout: float 
     deadline = None if timeout is None else time.monotonic() + timeout
     first = next(iter(owners))
     while not ready():
-        left = LONG if deadline is None else deadline - time.monotonic()
+        left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
         if left <= 0:
             return False
         for owner in owners:
             owner.tick()
         if not ready():
-            first.wait(min(left, LONG if len(owners) == 1 else LOOK))
+            first.wait(min(left, IDLE_WAIT_S if len(owners) == 1 else LOOK))
     return True
 
 
@@ -236,8 +240,8 @@ class _Gathering:
 
     def _next(self, deadline: float | None) -> Future[Any] | None:
         while True:
-            left = LONG if deadline is None else deadline - time.monotonic()
-            patience = max(0.0, min(left, LONG))
+            left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
+            patience = max(0.0, min(left, IDLE_WAIT_S))
             if self._owners and self._ended.empty():
                 drive(self._owners.keys(), lambda: not self._ended.empty(), patience)
                 patience = 0.0

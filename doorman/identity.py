@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from doorman.census import own_namespace, process_of, still_there
 from doorman.errors import IdentityRefused, Refusal
-from doorman.process import Process, pidfd_inode, start_time
+from doorman.process import Process, own_namespace, pidfd_inode, process_of, start_time, still_there
 
 if TYPE_CHECKING:
     from remit.transport import Credentials

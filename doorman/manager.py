@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from doorman.attempts.ending import Ending
-from doorman.attempts.launching import Launching
-from doorman.attempts.orders import Orders
-from doorman.attempts.reception import Reception
-from doorman.attempts.running import Running
+from doorman._scheduler.attempt import Orders
+from doorman._scheduler.base_manager import BaseManager, check_listeners
+from doorman._scheduler.handshake import HandshakeServer
+from doorman._scheduler.output import Logs, Streams
+from doorman._scheduler.run_queue import RunQueue
+from doorman._scheduler.supervisor import Cancellation, Ending, Launching, Running
+from doorman._worker.pickling import packed_initializer
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
-from doorman.journal.recovery import Recovery
+from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
 from doorman.launcher import Launcher
-from doorman.launcher.inherited import InheritingLauncher
+from doorman.launcher.zygote import ZygoteLauncher
 from doorman.load import SAMPLE
-from doorman.opening import opened
-from doorman.output.logs import Logs
-from doorman.output.stream import Streams
-from doorman.owner import Owner, check_listeners
-from doorman.policy.admission import Admission
-from doorman.policy.cancellation import Cancellation
 from doorman.rules import Rule
 from doorman.task import OnOutput, OnProgress, Task
-from doorman.travel import packed_initializer
 from remit import Location, Server
+from remit.config import resolve
 from remit.errors import ReentrantTick
+from remit.plugins import find_transport
 
-__all__ = ["ProcessManager"]
+__all__ = ["ProcessManager", "opened"]
+
+
+def opened(
+    location: str | Location | Server | None,
+    launcher: Launcher | None,
+    preload: Sequence[str],
+    recorder: Recorder,
+) -> tuple[Launcher, Server]:
+    """Return what starts a manager's processes, and the server that they speak to; if it raises, nothing is left open.
+
+    Raises ValueError, LocationError, PluginError.
+    """
+    with contextlib.ExitStack() as undone:
+        undone.callback(recorder.close)
+        where = _place(location, recorder)
+        # The zygote first: it must be exec'd before a transport starts threads here.
+        launcher = launcher or _zygote(where, preload)
+        undone.callback(launcher.close, 0.0)
+        server = location if isinstance(location, Server) else Server(where)
+        undone.pop_all()
+    return launcher, server
+
+
+def _place(location: str | Location | Server | None, recorder: Recorder) -> Location:
+    if isinstance(location, Server):
+        where = location.location
+    else:
+        where = recorder.private_place() if location is None else resolve(location)
+    if not find_transport(where.scheme).capabilities.crosses_processes:
+        raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
+    return where
+
+
+def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:
+    zygote = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{where.scheme}", preload=preload)
+    with contextlib.suppress(OSError):
+        zygote.start()  # Early, so that it is warm when the first task comes; if it cannot be, a launch will say so.
+    return zygote
+
 
 GRACE: Final = 3.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -41,7 +78,7 @@ BURIAL: Final = 5.0
 """Seconds that leaving a manager waits beyond the grace for what it killed."""
 
 
-class ProcessManager(Owner):
+class ProcessManager(BaseManager):
     """Runs tasks in processes of their own, each proven to be its task's before the task's code begins.
 
     ``location`` is where the processes speak to the manager: a Remit location that crosses processes, a `Server` that
@@ -84,7 +121,7 @@ class ProcessManager(Owner):
         check_listeners(on_output=on_output, on_progress=on_progress)
         first_call = packed_initializer(initializer)
         logs = Logs(log_path, shared=shared_log)
-        self._admission = admission = Admission(rules)
+        self._admission = admission = RunQueue(rules)
         self.rules = admission.rules
         self._recorder = recorder = Recorder(journal)
         self._running = running = Running(grace=grace, stopped=recorder.stopped)
@@ -96,13 +133,13 @@ class ProcessManager(Owner):
         self._owner = os.getpid()
         self._shares = isinstance(location, Server)
         self._launcher, self.server = opened(location, launcher, preload, recorder)
-        inheriting = InheritingLauncher(self._launcher) if recorder.journal is not None else None
+        inheriting = AdoptedProcessLauncher(self._launcher) if recorder.journal is not None else None
         self._launcher = inheriting or self._launcher
         self._streams = streams = Streams(logs, self._launcher, on_output)
         self._ending = ending = Ending(
             running, admission, recorder, streams, self._cancellation, hear=self.server.tick, refused=self.refused
         )
-        self._reception = Reception(self.server, running, ending.conclude, recorder, self.refused, on_progress)
+        self._reception = HandshakeServer(self.server, running, ending.conclude, recorder, self.refused, on_progress)
         orders = Orders(self.server.location, first_call)
         self._launching = Launching(
             self._launcher, orders, running, admission, recorder, streams, self._reception, ending, hello_timeout

@@ -2,24 +2,270 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+import signal
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeAlias
 
-from doorman.errors import TaskAlreadyAdded
-from doorman.keeper import Keeper
-from doorman.life import Life
-from doorman.policy.limits import Limits
-from doorman.policy.retry import Backoff, Comeback, Intensity, Restart
-from doorman.policy.succession import check_succession
+from doorman._scheduler.output import Line
+from doorman._worker.pickling import packed_call
+from doorman.errors import IdentityRefused, RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired
+from doorman.futures import TaskFuture, future_of
+from doorman.identity import Identity
+from doorman.limits import Limits
 from doorman.progress import Progress
-from doorman.travel import packed_call
+from doorman.retry import Backoff, Intensity, Restart, RetryPolicy
+from doorman.states import ENDED, State, legal
 
-__all__ = ["OnOutput", "OnProgress", "Task", "check_listeners"]
+__all__ = [
+    "Keeper",
+    "Life",
+    "OnOutput",
+    "OnProgress",
+    "Successor",
+    "Task",
+    "check_listeners",
+    "check_succession",
+]
+
+
+class Keeper(Protocol):
+    """A manager as its tasks see it: `doorman._scheduler.base_manager.Owner` says what each of these does."""
+
+    @property
+    def realm(self) -> Keeper:
+        """The manager that runs the tasks in the end."""
+
+    @property
+    def owned_here(self) -> bool:
+        """Whether the calling thread is the one that ticks it."""
+
+    def tick(self) -> bool:
+        """Do what can be done now; True while anything waits or runs."""
+
+    def wait(self, timeout: float) -> None:
+        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Have ``function()`` called in the next tick. Safe from any thread."""
+
+    def cancel(self, task: Any) -> bool:
+        """Drop a waiting task or stop a running one; False if it has ended."""
+
+    def run_until(self, task: Any, timeout: float | None) -> None:
+        """Make progress until the task has ended. Raises ResultTimeout."""
+
+    async def ended(self, task: Any) -> None:
+        """Return when the task has ended."""
+
+
+class Life:
+    """The part of a `Task` that changes. Users read it and wait for its end; its manager alone moves it on."""
+
+    name: str
+    expires_in: float | None
+    comeback: RetryPolicy
+    """What its policy says of another try."""
+
+    def __init__(self) -> None:
+        self.state = State.WAITING
+        self.identity: Identity | None = None
+        """The process that was proven to be this task's; None until then."""
+        self.attempt = 0
+        """Which try this is; 0 before the first."""
+        self.exit_code: int | None = None
+        self.signal: int | None = None
+        """The signal that ended its process."""
+        self.max_rss: int | None = None
+        """The most memory its process had at once, in bytes."""
+        self.output: tuple[Path, Path] | None = None
+        """The files of its standard output and error, where the manager keeps them."""
+        self.lines: Sequence[Line] = ()
+        """The last lines that it wrote, if they are streamed."""
+        self.progress: Progress | None = None
+        """How far it has come, as it last reported with ``current_task().progress(...)``."""
+        self.bound: TaskFuture | None = None
+        """Its `future`, once somebody has asked for it."""
+        self._owner: Keeper | None = None
+        self._watchers: list[Callable[[Any], object]] = []
+        self._killed = False
+        """Whether `stop` has ended it for good."""
+        self._started: float | None = None
+        self._ended: float | None = None
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    # -- for those who wait ------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Whether it has ended, however."""
+        return self.state in ENDED
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the callable returned, or raise what it raised, with its process's traceback as cause.
+
+        Before the end it waits up to ``timeout`` seconds; in the thread that owns the manager it ticks it meanwhile.
+        Raises also WorkerDied, TaskCancelled, TaskExpired, ResultTimeout.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self._value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""
+        if not self.done():
+            self._kept().run_until(self, timeout)
+        return self._error
+
+    @property
+    def future(self) -> TaskFuture:
+        """A `concurrent.futures.Future` of its result, always the same one, for any thread to wait for or to cancel."""
+        return future_of(self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
+        if not self.done():
+            yield from self._kept().ended(self).__await__()
+        return self.result()
+
+    def cancel(self) -> bool:
+        """Drop it if it waits, stop it if it runs; False if it has ended."""
+        return self._owner is not None and self._owner.cancel(self)
+
+    def stop(self, *, kill: bool = False) -> bool:
+        """Like `cancel`; with ``kill`` a proven process gets SIGKILL, and the task fails for good: WorkerDied."""
+        if kill and self.identity is not None and not self.done():
+            with contextlib.suppress(IdentityRefused), self.identity.open() as process:  # Else it has just ended.
+                self._killed = True
+                return process.signal_group(signal.SIGKILL)
+        return self.cancel()
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from its start to its end, or until now; None before its start."""
+        if self._started is None:
+            return None
+        return (time.monotonic() if self._ended is None else self._ended) - self._started
+
+    # -- for its manager ---------------------------------------------------------------------------------------
+
+    def enter(self, state: State) -> None:
+        """Go to another state; the only place where it changes."""
+        if not legal(self.state, state):
+            raise AssertionError(f"a task cannot go from {self.state} to {state}")
+        self.state = state
+        if state is State.RUNNING:
+            self._started, self._ended = time.monotonic(), None
+        elif state in ENDED:
+            self._ended = time.monotonic()
+        if self.bound is not None:
+            self.bound.follow()
+
+    def began(self, moment: float) -> None:
+        """Count its duration from this moment of the monotonic clock: it began under a manager before."""
+        self._started = moment
+
+    def next_try(
+        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
+    ) -> tuple[State, Any, BaseException | None, float | None]:
+        """Wait again after an attempt that ended so, if the policy says so and it is still ``wanted``.
+
+        Returns how the task ends, which may be otherwise than its attempt; or at last the seconds until its next try.
+        """
+        wanted = wanted and not self._killed
+        ran = None if self.identity is None else self.duration
+        try:
+            now = time.monotonic()
+            pause = self.comeback.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
+        except RestartedTooOften as often:
+            return State.FAILED, None, often, None
+        if pause is not None:
+            self.identity = None
+            self.enter(State.WAITING)
+        return state, value, error, pause
+
+    def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
+        """Go to a state that is an end, with what `result` returns or raises."""
+        if error is None and state is State.CANCELLED:
+            error = TaskCancelled(f"task {self.name!r} was cancelled")
+        if error is None and state is State.EXPIRED:
+            error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
+        self._value, self._error = value, error
+        self.enter(state)
+        watchers, self._watchers = self._watchers, []
+        for tell in watchers:
+            tell(self)
+
+    def when_ended(self, tell: Callable[[Self], object]) -> None:
+        """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
+        if self.done():
+            tell(self)
+        else:
+            self._watchers.append(tell)
+
+    @property
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The value and the error that it ended with."""
+        return self._value, self._error
+
+    @property
+    def owner(self) -> Keeper | None:
+        """The manager that it was added to."""
+        return self._owner
+
+    def _kept(self) -> Keeper:
+        """Return the manager that makes progress with it. Raises ValueError."""
+        if self._owner is None:
+            raise ValueError(f"{self!r} has not been added to a manager")
+        return self._owner
+
+
+class Successor(Protocol):
+    """A task, as far as its place behind others goes."""
+
+    @property
+    def after(self) -> tuple[Self, ...]:
+        """The tasks that have to be done before it."""
+
+    @property
+    def owner(self) -> Keeper | None:
+        """The manager that it was added to."""
+
+
+def check_succession(task: Successor, owner: Keeper) -> None:
+    """Raise ValueError if the task comes after itself, or after one that is not the same manager's."""
+    for first in task.after:
+        theirs = first.owner
+        if theirs is None:
+            if _reaches(first, task):
+                raise ValueError(f"{task!r} and {first!r} come after each other: neither could ever start")
+            raise ValueError(f"{task!r} comes after {first!r}, which no manager has: add that one first")
+        if theirs.realm is not owner.realm:
+            raise ValueError(
+                f"{task!r} comes after {first!r}, which is another manager's: add both to one, "
+                "or wait for the other's result first"
+            )
+
+
+def _reaches(start: Successor, goal: Successor) -> bool:
+    seen, ahead = {start}, [start]
+    while ahead:
+        task = ahead.pop()
+        if task is goal:
+            return True
+        new = set(task.after) - seen
+        seen |= new
+        ahead += new
+    return False
+
 
 logger = logging.getLogger("doorman")
 
@@ -109,7 +355,7 @@ class Task(Life):
         self.cancel_when = _question("cancel_when", cancel_when)
         self.retries = retries
         self.backoff, self.restart, self.intensity = backoff, restart, intensity
-        self.comeback = Comeback(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
+        self.comeback = RetryPolicy(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
         self.priority = _priority(priority)
         self.after = _tasks(after)
         self.limits = _limits(limits)

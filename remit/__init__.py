@@ -7,9 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from remit.client import Client
-from remit.event import Event
+from remit.event import Event, Sender
 from remit.location import Location
-from remit.sender import Sender
 from remit.server import Server
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
+from remit._io.send_queue import WouldBlock
+from remit._patterns.pubsub import Subscription
 from remit.client import Client
-from remit.ends.outgate import NoRoom
 from remit.errors import Undelivered
 from remit.location import Location
-from remit.patterns.following import Subscription
 from remit.server import Server
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class AsyncClient:
         self._client.never_wait_here()
         try:
             self._client.emit(name, *args, **kwargs)
-        except NoRoom:
+        except WouldBlock:
             # Once begun it goes on though nobody awaits it any more: an event is taken, or not, but never half.
             await self._elsewhere(functools.partial(self._client.emit, name, *args, **kwargs))
 
@@ -62,7 +62,7 @@ class AsyncClient:
         self._client.never_wait_here()
         try:
             asked = ask()
-        except NoRoom:
+        except WouldBlock:
             asked = await self._elsewhere(ask, Future.cancel)
         return await asyncio.wrap_future(asked)
 

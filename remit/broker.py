@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from remit._patterns.jobs import SWEEP, BrokerCore
 from remit.errors import LinkClosed
 from remit.listeners import OnError
 from remit.location import Location
-from remit.patterns.brokering import SWEEP, Brokering
+from remit.options import check_count, check_lease
 from remit.server import Server
-from remit.settings import check_count, check_lease
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,7 +46,7 @@ class Broker:
         check_count("max_attempts", max_attempts)
         check_count("queue", queue)
         self.server = Server(location, on_error=on_error, **options)
-        self._brokering = Brokering(
+        self._brokering = BrokerCore(
             self.server.answering, self.server.post, lease=lease, max_attempts=max_attempts, queue=queue
         )
         self._stopping = False

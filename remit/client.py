@@ -2,26 +2,189 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from remit.codec import Codec, Wire
-from remit.ends.connection import SETTLE, Connection
-from remit.ends.inbound import RENEWED
-from remit.ends.leaving import keep
-from remit.ends.opened import ticked_here
-from remit.errors import WouldDeadlock
+from remit._io.dispatcher import RENEWED, Urgent
+from remit._io.drivers import Runtime
+from remit._io.exit_flush import forget, keep, remember
+from remit._patterns.pubsub import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED, OnGap, SubscriberState, Subscription
+from remit._patterns.request_reply import PROGRESS, OnProgress, ResultSink
+from remit.codec import Codec, EventMessage, find_codec
+from remit.config import resolve
+from remit.errors import LinkClosed, Undelivered, WouldDeadlock
 from remit.event import Event, check_event
-from remit.listeners import OnError
+from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
-from remit.patterns.asking import PROGRESS, OnProgress
-from remit.patterns.following import Following, OnGap, Subscription
-from remit.patterns.publishing import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
-from remit.patterns.waiters import Waiter
+from remit.options import resolve_options
+from remit.plugins import find_transport
+from remit.server import ticked_here
+from remit.transports.authenticated import signing
 
-__all__ = ["Client"]
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["SETTLE", "Client", "Connection"]
+
+
+SETTLE: Final = 0.25
+"""Seconds that a wait for a server ticked by this very thread may take: acknowledgements may be under way."""
+
+
+class Connection(ListenerRegistry):
+    """Base of `Client`: all of it but what it does."""
+
+    def __init__(
+        self,
+        location: str | Location | None,
+        given: Mapping[str, Any],
+        *,
+        codec: str | Codec | None,
+        threaded: bool,
+        on_error: OnError | None,
+    ) -> None:
+        super().__init__(on_error)
+        self._given = given
+        self._codec = codec
+        self._threaded = threaded
+        self._location = resolve(location)
+        transport = find_transport(self._location.scheme)
+        named = codec if isinstance(codec, str) else None
+        self._settings, self._bare = resolve_options(self._location, transport.options, {**given, "codec": named})
+        self._spoken()
+        self._transport = signing(transport, self._settings.key)
+        self._runtime: Runtime | None = None
+        self._closed = False
+        self.urgent: dict[str, Urgent] = {}
+        """What takes events of Remit's own on the thread that serves the connection, by name."""
+
+    @property
+    def location(self) -> Location:
+        """Where the server is reached."""
+        return self._location
+
+    @property
+    def linger(self) -> float:
+        """Seconds that `close` waits unless told otherwise."""
+        return self._settings.linger
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server has welcomed this client on the present connection."""
+        return self._runtime is not None and self._runtime.connected
+
+    def stats(self) -> dict[str, int]:
+        """Return counters: what waits, what is under way, what was dropped, refused or repeated."""
+        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
+        return counters | (self._runtime.stats() if self._runtime else {})
+
+    def close(self, linger: float | None = None) -> None:
+        """Wait up to ``linger`` seconds until all is confirmed, then end. May be called twice.
+
+        Raises Undelivered, which names what was not confirmed.
+        """
+        runtime, self._runtime = self._runtime, None
+        self._closed = True
+        forget(self)
+        if runtime is None:
+            return
+        bound = self._settings.linger if linger is None else linger
+        here = ticked_here(self._location)
+        drained = runtime.drain(min(SETTLE, bound) if here else bound, quiet=True)
+        left = runtime.close(bound)
+        if left is None:
+            return
+        if here and not drained:
+            raise left from WouldDeadlock("this thread ticks the server itself: tick it before closing the client")
+        raise left
+
+    def __enter__(self) -> Self:
+        if self._runtime is None:
+            self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Undelivered as lost:
+            if error is None:
+                raise
+            error.add_note(f"and while leaving the client: {lost}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._location, self._codec, self._threaded, self._given)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self.connected else "not connected"
+        return f"<Client {self._location} {state}>"
+
+    def _open(self) -> Runtime:
+        if self._closed:
+            raise LinkClosed(f"the client to {self._location} is closed")
+        hear = weakref.WeakMethod(self._dispatch)
+        runtime = Runtime(
+            self._transport,
+            self._bare,
+            self._settings,
+            codec=None if isinstance(self._codec, str) else self._codec,
+            threaded=self._threaded,
+            dispatch=hear,
+        )
+        runtime.urgent.update(self.urgent)
+        self._runtime = runtime
+        remember(self)
+        if self._threaded:
+            keep(self)
+        return runtime
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `emit` may have to wait for room."""
+        gate = (self._runtime or self._open()).gate
+        return len(gate.pending) >= gate.capacity
+
+    def never_wait_here(self) -> None:
+        """Let nothing wait for room in the calling thread, an event loop's: what would have to raises `NoRoom`."""
+        (self._runtime or self._open()).gate.loop = threading.get_ident()
+
+    def answers_within(self, seconds: float) -> None:
+        """Let an acknowledgement wait so long for an event to leave with. For whoever ticks a client without a thread.
+
+        It saves the server two ticks where what is heard is soon answered; one that is late leaves in the next tick.
+        """
+        (self._runtime or self._open()).answers_within(seconds)
+
+    def beat(self, seconds: float) -> None:
+        """From now on ask after this many seconds of silence whether the server is there."""
+        (self._runtime or self._open()).beat(seconds)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the server was last heard; infinity before the first time."""
+        return float("inf") if self._runtime is None else self._runtime.silence
+
+    def _spoken(self) -> Codec:
+        return find_codec(self._settings.codec) if self._codec is None else find_codec(self._codec)
+
+    def _after_fork(self) -> None:
+        """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""
+        self._renew_lock()
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.abandon()
+
+
+def _rebuild(
+    kind: type[Connection], location: Location, codec: str | Codec | None, threaded: bool, given: dict[str, Any]
+) -> Connection:
+    return kind(location, codec=codec, threaded=threaded, **given)
+
 
 FOREVER: Final = float("inf")
 _NOTHING: Mapping[str, Any] = {}
@@ -70,7 +233,7 @@ class Client(Connection):
             "key_file": key_file,
         }
         super().__init__(location, given, codec=codec, threaded=threaded, on_error=on_error)
-        self._following = Following()
+        self._following = SubscriberState()
         self.controls[PROGRESS] = lambda wire, *_: wire.args[0](*wire.args[1:])
         self.controls[PUBLISHED] = lambda wire, *_: self._following.published(self._spoken(), wire)
         self.controls[RENEWED] = lambda wire, *_: self._renewed(wire)
@@ -148,7 +311,7 @@ class Client(Connection):
         runtime = self._runtime or self._open()
         bound = self._settings.request_timeout if timeout is None else timeout
 
-        def pose(waiter: Waiter) -> None:
+        def pose(waiter: ResultSink) -> None:
             runtime.asking.pose(
                 waiter, name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
             )
@@ -243,7 +406,7 @@ class Client(Connection):
         if self._following.drop(subscription) and self._runtime is not None:
             self.emit(UNSUBSCRIBE, subscription.id)
 
-    def _renewed(self, wire: Wire) -> None:
+    def _renewed(self, wire: EventMessage) -> None:
         """The server began anew, and knows nothing of what this client follows."""
         for subscription in self._following:
             try:

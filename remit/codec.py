@@ -11,10 +11,10 @@ import msgspec
 from remit.errors import CodecError
 from remit.event import Event
 
-__all__ = ["CODECS", "JSON", "UNREADABLE", "Codec", "MessagePack", "Wire", "find_codec", "no_name", "shortened"]
+__all__ = ["CODECS", "JSON", "UNREADABLE", "Codec", "EventMessage", "MessagePack", "find_codec", "no_name", "shortened"]
 
 
-class Wire(msgspec.Struct, array_like=True, gc=False):
+class EventMessage(msgspec.Struct, array_like=True, gc=False):
     """An event as it travels: an array of two to four parts."""
 
     name: str
@@ -40,7 +40,7 @@ class Codec(Protocol):
         """Return ``head`` and then all the encoded events as one body."""
         ...
 
-    def decode(self, body: bytes | memoryview) -> list[Wire]:
+    def decode(self, body: bytes | memoryview) -> list[EventMessage]:
         """Return the events of a body. Raises CodecError."""
         ...
 
@@ -52,7 +52,7 @@ class MessagePack:
 
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[Wire]).decode
+        self._decode = msgspec.msgpack.Decoder(list[EventMessage]).decode
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
         """Return one event as MessagePack. Raises CodecError, TypeError."""
@@ -78,7 +78,7 @@ class MessagePack:
             prefix = struct.pack(">BI", 0xDD, count)
         return b"".join((head, prefix, *events))
 
-    def decode(self, body: bytes | memoryview) -> list[Wire]:
+    def decode(self, body: bytes | memoryview) -> list[EventMessage]:
         """Return the events of a MessagePack body. Raises CodecError."""
         try:
             return self._decode(body)
@@ -93,7 +93,7 @@ class JSON:
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(list[Wire]).decode
+        self._decode = msgspec.json.Decoder(list[EventMessage]).decode
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
         """Return one event as JSON. Raises CodecError, TypeError."""
@@ -108,7 +108,7 @@ class JSON:
         """Return ``head`` and the events as one JSON array."""
         return b"".join((head, b"[", b",".join(events), b"]"))
 
-    def decode(self, body: bytes | memoryview) -> list[Wire]:
+    def decode(self, body: bytes | memoryview) -> list[EventMessage]:
         """Return the events of a JSON body. Raises CodecError."""
         try:
             return self._decode(body)

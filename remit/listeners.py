@@ -2,35 +2,109 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import decimal
+import enum
 import fnmatch
+import functools
+import inspect
 import logging
 import re
 import threading
+import typing
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from inspect import isawaitable, iscoroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
-from remit.codec import Wire, no_name, shortened
-from remit.event import Event
-from remit.sender import Sender
-from remit.typed import converter
+import msgspec
+
+from remit.codec import EventMessage, no_name, shortened
+from remit.event import Event, Sender
 
 __all__ = [
     "ASYNC",
     "NAMES_CACHED",
     "RESERVED",
     "Control",
-    "Listening",
+    "ListenerRegistry",
     "OnError",
     "check_listener",
     "check_name",
+    "converter",
     "matcher",
 ]
+
+
+_SCALARS: Final = (
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    decimal.Decimal,
+    uuid.UUID,
+)
+
+
+def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the listener itself, or one that first converts the arguments whose annotations ask for it.
+
+    Dataclasses, msgspec structs, TypedDicts, enums, sets, dates, UUIDs and decimals ask for it, also inside lists,
+    dicts, tuples and unions. An argument that does not fit raises msgspec.ValidationError in the listener's place.
+    """
+    wanted = _wanted(listener)
+    if not wanted:
+        return listener
+    signature = inspect.signature(listener)
+
+    @functools.wraps(listener)
+    def convert(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, annotation in wanted.items():
+            if name in bound.arguments:
+                bound.arguments[name] = msgspec.convert(bound.arguments[name], annotation)
+        return listener(*bound.args, **bound.kwargs)
+
+    return convert
+
+
+def _wanted(listener: Callable[..., Any]) -> dict[str, Any]:
+    """Return the parameters to convert. A listener whose annotations cannot be read converts nothing."""
+    try:
+        hints = typing.get_type_hints(listener)
+        parameters = inspect.signature(listener).parameters.values()
+    except (NameError, TypeError, ValueError, AttributeError):
+        return {}
+    single = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+    return {
+        parameter.name: hints[parameter.name]
+        for parameter in parameters
+        if parameter.kind in single and parameter.name in hints and _asks(hints[parameter.name])
+    }
+
+
+def _asks(annotation: Any) -> bool:
+    if typing.get_args(annotation):
+        inner = any(_asks(part) for part in typing.get_args(annotation))
+        return inner or typing.get_origin(annotation) in (set, frozenset)
+    if not isinstance(annotation, type):
+        return False
+    return (
+        dataclasses.is_dataclass(annotation)
+        or typing.is_typeddict(annotation)
+        or issubclass(annotation, (msgspec.Struct, enum.Enum, set, frozenset, *_SCALARS))
+    )
+
 
 logger = logging.getLogger("remit")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Control = Callable[[Wire, Sender | None, bool], None]
+Control = Callable[[EventMessage, Sender | None, bool], None]
 """What is called, before any listener, with an event of Remit's own, who sent it, and whether it was redelivered."""
 OnError = Callable[[Event, Exception], None]
 """Called with the event and what a listener raised on it."""
@@ -55,7 +129,7 @@ class _Entry(NamedTuple):
     control: bool = False
 
 
-class Listening:
+class ListenerRegistry:
     """What a server and a client share: adding and removing listeners, and dispatch to them."""
 
     def __init__(self, on_error: OnError | None = None) -> None:
@@ -123,7 +197,7 @@ class Listening:
                 del kept[position]
         self._entries, self._cache = tuple(kept), {}
 
-    def _dispatch(self, wires: Sequence[Wire], sender: Sender | None, redelivered: bool) -> None:
+    def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None:
         """Give each event to its listeners, in order. Only what is no Exception gets out."""
         for wire in wires:
             # Looked up each time: a listener may have changed who listens.
@@ -152,7 +226,7 @@ class Listening:
             value.close()
             raise TypeError(ASYNC)
 
-    def _ask(self, wire: Wire, sender: Sender | None) -> tuple[bool, Any]:
+    def _ask(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
         """Call all listeners of a request; return whether there are any, and what the first one returned or raised."""
         entries = self._cache.get(wire.name)
         if entries is None:
@@ -169,12 +243,12 @@ class Listening:
                 self._failed(wire.event(sender=sender), error)
         return True, value
 
-    def _value(self, entry: _Entry, wire: Wire, sender: Sender | None) -> Any:
+    def _value(self, entry: _Entry, wire: EventMessage, sender: Sender | None) -> Any:
         if entry.once:
             self.remove_listener(entry.pattern, entry.function)
         return entry.call(wire.event(sender=sender)) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
 
-    def _call(self, entry: _Entry, wire: Wire, sender: Sender | None, redelivered: bool) -> Any:
+    def _call(self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool) -> Any:
         if entry.once:
             with self._entries_lock:
                 if not any(entry is other for other in self._entries):

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from remit._patterns.exclusive_pair import JOIN, PairClient, PairServer
 from remit.client import Client
 from remit.errors import LinkClosed, NoListener, PairBusy, PeerLost, RequestFailed, SignalTimeout
 from remit.location import Location
-from remit.patterns.meeting import JOIN, Guest, Owner
+from remit.options import check_lease
 from remit.server import Server
-from remit.settings import check_lease
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -130,7 +130,7 @@ class _Bound:
 
     def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
         self._server = server
-        self._owner = Owner(self._server.answering, self._server.post, signals.put, lease=lease)
+        self._owner = PairServer(self._server.answering, self._server.post, signals.put, lease=lease)
         self._server.controls |= self._owner.controls
         self._server.forgetters.append(self._owner.left)
         self._stopping = threading.Event()
@@ -175,7 +175,7 @@ class _Joined:
 
     def __init__(self, client: Client, lease: float, timeout: float, signals: queue.SimpleQueue[Any]) -> None:
         self._client = client
-        self._guest = Guest(self._client, signals.put, lease=lease)
+        self._guest = PairClient(self._client, signals.put, lease=lease)
         self._client.controls |= self._guest.controls
         try:
             shortest = self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))

@@ -2,26 +2,186 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from remit.codec import Wire
-from remit.endpoint import ServerEndpoint
-from remit.ends.opened import Opened
+from remit._io.pump import ServerPump
+from remit._io.server_io import PATIENCE, ClientSender, ServerIO, TickLock
+from remit._patterns.pubsub import SUBSCRIBE, UNSUBSCRIBE, Publisher
+from remit._patterns.request_reply import REQUEST, RequestServer, session_of
+from remit._protocol.server_sessions import ServerSessions
+from remit._protocol.session import Received, Session
+from remit.codec import EventMessage
+from remit.config import resolve
 from remit.errors import LinkClosed, ReentrantTick
-from remit.listeners import OnError, check_name
+from remit.event import Sender
+from remit.listeners import ListenerRegistry, OnError, check_name
 from remit.location import Location
-from remit.patterns.answering import Answering, session_of
-from remit.patterns.asking import REQUEST
-from remit.patterns.publishing import SUBSCRIBE, UNSUBSCRIBE, Publishing
-from remit.protocol.session import Received, Session
-from remit.sender import Sender
+from remit.options import resolve_options
+from remit.plugins import find_transport
 from remit.transport import Wakeable
+from remit.transports.authenticated import count_with, signing
 
-__all__ = ["Server"]
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Opened", "Server", "ticked_here"]
+
+
+# Plain references, no WeakSet: every request looks here, and that one's own code would take longer than the look.
+_servers: set[weakref.ref[Opened]] = set()
+
+
+class Opened(ListenerRegistry):
+    """Base of `Server`: all of it but what it does."""
+
+    keeping: ServerIO
+
+    def __init__(
+        self,
+        location: str | Location | None,
+        given: dict[str, Any],
+        *,
+        on_error: OnError | None,
+        threaded: bool,
+    ) -> None:
+        super().__init__(on_error)
+        self._given = given
+        self._threaded = threaded
+        self._asked = resolve(location)
+        self._endpoint: ServerPump | None = None
+        self._location = self._asked
+        self._ended = False
+        self._turns = TickLock()
+        # Weakly: a sender that somebody keeps does not keep the server.
+        reach = weakref.WeakMethod(self._reach)
+        self._way_back = ClientSender(lambda: _called(reach), self._turns)
+        if not _unpickling.active:
+            self._open()
+
+    def _open(self) -> ServerPump:
+        transport = find_transport(self._asked.scheme)
+        self._settings, bare = resolve_options(self._asked, transport.options, self._given)
+        transport = signing(transport, self._settings.key)
+        link = transport.bind(bare)
+        self._location = link.location.replace(options=self._asked.options)
+        self._way_back.limit(self._settings, link.capabilities)
+        machine = ServerSessions(
+            self._way_back.outbox,
+            max_frame=link.capabilities.max_frame,
+            patience=PATIENCE if self._threaded else 0.0,
+            session_ttl=self._settings.session_ttl,
+            sees_peers=link.capabilities.sees_peers,
+        )
+        count_with(transport, machine)
+        self._endpoint = ServerPump(machine, link)
+        self.keeping = self._way_back.keeping = ServerIO(self._endpoint, threaded=self._threaded)
+        self._way_back.endpoint = self._endpoint
+        _servers.add(weakref.ref(self, _servers.discard))
+        return self._endpoint
+
+    def _reach(self) -> ServerPump:
+        if self._ended:
+            raise LinkClosed(f"the server on {self._location} is closed")
+        return self._open()  # it came here pickled, and opens where it is first used
+
+    @property
+    def location(self) -> Location:
+        """Where clients reach this server, with the port that the system chose."""
+        if self._endpoint is None and not self._ended:
+            self._open()
+        return self._location
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a location open."""
+        return self._endpoint is not None
+
+    def close(self, linger: float | None = None) -> None:
+        """Confirm what was handled, tell the clients, and end within ``linger`` seconds. May be called twice.
+
+        Events that arrived but were not dispatched are not confirmed: the clients keep them for the next server.
+        """
+        endpoint, self._endpoint = self._endpoint, None
+        self._way_back.endpoint = None
+        self._ended = True
+        if endpoint is None:
+            return
+        _servers.discard(weakref.ref(self))
+        self.keeping.close(self._settings.linger if linger is None else linger)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self._asked, self._threaded, self._given)
+
+    def __repr__(self) -> str:
+        state = "open" if self._endpoint else "closed" if self._ended else "not opened yet"
+        return f"<Server {self._asked} {state}>"
+
+    def _after_fork(self) -> None:
+        """A forked child holds a copy that only refuses; its locks may be held by threads that are not here."""
+        self._renew_lock()
+        self._turns.lock = threading.Lock()
+        self._turns.thread = 0  # Whoever ticked did so in the parent, although a thread here has the same ident.
+        if self._endpoint is not None:
+            self.keeping.after_fork()
+
+
+def ticked_here(location: Location) -> bool:
+    """Whether the calling thread is the one that ticks a server on this location."""
+    if not _servers:
+        return False
+    here = threading.get_ident()
+    return any(server._turns.thread == here and server.location == location for server in _living())
+
+
+def _called(reach: weakref.WeakMethod[Callable[[], ServerPump]]) -> ServerPump:
+    method = reach()
+    if method is None:
+        raise LinkClosed("the server is closed")
+    return method()
+
+
+class _Unpickling(threading.local):
+    active = False
+
+
+_unpickling = _Unpickling()
+
+
+def _reopen(kind: type[Opened], location: Location, threaded: bool, given: dict[str, Any]) -> Opened:
+    """Rebuild a pickled server; it opens its location when it is first used."""
+    _unpickling.active = True
+    try:
+        return kind(location, threaded=threaded, **given)
+    finally:
+        _unpickling.active = False
+
+
+def _living() -> list[Opened]:
+    return [server for each in tuple(_servers) if (server := each()) is not None]
+
+
+def _after_fork_in_child() -> None:
+    for server in _living():
+        server._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
 
 TICK_BOUND: Final = 0.25
 """Seconds after which a tick without ``limit`` returns although more keeps arriving."""
@@ -53,14 +213,14 @@ class Server(Opened):
         given = {"linger": linger, "session_ttl": session_ttl, "key": key, "key_file": key_file}
         super().__init__(location, given, on_error=on_error, threaded=threaded)
         self._stopping = False
-        self._publishing = Publishing(self._way_back.has_more)
+        self._publishing = Publisher(self._way_back.has_more)
         self.forgetters: list[Callable[[Session], None]] = [self._publishing.forget]
         """Called, while ticking, with a session that has ended."""
         self.canceller: Callable[[Session, int], None] | None = None
         """Called, while ticking, with a request that nobody waits for any more."""
         self.sender = self._way_back.sender
         """Return the client of a session as listeners see it."""
-        self.answering = Answering(self._ask, self.post)
+        self.answering = RequestServer(self._ask, self.post)
         self.answering.services[SUBSCRIBE] = self._publishing.subscribe
         self.controls[REQUEST] = self.answering.requested
         self.controls[UNSUBSCRIBE] = self._unsubscribed
@@ -111,7 +271,7 @@ class Server(Opened):
 
         Raises LinkClosed after `close`.
         """
-        from remit.ends.serving import serve  # for those who use asyncio
+        from remit._io.async_server import serve  # for those who use asyncio
 
         await serve(self, self._endpoint or self._reach())
 
@@ -128,7 +288,7 @@ class Server(Opened):
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to this server's own listeners, here and now; nothing travels."""
         check_name(name)
-        self._dispatch((Wire(name, args, kwargs),), None, False)
+        self._dispatch((EventMessage(name, args, kwargs),), None, False)
 
     def publish(self, name: str, /, *args: Any, keep: bool = False, **kwargs: Any) -> int:
         """Send an event to every client that subscribed to its name; return how many did. Never waits for one.
@@ -175,7 +335,7 @@ class Server(Opened):
             counters.update({f"rejected_{reason}": count for reason, count in rejected.items()})
         return counters
 
-    def _drain(self, endpoint: ServerEndpoint, limit: int | None) -> int:
+    def _drain(self, endpoint: ServerPump, limit: int | None) -> int:
         dispatched = 0
         bound: float | None = None
         while self._endpoint is endpoint:
@@ -199,7 +359,7 @@ class Server(Opened):
                 endpoint.flush()
         return dispatched
 
-    def tell_of_sessions(self, endpoint: ServerEndpoint, heard: Session | None = None) -> None:
+    def tell_of_sessions(self, endpoint: ServerPump, heard: Session | None = None) -> None:
         """Let those who keep something of a session know that it has ended, or that a request was cancelled.
 
         An end comes after all that the session brought, and not while it is ``heard``: what is handled after its end
@@ -220,7 +380,7 @@ class Server(Opened):
             if self.canceller is not None:
                 self.canceller(session, request)
 
-    def _handle(self, endpoint: ServerEndpoint, received: Received, limit: int | None) -> int:
+    def _handle(self, endpoint: ServerPump, received: Received, limit: int | None) -> int:
         """Dispatch one frame's events, or the first ``limit`` of them; confirm those whose listeners returned."""
         session, wires, count, redelivered = received
         if limit is not None and limit < len(wires):
@@ -246,7 +406,7 @@ class Server(Opened):
 
     # -- the way back ------------------------------------------------------------------------------------------
 
-    def _unsubscribed(self, wire: Wire, sender: Sender | None, _: bool) -> None:
+    def _unsubscribed(self, wire: EventMessage, sender: Sender | None, _: bool) -> None:
         """Control: a client follows something no more."""
         self._publishing.unsubscribe(session_of(sender), *wire.args)
 

@@ -30,13 +30,13 @@ from __future__ import annotations
 import enum
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
-from remit.credentials import Credentials
 from remit.errors import ForkedLinkError, FrameTooLarge, LinkClosed, WrongThreadError
-from remit.forks import tell_forks
+from remit.event import Credentials
 
 if TYPE_CHECKING:
     from remit.location import Location
@@ -49,6 +49,7 @@ __all__ = [
     "Down",
     "Frame",
     "Gap",
+    "Inherited",
     "Link",
     "OwnedLink",
     "Peer",
@@ -57,7 +58,37 @@ __all__ = [
     "Up",
     "Wakeable",
     "Waker",
+    "tell_forks",
 ]
+
+
+class Inherited(Protocol):
+    """What a forked child inherits and must not use as it is."""
+
+    def after_fork(self) -> None:
+        """Called once in each forked child, in no order that could be relied on."""
+        ...
+
+
+# Plain references, no WeakSet: that is Python code, and whatever a child runs at first the kernel must copy for it.
+_living: set[weakref.ref[Inherited]] = set()
+
+
+def tell_forks(thing: Inherited) -> None:
+    """Have ``thing.after_fork()`` called in every forked child, for as long as it lives."""
+    _living.add(weakref.ref(thing, _living.discard))
+
+
+def _after_fork_in_child() -> None:
+    for reference in tuple(_living):
+        thing = reference()
+        if thing is not None:
+            thing.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
 
 Peer: TypeAlias = Hashable
 """A transport's token for one connection: opaque, and never used again for another."""

@@ -11,18 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from remit._io.dispatcher import RENEWED
+from remit._patterns.jobs import JOB, LEAVE, UNKNOWN, Job, WorkerJobs
+from remit._patterns.request_reply import decode_nested, reply, told
 from remit.client import Client
 from remit.codec import find_codec
-from remit.ends.inbound import RENEWED
 from remit.errors import FrameTooLarge, NoListener, RemitError
-from remit.listeners import check_listener, matcher
+from remit.listeners import check_listener, converter, matcher
 from remit.location import Location
-from remit.patterns.answering import reply, told
-from remit.patterns.brokering import JOB, LEAVE, UNKNOWN
-from remit.patterns.envelope import unseal
-from remit.patterns.working import Job, Working
-from remit.settings import check_count, check_seconds
-from remit.typed import converter
+from remit.options import check_count, check_seconds
 
 if TYPE_CHECKING:
     import asyncio
@@ -76,7 +73,7 @@ class Worker:
             if capacity < threads:
                 raise ValueError(f"a worker has a capacity for each of its threads: {threads=}, {capacity=}")
         self.client = Client(location, **options)
-        self._working = Working(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
+        self._working = WorkerJobs(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
         self.client.urgent[JOB] = self._working.taken
         self.client.controls[RENEWED] = lambda *_: self._working.lapsed()
         self.client.controls[UNKNOWN] = lambda *_: self._working.lapsed()
@@ -175,7 +172,7 @@ class Worker:
         working.begin(job)
         codec = find_codec(job.codec)
         try:
-            wire = unseal(codec, job.sealed)
+            wire = decode_nested(codec, job.sealed)
             deadline = None if job.left is None else time.monotonic() + job.left / 1000
             token = _current.set(
                 CurrentJob(wire.name, job.attempt, deadline, lambda done, total: working.progress(job, done, total))

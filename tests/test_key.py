@@ -13,10 +13,10 @@ from ticking import ticked
 from waiting import DEADLINE, tick_until
 
 from remit import AsyncClient, AsyncServer, Broker, Client, Location, Pair, Server
+from remit._protocol import frames
+from remit._protocol.frames import Kind
 from remit.errors import BadLocation, SessionRefused, Undelivered
 from remit.plugins import find_transport
-from remit.protocol import frames
-from remit.protocol.frames import Kind
 from remit.transport import SERVER, OwnedLink, Peer, Sent
 
 KEY = b"a key of the tests"

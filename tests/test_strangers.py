@@ -9,11 +9,11 @@ import pytest
 from waiting import DEADLINE, wait_until
 
 from remit import Broker, Client, Location, Server
+from remit._patterns.request_reply import encode_nested
+from remit._protocol import frames
+from remit._protocol.frames import Hello
 from remit.codec import MessagePack
-from remit.patterns.envelope import seal
 from remit.plugins import find_transport
-from remit.protocol import frames
-from remit.protocol.frames import Hello
 from remit.transport import SERVER, Link, Up
 
 CODEC = MessagePack()
@@ -33,7 +33,7 @@ def hello(**changes: Any) -> bytes:
 
 
 def question(name: str, *args: Any, left: int | None = None) -> bytes:
-    asked = CODEC.encode("remit.request", (1, left, True, seal(CODEC, name, args, {})), {}, {})
+    asked = CODEC.encode("remit.request", (1, left, True, encode_nested(CODEC, name, args, {})), {}, {})
     return CODEC.join(frames.events_head(1, 1, 1), [asked])
 
 

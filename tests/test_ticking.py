@@ -13,10 +13,10 @@ import pytest
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
+from remit._io import server_io as keeping
+from remit._protocol.session import Session
 from remit.codec import CODECS
-from remit.ends import keeping
 from remit.errors import LinkClosed, ReentrantTick
-from remit.protocol.session import Session
 from remit.transport import Waker
 
 

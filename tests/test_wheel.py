@@ -13,17 +13,17 @@ from ticking import ticked
 from waiting import DEADLINE, wait_until
 
 from remit import AsyncServer, Client, Server
-from remit.endpoint import ClientEndpoint
-from remit.ends.wheel import Wheel
+from remit._io.client_io import LinkLock
+from remit._io.pump import ClientPump
 from remit.transport import Waker
 
 
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
     """It burns no processor while the server, which may have to share that very one, gets on."""
     sleeps: list[float] = []
-    sleep = ClientEndpoint.wait
+    sleep = ClientPump.wait
     monkeypatch.setattr(
-        ClientEndpoint, "wait", lambda self, timeout, waker=None: (sleeps.append(timeout), sleep(self, timeout, waker))
+        ClientPump, "wait", lambda self, timeout, waker=None: (sleeps.append(timeout), sleep(self, timeout, waker))
     )
     with Server(location) as server, Client(server.location) as client:
         client.emit("unheard")
@@ -98,14 +98,14 @@ def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypat
     looked = threading.Event()
     taken: list[bool] = []
 
-    def long(_: Wheel) -> bool:
+    def long(_: LinkLock) -> bool:
         if threading.current_thread() is thread:
             looked.set()
             return True
         return False
 
-    monkeypatch.setattr(Wheel, "_long", long)
-    wheel = Wheel()
+    monkeypatch.setattr(LinkLock, "_long", long)
+    wheel = LinkLock()
     assert wheel.borrow()
     thread = threading.Thread(target=lambda: taken.append(wheel.take()))
     thread.start()

@@ -105,7 +105,7 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_map(commands: Any) -> None:
-    each = _command(commands, "map", "doorman.cli.each", "run a command for each input, many at a time", MAP)
+    each = _command(commands, "map", "doorman.cli.map", "run a command for each input, many at a time", MAP)
     each.usage = "doorman map [options] CMD [ARG ...] [::: INPUT ...]"
     each.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command; inputs behind ':::'")
     cores = os.cpu_count() or 1

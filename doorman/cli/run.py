@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import Any, Final
 
-from doorman.cli.session import Session, session
+from doorman.cli.manager_session import Session, session
 from doorman.errors import BadCommandLine
 from doorman.states import State
 from doorman.task import Task

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from doorman.cli.ps import asked, looked
-from doorman.control.remote import Remote
-from doorman.control.view import ManagerView, TaskView
+from doorman.control.client import Remote
+from doorman.control.views import ManagerView, TaskView
 from doorman.errors import BadCommandLine, IdentityRefused
 from doorman.identity import Identity
 from doorman.process import Process

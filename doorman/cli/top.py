@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from doorman.cli import ps
-from doorman.cli.table import TASK_HEAD, task_rows
-from doorman.control.remote import Remote, find
-from doorman.control.view import ManagerView
+from doorman.cli.ps import TASK_HEAD, task_rows
+from doorman.control.client import Remote, find
+from doorman.control.views import ManagerView
 from doorman.errors import BadCommandLine, ControlError
 
 if TYPE_CHECKING:

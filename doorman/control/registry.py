@@ -16,8 +16,8 @@ from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, he
 from doorman.process import start_time
 from remit import Location
 from remit.errors import LocationInUse
-from remit.places import PRIVATE, runtime_folder
-from remit.transports.claim import Claim
+from remit.runtime_dirs import PRIVATE, runtime_folder
+from remit.transports.file_lock import FileLock
 
 __all__ = ["Entry", "Registration", "entries", "folder"]
 
@@ -71,7 +71,7 @@ class Registration:
         self._owner = os.getpid()
         self._path = folder() / f"{name}.json"
         try:
-            self._claim: Claim | None = Claim(str(self._path))
+            self._claim: FileLock | None = FileLock(str(self._path))
         except LocationInUse as error:
             raise NameTaken(_taken(name)) from error
         process = _this_process()
@@ -128,7 +128,7 @@ def _write(path: Path, data: bytes) -> None:
 def _remove(path: Path) -> None:
     """Remove a stale entry, unless another manager has just taken its name."""
     with contextlib.suppress(LocationInUse):
-        claim = Claim(str(path))
+        claim = FileLock(str(path))
         entry = _read(path)
         if entry is None or entry.stale:
             path.unlink(missing_ok=True)

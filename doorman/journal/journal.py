@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
+from doorman._worker.outcome import Outcome
 from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, TaskFailed
-from doorman.journal.records import VERSION, Entry, Opened, Record, decoded, encoded, folded
-from doorman.result import Outcome
+from doorman.journal.records import VERSION, Entry, JournalOpened, Record, decoded, encoded, folded
 from doorman.states import State
 from remit.errors import LocationInUse, TransportError
-from remit.transports.claim import Claim
+from remit.transports.file_lock import FileLock
 
 __all__ = ["Finished", "Journal", "finished_of"]
 
@@ -139,7 +139,7 @@ class Journal:
     def opened(self, location: bytes | None) -> None:
         """Say that a manager begins. ``location`` is where it will be found again if its user does not say."""
         self.location = location
-        self.append(Opened(VERSION, os.getpid(), location))
+        self.append(JournalOpened(VERSION, os.getpid(), location))
 
     def make_folder(self) -> Path:
         """Return the folder, made if need be. Raises JournalError."""
@@ -188,7 +188,7 @@ class Journal:
         """Write anew only what still matters, in place of all that was ever written; return that."""
         try:
             entries = self._survivors()
-            opened = Opened(VERSION, os.getpid(), self.location)
+            opened = JournalOpened(VERSION, os.getpid(), self.location)
             lines = [encoded(opened), *(encoded(record) for entry in entries.values() for record in entry.records())]
             fresh = self.path.with_name(self.path.name + ".new")
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -213,7 +213,7 @@ class Journal:
         if damaged:
             self._keep_evidence(damaged)
         for record in records:
-            if isinstance(record, Opened):
+            if isinstance(record, JournalOpened):
                 self.location = record.location
         entries = folded(records)
         awaited = {first for entry in entries.values() if not entry.ended for first in entry.added.after}
@@ -274,13 +274,13 @@ def _check_language(path: Path, records: Iterable[Record], bad: list[int]) -> No
     first = next(iter(records), None)
     if first is None and bad:  # A journal is made whole: its first record is never torn.
         raise JournalError(f"{path} is not a journal: choose another path")
-    if isinstance(first, Opened) and first.version > VERSION:
+    if isinstance(first, JournalOpened) and first.version > VERSION:
         raise JournalError(f"{path} is of version {first.version}, this Doorman reads up to {VERSION}: use a newer one")
 
 
-def _claimed(path: Path) -> Claim:
+def _claimed(path: Path) -> FileLock:
     try:
-        return Claim(str(path))
+        return FileLock(str(path))
     except LocationInUse as error:
         raise JournalInUse(f"another manager writes to {path}: end it, or choose another journal") from error
     except TransportError as error:

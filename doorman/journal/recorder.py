@@ -13,12 +13,23 @@ from typing import Any, Final
 
 import cloudpickle
 
-from doorman.attempts.attempt import Attempt
+from doorman._scheduler.attempt import Attempt
 from doorman.errors import JournalError, TaskFailed
 from doorman.identity import Identity, boot_id
-from doorman.journal import lastwords
+from doorman.journal import outcome_files as lastwords
 from doorman.journal.journal import Journal
-from doorman.journal.records import Added, Again, Ended, Entry, Launched, Proven, Record, Started, Stopped, Told
+from doorman.journal.records import (
+    Added,
+    Ended,
+    Entry,
+    Launched,
+    OutcomeReceived,
+    Proven,
+    Record,
+    Requeued,
+    Started,
+    Stopped,
+)
 from doorman.process import Process
 from doorman.states import State
 from doorman.task import Task
@@ -116,11 +127,11 @@ class Recorder:
         """The outcome is here, and about to be confirmed."""
         if attempt.outcome is not None and self.journal is not None:
             self._told.add(attempt.task.id)
-            self._write(Told(attempt.task.id, attempt.outcome.encode()))
+            self._write(OutcomeReceived(attempt.task.id, attempt.outcome.encode()))
 
     def again(self, task: Task) -> None:
         """The task waits again."""
-        self._write(Again(task.id, task.attempt))
+        self._write(Requeued(task.id, task.attempt))
 
     def ended(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
         """The task has ended."""

@@ -14,16 +14,16 @@ from doorman.states import State
 
 __all__ = [
     "Added",
-    "Again",
     "Ended",
     "Entry",
+    "JournalOpened",
     "Launched",
-    "Opened",
+    "OutcomeReceived",
     "Proven",
     "Record",
+    "Requeued",
     "Started",
     "Stopped",
-    "Told",
     "decoded",
     "encoded",
     "folded",
@@ -39,7 +39,7 @@ class _Record(msgspec.Struct, gc=False, tag_field="is", tag=str.lower):
     """A record: one line, in JSON, so that a journal can be searched and read."""
 
 
-class Opened(_Record):
+class JournalOpened(_Record, tag="opened"):
     """A manager began to write."""
 
     version: int
@@ -99,14 +99,14 @@ class Stopped(_Record):
     ends_as: State
 
 
-class Told(_Record):
+class OutcomeReceived(_Record, tag="outcome"):
     """The process has told its outcome."""
 
     task: str
     outcome: bytes
 
 
-class Again(_Record):
+class Requeued(_Record, tag="requeued"):
     """The attempt is over, and the task waits again."""
 
     task: str
@@ -126,7 +126,7 @@ class Ended(_Record):
     error: bytes | None = None
 
 
-Record: TypeAlias = Opened | Added | Started | Launched | Proven | Stopped | Told | Again | Ended
+Record: TypeAlias = JournalOpened | Added | Started | Launched | Proven | Stopped | OutcomeReceived | Requeued | Ended
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final[Callable[[bytes], Record]] = msgspec.json.Decoder(Record).decode
 
@@ -143,12 +143,12 @@ class Entry:
     launched: Launched | None = None
     proven: Proven | None = None
     stopped: Stopped | None = None
-    told: Told | None = None
+    told: OutcomeReceived | None = None
     ended: Ended | None = None
 
     def take(self, record: Record) -> None:
         """Take in what was written next about this task."""
-        if isinstance(record, Started | Again):
+        if isinstance(record, Started | Requeued):
             self.launched = self.proven = self.stopped = self.told = None
             self.started = record if isinstance(record, Started) else None
             self.number = record.number
@@ -158,7 +158,7 @@ class Entry:
             self.proven = record
         elif isinstance(record, Stopped):
             self.stopped = record
-        elif isinstance(record, Told):
+        elif isinstance(record, OutcomeReceived):
             self.told = record
         elif isinstance(record, Ended):
             self.ended, self.started, self.launched, self.stopped = record, None, None, None
@@ -168,7 +168,7 @@ class Entry:
         """Yield the fewest records that say the same."""
         yield self.added
         if self.started is None and self.number:
-            yield Again(self.added.task, self.number)
+            yield Requeued(self.added.task, self.number)
         for record in (self.started, self.launched, self.proven, self.stopped, self.told, self.ended):
             if record is not None:
                 yield record
@@ -197,6 +197,6 @@ def folded(records: Iterable[Record]) -> dict[str, Entry]:
     for record in records:
         if isinstance(record, Added):
             entries[record.task] = Entry(record)
-        elif not isinstance(record, Opened) and record.task in entries:
+        elif not isinstance(record, JournalOpened) and record.task in entries:
             entries[record.task].take(record)
     return entries

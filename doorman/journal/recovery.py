@@ -2,30 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from doorman.attempts.attempt import Attempt
-from doorman.attempts.running import Running
-from doorman.census import process_by_inode
+from doorman._scheduler.attempt import Attempt
+from doorman._scheduler.base_manager import BaseManager
+from doorman._scheduler.run_queue import RunQueue
+from doorman._scheduler.supervisor import Running
+from doorman._worker.outcome import Outcome
 from doorman.errors import IdentityRefused, WorkerDied
 from doorman.identity import NODE_ID, Identity, boot_id
 from doorman.journal.journal import Finished, finished_of
 from doorman.journal.recorder import Recorder, policy_of
 from doorman.journal.records import Entry
-from doorman.launcher.inherited import InheritingLauncher
-from doorman.owner import Owner
-from doorman.policy.admission import Admission
-from doorman.process import Process
-from doorman.result import Outcome
+from doorman.launcher import Event, Exited, Launcher, Order
+from doorman.process import Process, process_by_inode
 from doorman.states import State
 from doorman.task import Task
 
-__all__ = ["Recovery"]
+__all__ = ["AdoptedProcessLauncher", "Recovery"]
+
+
+class AdoptedProcessLauncher:
+    """Launches as another launcher does, and tells the ends of processes that are nobody's children here.
+
+    How such a process ended only its parent can know: its `Exited` says nothing but that it has.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._epoll = select.epoll()
+        self._epoll.register(launcher.fileno(), select.EPOLLIN)
+        self._inherited: dict[int, tuple[str, Process]] = {}
+
+    def inherit(self, attempt: str, process: Process) -> None:
+        """Tell of this process's end from now on. The handle stays the caller's."""
+        own = Process(process.pid, os.dup(process.fileno()))
+        self._inherited[own.fileno()] = attempt, own
+        self._epoll.register(own, select.EPOLLIN)
+
+    def launch(self, order: Order) -> None:
+        """Ask the other launcher for a process. Raises LaunchRefused."""
+        self._launcher.launch(order)
+
+    def poll(self) -> list[Event]:
+        """Return what has happened since the last call; never waits."""
+        return [*self._launcher.poll(), *self._ends()]
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable whenever `poll` has something to return."""
+        return self._epoll.fileno()
+
+    def close(self, grace: float) -> None:
+        """Close the other launcher, and let go of what was inherited."""
+        self._launcher.close(grace)
+        for _, process in self._inherited.values():
+            process.close()
+        self._inherited = {}
+        with contextlib.suppress(ValueError):  # closed before
+            self._epoll.close()
+
+    def _ends(self) -> list[Event]:
+        if not self._inherited:
+            return []
+        ended: list[Event] = []
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor in self._inherited:
+                attempt, process = self._inherited.pop(descriptor)
+                self._epoll.unregister(descriptor)
+                process.close()
+                ended.append(Exited(attempt, None, None))
+        return ended
+
 
 LEFTOVERS: Final = 2.0
 """Seconds to wait for processes that should have ended with their manager, and were killed by this one."""
@@ -42,9 +97,9 @@ class Recovery:
     def __init__(
         self,
         recorder: Recorder,
-        admission: Admission,
+        admission: RunQueue,
         running: Running,
-        launcher: InheritingLauncher,
+        launcher: AdoptedProcessLauncher,
         *,
         over: Callable[..., None],
         patience: float,
@@ -53,7 +108,7 @@ class Recovery:
         self._admission, self._running = admission, running
         self._over, self._patience = over, patience
 
-    def run(self, owner: Owner, entries: Iterable[Entry]) -> tuple[Task, ...]:
+    def run(self, owner: BaseManager, entries: Iterable[Entry]) -> tuple[Task, ...]:
         """Return the tasks of the entries, in their order; ``owner`` is asked to make progress by who waits for one."""
         entries = tuple(entries)
         _end_leftovers(entry for entry in entries if entry.started and not _outlives(entry))

@@ -34,7 +34,7 @@ class Order:
     detach: bool = False
     """True if the process is to outlive its manager."""
     record: str | None = None
-    """Where the end of a detached process is written down for the next manager: see `doorman.journal.lastwords`."""
+    """Where the end of a detached process is written down for the next manager: see `doorman.journal.outcome_files`."""
 
 
 class Reach(Enum):

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from doorman.errors import LaunchRefused
 from doorman.launcher import Exited, Launched, LaunchFailed, Order, Reach
-from doorman.launcher.delivery import interpreter_flags, packed
-from doorman.launcher.reporting import Reporting
+from doorman.launcher.base import EpollLauncher
+from doorman.launcher.messages import interpreter_flags, packed
 from doorman.process import Process
 
 __all__ = ["CommandLauncher"]
@@ -26,7 +26,7 @@ _IGNORED = "this process ignores SIGCHLD, so its children's numbers are free at 
 _BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
-class CommandLauncher(Reporting):
+class CommandLauncher(EpollLauncher):
     """Starts ``[*prefix, python, *worker]`` for each order; the prefix must run what follows it.
 
     The process reported is the wrapper's; the worker's own is known from its hello. ``inherits`` says whether the

@@ -2,7 +2,7 @@
 
 import sys
 
-from doorman.worker import main
+from doorman._worker.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from doorman.errors import LaunchRefused, PreloadFailed
-from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order, wire
+from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
+from doorman.launcher import messages as wire
+from doorman.launcher.base import EpollLauncher
 from doorman.launcher.cgroup import ControlGroup
-from doorman.launcher.delivery import interpreter_flags
-from doorman.launcher.reporting import Reporting
+from doorman.launcher.messages import interpreter_flags
 from doorman.process import Process
 
 __all__ = ["ZygoteLauncher"]
@@ -27,11 +28,12 @@ BURIAL = 2.0
 _MOST_FAILED_STARTS = 3  # zygotes in a row that ended before they were ready
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from doorman.launcher.zygote_main import main; main(int(sys.argv[2]))"
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from doorman.launcher.zygote_process import main; main(int(sys.argv[2]))"
 )
 
 
-class ZygoteLauncher(Reporting):
+class ZygoteLauncher(EpollLauncher):
     """Forks each worker from a process that has already imported what workers need.
 
     ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code; of
@@ -44,7 +46,7 @@ class ZygoteLauncher(Reporting):
     def __init__(
         self,
         *,
-        entry: str = "doorman.worker:run_order",
+        entry: str = "doorman._worker.main:run_order",
         preload: Sequence[str] = (),
         sys_path: Sequence[str] | None = None,
         cwd: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import secrets
@@ -9,29 +10,114 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from doorman._scheduler.base_manager import check_listeners
+from doorman._worker.outcome import Outcome
+from doorman._worker.pickling import pickled
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
-from doorman.owner import check_listeners
-from doorman.pools.backlog import Backlog
-from doorman.pools.call import Call, OnCallProgress
-from doorman.pools.confinement import for_life
-from doorman.pools.hand import Hand
-from doorman.pools.parcel import Entry, Kind
-from doorman.pools.serving import READY, Terms, serve
+from doorman.identity import Credential
+from doorman.limits import for_life
+from doorman.pools.call import Call, OnCallProgress, PendingCalls
+from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
+from doorman.pools.pool_worker import FROM_WORKER, READY, TO_WORKER, WorkerConfig, serve
 from doorman.progress import unpacked
-from doorman.result import Outcome
 from doorman.states import State
 from doorman.task import Task
-from doorman.travel import pickled
+from remit._patterns.request_reply import session_of
+from remit.errors import EmitError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman.identity import Identity
+    from doorman.limits import Limits
     from doorman.manager import ProcessManager
-    from doorman.policy.limits import Limits
-    from remit import Event
+    from remit import Event, Sender, Server
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "WorkerHandle"]
+
+
+AHEAD: Final = 0.008
+"""Seconds of work that a worker has before it, beyond what it does: the manager may be as long at something else."""
+MOST: Final = 512
+"""Calls that a worker has in hand at once at the most."""
+
+
+class WorkerHandle:
+    """One worker."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        self.name = name
+        self.credential = Credential(name)
+        self.page = CrashRecord.made()
+        self.task: Task | None = None
+        self.sender: Sender | None = None
+        """The way to it; None until it is ready."""
+        self.shares = False
+        """Whether it writes on the page, too."""
+        self.leaving = False
+        """Whether it takes no more calls."""
+        self.calls: dict[int, Call] = {}
+        """What it has been given and has not answered, in order."""
+        self.depth = 1
+        """Calls that it may have in hand."""
+        self._watched = False
+        """Whether it was told to look after calls that wait behind a long one; one that was not has one at a time."""
+        self._pace = 0.0
+        self._server = server
+        self._out = Outgoing(self.credential, TO_WORKER, self._post)
+        self._in = Incoming(self.credential, FROM_WORKER)
+
+    @property
+    def room(self) -> int:
+        """Calls that it may be given now; 0 until a good part of what it has is done, so that they travel together."""
+        if self.sender is None or self.leaving or (self.calls and not self._watched):
+            return 0
+        room = self.depth - len(self.calls)
+        return room if room * 2 >= self.depth else 0
+
+    def begin(self, sender: Sender | None, *, shares: bool) -> None:
+        """It is ready, and reached by ``sender``."""
+        self.sender, self.shares = sender, shares
+        self.page.hide()
+
+    def give(self, calls: Iterable[Call]) -> None:
+        """Send it calls."""
+        entries: list[Entry] = []
+        identity = None if self.task is None else self.task.identity
+        for call in calls:
+            call.worker = identity
+            self.calls[call.number] = call
+            entries.append((call.number, Kind.CALL, call.data))
+        if len(entries) > 1 and not self._watched:
+            self._watched = True
+            entries.insert(0, (0, Kind.MORE, b""))
+        self._out.send(entries)
+
+    def dismiss(self) -> bool:
+        """Tell it to end after what it runs, and to give back the rest; False if it cannot hear that yet."""
+        if self.sender is not None:
+            self._out.send([(0, Kind.LEAVE, b"")])
+        return self.sender is not None
+
+    def hear(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
+        """Return what it says. Raises ValueError, TypeError if it was not this worker who said that."""
+        return self._in.take(serial, blob, signature)
+
+    def paced(self, nanoseconds: int) -> None:
+        """Learn how long its last calls took each, and give it as many as will keep it busy, but no more."""
+        pace = nanoseconds / 1e9
+        self._pace = (self._pace + pace) / 2 if self._pace else pace
+        self.depth = 1 + min(MOST, int(AHEAD / self._pace)) if self._pace > 0 else MOST
+
+    def slow(self) -> None:
+        """Forget how fast it was: it has given back what waited behind a long call."""
+        self._pace, self.depth = 0.0, 1
+
+    def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
+        # Its session ends with it, and then its crew learns what it had not begun.
+        with contextlib.suppress(EmitError):
+            self._server.post_now(session_of(self.sender), "doorman.calls", (serial, blob, signature))
+
 
 STILLBORN: Final = 3
 """Workers in a row, beyond one for each place, that may end before they are ready; then the crew is given up."""
@@ -84,8 +170,8 @@ class Crew:
         self._limits, self._for_life = limits, for_life(limits)
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
         self._location = pickle.dumps(manager.server.location)
-        self._waiting = Backlog()
-        self._hands: dict[str, Hand] = {}
+        self._waiting = PendingCalls()
+        self._hands: dict[str, WorkerHandle] = {}
         self._numbers = itertools.count(1)
         self._nudged = self._closed = False
         self._stillborn = 0
@@ -214,9 +300,9 @@ class Crew:
 
     def _start(self) -> None:
         name = f"{self._name}-{secrets.token_hex(6)}"
-        hand = Hand(name, self.manager.server)
+        hand = WorkerHandle(name, self.manager.server)
         page, secret = str(hand.page.path), hand.credential.secret
-        terms = Terms(name, secret, self._location, page, self._initializer, *self._bounds, self._limits)
+        terms = WorkerConfig(name, secret, self._location, page, self._initializer, *self._bounds, self._limits)
         hand.task = Task(serve, terms, name=self._name, limits=self._for_life)
         self._hands[name] = hand
         self.manager.add_task(hand.task)
@@ -245,7 +331,7 @@ class Crew:
         if self._waiting:
             self._nudge()
 
-    def _settle(self, hand: Hand, entries: Iterable[Entry]) -> None:
+    def _settle(self, hand: WorkerHandle, entries: Iterable[Entry]) -> None:
         calls = hand.calls
         for number, kind, data in entries:
             call = calls.pop(number, None) if kind < Kind.PACE else None
@@ -259,7 +345,7 @@ class Crew:
                 hand.slow()
                 self._waiting.put_back([call])
 
-    def _note(self, hand: Hand, number: int, kind: int, data: bytes) -> None:
+    def _note(self, hand: WorkerHandle, number: int, kind: int, data: bytes) -> None:
         """Hear what a worker says of itself."""
         if kind == Kind.PACE:
             hand.paced(number)
@@ -273,7 +359,7 @@ class Crew:
             error = Outcome.decode(data).open()[1]
             self.give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
 
-    def _ended(self, hand: Hand) -> None:
+    def _ended(self, hand: WorkerHandle) -> None:
         """Bury a worker: what it had told counts, what it was running is lost, what it had not begun goes to others."""
         del self._hands[hand.name]
         begun, entries = hand.page.read()
@@ -295,7 +381,7 @@ class Crew:
         elif self._waiting:
             self._nudge()
 
-    def _death(self, hand: Hand) -> Exception:
+    def _death(self, hand: WorkerHandle) -> Exception:
         task = hand.task
         if self._closed or self.manager.closed or task is None:
             return TaskCancelled("the call was running when its pool was closed")

@@ -10,8 +10,8 @@ from typing import Final
 from remit.cli.parser import TABLE_BEGINS
 from remit.config import resolve
 from remit.testing import report
-from remit.testing.check import Outcome, Verdict
 from remit.testing.harness import DEADLINE
+from remit.testing.runner import Outcome, Verdict
 
 __all__ = ["main"]
 

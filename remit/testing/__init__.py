@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from remit.testing.check import Check, Outcome, Verdict
 from remit.testing.contract import CHECKS
-from remit.testing.harness import Disruption, Harness, UrlHarness
-from remit.testing.relay import Relay
-from remit.testing.trying import try_all, try_one
-from remit.testing.violation import NotApplicable, Violation
+from remit.testing.harness import Disruption, Harness, Relay, UrlHarness
+from remit.testing.runner import Check, Outcome, Verdict, try_all, try_one
+from remit.testing.violations import NotApplicable, Violation
 
 if TYPE_CHECKING:
-    from remit.testing.suite import TransportSuite
+    from remit.testing.pytest_plugin import TransportSuite
 
 __all__ = [
     "CHECKS",
@@ -36,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "TransportSuite":
-        from remit.testing.suite import TransportSuite
+        from remit.testing.pytest_plugin import TransportSuite
 
         return TransportSuite
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,10 +11,9 @@ from typing import Any, Final
 from remit.errors import RemitError
 from remit.location import Location
 from remit.plugins import find_transport, installed_transports
-from remit.testing.check import Check, Outcome, Verdict
 from remit.testing.contract import CHECKS
 from remit.testing.harness import DEADLINE, UrlHarness
-from remit.testing.trying import try_all
+from remit.testing.runner import Check, Outcome, Verdict, try_all
 from remit.transport import Capabilities
 
 __all__ = ["capability_table", "conformance", "json_report", "summary", "told"]

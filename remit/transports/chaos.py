@@ -6,16 +6,335 @@ what it sends itself, so give the location to both. The same seed and the same c
 
 from __future__ import annotations
 
+import random
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
+from remit.errors import TransportError
 from remit.location import Location, read_seconds
-from remit.transport import Transport
-from remit.transports.chaoslink import ChaosClientLink, ChaosLink, ChaosServerLink
-from remit.transports.faults import Faults
+from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Transport, Up, Wakeable
 
-__all__ = ["ChaosTransport"]
+__all__ = [
+    "ChaosClientLink",
+    "ChaosLink",
+    "ChaosServerLink",
+    "ChaosTransport",
+    "Dice",
+    "Fate",
+    "Faults",
+    "HeldBack",
+    "Reborn",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What a location asks for. All but ``seed`` and ``delay`` are probabilities for each frame that is sent."""
+
+    seed: int = 0
+    loss: float = 0.0
+    """The frame vanishes."""
+    duplication: float = 0.0
+    """It arrives twice."""
+    reorder: float = 0.0
+    """The next frame for the same peer overtakes it."""
+    delay: float = 0.0
+    """Seconds that it is held back at the most."""
+    cut: float = 0.0
+    """The connection ends, and the frame with it; another one begins."""
+
+
+class Fate(NamedTuple):
+    """What is to become of one frame."""
+
+    cut: bool
+    copies: int
+    overtaken: bool
+    delay: float
+
+
+class Dice:
+    """Decides as ``faults`` say. ``role`` sets the decisions of a server apart from those of its clients."""
+
+    def __init__(self, faults: Faults, role: str) -> None:
+        self._faults = faults
+        self._random = random.Random(f"{faults.seed} {role}")
+
+    def throw(self) -> Fate:
+        """Decide. As many numbers are drawn for each frame, so that one option leaves the others' decisions alone."""
+        faults = self._faults
+        loss, twice, overtaken, cut, delay = (self._random.random() for _ in range(5))
+        copies = 0 if loss < faults.loss else 2 if twice < faults.duplication else 1
+        return Fate(cut < faults.cut, copies, overtaken < faults.reorder, delay * faults.delay)
+
+
+HELD: Final = 1024
+"""Frames held back for one peer, beyond which a send is `Sent.FULL`."""
+NEVER: Final = float("inf")
+
+
+class HeldBack:
+    """Keeps frames in the order in which they leave. It is told the time, in monotonic seconds, and never asks."""
+
+    def __init__(self) -> None:
+        self.due = NEVER
+        """When the next one may leave; those for which there was no room are not counted."""
+        self._held: dict[Peer, deque[tuple[float, bytes]]] = {}
+        self._overtaken: dict[Peer, tuple[float, bytes]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._held or self._overtaken)
+
+    def full(self, peer: Peer) -> bool:
+        """Whether no more can be kept for a peer."""
+        return len(self._held.get(peer, ())) >= HELD
+
+    def keeps(self, peer: Peer) -> bool:
+        """Whether something leaves before what is sent to a peer now."""
+        return peer in self._held
+
+    def keep(self, peer: Peer, frame: bytes, due: float) -> None:
+        """Keep a frame until it is due, and what is before it has left."""
+        held = self._held.setdefault(peer, deque())
+        held.append((max(due, held[-1][0]) if held else due, frame))
+        self.due = min(self.due, held[0][0])
+
+    def let_pass(self, peer: Peer, frame: bytes, due: float) -> bool:
+        """Keep a frame until the next one has left, or it is due; False: another one waits for that already."""
+        if peer in self._overtaken:
+            return False
+        self._overtaken[peer] = due, frame
+        self.due = min(self.due, due)
+        return True
+
+    def overtake(self, peer: Peer, due: float) -> bool:
+        """One has left, or will at that time: what let it pass comes next. False if nothing did."""
+        if peer not in self._overtaken:
+            return False
+        self.keep(peer, self._overtaken.pop(peer)[1], due)
+        return True
+
+    def release(self, now: float, send: Callable[[Peer, bytes], Sent]) -> None:
+        """Send what is due, as far as there is room; note when the next is."""
+        if not self:
+            return
+        for peer, (due, frame) in list(self._overtaken.items()):
+            if due <= now:
+                del self._overtaken[peer]
+                self.keep(peer, frame, due)
+        self.due = min((due for due, _ in self._overtaken.values()), default=NEVER)
+        for peer, held in list(self._held.items()):
+            while held and held[0][0] <= now:
+                if send(peer, held[0][1]) is Sent.FULL:
+                    break  # the link's wait returns when there is room
+                held.popleft()
+            if not held:
+                del self._held[peer]
+            elif held[0][0] > now:
+                self.due = min(self.due, held[0][0])
+
+    def release_all(self, send: Callable[[Peer, bytes], Sent]) -> None:
+        """Send everything, as far as there is room."""
+        self.release(NEVER, send)
+
+    def forget(self, peer: Peer) -> None:
+        """Drop what was meant for a connection that has ended."""
+        self._held.pop(peer, None)
+        self._overtaken.pop(peer, None)
+
+
+OVERTAKEN: Final = 0.05
+"""Seconds after which a frame leaves that was to be overtaken while nothing came to overtake it."""
+CUT: Final = "cut by chaos"
+
+
+class Reborn(NamedTuple):
+    """What a server calls a peer whose connection was cut: the transport's own token, and how often by now."""
+
+    peer: Peer
+    times: int
+
+
+class ChaosLink(OwnedLink):
+    """A link around another one. ``role`` sets the decisions of a server apart from those of its clients."""
+
+    def __init__(self, location: Location, link: Link, faults: Faults, role: str) -> None:
+        super().__init__(location, replace(link.capabilities, lossy=True))
+        self._link = link
+        self._dice = Dice(faults, role)
+        self._drawn: dict[Peer, Fate] = {}
+        self._later = HeldBack()
+        self._told: deque[Arrival] = deque()
+
+    # -- the five verbs ----------------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, frame: bytes) -> Sent:
+        """Offer one frame, and let chance decide what becomes of it. Never blocks. Raises FrameTooLarge."""
+        self._enter(frame)
+        self._release()
+        inner = self._inner(peer)
+        if inner is None:
+            return Sent.GONE
+        if self._later.full(inner):
+            return Sent.FULL
+        fate = self._drawn.pop(inner, None) or self._dice.throw()
+        if fate.cut:
+            return self._cut(inner)
+        sent = self._pass(inner, frame, fate)
+        if sent is Sent.FULL:
+            # The same frame will come again: it keeps its fate, so that no decision depends on how full a wire is.
+            self._drawn[inner] = fate
+        return sent
+
+    def receive(self) -> Arrival | None:
+        """Return what arrived next, or None. Never blocks."""
+        self._enter()
+        self._release()
+        return self._told.popleft() if self._told else self._named(self._link.receive())
+
+    def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
+        """Return after ``timeout`` seconds, or earlier: also when a frame that was held back may leave."""
+        self._enter()
+        self._release()
+        if not self._told:
+            self._link.wait(max(0.0, min(timeout, self._later.due - time.monotonic())), waker)
+            self._release()
+
+    def close(self, linger: float) -> None:
+        """End within ``linger`` seconds; what was held back leaves now."""
+        if self._ending():
+            self._link.owner = self.owner
+            self._hurry(time.monotonic() + linger)
+        self._link.close(linger)
+
+    # -- what becomes of a frame -------------------------------------------------------------------------------
+
+    def _enter(self, frame: bytes = b"") -> None:
+        self._check(frame)
+        self._link.owner = self.owner
+
+    def _pass(self, peer: Peer, frame: bytes, fate: Fate) -> Sent:
+        if not fate.copies:
+            return Sent.ACCEPTED
+        due = time.monotonic() + fate.delay
+        if fate.overtaken and self._later.let_pass(peer, bytes(frame), due + OVERTAKEN):
+            return Sent.ACCEPTED
+        sent = self._leave(peer, frame, due)
+        if sent is not Sent.ACCEPTED:
+            return sent
+        if fate.copies > 1:
+            self._leave(peer, frame, due)
+        if self._later.overtake(peer, due):
+            self._release()
+        return sent
+
+    def _leave(self, peer: Peer, frame: bytes, due: float) -> Sent:
+        """Send a frame now, if it is time and nothing waits before it; else keep it."""
+        if not self._later.keeps(peer) and due <= time.monotonic():
+            return self._link.send(peer, frame)
+        self._later.keep(peer, bytes(frame), due)
+        return Sent.ACCEPTED
+
+    def _release(self) -> None:
+        """Send what was held back for long enough."""
+        if self._later:
+            self._later.release(time.monotonic(), self._link.send)
+
+    def _hurry(self, deadline: float) -> None:
+        """Let everything leave that is held back, as far as there is room by the deadline."""
+        self._later.release_all(self._link.send)
+        while self._later and (left := deadline - time.monotonic()) > 0:
+            self._link.wait(left)
+            self._later.release_all(self._link.send)
+
+    # -- for the two ends --------------------------------------------------------------------------------------
+
+    def _inner(self, peer: Peer) -> Peer | None:
+        """Return the wrapped link's token of a peer; None when there is no such connection."""
+        raise NotImplementedError
+
+    def _named(self, arrival: Arrival | None) -> Arrival | None:
+        """Return what the wrapped link received, with its peer as our owner knows it."""
+        raise NotImplementedError
+
+    def _cut(self, peer: Peer) -> Sent:
+        """End a connection, of which the wrapped link knows nothing."""
+        raise NotImplementedError
+
+    def _forget(self, peer: Peer) -> None:
+        """Drop what was meant for a connection that has ended."""
+        self._later.forget(peer)
+        self._drawn.pop(peer, None)
+
+
+class ChaosClientLink(ChaosLink):
+    """The client's end: a cut closes the wrapped link and opens another."""
+
+    def __init__(self, location: Location, connect: Callable[[], Link], faults: Faults) -> None:
+        super().__init__(location, connect(), faults, "client")
+        self._connect = connect
+        self._up = False
+
+    def _inner(self, peer: Peer) -> Peer | None:
+        return peer if self._up and not self._told else None
+
+    def _named(self, arrival: Arrival | None) -> Arrival | None:
+        if isinstance(arrival, Up):
+            self._up = True
+        elif isinstance(arrival, Down):
+            self._up = False
+            self._forget(SERVER)
+        return arrival
+
+    def _cut(self, peer: Peer) -> Sent:
+        try:
+            link = self._connect()
+        except TransportError:
+            return Sent.ACCEPTED  # nothing to go on with: only the frame is lost
+        self._link.close(0.0)
+        self._link, self._up = link, False
+        self._forget(peer)
+        self._told.append(Down(SERVER, CUT))
+        return Sent.ACCEPTED
+
+
+class ChaosServerLink(ChaosLink):
+    """The server's end: a cut gives the peer, which learns nothing of it, another token."""
+
+    def __init__(self, location: Location, link: Link, faults: Faults) -> None:
+        super().__init__(location, link, faults, "server")
+        self._ups: dict[Peer, Up] = {}
+        self._reborn: dict[Peer, Reborn] = {}
+
+    def _inner(self, peer: Peer) -> Peer | None:
+        if isinstance(peer, Reborn):
+            return peer.peer if self._reborn.get(peer.peer) == peer else None
+        return None if peer in self._reborn else peer
+
+    def _named(self, arrival: Arrival | None) -> Arrival | None:
+        if arrival is None or isinstance(arrival, Gap):
+            return arrival
+        inner = arrival.peer
+        if isinstance(arrival, Up):
+            self._ups[inner] = arrival
+        name = self._reborn.get(inner)
+        if isinstance(arrival, Down):
+            self._ups.pop(inner, None)
+            self._reborn.pop(inner, None)
+            self._forget(inner)
+        return arrival if name is None else arrival._replace(peer=name)
+
+    def _cut(self, peer: Peer) -> Sent:
+        former = self._reborn.get(peer)
+        self._reborn[peer] = reborn = Reborn(peer, former.times + 1 if former else 1)
+        self._forget(peer)
+        self._told.append(Down(former or peer, CUT))
+        if peer in self._ups:
+            self._told.append(self._ups[peer]._replace(peer=reborn))
+        return Sent.ACCEPTED
 
 
 def read_seed(text: str) -> int:

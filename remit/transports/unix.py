@@ -18,10 +18,8 @@ from remit.errors import BadLocation, TransportError
 from remit.hookspecs import hookimpl
 from remit.location import Location, read_size
 from remit.transport import SERVER, Capabilities, Frame, Transport
-from remit.transports.attest import ATTESTS
-from remit.transports.claim import Claim
-from remit.transports.stream import Stream
-from remit.transports.streamlink import StreamLink
+from remit.transports.file_lock import FileLock
+from remit.transports.stream_link import ATTESTS, Stream, StreamLink
 
 __all__ = ["UnixTransport", "remit_transport"]
 
@@ -49,7 +47,7 @@ class _ServerLink(StreamLink):
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         self._path = location.path
         with contextlib.ExitStack() as undo:
-            self._claim = Claim(self._path)
+            self._claim = FileLock(self._path)
             undo.callback(self._claim.release)
             self._listener, self._node = _listen(self._path)
             undo.callback(self._listener.close)

@@ -115,7 +115,8 @@ METER = Meter()
 
 def prepare(scheme: str) -> Callable[[Any], int]:
     """Do what the worker's own `prepare` does, with the checks of the zygote and of its children counted."""
-    from doorman import identity, worker
+    from doorman import identity
+    from doorman._worker import main as worker
 
     run = worker.prepare(scheme)
     METER.attach(os, "pidfd_open")
@@ -139,8 +140,8 @@ def prepare(scheme: str) -> Callable[[Any], int]:
 def count_checks() -> None:
     """Count from now on what the manager does to believe its processes."""
     from doorman import identity, process
-    from doorman.attempts import reception
-    from remit.transports import streamlink
+    from doorman._scheduler import handshake as reception
+    from remit.transports import stream_link as streamlink
 
     METER.attach(reception, "verify")
     METER.attach(identity.Credential, "sign", "check")

@@ -91,8 +91,8 @@ def timed(tasks: int, work: Callable[[], list[int]]) -> float:
 
 def bare_fork() -> float:
     """Return forks per second, `TOGETHER` at once, from a process that has loaded what the zygote has."""
-    from doorman.launcher.warmup import settle
-    from doorman.worker import prepare
+    from doorman._worker.main import prepare
+    from doorman.launcher.zygote_process import settle
 
     prepare("unix")
     settle()

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from remit.transports import chaoslink
+from remit.transports import chaos as chaoslink
 
 
 @pytest.fixture

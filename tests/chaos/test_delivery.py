@@ -8,7 +8,7 @@ from stationery import outcome
 from waiting import tick_until
 
 from remit import Client, Location, Server
-from remit.sender import Sender
+from remit.event import Sender
 from remit.transport import SERVER
 
 EVENTS = 2000

@@ -9,7 +9,8 @@ from stationery import Desk, outcome
 
 from remit.errors import LinkClosed
 from remit.transport import SERVER, Down, Frame, Peer, Sent, Up
-from remit.transports import chaoslink, heldback
+from remit.transports import chaos as chaoslink
+from remit.transports import chaos as heldback
 
 ALL = "loss=0.2&duplication=0.1&reorder=0.1"
 

@@ -135,5 +135,5 @@ def test_a_hint_becomes_a_part_of_a_file_name(project: Path) -> None:
 
 def test_a_path_is_fresh_even_where_process_numbers_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     # As in two containers that share the folder.
-    monkeypatch.setattr("remit.places._numbers", itertools.repeat(1))
+    monkeypatch.setattr("remit.runtime_dirs._numbers", itertools.repeat(1))
     assert private_location() != private_location()

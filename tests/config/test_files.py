@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from remit import Location, configfile
+from remit import Location
+from remit import config as configfile
 from remit.config import resolve
 from remit.errors import BadLocation, LocationError, UnknownOption
 
@@ -98,13 +99,13 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(project: Path, monkey
     path = project / "remit.toml"
     path.write_text('url = "memory://first"')
     reads: list[Path] = []
-    read = configfile._read
+    read = configfile._read_file
 
     def counting(path: Path) -> object:
         reads.append(path)
         return read(path)
 
-    monkeypatch.setattr(configfile, "_read", counting)
+    monkeypatch.setattr(configfile, "_read_file", counting)
     assert resolve() == resolve() == Location("memory://first")
     assert reads.count(path) == 1
     path.write_text('url = "memory://second one"')

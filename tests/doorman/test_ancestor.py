@@ -17,7 +17,7 @@ from chores import sign_in, stay
 from managing import behind, end, run, tick_until
 
 from doorman import GroupManager, ProcessManager, Rule, Rules, State, Task
-from doorman.attempts.attempt import Attempt
+from doorman._scheduler.attempt import Attempt
 from doorman.errors import TaskFailed
 from doorman.load import Load
 

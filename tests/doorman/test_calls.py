@@ -16,9 +16,8 @@ from waiting import DEADLINE
 import doorman
 from doorman import Crew, Limits, ProcessExecutor, ProcessManager, current_task
 from doorman.errors import LimitNotApplied, NotInTask, PoolFailed, TaskCancelled, WorkerDied
-from doorman.pools.backlog import Backlog
-from doorman.pools.call import Call
-from doorman.pools.confinement import COUNTED
+from doorman.limits import COUNTED
+from doorman.pools.call import Call, PendingCalls
 
 MEMORY = 512 << 20
 
@@ -139,7 +138,7 @@ def test_an_executors_calls_have_progress_and_limits(reuse):
 
 @pytest.mark.parametrize("error", [None, PoolFailed("broken")])
 def test_a_call_that_comes_while_another_thread_closes_is_settled(manager, error):
-    backlog, call = Backlog(), Call(manager)
+    backlog, call = PendingCalls(), Call(manager)
     if error is None:
         backlog.close()
     else:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from doorman.cli.inputs import Inputs
-from doorman.cli.plan import Program, plan_of, read_procfile, read_table
-from doorman.cli.table import aligned, as_age, as_memory
-from doorman.cli.template import Template, split
+from doorman.cli.map_io import Inputs, Template, split
+from doorman.cli.procfile import Program, plan_of, read_procfile, read_table
+from doorman.cli.ps import aligned, as_age, as_memory
 from doorman.errors import BadCommandLine
-from doorman.policy.retry import Backoff, Intensity
+from doorman.retry import Backoff, Intensity
 
 
 @pytest.mark.parametrize(

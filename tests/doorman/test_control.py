@@ -16,9 +16,9 @@ from waiting import DEADLINE
 
 from doorman import ProcessManager, Task
 from doorman.control import registry
-from doorman.control.control import LOOK, Control, proof
+from doorman.control.client import Remote, find
 from doorman.control.registry import Registration
-from doorman.control.remote import Remote, find
+from doorman.control.server import LOOK, Control, proof
 from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent, NameTaken
 from remit import Location, Server
 from remit.transport import Credentials

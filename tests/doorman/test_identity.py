@@ -15,10 +15,9 @@ import pytest
 from launching import commands, ended, fifo, launched, opened, order
 from namespaces import needs_namespaces
 
-from doorman.census import process_by_inode
 from doorman.errors import IdentityRefused
 from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello, verify
-from doorman.process import Process
+from doorman.process import Process, process_by_inode
 from remit.transport import Credentials
 
 WRAPPERS = {

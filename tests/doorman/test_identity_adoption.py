@@ -287,7 +287,7 @@ def test_I16_a_stranger_with_the_number_is_neither_believed_nor_signalled(place,
 def test_I16_what_was_never_told_to_go_begins_anew_whatever_its_retries(place, tmp_path, detach):
     """The manager dies when a process has proven itself, and neither the journal nor the process has heard of it."""
     code = f"""
-from doorman.attempts.reception import Recorder
+from doorman.journal.recorder import Recorder
 Recorder.proven = lambda self, attempt, identity: (say(identity.pid), os.kill(os.getpid(), 9))
 manager = ProcessManager(location, journal=folder / "journal")
 manager.add_task(Task(impostors.marked, folder / "ran", detach={detach}))
@@ -307,8 +307,8 @@ forever()
 def test_I16_a_manager_that_dies_before_its_go_leaves_it_to_the_next(place, tmp_path):
     """The journal says that the process is proven; it was not told, and says hello to the next manager."""
     code = """
-import doorman.attempts.reception
-doorman.attempts.reception._answer = lambda sender, credential, word: (say(word), os.kill(os.getpid(), 9))
+import doorman._scheduler.handshake
+doorman._scheduler.handshake._answer = lambda sender, credential, word: (say(word), os.kill(os.getpid(), 9))
 manager = ProcessManager(location, journal=folder / "journal")
 manager.add_task(Task(impostors.marked, folder / "ran", detach=True))
 forever()

@@ -19,8 +19,10 @@ from managing import managed, overheard, say, tick_until
 from ticking import ticked
 from waiting import DEADLINE
 
-from doorman import ProcessManager, State, Task, result, worker
-from doorman.attempts.attempt import EARLY
+from doorman import ProcessManager, State, Task
+from doorman._scheduler.attempt import EARLY
+from doorman._worker import main as worker
+from doorman._worker import outcome as result
 from doorman.errors import WorkerDied
 from doorman.identity import Credential, Refusal
 from doorman.launcher import Exited, Launched, Order

@@ -17,7 +17,7 @@ from doorman.errors import (
     JournalError,
     JournalInUse,
 )
-from doorman.journal.records import Entry, Opened, encoded
+from doorman.journal.records import Entry, JournalOpened, encoded
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_journal_is_left_alone(path, text):
 
 
 def test_a_journal_of_a_later_version_is_not_read(path):
-    path.write_bytes(encoded(Opened(99, 1)))
+    path.write_bytes(encoded(JournalOpened(99, 1)))
     with pytest.raises(JournalError, match="version 99"):
         Journal(path)
 

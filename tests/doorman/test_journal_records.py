@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from journals import added, done
 
-from doorman.journal.records import Added, Again, Ended, Started, decoded, encoded, folded
+from doorman.journal.records import Added, Ended, Requeued, Started, decoded, encoded, folded
 
 
 def test_a_record_is_a_line_and_is_read_again():
@@ -30,10 +30,10 @@ def test_a_line_with_the_right_sum_that_says_nothing_known_is_none():
 
 def test_a_folded_entry_says_the_same_in_fewer_records():
     started = Started("1", "1.2-ab", 2, b"secret", False, "boot")
-    records = [added("1"), Started("1", "1.1-ab", 1, b"secret", False, "boot"), Again("1", 1), started]
+    records = [added("1"), Started("1", "1.1-ab", 1, b"secret", False, "boot"), Requeued("1", 1), started]
     entry = folded(records)["1"]
     assert list(entry.records()) == [added("1"), started]
     assert folded(entry.records())["1"] == entry
     ended = folded([*records, done("1")])["1"]
-    assert [type(record) for record in ended.records()] == [Added, Again, Ended]
+    assert [type(record) for record in ended.records()] == [Added, Requeued, Ended]
     assert folded(ended.records())["1"].number == 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doorman.output.lines import LONGEST, Lines
+from doorman._scheduler.output import LONGEST, Lines
 
 
 def cut(*pieces: bytes) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from waiting import DEADLINE
 
 from doorman import ProcessManager, Task
+from doorman._scheduler.output import Logs, Outputs
 from doorman.errors import WorkerDied
-from doorman.output.logs import Logs, Outputs
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task
+from doorman._worker.outcome import Outcome, failed, returned
 from doorman.errors import ResultTimeout, TaskFailed, WorkerDied
-from doorman.result import Outcome, failed, returned
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ import pytest
 
 from doorman import Backoff, Intensity, State, Task
 from doorman.errors import RestartedTooOften
-from doorman.policy.retry import Comeback
+from doorman.retry import RetryPolicy
 
 BROKEN = OSError("broken")
 
 
-def comeback(**policy: Any) -> Comeback:
-    return Comeback(**{"retries": 0, "backoff": None, "restart": "temporary", "intensity": None, **policy})
+def comeback(**policy: Any) -> RetryPolicy:
+    return RetryPolicy(**{"retries": 0, "backoff": None, "restart": "temporary", "intensity": None, **policy})
 
 
-def pause(policy: Comeback, state: State = State.FAILED, *, attempt: int = 1, ran: float = 0.0, now: float = 0.0):
+def pause(policy: RetryPolicy, state: State = State.FAILED, *, attempt: int = 1, ran: float = 0.0, now: float = 0.0):
     return policy.pause(state, None if state is State.DONE else BROKEN, attempt=attempt, ran=ran, now=now)
 
 

@@ -15,12 +15,11 @@ from managing import tick_until
 from waiting import DEADLINE, wait_until
 
 import doorman
-import doorman.pools.serving
+import doorman.pools.pool_worker
 from doorman import Crew, ProcessManager, current_task
 from doorman.errors import IdentityRefused, PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable, WorkerDied
 from doorman.identity import Credential
-from doorman.pools.page import Page
-from doorman.pools.parcel import CHUNK, Incoming, Kind, Outgoing
+from doorman.pools.messages import CHUNK, CrashRecord, Incoming, Kind, Outgoing
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_what_a_call_raises_comes_with_the_workers_traceback(manager):
         error = crew.submit(divmod, 1, 0).exception(DEADLINE)
         assert isinstance(error, ZeroDivisionError)
         assert isinstance(error.__cause__, TaskFailed)
-        assert "doorman/pools/execution.py" in str(error.__cause__)
+        assert "doorman/pools/pool_worker.py" in str(error.__cause__)
         assert "an exit is no end" in str(
             crew.submit(exec, "raise SystemExit('an exit is no end')").exception(DEADLINE)
         )
@@ -156,7 +155,7 @@ def test_calls_that_come_while_a_long_one_runs_are_not_given_to_its_worker_for_g
 
 def test_a_worker_that_was_idle_for_long_sleeps_and_looks_after_its_calls_again(manager, tmp_path):
     def look_only_once():
-        doorman.pools.serving.QUIET = 0
+        doorman.pools.pool_worker.QUIET = 0
 
     def sleeps(pid):
         before = switches(pid)
@@ -331,8 +330,8 @@ def test_nothing_that_another_signed_is_believed(manager):
 
 
 def test_a_page_outlives_its_writer_and_has_an_end(tmp_path):
-    page = Page.made()
-    writer = Page.shared(page.path)
+    page = CrashRecord.made()
+    writer = CrashRecord.shared(page.path)
     assert page.read() == (0, [])
     writer.begin(7)
     assert writer.keep(6, Kind.RETURNED, b"six")
@@ -340,15 +339,15 @@ def test_a_page_outlives_its_writer_and_has_an_end(tmp_path):
     assert not writer.keep(7, Kind.RETURNED, bytes(1 << 20))
     writer.clear()
     assert page.read() == (7, [])
-    assert Page.shared(tmp_path / "elsewhere") is None
+    assert CrashRecord.shared(tmp_path / "elsewhere") is None
     for each in (page, writer):
         each.close()
 
 
 def test_a_worker_without_a_page_confirms_each_result(manager, monkeypatch):
     """As one whose files are elsewhere: slower, and no less certain."""
-    made = Page.made
-    monkeypatch.setattr(Page, "made", lambda: _hidden(made()))
+    made = CrashRecord.made
+    monkeypatch.setattr(CrashRecord, "made", lambda: _hidden(made()))
     with Crew(manager, 1) as crew:
         calls = [crew.submit(os._exit, 3) if number == 20 else crew.submit(answer, number) for number in range(40)]
         doorman.wait(calls, DEADLINE)

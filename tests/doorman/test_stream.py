@@ -19,10 +19,9 @@ from managing import tick_until
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task
+from doorman._scheduler.output import KEPT, Logs, Streams
 from doorman.errors import WorkerDied
 from doorman.launcher.command import CommandLauncher
-from doorman.output.logs import Logs
-from doorman.output.stream import KEPT, Streams
 from remit.errors import ReentrantTick
 
 Heard = list[tuple[str, str, str]]
@@ -308,7 +307,7 @@ def test_tasks_that_cannot_have_a_pipe_wait_until_they_can(manager, heard, speak
             raise OSError(24, "Too many open files")
         return real()
 
-    monkeypatch.setattr("doorman.output.stream.os.pipe", pipe)
+    monkeypatch.setattr("doorman._scheduler.output.os.pipe", pipe)
     manager.add_task(Task(speak, "one")).result(DEADLINE)
     assert next(failures, None) is None
     assert len(heard) == 2

@@ -288,7 +288,7 @@ def test_modules_beside_the_program_are_found(short_path, tmp_path):
     assert script(tmp_path, text, short_path) == "beside\nbeside\n"
 
 
-@pytest.mark.parametrize("launcher", ["ZygoteLauncher(entry='doorman.worker:prepare:unix')", "CommandLauncher()"])
+@pytest.mark.parametrize("launcher", ["ZygoteLauncher(entry='doorman._worker.main:prepare:unix')", "CommandLauncher()"])
 def test_modules_in_the_working_directory_are_found_by_a_program_read_from_a_text(short_path, tmp_path, launcher):
     """Its ``sys.path`` begins with ``""``, which in a task that starts elsewhere would mean another folder."""
     (tmp_path / "nearby.py").write_text("def answer(): return 'nearby'\n")

@@ -46,7 +46,7 @@ class Pending:
 @pytest.fixture
 def filled(short_path, monkeypatch) -> Callable[..., Any]:
     """Make a manager with so many tasks that are being launched and so many that wait."""
-    monkeypatch.setattr("doorman.attempts.launching.AT_ONCE", 1 << 20)
+    monkeypatch.setattr("doorman._scheduler.supervisor.AT_ONCE", 1 << 20)
 
     @contextmanager
     def made(running: int, waiting: int, *rules: Rule) -> Iterator[tuple[ProcessManager, Pending]]:

@@ -64,7 +64,7 @@ def test_a_wheel_holds_its_packages_and_nothing_else(wheels: dict[str, Path], na
     for package in PACKAGES[name]:
         assert f"{package}/__init__.py" in files
         assert f"{package}/py.typed" in files or name not in OURS
-    tests = [file for file in files if "test_" in file or "/tests/" in file or "conftest" in file or "/." in file]
+    tests = [file for file in files if "/test_" in file or "/tests/" in file or "conftest" in file or "/." in file]
     assert tests == []
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from remit.errors import TransportNotInstalled
-from remit.missing import explain_missing
 from remit.plugins import (
+    explain_missing,
     find_transport,
 )
 

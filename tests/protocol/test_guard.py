@@ -8,10 +8,9 @@ from guards import KEY, PEER, Ends, flipped, hello
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from remit.protocol import frames
-from remit.protocol.frames import Kind
-from remit.protocol.guard import ClientGuard, ServerGuard
-from remit.protocol.sealing import OVERHEAD
+from remit._protocol import frames
+from remit._protocol.auth import OVERHEAD, ClientAuth, ServerAuth
+from remit._protocol.frames import Kind
 
 
 def test_frames_pass_both_ways_in_order(ends: Ends) -> None:
@@ -102,8 +101,8 @@ def test_whatever_passed_before_never_passes_again(which: list[int], peer: str) 
     ends.greet()
     ends.up(frames.ack(2, 0, 0))
     recorded = [frame for _, frame in ends.wire]
-    new_server = ServerGuard(KEY, Counter())
-    new_client = ClientGuard(KEY, Counter())
+    new_server = ServerAuth(KEY, Counter())
+    new_client = ClientAuth(KEY, Counter())
     new_client.seal(hello())
     for number in which:
         frame = recorded[number % len(recorded)]

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 from guards import KEY, PEER, Ends, hello
 
-from remit.protocol import frames, guard
-from remit.protocol.frames import Kind
-from remit.protocol.guard import ClientGuard, ServerGuard
+from remit._protocol import auth as guard
+from remit._protocol import frames
+from remit._protocol.auth import ClientAuth, ServerAuth
+from remit._protocol.frames import Kind
 
 
 def test_a_knock_that_came_twice_opens_one_channel() -> None:
@@ -46,7 +47,7 @@ def test_a_lost_admission_is_made_up_for_by_the_next_hello() -> None:
 
 
 def test_a_server_that_began_anew_has_the_client_greet_again(ends: Ends) -> None:
-    ends.server = ServerGuard(KEY, Counter())
+    ends.server = ServerAuth(KEY, Counter())
     assert ends.up(frames.ping(1, 0)) is None
     assert ends.replies() == [frames.who()]
     assert ends.server.rejected == {"stranger": 1}
@@ -64,7 +65,7 @@ def test_knocks_without_end_take_no_memory_and_harm_nobody(ends: Ends, monkeypat
     monkeypatch.setattr(guard, "PEERS", 10)
     for number in range(50):
         for peer in (PEER, f"peer {number}"):
-            ends.server.heard(peer, ClientGuard(KEY, Counter()).seal(hello()) or b"")
+            ends.server.heard(peer, ClientAuth(KEY, Counter()).seal(hello()) or b"")
     assert len(ends.server._offered) == 10
     assert all(len(offers) <= guard.OFFERED for offers in ends.server._offered.values())
     assert ends.up(frame := frames.ack(1, 1, 1)) == frame

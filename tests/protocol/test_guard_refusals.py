@@ -7,14 +7,13 @@ from collections import Counter
 import pytest
 from guards import KEY, PEER, Ends, hello
 
+from remit._protocol import frames
+from remit._protocol.auth import ClientAuth, ServerAuth, SharedKey
+from remit._protocol.client_session import ClientSession, State
+from remit._protocol.frames import Kind, Refuse
+from remit._protocol.outbox import Outbox
+from remit._protocol.server_sessions import ServerSessions
 from remit.codec import MessagePack
-from remit.protocol import frames
-from remit.protocol.acceptor import Acceptor
-from remit.protocol.connector import Connector, State
-from remit.protocol.frames import Kind, Refuse
-from remit.protocol.guard import ClientGuard, ServerGuard
-from remit.protocol.outbox import Outbox
-from remit.protocol.sealing import Secret
 from remit.transport import SERVER, Frame, Up
 
 
@@ -26,7 +25,7 @@ def refusal(frame: bytes | None) -> Refuse:
 
 
 def test_another_key_is_refused_and_says_what_to_do() -> None:
-    ends = Ends(of_server=Secret(b"another key"))
+    ends = Ends(of_server=SharedKey(b"another key"))
     ends.up(hello())
     (heard,) = ends.replies()
     assert refusal(heard).reason == "key"
@@ -35,7 +34,7 @@ def test_another_key_is_refused_and_says_what_to_do() -> None:
 
 
 def test_a_client_without_a_key_is_refused_and_told_what_to_do() -> None:
-    server = ServerGuard(KEY, Counter())
+    server = ServerAuth(KEY, Counter())
     assert server.heard(PEER, hello()) is None
     told = refusal(server.replies.popleft()[1])
     assert (told.reason, server.rejected) == ("unsigned", {"unsigned": 1})
@@ -44,9 +43,9 @@ def test_a_client_without_a_key_is_refused_and_told_what_to_do() -> None:
 
 def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
     codec = MessagePack()
-    acceptor = Acceptor(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=1000, patience=0.0)
-    connector = Connector(codec, Outbox(codec, max_frame=1000), max_frame=1000)
-    client = ClientGuard(KEY, Counter())
+    acceptor = ServerSessions(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=1000, patience=0.0)
+    connector = ClientSession(codec, Outbox(codec, max_frame=1000), max_frame=1000)
+    client = ClientAuth(KEY, Counter())
     connector.arrived(Up(SERVER), 0.0)
     knock = client.seal(connector.next() or b"")
     assert knock is not None
@@ -72,7 +71,7 @@ def test_a_forged_refusal_is_not_believed(ends: Ends) -> None:
 
 
 def test_what_a_refusal_says_is_not_what_the_wire_says() -> None:
-    client = ClientGuard(KEY, Counter())
+    client = ClientAuth(KEY, Counter())
     knock = client.seal(hello())
     assert knock is not None
     heard = client.heard(frames.pack(Refuse("expired", "run this command as root", frames.about(knock))))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 from weakref import WeakSet
 
-from remit.protocol.job import Job
-from remit.protocol.jobs import Jobs
+from remit._protocol.job_queue import JobQueue, QueuedJob
 
 
 class Asker:
@@ -14,13 +13,13 @@ class Asker:
 
 
 def test_nothing_is_kept_of_a_job_that_is_over_until_its_deadline() -> None:
-    jobs = Jobs(max_attempts=3, queue=1000)
+    jobs = JobQueue(max_attempts=3, queue=1000)
     jobs.ready("worker", lambda _: True, 1)
     askers: WeakSet[Asker] = WeakSet()
     for number in range(1000):
         asker = Asker()
         askers.add(asker)
-        jobs.submit(Job(asker, number, "sum", b"", "msgpack", 3600.0 + number))
+        jobs.submit(QueuedJob(asker, number, "sum", b"", "msgpack", 3600.0 + number))
         ((worker, job),) = jobs.assign()
         assert jobs.done(worker.key, job.token) is job
     del asker, job
@@ -30,9 +29,9 @@ def test_nothing_is_kept_of_a_job_that_is_over_until_its_deadline() -> None:
 
 
 def test_what_waits_is_late_at_its_deadline_although_many_others_are_over() -> None:
-    jobs = Jobs(max_attempts=3, queue=1000)
+    jobs = JobQueue(max_attempts=3, queue=1000)
     for number in range(500):
-        jobs.submit(Job("client", number, "sum", b"", "msgpack", 1000.0 - number))
+        jobs.submit(QueuedJob("client", number, "sum", b"", "msgpack", 1000.0 - number))
     for number in range(0, 500, 3):
         jobs.cancel("client", number)
     for number in range(1, 500, 3):

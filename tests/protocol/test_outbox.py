@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remit._protocol.frames import EVENTS_HEAD, read_events
+from remit._protocol.outbox import BATCH_EVENTS, Outbox
+from remit._protocol.session import Inbox
 from remit.codec import MessagePack
-from remit.protocol.frames import EVENTS_HEAD, read_events
-from remit.protocol.inbox import Inbox
-from remit.protocol.outbox import BATCH_EVENTS, Outbox
 
 CODEC = MessagePack()
 

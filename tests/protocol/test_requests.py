@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from remit.protocol.requests import SPARE, Requests
+from remit._protocol.requests import SPARE, Requests
 
 
 def test_nothing_is_kept_of_closed_questions_behind_an_open_one() -> None:

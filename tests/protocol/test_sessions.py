@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remit._protocol.client_session import ClientSession, State
+from remit._protocol.outbox import Outbox
+from remit._protocol.server_sessions import ServerSessions
 from remit.codec import MessagePack
-from remit.protocol.acceptor import Acceptor
-from remit.protocol.connector import Connector, State
-from remit.protocol.outbox import Outbox
 from remit.transport import SERVER, Down, Frame, Up
 
 CODEC = MessagePack()
 FRAME = 1 << 20
 
 
-def acceptor(**options) -> Acceptor:
-    return Acceptor(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, **options)
+def acceptor(**options) -> ServerSessions:
+    return ServerSessions(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, **options)
 
 
 @dataclass
@@ -40,7 +40,7 @@ class World:
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self.server = acceptor()
-        self.client = Connector(CODEC, Outbox(CODEC, max_frame=FRAME, window_events=self.window), max_frame=FRAME)
+        self.client = ClientSession(CODEC, Outbox(CODEC, max_frame=FRAME, window_events=self.window), max_frame=FRAME)
         self.token = 0
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from remit._protocol import frames
+from remit._protocol.client_session import HELLO_AGAIN, ClientSession, State
+from remit._protocol.frames import Kind
+from remit._protocol.outbox import Outbox
+from remit._protocol.server_sessions import ServerSessions
+from remit._protocol.session import Session
 from remit.codec import MessagePack
-from remit.protocol import frames
-from remit.protocol.acceptor import Acceptor
-from remit.protocol.connector import HELLO_AGAIN, Connector, State
-from remit.protocol.frames import Kind
-from remit.protocol.outbox import Outbox
-from remit.protocol.session import Session
 from remit.transport import SERVER, Down, Frame, Up
 
 CODEC = MessagePack()
@@ -24,11 +24,11 @@ class Pair:
         self.now = 0.0
         self.token = 0
         self.server = self.another()
-        self.client = Connector(CODEC, Outbox(CODEC, max_frame=FRAME), max_frame=FRAME)
+        self.client = ClientSession(CODEC, Outbox(CODEC, max_frame=FRAME), max_frame=FRAME)
         self.connect()
 
-    def another(self) -> Acceptor:
-        return Acceptor(
+    def another(self) -> ServerSessions:
+        return ServerSessions(
             lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, session_ttl=TTL
         )
 
@@ -75,7 +75,7 @@ class Pair:
         for frame in sent:
             self.client.arrived(Frame(SERVER, frame), self.now)
 
-    def handle(self, machine: Acceptor | Connector) -> list[int]:
+    def handle(self, machine: ServerSessions | ClientSession) -> list[int]:
         """Let listeners run; return what they heard."""
         heard = []
         while machine.ready:

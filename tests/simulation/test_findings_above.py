@@ -7,21 +7,18 @@ from typing import Any
 
 import pytest
 
-from remit.codec import MessagePack, Wire
+from remit._patterns.exclusive_pair import JOIN, SIGNAL, PairClient, PairServer
+from remit._patterns.jobs import JOB, READY, UNKNOWN, BrokerCore, WorkerJobs
+from remit._patterns.jobs import Job as Given
+from remit._patterns.pubsub import PUBLISHED, Publisher
+from remit._patterns.request_reply import RequestClient, RequestServer
+from remit._protocol.job_queue import JobQueue, QueuedJob
+from remit._protocol.leases import Leases
+from remit._protocol.outbox import Outbox
+from remit._protocol.session import Session
+from remit.codec import EventMessage, MessagePack
 from remit.errors import PeerLost
-from remit.patterns.answering import Answering
-from remit.patterns.asking import Asking
-from remit.patterns.brokering import JOB, READY, UNKNOWN, Brokering
-from remit.patterns.meeting import JOIN, SIGNAL, Guest, Owner
-from remit.patterns.publishing import PUBLISHED, Publishing
-from remit.patterns.working import Job as Given
-from remit.patterns.working import Working
-from remit.protocol.job import Job
-from remit.protocol.jobs import Jobs
-from remit.protocol.leases import Leases
-from remit.protocol.outbox import Outbox
-from remit.protocol.session import Session
-from remit.sender import Sender
+from remit.event import Sender
 
 CODEC = MessagePack()
 LEASE = 10.0
@@ -35,12 +32,12 @@ def new_session(name: bytes = b"s") -> Session:
     return session
 
 
-def job_of(client: object, question: int) -> Job:
-    return Job(client, question, "work", b"", "msgpack", FOREVER)
+def job_of(client: object, question: int) -> QueuedJob:
+    return QueuedJob(client, question, "work", b"", "msgpack", FOREVER)
 
 
-def jobs_with_worker(*jobs: Job) -> Jobs:
-    held = Jobs(max_attempts=3, queue=10)
+def jobs_with_worker(*jobs: QueuedJob) -> JobQueue:
+    held = JobQueue(max_attempts=3, queue=10)
     held.ready("worker", bool, 5)
     for job in jobs:
         held.submit(job)
@@ -69,15 +66,15 @@ class Talk:
 # -- questions -------------------------------------------------------------------------------------------------
 
 
-def asking_with(outbox: Outbox) -> Asking:
+def asking_with(outbox: Outbox) -> RequestClient:
     def post(name: str, data: bytes) -> bool:
         outbox.pending.append(data)
         return True
 
-    return Asking(CODEC, outbox, post, lambda _: None, lambda: 0.0)
+    return RequestClient(CODEC, outbox, post, lambda _: None, lambda: 0.0)
 
 
-def ask(asking: Asking, *, idempotent: bool = False) -> Future[Any]:
+def ask(asking: RequestClient, *, idempotent: bool = False) -> Future[Any]:
     return asking.ask("question", (), {}, timeout=FOREVER, idempotent=idempotent, on_progress=None)
 
 
@@ -159,8 +156,8 @@ class Desk:
     def __init__(self) -> None:
         self.now = 0.0
         self.posted: list[tuple[Session, str, tuple[Any, ...]]] = []
-        answering = Answering(lambda *_: (False, None), self.post)
-        self.brokering = Brokering(answering, self.post, lease=LEASE, max_attempts=3, queue=10, clock=lambda: self.now)
+        answering = RequestServer(lambda *_: (False, None), self.post)
+        self.brokering = BrokerCore(answering, self.post, lease=LEASE, max_attempts=3, queue=10, clock=lambda: self.now)
         self.services = answering.services
 
     def post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
@@ -190,12 +187,12 @@ def test_no_two_brokers_name_jobs_alike() -> None:
 
 def test_a_worker_passes_over_what_was_given_before_it_announced_itself_anew() -> None:
     talk = Talk()
-    working = Working(talk, lambda: ["work"], 2)
+    working = WorkerJobs(talk, lambda: ["work"], 2)
     working.announce()
     working.lapsed()
     assert [said[-1] for said in talk.said] == [1, 2]
-    working.taken(Wire(JOB, (7, 1, None, "msgpack", b"", 1)))
-    working.taken(Wire(JOB, (8, 1, None, "msgpack", b"", 2)))
+    working.taken(EventMessage(JOB, (7, 1, None, "msgpack", b"", 1)))
+    working.taken(EventMessage(JOB, (8, 1, None, "msgpack", b"", 2)))
     assert working.take(0) == Given(8, 1, None, "msgpack", b"", 2)
 
 
@@ -204,7 +201,7 @@ def test_a_worker_passes_over_what_was_given_before_it_announced_itself_anew() -
 
 def test_a_subscription_that_is_asked_for_twice_goes_on() -> None:
     session = new_session()
-    publishing = Publishing(lambda _: None, lambda: 0.0)
+    publishing = Publisher(lambda _: None, lambda: 0.0)
     for _ in range(2):
         publishing.subscribe(session, 1, "news", 10, "drop_oldest", None, False)
         publishing.publish("news", (), {}, keep=False)
@@ -222,22 +219,22 @@ class Table:
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
-        answering = Answering(lambda *_: (False, None), lambda *_: None)
-        self.owner = Owner(answering, lambda *_: None, self.heard.append, lease=LEASE, clock=lambda: 0.0)
+        answering = RequestServer(lambda *_: (False, None), lambda *_: None)
+        self.owner = PairServer(answering, lambda *_: None, self.heard.append, lease=LEASE, clock=lambda: 0.0)
         self.services = answering.services
 
 
 def test_one_who_speaks_in_an_epoch_that_is_over_does_not_keep_the_seat() -> None:
     table, session = Table(), new_session()
     epoch, _ = table.services[JOIN](session, LEASE)
-    table.owner.controls[SIGNAL](Wire(SIGNAL, (epoch - 1, "old")), session.sender, True)
+    table.owner.controls[SIGNAL](EventMessage(SIGNAL, (epoch - 1, "old")), session.sender, True)
     assert table.owner.seat.holder is None
     assert all(isinstance(each, PeerLost) for each in table.heard)
 
 
 def test_a_guest_that_lost_its_owner_by_silence_gives_the_seat_up() -> None:
     table, session, talk = Table(), new_session(), Talk()
-    guest = Guest(talk, lambda _: None, lease=LEASE)
+    guest = PairClient(talk, lambda _: None, lease=LEASE)
     guest.joined(table.services[JOIN](session, LEASE))
     talk.silence = LEASE + 1
     assert guest.gone()
@@ -248,11 +245,11 @@ def test_a_guest_that_lost_its_owner_by_silence_gives_the_seat_up() -> None:
 
 def test_a_guest_that_joins_a_server_that_began_anew_is_not_lost() -> None:
     talk = Talk()
-    guest = Guest(talk, lambda _: None, lease=LEASE)
-    guest.controls["remit.renewed"](Wire("remit.renewed"), None, False)
+    guest = PairClient(talk, lambda _: None, lease=LEASE)
+    guest.controls["remit.renewed"](EventMessage("remit.renewed"), None, False)
     guest.joined((5, LEASE))
     assert not guest.gone()
-    guest.controls["remit.renewed"](Wire("remit.renewed"), None, False)
+    guest.controls["remit.renewed"](EventMessage("remit.renewed"), None, False)
     talk.asked[-1].set_result(False)
     assert guest.gone()
 

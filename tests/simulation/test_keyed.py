@@ -7,18 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine import client as simulation_client
+from engine import server as simulation_server
+from engine.network import ClientEnd, Host, ServerEnd
+from engine.simulator import simulate
+from engine.virtual_clock import Actor
 
-from remit.keyed import KeyedClientLink, KeyedServerLink
-from remit.protocol.guard import ClientGuard, ServerGuard
-from remit.protocol.sealing import Secret
-from remit.testing.simulation import client as simulation_client
-from remit.testing.simulation import server as simulation_server
-from remit.testing.simulation.network import ClientEnd, Host, ServerEnd
-from remit.testing.simulation.simulator import simulate
-from remit.testing.simulation.world import Actor
+from remit._protocol.auth import ClientAuth, ServerAuth, SharedKey
 from remit.transport import Arrival, Peer, Sent
+from remit.transports.authenticated import AuthenticatedClientLink, AuthenticatedServerLink
 
-SECRET = Secret(b"a key of the tests")
+SECRET = SharedKey(b"a key of the tests")
 rejected: Counter[str] = Counter()
 
 
@@ -36,7 +35,7 @@ def bare(end: ClientEnd | ServerEnd) -> Any:
 class SigningClientEnd(ClientEnd):
     def __init__(self, actor: Actor, host: Host) -> None:
         super().__init__(actor, host)
-        self.signing = KeyedClientLink(bare(self), ClientGuard(SECRET, rejected))
+        self.signing = AuthenticatedClientLink(bare(self), ClientAuth(SECRET, rejected))
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         return self.signing.send(peer, frame)
@@ -48,7 +47,7 @@ class SigningClientEnd(ClientEnd):
 class SigningServerEnd(ServerEnd):
     def __init__(self, actor: Actor, host: Host) -> None:
         super().__init__(actor, host)
-        self.signing = KeyedServerLink(bare(self), ServerGuard(SECRET, rejected))
+        self.signing = AuthenticatedServerLink(bare(self), ServerAuth(SECRET, rejected))
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         return self.signing.send(peer, frame)

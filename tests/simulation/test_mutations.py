@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from broken import Mutation, delivery, jobs, pairing, requests, subscriptions
-
-from remit.testing.simulation.simulator import SimulationFailed, simulate
+from engine.simulator import SimulationFailed, simulate
 
 SEEDS = 60
 """Histories in which a broken protocol has to be found out."""

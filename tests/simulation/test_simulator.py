@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from engine.simulator import SimulationFailed, main, simulate
 
-from remit.protocol.outbox import Outbox
-from remit.testing.simulation.simulator import SimulationFailed, main, simulate
+from remit._protocol.outbox import Outbox
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 

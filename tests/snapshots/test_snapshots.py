@@ -28,9 +28,9 @@ from doorman import Backoff, GroupManager, Identity, Rule, State, SynchronousMan
 from doorman.journal import records
 from doorman.load import Load
 from remit import Server
+from remit._protocol import frames
+from remit._protocol.auth import SharedKey
 from remit.codec import MessagePack
-from remit.protocol import frames
-from remit.protocol.sealing import Secret
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -175,7 +175,7 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     two = codec.encode("done", (), {"ok": True}, {"trace": "t1"})
     events = codec.join(frames.events_head(3, 7, 2), [one, two])
     session, instance = bytes(range(16)), bytes(range(16, 32))
-    secret, number = Secret(b"a key that both ends share"), bytes(range(32, 48))
+    secret, number = SharedKey(b"a key that both ends share"), bytes(range(32, 48))
     channel = secret.channel(session, number, client=True)
     yield "events 1", events
     yield "events 1, redelivered", codec.join(frames.events_head(3, 7, 1, redelivered=True), [one])
@@ -230,8 +230,8 @@ def test_journal_lines() -> None:
 def _records() -> list[records.Record]:
     identity = Identity("node", "boot", "4026531836", 4711, 815, None, "1.1", pid_inside=12)
     return [
-        records.Opened(records.VERSION, 42, b"location"),
-        records.Opened(records.VERSION, 42),
+        records.JournalOpened(records.VERSION, 42, b"location"),
+        records.JournalOpened(records.VERSION, 42),
         records.Added("1", "resize", (), b"policy", b"call", ("0",)),
         records.Added("2", "true", ("true", "--help"), b"policy", b""),
         records.Started("1", "1.1", 1, bytes(range(32)), False, "boot"),
@@ -239,8 +239,8 @@ def _records() -> list[records.Record]:
         records.Launched("1", 4711, None),
         records.Proven("1", identity, 12.5),
         records.Stopped("1", State.CANCELLED),
-        records.Told("1", b"outcome"),
-        records.Again("1", 2),
+        records.OutcomeReceived("1", b"outcome"),
+        records.Requeued("1", 2),
         records.Ended("1", State.DONE, exit_code=0, max_rss=1 << 20, value=b"value"),
         records.Ended("2", State.FAILED, signal=9, error=b"error"),
     ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from doorman.identity import Credential, hello
 from doorman.launcher import Order
-from doorman.launcher.delivery import take_order
+from doorman.launcher.messages import take_order
 
 
 def run(order: Order) -> int | None:

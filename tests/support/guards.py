@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from remit.protocol import frames
-from remit.protocol.frames import Hello
-from remit.protocol.guard import ClientGuard, ServerGuard
-from remit.protocol.sealing import Secret
+from remit._protocol import frames
+from remit._protocol.auth import ClientAuth, ServerAuth, SharedKey
+from remit._protocol.frames import Hello
 
-KEY = Secret(b"a key of the tests")
+KEY = SharedKey(b"a key of the tests")
 PEER = "peer"
 GENERATIONS = itertools.count(1)
 
@@ -22,9 +21,9 @@ def hello() -> bytes:
 class Ends:
     """A client's and a server's guard, and what passed between them."""
 
-    def __init__(self, secret: Secret = KEY, of_server: Secret = KEY) -> None:
-        self.client = ClientGuard(secret, Counter())
-        self.server = ServerGuard(of_server, Counter())
+    def __init__(self, secret: SharedKey = KEY, of_server: SharedKey = KEY) -> None:
+        self.client = ClientAuth(secret, Counter())
+        self.server = ServerAuth(of_server, Counter())
         self.wire: list[tuple[str, bytes]] = []
 
     def up(self, frame: bytes, peer: str = PEER) -> bytes | None:

@@ -11,13 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from doorman import line, process, worker
+from doorman import process
+from doorman._worker import connection as line
+from doorman._worker import main as worker
+from doorman._worker.connection import ManagerConnection
+from doorman._worker.outcome import returned
 from doorman.identity import Credential
 from doorman.identity import hello as claims_of
 from doorman.launcher import Event, Launcher, Order
 from doorman.launcher.zygote import ZygoteLauncher
-from doorman.line import Line
-from doorman.result import returned
 from remit import Client
 
 __all__ = ["Delayed", "zygote"]
@@ -138,18 +140,18 @@ def hellos_lost() -> int:
 
 def repeating(scheme: str) -> Entry:
     """Says each hello three times, and goes on saying it when it was told to go."""
-    run, emit, prove = worker.prepare(scheme), Client.emit, Line.prove
+    run, emit, prove = worker.prepare(scheme), Client.emit, ManagerConnection.prove
 
     def thrice(self: Client, name: str, /, *args: Any, **kwargs: Any) -> None:
         for _ in range(3 if name == "doorman.hello" else 1):
             emit(self, name, *args, **kwargs)
 
-    def prove_again(self: Line) -> bool:
+    def prove_again(self: ManagerConnection) -> bool:
         told = prove(self)
         self._client.emit("doorman.hello", claims_of(self._credential))
         return told
 
-    Client.emit, Line.prove = thrice, prove_again  # type: ignore[method-assign]
+    Client.emit, ManagerConnection.prove = thrice, prove_again  # type: ignore[method-assign]
     return run
 
 
@@ -163,12 +165,12 @@ def unproven(scheme: str) -> Entry:
     return _with(scheme, lambda line: line.report(returned("made up")), 0)
 
 
-def _with(scheme: str, act: Callable[[Line], None], code: int) -> Entry:
+def _with(scheme: str, act: Callable[[ManagerConnection], None], code: int) -> Entry:
     worker.prepare(scheme)
 
     def entry(order: Order) -> int:
         work = worker._read_work(order.payload)
-        own = Line(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
+        own = ManagerConnection(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
         act(own)
         own.close()
         return code

@@ -38,7 +38,7 @@ ATTEMPTS_EACH = 3
 def of_tasks(wanted: int) -> dict[str, int]:
     """End a task's process, give its number to a stranger, then stop the task: TERM, KILL, and close its manager."""
     counts = dict.fromkeys(("reused", "same inode", "hit", "opened", "state"), 0)
-    launcher = Delayed(ZygoteLauncher(entry="doorman.worker:prepare:unix"))
+    launcher = Delayed(ZygoteLauncher(entry="doorman._worker.main:prepare:unix"))
     with _place() as place, ProcessManager(f"unix://{place}/m", launcher=launcher, grace=0.0) as manager:
         for _ in range(ATTEMPTS_EACH * wanted):
             if counts["reused"] == wanted:

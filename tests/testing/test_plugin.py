@@ -35,7 +35,7 @@ def test_never(remit_until):
 def run(pytester: pytest.Pytester, source: str, *arguments: str) -> pytest.RunResult:
     pytester.makepyfile(source)
     # Not as installed: these tests are of the checkout, and pytest would refuse the same plugin under two names.
-    return pytester.runpytest("-p", "no:remit", "-p", "remit.testing.plugin", "-rP", *arguments)
+    return pytester.runpytest("-p", "no:remit", "-p", "remit.testing.pytest_plugin", "-rP", *arguments)
 
 
 def test_a_program_is_tested_in_memory_by_default(pytester: pytest.Pytester) -> None:
@@ -63,4 +63,4 @@ def test_what_never_comes_true_fails_in_time(pytester: pytest.Pytester) -> None:
 
 
 def test_pytest_finds_the_plugin_by_itself() -> None:
-    assert [entry.value for entry in entry_points(group="pytest11", name="remit")] == ["remit.testing.plugin"]
+    assert [entry.value for entry in entry_points(group="pytest11", name="remit")] == ["remit.testing.pytest_plugin"]

@@ -10,7 +10,7 @@ import pynng
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Down, Frame, Peer, Sent, Up
-from remit_nng import places
+from remit_nng import addresses as places
 from remit_nng.channel import Channel, received
 from remit_nng.link import CLAIM, Descriptor, NngLink
 from remit_nng.server import ASK, TOKEN

@@ -13,8 +13,8 @@ import pynng
 
 from remit.location import Location
 from remit.transport import Capabilities, Down, Frame, Peer, Sent, Up
-from remit.transports.claim import Claim
-from remit_nng import places
+from remit.transports.file_lock import FileLock
+from remit_nng import addresses as places
 from remit_nng.channel import Channel, received
 from remit_nng.link import CLAIM, Descriptor, NngLink
 
@@ -37,7 +37,7 @@ _peers = itertools.count(1)
 class ServerLink(NngLink):
     """The server's end. A peer is the number of its channel."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, claim: Claim | None) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, claim: FileLock | None) -> None:
         self._claim = claim
         self._channels: dict[int, Channel] = {}
         self._numbers: dict[Channel, int] = {}

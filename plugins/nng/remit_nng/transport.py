@@ -13,8 +13,9 @@ import pynng
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
 from remit.transport import Capabilities, Link
-from remit.transports.claim import Claim
-from remit_nng import forks, places
+from remit.transports.file_lock import FileLock
+from remit_nng import addresses as places
+from remit_nng import link as forks
 from remit_nng.client import ClientLink
 from remit_nng.server import ServerLink
 
@@ -37,7 +38,7 @@ class NngTransport:
         forks.used()
         capabilities = self._read(location)
         places.lobby_name(location, binding=True)
-        claim = Claim(location.path) if places.on_files(location) else None
+        claim = FileLock(location.path) if places.on_files(location) else None
         try:
             with _translating(location):
                 return ServerLink(location, capabilities, claim)

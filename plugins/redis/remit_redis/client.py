@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Frame, Peer, Up
-from remit_redis.dial import Address, Refused
+from remit_redis.channel_names import FRAME, JOIN, LEAVE, Names, Route, mint
+from remit_redis.connect import Address, Refused
 from remit_redis.link import RedisLink
-from remit_redis.names import FRAME, JOIN, LEAVE, Names, Route, mint
-from remit_redis.wire import Wire
+from remit_redis.resp_connection import Wire
 
 __all__ = ["ClientLink"]
 

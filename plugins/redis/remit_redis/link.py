@@ -11,9 +11,9 @@ from typing import Any, Final
 from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Down, OwnedLink, Peer, Sent, Wakeable
-from remit_redis.dial import Address, Dialling, Refused
-from remit_redis.names import Names, Route
-from remit_redis.wire import Denied, Lost, Wire
+from remit_redis.channel_names import Names, Route
+from remit_redis.connect import Address, Dialling, Refused
+from remit_redis.resp_connection import Denied, Lost, Wire
 
 __all__ = ["RedisLink"]
 

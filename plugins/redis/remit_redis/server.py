@@ -9,10 +9,10 @@ from typing import Any, Final
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location
 from remit.transport import Capabilities, Frame, Peer, Up
-from remit_redis.dial import DIAL, Address
+from remit_redis.channel_names import FRAME, JOIN, LEAVE, TOKEN, Names, Route, is_token, mint
+from remit_redis.connect import DIAL, Address
 from remit_redis.link import RedisLink
-from remit_redis.names import FRAME, JOIN, LEAVE, TOKEN, Names, Route, is_token, mint
-from remit_redis.wire import Lost, Wire
+from remit_redis.resp_connection import Lost, Wire
 
 __all__ = ["ServerLink"]
 

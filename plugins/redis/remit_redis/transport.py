@@ -10,9 +10,9 @@ from typing import Any, Final
 from remit.errors import BadLocation
 from remit.location import Location, read_seconds, read_size
 from remit.transport import Capabilities, Link
+from remit_redis.channel_names import Names
 from remit_redis.client import ClientLink
-from remit_redis.dial import Address
-from remit_redis.names import Names
+from remit_redis.connect import Address
 from remit_redis.server import ServerLink
 
 __all__ = ["RedisTransport"]

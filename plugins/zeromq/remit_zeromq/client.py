@@ -9,9 +9,8 @@ import zmq
 
 from remit.location import Location
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Peer, Sent, Up, Wakeable
-from remit_zeromq import inproc
-from remit_zeromq.link import POLLOUT, ZeroMQLink
-from remit_zeromq.monitor import reported, watch
+from remit_zeromq import addresses as inproc
+from remit_zeromq.link import POLLOUT, ZeroMQLink, reported, watch
 
 __all__ = ["ClientLink", "NeighbourLink"]
 
@@ -50,7 +49,7 @@ class _DealerLink(ZeroMQLink):
         return arrival
 
     def _pending(self) -> bool:
-        if self._full and cast(int, self._socket.getsockopt(zmq.EVENTS)) & POLLOUT:
+        if self._full and cast("int", self._socket.getsockopt(zmq.EVENTS)) & POLLOUT:
             self._empty = self._full = False
             return True
         # In this order, since asking the socket may take the sign that there is something to hear.

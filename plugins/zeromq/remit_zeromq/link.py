@@ -2,17 +2,126 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import select
+import struct
+import threading
 from collections import deque
-from typing import Final, cast
+from collections.abc import Iterator
+from typing import Any, Final, cast
 
 import zmq
 
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, OwnedLink, Wakeable
-from remit_zeromq import context
 
-__all__ = ["POLLIN", "POLLOUT", "ZeroMQLink"]
+__all__ = ["abandon", "acquire", "release", "reported", "watch"]
+
+
+TERM: Final = 0.1
+"""Seconds beyond the linger that the context's own threads may take to end."""
+SPARE: Final = 16
+"""Descriptors that must be left when a link is opened."""
+
+_lock = threading.Lock()
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+_users = 0
+_abandoned: list[Any] = []
+"""What a forked child inherited. Kept for ever: to collect it could touch what the parent still uses."""
+
+
+def acquire() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return this process's context, making it for the first link. Raises OSError when descriptors run out."""
+    global _context, _users
+    _spare_descriptors()
+    with _lock:
+        if _context is None:
+            _context = zmq.Context(io_threads=1)
+            _context.setsockopt(zmq.MAX_SOCKETS, 65_535)
+        _users += 1
+        return _context
+
+
+def _spare_descriptors() -> None:
+    """Make sure of some before ZeroMQ asks for them: where it finds none, it may end the whole process."""
+    spare: list[int] = []
+    try:
+        while len(spare) < SPARE:
+            spare += os.pipe()
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+
+
+def release(linger: float) -> None:
+    """Give it back. The last link ends it, waiting up to ``linger`` seconds for frames that are still leaving.
+
+    Without that a process that exits loses what its closed sockets have not yet written.
+    """
+    global _context, _users
+    with _lock:
+        _users -= 1
+        if _users or _context is None:
+            return
+        context, _context = _context, None
+    # In a thread, since term() has no time-out; what it still waits for has a finite linger of its own.
+    ending = threading.Thread(target=context.term, name="zmq-term", daemon=True)
+    try:
+        ending.start()
+    except RuntimeError:  # From 3.12 on a Python that is about to end starts no more threads.
+        context.term()
+    else:
+        ending.join(linger + TERM)
+
+
+def abandon(inherited: object) -> None:
+    """In a forked child: keep something of the parent's, and never touch it."""
+    _abandoned.append(inherited)
+
+
+def _after_fork_in_child() -> None:
+    global _context, _users, _lock
+    _lock = threading.Lock()
+    if _context is not None:
+        abandon(_context)
+    _context, _users = None, 0
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+_REPORT: Final = struct.Struct("=HI")
+"""An event's number and value. Not by pyzmq's own reader, which imports asyncio: 20 ms."""
+
+_numbers = itertools.count(1)
+
+
+def watch(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Return a socket that receives a report of each event; ``socket.disable_monitor()`` ends it. Raises ZMQError."""
+    reports: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    try:
+        # No bound: with one, reports that nobody reads would in time stop ZeroMQ's thread, which all links share,
+        # with a lock held that closing this one needs.
+        reports.setsockopt(zmq.RCVHWM, 0)
+        address = f"inproc://remit-monitor-{next(_numbers)}"
+        socket.monitor(address, events)
+        reports.connect(address)
+    except zmq.ZMQError:
+        reports.close(linger=0)
+        raise
+    return reports
+
+
+def reported(reports: zmq.Socket[bytes]) -> Iterator[int]:
+    """Yield the events that have been reported so far."""
+    while True:
+        try:
+            parts = reports.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        yield _REPORT.unpack(parts[0])[0]
+
 
 POLLIN: Final = int(zmq.POLLIN)
 """As a plain number, as the next: to combine those of an enum takes longer than to ask the socket."""
@@ -76,11 +185,11 @@ class ZeroMQLink(OwnedLink):
     def after_fork(self) -> None:
         """In a forked child: refuse, and keep the parent's socket from being collected."""
         super().after_fork()
-        context.abandon(self)
+        abandon(self)
 
     def _pending(self) -> bool:
         """Ask the socket itself; the answer may be the last sign of what has come."""
-        readable = cast(int, self._socket.getsockopt(zmq.EVENTS)) & POLLIN
+        readable = cast("int", self._socket.getsockopt(zmq.EVENTS)) & POLLIN
         self._empty = not readable
         return bool(readable)
 
@@ -103,4 +212,4 @@ class ZeroMQLink(OwnedLink):
 
     def _end(self, linger: float) -> None:
         self._socket.close(linger=int(linger * 1000))
-        context.release(linger)
+        release(linger)

@@ -9,11 +9,11 @@ import zmq
 
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Down, Frame, Peer, Sent, Up
-from remit.transports.claim import Claim
-from remit_zeromq import context, inproc
-from remit_zeromq.endpoint import remove_socket
-from remit_zeromq.link import ZeroMQLink
-from remit_zeromq.monitor import watch
+from remit.transports.file_lock import FileLock
+from remit_zeromq import addresses as inproc
+from remit_zeromq import link as context
+from remit_zeromq.addresses import remove_socket
+from remit_zeromq.link import ZeroMQLink, watch
 
 __all__ = ["ServerLink"]
 
@@ -32,7 +32,7 @@ class ServerLink(ZeroMQLink):
     """The server's end. A peer is the routing id that ZeroMQ made for its connection."""
 
     def __init__(
-        self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes], claim: Claim | None
+        self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes], claim: FileLock | None
     ) -> None:
         super().__init__(location, capabilities, socket)
         self._claim = claim

@@ -14,10 +14,11 @@ import zmq
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location
 from remit.transport import Capabilities, Link
-from remit.transports.claim import Claim
-from remit_zeromq import context, inproc
+from remit.transports.file_lock import FileLock
+from remit_zeromq import addresses as inproc
+from remit_zeromq import link as context
+from remit_zeromq.addresses import endpoint_of, read_frames, read_limit, refuse_file
 from remit_zeromq.client import ClientLink, NeighbourLink
-from remit_zeromq.endpoint import endpoint_of, read_frames, read_limit, refuse_file
 from remit_zeromq.server import ServerLink
 
 __all__ = ["ZeroMQTransport"]
@@ -56,7 +57,7 @@ class ZeroMQTransport:
         capabilities, options = self._read(location)
         endpoint = endpoint_of(location, binding=True)
         # libzmq lets a second server take a socket file from the first, which then hears nothing any more.
-        claim = Claim(location.path) if location.scheme == "zmq+ipc" else None
+        claim = FileLock(location.path) if location.scheme == "zmq+ipc" else None
         try:
             with _opened(zmq.ROUTER, location, capabilities, options) as socket:
                 socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

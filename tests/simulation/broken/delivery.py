@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from broken import Mutation
-from remit.protocol.acceptor import Acceptor
-from remit.protocol.connector import Connector, State
-from remit.protocol.inbox import Inbox
-from remit.protocol.outbox import Outbox
-from remit.protocol.session import Session
+from remit._protocol.client_session import ClientSession, State
+from remit._protocol.outbox import Outbox
+from remit._protocol.server_sessions import ServerSessions
+from remit._protocol.session import Inbox, Session
 
 
 def admit_a_gap(self: Inbox, first: int) -> bool:
@@ -46,7 +45,7 @@ def count_on_from_the_last_server(self: Inbox) -> None:
     return
 
 
-def remember_nothing(self: Acceptor, session: Session) -> None:
+def remember_nothing(self: ServerSessions, session: Session) -> None:
     return
 
 
@@ -55,11 +54,11 @@ def hear_of_any_connection(self: Session, peer: object, generation: int) -> None
     self.generation = self.outbox.generation = 1
 
 
-def send_before_the_welcome(self: Connector) -> bool:
+def send_before_the_welcome(self: ClientSession) -> bool:
     return self.session.outbox.sendable()
 
 
-def greet_once_only(self: Connector, now: float) -> None:
+def greet_once_only(self: ClientSession, now: float) -> None:
     if self.session.generation == 0 or self.state is State.UP:
         original_greet(self, now)
         self._hello_at = float("inf")
@@ -67,7 +66,7 @@ def greet_once_only(self: Connector, now: float) -> None:
 
 original_confirm = Outbox.confirm
 original_connect = Session.connect
-original_greet = Connector._greet
+original_greet = ClientSession._greet
 
 MUTATIONS: list[Mutation] = [
     (Inbox, "missing", admit_a_gap),
@@ -79,7 +78,7 @@ MUTATIONS: list[Mutation] = [
     (Outbox, "confirm", trust_any_acknowledgement),
     (Session, "probe", never_probe),
     (Session, "connect", hear_of_any_connection),
-    (Acceptor, "_remember", remember_nothing),
-    (Connector, "sendable", send_before_the_welcome),
-    (Connector, "_greet", greet_once_only),
+    (ServerSessions, "_remember", remember_nothing),
+    (ClientSession, "sendable", send_before_the_welcome),
+    (ClientSession, "_greet", greet_once_only),
 ]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
-import remit.patterns.brokering
+import remit._patterns.jobs
 from broken import Mutation
-from remit.patterns.working import Working
-from remit.protocol.job import Job, Worker
-from remit.protocol.jobs import Jobs
-from remit.protocol.leases import Leases
-from remit.protocol.session import Session
-from remit.protocol.waiting import Waiting
+from remit._patterns.jobs import WorkerJobs
+from remit._protocol.job_queue import FairQueue, JobQueue, QueuedJob, WorkerSlot
+from remit._protocol.leases import Leases
+from remit._protocol.session import Session
 
 
-def lose_jobs_with_their_worker(self: Jobs, key: Hashable) -> list[Job]:
+def lose_jobs_with_their_worker(self: JobQueue, key: Hashable) -> list[QueuedJob]:
     worker = self._workers.pop(key, None)
     for job in list(worker.hand.values()) if worker else []:
         self._end(job)
@@ -23,21 +21,21 @@ def lose_jobs_with_their_worker(self: Jobs, key: Hashable) -> list[Job]:
     return []
 
 
-def leave_jobs_with_a_dead_worker(self: Jobs, key: Hashable) -> list[Job]:
+def leave_jobs_with_a_dead_worker(self: JobQueue, key: Hashable) -> list[QueuedJob]:
     return []
 
 
-def try_for_ever(self: Jobs, key: Hashable) -> list[Job]:
+def try_for_ever(self: JobQueue, key: Hashable) -> list[QueuedJob]:
     self._max_attempts = 1 << 30
     return original_lost(self, key)
 
 
-def give_up_at_once(self: Jobs, key: Hashable) -> list[Job]:
+def give_up_at_once(self: JobQueue, key: Hashable) -> list[QueuedJob]:
     self._max_attempts = 1
     return original_lost(self, key)
 
 
-def give_twice(self: Jobs) -> Iterator[tuple[Worker, Job]]:
+def give_twice(self: JobQueue) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
     for worker, job in original_assign(self):
         yield worker, job
         other = next((each for each in self._idle if each is not worker and each.takes(job.name)), None)
@@ -45,7 +43,7 @@ def give_twice(self: Jobs) -> Iterator[tuple[Worker, Job]]:
             yield other, self._give(job, other)
 
 
-def keep_the_token(self: Jobs, job: Job) -> None:
+def keep_the_token(self: JobQueue, job: QueuedJob) -> None:
     token, worker = job.token, job.worker
     original_put_back(self, job)
     job.token, job.worker = token, worker
@@ -54,31 +52,31 @@ def keep_the_token(self: Jobs, job: Job) -> None:
         worker.hand[token] = job
 
 
-def believe_whoever_is_done(self: Jobs, key: Hashable, token: int) -> Job | None:
+def believe_whoever_is_done(self: JobQueue, key: Hashable, token: int) -> QueuedJob | None:
     return self._in_hand.get(token) or next(iter(self._in_hand.values()), None)
 
 
-def keep_what_was_purged(self: Jobs, worker: Worker) -> None:
+def keep_what_was_purged(self: JobQueue, worker: WorkerSlot) -> None:
     return
 
 
-def serve_one_client_only(self: Waiting, name: str) -> Job:
+def serve_one_client_only(self: FairQueue, name: str) -> QueuedJob:
     job = next(iter(self._names[name].values()))[0]
     self.drop(job)
     return job
 
 
-def forget_who_is_idle(self: Jobs, worker: Worker) -> None:
+def forget_who_is_idle(self: JobQueue, worker: WorkerSlot) -> None:
     if not worker.idle or len(worker.hand) == 0:
         original_regard(self, worker)
 
 
-def do_what_nobody_wants(self: Jobs, job: Job) -> None:
+def do_what_nobody_wants(self: JobQueue, job: QueuedJob) -> None:
     if not job.begun:
         self._waiting.add(job)
 
 
-def overload(self: Worker) -> bool:
+def overload(self: WorkerSlot) -> bool:
     return not self.leaving and len(self.hand) <= self.capacity
 
 
@@ -95,32 +93,32 @@ def hold_an_old_loss_against_it(self: Leases, session: Session, now: float) -> b
     return (away is not None and now - away > 2.0) or original_over(self, session, now)
 
 
-def never_come_back(self: Working) -> None:
+def never_come_back(self: WorkerJobs) -> None:
     return
 
 
-original_lost = Jobs.worker_lost
-original_assign = Jobs.assign
-original_put_back = Jobs._put_back
-original_regard = Jobs._regard
+original_lost = JobQueue.worker_lost
+original_assign = JobQueue.assign
+original_put_back = JobQueue._put_back
+original_regard = JobQueue._regard
 original_over = Leases._over
 
 MUTATIONS: list[Mutation] = [
-    (Jobs, "worker_lost", lose_jobs_with_their_worker),
-    (Jobs, "worker_lost", leave_jobs_with_a_dead_worker),
-    (Jobs, "worker_lost", try_for_ever),
-    (Jobs, "worker_lost", give_up_at_once),
-    (Jobs, "assign", give_twice),
-    (Jobs, "_put_back", keep_the_token),
-    (Jobs, "_held", believe_whoever_is_done),
-    (Jobs, "_take_back", keep_what_was_purged),
-    (Waiting, "pick", serve_one_client_only),
-    (Jobs, "_regard", forget_who_is_idle),
-    (Jobs, "_unwanted", do_what_nobody_wants),
-    (Worker, "idle", property(overload)),
+    (JobQueue, "worker_lost", lose_jobs_with_their_worker),
+    (JobQueue, "worker_lost", leave_jobs_with_a_dead_worker),
+    (JobQueue, "worker_lost", try_for_ever),
+    (JobQueue, "worker_lost", give_up_at_once),
+    (JobQueue, "assign", give_twice),
+    (JobQueue, "_put_back", keep_the_token),
+    (JobQueue, "_held", believe_whoever_is_done),
+    (JobQueue, "_take_back", keep_what_was_purged),
+    (FairQueue, "pick", serve_one_client_only),
+    (JobQueue, "_regard", forget_who_is_idle),
+    (JobQueue, "_unwanted", do_what_nobody_wants),
+    (WorkerSlot, "idle", property(overload)),
     (Leases, "lapsed", never_end_a_lease),
     (Leases, "_over", end_leases_early),
     (Leases, "_over", hold_an_old_loss_against_it),
-    (Working, "lapsed", never_come_back),
-    (remit.patterns.brokering, "TOKEN_BITS", 0),
+    (WorkerJobs, "lapsed", never_come_back),
+    (remit._patterns.jobs, "TOKEN_BITS", 0),
 ]

@@ -5,57 +5,57 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from broken import Mutation
-from remit.patterns.meeting import Guest, Owner
-from remit.protocol.pairing import Seat
-from remit.protocol.session import Session
+from remit._patterns.exclusive_pair import PairClient, PairServer
+from remit._protocol.leases import ExclusiveSlot
+from remit._protocol.session import Session
 
 
-def seat_everybody(self: Seat, who: Hashable) -> int:
+def seat_everybody(self: ExclusiveSlot, who: Hashable) -> int:
     self.holder = who
     self.epoch += 1
     return self.epoch
 
 
-def keep_the_epoch(self: Seat, who: Hashable) -> int | None:
+def keep_the_epoch(self: ExclusiveSlot, who: Hashable) -> int | None:
     epoch, self.epoch = self.epoch, self.epoch or 1
     claimed = original_claim(self, who)
     self.epoch = epoch or 1
     return claimed and self.epoch
 
 
-def trust_any_epoch(self: Seat, who: Hashable, epoch: int) -> bool:
+def trust_any_epoch(self: ExclusiveSlot, who: Hashable, epoch: int) -> bool:
     return self.holder is not None
 
 
-def never_free(self: Seat, who: Hashable) -> bool:
+def never_free(self: ExclusiveSlot, who: Hashable) -> bool:
     return False
 
 
-def lapse_at_once(self: Seat, silence: float) -> bool:
+def lapse_at_once(self: ExclusiveSlot, silence: float) -> bool:
     return self.holder is not None and silence > self._lease / 4
 
 
-def never_lapse(self: Seat, silence: float) -> bool:
+def never_lapse(self: ExclusiveSlot, silence: float) -> bool:
     return False
 
 
-def never_doubt(self: Guest) -> None:
+def never_doubt(self: PairClient) -> None:
     return
 
 
-def seat_one_that_is_lost(self: Owner, session: Session, epoch: int) -> bool:
+def seat_one_that_is_lost(self: PairServer, session: Session, epoch: int) -> bool:
     return self.seat.holds(session, epoch)
 
 
-original_claim = Seat.claim
+original_claim = ExclusiveSlot.claim
 
 MUTATIONS: list[Mutation] = [
-    (Seat, "claim", seat_everybody),
-    (Seat, "claim", keep_the_epoch),
-    (Seat, "holds", trust_any_epoch),
-    (Seat, "free", never_free),
-    (Seat, "lapsed", lapse_at_once),
-    (Seat, "lapsed", never_lapse),
-    (Guest, "_doubt", never_doubt),
-    (Owner, "_present", seat_one_that_is_lost),
+    (ExclusiveSlot, "claim", seat_everybody),
+    (ExclusiveSlot, "claim", keep_the_epoch),
+    (ExclusiveSlot, "holds", trust_any_epoch),
+    (ExclusiveSlot, "free", never_free),
+    (ExclusiveSlot, "lapsed", lapse_at_once),
+    (ExclusiveSlot, "lapsed", never_lapse),
+    (PairClient, "_doubt", never_doubt),
+    (PairServer, "_present", seat_one_that_is_lost),
 ]

@@ -6,11 +6,10 @@ from collections.abc import Container
 from typing import Any
 
 from broken import Mutation
-from remit.patterns.answering import Answering
-from remit.patterns.asking import Asking
-from remit.protocol.connector import Connector
-from remit.protocol.outbox import Outbox
-from remit.protocol.requests import Request, Requests
+from remit._patterns.request_reply import RequestClient, RequestServer
+from remit._protocol.client_session import ClientSession
+from remit._protocol.outbox import Outbox
+from remit._protocol.requests import Request, Requests
 
 Open = Request[Any]
 
@@ -39,7 +38,7 @@ def answer_the_oldest(self: Requests[Any], identifier: int) -> Open | None:
     return original_take(self, min(self._open, default=identifier))
 
 
-def run_what_was_redelivered(self: Answering, session: Any, question: Any, redelivered: bool) -> bool:
+def run_what_was_redelivered(self: RequestServer, session: Any, question: Any, redelivered: bool) -> bool:
     return True
 
 
@@ -47,22 +46,22 @@ def forget_what_another_server_may_have_run(self: Outbox, *, sent: bool = True, 
     return original_kept(self, sent=sent)
 
 
-def tell_nobody_that_the_server_began_anew(self: Asking) -> None:
+def tell_nobody_that_the_server_began_anew(self: RequestClient) -> None:
     return
 
 
-def take_back_nothing(self: Asking, request: Open) -> None:
+def take_back_nothing(self: RequestClient, request: Open) -> None:
     self._requests.take(request.id)
 
 
-def renew_at_every_welcome(self: Connector, welcome: Any, now: float) -> None:
+def renew_at_every_welcome(self: ClientSession, welcome: Any, now: float) -> None:
     self.renewals += not self._early
     original_welcomed(self, welcome, now)
 
 
 original_take = Requests.take
 original_kept = Outbox.kept
-original_welcomed = Connector._welcomed
+original_welcomed = ClientSession._welcomed
 
 MUTATIONS: list[Mutation] = [
     (Requests, "late", forget_deadlines),
@@ -71,8 +70,8 @@ MUTATIONS: list[Mutation] = [
     (Requests, "unanswered", never_ask_again),
     (Requests, "unanswered", ask_everything_again),
     (Requests, "take", answer_the_oldest),
-    (Answering, "waited_for", run_what_was_redelivered),
+    (RequestServer, "waited_for", run_what_was_redelivered),
     (Outbox, "kept", forget_what_another_server_may_have_run),
-    (Asking, "renewed", tell_nobody_that_the_server_began_anew),
-    (Connector, "_welcomed", renew_at_every_welcome),
+    (RequestClient, "renewed", tell_nobody_that_the_server_began_anew),
+    (ClientSession, "_welcomed", renew_at_every_welcome),
 ]

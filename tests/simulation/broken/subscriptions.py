@@ -6,31 +6,31 @@ from collections.abc import Iterator
 from typing import Any
 
 from broken import Mutation
-from remit.codec import Wire
-from remit.patterns.following import Subscription as Followed
-from remit.patterns.publishing import Publishing
-from remit.protocol.subscriptions import Subscription
+from remit._patterns.pubsub import Publisher
+from remit._patterns.pubsub import Subscription as Followed
+from remit._protocol.subscriptions import SubscriberQueue
+from remit.codec import EventMessage
 
 
-def number_only_what_is_kept(self: Subscription, sealed: bytes, now: float) -> None:
+def number_only_what_is_kept(self: SubscriberQueue, sealed: bytes, now: float) -> None:
     before = self.dropped
     original_offer(self, sealed, now)
     if self.dropped > before:
         self._last -= 1
 
 
-def newest_first(self: Subscription, most: int, now: float) -> Iterator[tuple[int, bytes]]:
+def newest_first(self: SubscriberQueue, most: int, now: float) -> Iterator[tuple[int, bytes]]:
     self._queue.reverse()
     yield from original_take(self, most, now)
 
 
-def repeat(self: Subscription, most: int, now: float) -> Iterator[tuple[int, bytes]]:
+def repeat(self: SubscriberQueue, most: int, now: float) -> Iterator[tuple[int, bytes]]:
     for number, sealed in original_take(self, most, now):
         yield number, sealed
         yield number, sealed
 
 
-def count_a_gap_too_far(self: Followed, number: int, wire: Wire) -> None:
+def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage) -> None:
     if number - self._last > 1:
         self._last -= 1
     original_heard(self, number, wire)
@@ -41,27 +41,27 @@ def tell_of_no_gap(self: Followed, missing: int | None) -> None:
         original_gap(self, missing)
 
 
-def begin_anew(self: Publishing, session: Any, identifier: int, *options: Any) -> None:
+def begin_anew(self: Publisher, session: Any, identifier: int, *options: Any) -> None:
     self._drop(session, identifier)
     original_subscribe(self, session, identifier, *options)
 
 
-def tell_nobody_of_the_end(self: Publishing, session: Any, subscription: Subscription) -> None:
+def tell_nobody_of_the_end(self: Publisher, session: Any, subscription: SubscriberQueue) -> None:
     self._drop(session, subscription.id)
 
 
-original_offer = Subscription.offer
-original_take = Subscription.take
+original_offer = SubscriberQueue.offer
+original_take = SubscriberQueue.take
 original_heard = Followed.heard
 original_gap = Followed._gap
-original_subscribe = Publishing.subscribe
+original_subscribe = Publisher.subscribe
 
 MUTATIONS: list[Mutation] = [
-    (Subscription, "offer", number_only_what_is_kept),
-    (Subscription, "take", newest_first),
-    (Subscription, "take", repeat),
+    (SubscriberQueue, "offer", number_only_what_is_kept),
+    (SubscriberQueue, "take", newest_first),
+    (SubscriberQueue, "take", repeat),
     (Followed, "heard", count_a_gap_too_far),
     (Followed, "_gap", tell_of_no_gap),
-    (Publishing, "subscribe", begin_anew),
-    (Publishing, "_end", tell_nobody_of_the_end),
+    (Publisher, "subscribe", begin_anew),
+    (Publisher, "_end", tell_nobody_of_the_end),
 ]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from remit.location import Location
-from remit.places import fresh_name
+from remit.runtime_dirs import fresh_name
 from remit.testing import Disruption, Harness
 from remit.transport import (
     Arrival,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis_ends import arrive, pair, transport, until, works
 from redis_server import Redis
-from remit_redis import dial
+from remit_redis import connect as dial
 
 from remit.errors import TransportError
 from remit.location import Location

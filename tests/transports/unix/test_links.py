@@ -20,7 +20,7 @@ from processes import another_process, said
 
 from remit import Location
 from remit.transport import Arrival, Credentials, Down, Sent, Up
-from remit.transports.stream import BACKLOG, Unframer
+from remit.transports.stream_link import BACKLOG, Unframer
 
 CLIENT = """
 from links import close_when_full
@@ -57,7 +57,7 @@ def test_where_pidfds_share_an_inode_none_is_told(place: Location, monkeypatch: 
     pidfd = os.pidfd_open(os.getpid())
     device = os.fstat(pidfd).st_dev
     os.close(pidfd)
-    monkeypatch.setattr("remit.transports.attest._anonymous_device", lambda: device)
+    monkeypatch.setattr("remit.transports.stream_link._anonymous_device", lambda: device)
     with Pair(place) as pair:
         pair.meet()
         ups = [arrival for arrival in pair.at_server if isinstance(arrival, Up)]

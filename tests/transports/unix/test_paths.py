@@ -16,7 +16,7 @@ from processes import SERVING, another_process, said
 from remit import Location
 from remit.errors import BadLocation, LocationInUse, TransportError
 from remit.transport import Arrival
-from remit.transports.claim import Claim
+from remit.transports.file_lock import FileLock
 from remit.transports.unix import LONGEST_PATH
 
 FORKED_SERVER = """
@@ -108,10 +108,10 @@ def test_one_of_many_gets_the_claim(path: Path) -> None:
             holding.release()
             claim.release()
 
-    def insist() -> Claim:
+    def insist() -> FileLock:
         while True:
             with contextlib.suppress(LocationInUse):
-                return Claim(str(path))
+                return FileLock(str(path))
 
     threads = [threading.Thread(target=contend) for _ in range(4)]
     for thread in threads:
@@ -132,22 +132,22 @@ def test_a_lock_file_that_has_lost_its_name_is_no_claim(path: Path, monkeypatch:
             path.with_name(path.name + ".lock").unlink()
         flock(descriptor, operation)
 
-    monkeypatch.setattr("remit.transports.claim.fcntl.flock", lose_the_name_first)
-    claim = Claim(str(path))
+    monkeypatch.setattr("remit.transports.file_lock.fcntl.flock", lose_the_name_first)
+    claim = FileLock(str(path))
     assert lost
     with pytest.raises(LocationInUse):
-        Claim(str(path))
+        FileLock(str(path))
     claim.release()
 
 
 def test_a_claim_ends_although_a_copy_of_its_descriptor_lives(path: Path) -> None:
     """A process that is just being started holds copies of all descriptors for a moment."""
-    claim = Claim(str(path))
+    claim = FileLock(str(path))
     copy = os.dup(claim._descriptor)
     lock = path.with_name(path.name + ".lock")
     other_name = path.with_name("kept")
     other_name.hardlink_to(lock)
     claim.release()
     other_name.rename(lock)
-    Claim(str(path)).release()
+    FileLock(str(path)).release()
     os.close(copy)

@@ -127,7 +127,7 @@ FORKING = """
 import gc, os
 from links import Pair, frames
 from remit import Location
-from remit_zeromq import context
+from remit_zeromq import link as context
 place, within, other = map(Location, sys.argv[1:])
 with Pair(place) as pair, Pair(within) as neighbours:
     pair.meet()

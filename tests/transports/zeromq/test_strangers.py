@@ -180,7 +180,7 @@ def test_a_client_of_a_publisher_never_comes_up(place: Location, raw: Raw) -> No
 FLOOD = """
 import os, zmq
 from links import DEADLINE
-from remit_zeromq.monitor import reported, watch
+from remit_zeromq.link import reported, watch
 context = zmq.Context()
 flapping, puller, pusher = (context.socket(kind) for kind in (zmq.DEALER, zmq.PULL, zmq.PUSH))
 reports = watch(flapping, zmq.EVENT_ALL)

@@ -1,0 +1,70 @@
+"""Occupancy: what runs, as the rules count it: kept up with each start and end, measured only now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from doorman._scheduler.attempt import Attempt
+from doorman.load import SAMPLE, Load, Meter
+
+__all__ = ["Occupancy"]
+
+
+SHARE: Final = 0.1
+"""The part of the manager's time that may go into measuring: thousands of processes are measured less often."""
+
+
+class Occupancy:
+    """The load of one manager's processes. No start and no end costs more for those that run beside it."""
+
+    def __init__(self, meter: Meter | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.load = Load()
+        self._meter = meter or Meter()
+        self._clock = clock
+        self._counted: dict[str, tuple[str, float, float, bool]] = {}
+        self._next = 0.0
+
+    def started(self, attempt: Attempt) -> None:
+        """Count a process that was just asked for as one busy core: its load cannot show yet."""
+        self._counted[attempt.id] = attempt.handler, *self._meter.counted(attempt.id)
+        self._meter.expect(self.load, attempt.handler)
+
+    def ended(self, attempt: Attempt) -> None:
+        """Count a process no more, with what it was last counted as."""
+        handler, processor, memory, measured = self._counted.pop(attempt.id)
+        siblings = self.load.handlers[handler]
+        for cost in (self.load.everyone, siblings):
+            cost.processes -= 1
+            cost.unmeasured -= not measured
+            # Sums of fractions: taken apart again, they may end just below nothing.
+            cost.processor = max(0.0, cost.processor - processor)
+            cost.memory = max(0.0, cost.memory - memory)
+        if not siblings.processes:
+            del self.load.handlers[handler]
+        if not self._counted:
+            self.load = Load()
+
+    def resume(self) -> None:
+        """Begin anew after a while in which nobody asked."""
+        self._meter.forget()
+        self._next = 0.0
+
+    def measure(self, running: Iterable[Attempt]) -> bool:
+        """Read what the processes use, if that can tell something new by now; tell whether it was done."""
+        began = self._clock()
+        if began < self._next:
+            return False
+        attempts = list(running)
+        self.load = self._meter.measure(map(_place, attempts))
+        self._counted = {attempt.id: (attempt.handler, *self._meter.counted(attempt.id)) for attempt in attempts}
+        ended = self._clock()
+        self._next = ended + max(SAMPLE, (ended - began) / SHARE)
+        return True
+
+
+def _place(attempt: Attempt) -> tuple[str, str, int | None]:
+    """Tell where an attempt's load is to be read: nowhere before its own code runs, or on another host."""
+    known = attempt.task.identity
+    return attempt.id, attempt.handler, known.pid if known is not None and known.here else None

@@ -1,0 +1,87 @@
+"""Travel: what a process is to call, as bytes that go there; or which part of it cannot, and what to do."""
+
+from __future__ import annotations
+
+import pickle
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import cloudpickle
+
+from doorman.errors import TaskNotPicklable
+
+__all__ = ["packed_call", "packed_initializer", "pickled", "untransportable"]
+
+
+_MAIN: Final = b"__main__"
+_shown = reprlib.Repr()  # Not repr(): that may be as long as the value, or raise.
+_shown.maxother = _shown.maxstring = 120
+
+
+def packed_call(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """Return the call of the task ``name``. Raises TaskNotPicklable, which names the part that cannot travel."""
+    try:
+        return _by_value((fn, args, kwargs))
+    except Exception as error:
+        raise untransportable(f"task {name!r}", error, fn, args, kwargs) from error
+
+
+def packed_initializer(initializer: Callable[[], object] | None) -> bytes:
+    """Return what each process calls first; nothing for None. Raises TypeError, TaskNotPicklable."""
+    if initializer is None:
+        return b""
+    if not callable(initializer):
+        raise TypeError(f"initializer is called in each process, but {initializer!r} cannot be called")
+    try:
+        return _by_value(initializer)
+    except Exception as error:
+        raise TaskNotPicklable(
+            f"the initializer cannot travel to a process: {error}; open files, locks and connections inside it"
+        ) from error
+
+
+def pickled(thing: Any) -> bytes:
+    """Return anything as bytes: what can be imported elsewhere by name, what is of the main script by value.
+
+    The standard pickle is faster than cloudpickle, but takes for granted that another process has the same main
+    module. Raises whatever pickling raises.
+    """
+    try:
+        data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # noqa: BLE001 - a lambda, a local class, or what cannot be pickled at all: cloudpickle tells
+        return _by_value(thing)
+    if _MAIN in data:
+        return _by_value(thing)
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if by_value and any(name.encode() in data for name in by_value):
+        return _by_value(thing)
+    return data
+
+
+def _by_value(thing: Any) -> bytes:
+    data: bytes = cloudpickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
+    return data
+
+
+def untransportable(
+    what: str, error: Exception, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> TaskNotPicklable:
+    """Return the error that names the part of a call that cannot travel."""
+    refusal = TaskNotPicklable(
+        f"{what} cannot travel to a process: {_culprit(fn, args, kwargs)}: {error}; "
+        "give it plain values, and open files, locks and connections inside it"
+    )
+    refusal.__cause__ = error
+    return refusal
+
+
+def _culprit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    parts = [("its callable", fn), *((f"argument {n}", a) for n, a in enumerate(args, 1))]
+    parts += [(f"argument {name}=", value) for name, value in kwargs.items()]
+    for place, part in parts:
+        try:
+            _by_value(part)
+        except Exception:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+            return f"{place} {_shown.repr(part)}"
+    return "its parts together"

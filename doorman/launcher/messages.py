@@ -1,0 +1,265 @@
+"""Delivery: how an order reaches a worker that is a program of its own: by descriptor, never by argv or environment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from doorman.launcher import Order
+
+__all__ = [
+    "Broken",
+    "Complaint",
+    "Ended",
+    "Failed",
+    "Fork",
+    "Forked",
+    "Kill",
+    "Over",
+    "Ready",
+    "Start",
+    "WireError",
+    "decode_order",
+    "encode_order",
+    "interpreter_flags",
+    "packed",
+    "read_all",
+    "receive",
+    "send",
+    "spill",
+    "take_order",
+]
+
+
+INLINE = 64 * 1024
+"""Bytes of an order up to which it travels in the message; a longer one goes through a memfd."""
+_LONGEST = 2 * INLINE  # bytes of a message
+_MOST_DESCRIPTORS = 3  # in one message: the order, standard output, standard error
+
+
+class WireError(ValueError):
+    """Raised when a message cannot be read; the descriptors that came with it are closed."""
+
+
+class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
+    """A message. Arrays and no names: both ends are of one version."""
+
+
+class Start(_Message):
+    """To the zygote, first: what to import. Carries the manager's pidfd."""
+
+    sys_path: list[bytes]
+    """As bytes: the name of a folder need not be text."""
+    cwd: bytes
+    preload: list[str]
+    entry: str
+
+
+class Fork(_Message):
+    """To the zygote: make a child. Carries the order if ``order`` is None, then stdout and stderr if said so."""
+
+    attempt: str
+    order: bytes | None
+    stdout: bool
+    stderr: bool
+
+
+class Kill(_Message):
+    """To the zygote: end a child that the launcher cannot hold."""
+
+    attempt: str
+
+
+class Over(_Message):
+    """To the zygote, the last: end, and leave your control group to the launcher, which waits."""
+
+
+class Ready(_Message):
+    """From the zygote: everything is imported."""
+
+
+class Broken(_Message):
+    """From the zygote, its last word: something could not be imported."""
+
+    why: str
+
+
+class Forked(_Message):
+    """From the zygote: a child exists. Carries its pidfd."""
+
+    attempt: str
+    pid: int
+    inode: int | None
+
+
+class Failed(_Message):
+    """From the zygote: no child could be made."""
+
+    attempt: str
+    why: str
+    back_pressure: bool
+
+
+class Ended(_Message):
+    """From the zygote: a child has ended and is reaped."""
+
+    attempt: str
+    exit_code: int | None
+    signal: int | None
+    max_rss: int
+    cpu: float
+
+
+class Complaint(_Message):
+    """From the zygote: a message could not be read."""
+
+    why: str
+
+
+Message: TypeAlias = Start | Fork | Kill | Over | Ready | Broken | Forked | Failed | Ended | Complaint
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Message).decode
+_Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
+_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None]
+_decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
+
+
+def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Send a message whole. Raises BlockingIOError if there is no room now, other OSErrors if nobody listens."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+    try:
+        channel.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if error.errno in {errno.ENOBUFS, errno.ETOOMANYREFS}:
+            raise BlockingIOError(error.errno, str(error)) from error
+        raise
+
+
+def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+    """Return a message and its descriptors, which are the caller's now; None at the end of the channel.
+
+    Raises BlockingIOError if there is none yet, WireError if it cannot be read.
+    """
+    data, ancillary, flags, _ = channel.recvmsg(
+        _LONGEST, socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+    )
+    descriptors = _descriptors(ancillary) if ancillary else []
+    if not data:
+        close_all(descriptors)
+        return None, []
+    try:
+        if flags & socket.MSG_TRUNC:
+            raise WireError(f"a message of over {_LONGEST} bytes")
+        return _decode(data), descriptors
+    except ValueError as error:
+        close_all(descriptors)
+        raise WireError(f"{len(data)} bytes that are no message: {error}") from error
+
+
+def encode_order(order: Order) -> bytes:
+    """Return an order as bytes, without its descriptors: those travel beside it."""
+    # What goes to the system goes as bytes: the name of a file need not be text.
+    command = [os.fsencode(word) for word in order.command]
+    env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
+    cwd = None if order.cwd is None else os.fsencode(order.cwd)
+    record = None if order.record is None else os.fsencode(order.record)
+    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, record))
+
+
+def decode_order(data: bytes) -> Order:
+    """Return the order that `encode_order` made bytes of. Raises WireError."""
+    try:
+        attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
+    except ValueError as error:
+        raise WireError(f"{len(data)} bytes that are no order: {error}") from error
+    words = tuple(map(os.fsdecode, command))
+    variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
+    folder = None if cwd is None else os.fsdecode(cwd)
+    told = None if record is None else os.fsdecode(record)
+    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=told)
+
+
+def spill(data: bytes) -> int:
+    """Return a descriptor of memory that holds ``data``. Raises OSError."""
+    memory = os.memfd_create("doorman-order", os.MFD_CLOEXEC)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(memory, rest) :]
+    return memory
+
+
+def read_all(memory: int) -> bytes:
+    """Return what `spill` put there."""
+    size = os.fstat(memory).st_size
+    return b"".join(os.pread(memory, 1 << 30, at) for at in range(0, size, 1 << 30))
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors that came with a message."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    found = array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
+
+
+_MAGIC = b"doorman1"
+_LENGTH = 8  # bytes
+_Content = tuple[bytes, list[bytes]]
+
+
+def packed(order: Order, *, sys_path: list[str] | None = None) -> bytes:
+    """Return the bytes by which `take_order` gives the order to a worker."""
+    # Absolute, since it may start in another folder; as bytes, since the name of a folder need not be text.
+    folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
+    content = msgspec.msgpack.encode((encode_order(order), folders))
+    return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
+
+
+def take_order(descriptor: int = 0) -> Order:
+    """Read this worker's order from a descriptor and import from where its manager imports.
+
+    Leaves the descriptor open: its end of file, later, is the end of the manager. Raises EOFError if that comes
+    before the order does, `WireError` if something else comes.
+    """
+    head = _read(descriptor, len(_MAGIC) + _LENGTH)
+    if not head.startswith(_MAGIC):
+        raise WireError(f"expected an order on descriptor {descriptor}: is something else writing there?")
+    content = _read(descriptor, int.from_bytes(head[len(_MAGIC) :], "big"))
+    try:
+        order, sys_path = msgspec.msgpack.decode(content, type=_Content)
+    except ValueError as error:
+        raise WireError(f"{len(content)} bytes that are no order: {error}") from error
+    sys.path[:] = map(os.fsdecode, sys_path) if sys_path else sys.path
+    return decode_order(order)
+
+
+def interpreter_flags() -> list[str]:
+    """Return the flags that give another interpreter this one's settings (``-I``, ``-W``, ``-X`` and so on)."""
+    module: Any = subprocess  # The name has an underscore; multiprocessing has relied on it since Python 3.4.
+    flags: list[str] = module._args_from_interpreter_flags()
+    return flags
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < length:
+        part = os.read(descriptor, min(length - len(parts), 1 << 20))
+        if not part:
+            raise EOFError(f"descriptor {descriptor} ended before the order was whole: the manager is gone")
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,296 @@
+"""Synchronous: the managers' surface without processes: each task runs right here, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import IO, Any, Final, TypeAlias
+
+from doorman._scheduler.base_manager import BaseManager, check_listeners
+from doorman._scheduler.output import KEPT, Line, Lines, told, wanted
+from doorman._scheduler.run_queue import QueuedTask, RunQueue
+from doorman.current import CurrentTask, entered
+from doorman.errors import TaskFailed, WorkerDied
+from doorman.identity import Credential, Identity, hello, verify
+from doorman.launcher.process_exit import exit_code
+from doorman.process import Process
+from doorman.progress import Progress
+from doorman.rules import Rule
+from doorman.states import State
+from doorman.task import OnOutput, OnProgress, Task
+from remit import Server
+from remit.errors import ReentrantTick
+
+__all__ = ["SynchronousManager", "captured"]
+
+
+STREAMS: Final = ("stdout", "stderr")
+AT_ONCE: Final = 64 * 1024
+"""Bytes that are read at a time of what was written."""
+
+
+@contextlib.contextmanager
+def captured(task: Task, listener: OnOutput | None) -> Iterator[None]:
+    """A block in which the task writes, if it is to be streamed: its lines are told when it is over, however.
+
+    Not through pipes: nobody would read them while the task runs, and a full one would be the end of it.
+    """
+    if not wanted(task, listener):
+        yield
+        return
+    task.lines = kept = deque[Line](maxlen=KEPT)
+    with contextlib.ExitStack() as files:
+        written = [files.enter_context(tempfile.TemporaryFile()) for _ in STREAMS]
+        try:
+            with contextlib.ExitStack() as redirected:
+                for number, (name, file) in enumerate(zip(STREAMS, written, strict=True), 1):
+                    redirected.enter_context(_redirected(name, number, file.fileno()))
+                yield
+        finally:
+            for name, file in zip(STREAMS, written, strict=True):
+                for line in _lines(file):
+                    kept.append(Line(name, line))
+                    told(task, name, line, listener)
+
+
+@contextlib.contextmanager
+def _redirected(name: str, descriptor: int, to: int) -> Iterator[None]:
+    """Have what is written to a stream, by Python or past it, go to another descriptor."""
+    before = getattr(sys, name)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # There may be none, or one that is closed.
+        before.flush()
+    try:
+        kept = os.dup(descriptor)
+    except OSError:
+        kept = None
+    os.dup2(to, descriptor)
+    stream = open(os.dup(to), "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: PTH123, SIM115
+    setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        if getattr(sys, name) is stream:
+            setattr(sys, name, before)
+        with contextlib.suppress(ValueError):  # The task may have closed it.
+            stream.close()
+        if kept is None:
+            os.close(descriptor)
+        else:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+
+
+def _lines(file: IO[bytes]) -> Iterator[str]:
+    cut = Lines()
+    file.seek(0)
+    while data := file.read(AT_ONCE):
+        yield from cut.feed(data)
+    yield from cut.feed(b"", last=True)
+
+
+AGAIN: Final = 0.01
+"""Seconds after which a task that may not run yet is asked again."""
+NOT_FOUND: Final = 127
+"""Exit code of a command that cannot be run, by the convention of the shells."""
+
+
+class SynchronousManager(BaseManager):
+    """Runs every task that waits when it is ticked, in the order in which they were added, in this very process.
+
+    For tests, for debugging, and where there can be no processes. Rules and questions hold tasks back as elsewhere, but
+    never more than one runs, and it costs nothing. A callable shares this process's environment, folder and output, and
+    cannot be stopped by its expiry; a command has its own, and can. `Task.identity` is this process's own. What a task
+    writes that is to be streamed is told when it has ended, and meanwhile so is all else that this process writes.
+    """
+
+    def __init__(
+        self,
+        *,
+        rules: Iterable[Rule] = (),
+        on_output: OnOutput | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        super().__init__()
+        check_listeners(on_output=on_output, on_progress=on_progress)
+        self._on_output, self._on_progress = on_output, on_progress
+        self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
+        self._admission = RunQueue(rules)
+        self.rules = self._admission.rules
+        self._task_hears: dict[str, list[Callable[..., Any]]] = {}
+        self._running: Task | None = None
+        self._closed = False
+
+    def add_task(self, task: Task) -> Task:
+        """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable, ValueError."""
+        if self._closed:
+            raise ValueError("this manager is closed")
+        if task.limits is not None:
+            raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
+        self._admission.add(task, task.adopt(self))
+        self.changed()
+        return task
+
+    @property
+    def waiting(self) -> tuple[Task, ...]:
+        """The tasks that have not run yet."""
+        return self._admission.tasks
+
+    @property
+    def running(self) -> tuple[Task, ...]:
+        """The task that runs now, as it sees it itself."""
+        return () if self._running is None else (self._running,)
+
+    def why(self, task: Task) -> str | None:
+        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
+        return self._admission.why(task)
+
+    def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
+        if task is not self._running:
+            raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
+        for listener in tuple(self._task_hears.get(name, ())):
+            listener(*args, **kwargs)
+
+    def cancel(self, task: Task) -> bool:
+        """Drop a waiting task; False if it runs, and cannot be stopped here, or has ended."""
+        return self._end(task, State.CANCELLED)
+
+    def tick(self) -> bool:
+        """Run every task that waits and may run; True while any waits. Raises ReentrantTick in a task."""
+        if self._running is not None:
+            raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
+        self.server.tick()
+        self._do_soon()
+        self._settle()
+        self._admission.admit((), self._start, lambda task, error: self._end(task, State.FAILED, error))
+        self._settle()
+        for task in self.waiting:
+            self._still_wanted(task)
+        return self.busy
+
+    def wait(self, timeout: float) -> None:
+        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        self.server.wait(0.0 if self._soon else min(timeout, AGAIN) if self.busy else timeout)
+
+    def close(self) -> None:
+        """Drop what waits, and end. May be called twice."""
+        self._closed = True
+        self.undrive()
+        self.stop()
+        self.server.close()
+
+    def _settle(self) -> None:
+        """Let go on what came after tasks that are done, and end what came after others."""
+        for task, error in self._admission.settle():
+            task.end(State.CANCELLED, error=error)
+
+    def _start(self, entry: QueuedTask) -> bool:
+        if self._still_wanted(entry.task):
+            self._admission.drop(entry.task)
+            self._run(entry.task)
+            self._settle()
+        return True
+
+    def _still_wanted(self, task: Task) -> bool:
+        """Ask whether the task is to be cancelled; a question that raises fails its task."""
+        try:
+            if task.cancel_when is not None and task.cancel_when():
+                self.cancel(task)
+        except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
+            self._end(task, State.FAILED, error)
+        return not task.done()
+
+    def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
+        """End a task that waits; False if it does not."""
+        if not self._admission.drop(task):
+            return False
+        task.end(state, error=error)
+        return True
+
+    def _run(self, task: Task) -> None:
+        """Try a task once; it waits again if it failed and may be retried."""
+        self._running = task
+        task.attempt += 1
+        task.identity = _own_identity(task)
+        task.enter(State.RUNNING)
+        state, value, error = _INTERRUPTED
+        try:
+            with captured(task, self._on_output):
+                state, value, error = _command(task) if task.argv else self._call(task)
+        finally:
+            self._running = None
+            self._task_hears.clear()
+            state, value, error, pause = task.next_try(state, value, error, wanted=not self._closed)
+            if pause is not None:
+                self._admission.rest(task, b"", pause)
+            else:
+                if state in (State.CANCELLED, State.EXPIRED):
+                    task.enter(State.STOPPING)
+                task.end(state, value, error)
+
+    def _call(self, task: Task) -> _End:
+        def report(progress: Progress) -> None:
+            task.reported(replace(progress, at=time.time()), self._on_progress)
+
+        try:
+            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
+                return State.DONE, task.fn(*task.args, **task.kwargs), None
+        except SystemExit as leaving:
+            return _left(leaving)
+        except Exception as raised:  # noqa: BLE001 - one task that raises must not stop the others
+            failure = TaskFailed(f"the task raised:\n\n{''.join(traceback.format_exception(raised))}")
+            failure.__cause__, raised.__cause__ = raised.__cause__, failure
+            return State.FAILED, None, raised
+
+    def _listen(self, name: str, listener: Callable[..., Any]) -> None:
+        self._task_hears.setdefault(name, []).append(listener)
+
+    def _emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.server.emit(name, *args, **kwargs)
+
+
+_End: TypeAlias = tuple[State, Any, BaseException | None]
+_INTERRUPTED: Final[_End] = (State.CANCELLED, None, None)
+"""How a task ends whose caller is ended, as by Ctrl-C."""
+
+
+def _command(task: Task) -> _End:
+    """Run a task's program to its end, or until it has expired."""
+    command = [*task.wrapper, *task.argv]
+    try:
+        process = subprocess.Popen(command, cwd=task.cwd, env=task.env)
+    except OSError as error:
+        task.exit_code = NOT_FOUND
+        return State.FAILED, None, WorkerDied(None, NOT_FOUND, None, f"cannot run {command[0]}: {error}")
+    with process:
+        try:
+            code = process.wait(task.expires_in)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return State.EXPIRED, None, None
+        except BaseException:
+            process.kill()
+            raise
+    task.exit_code, task.signal = (code, None) if code >= 0 else (None, -code)
+    return (State.FAILED, None, WorkerDied(process.pid, task.exit_code, task.signal)) if code else (State.DONE, 0, None)
+
+
+def _left(leaving: SystemExit) -> _End:
+    """Tell what a process of the task's own would have ended as."""
+    code = exit_code(leaving)
+    return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
+
+
+def _own_identity(task: Task) -> Identity:
+    credential = Credential(f"{task.id}.{task.attempt}", task=task.id)
+    with Process.open(os.getpid()) as process:
+        return verify(hello(credential), credential, process)

@@ -1,0 +1,1 @@
+"""Both ends of request/reply, publish/subscribe, jobs and exclusive pairs, built from events."""

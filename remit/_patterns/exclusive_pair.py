@@ -1,0 +1,188 @@
+"""Meeting: what the two of a pair say to each other: joining, signalling, parting, and who lost the seat."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+import msgspec
+
+from remit._io.dispatcher import RENEWED
+from remit._io.pump import Clock
+from remit._patterns.jobs import Speaker
+from remit._patterns.request_reply import Post, RequestServer, session_of
+from remit._protocol.leases import ExclusiveSlot
+from remit._protocol.session import Session
+from remit.codec import EventMessage
+from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
+from remit.event import Sender
+from remit.listeners import Control
+
+__all__ = ["JOIN", "Hear", "PairClient", "PairServer"]
+
+
+JOIN: Final = "remit.pair"
+"""A request to be the other one: the seconds of its lease. Answered with the epoch, and the owner's lease."""
+SIGNAL: Final = "remit.signal"
+"""A signal: epoch, value."""
+PRESENT: Final = "remit.present"
+"""A request of one who takes itself for the other one: epoch; `NONE` gives that up. Answered by whether it is."""
+PARTED: Final = "remit.parted"
+"""An event to one who is no longer, or was never, the other one: epoch."""
+NONE: Final = 0
+"""An epoch that nobody has."""
+FOREVER: Final = float("inf")
+EPOCH_BITS: Final = 48
+"""Bits of an owner's first epoch: what was meant for an owner that died must not fit another one's."""
+Hear = Callable[[Any], None]
+"""Called with a tuple of one signal's value, or with a PeerLost."""
+
+
+class PairServer:
+    """The one who has the seat to give. ``post`` sends an event to whoever holds it."""
+
+    def __init__(
+        self, answering: RequestServer, post: Post, hear: Hear, *, lease: float, clock: Clock = time.monotonic
+    ) -> None:
+        self.seat = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
+        self.controls: dict[str, Control] = {SIGNAL: self._signalled}
+        """What takes the events of those who come, by name."""
+        answering.services |= {JOIN: self._join, PRESENT: self._present}
+        self._post = post
+        self._hear = hear
+        self._lease = lease
+        self._clock = clock
+        self._seated = threading.Condition()
+
+    def await_guest(self, deadline: float) -> bool:
+        """Wait until somebody has the seat; False after ``deadline``."""
+        with self._seated:
+            while self.seat.holder is None:
+                left = deadline - self._clock()
+                if left <= 0:
+                    return False
+                self._seated.wait(left)
+        return True
+
+    def signal(self, value: Any) -> None:
+        """Signal the holder. Raises PeerLost, CodecError, FrameTooLarge."""
+        holder: Any = self.seat.holder
+        if holder is None:
+            raise PeerLost("the other one has left")
+        try:
+            self._post(holder, SIGNAL, (self.seat.epoch, value))
+        except EmitError as error:
+            raise PeerLost(f"the other one has left: {error}") from error
+
+    def advance(self, caught_up: float) -> None:
+        """Take the seat from a holder that was silent for too long. What it said until ``caught_up`` has been heard."""
+        holder: Any = self.seat.holder
+        if holder is not None and self.seat.lapsed(caught_up - holder.heard):
+            self.part()  # should it ever come back
+            self.left(holder)
+
+    def part(self) -> None:
+        """Let the holder know that it is over."""
+        holder: Any = self.seat.holder
+        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
+            if holder is not None:
+                self._post(holder, PARTED, (self.seat.epoch,))
+
+    def left(self, session: Session) -> None:
+        """A session has ended: if it held the seat, that is free."""
+        if self.seat.free(session):
+            self._hear(PeerLost("the other one has left, or is dead"))
+
+    def _join(self, session: Session, _: float) -> tuple[int, float]:
+        epoch = self.seat.claim(session)
+        if epoch is None:
+            raise PairBusy("two have met here already")
+        with self._seated:
+            self._seated.notify_all()
+        return epoch, self._lease
+
+    def _signalled(self, wire: EventMessage, sender: Sender | None, _: bool) -> None:
+        session = session_of(sender)
+        epoch, value = msgspec.convert(wire.args, tuple[int, Any])
+        if self.seat.holds(session, epoch):
+            self._hear((value,))
+        else:
+            self._refuse(session, epoch)
+
+    def _present(self, session: Session, epoch: int) -> bool:
+        if self.seat.holds(session, epoch):
+            return True
+        self.left(session)
+        return False
+
+    def _refuse(self, session: Session, epoch: int) -> None:
+        """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
+        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
+            self._post(session, PARTED, (epoch,))
+        self.left(session)
+
+
+class PairClient:
+    """The one who takes the seat."""
+
+    def __init__(self, client: Speaker, hear: Hear, *, lease: float) -> None:
+        self.lost = ""
+        """Why it is no longer one of two; empty while it is."""
+        self.epoch = 0
+        self.controls: dict[str, Control] = {
+            SIGNAL: self._signalled,
+            PARTED: lambda wire, *_: self._parted(*wire.args),
+            RENEWED: lambda *_: self._doubt(),
+        }
+        """What takes the owner's events, by name."""
+        self._client = client
+        self._hear = hear
+        self._lease = lease
+
+    def joined(self, answer: tuple[int, float]) -> float:
+        """The owner has given the seat. Return the seconds within which each of the two has to hear of the other."""
+        self.epoch, owners = msgspec.convert(answer, tuple[int, float])
+        self._doubt()  # The owner may have begun anew since, and nobody would have noticed.
+        return min(self._lease, owners)
+
+    def signal(self, value: Any) -> None:
+        """Signal the owner. Raises PeerLost, and what emitting raises."""
+        why = self.gone()
+        if why:
+            raise PeerLost(why)
+        self._client.emit(SIGNAL, self.epoch, value)
+
+    def gone(self) -> str:
+        """Say why the owner is gone; empty while it is there."""
+        if not self.lost and self._client.silence > self._lease:
+            self.lost = f"nothing was heard of the other one for {self._lease} s"
+            self._client.submit(PRESENT, NONE, timeout=FOREVER, idempotent=True)  # It may be there still.
+        return self.lost
+
+    def _signalled(self, wire: EventMessage, *_: Any) -> None:
+        epoch, value = msgspec.convert(wire.args, tuple[int, Any])
+        if epoch == self.epoch or not self.epoch:
+            self._hear((value,))
+
+    def _parted(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            self._lose("the other one has left, or has taken us for dead")
+
+    def _doubt(self) -> None:
+        """Ask whether we are still one of two, once we are."""
+        if self.epoch:
+            asked = self._client.submit(PRESENT, self.epoch, timeout=FOREVER, idempotent=True)
+            asked.add_done_callback(self._told)
+
+    def _told(self, answer: Future[bool]) -> None:
+        if not answer.exception() and not answer.result():
+            self._lose("the other one has begun anew, or has taken us for dead")
+
+    def _lose(self, why: str) -> None:
+        self.lost = why
+        self._hear(PeerLost(why))

@@ -1,0 +1,344 @@
+"""Working: a worker's side of jobs: it announces itself, holds what it is given, and says what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from remit._io.pump import Clock
+from remit._patterns.request_reply import (
+    PROGRESS,
+    REQUEST,
+    Post,
+    RequestServer,
+    decode_nested,
+    encode_nested,
+    late,
+    read_question,
+    send,
+    session_of,
+    told,
+)
+from remit._protocol.job_queue import JobQueue, QueuedJob
+from remit._protocol.leases import Leases
+from remit._protocol.session import Session
+from remit.codec import EventMessage, find_codec
+from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
+from remit.event import Sender
+from remit.listeners import RESERVED, Control, matcher
+
+__all__ = [
+    "BEGUN",
+    "DONE",
+    "JOB",
+    "LEAVE",
+    "PROGRESSED",
+    "READY",
+    "SWEEP",
+    "UNKNOWN",
+    "BrokerCore",
+    "Job",
+    "Speaker",
+    "WorkerJobs",
+]
+
+
+TOKEN_BITS: Final = 48
+"""Bits of a broker's first token: what a worker still has from a broker that died must not name a job of another."""
+SWEEP: Final = 0.25
+"""Seconds between two looks at leases and deadlines."""
+UNKNOWN: Final = "remit.unknown"
+"""An event to one who works without being known: it was taken for dead, and should announce itself."""
+READY: Final = "remit.ready"
+"""A request of a worker: the names it takes, how many jobs at once, its term. Answered with its lease in seconds."""
+LEAVE: Final = "remit.leave"
+"""A request of a worker: it takes no more, and what it has not begun is for others."""
+JOB: Final = "remit.job"
+"""An event to a worker: token, attempt, milliseconds left or None, codec, the sealed question, the worker's term."""
+BEGUN: Final = "remit.begun"
+"""An event of a worker: token."""
+PROGRESSED: Final = "remit.progressed"
+"""An event of a worker: token, done, total."""
+DONE: Final = "remit.done"
+"""An event of a worker: token, what became of it, the sealed answer."""
+FOREVER: Final = float("inf")
+
+
+class BrokerCore:
+    """What one broker does with what its clients and workers say. ``post`` sends an event to one of them."""
+
+    def __init__(
+        self,
+        answering: RequestServer,
+        post: Post,
+        *,
+        lease: float,
+        max_attempts: int,
+        queue: int,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.jobs = JobQueue(max_attempts=max_attempts, queue=queue, first=secrets.randbits(TOKEN_BITS))
+        self.workers = Leases(lease)
+        self.draining = False
+        """Whether it takes no more requests."""
+        self._answering = answering
+        self._post = post
+        self._clock = clock
+        self._sweep_at = 0.0
+        answering.services |= {READY: self._ready, LEAVE: self.jobs.give_back}
+        controls: dict[str, Callable[[EventMessage, Session, bool], None]] = {
+            REQUEST: self._requested,
+            BEGUN: self._begun,
+            PROGRESSED: self._progressed,
+            DONE: self._done,
+        }
+        self.controls: dict[str, Control] = {name: _of_session(control) for name, control in controls.items()}
+        """What takes the events of clients and workers, by name."""
+
+    def advance(self, caught_up: float) -> None:
+        """Do what time demands, and give waiting jobs to idle workers.
+
+        What workers said until ``caught_up`` has been heard: a broker that had no time to listen buries nobody.
+        """
+        now = self._clock()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP
+            for session in self.workers.lapsed(caught_up):
+                self._bury(session)
+                with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
+                    self._post(session, UNKNOWN, ())  # should it ever come back
+            self._tell_the_late(now)
+        self._assign(now)
+
+    @property
+    def dead_letters(self) -> tuple[tuple[str, tuple[Any, ...], dict[str, Any], int], ...]:
+        """The last jobs that were given up: name, arguments, keyword arguments, attempts."""
+        return tuple((job.name, *_opened(job), job.attempt) for job in self.jobs.dead)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters of jobs, and what is here now."""
+        names = ("submitted", "done", "requeued", "dead", "late", "cancelled", "refused", "stale")
+        return {
+            **{name: self.jobs.counts[name] for name in names},
+            "waiting": self.jobs.waiting,
+            "in_hand": len(self.jobs) - self.jobs.waiting,
+            "workers": len(self.workers),
+        }
+
+    # -- what clients say --------------------------------------------------------------------------------------
+
+    def _requested(self, wire: EventMessage, session: Session, redelivered: bool) -> None:
+        question = read_question(wire)
+        if not self._answering.waited_for(session, question, redelivered):
+            return
+        name = decode_nested(session.codec, question.sealed).name
+        if name.startswith(RESERVED):
+            self._answering.requested(wire, session.sender, redelivered)
+            return
+        deadline = FOREVER if question.left is None else self._clock() + question.left / 1000
+        job = QueuedJob(session, question.id, name, question.sealed, session.codec.name, deadline)
+        if self.draining:
+            self._refuse(session, question.id, "the broker drains and takes no more")
+        elif not self.jobs.submit(job):
+            self._refuse(session, question.id, "the broker is full")
+
+    def _refuse(self, session: Session, question: int, why: str) -> None:
+        send(self._post, session, question, ("refused", encode_nested(session.codec, "", (why,), {})))
+
+    def cancelled(self, session: Session, question: int) -> None:
+        """Nobody waits: what nobody has begun is dropped. Code of the user's that runs is not stopped half way."""
+        self.jobs.cancel(session, question)
+
+    # -- what workers say --------------------------------------------------------------------------------------
+
+    def _ready(self, session: Session, names: list[str], capacity: int, term: int = 0) -> float:
+        """Service: a worker is there. Raises msgspec.ValidationError, TypeError."""
+        matches = [matcher(name) for name in msgspec.convert(names, list[str])]
+        self.jobs.ready(session, lambda name: any(match(name) for match in matches), max(1, int(capacity)), term)
+        self.workers.begin(session)
+        return self.workers.seconds
+
+    def _begun(self, wire: EventMessage, session: Session, _: bool) -> None:
+        (token,) = wire.args
+        self.jobs.begun(session, token)
+
+    def _progressed(self, wire: EventMessage, session: Session, _: bool) -> None:
+        token, done, total = wire.args
+        job = self.jobs.in_hand(token)
+        if job is not None and job.worker is not None and job.worker.key is session:
+            self._tell(job, PROGRESS, (job.question, done, total))
+
+    def _done(self, wire: EventMessage, session: Session, _: bool) -> None:
+        token, outcome, sealed = wire.args
+        job = self.jobs.done(session, token)
+        if job is not None:
+            client: Any = job.client
+            send(self._post, client, job.question, (outcome, sealed))
+
+    def _tell(self, job: QueuedJob, name: str, args: tuple[Any, ...]) -> None:
+        client: Any = job.client
+        with contextlib.suppress(EmitError):  # The client has ended: nobody waits.
+            self._post(client, name, args)
+
+    # -- what time and death say -------------------------------------------------------------------------------
+
+    def ended(self, session: Session) -> None:
+        """A client or a worker has ended its session, or was silent for so long that it was forgotten."""
+        if self.workers.end(session):
+            self._bury(session)
+        self.jobs.client_lost(session)
+
+    def _bury(self, session: Session) -> None:
+        for job in self.jobs.worker_lost(session):
+            client: Any = job.client
+            kind, why = (
+                f"{DeadLetter.__module__}.{DeadLetter.__qualname__}",
+                f"{job.attempt} workers died of {job.name!r}",
+            )
+            send(self._post, client, job.question, ("dead", encode_nested(client.codec, "", (kind, why, ""), {})))
+
+    def _tell_the_late(self, now: float) -> None:
+        for job in self.jobs.late(now):
+            client: Any = job.client
+            send(self._post, client, job.question, late(client.codec))
+
+    def _assign(self, now: float) -> None:
+        for worker, job in self.jobs.assign():
+            left = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
+            session: Any = worker.key
+            try:
+                self._post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body, worker.term))
+            except FrameTooLarge as error:
+                self.jobs.done(session, job.token)
+                client: Any = job.client
+                send(self._post, client, job.question, told(client.codec, error))
+            except EmitError:
+                self.workers.end(session)
+                self._bury(session)
+                return
+
+
+def _of_session(
+    control: Callable[[EventMessage, Session, bool], None],
+) -> Callable[[EventMessage, Sender | None, bool], None]:
+    def hear(wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
+        control(wire, session_of(sender), redelivered)
+
+    return hear
+
+
+def _opened(job: QueuedJob) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    client: Any = job.client
+    try:
+        wire = decode_nested(client.codec, job.body)
+    except CodecError:
+        return (), {}
+    return wire.args, wire.kwargs
+
+
+class Job(msgspec.Struct, array_like=True, frozen=True):
+    """A job as a worker gets it."""
+
+    token: int
+    attempt: int
+    left: int | None
+    """Milliseconds until nobody waits for the answer; None: for ever."""
+    codec: str
+    sealed: bytes
+    term: int = 0
+    """To which announcement of the worker it was given."""
+
+
+class Speaker(Protocol):
+    """The client by which a worker speaks to its broker."""
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the broker was last heard."""
+
+    def emit(self, name: str, /, *args: Any) -> None:
+        """Tell the broker something."""
+
+    def submit(self, name: str, /, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Future[Any]:
+        """Ask the broker something."""
+
+
+class WorkerJobs:
+    """The jobs of one worker. They come on the link's thread; any thread takes them."""
+
+    def __init__(self, client: Speaker, names: Callable[[], list[str]], capacity: int) -> None:
+        self.lease = float("inf")
+        """Seconds of silence after which the broker takes this worker for dead."""
+        self._client = client
+        self._names = names
+        self._capacity = capacity
+        self._term = 0
+        self._announcing = threading.Lock()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+
+    def announce(self, timeout: float | None = None) -> Future[Any]:
+        """Say that we are there, and have nothing but what has begun; return the future of our lease.
+
+        What the broker gave before it heard of that does not count: it gives it to others.
+        """
+        with self._announcing:  # In the order of the terms.
+            self._term += 1
+            self.purge()
+            return self._client.submit(
+                READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
+            )
+
+    def taken(self, wire: EventMessage) -> None:
+        """On the link's thread: the broker gives a job. Raises msgspec.ValidationError, CodecError: it is none."""
+        job = msgspec.convert(wire.args, Job)
+        find_codec(job.codec)
+        self._jobs.put(job)
+
+    def lapsed(self) -> None:
+        """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""
+        self.announce(timeout=float("inf"))
+
+    def take(self, timeout: float) -> Job | None:
+        """Return the next job to run, within ``timeout`` seconds; None: there is none, or `interrupt` was called."""
+        try:
+            job = self._jobs.get(timeout=timeout) if timeout > 0 else self._jobs.get_nowait()
+            while job is not None and job.term != self._term:  # It was given before we announced ourselves anew.
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            return None
+        if job is None:
+            self._jobs.put(None)  # for the other threads
+        elif self._client.silence > self.lease:
+            self.lapsed()
+            return None
+        return job
+
+    def interrupt(self) -> None:
+        """End the waits of all threads until `purge`."""
+        self._jobs.put(None)
+
+    def purge(self) -> None:
+        """Forget what is held and has not begun, and that the waits were ended."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._jobs.get_nowait()
+
+    def begin(self, job: Job) -> None:
+        """Say that a job begins."""
+        self._client.emit(BEGUN, job.token)
+
+    def progress(self, job: Job, done: Any, total: Any) -> None:
+        """Say how far a job is."""
+        self._client.emit(PROGRESSED, job.token, done, total)
+
+    def finish(self, job: Job, outcome: tuple[str, bytes]) -> None:
+        """Say what became of a job. Raises FrameTooLarge."""
+        self._client.emit(DONE, job.token, *outcome)

@@ -1,0 +1,295 @@
+"""Frames: what travels between the two ends of a session, byte by byte.
+
+Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Then::
+
+    EVENTS    generation u32, flags u8, first sequence number u64, count u32, then, if the flags say so,
+              received u64, done u64, and then a body made by the session's codec
+    ACK       generation u32, received u64, done u64
+    RESUME    generation u32, received u64, done u64       "send again all that comes after received"
+    PING      generation u32, last u64     "the last number I sent"; answered by ACK or RESUME
+    CANCEL    generation u32, request u64  "nobody waits for the answer any more"; may be lost without harm
+    WHO       nothing                      "I do not know you on this connection: say HELLO"
+    HELLO, WELCOME, REFUSE, BYE            a MessagePack array, see the classes below
+
+and where both ends share a key (`remit._protocol.auth`)::
+
+    KNOCK     number 16 bytes, tag 16 bytes              "I want to say HELLO"
+    ADMIT     the same number, another one, tag          "say it, sealed with what these numbers make"
+    SEALED    channel 8 bytes, number u64, any other frame, tag
+    STRANGER  channel 8 bytes, tag                       "I do not know this channel: knock again"
+
+The generation counts a session's connections: what comes late from another one tells numbers of another one.
+Numbers are big-endian. Sequence numbers begin with 1; 0 marks events that are sent at most once.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Annotated, Final
+
+import msgspec
+
+from remit.codec import UNREADABLE
+from remit.errors import ProtocolError
+
+__all__ = [
+    "ACK_BYTES",
+    "EVENTS_HEAD",
+    "VERSION",
+    "Bye",
+    "Hello",
+    "Kind",
+    "Refuse",
+    "Welcome",
+    "about",
+    "ack",
+    "ack_within",
+    "cancel",
+    "events_head",
+    "generation_of",
+    "head",
+    "kind_of",
+    "pack",
+    "ping",
+    "read_ack",
+    "read_cancel",
+    "read_events",
+    "read_ping",
+    "resume",
+    "unpack",
+    "who",
+    "with_ack",
+]
+
+
+VERSION: Final = 1
+MAGIC: Final = b"RM"
+
+
+class Kind(enum.IntEnum):
+    """The fourth byte of a frame."""
+
+    EVENTS = 1
+    ACK = 2
+    RESUME = 3
+    PING = 4
+    WHO = 5
+    HELLO = 6
+    WELCOME = 7
+    REFUSE = 8
+    BYE = 9
+    CANCEL = 10
+    KNOCK = 11
+    ADMIT = 12
+    SEALED = 13
+    STRANGER = 14
+
+
+_U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+"""A sequence number, far enough below what a frame can carry: none that follows it goes beyond."""
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True):
+    """The client's first word on each connection."""
+
+    session: bytes
+    """16 random bytes, minted once per client and process."""
+    generation: _U32
+    """Counts this session's connections; a server ignores an older one."""
+    instance: bytes
+    """The server instance last met; empty for a new session."""
+    oldest: Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
+    """The first sequence number that is not yet confirmed as done."""
+    latest: _Number
+    """The last sequence number given to an event; ``oldest - 1`` when nothing is under way."""
+    received: _Number
+    """The last of the server's own sequence numbers received."""
+    codec: str
+    max_frame: _Number
+    met: _U32 = 0
+    """The connection on which it was welcomed last; 0: on none. It knows of no session that began after it."""
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True):
+    """The server's answer to `Hello`."""
+
+    instance: bytes
+    generation: int
+    received: int
+    done: int
+    fresh: bool
+    """The client has not met the session that the server has now: the server's own numbers begin with 1."""
+    max_frame: int
+    patience: float
+    """Seconds of silence after which this server may be taken for dead; 0: never."""
+    since: int = 1
+    """The connection with which the session began here; 1: this server has met it from its very beginning."""
+
+
+class Refuse(msgspec.Struct, array_like=True, frozen=True):
+    """The server will not continue this session."""
+
+    reason: str
+    detail: str
+    about: bytes = b""
+    """What a KNOCK that is refused was, so that its sender knows that it was heard; empty for any other frame."""
+
+
+class Bye(msgspec.Struct, array_like=True, frozen=True):
+    """The sender ends: a client its session, a server this instance."""
+
+    why: str
+    generation: int = 0
+    """The connection that it ends; on another one it comes too late, and means nothing."""
+
+
+_Control = Hello | Welcome | Refuse | Bye
+_KINDS: Final[dict[type, Kind]] = {
+    Hello: Kind.HELLO,
+    Welcome: Kind.WELCOME,
+    Refuse: Kind.REFUSE,
+    Bye: Kind.BYE,
+}
+_TYPES: Final[dict[Kind, type]] = {kind: struct_type for struct_type, kind in _KINDS.items()}
+_HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
+
+_EVENTS = struct.Struct(">4sIBQI")
+_TWO = struct.Struct(">4sIQQ")
+_ONE = struct.Struct(">4sIQ")
+_ACK_WITHIN = struct.Struct(">QQ")
+_FLAGS = 8
+_REDELIVERED, _ACKNOWLEDGES = 1, 2
+_GENERATION = struct.Struct(">4xI")
+EVENTS_HEAD: Final = _EVENTS.size
+"""Bytes before the body of an EVENTS frame."""
+ACK_BYTES: Final = _ACK_WITHIN.size
+"""Bytes that an acknowledgement within an EVENTS frame takes, between its head and its body."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
+    kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _TYPES.items()
+}
+_KNOCK: Final = bytes((Kind.KNOCK,))
+_kinds = {bytes((kind,)): kind for kind in Kind}
+
+
+def kind_of(frame: bytes) -> Kind:
+    """Return the frame's kind. Raises ProtocolError: garbage, version or kind."""
+    if frame[:2] != MAGIC or len(frame) < 4:
+        raise ProtocolError("garbage", f"{len(frame)} bytes that begin with {frame[:4]!r}")
+    if frame[2] != VERSION:
+        raise ProtocolError("version", f"version {frame[2]}, this end speaks {VERSION}")
+    kind = _kinds.get(frame[3:4])
+    if kind is None:
+        raise ProtocolError("kind", f"unknown kind {frame[3]}")
+    return kind
+
+
+def head(kind: Kind) -> bytes:
+    """Return the four bytes that a frame of this kind begins with."""
+    return _HEADS[kind]
+
+
+def about(frame: bytes) -> bytes:
+    """Return what a refusal repeats of a frame: all that could be altered on the way of a KNOCK, else nothing."""
+    return bytes(frame[2:]) if frame[3:4] == _KNOCK else b""
+
+
+def generation_of(frame: bytes) -> int:
+    """Return the generation of a frame within a session. Raises ProtocolError."""
+    if len(frame) < _GENERATION.size:
+        raise ProtocolError("truncated", "a frame without its generation")
+    generation: int = _GENERATION.unpack_from(frame)[0]
+    return generation
+
+
+def events_head(generation: int, first: int, count: int, *, redelivered: bool = False) -> bytes:
+    """Return the head of an EVENTS frame; the body follows."""
+    return _EVENTS.pack(_HEADS[Kind.EVENTS], generation, redelivered, first, count)
+
+
+def read_events(frame: bytes) -> tuple[bool, int, int]:
+    """Return redelivered, first and count of an EVENTS frame. Raises ProtocolError."""
+    if len(frame) < EVENTS_HEAD:
+        raise ProtocolError("truncated", "an EVENTS frame without a head")
+    _, _, flags, first, count = _EVENTS.unpack_from(frame)
+    return bool(flags & _REDELIVERED), first, count
+
+
+def with_ack(frame: bytes, received: int, done: int) -> bytes:
+    """Return an EVENTS frame that is an acknowledgement as well."""
+    flags = bytes((frame[_FLAGS] | _ACKNOWLEDGES,))
+    head = frame[:_FLAGS] + flags + frame[_FLAGS + 1 : EVENTS_HEAD]
+    return b"".join((head, _ACK_WITHIN.pack(received, done), memoryview(frame)[EVENTS_HEAD:]))
+
+
+def ack_within(frame: bytes) -> tuple[int, int] | None:
+    """Return received and done of an EVENTS frame that acknowledges. Raises ProtocolError."""
+    if not frame[_FLAGS] & _ACKNOWLEDGES:
+        return None
+    if len(frame) < EVENTS_HEAD + ACK_BYTES:
+        raise ProtocolError("truncated", "an EVENTS frame that ends within its acknowledgement")
+    received, done = _ACK_WITHIN.unpack_from(frame, EVENTS_HEAD)
+    return received, done
+
+
+def ack(generation: int, received: int, done: int) -> bytes:
+    """Return an ACK frame."""
+    return _TWO.pack(_HEADS[Kind.ACK], generation, received, done)
+
+
+def resume(generation: int, received: int, done: int) -> bytes:
+    """Return a RESUME frame."""
+    return _TWO.pack(_HEADS[Kind.RESUME], generation, received, done)
+
+
+def read_ack(frame: bytes) -> tuple[int, int]:
+    """Return received and done of an ACK or RESUME frame. Raises ProtocolError."""
+    if len(frame) != _TWO.size:
+        raise ProtocolError("truncated", f"an acknowledgement of {len(frame)} bytes")
+    _, _, received, done = _TWO.unpack(frame)
+    return received, done
+
+
+def ping(generation: int, last: int) -> bytes:
+    """Return a PING frame."""
+    return _ONE.pack(_HEADS[Kind.PING], generation, last)
+
+
+def read_ping(frame: bytes) -> int:
+    """Return the last number of a PING frame. Raises ProtocolError."""
+    if len(frame) != _ONE.size:
+        raise ProtocolError("truncated", f"a ping of {len(frame)} bytes")
+    last: int = _ONE.unpack(frame)[2]
+    return last
+
+
+def cancel(generation: int, request: int) -> bytes:
+    """Return a CANCEL frame."""
+    return _ONE.pack(_HEADS[Kind.CANCEL], generation, request)
+
+
+def read_cancel(frame: bytes) -> int:
+    """Return the request of a CANCEL frame. Raises ProtocolError."""
+    return read_ping(frame)
+
+
+def who() -> bytes:
+    """Return a WHO frame."""
+    return _HEADS[Kind.WHO]
+
+
+def pack(control: _Control) -> bytes:
+    """Return a HELLO, WELCOME, REFUSE or BYE frame."""
+    return _HEADS[_KINDS[type(control)]] + _encode(control)
+
+
+def unpack(kind: Kind, frame: bytes) -> _Control:
+    """Return the control message of a frame. Raises ProtocolError."""
+    try:
+        control: _Control = _decoders[kind].decode(memoryview(frame)[4:])
+    except UNREADABLE as error:
+        raise ProtocolError("malformed", f"{kind.name}: {error}") from error
+    return control

@@ -1,1 +1,0 @@
-"""Patterns: what is built of events: questions and answers, publications, jobs, pairs."""

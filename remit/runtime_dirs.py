@@ -1,0 +1,86 @@
+"""Places: where a socket's file lies when nobody said where: a folder that is this user's alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from remit.errors import BadLocation
+
+__all__ = ["fresh_name", "fresh_path", "has_unix_sockets", "runtime_folder", "shared_path"]
+
+
+LONGEST_FOLDER: Final = 60
+"""Bytes of a folder's path that still leave room for a file's name: a socket's path has 107 at the most."""
+LONGEST_HINT: Final = 16
+"""Characters of a hint that are taken over into a file's name."""
+PRIVATE: Final = 0o700
+
+_numbers = itertools.count(1)
+
+
+def has_unix_sockets() -> bool:
+    """Say whether this system has Unix sockets, and users to own their folder."""
+    return hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
+
+
+def runtime_folder() -> Path:
+    """Return a folder that only this user can enter, made if need be.
+
+    It is ``$XDG_RUNTIME_DIR/remit`` where that is set and ours, else ``remit-UID`` among the temporary files.
+    Raises BadLocation when it belongs to somebody else or is open to others.
+    """
+    folder = _session_folder() or _temporary_folder()
+    folder.mkdir(mode=PRIVATE, exist_ok=True)
+    if fault := _fault(folder):
+        raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a folder of your own")
+    return folder
+
+
+def shared_path() -> str:
+    """Return the path at which this user's programs meet when no location is configured."""
+    return str(runtime_folder() / "default.sock")
+
+
+def fresh_path(hint: str, folder: Path | None = None) -> str:
+    """Return a path that nobody else has been given."""
+    return str((folder or runtime_folder()) / fresh_name(hint))
+
+
+def fresh_name(hint: str) -> str:
+    """Return a name that nobody else has been given."""
+    readable = "".join(
+        character for character in hint if (character.isascii() and character.isalnum()) or character in "-_"
+    )
+    return f"{readable[:LONGEST_HINT] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
+
+
+def _session_folder() -> Path | None:
+    """Return our folder below the session's, unless that is not fit for it."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if not base.is_absolute() or len(os.fsencode(base)) > LONGEST_FOLDER or not base.is_dir() or _fault(base):
+        return None
+    return base / "remit"
+
+
+def _temporary_folder() -> Path:
+    import tempfile  # dear, and most sessions have a folder of their own
+
+    base = Path(tempfile.gettempdir())
+    if len(os.fsencode(base)) > LONGEST_FOLDER:
+        base = Path("/tmp")
+    return base / f"remit-{os.geteuid()}"
+
+
+def _fault(folder: Path) -> str:
+    # lstat: a link that somebody else laid there would lead to a folder of his choice.
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return "is not a folder"
+    if status.st_uid != os.geteuid():
+        return f"belongs to user {status.st_uid}"
+    return "is open to other users" if stat.S_IMODE(status.st_mode) & 0o077 else ""

@@ -1,0 +1,136 @@
+"""Plugin: fixtures for the tests of programs that use Remit; pytest loads it by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from remit.testing.contract import CHECKS
+from remit.testing.harness import Harness
+from remit.testing.runner import Check, Verdict, try_one
+
+if TYPE_CHECKING:
+    from remit import Client, Location, Server
+
+__all__ = [
+    "TransportSuite",
+    "pytest_addoption",
+    "pytest_generate_tests",
+    "remit_client",
+    "remit_location",
+    "remit_server",
+    "remit_until",
+]
+
+
+class TransportSuite:
+    """The checks, for a class of a test file that says by a ``harness`` of what.
+
+    That is a `Harness`, a subclass of it, or a pytest fixture that returns one::
+
+        class TestMine(TransportSuite):
+            harness = UrlHarness("mine+tcp://127.0.0.1:0")
+    """
+
+    harness: Any
+
+    def __init_subclass__(cls) -> None:
+        """Make a fixture of a harness that is none yet, so that the tests can ask for either alike."""
+        super().__init_subclass__()
+        given = cls.__dict__.get("harness")
+        if isinstance(given, Harness) or (isinstance(given, type) and issubclass(given, Harness)):
+            cls.harness = _fixture(given)
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.line}-{check.name}")
+    def test_contract(self, check: Check, harness: Harness) -> None:
+        """Try one check; one that does not apply is skipped, with the reason."""
+        outcome = try_one(harness, check)
+        if outcome.verdict is Verdict.NOT_APPLICABLE:
+            pytest.skip(outcome.reason)
+        if outcome.error is not None:
+            outcome.error.add_note(f"line {check.line} of remit.transport: {check.sentence}")
+            raise outcome.error
+
+
+def _fixture(given: Harness | type[Harness]) -> Any:
+    @pytest.fixture
+    def harness(self: object) -> Harness:
+        return given() if isinstance(given, type) else given
+
+    return harness
+
+
+DEFAULT_URL: Final = "memory://test"
+DEADLINE: Final = 20.0
+"""Seconds after which `remit_until` gives up, unless told otherwise."""
+SETTLING: Final = 5.0
+"""Seconds after a test in which its server may handle what is left."""
+PAUSE: Final = 0.05
+"""Seconds of one wait for something to arrive."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--remit-url``, and ``remit_urls`` to the ini file."""
+    told = "where tests that use remit_location have their servers; several: each such test runs over each"
+    parser.getgroup("remit").addoption("--remit-url", action="append", metavar="URL", help=told)
+    parser.addini("remit_urls", type="linelist", default=[DEFAULT_URL], help=told)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that needs a location once per URL."""
+    if "remit_url" in metafunc.fixturenames:
+        config = metafunc.config
+        metafunc.parametrize("remit_url", config.getoption("remit_url") or config.getini("remit_urls"), scope="session")
+
+
+@pytest.fixture
+def remit_location(remit_url: str) -> Location:
+    """A fresh location, over the transport that ``--remit-url`` or ``remit_urls`` names: by default, memory."""
+    from remit.testing.harness import UrlHarness
+
+    return UrlHarness(remit_url).location()
+
+
+@pytest.fixture
+def remit_server(remit_location: Location) -> Iterator[Server]:
+    """A server there, closed after the test. It hears what its `tick`, or `remit_until`, lets it."""
+    from remit import Server
+
+    with Server(remit_location) as server:
+        yield server
+
+
+@pytest.fixture
+def remit_client(remit_server: Server) -> Iterator[Client]:
+    """A client of that server, which after the test is ticked until it has handled all that was emitted.
+
+    What it has not handled then fails the test, by Undelivered.
+    """
+    from remit import Client
+
+    with Client(remit_server.location) as client:
+        yield client
+        deadline = time.monotonic() + SETTLING
+        while not client.flush(0.0) and time.monotonic() < deadline:
+            if not remit_server.tick():
+                remit_server.wait(PAUSE)
+
+
+@pytest.fixture
+def remit_until(remit_server: Server) -> Callable[..., None]:
+    """A function that ticks the server until ``fact()`` holds; fails after ``timeout`` seconds."""
+
+    def until(fact: Callable[[], object], *, timeout: float = DEADLINE) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            remit_server.tick()
+            if fact():
+                return
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout} s: {fact}; {remit_server.stats()}")
+            remit_server.wait(PAUSE)
+
+    return until

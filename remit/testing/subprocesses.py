@@ -1,0 +1,152 @@
+"""Elsewhere: the part of a check that needs a process of its own: one that may fork, or be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, Final
+
+import cloudpickle
+
+from remit.testing.harness import Harness
+from remit.testing.link_pair import Bench, End
+from remit.testing.violations import Violation, expect
+
+__all__ = ["ended", "forked", "main", "running"]
+
+
+SHARE: Final = 0.8
+"""Share of the time left after which the other process gives up, so that it can say why."""
+FORK_PAUSE: Final = 0.005
+"""Seconds between two looks at a forked child while the parent's links must not be touched."""
+
+
+class Running:
+    """Another process that does a part of a check."""
+
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self.process = process
+        self._errors = errors
+
+    def last_words(self) -> str:
+        """Return the last line that it wrote as an error."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        told = [line.strip() for line in lines if line.strip()]
+        last = told[-1] if told else "the other process failed without a word"
+        return last.removeprefix(f"{Violation.__module__}.{Violation.__qualname__}: ")
+
+
+@contextlib.contextmanager
+def running(bench: Bench, work: Callable[..., None], *arguments: object) -> Iterator[Running]:
+    """Run ``work(bench, *arguments)`` on a bench of its own in another process, which the block's end kills."""
+    order = _pickled(bench.harness, (bench.harness, bench.left * SHARE, work, arguments))
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+        given.write(order)
+        given.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "remit.testing.subprocesses"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=given,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        try:
+            yield Running(process, errors)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def ended(bench: Bench, other: Running, *ends: End) -> None:
+    """Wait for the other process to end well while the ends have their turns."""
+
+    def over() -> bool:
+        if not ends:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                other.process.wait(bench.left)
+        return other.process.poll() is not None
+
+    bench.until(over, "the other process ends", *ends)
+    code = other.process.returncode
+    expect(code == 0, other.last_words() if code > 0 else f"the other process died of {_name(-code)}")
+
+
+def forked(bench: Bench, work: Callable[[], None], *ends: End) -> None:
+    """As that other process: fork, and wait for the child to do its work; the ends have their turns meanwhile."""
+    pid = os.fork()
+    if not pid:
+        _run_and_exit(work, bench.left)
+    status: list[int] = []
+
+    def over() -> bool:
+        found, raw = os.waitpid(pid, os.WNOHANG)
+        status.extend([os.waitstatus_to_exitcode(raw)] if found else [])
+        if not found and not ends:
+            # A pause and no wait on a link: what this process inherits to the child must stay as it is.
+            signal.sigtimedwait((signal.SIGCHLD,), FORK_PAUSE)
+        return bool(found)
+
+    bench.until(over, "the forked child ends", *ends)
+    if status[0] > 0:
+        raise SystemExit(status[0])  # the child's last words stay the last that are said
+    expect(status[0] == 0, f"the forked child died of {_name(-status[0])}")
+
+
+def _run_and_exit(work: Callable[[], None], seconds: float) -> None:
+    signal.alarm(max(1, round(seconds)))
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        # Nothing of the parent's is tidied up here: neither its exit handlers nor its buffers.
+        if code:
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _pickled(harness: Harness, order: tuple[Any, ...]) -> bytes:
+    """Return an order; a harness from a module that another process could not import travels whole."""
+    module = sys.modules[type(harness).__module__]
+    if _importable(module):
+        return bytes(cloudpickle.dumps(order))
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(order))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _importable(module: ModuleType) -> bool:
+    # Not find_spec: it finds whatever is loaded already, as test files are that lie on no path.
+    parts = (module.__name__ or "").split(".")
+    places = [(Path(folder, *parts).with_suffix(".py"), Path(folder, *parts, "__init__.py")) for folder in sys.path]
+    return module.__name__ == "__main__" or any(Path(module.__file__ or "") in files for files in places)
+
+
+def _name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def main() -> None:
+    """Do what standard input orders."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    harness, deadline, work, arguments = cloudpickle.load(sys.stdin.buffer)
+    with Bench(harness, deadline) as bench:
+        work(bench, *arguments)
+
+
+if __name__ == "__main__":
+    main()

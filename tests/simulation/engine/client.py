@@ -1,0 +1,178 @@
+"""Simulated client: the real endpoint, questions, answers and subscriptions of one, driven as `Client` drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import groupby
+from typing import Any, Final
+
+from engine.delivery_oracle import Book, Stream, TracedOutbox
+from engine.network import CAPABILITIES, ClientEnd, Host
+from engine.virtual_clock import SPIN, Actor, SimulationFailed, World
+from remit._io.dispatcher import RENEWED, Dispatcher
+from remit._io.pump import ClientPump
+from remit._patterns.request_reply import PROGRESS, REPLY, RequestClient
+from remit._protocol.client_session import ClientSession, State
+from remit.codec import EventMessage
+from remit.errors import EmitError
+from remit.event import Sender
+from remit.listeners import RESERVED, Control
+
+__all__ = ["SimulatedClient"]
+
+
+ACK_DELAY: Final = 0.005
+"""Seconds that the acknowledgements of some clients wait for company, as those of threaded ones do."""
+LONG: Final = 3600.0
+"""Seconds that an end would sleep if nothing were due."""
+SLOW: Final = 0.1
+"""Share of a client's frames after which its listeners take up to a second."""
+
+
+class SimulatedClient(Actor):
+    """A client: asks, emits and listens. What it is there for is the business of those who inherit from it."""
+
+    def __init__(self, world: World, host: Host, book: Book, *, window: int) -> None:
+        super().__init__(world)
+        self.book = book
+        self.host = host
+        self.window = window
+        self.deaf_until = 0.0
+        """When its listeners, in a thread of their own, take the next event."""
+        self.answers: Stream | None = None
+        """What came last from the server: another stream for each session that the server began."""
+        self.posted = b""
+        """The question that was asked last, as it travels."""
+        self.outbox = TracedOutbox(book.codec, max_frame=CAPABILITIES.max_frame, window_events=window)
+        self.machine = ClientSession(book.codec, self.outbox, max_frame=CAPABILITIES.max_frame)
+        self.machine.session.ack_delay = world.random.choice((0.0, ACK_DELAY))
+        self.asking = RequestClient(book.codec, self.outbox, self._post, self._cancel, world.clock)
+        self.inbound = Dispatcher(lambda: self._dispatch, lambda: None)
+        self.inbound.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
+        self.controls: dict[str, Control] = {RENEWED: lambda *_: None}
+        self.endpoint = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
+        self.wake(world.now)
+
+    def _connect(self) -> ClientEnd:
+        return ClientEnd(self, self.host)
+
+    @property
+    def end(self) -> ClientEnd:
+        """Its link."""
+        link = self.endpoint.link
+        assert isinstance(link, ClientEnd)
+        return link
+
+    # -- speaking ----------------------------------------------------------------------------------------------
+
+    def emit(self, name: str, /, *args: Any) -> None:
+        """Emit an event, and look at once: an idle client's event does not wait."""
+        if not self.alive:
+            raise EmitError("this client is dead")
+        self.outbox.pending.append(self.book.codec.encode(name, args, {}, {}))
+        self.wake(self.world.now)
+
+    def submit(self, name: str, /, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Future[Any]:
+        """Ask a question."""
+        bound = float("inf") if timeout is None else timeout
+        return self.asking.ask(name, args, {}, timeout=bound, idempotent=idempotent, on_progress=None)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the server was last heard."""
+        return self.world.now - self.machine.session.heard
+
+    def _post(self, name: str, data: bytes) -> bool:
+        self.posted = data
+        self.outbox.pending.append(data)
+        self.wake(self.world.now)
+        return True
+
+    def _cancel(self, request: int) -> None:
+        self.machine.session.given_up.append(request)
+        self.wake(self.world.now)
+
+    # -- acting ------------------------------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Pump until there is nothing more to do now, then say when to come again."""
+        session = self.machine.session
+        for _ in range(SPIN):
+            drained = self.endpoint.pump()
+            self.inbound.take_in(self.machine, self.asking, self.world.now)
+            handled = False
+            while self.world.now >= self.deaf_until and len(self.inbound):
+                self.inbound.hand_one()
+                handled = True
+            owes = session.ack_due and not session.ack_delay and self.machine.state is State.UP and not session.stuck
+            if drained and not handled and not owes and not (self.machine.sendable() and not session.stuck):
+                break
+        else:
+            raise SimulationFailed(f"{self} cannot come to rest")
+        if self.machine.refusal is not None:
+            raise SimulationFailed(f"{self} was refused: {self.machine.refusal}")
+        self.settled()
+        self.endpoint.wait(LONG)
+        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.asking.due)))
+        if len(self.inbound):
+            self.wake(self.deaf_until)
+
+    def settled(self) -> None:
+        """Look at what has become of all that, once everything possible has been done."""
+
+    def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None:
+        for name, run in groupby(wires, _name):
+            if not name.startswith(RESERVED):
+                self._hear(self.book.streams[name], list(run))
+                continue
+            for wire in run:
+                self.controls[name](wire, sender, redelivered)
+        if self.world.random.random() < SLOW:
+            self.deaf_until = self.world.now + self.world.random.random()
+
+    def _hear(self, stream: Stream, wires: Sequence[EventMessage]) -> None:
+        if stream is not self.answers:
+            if self.answers is not None and stream.serial < self.answers.serial:
+                raise SimulationFailed(f"{self} hears of a session that ended: {stream.name!r}")
+            self.answers = stream
+        stream.hand(self, wires, False)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """End without a word."""
+        self.alive = False
+        self.end.close(0.0)
+
+    def leave(self) -> None:
+        """End with a word."""
+        self.machine.bye()
+        self.endpoint.flush()
+        self.crash()
+
+    def successor(self) -> SimulatedClient:
+        """Return another one that does the same."""
+        return type(self)(self.world, self.host, self.book, window=self.window)
+
+    def check(self) -> None:
+        """Compare what it knows with what happened."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that it sent and asked has come to its end."""
+        return self.outbox.empty and not len(self.asking)
+
+    def calm(self) -> None:
+        """There will be no more faults."""
+
+    def __str__(self) -> str:
+        machine = self.machine
+        return (
+            f"{type(self).__name__}, {machine.state.value}, generation {machine.session.generation}: "
+            f"{self.outbox.last} numbered, {self.outbox.done} done, {len(self.asking)} questions open"
+        )
+
+
+def _name(wire: EventMessage) -> str:
+    return wire.name
