@@ -19,14 +19,14 @@ from remit.errors import LocationInUse
 from remit.runtime_dirs import PRIVATE, runtime_folder
 from remit.transports.file_lock import FileLock
 
-__all__ = ["Entry", "Registration", "entries", "folder"]
+__all__ = ["ManagerEntry", "Registration", "entries", "folder"]
 
 FOLDER: Final = "managers"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _GONE: Final = frozenset({Refusal.NO_SUCH_PROCESS, Refusal.OTHER_PROCESS, Refusal.ELSEWHERE})
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What is written down of one manager."""
 
     name: str
@@ -75,7 +75,7 @@ class Registration:
         except LocationInUse as error:
             raise NameTaken(_taken(name)) from error
         process = _this_process()
-        self.entry = Entry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
+        self.entry = ManagerEntry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
         _write(self._path, msgspec.json.encode(self.entry))
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ def folder() -> Path:
     return place
 
 
-def entries() -> list[Entry]:
+def entries() -> list[ManagerEntry]:
     """Return the entries of this user's managers, oldest first; what is stale is removed."""
     found = []
     for path in folder().glob("*.json"):
@@ -109,9 +109,9 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: entry.since)
 
 
-def _read(path: Path) -> Entry | None:
+def _read(path: Path) -> ManagerEntry | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Entry)
+        return msgspec.json.decode(path.read_bytes(), type=ManagerEntry)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
 

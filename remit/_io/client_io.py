@@ -11,7 +11,7 @@ from remit._io.dispatcher import Dispatch, Dispatcher
 from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
 from remit._patterns.request_reply import PROGRESS, REPLY, REQUEST, RequestClient
-from remit._protocol.client_session import ClientSession, State
+from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import HEAD_BYTES, WINDOW_BYTES, Outbox
 from remit.codec import Codec, find_codec
 from remit.errors import SessionRefused, Undelivered
@@ -216,7 +216,7 @@ class Line:
     @property
     def connected(self) -> bool:
         """Whether a server has welcomed this client on the present connection."""
-        return self.machine.state is State.UP
+        return self.machine.state is ConnectionState.UP
 
     @property
     def settled(self) -> bool:

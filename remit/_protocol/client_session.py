@@ -15,7 +15,7 @@ from remit.codec import Codec
 from remit.errors import ProtocolError
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Up
 
-__all__ = ["HEARTBEAT", "HELLO_AGAIN", "ClientSession", "State"]
+__all__ = ["HEARTBEAT", "HELLO_AGAIN", "ClientSession", "ConnectionState"]
 
 
 HEARTBEAT: Final = 5.0
@@ -26,7 +26,7 @@ EARLY_FRAME: Final = 64 * 1024
 """Bytes of a frame that may leave before the server has named its own limit."""
 
 
-class State(enum.Enum):
+class ConnectionState(enum.Enum):
     """Where the client's end stands."""
 
     DOWN = "down"
@@ -41,7 +41,7 @@ class ClientSession:
 
     def __init__(self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT) -> None:
         self.session = Session(os.urandom(16), codec, outbox)
-        self.state = State.DOWN
+        self.state = ConnectionState.DOWN
         self.refusal: Refuse | None = None
         self.instance = b""
         """The server instance met last."""
@@ -80,14 +80,14 @@ class ClientSession:
 
     def _frame(self, frame: bytes, now: float) -> None:
         kind = frames.kind_of(frame)
-        if self.state in (State.REFUSED, State.CLOSED):
+        if self.state in (ConnectionState.REFUSED, ConnectionState.CLOSED):
             return
         if kind is Kind.WELCOME or kind is Kind.REFUSE or kind is Kind.BYE:
             self._control(frames.unpack(kind, frame), now)
         elif kind is Kind.WHO:
-            if self.state is State.UP or now >= self._hello_at - HELLO_AGAIN / 2:
+            if self.state is ConnectionState.UP or now >= self._hello_at - HELLO_AGAIN / 2:
                 self._greet(now)
-        elif self.state is State.UP:
+        elif self.state is ConnectionState.UP:
             # What comes before the WELCOME may be another session's: nothing of it counts.
             self._alive(now)
             received = self.session.hear(kind, frame, now)
@@ -97,10 +97,10 @@ class ClientSession:
     def _control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
         if isinstance(control, Welcome):
             # Only once: a repeated one must not take what came meanwhile for unheard.
-            if control.generation == self.session.generation and self.state is State.GREETING:
+            if control.generation == self.session.generation and self.state is ConnectionState.GREETING:
                 self._welcomed(control, now)
         elif isinstance(control, Refuse):
-            self.state, self.refusal = State.REFUSED, control
+            self.state, self.refusal = ConnectionState.REFUSED, control
             self._hello_at = self._ping_at = float("inf")
             self.session.disconnect()
         elif isinstance(control, Bye) and control.generation == self.session.generation:
@@ -113,13 +113,13 @@ class ClientSession:
 
     def _greet(self, now: float) -> None:
         """Say HELLO; a session that no server has met yet may send events right behind it."""
-        if self.state in (State.REFUSED, State.CLOSED):
+        if self.state in (ConnectionState.REFUSED, ConnectionState.CLOSED):
             return
         session, outbox = self.session, self.session.outbox
         session.connect(SERVER, session.generation + 1)
         self._early = session.generation == 1
         session.limit = EARLY_FRAME
-        self.state = State.GREETING
+        self.state = ConnectionState.GREETING
         session.control.append(
             frames.pack(
                 Hello(
@@ -149,7 +149,7 @@ class ClientSession:
         self._patience = welcome.patience
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
         session.limit = None
-        self.state = State.UP
+        self.state = ConnectionState.UP
         self._hello_at = float("inf")
         self._alive(now)
         outbox.confirm(welcome.received, welcome.done)
@@ -162,8 +162,8 @@ class ClientSession:
         session.ack_due = session.ack_due or session.inbox.received > 0
 
     def _down(self) -> None:
-        if self.state in (State.UP, State.GREETING):
-            self.state = State.DOWN
+        if self.state in (ConnectionState.UP, ConnectionState.GREETING):
+            self.state = ConnectionState.DOWN
             self.losses += 1
         self._early = False
         self._hello_at = self._ping_at = float("inf")
@@ -185,16 +185,16 @@ class ClientSession:
         return session.next() if self._sending() or session.control else None
 
     def _sending(self) -> bool:
-        return self.state is State.UP or self._early
+        return self.state is ConnectionState.UP or self._early
 
     def due(self, now: float) -> float:
         """Do what time demands; return the moment to come again."""
-        if self.state is State.UP:
+        if self.state is ConnectionState.UP:
             self._watch(now)
         elif now >= self._hello_at and self.session.peer is not None:
             self._greet(now)
         probe = self.session.probe(now) if self.session.peer is not None else None
-        ping_at = self._ping_at if self.state is State.UP else float("inf")
+        ping_at = self._ping_at if self.state is ConnectionState.UP else float("inf")
         ack_by = self.session.ack_by(now) if self._sending() else float("inf")
         return min(ping_at, self._hello_at, probe or float("inf"), ack_by)
 
@@ -205,7 +205,7 @@ class ClientSession:
 
     def bye(self, why: str = "closed") -> None:
         """End the session for good: the next frame says so."""
-        if self.state is State.UP:
+        if self.state is ConnectionState.UP:
             self.session.control.append(frames.pack(Bye(why, self.session.generation)))
 
     def _watch(self, now: float) -> None:

@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from remit.errors import FrameTooLarge
-from remit.testing.link_pair import Bench, End, Pair
+from remit.testing.link_pair import Bench, End, LinkPair
 from remit.testing.runner import Topic
 from remit.testing.violations import Violation, expect, expect_same
 from remit.transport import Peer, Sent
@@ -25,7 +25,7 @@ PADDING: Final = 200
 """Bytes that make each frame of a burst a little larger than its number."""
 
 
-def deliver(bench: Bench, pair: Pair, frames: list[bytes]) -> None:
+def deliver(bench: Bench, pair: LinkPair, frames: list[bytes]) -> None:
     """Send frames both ways, and one more that shows whether anything came twice."""
     expected = [*frames, b"and nothing more"]
     for data in expected:
@@ -119,7 +119,7 @@ def a_larger_frame_is_refused(bench: Bench) -> None:
     undisturbed(pair)
 
 
-def undisturbed(pair: Pair) -> None:
+def undisturbed(pair: LinkPair) -> None:
     """Expect that no end has lost anything."""
     for end in pair.ends:
         expect(not end.losses, f"a frame that was too large was followed by {end.losses}")

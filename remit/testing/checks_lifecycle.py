@@ -11,7 +11,7 @@ from typing import Final
 from remit.errors import LinkClosed, RemitError, WrongThreadError
 from remit.testing.checks_flow import numbered
 from remit.testing.harness import Disruption
-from remit.testing.link_pair import Bench, End, Pair
+from remit.testing.link_pair import Bench, End, LinkPair
 from remit.testing.runner import Topic
 from remit.testing.violations import NotApplicable, Violation, expect, expect_same
 from remit.transport import SERVER, Frame, Peer, Sent
@@ -157,7 +157,7 @@ def break_and_recover(bench: Bench, kind: Disruption) -> None:
     expect(ups == ["Up", "Down"] * (len(ups) // 2) + ["Up"], f"Up and Down do not take turns: {kinds}")
 
 
-def resume(bench: Bench, pair: Pair) -> None:
+def resume(bench: Bench, pair: LinkPair) -> None:
     """Send probes from the client until one arrives and is answered."""
     probes = 0
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Final
 
 from remit.errors import LocationInUse
-from remit.testing.link_pair import Bench, End, Pair
+from remit.testing.link_pair import Bench, End, LinkPair
 from remit.testing.runner import Topic
 from remit.testing.violations import Violation, expect, expect_same
 from remit.transport import SERVER, Frame, Gap, Sent
@@ -183,7 +183,7 @@ def peers_are_attested(bench: Bench) -> None:
 # -- one server at one location --------------------------------------------------------------------------------
 
 
-def traffic(bench: Bench, pair: Pair) -> None:
+def traffic(bench: Bench, pair: LinkPair) -> None:
     bench.put(pair.client, SERVER, b"undisturbed", *pair.ends)
     bench.until(lambda: pair.server.frames, "a frame arrives at the first server", *pair.ends)
     expect_same(pair.server.frames, [b"undisturbed"])

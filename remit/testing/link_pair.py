@@ -15,7 +15,7 @@ from remit.testing.harness import Harness
 from remit.testing.violations import Catcher, Violation, expect, expect_same, where_is
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Gap, Link, Peer, Sent, Up
 
-__all__ = ["LONG", "Bench", "End", "Pair"]
+__all__ = ["LONG", "Bench", "End", "LinkPair"]
 
 
 BATCH: Final = 4096
@@ -71,7 +71,7 @@ class End:
         self.arrivals[:] = [arrival for arrival in self.arrivals if not isinstance(arrival, Frame)]
 
 
-class Pair:
+class LinkPair:
     """A server's and a client's end that have met, and the server's token of the client."""
 
     def __init__(self, server: End, client: End, peer: Peer, location: Location) -> None:
@@ -135,11 +135,11 @@ class Bench:
         """Open a client's end to where a server says that it is."""
         return self._kept(self.transport.connect(self.harness.reach(location, breakable=self.breakable)))
 
-    def pair(self, location: Location | None = None) -> Pair:
+    def pair(self, location: Location | None = None) -> LinkPair:
         """Return a server and a client after a frame has gone each way."""
         server = self.bind(location)
         client = self.connect(server.link.location)
-        return Pair(server, client, self.meet(server, client), server.link.location)
+        return LinkPair(server, client, self.meet(server, client), server.link.location)
 
     def place(self) -> Location:
         """Return a location at which nobody is now but which stays the same when somebody binds it."""

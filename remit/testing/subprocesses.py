@@ -29,7 +29,7 @@ FORK_PAUSE: Final = 0.005
 """Seconds between two looks at a forked child while the parent's links must not be touched."""
 
 
-class Running:
+class RunningProcess:
     """Another process that does a part of a check."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
@@ -46,7 +46,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(bench: Bench, work: Callable[..., None], *arguments: object) -> Iterator[Running]:
+def running(bench: Bench, work: Callable[..., None], *arguments: object) -> Iterator[RunningProcess]:
     """Run ``work(bench, *arguments)`` on a bench of its own in another process, which the block's end kills."""
     order = _pickled(bench.harness, (bench.harness, bench.left * SHARE, work, arguments))
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
@@ -60,13 +60,13 @@ def running(bench: Bench, work: Callable[..., None], *arguments: object) -> Iter
             stderr=errors,
         )
         try:
-            yield Running(process, errors)
+            yield RunningProcess(process, errors)
         finally:
             process.kill()
             process.wait()
 
 
-def ended(bench: Bench, other: Running, *ends: End) -> None:
+def ended(bench: Bench, other: RunningProcess, *ends: End) -> None:
     """Wait for the other process to end well while the ends have their turns."""
 
     def over() -> bool:

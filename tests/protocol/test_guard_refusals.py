@@ -9,7 +9,7 @@ from guards import KEY, PEER, Ends, hello
 
 from remit._protocol import frames
 from remit._protocol.auth import ClientAuth, ServerAuth, SharedKey
-from remit._protocol.client_session import ClientSession, State
+from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.frames import Kind, Refuse
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
@@ -52,7 +52,7 @@ def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
     acceptor.arrived(Frame(PEER, knock), 0.0)
     ((_, answer),) = acceptor.strangers
     connector.arrived(Frame(SERVER, client.heard(answer) or b""), 0.0)
-    assert connector.state is State.REFUSED
+    assert connector.state is ConnectionState.REFUSED
     assert connector.refusal is not None
     assert connector.refusal.reason == "keyed"
     assert acceptor.rejected == {"keyed": 1}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remit._protocol.client_session import ClientSession, State
+from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit.codec import MessagePack
@@ -205,7 +205,7 @@ def test_a_session_that_nobody_remembers_is_refused_and_nothing_runs_twice() -> 
     world.connect()
     for _ in range(5):
         world.step()
-    assert world.client.state is State.REFUSED
+    assert world.client.state is ConnectionState.REFUSED
     assert world.handled == [1]
     assert [fate for fate, _ in world.client.session.outbox.unfinished()] == ["unknown"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remit._protocol import frames
-from remit._protocol.client_session import HELLO_AGAIN, ClientSession, State
+from remit._protocol.client_session import HELLO_AGAIN, ClientSession, ConnectionState
 from remit._protocol.frames import Kind
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
@@ -233,7 +233,7 @@ def test_a_client_that_waits_for_a_welcome_rests() -> None:
     pair = met()
     pair.emit(2)
     pair.to_client(frames.who())
-    assert pair.client.state is State.GREETING
+    assert pair.client.state is ConnectionState.GREETING
     assert kinds(pair.from_client()) == [Kind.HELLO]
     assert not pair.client.sendable()
     for _ in range(50):

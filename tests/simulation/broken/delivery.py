@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from broken import Mutation
-from remit._protocol.client_session import ClientSession, State
+from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Inbox, Session
@@ -59,7 +59,7 @@ def send_before_the_welcome(self: ClientSession) -> bool:
 
 
 def greet_once_only(self: ClientSession, now: float) -> None:
-    if self.session.generation == 0 or self.state is State.UP:
+    if self.session.generation == 0 or self.state is ConnectionState.UP:
         original_greet(self, now)
         self._hello_at = float("inf")
 

@@ -13,7 +13,7 @@ from engine.virtual_clock import SPIN, Actor, SimulationFailed, World
 from remit._io.dispatcher import RENEWED, Dispatcher
 from remit._io.pump import ClientPump
 from remit._patterns.request_reply import PROGRESS, REPLY, RequestClient
-from remit._protocol.client_session import ClientSession, State
+from remit._protocol.client_session import ClientSession, ConnectionState
 from remit.codec import EventMessage
 from remit.errors import EmitError
 from remit.event import Sender
@@ -105,7 +105,12 @@ class SimulatedClient(Actor):
             while self.world.now >= self.deaf_until and len(self.inbound):
                 self.inbound.hand_one()
                 handled = True
-            owes = session.ack_due and not session.ack_delay and self.machine.state is State.UP and not session.stuck
+            owes = (
+                session.ack_due
+                and not session.ack_delay
+                and self.machine.state is ConnectionState.UP
+                and not session.stuck
+            )
             if drained and not handled and not owes and not (self.machine.sendable() and not session.stuck):
                 break
         else:

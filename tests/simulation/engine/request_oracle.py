@@ -10,7 +10,7 @@ from typing import Any, Final
 from engine.client import SimulatedClient
 from engine.delivery_oracle import Book
 from engine.virtual_clock import NEVER, World
-from remit._protocol.client_session import State
+from remit._protocol.client_session import ConnectionState
 from remit.errors import DeadLetter, NoListener, PeerLost, RequestError, RequestFailed, RequestTimeout
 
 __all__ = ["FAILS", "UNHEARD", "Asker", "Inquiry"]
@@ -135,7 +135,7 @@ class Asker:
         client, now = self._client, self._world.now
         if not client.alive or now <= client.stalled_until + SLACK:
             return
-        down = client.machine.state is State.DOWN
+        down = client.machine.state is ConnectionState.DOWN
         for inquiry in self.open:
             if now > inquiry.deadline + SLACK:
                 self._world.fail(f"question {inquiry.serial} is open {now - inquiry.deadline} s too long")
