@@ -23,7 +23,7 @@ from remit.location import Location
 from remit.options import resolve_options
 from remit.plugins import find_transport
 from remit.server import ticked_here
-from remit.transports.authenticated import signing
+from remit.transports.authenticated import with_authentication
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,7 +56,7 @@ class Connection(ListenerRegistry):
         named = codec if isinstance(codec, str) else None
         self._settings, self._bare = resolve_options(self._location, transport.options, {**given, "codec": named})
         self._spoken()
-        self._transport = signing(transport, self._settings.key)
+        self._transport = with_authentication(transport, self._settings.key)
         self._runtime: Runtime | None = None
         self._closed = False
         self.urgent: dict[str, Urgent] = {}

@@ -25,7 +25,7 @@ from remit.location import Location
 from remit.options import resolve_options
 from remit.plugins import find_transport
 from remit.transport import Wakeable
-from remit.transports.authenticated import count_with, signing
+from remit.transports.authenticated import share_rejected_counter, with_authentication
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -67,7 +67,7 @@ class Opened(ListenerRegistry):
     def _open(self) -> ServerPump:
         transport = find_transport(self._asked.scheme)
         self._settings, bare = resolve_options(self._asked, transport.options, self._given)
-        transport = signing(transport, self._settings.key)
+        transport = with_authentication(transport, self._settings.key)
         link = transport.bind(bare)
         self._location = link.location.replace(options=self._asked.options)
         self._way_back.limit(self._settings, link.capabilities)
@@ -78,7 +78,7 @@ class Opened(ListenerRegistry):
             session_ttl=self._settings.session_ttl,
             sees_peers=link.capabilities.sees_peers,
         )
-        count_with(transport, machine)
+        share_rejected_counter(transport, machine)
         self._endpoint = ServerPump(machine, link)
         self.keeping = self._way_back.keeping = ServerIO(self._endpoint, threaded=self._threaded)
         self._way_back.endpoint = self._endpoint

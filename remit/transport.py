@@ -58,7 +58,7 @@ __all__ = [
     "Up",
     "Wakeable",
     "Waker",
-    "tell_forks",
+    "register_after_fork",
 ]
 
 
@@ -74,7 +74,7 @@ class Inherited(Protocol):
 _living: set[weakref.ref[Inherited]] = set()
 
 
-def tell_forks(thing: Inherited) -> None:
+def register_after_fork(thing: Inherited) -> None:
     """Have ``thing.after_fork()`` called in every forked child, for as long as it lives."""
     _living.add(weakref.ref(thing, _living.discard))
 
@@ -228,19 +228,19 @@ class OwnedLink:
         self.owner = threading.get_ident()
         self._closed = False
         self._forked = False
-        tell_forks(self)
+        register_after_fork(self)
 
     def _check(self, frame: bytes = b"") -> None:
         """Raise ForkedLinkError, LinkClosed, WrongThreadError or FrameTooLarge if the call is out of place."""
         if threading.get_ident() != self.owner or self._closed or self._forked:
-            self._explain()
+            self._raise_misuse()
         if len(frame) > self.capabilities.max_frame:
             raise FrameTooLarge(
                 f"a frame of {len(frame)} bytes is over this transport's {self.capabilities.max_frame}; "
                 "send less at once, or raise max_frame in the location's options on both ends"
             )
 
-    def _explain(self) -> None:
+    def _raise_misuse(self) -> None:
         where = f"the link to {self.location}"
         if self._forked:
             raise ForkedLinkError(f"{where} was opened before a fork; open a new client or server here")

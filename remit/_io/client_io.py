@@ -19,7 +19,7 @@ from remit.event import Event
 from remit.location import Location
 from remit.options import Settings
 from remit.transport import Link, Transport, Waker
-from remit.transports.authenticated import count_with
+from remit.transports.authenticated import share_rejected_counter
 
 __all__ = ["IDLE_WAIT", "PARK", "Line", "LinkLock"]
 
@@ -159,7 +159,7 @@ class Line:
         self.machine = ClientSession(
             self._codec, self.outbox, max_frame=capabilities.max_frame, heartbeat=settings.heartbeat
         )
-        count_with(transport, self.machine)
+        share_rejected_counter(transport, self.machine)
         self.endpoint = ClientPump(self.machine, link, connect)
         self.wheel = LinkLock()
         """Who serves."""

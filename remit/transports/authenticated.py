@@ -19,16 +19,22 @@ from remit._protocol.server_sessions import ServerSessions
 from remit.location import Location
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Link, Peer, Sent, Transport, Up, Wakeable
 
-__all__ = ["AuthenticatedClientLink", "AuthenticatedServerLink", "AuthenticatedTransport", "count_with", "signing"]
+__all__ = [
+    "AuthenticatedClientLink",
+    "AuthenticatedServerLink",
+    "AuthenticatedTransport",
+    "share_rejected_counter",
+    "with_authentication",
+]
 
 
 logger = logging.getLogger("remit")
 
-LOOKED_AT: Final = 64
+MAX_REJECTED_PER_RECEIVE: Final = 64
 """Frames that are looked at in one `receive` and not let in, before whoever receives has another turn."""
-SMALLEST: Final = 2
+FRAME_GROWTH: Final = 2
 """By how much the smallest frames of events grow, for backends that bound the bytes under way."""
-TOLD: Final = 60.0
+LOG_INTERVAL_S: Final = 60.0
 """Seconds between two lines in the log about frames that a server did not let in."""
 
 
@@ -36,19 +42,19 @@ class AuthenticatedTransport:
     """Another transport, whose links sign and check. ``rejected`` counts what they did not let in, by reason."""
 
     def __init__(self, transport: Transport, key: bytes) -> None:
-        self.capabilities = _lessened(transport.capabilities)
+        self.capabilities = _reduced(transport.capabilities)
         self.options: Mapping[str, Callable[[str], Any]] = transport.options
         self.rejected: Counter[str] = Counter()
         self._transport = transport
-        self._secret = SharedKey(key)
+        self._key = SharedKey(key)
 
     def bind(self, location: Location) -> AuthenticatedServerLink:
         """Open the server's end. Raises what the wrapped transport does."""
-        return AuthenticatedServerLink(self._transport.bind(location), ServerAuth(self._secret, self.rejected))
+        return AuthenticatedServerLink(self._transport.bind(location), ServerAuth(self._key, self.rejected))
 
     def connect(self, location: Location) -> AuthenticatedClientLink:
         """Open the client's end. Raises what the wrapped transport does."""
-        return AuthenticatedClientLink(self._transport.connect(location), ClientAuth(self._secret, self.rejected))
+        return AuthenticatedClientLink(self._transport.connect(location), ClientAuth(self._key, self.rejected))
 
 
 class _AuthenticatedLink:
@@ -56,7 +62,7 @@ class _AuthenticatedLink:
 
     def __init__(self, link: Link) -> None:
         self.location = link.location
-        self.capabilities = _lessened(link.capabilities)
+        self.capabilities = _reduced(link.capabilities)
         self._link = link
 
     @property
@@ -70,11 +76,11 @@ class _AuthenticatedLink:
 
     def receive(self) -> Arrival | None:
         """Return what arrived next and was let in, or None. Never blocks."""
-        for _ in range(LOOKED_AT):
+        for _ in range(MAX_REJECTED_PER_RECEIVE):
             arrival = self._link.receive()
             if arrival is None:
                 return None
-            passed = self._let_in(arrival)
+            passed = self._filter(arrival)
             if passed is not None:
                 return passed
         return None
@@ -87,7 +93,7 @@ class _AuthenticatedLink:
         """End the link within ``linger`` seconds."""
         self._link.close(linger)
 
-    def _let_in(self, arrival: Arrival) -> Arrival | None:
+    def _filter(self, arrival: Arrival) -> Arrival | None:
         """Return what the machine above is to hear of; None: nothing."""
         raise NotImplementedError
 
@@ -97,31 +103,31 @@ class AuthenticatedClientLink(_AuthenticatedLink):
 
     def __init__(self, link: Link, guard: ClientAuth) -> None:
         super().__init__(link)
-        self._guard = guard
+        self._auth = guard
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame; it is FULL until the server has admitted us. Raises FrameTooLarge."""
-        sealed = self._guard.seal(frame)
-        if sealed is None or not self._first_left():
+        sealed = self._auth.seal(frame)
+        if sealed is None or not self._send_auth_request():
             return Sent.FULL
         sent = self._link.send(peer, sealed)
         if sent is Sent.ACCEPTED:
-            self._guard.sent()
+            self._auth.sent()
         return sent
 
-    def _first_left(self) -> bool:
-        first = self._guard.first
+    def _send_auth_request(self) -> bool:
+        first = self._auth.first
         if first is not None and self._link.send(SERVER, first) is Sent.ACCEPTED:
-            self._guard.first = None
-        return self._guard.first is None
+            self._auth.first = None
+        return self._auth.first is None
 
-    def _let_in(self, arrival: Arrival) -> Arrival | None:
+    def _filter(self, arrival: Arrival) -> Arrival | None:
         if not isinstance(arrival, Frame):
             if isinstance(arrival, Up | Down):
-                self._guard.leave()
+                self._auth.leave()
             return arrival
-        frame = self._guard.heard(arrival.data)
-        self._first_left()
+        frame = self._auth.heard(arrival.data)
+        self._send_auth_request()
         return None if frame is None else Frame(arrival.peer, frame)
 
 
@@ -130,60 +136,60 @@ class AuthenticatedServerLink(_AuthenticatedLink):
 
     def __init__(self, link: Link, guard: ServerAuth) -> None:
         super().__init__(link)
-        self._guard = guard
-        self._told_at = -TOLD
-        self._told: Counter[str] = Counter()
+        self._auth = guard
+        self._logged_at = -LOG_INTERVAL_S
+        self._logged: Counter[str] = Counter()
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. GONE where there is no channel: its client will greet again. Raises FrameTooLarge."""
-        sealed = self._guard.seal(peer, frame)
+        sealed = self._auth.seal(peer, frame)
         if sealed is None:
             return Sent.GONE
         sent = self._link.send(peer, sealed)
         if sent is Sent.ACCEPTED:
-            self._guard.sent(peer)
+            self._auth.sent(peer)
         elif sent is Sent.FULL:
-            self._guard.refused(peer, frame, sealed)
+            self._auth.refused(peer, frame, sealed)
         else:
-            self._guard.leave(peer)
+            self._auth.leave(peer)
         return sent
 
-    def _let_in(self, arrival: Arrival) -> Arrival | None:
+    def _filter(self, arrival: Arrival) -> Arrival | None:
         if not isinstance(arrival, Frame):
             if isinstance(arrival, Down):
-                self._guard.leave(arrival.peer)
+                self._auth.leave(arrival.peer)
             return arrival
-        guard = self._guard
+        guard = self._auth
         frame = guard.heard(arrival.peer, arrival.data)
         if frame is not None:
             return Frame(arrival.peer, frame)
         while guard.replies:
             self._link.send(*guard.replies.popleft())
-        if guard.rejected != self._told:
-            self._tell()
+        if guard.rejected != self._logged:
+            self._log_rejected()
         return None
 
-    def _tell(self) -> None:
+    def _log_rejected(self) -> None:
         """Log what was not let in, now and then: a stranger who knocks all the time fills no disk."""
         now = time.monotonic()
-        if now - self._told_at < TOLD:
+        if now - self._logged_at < LOG_INTERVAL_S:
             return
-        news = ", ".join(f"{count} {reason}" for reason, count in (self._guard.rejected - self._told).items())
+        news = ", ".join(f"{count} {reason}" for reason, count in (self._auth.rejected - self._logged).items())
         logger.warning("%s does not let in all frames: %s", self.location, news)
-        self._told_at, self._told = now, self._guard.rejected.copy()
+        self._logged_at, self._logged = now, self._auth.rejected.copy()
 
 
-def signing(transport: Transport, key: bytes | None) -> Transport:
+def with_authentication(transport: Transport, key: bytes | None) -> Transport:
     """Return the transport, signing with the key if there is one."""
     return transport if key is None else AuthenticatedTransport(transport, key)
 
 
-def count_with(transport: Transport, machine: ServerSessions | ClientSession) -> None:
+def share_rejected_counter(transport: Transport, machine: ServerSessions | ClientSession) -> None:
     """Have a machine count in `rejected` what the links of a signing transport do not let in."""
     if isinstance(transport, AuthenticatedTransport):
         machine.rejected = transport.rejected
 
 
-def _lessened(capabilities: Capabilities) -> Capabilities:
-    window = None if capabilities.window is None else capabilities.window // SMALLEST
+def _reduced(capabilities: Capabilities) -> Capabilities:
+    window = None if capabilities.window is None else capabilities.window // FRAME_GROWTH
     return replace(capabilities, max_frame=capabilities.max_frame - OVERHEAD, window=window)

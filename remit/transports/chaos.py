@@ -22,11 +22,11 @@ __all__ = [
     "ChaosLink",
     "ChaosServerLink",
     "ChaosTransport",
-    "Dice",
-    "Fate",
+    "DelayQueue",
+    "FaultGenerator",
     "Faults",
-    "HeldBack",
-    "Reborn",
+    "FrameFaults",
+    "ReconnectedPeer",
 ]
 
 
@@ -47,115 +47,115 @@ class Faults:
     """The connection ends, and the frame with it; another one begins."""
 
 
-class Fate(NamedTuple):
+class FrameFaults(NamedTuple):
     """What is to become of one frame."""
 
     cut: bool
     copies: int
-    overtaken: bool
+    reordered: bool
     delay: float
 
 
-class Dice:
+class FaultGenerator:
     """Decides as ``faults`` say. ``role`` sets the decisions of a server apart from those of its clients."""
 
     def __init__(self, faults: Faults, role: str) -> None:
         self._faults = faults
         self._random = random.Random(f"{faults.seed} {role}")
 
-    def throw(self) -> Fate:
+    def draw(self) -> FrameFaults:
         """Decide. As many numbers are drawn for each frame, so that one option leaves the others' decisions alone."""
         faults = self._faults
         loss, twice, overtaken, cut, delay = (self._random.random() for _ in range(5))
         copies = 0 if loss < faults.loss else 2 if twice < faults.duplication else 1
-        return Fate(cut < faults.cut, copies, overtaken < faults.reorder, delay * faults.delay)
+        return FrameFaults(cut < faults.cut, copies, overtaken < faults.reorder, delay * faults.delay)
 
 
-HELD: Final = 1024
+MAX_DELAYED: Final = 1024
 """Frames held back for one peer, beyond which a send is `Sent.FULL`."""
 NEVER: Final = float("inf")
 
 
-class HeldBack:
+class DelayQueue:
     """Keeps frames in the order in which they leave. It is told the time, in monotonic seconds, and never asks."""
 
     def __init__(self) -> None:
-        self.due = NEVER
+        self.next_due = NEVER
         """When the next one may leave; those for which there was no room are not counted."""
-        self._held: dict[Peer, deque[tuple[float, bytes]]] = {}
-        self._overtaken: dict[Peer, tuple[float, bytes]] = {}
+        self._delayed: dict[Peer, deque[tuple[float, bytes]]] = {}
+        self._reordered: dict[Peer, tuple[float, bytes]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._held or self._overtaken)
+        return bool(self._delayed or self._reordered)
 
-    def full(self, peer: Peer) -> bool:
+    def is_full(self, peer: Peer) -> bool:
         """Whether no more can be kept for a peer."""
-        return len(self._held.get(peer, ())) >= HELD
+        return len(self._delayed.get(peer, ())) >= MAX_DELAYED
 
-    def keeps(self, peer: Peer) -> bool:
+    def has_pending(self, peer: Peer) -> bool:
         """Whether something leaves before what is sent to a peer now."""
-        return peer in self._held
+        return peer in self._delayed
 
-    def keep(self, peer: Peer, frame: bytes, due: float) -> None:
+    def push(self, peer: Peer, frame: bytes, due: float) -> None:
         """Keep a frame until it is due, and what is before it has left."""
-        held = self._held.setdefault(peer, deque())
+        held = self._delayed.setdefault(peer, deque())
         held.append((max(due, held[-1][0]) if held else due, frame))
-        self.due = min(self.due, held[0][0])
+        self.next_due = min(self.next_due, held[0][0])
 
-    def let_pass(self, peer: Peer, frame: bytes, due: float) -> bool:
+    def push_reordered(self, peer: Peer, frame: bytes, due: float) -> bool:
         """Keep a frame until the next one has left, or it is due; False: another one waits for that already."""
-        if peer in self._overtaken:
+        if peer in self._reordered:
             return False
-        self._overtaken[peer] = due, frame
-        self.due = min(self.due, due)
+        self._reordered[peer] = due, frame
+        self.next_due = min(self.next_due, due)
         return True
 
-    def overtake(self, peer: Peer, due: float) -> bool:
+    def schedule_reordered(self, peer: Peer, due: float) -> bool:
         """One has left, or will at that time: what let it pass comes next. False if nothing did."""
-        if peer not in self._overtaken:
+        if peer not in self._reordered:
             return False
-        self.keep(peer, self._overtaken.pop(peer)[1], due)
+        self.push(peer, self._reordered.pop(peer)[1], due)
         return True
 
-    def release(self, now: float, send: Callable[[Peer, bytes], Sent]) -> None:
+    def send_due(self, now: float, send: Callable[[Peer, bytes], Sent]) -> None:
         """Send what is due, as far as there is room; note when the next is."""
         if not self:
             return
-        for peer, (due, frame) in list(self._overtaken.items()):
+        for peer, (due, frame) in list(self._reordered.items()):
             if due <= now:
-                del self._overtaken[peer]
-                self.keep(peer, frame, due)
-        self.due = min((due for due, _ in self._overtaken.values()), default=NEVER)
-        for peer, held in list(self._held.items()):
+                del self._reordered[peer]
+                self.push(peer, frame, due)
+        self.next_due = min((due for due, _ in self._reordered.values()), default=NEVER)
+        for peer, held in list(self._delayed.items()):
             while held and held[0][0] <= now:
                 if send(peer, held[0][1]) is Sent.FULL:
                     break  # the link's wait returns when there is room
                 held.popleft()
             if not held:
-                del self._held[peer]
+                del self._delayed[peer]
             elif held[0][0] > now:
-                self.due = min(self.due, held[0][0])
+                self.next_due = min(self.next_due, held[0][0])
 
-    def release_all(self, send: Callable[[Peer, bytes], Sent]) -> None:
+    def send_all(self, send: Callable[[Peer, bytes], Sent]) -> None:
         """Send everything, as far as there is room."""
-        self.release(NEVER, send)
+        self.send_due(NEVER, send)
 
-    def forget(self, peer: Peer) -> None:
+    def discard_peer(self, peer: Peer) -> None:
         """Drop what was meant for a connection that has ended."""
-        self._held.pop(peer, None)
-        self._overtaken.pop(peer, None)
+        self._delayed.pop(peer, None)
+        self._reordered.pop(peer, None)
 
 
-OVERTAKEN: Final = 0.05
+REORDER_TIMEOUT_S: Final = 0.05
 """Seconds after which a frame leaves that was to be overtaken while nothing came to overtake it."""
-CUT: Final = "cut by chaos"
+CUT_REASON: Final = "cut by chaos"
 
 
-class Reborn(NamedTuple):
+class ReconnectedPeer(NamedTuple):
     """What a server calls a peer whose connection was cut: the transport's own token, and how often by now."""
 
     peer: Peer
-    times: int
+    reconnects: int
 
 
 class ChaosLink(OwnedLink):
@@ -164,99 +164,99 @@ class ChaosLink(OwnedLink):
     def __init__(self, location: Location, link: Link, faults: Faults, role: str) -> None:
         super().__init__(location, replace(link.capabilities, lossy=True))
         self._link = link
-        self._dice = Dice(faults, role)
-        self._drawn: dict[Peer, Fate] = {}
-        self._later = HeldBack()
-        self._told: deque[Arrival] = deque()
+        self._generator = FaultGenerator(faults, role)
+        self._pending_faults: dict[Peer, FrameFaults] = {}
+        self._delayed = DelayQueue()
+        self._arrivals: deque[Arrival] = deque()
 
     # -- the five verbs ----------------------------------------------------------------------------------------
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame, and let chance decide what becomes of it. Never blocks. Raises FrameTooLarge."""
-        self._enter(frame)
-        self._release()
-        inner = self._inner(peer)
+        self._check_and_share_owner(frame)
+        self._send_due()
+        inner = self._inner_peer(peer)
         if inner is None:
             return Sent.GONE
-        if self._later.full(inner):
+        if self._delayed.is_full(inner):
             return Sent.FULL
-        fate = self._drawn.pop(inner, None) or self._dice.throw()
+        fate = self._pending_faults.pop(inner, None) or self._generator.draw()
         if fate.cut:
             return self._cut(inner)
-        sent = self._pass(inner, frame, fate)
+        sent = self._apply(inner, frame, fate)
         if sent is Sent.FULL:
             # The same frame will come again: it keeps its fate, so that no decision depends on how full a wire is.
-            self._drawn[inner] = fate
+            self._pending_faults[inner] = fate
         return sent
 
     def receive(self) -> Arrival | None:
         """Return what arrived next, or None. Never blocks."""
-        self._enter()
-        self._release()
-        return self._told.popleft() if self._told else self._named(self._link.receive())
+        self._check_and_share_owner()
+        self._send_due()
+        return self._arrivals.popleft() if self._arrivals else self._translate(self._link.receive())
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or earlier: also when a frame that was held back may leave."""
-        self._enter()
-        self._release()
-        if not self._told:
-            self._link.wait(max(0.0, min(timeout, self._later.due - time.monotonic())), waker)
-            self._release()
+        self._check_and_share_owner()
+        self._send_due()
+        if not self._arrivals:
+            self._link.wait(max(0.0, min(timeout, self._delayed.next_due - time.monotonic())), waker)
+            self._send_due()
 
     def close(self, linger: float) -> None:
         """End within ``linger`` seconds; what was held back leaves now."""
         if self._ending():
             self._link.owner = self.owner
-            self._hurry(time.monotonic() + linger)
+            self._flush(time.monotonic() + linger)
         self._link.close(linger)
 
     # -- what becomes of a frame -------------------------------------------------------------------------------
 
-    def _enter(self, frame: bytes = b"") -> None:
+    def _check_and_share_owner(self, frame: bytes = b"") -> None:
         self._check(frame)
         self._link.owner = self.owner
 
-    def _pass(self, peer: Peer, frame: bytes, fate: Fate) -> Sent:
+    def _apply(self, peer: Peer, frame: bytes, fate: FrameFaults) -> Sent:
         if not fate.copies:
             return Sent.ACCEPTED
         due = time.monotonic() + fate.delay
-        if fate.overtaken and self._later.let_pass(peer, bytes(frame), due + OVERTAKEN):
+        if fate.reordered and self._delayed.push_reordered(peer, bytes(frame), due + REORDER_TIMEOUT_S):
             return Sent.ACCEPTED
-        sent = self._leave(peer, frame, due)
+        sent = self._send_or_delay(peer, frame, due)
         if sent is not Sent.ACCEPTED:
             return sent
         if fate.copies > 1:
-            self._leave(peer, frame, due)
-        if self._later.overtake(peer, due):
-            self._release()
+            self._send_or_delay(peer, frame, due)
+        if self._delayed.schedule_reordered(peer, due):
+            self._send_due()
         return sent
 
-    def _leave(self, peer: Peer, frame: bytes, due: float) -> Sent:
+    def _send_or_delay(self, peer: Peer, frame: bytes, due: float) -> Sent:
         """Send a frame now, if it is time and nothing waits before it; else keep it."""
-        if not self._later.keeps(peer) and due <= time.monotonic():
+        if not self._delayed.has_pending(peer) and due <= time.monotonic():
             return self._link.send(peer, frame)
-        self._later.keep(peer, bytes(frame), due)
+        self._delayed.push(peer, bytes(frame), due)
         return Sent.ACCEPTED
 
-    def _release(self) -> None:
+    def _send_due(self) -> None:
         """Send what was held back for long enough."""
-        if self._later:
-            self._later.release(time.monotonic(), self._link.send)
+        if self._delayed:
+            self._delayed.send_due(time.monotonic(), self._link.send)
 
-    def _hurry(self, deadline: float) -> None:
+    def _flush(self, deadline: float) -> None:
         """Let everything leave that is held back, as far as there is room by the deadline."""
-        self._later.release_all(self._link.send)
-        while self._later and (left := deadline - time.monotonic()) > 0:
+        self._delayed.send_all(self._link.send)
+        while self._delayed and (left := deadline - time.monotonic()) > 0:
             self._link.wait(left)
-            self._later.release_all(self._link.send)
+            self._delayed.send_all(self._link.send)
 
     # -- for the two ends --------------------------------------------------------------------------------------
 
-    def _inner(self, peer: Peer) -> Peer | None:
+    def _inner_peer(self, peer: Peer) -> Peer | None:
         """Return the wrapped link's token of a peer; None when there is no such connection."""
         raise NotImplementedError
 
-    def _named(self, arrival: Arrival | None) -> Arrival | None:
+    def _translate(self, arrival: Arrival | None) -> Arrival | None:
         """Return what the wrapped link received, with its peer as our owner knows it."""
         raise NotImplementedError
 
@@ -264,10 +264,10 @@ class ChaosLink(OwnedLink):
         """End a connection, of which the wrapped link knows nothing."""
         raise NotImplementedError
 
-    def _forget(self, peer: Peer) -> None:
+    def _discard_peer(self, peer: Peer) -> None:
         """Drop what was meant for a connection that has ended."""
-        self._later.forget(peer)
-        self._drawn.pop(peer, None)
+        self._delayed.discard_peer(peer)
+        self._pending_faults.pop(peer, None)
 
 
 class ChaosClientLink(ChaosLink):
@@ -278,15 +278,15 @@ class ChaosClientLink(ChaosLink):
         self._connect = connect
         self._up = False
 
-    def _inner(self, peer: Peer) -> Peer | None:
-        return peer if self._up and not self._told else None
+    def _inner_peer(self, peer: Peer) -> Peer | None:
+        return peer if self._up and not self._arrivals else None
 
-    def _named(self, arrival: Arrival | None) -> Arrival | None:
+    def _translate(self, arrival: Arrival | None) -> Arrival | None:
         if isinstance(arrival, Up):
             self._up = True
         elif isinstance(arrival, Down):
             self._up = False
-            self._forget(SERVER)
+            self._discard_peer(SERVER)
         return arrival
 
     def _cut(self, peer: Peer) -> Sent:
@@ -296,8 +296,8 @@ class ChaosClientLink(ChaosLink):
             return Sent.ACCEPTED  # nothing to go on with: only the frame is lost
         self._link.close(0.0)
         self._link, self._up = link, False
-        self._forget(peer)
-        self._told.append(Down(SERVER, CUT))
+        self._discard_peer(peer)
+        self._arrivals.append(Down(SERVER, CUT_REASON))
         return Sent.ACCEPTED
 
 
@@ -306,34 +306,34 @@ class ChaosServerLink(ChaosLink):
 
     def __init__(self, location: Location, link: Link, faults: Faults) -> None:
         super().__init__(location, link, faults, "server")
-        self._ups: dict[Peer, Up] = {}
-        self._reborn: dict[Peer, Reborn] = {}
+        self._connected: dict[Peer, Up] = {}
+        self._reconnected: dict[Peer, ReconnectedPeer] = {}
 
-    def _inner(self, peer: Peer) -> Peer | None:
-        if isinstance(peer, Reborn):
-            return peer.peer if self._reborn.get(peer.peer) == peer else None
-        return None if peer in self._reborn else peer
+    def _inner_peer(self, peer: Peer) -> Peer | None:
+        if isinstance(peer, ReconnectedPeer):
+            return peer.peer if self._reconnected.get(peer.peer) == peer else None
+        return None if peer in self._reconnected else peer
 
-    def _named(self, arrival: Arrival | None) -> Arrival | None:
+    def _translate(self, arrival: Arrival | None) -> Arrival | None:
         if arrival is None or isinstance(arrival, Gap):
             return arrival
         inner = arrival.peer
         if isinstance(arrival, Up):
-            self._ups[inner] = arrival
-        name = self._reborn.get(inner)
+            self._connected[inner] = arrival
+        name = self._reconnected.get(inner)
         if isinstance(arrival, Down):
-            self._ups.pop(inner, None)
-            self._reborn.pop(inner, None)
-            self._forget(inner)
+            self._connected.pop(inner, None)
+            self._reconnected.pop(inner, None)
+            self._discard_peer(inner)
         return arrival if name is None else arrival._replace(peer=name)
 
     def _cut(self, peer: Peer) -> Sent:
-        former = self._reborn.get(peer)
-        self._reborn[peer] = reborn = Reborn(peer, former.times + 1 if former else 1)
-        self._forget(peer)
-        self._told.append(Down(former or peer, CUT))
-        if peer in self._ups:
-            self._told.append(self._ups[peer]._replace(peer=reborn))
+        former = self._reconnected.get(peer)
+        self._reconnected[peer] = reborn = ReconnectedPeer(peer, former.reconnects + 1 if former else 1)
+        self._discard_peer(peer)
+        self._arrivals.append(Down(former or peer, CUT_REASON))
+        if peer in self._connected:
+            self._arrivals.append(self._connected[peer]._replace(peer=reborn))
         return Sent.ACCEPTED
 
 
@@ -352,7 +352,7 @@ def read_probability(text: str) -> float:
     return probability
 
 
-READERS: Final[Mapping[str, Callable[[str], Any]]] = {
+OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "seed": read_seed,
     "loss": read_probability,
     "duplication": read_probability,
@@ -372,7 +372,7 @@ class ChaosTransport:
 
     def __init__(self, scheme: str, transport: Transport) -> None:
         self.capabilities = replace(transport.capabilities, lossy=True)
-        self.options: Mapping[str, Callable[[str], Any]] = {**transport.options, **READERS}
+        self.options: Mapping[str, Callable[[str], Any]] = {**transport.options, **OPTIONS}
         self._scheme = scheme
         self._transport = transport
 
@@ -390,6 +390,6 @@ class ChaosTransport:
     def _read(self, location: Location) -> tuple[Faults, Location]:
         """Return what is asked of us, and the location with what is asked of the wrapped transport."""
         values = location.read(self.options)
-        faults = Faults(**{name: value for name, value in values.items() if name in READERS})
-        rest = {name: text for name, text in location.options if name not in READERS}
+        faults = Faults(**{name: value for name, value in values.items() if name in OPTIONS})
+        rest = {name: text for name, text in location.options if name not in OPTIONS}
         return faults, location.replace(scheme=self._scheme, options=rest)

@@ -21,9 +21,9 @@ __all__ = ["MemoryLink", "MemoryTransport", "remit_transport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
 """Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
-CAPACITY: Final = 1024
+CAPACITY_FRAMES: Final = 1024
 """Frames that may wait in one direction of a connection, unless the location's ``capacity`` says otherwise."""
-LONGEST_WAIT: Final = 24 * 3600.0
+MAX_WAIT_S: Final = 24 * 3600.0
 """Seconds after which a wait returns in any case."""
 
 _TOKENS = itertools.count(1)
@@ -58,14 +58,14 @@ class MemoryLink(OwnedLink):
 
     def __init__(self, location: Location, capabilities: Capabilities, *, name: str, capacity: int) -> None:
         super().__init__(location, capabilities)
-        self._name = name
+        self.name = name
         self._capacity = capacity
-        self._inbox: deque[tuple[Arrival, _Route | None]] = deque()
+        self.inbox: deque[tuple[Arrival, _Route | None]] = deque()
         self._routes: dict[Peer, _Route] = {}
         self._connections: dict[MemoryLink, _Route] = {}
-        self._alarm = Alarm()
-        self._asleep = False
-        self._room = False
+        self._waker = Alarm()
+        self._waiting = False
+        self._writable = False
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. Never blocks. Raises FrameTooLarge."""
@@ -78,59 +78,60 @@ class MemoryLink(OwnedLink):
                 route.blocked = True
                 return Sent.FULL
             route.queued += 1
-            route.target._put(Frame(route.ours, bytes(frame)), route)
+            route.target.enqueue(Frame(route.ours, bytes(frame)), route)
         return Sent.ACCEPTED
 
     def receive(self) -> Arrival | None:
         """Return what arrived next, or None. Never blocks."""
         self._check()
-        if not self._inbox:
+        if not self.inbox:
             return None
         with _lock:
-            arrival, route = self._inbox.popleft()
+            arrival, route = self.inbox.popleft()
             if route is not None:
-                self._account(arrival, route)
+                self._count_received(arrival, route)
         return arrival
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or when there is something to receive, room to send, or a wake."""
         self._check()
         with _lock:
-            if self._inbox or self._room:
-                self._room = False
+            if self.inbox or self._writable:
+                self._writable = False
                 return
-            self._asleep = True
+            self._waiting = True
         poller = select.poll()
-        for source in (self._alarm, waker):
+        for source in (self._waker, waker):
             if source is not None:
                 poller.register(source.fileno(), select.POLLIN)
         try:
-            poller.poll(max(0.0, min(timeout, LONGEST_WAIT)) * 1000)
+            poller.poll(max(0.0, min(timeout, MAX_WAIT_S)) * 1000)
         finally:
             with _lock:
-                self._asleep = self._room = False
-                self._alarm.clear()
+                self._waiting = self._writable = False
+                self._waker.clear()
 
     def close(self, linger: float) -> None:
         """Leave at once: what was accepted already lies in the other end's inbox."""
         if self._ending():
             with _lock:
-                self._leave(_HUBS[self._name])
-        self._alarm.close()
+                self._leave_hub(_HUBS[self.name])
+        self._waker.close()
 
     def discard(self) -> None:
         """Give back a link that never met anybody."""
         self._ending()
-        self._alarm.close()
+        self._waker.close()
 
     # -- under the lock ----------------------------------------------------------------------------------------
 
-    def _put(self, arrival: Arrival, route: _Route | None = None) -> None:
-        self._inbox.append((arrival, route))
-        if self._asleep:
-            self._alarm.wake()
+    def enqueue(self, arrival: Arrival, route: _Route | None = None) -> None:
+        """Add an arrival to the inbox and end a `wait` that is in progress."""
+        self.inbox.append((arrival, route))
+        if self._waiting:
+            self._waker.wake()
 
-    def _account(self, arrival: Arrival, route: _Route) -> None:
+    def _count_received(self, arrival: Arrival, route: _Route) -> None:
         if isinstance(arrival, Up):
             # Known only from now on: nothing meant for a former connection can slip into this one.
             if route.open:
@@ -139,38 +140,39 @@ class MemoryLink(OwnedLink):
         route.queued -= 1
         if route.blocked:
             route.blocked = False
-            route.source._room = True
-            if route.source._asleep:
-                route.source._alarm.wake()
+            route.source._writable = True
+            if route.source._waiting:
+                route.source._waker.wake()
 
-    def _meet(self, client: MemoryLink) -> None:
+    def connect_client(self, client: MemoryLink) -> None:
         """As the server: connect a client."""
         token = next(_TOKENS)
-        self._connect(_Route(self, client, ours=SERVER, theirs=token))
-        client._connect(_Route(client, self, ours=token, theirs=SERVER))
+        self.add_route(_Route(self, client, ours=SERVER, theirs=token))
+        client.add_route(_Route(client, self, ours=token, theirs=SERVER))
 
-    def _connect(self, route: _Route) -> None:
+    def add_route(self, route: _Route) -> None:
+        """Announce a peer that can be reached over ``route``."""
         self._connections[route.target] = route
-        self._put(Up(route.theirs), route)
+        self.enqueue(Up(route.theirs), route)
 
-    def _leave(self, hub: _Hub) -> None:
+    def _leave_hub(self, hub: _Hub) -> None:
         if hub.server is self:
             hub.server = None
             for client in hub.clients:
-                client._part(self)
+                client.disconnect(self)
         else:
             del hub.clients[self]
             if hub.server is not None:
-                hub.server._part(self)
+                hub.server.disconnect(self)
         if hub.server is None and not hub.clients:
-            del _HUBS[self._name]
+            del _HUBS[self.name]
 
-    def _part(self, other: MemoryLink) -> None:
+    def disconnect(self, other: MemoryLink) -> None:
         """End the connection with a link that is leaving."""
         route = self._connections.pop(other)
         route.open = False
         self._routes.pop(route.theirs, None)
-        self._put(Down(route.theirs, "the other end closed its link"))
+        self.enqueue(Down(route.theirs, "the other end closed its link"))
 
 
 class MemoryTransport:
@@ -183,11 +185,11 @@ class MemoryTransport:
         """Open the server's end. Raises LocationInUse, BadLocation."""
         link = self._link(location)
         with _lock:
-            hub = _HUBS.setdefault(link._name, _Hub())
+            hub = _HUBS.setdefault(link.name, _Hub())
             if hub.server is None:
                 hub.server = link
                 for client in hub.clients:
-                    link._meet(client)
+                    link.connect_client(client)
                 return link
         link.discard()
         raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
@@ -196,10 +198,10 @@ class MemoryTransport:
         """Open the client's end; the server may come later. Raises BadLocation."""
         link = self._link(location)
         with _lock:
-            hub = _HUBS.setdefault(link._name, _Hub())
+            hub = _HUBS.setdefault(link.name, _Hub())
             hub.clients[link] = None
             if hub.server is not None:
-                hub.server._meet(link)
+                hub.server.connect_client(link)
         return link
 
     def _link(self, location: Location) -> MemoryLink:
@@ -208,10 +210,10 @@ class MemoryTransport:
         if not name:
             raise BadLocation(f"{location} has no name: write, for example, memory://events")
         capabilities = replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME))
-        return MemoryLink(location, capabilities, name=name, capacity=options.get("capacity", CAPACITY))
+        return MemoryLink(location, capabilities, name=name, capacity=options.get("capacity", CAPACITY_FRAMES))
 
 
-def _forget_after_fork() -> None:
+def _after_fork_in_child() -> None:
     """In a forked child nobody is there to meet, and another thread may have held the lock."""
     global _lock
     _lock = threading.Lock()
@@ -219,7 +221,7 @@ def _forget_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 _TRANSPORT: Final = MemoryTransport()
 

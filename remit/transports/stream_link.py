@@ -19,10 +19,10 @@ from typing import Final, Protocol
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Credentials, Down, Frame, OwnedLink, Peer, Sent, Up, Wakeable
 
-__all__ = ["ATTESTS", "Poller", "Stream", "StreamLink", "Unframer", "attest"]
+__all__ = ["HAS_PEER_CREDENTIALS", "FrameDecoder", "Poller", "Stream", "StreamLink", "peer_credentials"]
 
 
-ATTESTS: Final = hasattr(socket, "SO_PEERCRED")
+HAS_PEER_CREDENTIALS: Final = hasattr(socket, "SO_PEERCRED")
 """Whether this system's kernel says anything."""
 
 _SO_PEERPIDFD: Final = 77
@@ -30,12 +30,12 @@ _SO_PEERPIDFD: Final = 77
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
-def attest(connection: socket.socket) -> Credentials | None:
+def peer_credentials(connection: socket.socket) -> Credentials | None:
     """Return who connected, or who listens: process, user and group as they were at that moment.
 
     The inode is None before Linux 6.9, where a pidfd has none of its own, and when the process has ended already.
     """
-    if not ATTESTS:
+    if not HAS_PEER_CREDENTIALS:
         return None
     pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return Credentials(pid, uid, gid, _inode(connection))
@@ -50,11 +50,11 @@ def _inode(connection: socket.socket) -> int | None:
         found = os.fstat(pidfd)
     finally:
         os.close(pidfd)
-    return None if found.st_dev == _anonymous_device() or sys.maxsize < 1 << 32 else found.st_ino
+    return None if found.st_dev == anonymous_device() or sys.maxsize < 1 << 32 else found.st_ino
 
 
 @functools.cache
-def _anonymous_device() -> int:
+def anonymous_device() -> int:
     """Return the device of all anonymous inodes: a pidfd on it shares its inode with every other one."""
     anonymous = select.epoll()
     try:
@@ -63,7 +63,7 @@ def _anonymous_device() -> int:
         anonymous.close()
 
 
-EVENTS: Final = 64
+MAX_EVENTS: Final = 64
 """Descriptors told at a time, so that what is read from them at once has a bound; the others are told next."""
 
 
@@ -94,22 +94,22 @@ class Poller:
         """Watch no more. Before the descriptor is closed."""
         self._poll.unregister(watched.fileno())
 
-    def watch(self, waker: Wakeable | None) -> None:
+    def watch_waker(self, waker: Wakeable | None) -> None:
         """Watch a waker as well, if there is one, and no other, until `unwatch`."""
         if waker is self._waker:
             return
-        self._release()
+        self._remove_waker()
         if waker is not None:
             with contextlib.suppress(FileExistsError):  # Ctrl-C may have come between this and the next line.
                 self._poll.register(waker.fileno(), select.POLLIN)
             self._waker = waker
 
-    def unwatch(self) -> None:
+    def unwatch_waker(self) -> None:
         """The wait is over. An epoll keeps the waker for the next: to ask the kernel twice for each wait is dear."""
         if self._epoll is None:
-            self._release()
+            self._remove_waker()
 
-    def _release(self) -> None:
+    def _remove_waker(self) -> None:
         waker, self._waker = self._waker, None
         if waker is not None and waker.fileno() >= 0:  # A closed one is forgotten by the kernel.
             with contextlib.suppress(FileNotFoundError, KeyError):
@@ -118,7 +118,7 @@ class Poller:
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         """Return the descriptors for which something can be done, and what, waiting up to ``timeout`` seconds."""
         if self._epoll is not None:
-            return self._epoll.poll(timeout, EVENTS)
+            return self._epoll.poll(timeout, MAX_EVENTS)
         return self._poll.poll(timeout * 1000)
 
     def close(self) -> None:
@@ -127,11 +127,11 @@ class Poller:
             self._epoll.close()
 
 
-BACKLOG: Final = 1 << 20
+MAX_UNSENT_BYTES: Final = 1 << 20
 """Bytes that may wait for a peer that does not read before `Stream.send` says FULL."""
-PIECES: Final = 64
+MAX_BUFFERS: Final = 64
 """Buffers given to the kernel in one go."""
-SMALL: Final = 4096
+COPY_BELOW_BYTES: Final = 4096
 """Bytes up to which it is cheaper to copy a frame behind its length than to name both to the kernel."""
 
 _LENGTH: Final = struct.Struct(">I")
@@ -139,7 +139,7 @@ _BUSY: Final = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
 """Errors that say "not now"."""
 
 
-class Unframer:
+class FrameDecoder:
     """Bytes in, whole frames out."""
 
     def __init__(self, max_frame: int) -> None:
@@ -179,99 +179,99 @@ class Stream:
     def __init__(self, connection: socket.socket, peer: Peer, *, max_frame: int) -> None:
         self.socket = connection
         self.peer = peer
-        self.ended = ""
+        self.closed_reason = ""
         """Why nothing can be sent any more; empty while something can."""
-        self.over = False
+        self.finished = False
         """Whether nothing more can arrive either."""
-        self.backlog = 0
+        self.unsent_bytes = 0
         """Bytes accepted that the kernel has not taken yet."""
-        self.watched = False
+        self.awaits_writable = False
         """Whether the owner asks the kernel for the moment when more can leave."""
-        self.taken = 0
+        self.last_read_bytes = 0
         """Bytes that the last read took."""
-        self._unframer = Unframer(max_frame)
-        self._waiting: deque[memoryview] = deque()
+        self._decoder = FrameDecoder(max_frame)
+        self._unsent: deque[memoryview] = deque()
 
     def send(self, frame: bytes) -> Sent:
         """Offer one frame."""
-        if self.backlog >= BACKLOG:
+        if self.unsent_bytes >= MAX_UNSENT_BYTES:
             self.flush()
-        if self.ended:
+        if self.closed_reason:
             return Sent.GONE
-        if self.backlog >= BACKLOG:
+        if self.unsent_bytes >= MAX_UNSENT_BYTES:
             return Sent.FULL
         length = _LENGTH.pack(len(frame))
-        pieces = [length + frame] if len(frame) <= SMALL else [length, frame]
-        sent = self._offer(pieces) if not self._waiting else 0
-        if self.ended:
+        pieces = [length + frame] if len(frame) <= COPY_BELOW_BYTES else [length, frame]
+        sent = self._send_now(pieces) if not self._unsent else 0
+        if self.closed_reason:
             return Sent.GONE
         total = _LENGTH.size + len(frame)
         if sent < total:
-            self._waiting.extend(map(memoryview, pieces))
-            self.backlog += total
-            self._took(sent)
+            self._unsent.extend(map(memoryview, pieces))
+            self.unsent_bytes += total
+            self._remove_sent(sent)
         return Sent.ACCEPTED
 
     def flush(self) -> None:
         """Hand the kernel as much as it takes now."""
-        while self._waiting:
-            count = self._offer(list(itertools.islice(self._waiting, PIECES)))
+        while self._unsent:
+            count = self._send_now(list(itertools.islice(self._unsent, MAX_BUFFERS)))
             if not count:
                 return
-            self._took(count)
+            self._remove_sent(count)
 
     def read(self, buffer: memoryview) -> list[bytes]:
         """Return the frames that have arrived; sets `over` when no more will come."""
         try:
-            count = self.taken = self.socket.recv_into(buffer)
+            count = self.last_read_bytes = self.socket.recv_into(buffer)
             if count:
-                return self._unframer.feed(bytes(buffer[:count]))
-            self._break("the other end closed the connection")
+                return self._decoder.feed(bytes(buffer[:count]))
+            self._mark_closed("the other end closed the connection")
         except ValueError as error:
-            self._break(f"the other end does not speak this protocol: {error}")
+            self._mark_closed(f"the other end does not speak this protocol: {error}")
         except OSError as error:
             if error.errno in _BUSY:
                 return []
-            self._break(f"the connection broke: {error.strerror}")
-        self.over = True
+            self._mark_closed(f"the connection broke: {error.strerror}")
+        self.finished = True
         return []
 
     def close(self) -> None:
         """Give the socket back; what the kernel has taken still arrives."""
-        self._break(self.ended or "closed")
+        self._mark_closed(self.closed_reason or "closed")
         self.socket.close()
 
-    def _offer(self, pieces: Sequence[bytes | memoryview]) -> int:
+    def _send_now(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Return how many bytes the kernel took."""
         try:
             return self.socket.send(pieces[0]) if len(pieces) == 1 else self.socket.sendmsg(pieces)
         except (BrokenPipeError, ConnectionResetError):
             # What the other end sent before it left can still be read.
-            self._break("the other end closed the connection")
+            self._mark_closed("the other end closed the connection")
         except OSError as error:
             if error.errno not in _BUSY:
-                self._break(f"the connection broke: {error.strerror}")
-                self.over = True
+                self._mark_closed(f"the connection broke: {error.strerror}")
+                self.finished = True
         return 0
 
-    def _took(self, count: int) -> None:
-        self.backlog -= count
-        while count and count >= len(self._waiting[0]):
-            count -= len(self._waiting.popleft())
+    def _remove_sent(self, count: int) -> None:
+        self.unsent_bytes -= count
+        while count and count >= len(self._unsent[0]):
+            count -= len(self._unsent.popleft())
         if count:
-            self._waiting[0] = self._waiting[0][count:]
+            self._unsent[0] = self._unsent[0][count:]
 
-    def _break(self, why: str) -> None:
-        self.ended = why
-        self.backlog = 0
-        self._waiting.clear()
+    def _mark_closed(self, why: str) -> None:
+        self.closed_reason = why
+        self.unsent_bytes = 0
+        self._unsent.clear()
 
 
-LONGEST_WAIT: Final = 24 * 3600.0
+MAX_WAIT_S: Final = 24 * 3600.0
 """Seconds after which a wait returns in any case."""
-READ_FIRST: Final = 16 * 1024
+FIRST_READ_BYTES: Final = 16 * 1024
 """Bytes read in one go, until one read takes as many: whoever hears little needs no more memory."""
-READ: Final = 256 * 1024
+READ_BYTES: Final = 256 * 1024
 """Bytes read in one go from then on."""
 
 
@@ -280,112 +280,112 @@ class StreamLink(OwnedLink):
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         self._arrivals: deque[Arrival] = deque()
-        self._streams: dict[Peer, Stream] = {}
+        self.streams: dict[Peer, Stream] = {}
         self._watched: dict[int, Stream] = {}
         self._poller = Poller()
-        self._buffer = memoryview(bytearray(READ_FIRST))
-        self._due: float | None = None
+        self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
+        self._retry_at: float | None = None
         """When to try again what could not be done."""
         super().__init__(location, capabilities)  # Last: from here on a fork in another thread finds us whole.
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. Never blocks. Raises FrameTooLarge."""
         self._check(frame)
-        stream = self._streams.get(peer)
+        stream = self.streams.get(peer)
         if stream is None:
             return Sent.GONE
         sent = stream.send(frame)
-        self._settle(stream)
+        self._update_stream(stream)
         return sent
 
     def receive(self) -> Arrival | None:
         """Return what arrived next, or None. Never blocks."""
         self._check()
         if not self._arrivals:
-            self._turn(0.0)
+            self._poll_once(0.0)
         return self._arrivals.popleft() if self._arrivals else None
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or when anything moves, or when ``waker`` is readable."""
         self._check()
-        deadline = time.monotonic() + max(0.0, min(timeout, LONGEST_WAIT))
+        deadline = time.monotonic() + max(0.0, min(timeout, MAX_WAIT_S))
         try:
-            self._poller.watch(waker)
+            self._poller.watch_waker(waker)
             while not self._arrivals:
                 left = deadline - time.monotonic()
-                if self._turn(max(0.0, left)) or left <= 0:
+                if self._poll_once(max(0.0, left)) or left <= 0:
                     return
         finally:
-            self._poller.unwatch()
+            self._poller.unwatch_waker()
 
     def close(self, linger: float) -> None:
         """End the link; what was accepted may leave within ``linger`` seconds."""
         if self._ending():
-            self._stop()
+            self._stop_listening()
             self._flush(linger)
-            self._discard()
+            self._close_descriptors()
 
     def after_fork(self) -> None:
         """In a forked child: give back the copies, so that the parent's end is an end although the child lives."""
         super().after_fork()
-        self._discard()
+        self._close_descriptors()
 
     # -- streams -----------------------------------------------------------------------------------------------
 
-    def _turn(self, timeout: float) -> bool:
+    def _poll_once(self, timeout: float) -> bool:
         """Handle what happens within ``timeout`` seconds; True if anything did."""
-        if self._due is not None:
+        if self._retry_at is not None:
             now = time.monotonic()
-            if now >= self._due:
-                self._due = None
+            if now >= self._retry_at:
+                self._retry_at = None
                 self._retry()
             if self._arrivals:
                 return True
-            if self._due is not None:
-                timeout = min(timeout, max(0.0, self._due - now))
+            if self._retry_at is not None:
+                timeout = min(timeout, max(0.0, self._retry_at - now))
         events = self._poller.poll(timeout)
         for descriptor, event in events:
             stream = self._watched.get(descriptor)
             if stream is not None:
-                self._serve(stream, event)
+                self._handle_stream(stream, event)
             else:
-                self._other(descriptor)
+                self._handle_listener(descriptor)
         return bool(events)
 
-    def _serve(self, stream: Stream, event: int) -> None:
+    def _handle_stream(self, stream: Stream, event: int) -> None:
         if event & select.POLLOUT:
             stream.flush()
         if event & ~select.POLLOUT:
             peer = stream.peer
             self._arrivals.extend([Frame(peer, data) for data in stream.read(self._buffer)])
-            if stream.taken == len(self._buffer) < READ:
-                self._buffer = memoryview(bytearray(READ))
-        self._settle(stream)
+            if stream.last_read_bytes == len(self._buffer) < READ_BYTES:
+                self._buffer = memoryview(bytearray(READ_BYTES))
+        self._update_stream(stream)
 
-    def _settle(self, stream: Stream) -> None:
+    def _update_stream(self, stream: Stream) -> None:
         """Draw the consequences of what a stream has just done."""
-        if stream.over:
-            self._drop(stream)
-        elif stream.watched is not (stream.backlog > 0):
-            stream.watched = not stream.watched
-            self._poller.modify(stream.socket, select.POLLIN | (select.POLLOUT if stream.watched else 0))
+        if stream.finished:
+            self._remove_stream(stream)
+        elif stream.awaits_writable is not (stream.unsent_bytes > 0):
+            stream.awaits_writable = not stream.awaits_writable
+            self._poller.modify(stream.socket, select.POLLIN | (select.POLLOUT if stream.awaits_writable else 0))
 
-    def _add(self, connection: socket.socket, peer: Peer) -> None:
+    def _add_stream(self, connection: socket.socket, peer: Peer) -> None:
         connection.setblocking(False)
         stream = Stream(connection, peer, max_frame=self.capabilities.max_frame)
-        self._streams[peer] = self._watched[connection.fileno()] = stream
+        self.streams[peer] = self._watched[connection.fileno()] = stream
         self._poller.register(connection, select.POLLIN)
-        self._arrivals.append(Up(peer, attest(connection)))
+        self._arrivals.append(Up(peer, peer_credentials(connection)))
 
-    def _drop(self, stream: Stream) -> None:
-        del self._streams[stream.peer], self._watched[stream.socket.fileno()]
+    def _remove_stream(self, stream: Stream) -> None:
+        del self.streams[stream.peer], self._watched[stream.socket.fileno()]
         self._poller.unregister(stream.socket)
         stream.close()
-        self._arrivals.append(Down(stream.peer, stream.ended))
+        self._arrivals.append(Down(stream.peer, stream.closed_reason))
 
     def _flush(self, linger: float) -> None:
         deadline = time.monotonic() + linger
-        while waiting := [stream for stream in self._streams.values() if stream.backlog]:
+        while waiting := [stream for stream in self.streams.values() if stream.unsent_bytes]:
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -396,9 +396,9 @@ class StreamLink(OwnedLink):
             for stream in waiting:
                 stream.flush()
 
-    def _discard(self) -> None:
+    def _close_descriptors(self) -> None:
         """Give back every descriptor, without a word to anybody."""
-        for stream in self._streams.values():
+        for stream in self.streams.values():
             stream.socket.close()
         self._poller.close()
 
@@ -407,8 +407,8 @@ class StreamLink(OwnedLink):
     def _retry(self) -> None:
         """Try again what could not be done."""
 
-    def _other(self, descriptor: int) -> None:
+    def _handle_listener(self, descriptor: int) -> None:
         """Handle a descriptor that is no stream's."""
 
-    def _stop(self) -> None:
+    def _stop_listening(self) -> None:
         """Begin to close: nobody may come any more."""

@@ -147,7 +147,7 @@ def count_checks() -> None:
     METER.attach(identity.Credential, "sign", "check")
     METER.attach(process.Process, "__init__")
     METER.attach(secrets, "token_bytes")
-    METER.attach(streamlink, "attest")
+    METER.attach(streamlink, "peer_credentials")
 
 
 def used_by(pid: int) -> float:

@@ -69,8 +69,8 @@ def test_an_overtaken_frame_leaves_although_nothing_comes(clock: types.SimpleNam
     desk.send(1)
     assert desk.sent == []
     desk.link.wait(3600.0)
-    assert desk.inner.made[0].waits == [pytest.approx(chaoslink.OVERTAKEN)]
-    clock.seconds += chaoslink.OVERTAKEN
+    assert desk.inner.made[0].waits == [pytest.approx(chaoslink.REORDER_TIMEOUT_S)]
+    clock.seconds += chaoslink.REORDER_TIMEOUT_S
     desk.link.wait(3600.0)
     assert desk.sent == [1]
 
@@ -91,7 +91,7 @@ def test_delayed_frames_keep_their_order(clock: types.SimpleNamespace) -> None:
 
 def test_what_is_held_back_has_a_bound(clock: types.SimpleNamespace) -> None:
     desk = Desk("bind", "delay=1s")
-    assert desk.send(*range(heldback.HELD + 1))[-1] is Sent.FULL
+    assert desk.send(*range(heldback.MAX_DELAYED + 1))[-1] is Sent.FULL
     clock.seconds += 1.0
     assert desk.send(7) == [Sent.ACCEPTED]
 

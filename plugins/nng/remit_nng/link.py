@@ -102,10 +102,10 @@ class NngLink(OwnedLink):
             timeout = min(timeout, FULL_WAIT)
         timeout = max(0.0, min(timeout, self._due - time.monotonic()))
         try:
-            self._poller.watch(waker)
+            self._poller.watch_waker(waker)
             told = self._turn(timeout)
         finally:
-            self._poller.unwatch()
+            self._poller.unwatch_waker()
         for channel in [channel for channel, room in self._full.items() if room in told]:
             self._has_room(channel)
 

@@ -46,7 +46,7 @@ class CutsItsParentsLinks(UnixTransport):
 
     @staticmethod
     def cut(link: Any) -> None:
-        for stream in link._streams.values():
+        for stream in link.streams.values():
             stream.socket.shutdown(2)
         super(type(link), link).after_fork()
 

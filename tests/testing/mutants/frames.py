@@ -39,21 +39,21 @@ class Doubles(Sound):
 @mutant("frames_arrive_in_order", "out of order")
 class Reorders(Sound):
     def receive(self) -> Arrival | None:
-        if len(self._inbox) > 5 and all(isinstance(each[0], Frame) for each in itertools.islice(self._inbox, 2)):
+        if len(self.inbox) > 5 and all(isinstance(each[0], Frame) for each in itertools.islice(self.inbox, 2)):
             self.sent += 1
             if self.sent % 10 == 0:
-                self._inbox.insert(1, self._inbox.popleft())
+                self.inbox.insert(1, self.inbox.popleft())
         return super().receive()
 
 
 @mutant("sizes_arrive_in_order", "out of order")
 class LetsSmallFramesOvertake(Sound):
-    def _put(self, arrival: Arrival, route: Any = None) -> None:
-        last = self._inbox[-1][0] if self._inbox else None
+    def enqueue(self, arrival: Arrival, route: Any = None) -> None:
+        last = self.inbox[-1][0] if self.inbox else None
         small = isinstance(arrival, Frame) and isinstance(last, Frame) and len(arrival.data) < 1000 < len(last.data)
-        super()._put(arrival, route)
+        super().enqueue(arrival, route)
         if small:
-            self._inbox.insert(len(self._inbox) - 2, self._inbox.pop())
+            self.inbox.insert(len(self.inbox) - 2, self.inbox.pop())
 
 
 @mutant("frames_arrive_whole", "doubled or made up")
@@ -68,7 +68,7 @@ class Splits(Sound):
 class Merges(Sound):
     def receive(self) -> Arrival | None:
         arrival = super().receive()
-        following = self._inbox[0][0] if self._inbox else None
+        following = self.inbox[0][0] if self.inbox else None
         if isinstance(arrival, Frame) and isinstance(following, Frame):
             super().receive()
             return arrival._replace(data=arrival.data + following.data)
@@ -99,7 +99,7 @@ class CutsOverTooLargeFrames(Sound):
         try:
             return super().send(peer, frame)
         except FrameTooLarge:
-            cut(self._name)
+            cut(self.name)
             raise
 
 

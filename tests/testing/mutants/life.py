@@ -74,7 +74,7 @@ class LingersForEver(Sound):
 class ForgetsLastWords(Sound):
     def close(self, linger: float) -> None:
         for route in self._routes.values():
-            route.target._inbox.clear()
+            route.target.inbox.clear()
         super().close(linger)
 
     def receive(self) -> Arrival | None:
@@ -100,11 +100,11 @@ class LeaksThreads(Sound):
 
 @mutant("a_location_is_free_after_close", "LocationInUse")
 class KeepsItsLocation(Sound):
-    def _leave(self, hub: Any) -> None:
+    def _leave_hub(self, hub: Any) -> None:
         served = hub.server is self
-        super()._leave(hub)
+        super()._leave_hub(hub)
         if served:
-            _HUBS.setdefault(self._name, hub).server = self
+            _HUBS.setdefault(self.name, hub).server = self
 
 
 class LetsAnotherServerIn(MutantTransport):

@@ -45,7 +45,7 @@ class Sound(MemoryLink):
 
     @property
     def serves(self) -> bool:
-        hub = _HUBS.get(self._name)
+        hub = _HUBS.get(self.name)
         return hub is not None and hub.server is self
 
 
@@ -149,8 +149,8 @@ def cut(name: str, *, said: bool = True, mended: bool = True) -> None:
     hub = _HUBS[name]
     for client in list(hub.clients):
         for one, other in ((client, hub.server), (hub.server, client)):
-            one._inbox.clear()
+            one.inbox.clear()
             if said:
-                one._part(other)
+                one.disconnect(other)
         if said and mended:
-            hub.server._meet(client)
+            hub.server.connect_client(client)

@@ -50,13 +50,13 @@ class HasChangingTokens(Retold):
 
 @mutant("a_token_is_never_used_again", "tokens of clients")
 class ReusesTokens(Sound):
-    def _meet(self, client: MemoryLink) -> None:
+    def connect_client(self, client: MemoryLink) -> None:
         from remit.transports.memory import _Route
 
         taken = {route.theirs for route in self._connections.values()}
         token = next(number for number in itertools.count(1) if number not in taken)
-        self._connect(_Route(self, client, ours=SERVER, theirs=token))
-        client._connect(_Route(client, self, ours=token, theirs=SERVER))
+        self.add_route(_Route(self, client, ours=SERVER, theirs=token))
+        client.add_route(_Route(client, self, ours=token, theirs=SERVER))
 
 
 @mutant("a_client_that_goes_is_gone", "goes to another client")
@@ -99,10 +99,10 @@ class SeesOnlyWhoSends(SaysUpAfterTheFirstFrame):
 
 @mutant("up_comes_first_and_down_last", "'Down', 'Frame'|Frame.*Down.*Frame")
 class SaysDownBeforeTheLastFrames(Sound):
-    def _put(self, arrival: Arrival, route: Any = None) -> None:
-        super()._put(arrival, route)
+    def enqueue(self, arrival: Arrival, route: Any = None) -> None:
+        super().enqueue(arrival, route)
         if isinstance(arrival, Down):
-            self._inbox.insert(max(0, len(self._inbox) - 4), self._inbox.pop())
+            self.inbox.insert(max(0, len(self.inbox) - 4), self.inbox.pop())
 
 
 @mutant("up_comes_first_and_down_last", "Down without a reason")

@@ -22,7 +22,7 @@ from remit.transport import (
 @hanging("receive_does_not_block")
 class BlocksInReceive(Sound):
     def receive(self) -> Arrival | None:
-        while not self._inbox and len(self._routes) > 0 and not released.wait(0.01):
+        while not self.inbox and len(self._routes) > 0 and not released.wait(0.01):
             pass
         return super().receive()
 
@@ -30,7 +30,7 @@ class BlocksInReceive(Sound):
 @mutant("receive_does_not_block", "receive with nothing there blocks")
 class DawdlesInReceive(Sound):
     def receive(self) -> Arrival | None:
-        if not self._inbox and self._routes:
+        if not self.inbox and self._routes:
             self.wait(0.06)
         return super().receive()
 
@@ -38,7 +38,7 @@ class DawdlesInReceive(Sound):
 @hanging("wait_ends_by_itself")
 class WaitsForEver(Sound):
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        while not self._inbox and self._routes and not released.wait(0.01):
+        while not self.inbox and self._routes and not released.wait(0.01):
             pass
         super().wait(0.0, waker)
 
@@ -65,9 +65,9 @@ class ClearsWakers(Sound):
 class WaitsForWhatIsNew(Sound):
     news = False
 
-    def _put(self, arrival: Arrival, route: Any = None) -> None:
+    def enqueue(self, arrival: Arrival, route: Any = None) -> None:
         self.news = True
-        super()._put(arrival, route)
+        super().enqueue(arrival, route)
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         deadline = time.monotonic() + timeout
@@ -81,7 +81,7 @@ class WaitsForWhatIsNew(Sound):
 class SleepsThroughFrames(Sound):
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         self._check()
-        if not self._inbox:
+        if not self.inbox:
             released.wait(timeout)
 
 

@@ -36,7 +36,7 @@ class TakesAndSaysFull(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         said = super().send(peer, frame)
         if said is Sent.FULL:
-            self._routes[peer].target._put(Frame(self._routes[peer].ours, frame))
+            self._routes[peer].target.enqueue(Frame(self._routes[peer].ours, frame))
         return said
 
 
@@ -64,7 +64,7 @@ class LosesWithinItsWindow(Sound):
 @hanging("a_full_queue_says_so_and_goes_on")
 class DoesNotSayThatThereIsRoom(Sound):
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        if timeout > 60 and not self._inbox:
+        if timeout > 60 and not self.inbox:
             released.wait()
         super().wait(timeout, waker)
 

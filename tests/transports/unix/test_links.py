@@ -20,7 +20,7 @@ from processes import another_process, said
 
 from remit import Location
 from remit.transport import Arrival, Credentials, Down, Sent, Up
-from remit.transports.stream_link import BACKLOG, Unframer
+from remit.transports.stream_link import MAX_UNSENT_BYTES, FrameDecoder
 
 CLIENT = """
 from links import close_when_full
@@ -57,7 +57,7 @@ def test_where_pidfds_share_an_inode_none_is_told(place: Location, monkeypatch: 
     pidfd = os.pidfd_open(os.getpid())
     device = os.fstat(pidfd).st_dev
     os.close(pidfd)
-    monkeypatch.setattr("remit.transports.stream_link._anonymous_device", lambda: device)
+    monkeypatch.setattr("remit.transports.stream_link.anonymous_device", lambda: device)
     with Pair(place) as pair:
         pair.meet()
         ups = [arrival for arrival in pair.at_server if isinstance(arrival, Up)]
@@ -123,7 +123,7 @@ def test_a_server_that_speaks_garbage_is_left_and_tried_again(place: Location, p
 @given(st.lists(st.binary(max_size=60)), st.data())
 def test_frames_do_not_depend_on_how_they_are_cut(expected: list[bytes], data: st.DataObject) -> None:
     wire = b"".join(struct.pack(">I", len(frame)) + frame for frame in expected)
-    unframer, got, at = Unframer(60), list[bytes](), 0
+    unframer, got, at = FrameDecoder(60), list[bytes](), 0
     while at < len(wire):
         size = data.draw(st.integers(1, 150))
         got += unframer.feed(wire[at : at + size])
@@ -175,7 +175,7 @@ def test_close_lingers_until_all_has_left(place: Location, towards: str) -> None
     with Pair(place) as pair:
         pair.meet()
         sent, heard = close_when_full(pair, towards)
-        assert sum(map(len, sent)) >= BACKLOG
+        assert sum(map(len, sent)) >= MAX_UNSENT_BYTES
         assert heard == sent
 
 
