@@ -47,12 +47,14 @@ class Broker:
         check_count("queue", queue)
         self.server = Server(location, on_error=on_error, **options)
         self._brokering = BrokerCore(
-            self.server.answering, self.server.post, lease=lease, max_attempts=max_attempts, queue=queue
+            self.server._router,
+            self.server.answering,
+            self.server.post,
+            lease=lease,
+            max_attempts=max_attempts,
+            queue=queue,
         )
         self._stopping = False
-        self.server.forgetters.append(self._brokering.ended)
-        self.server.canceller = self._brokering.cancelled
-        self.server.controls |= self._brokering.controls
 
     # -- making progress ---------------------------------------------------------------------------------------
 

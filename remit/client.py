@@ -9,11 +9,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from remit._io.dispatcher import RENEWED, Urgent
 from remit._io.drivers import Runtime
 from remit._io.exit_flush import forget, keep, remember
-from remit._patterns.pubsub import PUBLISHED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED, OnGap, SubscriberState, Subscription
-from remit._patterns.request_reply import PROGRESS, OnProgress, ResultSink
+from remit._patterns.names import PROGRESS, PUBLISHED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
+from remit._patterns.pubsub import OnGap, SubscriberState, Subscription
+from remit._patterns.request_reply import OnProgress, ResultSink
 from remit.codec import Codec, EventMessage, find_codec
 from remit.config import resolve
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
@@ -59,8 +59,6 @@ class Connection(ListenerRegistry):
         self._transport = with_authentication(transport, self._settings.key)
         self._runtime: Runtime | None = None
         self._closed = False
-        self.urgent: dict[str, Urgent] = {}
-        """What takes events of Remit's own on the thread that serves the connection, by name."""
 
     @property
     def location(self) -> Location:
@@ -134,9 +132,9 @@ class Connection(ListenerRegistry):
             self._settings,
             codec=None if isinstance(self._codec, str) else self._codec,
             threaded=self._threaded,
+            router=self._router,
             dispatch=hear,
         )
-        runtime.urgent.update(self.urgent)
         self._runtime = runtime
         remember(self)
         if self._threaded:
@@ -234,10 +232,11 @@ class Client(Connection):
         }
         super().__init__(location, given, codec=codec, threaded=threaded, on_error=on_error)
         self._following = SubscriberState()
-        self.controls[PROGRESS] = lambda wire, *_: wire.args[0](*wire.args[1:])
-        self.controls[PUBLISHED] = lambda wire, *_: self._following.published(self._spoken(), wire)
-        self.controls[RENEWED] = lambda wire, *_: self._renewed(wire)
-        self.controls[UNSUBSCRIBED] = lambda wire, *_: self._following.unsubscribed(wire)
+        register = self._router.register
+        register(PROGRESS, lambda wire, *_: wire.args[0](*wire.args[1:]))
+        register(PUBLISHED, lambda wire, *_: self._following.published(self._spoken(), wire))
+        register(SERVER_RESTARTED, lambda wire, *_: self._renewed(wire))
+        register(UNSUBSCRIBED, lambda wire, *_: self._following.unsubscribed(wire))
 
     # -- emitting ----------------------------------------------------------------------------------------------
 

@@ -20,14 +20,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from remit._patterns.event_router import EventRouter
+from remit._patterns.names import RESERVED
 from remit.codec import EventMessage, no_name, shortened
 from remit.event import Event, Sender
 
 __all__ = [
     "ASYNC",
     "NAMES_CACHED",
-    "RESERVED",
-    "Control",
     "ListenerRegistry",
     "OnError",
     "check_listener",
@@ -104,16 +104,12 @@ def _asks(annotation: Any) -> bool:
 logger = logging.getLogger("remit")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Control = Callable[[EventMessage, Sender | None, bool], None]
-"""What is called, before any listener, with an event of Remit's own, who sent it, and whether it was redelivered."""
 OnError = Callable[[Event, Exception], None]
 """Called with the event and what a listener raised on it."""
 
 NAMES_CACHED: Final = 4096
 """Event names whose listeners are remembered; a stranger that invents names cannot fill the memory."""
 ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
-RESERVED: Final = "remit."
-"""What the names of events begin with by which the two ends speak of requests, subscriptions and jobs."""
 
 _WILD: Final = re.compile(r"[*?\[]")
 """What makes a pattern of a name."""
@@ -126,7 +122,7 @@ class _Entry(NamedTuple):
     call: Callable[..., Any]
     pass_event: bool
     once: bool
-    control: bool = False
+    internal: bool = False
 
 
 class ListenerRegistry:
@@ -139,8 +135,7 @@ class ListenerRegistry:
         self._cache: dict[str, tuple[_Entry, ...]] = {}
         self._entries_lock = threading.Lock()
         self._on_error = on_error
-        self.controls: dict[str, Control] = {}
-        """What takes the events of Remit's own, by name."""
+        self._router = EventRouter(self._reset_cache)
         self.later: list[tuple[Event, Awaitable[Any]]] | None = None
         """What listeners returned that is to be awaited, where there is an event loop to await it."""
         self._unheard = 0
@@ -254,7 +249,7 @@ class ListenerRegistry:
                 if not any(entry is other for other in self._entries):
                     return None
                 self._drop([entry])
-        if entry.control:
+        if entry.internal:
             return entry.call(wire, sender, redelivered)
         if entry.pass_event:
             return entry.call(wire.event(sender=sender, redelivered=redelivered))
@@ -263,14 +258,18 @@ class ListenerRegistry:
     def _resolve(self, name: str) -> tuple[_Entry, ...]:
         with self._entries_lock:
             if name.startswith(RESERVED):
-                controls = [each for known, each in self.controls.items() if known == name]
-                entries = tuple(_Entry(name, bool, each, each, True, False, control=True) for each in controls)
+                handlers = self._router.handlers.get(name, ())
+                entries = tuple(_Entry(name, bool, each, each, True, False, internal=True) for each in handlers)
             else:
                 entries = tuple(entry for entry in self._entries if entry.matches(name))
             if len(self._cache) >= NAMES_CACHED:
                 self._cache = {}
             self._cache[name] = entries
         return entries
+
+    def _reset_cache(self) -> None:
+        with self._entries_lock:
+            self._cache = {}
 
     def _renew_lock(self) -> None:
         """In a forked child: a thread that is not here may have held it."""

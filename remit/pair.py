@@ -7,7 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from remit._patterns.exclusive_pair import JOIN, PairClient, PairServer
+from remit._patterns.exclusive_pair import PairClient, PairServer
+from remit._patterns.names import PAIR_JOIN
 from remit.client import Client
 from remit.errors import LinkClosed, NoListener, PairBusy, PeerLost, RequestFailed, SignalTimeout
 from remit.location import Location
@@ -130,9 +131,7 @@ class _Bound:
 
     def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
         self._server = server
-        self._owner = PairServer(self._server.answering, self._server.post, signals.put, lease=lease)
-        self._server.controls |= self._owner.controls
-        self._server.forgetters.append(self._owner.left)
+        self._owner = PairServer(self._server._router, self._server.post, signals.put, lease=lease)
         self._stopping = threading.Event()
         self._broken = ""
         """Why nobody listens here any more; empty while somebody does."""
@@ -175,10 +174,9 @@ class _Joined:
 
     def __init__(self, client: Client, lease: float, timeout: float, signals: queue.SimpleQueue[Any]) -> None:
         self._client = client
-        self._guest = PairClient(self._client, signals.put, lease=lease)
-        self._client.controls |= self._guest.controls
+        self._guest = PairClient(self._client._router, self._client, signals.put, lease=lease)
         try:
-            shortest = self._guest.joined(self._client.request(JOIN, lease, timeout=timeout, idempotent=True))
+            shortest = self._guest.joined(self._client.request(PAIR_JOIN, lease, timeout=timeout, idempotent=True))
         except RequestFailed as error:
             self._client.close(0.0)
             if error.type_name.endswith("PairBusy"):

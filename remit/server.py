@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from remit._io.pump import ServerPump
 from remit._io.server_io import PATIENCE, ClientSender, ServerIO, TickLock
-from remit._patterns.pubsub import SUBSCRIBE, UNSUBSCRIBE, Publisher
-from remit._patterns.request_reply import REQUEST, RequestServer, session_of
+from remit._patterns.names import SUBSCRIBE, UNSUBSCRIBE
+from remit._patterns.pubsub import Publisher
+from remit._patterns.request_reply import RequestServer, session_of
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Received, Session
 from remit.codec import EventMessage
@@ -214,16 +215,12 @@ class Server(Opened):
         super().__init__(location, given, on_error=on_error, threaded=threaded)
         self._stopping = False
         self._publishing = Publisher(self._way_back.has_more)
-        self.forgetters: list[Callable[[Session], None]] = [self._publishing.forget]
-        """Called, while ticking, with a session that has ended."""
-        self.canceller: Callable[[Session, int], None] | None = None
-        """Called, while ticking, with a request that nobody waits for any more."""
         self.sender = self._way_back.sender
         """Return the client of a session as listeners see it."""
-        self.answering = RequestServer(self._ask, self.post)
-        self.answering.services[SUBSCRIBE] = self._publishing.subscribe
-        self.controls[REQUEST] = self.answering.requested
-        self.controls[UNSUBSCRIBE] = self._unsubscribed
+        self.answering = RequestServer(self._router, self._ask, self.post)
+        self._router.register(UNSUBSCRIBE, self._unsubscribed)
+        self._router.register_request(SUBSCRIBE, self._publishing.subscribe)
+        self._router.on_session_closed(self._publishing.forget)
 
     # -- dispatch ----------------------------------------------------------------------------------------------
 
@@ -373,12 +370,9 @@ class Server(Opened):
         waiting = {heard, *(received[0] for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
-            for forget in self.forgetters:
-                forget(session)
+            self._router.session_closed(session)
         while machine.cancelled:
-            session, request = machine.cancelled.popleft()
-            if self.canceller is not None:
-                self.canceller(session, request)
+            self._router.request_cancelled(*machine.cancelled.popleft())
 
     def _handle(self, endpoint: ServerPump, received: Received, limit: int | None) -> int:
         """Dispatch one frame's events, or the first ``limit`` of them; confirm those whose listeners returned."""

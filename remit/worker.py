@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from remit._io.dispatcher import RENEWED
-from remit._patterns.jobs import JOB, LEAVE, UNKNOWN, Job, WorkerJobs
+from remit._patterns.jobs import Job, WorkerJobs
+from remit._patterns.names import JOB, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
 from remit._patterns.request_reply import decode_nested, reply, told
 from remit.client import Client
 from remit.codec import find_codec
@@ -74,9 +74,9 @@ class Worker:
                 raise ValueError(f"a worker has a capacity for each of its threads: {threads=}, {capacity=}")
         self.client = Client(location, **options)
         self._working = WorkerJobs(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
-        self.client.urgent[JOB] = self._working.taken
-        self.client.controls[RENEWED] = lambda *_: self._working.lapsed()
-        self.client.controls[UNKNOWN] = lambda *_: self._working.lapsed()
+        self.client._router.register_io(JOB, self._working.taken)
+        self.client._router.register(SERVER_RESTARTED, lambda *_: self._working.lapsed())
+        self.client._router.register(WORKER_UNKNOWN, lambda *_: self._working.lapsed())
         self._threads = threads
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
         self._stopping = threading.Event()
@@ -217,7 +217,7 @@ class Worker:
         """Take no more; what is held and has not begun goes back."""
         # Without a broker there is nobody to be told.
         with contextlib.suppress(RemitError):
-            self.client.request(LEAVE, timeout=FAREWELL)
+            self.client.request(WORKER_LEAVE, timeout=FAREWELL)
         self._purge()  # Nothing comes after the answer.
 
     def _purge(self) -> None:

@@ -248,7 +248,7 @@ def test_a_worker_says_that_a_server_is_no_broker(server: Server) -> None:
 
 
 def test_a_worker_says_so_too_of_one_that_answers_nonsense(server: Server) -> None:
-    server.answering.services["remit.ready"] = lambda *_: "soon"
+    server._router.register_request("remit.ready", lambda *_: "soon")
     worker = Worker(server.location)
     worker.add_handler("x", print)
     with pytest.raises(NoListener, match="no broker: start one"):

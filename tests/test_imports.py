@@ -18,7 +18,6 @@ KNOWN = [
     ("doorman._worker", "doorman.journal"),
     ("doorman._worker", "doorman.launcher"),
     ("doorman.journal", "doorman.launcher"),
-    ("remit._io", "remit._patterns"),
 ]
 """Circles of folders that are still to be removed. The list may only become shorter."""
 

@@ -17,7 +17,7 @@ from doorman.identity import Credential
 from doorman.journal.outcome_files import leave_outcome
 from doorman.progress import Progress, Reporter, signed
 from remit import Client, Event, Location, Server
-from remit._io.dispatcher import RENEWED
+from remit._patterns.names import SERVER_RESTARTED
 from remit.errors import LinkClosed, RemitError
 
 __all__ = ["AGAIN", "ASKED", "REPORT_LINGER", "ManagerConnection", "ReadoptionClient"]
@@ -36,8 +36,7 @@ class ReadoptionClient:
         self._client = client
         self._credential = credential
         self._began = False
-        self._renewed = client.controls[RENEWED]
-        client.controls[RENEWED] = self._met
+        client._router.register(SERVER_RESTARTED, self._met)
         client.add_listener("doorman.challenge", self._challenged)
         client.add_listener("doorman.die", self._told_to_die)
 
@@ -46,9 +45,8 @@ class ReadoptionClient:
         self._began = True
         self._client.start()
 
-    def _met(self, *arguments: Any) -> None:
+    def _met(self, *_: Any) -> None:
         """Control: the server is another one."""
-        self._renewed(*arguments)
         if self._began:
             self._emit("doorman.hello", identity.hello(self._credential))
 

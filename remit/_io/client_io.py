@@ -10,7 +10,9 @@ from typing import Final
 from remit._io.dispatcher import Dispatch, Dispatcher
 from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
-from remit._patterns.request_reply import PROGRESS, REPLY, REQUEST, RequestClient
+from remit._patterns.event_router import EventRouter
+from remit._patterns.names import PROGRESS, REPLY, REQUEST
+from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import HEAD_BYTES, WINDOW_BYTES, Outbox
 from remit.codec import Codec, find_codec
@@ -140,6 +142,7 @@ class Line:
         settings: Settings,
         *,
         codec: Codec | None,
+        router: EventRouter,
         dispatch: Dispatch,
         wake: Callable[[], None],
     ) -> None:
@@ -165,8 +168,9 @@ class Line:
         """Who serves."""
         self.gate = SendQueue(self.outbox, settings, self._codec.encode, capabilities.max_frame - HEAD_BYTES)
         self.asking = RequestClient(self._codec, self.outbox, self._post, self._cancel)
-        self.inbound = Dispatcher(dispatch, self.wheel.call)
-        self.inbound.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
+        self.inbound = Dispatcher(router, dispatch, self.wheel.call)
+        router.register_io(REPLY, self.asking.heard)
+        router.register_io(PROGRESS, self.asking.progressed)
         self.closing = False
         """Nothing more will come, and nothing more be confirmed: whoever waits for it waits no longer."""
         self._telling = 0

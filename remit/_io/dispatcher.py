@@ -10,6 +10,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from remit._patterns.event_router import EventRouter
+from remit._patterns.names import SERVER_RESTARTED
 from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession
 from remit._protocol.session import Received, Session
@@ -17,7 +19,7 @@ from remit.codec import EventMessage
 from remit.errors import CodecError, SessionRefused
 from remit.event import Sender
 
-__all__ = ["RENEWED", "Dispatch", "Dispatcher", "Urgent"]
+__all__ = ["Dispatch", "Dispatcher"]
 
 
 logger = logging.getLogger("remit")
@@ -25,11 +27,6 @@ logger = logging.getLogger("remit")
 Dispatch: TypeAlias = Callable[[], Callable[[Sequence[EventMessage], Sender | None, bool], None] | None]
 """A weak reference to the client's dispatch."""
 
-Urgent: TypeAlias = Callable[[EventMessage], EventMessage | None]
-"""Takes an event on the link's thread; returns one for the dispatch thread instead, or None."""
-
-RENEWED: Final = "remit.renewed"
-"""An event that does not travel: the server that was met knows nothing of this session's past."""
 IDLE_WAIT: Final = 60.0
 """Seconds that an idle dispatch thread sleeps at the most; whatever arrives wakes it."""
 
@@ -37,9 +34,8 @@ IDLE_WAIT: Final = 60.0
 class Dispatcher:
     """Sorts what has arrived. ``finished`` is called when listeners have returned in the dispatch thread."""
 
-    def __init__(self, dispatch: Dispatch, finished: Callable[[], None]) -> None:
-        self.urgent: dict[str, Urgent] = {}
-        """What takes events of Remit's own on the link's thread, before the listeners' turn, by name."""
+    def __init__(self, router: EventRouter, dispatch: Dispatch, finished: Callable[[], None]) -> None:
+        self._io_handlers = router.io_handlers
         self.malformed = 0
         """Such events that could not be read."""
         self._dispatch = dispatch
@@ -83,11 +79,11 @@ class Dispatcher:
 
     def _take(self, wire: EventMessage) -> EventMessage | None:
         """Return what is left for the listeners. Whatever a stranger sends must not end the thread of the link."""
-        take = self.urgent.get(wire.name)
-        if take is None:
+        handler = self._io_handlers.get(wire.name)
+        if handler is None:
             return wire
         try:
-            return take(wire)
+            return handler(wire)
         except (msgspec.ValidationError, CodecError):
             self.malformed += 1
             return None
@@ -95,7 +91,7 @@ class Dispatcher:
     def renewed(self, session: Session) -> None:
         """Let the listeners' side know, in its place among the events, that the server began anew."""
         self._unfinished += 1
-        self._waiting.append((session, [EventMessage(RENEWED)], 0, False))
+        self._waiting.append((session, [EventMessage(SERVER_RESTARTED)], 0, False))
 
     def hand_over(self) -> int:
         """Give what is kept to the listeners, here and now; return how many events."""

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from remit._io.client_io import IDLE_WAIT, PARK, Line
 from remit._io.dispatcher import Dispatch
+from remit._patterns.event_router import EventRouter
 from remit._patterns.request_reply import FutureResult, InlineResult, Pose
 from remit._protocol.outbox import BATCH_EVENTS
 from remit.codec import Codec
@@ -247,9 +248,10 @@ class Runtime:
         *,
         codec: Codec | None,
         threaded: bool,
+        router: EventRouter,
         dispatch: Dispatch,
     ) -> None:
-        line = Line(transport, location, settings, codec=codec, dispatch=dispatch, wake=self.wake)
+        line = Line(transport, location, settings, codec=codec, router=router, dispatch=dispatch, wake=self.wake)
         self._line = line
         self._by_thread = ThreadDriver(line)
         self._driver: Driver = self._by_thread if threaded else CallerDriver(line)
@@ -257,7 +259,6 @@ class Runtime:
             line.gate.drive = line.drive
         self.gate = line.gate
         self.asking = line.asking
-        self.urgent = line.inbound.urgent
 
     @property
     def connected(self) -> bool:

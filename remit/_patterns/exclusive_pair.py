@@ -12,28 +12,19 @@ from typing import Any, Final
 
 import msgspec
 
-from remit._io.dispatcher import RENEWED
-from remit._io.pump import Clock
+from remit._patterns.event_router import EventRouter
 from remit._patterns.jobs import Speaker
-from remit._patterns.request_reply import Post, RequestServer, session_of
+from remit._patterns.names import PAIR_CHECK, PAIR_ENDED, PAIR_JOIN, PAIR_SIGNAL, SERVER_RESTARTED
+from remit._patterns.request_reply import Post, session_of
 from remit._protocol.leases import ExclusiveSlot
 from remit._protocol.session import Session
 from remit.codec import EventMessage
 from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
 from remit.event import Sender
-from remit.listeners import Control
 
-__all__ = ["JOIN", "Hear", "PairClient", "PairServer"]
+__all__ = ["Hear", "PairClient", "PairServer"]
 
 
-JOIN: Final = "remit.pair"
-"""A request to be the other one: the seconds of its lease. Answered with the epoch, and the owner's lease."""
-SIGNAL: Final = "remit.signal"
-"""A signal: epoch, value."""
-PRESENT: Final = "remit.present"
-"""A request of one who takes itself for the other one: epoch; `NONE` gives that up. Answered by whether it is."""
-PARTED: Final = "remit.parted"
-"""An event to one who is no longer, or was never, the other one: epoch."""
 NONE: Final = 0
 """An epoch that nobody has."""
 FOREVER: Final = float("inf")
@@ -47,12 +38,13 @@ class PairServer:
     """The one who has the seat to give. ``post`` sends an event to whoever holds it."""
 
     def __init__(
-        self, answering: RequestServer, post: Post, hear: Hear, *, lease: float, clock: Clock = time.monotonic
+        self, router: EventRouter, post: Post, hear: Hear, *, lease: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.seat = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
-        self.controls: dict[str, Control] = {SIGNAL: self._signalled}
-        """What takes the events of those who come, by name."""
-        answering.services |= {JOIN: self._join, PRESENT: self._present}
+        router.register(PAIR_SIGNAL, self._signalled)
+        router.register_request(PAIR_JOIN, self._join)
+        router.register_request(PAIR_CHECK, self._present)
+        router.on_session_closed(self.left)
         self._post = post
         self._hear = hear
         self._lease = lease
@@ -75,7 +67,7 @@ class PairServer:
         if holder is None:
             raise PeerLost("the other one has left")
         try:
-            self._post(holder, SIGNAL, (self.seat.epoch, value))
+            self._post(holder, PAIR_SIGNAL, (self.seat.epoch, value))
         except EmitError as error:
             raise PeerLost(f"the other one has left: {error}") from error
 
@@ -91,7 +83,7 @@ class PairServer:
         holder: Any = self.seat.holder
         with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             if holder is not None:
-                self._post(holder, PARTED, (self.seat.epoch,))
+                self._post(holder, PAIR_ENDED, (self.seat.epoch,))
 
     def left(self, session: Session) -> None:
         """A session has ended: if it held the seat, that is free."""
@@ -123,23 +115,20 @@ class PairServer:
     def _refuse(self, session: Session, epoch: int) -> None:
         """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
         with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
-            self._post(session, PARTED, (epoch,))
+            self._post(session, PAIR_ENDED, (epoch,))
         self.left(session)
 
 
 class PairClient:
     """The one who takes the seat."""
 
-    def __init__(self, client: Speaker, hear: Hear, *, lease: float) -> None:
+    def __init__(self, router: EventRouter, client: Speaker, hear: Hear, *, lease: float) -> None:
         self.lost = ""
         """Why it is no longer one of two; empty while it is."""
         self.epoch = 0
-        self.controls: dict[str, Control] = {
-            SIGNAL: self._signalled,
-            PARTED: lambda wire, *_: self._parted(*wire.args),
-            RENEWED: lambda *_: self._doubt(),
-        }
-        """What takes the owner's events, by name."""
+        router.register(PAIR_SIGNAL, self._signalled)
+        router.register(PAIR_ENDED, lambda wire, *_: self._parted(*wire.args))
+        router.register(SERVER_RESTARTED, lambda *_: self._doubt())
         self._client = client
         self._hear = hear
         self._lease = lease
@@ -155,13 +144,13 @@ class PairClient:
         why = self.gone()
         if why:
             raise PeerLost(why)
-        self._client.emit(SIGNAL, self.epoch, value)
+        self._client.emit(PAIR_SIGNAL, self.epoch, value)
 
     def gone(self) -> str:
         """Say why the owner is gone; empty while it is there."""
         if not self.lost and self._client.silence > self._lease:
             self.lost = f"nothing was heard of the other one for {self._lease} s"
-            self._client.submit(PRESENT, NONE, timeout=FOREVER, idempotent=True)  # It may be there still.
+            self._client.submit(PAIR_CHECK, NONE, timeout=FOREVER, idempotent=True)  # It may be there still.
         return self.lost
 
     def _signalled(self, wire: EventMessage, *_: Any) -> None:
@@ -176,7 +165,7 @@ class PairClient:
     def _doubt(self) -> None:
         """Ask whether we are still one of two, once we are."""
         if self.epoch:
-            asked = self._client.submit(PRESENT, self.epoch, timeout=FOREVER, idempotent=True)
+            asked = self._client.submit(PAIR_CHECK, self.epoch, timeout=FOREVER, idempotent=True)
             asked.add_done_callback(self._told)
 
     def _told(self, answer: Future[bool]) -> None:

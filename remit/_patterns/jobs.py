@@ -13,10 +13,20 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from remit._io.pump import Clock
-from remit._patterns.request_reply import (
+from remit._patterns.event_router import EventRouter, Handler
+from remit._patterns.names import (
+    JOB,
+    JOB_DONE,
+    JOB_PROGRESS,
+    JOB_STARTED,
     PROGRESS,
     REQUEST,
+    RESERVED,
+    WORKER_LEAVE,
+    WORKER_READY,
+    WORKER_UNKNOWN,
+)
+from remit._patterns.request_reply import (
     Post,
     RequestServer,
     decode_nested,
@@ -33,17 +43,10 @@ from remit._protocol.session import Session
 from remit.codec import EventMessage, find_codec
 from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.event import Sender
-from remit.listeners import RESERVED, Control, matcher
+from remit.listeners import matcher
 
 __all__ = [
-    "BEGUN",
-    "DONE",
-    "JOB",
-    "LEAVE",
-    "PROGRESSED",
-    "READY",
     "SWEEP",
-    "UNKNOWN",
     "BrokerCore",
     "Job",
     "Speaker",
@@ -55,20 +58,6 @@ TOKEN_BITS: Final = 48
 """Bits of a broker's first token: what a worker still has from a broker that died must not name a job of another."""
 SWEEP: Final = 0.25
 """Seconds between two looks at leases and deadlines."""
-UNKNOWN: Final = "remit.unknown"
-"""An event to one who works without being known: it was taken for dead, and should announce itself."""
-READY: Final = "remit.ready"
-"""A request of a worker: the names it takes, how many jobs at once, its term. Answered with its lease in seconds."""
-LEAVE: Final = "remit.leave"
-"""A request of a worker: it takes no more, and what it has not begun is for others."""
-JOB: Final = "remit.job"
-"""An event to a worker: token, attempt, milliseconds left or None, codec, the sealed question, the worker's term."""
-BEGUN: Final = "remit.begun"
-"""An event of a worker: token."""
-PROGRESSED: Final = "remit.progressed"
-"""An event of a worker: token, done, total."""
-DONE: Final = "remit.done"
-"""An event of a worker: token, what became of it, the sealed answer."""
 FOREVER: Final = float("inf")
 
 
@@ -77,13 +66,14 @@ class BrokerCore:
 
     def __init__(
         self,
+        router: EventRouter,
         answering: RequestServer,
         post: Post,
         *,
         lease: float,
         max_attempts: int,
         queue: int,
-        clock: Clock = time.monotonic,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs = JobQueue(max_attempts=max_attempts, queue=queue, first=secrets.randbits(TOKEN_BITS))
         self.workers = Leases(lease)
@@ -93,15 +83,14 @@ class BrokerCore:
         self._post = post
         self._clock = clock
         self._sweep_at = 0.0
-        answering.services |= {READY: self._ready, LEAVE: self.jobs.give_back}
-        controls: dict[str, Callable[[EventMessage, Session, bool], None]] = {
-            REQUEST: self._requested,
-            BEGUN: self._begun,
-            PROGRESSED: self._progressed,
-            DONE: self._done,
-        }
-        self.controls: dict[str, Control] = {name: _of_session(control) for name, control in controls.items()}
-        """What takes the events of clients and workers, by name."""
+        router.register(REQUEST, _of_session(self._requested), replace=True)
+        router.register(JOB_STARTED, _of_session(self._begun))
+        router.register(JOB_PROGRESS, _of_session(self._progressed))
+        router.register(JOB_DONE, _of_session(self._done))
+        router.register_request(WORKER_READY, self._ready)
+        router.register_request(WORKER_LEAVE, self.jobs.give_back)
+        router.on_session_closed(self.ended)
+        router.on_request_cancelled(self.cancelled)
 
     def advance(self, caught_up: float) -> None:
         """Do what time demands, and give waiting jobs to idle workers.
@@ -114,7 +103,7 @@ class BrokerCore:
             for session in self.workers.lapsed(caught_up):
                 self._bury(session)
                 with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
-                    self._post(session, UNKNOWN, ())  # should it ever come back
+                    self._post(session, WORKER_UNKNOWN, ())  # should it ever come back
             self._tell_the_late(now)
         self._assign(now)
 
@@ -226,9 +215,7 @@ class BrokerCore:
                 return
 
 
-def _of_session(
-    control: Callable[[EventMessage, Session, bool], None],
-) -> Callable[[EventMessage, Sender | None, bool], None]:
+def _of_session(control: Callable[[EventMessage, Session, bool], None]) -> Handler:
     def hear(wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         control(wire, session_of(sender), redelivered)
 
@@ -293,7 +280,7 @@ class WorkerJobs:
             self._term += 1
             self.purge()
             return self._client.submit(
-                READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
+                WORKER_READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
             )
 
     def taken(self, wire: EventMessage) -> None:
@@ -333,12 +320,12 @@ class WorkerJobs:
 
     def begin(self, job: Job) -> None:
         """Say that a job begins."""
-        self._client.emit(BEGUN, job.token)
+        self._client.emit(JOB_STARTED, job.token)
 
     def progress(self, job: Job, done: Any, total: Any) -> None:
         """Say how far a job is."""
-        self._client.emit(PROGRESSED, job.token, done, total)
+        self._client.emit(JOB_PROGRESS, job.token, done, total)
 
     def finish(self, job: Job, outcome: tuple[str, bytes]) -> None:
         """Say what became of a job. Raises FrameTooLarge."""
-        self._client.emit(DONE, job.token, *outcome)
+        self._client.emit(JOB_DONE, job.token, *outcome)

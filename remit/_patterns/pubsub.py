@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from remit._io.pump import Clock
+from remit._patterns.names import PUBLISHED, UNSUBSCRIBED
 from remit._patterns.request_reply import decode_nested, encode_nested
 from remit._protocol.outbox import BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
@@ -21,25 +21,11 @@ from remit.errors import FrameTooLarge
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
 
 __all__ = [
-    "PUBLISHED",
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-    "UNSUBSCRIBED",
     "OnGap",
     "Publisher",
     "SubscriberState",
     "Subscription",
 ]
-
-
-SUBSCRIBE: Final = "remit.subscribe"
-"""A request: subscription, pattern, queue, when_full, max_lag in seconds or None, last values wanted."""
-UNSUBSCRIBE: Final = "remit.unsubscribe"
-"""An event to the server: subscription."""
-PUBLISHED: Final = "remit.published"
-"""An event to a subscriber: subscription, number, the sealed publication."""
-UNSUBSCRIBED: Final = "remit.unsubscribed"
-"""An event to a subscriber whose subscription was ended by the server: subscription, why."""
 
 
 KEPT: Final = find_codec("msgpack")
@@ -53,7 +39,7 @@ NO_BOUND: Final = 1 << 62
 class Publisher:
     """The subscriptions of one server. ``writable`` is called with a session for which something waits."""
 
-    def __init__(self, writable: Callable[[Session], None], clock: Clock = time.monotonic) -> None:
+    def __init__(self, writable: Callable[[Session], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._writable = writable
         self._clock = clock
         self._subscribers: dict[Session, dict[int, SubscriberQueue]] = {}

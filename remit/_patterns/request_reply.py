@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from remit._io.pump import Clock
+from remit._patterns.event_router import EventRouter
+from remit._patterns.names import PROGRESS, REPLY, REQUEST
 from remit._protocol.outbox import Outbox
 from remit._protocol.requests import Request, Requests
 from remit._protocol.session import Session
@@ -35,9 +36,6 @@ from remit.event import Sender
 from remit.listeners import ASYNC
 
 __all__ = [
-    "PROGRESS",
-    "REPLY",
-    "REQUEST",
     "FutureResult",
     "InlineResult",
     "OnProgress",
@@ -144,12 +142,6 @@ class FutureResult:
             self.future.set_exception(error)
 
 
-REQUEST: Final = "remit.request"
-"""An event that asks: id, milliseconds left or None, may it run twice, the sealed question."""
-REPLY: Final = "remit.reply"
-"""An event that answers: id, what became of it, the sealed answer."""
-PROGRESS: Final = "remit.progress"
-"""An event that tells how far a request has come: id, done, total."""
 LONGEST: Final = 1e9
 """Seconds above which a request has all the time in the world."""
 OnProgress: TypeAlias = Callable[[Any, Any], None]
@@ -175,7 +167,7 @@ class RequestClient:
         outbox: Outbox,
         post: Callable[[str, bytes], bool],
         cancel: Callable[[int], None],
-        clock: Clock = time.monotonic,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._codec = codec
         self._outbox = outbox
@@ -360,9 +352,11 @@ class Question(msgspec.Struct, array_like=True, frozen=True):
 class RequestServer:
     """Answers the requests that come to one server. ``ask`` calls the listeners, and says whether there are any."""
 
-    def __init__(self, ask: Callable[[EventMessage, Sender | None], tuple[bool, Any]], post: Post) -> None:
-        self.services: dict[str, Callable[..., Any]] = {}
-        """What Remit itself answers, by name; called with the session and the arguments."""
+    def __init__(
+        self, router: EventRouter, ask: Callable[[EventMessage, Sender | None], tuple[bool, Any]], post: Post
+    ) -> None:
+        router.register(REQUEST, self.requested)
+        self._services = router.request_handlers
         self.later: Callable[[Session, Question, Awaitable[Any]], None] | None = None
         """Has a question answered by what an async listener returned, where there is an event loop."""
         self.passed_over = 0
@@ -391,7 +385,7 @@ class RequestServer:
         codec = session.codec
         try:
             wire = decode_nested(codec, question.sealed)
-            service = self.services.get(wire.name)
+            service = self._services.get(wire.name)
             found, value = self._ask(wire, sender) if service is None else (True, service(session, *wire.args))
             if inspect.isawaitable(value):
                 if self.later is not None:

@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 
-from remit._patterns.exclusive_pair import JOIN, SIGNAL, PairClient, PairServer
-from remit._patterns.jobs import JOB, READY, UNKNOWN, BrokerCore, WorkerJobs
+from remit._patterns.event_router import EventRouter
+from remit._patterns.exclusive_pair import PairClient, PairServer
+from remit._patterns.jobs import BrokerCore, WorkerJobs
 from remit._patterns.jobs import Job as Given
-from remit._patterns.pubsub import PUBLISHED, Publisher
+from remit._patterns.names import (
+    JOB,
+    PAIR_JOIN,
+    PAIR_SIGNAL,
+    PUBLISHED,
+    SERVER_RESTARTED,
+    WORKER_READY,
+    WORKER_UNKNOWN,
+)
+from remit._patterns.pubsub import Publisher
 from remit._patterns.request_reply import RequestClient, RequestServer
 from remit._protocol.job_queue import JobQueue, QueuedJob
 from remit._protocol.leases import Leases
@@ -156,9 +166,12 @@ class Desk:
     def __init__(self) -> None:
         self.now = 0.0
         self.posted: list[tuple[Session, str, tuple[Any, ...]]] = []
-        answering = RequestServer(lambda *_: (False, None), self.post)
-        self.brokering = BrokerCore(answering, self.post, lease=LEASE, max_attempts=3, queue=10, clock=lambda: self.now)
-        self.services = answering.services
+        router = EventRouter()
+        answering = RequestServer(router, lambda *_: (False, None), self.post)
+        self.brokering = BrokerCore(
+            router, answering, self.post, lease=LEASE, max_attempts=3, queue=10, clock=lambda: self.now
+        )
+        self.services = router.request_handlers
 
     def post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
         self.posted.append((session, name, args))
@@ -166,17 +179,17 @@ class Desk:
 
 def test_an_idle_worker_that_was_taken_for_dead_is_told() -> None:
     desk, worker = Desk(), new_session()
-    desk.services[READY](worker, ["work"], 1)
+    desk.services[WORKER_READY](worker, ["work"], 1)
     desk.now = LEASE + 1
     desk.brokering.advance(desk.now)
-    assert desk.posted == [(worker, UNKNOWN, ())]
+    assert desk.posted == [(worker, WORKER_UNKNOWN, ())]
 
 
 def test_no_two_brokers_name_jobs_alike() -> None:
     tokens = set()
     for _ in range(20):
         desk, worker = Desk(), new_session()
-        desk.services[READY](worker, ["work"], 1)
+        desk.services[WORKER_READY](worker, ["work"], 1)
         desk.brokering.jobs.submit(job_of(worker, 1))
         desk.brokering.advance(desk.now)
         (_, name, (token, *_)), *_ = desk.posted
@@ -219,23 +232,23 @@ class Table:
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
-        answering = RequestServer(lambda *_: (False, None), lambda *_: None)
-        self.owner = PairServer(answering, lambda *_: None, self.heard.append, lease=LEASE, clock=lambda: 0.0)
-        self.services = answering.services
+        self.router = EventRouter()
+        self.owner = PairServer(self.router, lambda *_: None, self.heard.append, lease=LEASE, clock=lambda: 0.0)
+        self.services = self.router.request_handlers
 
 
 def test_one_who_speaks_in_an_epoch_that_is_over_does_not_keep_the_seat() -> None:
     table, session = Table(), new_session()
-    epoch, _ = table.services[JOIN](session, LEASE)
-    table.owner.controls[SIGNAL](EventMessage(SIGNAL, (epoch - 1, "old")), session.sender, True)
+    epoch, _ = table.services[PAIR_JOIN](session, LEASE)
+    table.router.handlers[PAIR_SIGNAL][0](EventMessage(PAIR_SIGNAL, (epoch - 1, "old")), session.sender, True)
     assert table.owner.seat.holder is None
     assert all(isinstance(each, PeerLost) for each in table.heard)
 
 
 def test_a_guest_that_lost_its_owner_by_silence_gives_the_seat_up() -> None:
     table, session, talk = Table(), new_session(), Talk()
-    guest = PairClient(talk, lambda _: None, lease=LEASE)
-    guest.joined(table.services[JOIN](session, LEASE))
+    guest = PairClient(EventRouter(), talk, lambda _: None, lease=LEASE)
+    guest.joined(table.services[PAIR_JOIN](session, LEASE))
     talk.silence = LEASE + 1
     assert guest.gone()
     name, epoch = talk.said[-1]
@@ -245,14 +258,15 @@ def test_a_guest_that_lost_its_owner_by_silence_gives_the_seat_up() -> None:
 
 def test_a_guest_that_joins_a_server_that_began_anew_is_not_lost() -> None:
     talk = Talk()
-    guest = PairClient(talk, lambda _: None, lease=LEASE)
-    guest.controls["remit.renewed"](EventMessage("remit.renewed"), None, False)
+    router = EventRouter()
+    guest = PairClient(router, talk, lambda _: None, lease=LEASE)
+    router.handlers[SERVER_RESTARTED][0](EventMessage(SERVER_RESTARTED), None, False)
     guest.joined((5, LEASE))
     assert not guest.gone()
-    guest.controls["remit.renewed"](EventMessage("remit.renewed"), None, False)
+    router.handlers[SERVER_RESTARTED][0](EventMessage(SERVER_RESTARTED), None, False)
     talk.asked[-1].set_result(False)
     assert guest.gone()
 
 
 def test_no_two_owners_have_the_same_epochs() -> None:
-    assert len({Table().services[JOIN](new_session(), LEASE)[0] for _ in range(20)}) == 20
+    assert len({Table().services[PAIR_JOIN](new_session(), LEASE)[0] for _ in range(20)}) == 20

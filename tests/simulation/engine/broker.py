@@ -10,8 +10,9 @@ from engine.job_oracle import Rota
 from engine.network import Host
 from engine.server import SimulatedServer
 from engine.virtual_clock import World
-from remit._patterns.jobs import BEGUN, JOB, LEAVE, READY, SWEEP, BrokerCore
-from remit._patterns.request_reply import REPLY, REQUEST, decode_nested, session_of
+from remit._patterns.jobs import SWEEP, BrokerCore
+from remit._patterns.names import JOB, JOB_STARTED, REPLY, REQUEST, WORKER_LEAVE, WORKER_READY
+from remit._patterns.request_reply import decode_nested, session_of
 from remit._protocol.leases import RETURN
 from remit._protocol.session import Session
 from remit.codec import EventMessage
@@ -32,17 +33,24 @@ class SimulatedBroker(SimulatedServer):
     def __init__(self, world: World, host: Host, book: Book, *, limit: int, window: int, ttl: float) -> None:
         super().__init__(world, host, book, limit=limit, window=window, ttl=ttl)
         self.brokering = BrokerCore(
-            self.answering, self.post, lease=book.lease, max_attempts=book.max_attempts, queue=65_536, clock=world.clock
+            self.router,
+            self.answering,
+            self.post,
+            lease=book.lease,
+            max_attempts=book.max_attempts,
+            queue=65_536,
+            clock=world.clock,
         )
         self._rota = Rota(world, book.max_attempts)
-        self.forgetters.append(self._ended)
-        self.canceller = self._cancelled
-        services = self.answering.services
-        self._ready, self._leave = services[READY], services[LEAVE]
-        services |= {READY: self._announced, LEAVE: self._left}
-        self.controls |= self.brokering.controls
-        self._ask, self._begin = self.controls[REQUEST], self.controls[BEGUN]
-        self.controls |= {REQUEST: self._asked, BEGUN: self._begun}
+        router = self.router
+        router.on_session_closed(self._ended)
+        router.on_request_cancelled(self._cancelled)
+        self._ready, self._leave = (router.request_handlers[name] for name in (WORKER_READY, WORKER_LEAVE))
+        router.register_request(WORKER_READY, self._announced)
+        router.register_request(WORKER_LEAVE, self._left)
+        (self._ask,), (self._begin,) = router.handlers[REQUEST], router.handlers[JOB_STARTED]
+        router.register(REQUEST, self._asked, replace=True)
+        router.register(JOB_STARTED, self._begun, replace=True)
 
     # -- what it is told ---------------------------------------------------------------------------------------
 
@@ -66,10 +74,8 @@ class SimulatedBroker(SimulatedServer):
 
     def _cancelled(self, session: Session, question: int) -> None:
         self._rota.dropped([(session, question)])
-        self.brokering.cancelled(session, question)
 
     def _ended(self, session: Session) -> None:
-        self.brokering.ended(session)
         self._look()
         self._rota.dropped(self._rota.of(session))
 

@@ -10,14 +10,15 @@ from typing import Any, Final
 from engine.delivery_oracle import Book, Stream, TracedOutbox
 from engine.network import CAPABILITIES, ClientEnd, Host
 from engine.virtual_clock import SPIN, Actor, SimulationFailed, World
-from remit._io.dispatcher import RENEWED, Dispatcher
+from remit._io.dispatcher import Dispatcher
 from remit._io.pump import ClientPump
-from remit._patterns.request_reply import PROGRESS, REPLY, RequestClient
+from remit._patterns.event_router import EventRouter
+from remit._patterns.names import PROGRESS, REPLY, RESERVED
+from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit.codec import EventMessage
 from remit.errors import EmitError
 from remit.event import Sender
-from remit.listeners import RESERVED, Control
 
 __all__ = ["SimulatedClient"]
 
@@ -48,9 +49,10 @@ class SimulatedClient(Actor):
         self.machine = ClientSession(book.codec, self.outbox, max_frame=CAPABILITIES.max_frame)
         self.machine.session.ack_delay = world.random.choice((0.0, ACK_DELAY))
         self.asking = RequestClient(book.codec, self.outbox, self._post, self._cancel, world.clock)
-        self.inbound = Dispatcher(lambda: self._dispatch, lambda: None)
-        self.inbound.urgent |= {REPLY: self.asking.heard, PROGRESS: self.asking.progressed}
-        self.controls: dict[str, Control] = {RENEWED: lambda *_: None}
+        self.router = EventRouter()
+        self.router.register_io(REPLY, self.asking.heard)
+        self.router.register_io(PROGRESS, self.asking.progressed)
+        self.inbound = Dispatcher(self.router, lambda: self._dispatch, lambda: None)
         self.endpoint = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
         self.wake(world.now)
 
@@ -132,7 +134,8 @@ class SimulatedClient(Actor):
                 self._hear(self.book.streams[name], list(run))
                 continue
             for wire in run:
-                self.controls[name](wire, sender, redelivered)
+                for handler in self.router.handlers.get(name, ()):
+                    handler(wire, sender, redelivered)
         if self.world.random.random() < SLOW:
             self.deaf_until = self.world.now + self.world.random.random()
 

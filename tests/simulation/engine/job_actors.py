@@ -10,8 +10,8 @@ from engine.delivery_oracle import Book
 from engine.network import Host
 from engine.request_oracle import Asker, Inquiry
 from engine.virtual_clock import World
-from remit._io.dispatcher import RENEWED
-from remit._patterns.jobs import JOB, LEAVE, UNKNOWN, Job, WorkerJobs
+from remit._patterns.jobs import Job, WorkerJobs
+from remit._patterns.names import JOB, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
 from remit._patterns.request_reply import decode_nested, reply
 from remit.codec import EventMessage
 from remit.errors import RequestTimeout
@@ -82,8 +82,9 @@ class SimulatedWorker(SimulatedClient):
             random.choice(ALL if book.workers % 2 else (*ALL, NAMES[:1], NAMES[1:])) if names is None else names
         )
         self.working = WorkerJobs(self, lambda: list(self._names), random.choice((2, 4, 16)))
-        self.inbound.urgent[JOB] = self._taken
-        self.controls |= {RENEWED: lambda *_: self.working.lapsed(), UNKNOWN: lambda *_: self.working.lapsed()}
+        self.router.register_io(JOB, self._taken)
+        self.router.register(SERVER_RESTARTED, lambda *_: self.working.lapsed())
+        self.router.register(WORKER_UNKNOWN, lambda *_: self.working.lapsed())
         self._running: set[int] = set()
         self._stopping = self._left = False
         self.start()
@@ -116,7 +117,7 @@ class SimulatedWorker(SimulatedClient):
             self._begin(job)
         if self._stopping and not self._running and not self._left:
             self._left = True
-            self.submit(LEAVE, timeout=FAREWELL).add_done_callback(self._ended)
+            self.submit(WORKER_LEAVE, timeout=FAREWELL).add_done_callback(self._ended)
 
     def _begin(self, job: Job) -> None:
         random = self.world.random

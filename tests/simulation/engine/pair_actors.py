@@ -10,7 +10,8 @@ from engine.delivery_oracle import Book
 from engine.network import Host
 from engine.server import SimulatedServer
 from engine.virtual_clock import World
-from remit._patterns.exclusive_pair import JOIN, PARTED, PairClient, PairServer
+from remit._patterns.exclusive_pair import PairClient, PairServer
+from remit._patterns.names import PAIR_ENDED, PAIR_JOIN
 from remit._protocol.session import Session
 from remit.errors import PairBusy, PeerLost, RequestFailed
 
@@ -36,11 +37,9 @@ class SimulatedOwner(SimulatedServer):
 
     def __init__(self, world: World, host: Host, book: Book, *, limit: int, window: int, ttl: float) -> None:
         super().__init__(world, host, book, limit=limit, window=window, ttl=ttl)
-        self.owner = PairServer(self.answering, self.post, self._signalled, lease=book.lease, clock=world.clock)
-        self.controls |= self.owner.controls
-        self.forgetters.append(self.owner.left)
-        self._join = self.answering.services[JOIN]
-        self.answering.services[JOIN] = self._asked
+        self.owner = PairServer(self.router, self.post, self._signalled, lease=book.lease, clock=world.clock)
+        self._join = self.router.request_handlers[PAIR_JOIN]
+        self.router.register_request(PAIR_JOIN, self._asked)
         self._seated: dict[int, Session] = {}
         self._parted: set[Session] = set()
         self.heard = self.sent = 0
@@ -66,7 +65,7 @@ class SimulatedOwner(SimulatedServer):
 
     def post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
         """Send an event to a guest."""
-        if name == PARTED:
+        if name == PAIR_ENDED:
             self._parted.add(session)
         super().post(session, name, args)
 
@@ -135,14 +134,13 @@ class SimulatedGuest(SimulatedClient):
     def __init__(self, world: World, host: Host, book: Book, *, window: int) -> None:
         super().__init__(world, host, book, window=window)
         book.guests[self.machine.session.id] = self
-        self.guest = PairClient(self, self._signalled, lease=book.lease)
-        self.controls |= self.guest.controls
+        self.guest = PairClient(self.router, self, self._signalled, lease=book.lease)
         self.met = b""
         """The owner that gave the seat."""
         self.heard = self.sent = 0
         """Signals."""
         self._over = False
-        future = self.submit(JOIN, book.lease, timeout=world.random.choice(JOINING), idempotent=True)
+        future = self.submit(PAIR_JOIN, book.lease, timeout=world.random.choice(JOINING), idempotent=True)
         future.add_done_callback(self._answered)
 
     def _answered(self, future: Future[Any]) -> None:

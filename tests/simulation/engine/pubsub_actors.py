@@ -8,16 +8,8 @@ from typing import Any, Final
 
 from engine.client import SimulatedClient
 from engine.server import SimulatedServer
-from remit._io.dispatcher import RENEWED
-from remit._patterns.pubsub import (
-    PUBLISHED,
-    SUBSCRIBE,
-    UNSUBSCRIBE,
-    UNSUBSCRIBED,
-    Publisher,
-    SubscriberState,
-    Subscription,
-)
+from remit._patterns.names import PUBLISHED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
+from remit._patterns.pubsub import Publisher, SubscriberState, Subscription
 from remit._patterns.request_reply import session_of
 from remit._protocol.session import Session
 from remit.codec import EventMessage
@@ -40,9 +32,9 @@ class Newsroom:
         """For each subscription: the session that has it, and how much had been published before it."""
         self._publishing = Publisher(server.has_more, server.world.clock)
         self._server = server
-        server.forgetters.append(self._publishing.forget)
-        server.answering.services[SUBSCRIBE] = self._subscribe
-        server.controls[UNSUBSCRIBE] = self._unsubscribed
+        server.router.on_session_closed(self._publishing.forget)
+        server.router.register_request(SUBSCRIBE, self._subscribe)
+        server.router.register(UNSUBSCRIBE, self._unsubscribed)
 
     def publish(self, count: int) -> None:
         """Publish so many."""
@@ -90,11 +82,10 @@ class Newsreader:
         self.settled = False
         """Whether the server has confirmed the subscription."""
         self.subscription: Subscription
-        client.controls |= {
-            PUBLISHED: lambda wire, *_: self._following.published(client.book.codec, wire),
-            UNSUBSCRIBED: self._unsubscribed,
-            RENEWED: lambda *_: self._renewed(),
-        }
+        register = client.router.register
+        register(PUBLISHED, lambda wire, *_: self._following.published(client.book.codec, wire))
+        register(UNSUBSCRIBED, self._unsubscribed)
+        register(SERVER_RESTARTED, lambda *_: self._renewed())
         self._subscribe()
 
     def _subscribe(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import groupby
 from typing import Any, Final
 
@@ -10,13 +9,14 @@ from engine.delivery_oracle import Book, Stream, TracedOutbox
 from engine.network import CAPABILITIES, Host, ServerEnd
 from engine.virtual_clock import SPIN, Actor, SimulationFailed, World
 from remit._io.pump import ServerPump
-from remit._patterns.request_reply import REQUEST, RequestServer
+from remit._patterns.event_router import EventRouter
+from remit._patterns.names import RESERVED
+from remit._patterns.request_reply import RequestServer
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Received, Session
 from remit.codec import EventMessage
 from remit.errors import EmitError
 from remit.event import Sender
-from remit.listeners import RESERVED, Control
 
 __all__ = ["SimulatedServer"]
 
@@ -51,10 +51,8 @@ class SimulatedServer(Actor):
         )
         end = ServerEnd(self, host)
         self.endpoint = ServerPump(self.machine, end, clock=world.clock)
-        self.answering = RequestServer(self.answer, self.post)
-        self.controls: dict[str, Control] = {REQUEST: self.answering.requested}
-        self.forgetters: list[Callable[[Session], None]] = []
-        self.canceller: Callable[[Session, int], None] | None = None
+        self.router = EventRouter()
+        self.answering = RequestServer(self.router, self.answer, self.post)
         self._streams: dict[Session, Stream] = {}
         self._end = end
         host.listen(end)
@@ -97,12 +95,9 @@ class SimulatedServer(Actor):
         for session in [each for each in machine.closed if each not in waiting]:
             machine.closed.remove(session)
             self._streams.pop(session, None)
-            for forget in self.forgetters:
-                forget(session)
+            self.router.session_closed(session)
         while machine.cancelled:
-            session, request = machine.cancelled.popleft()
-            if self.canceller is not None:
-                self.canceller(session, request)
+            self.router.request_cancelled(*machine.cancelled.popleft())
 
     def _handle(self, received: Received, limit: int) -> int:
         """Handle one frame's events, or the first of them, as `Server` does."""
@@ -115,7 +110,8 @@ class SimulatedServer(Actor):
             if name.startswith(RESERVED):
                 sender = self._sender(session)
                 for wire in run:
-                    self.controls[name](wire, sender, redelivered)
+                    for handler in self.router.handlers[name]:
+                        handler(wire, sender, redelivered)
                 continue
             self.book.streams[name].hand(self, list(run), redelivered)
             if self.world.random.random() < self.book.answering and self._has(session):

@@ -1,0 +1,62 @@
+"""Handlers of the reserved events, requests and session changes of one client or server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from remit._protocol.session import Session
+from remit.codec import EventMessage
+from remit.event import Sender
+
+__all__ = ["EventRouter", "Handler", "IOHandler", "RequestHandler"]
+
+Handler: TypeAlias = Callable[[EventMessage, Sender | None, bool], Any]
+"""Called like a listener, with the event, its sender on a server, and whether it was redelivered."""
+IOHandler: TypeAlias = Callable[[EventMessage], EventMessage | None]
+"""Called on the I/O thread of a client, so it must not block. Returns an event for the dispatch thread, or None."""
+RequestHandler: TypeAlias = Callable[..., Any]
+"""Called with the session of the client and the arguments of the request. Returns the reply."""
+
+
+class EventRouter:
+    """Maps each reserved name to its handlers. ``on_change`` is called after each change of `handlers`."""
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self.handlers: dict[str, tuple[Handler, ...]] = {}
+        self.io_handlers: dict[str, IOHandler] = {}
+        self.request_handlers: dict[str, RequestHandler] = {}
+        self._session_closed: list[Callable[[Session], None]] = []
+        self._request_cancelled: list[Callable[[Session, int], None]] = []
+        self._on_change = on_change
+
+    def register(self, name: str, handler: Handler, *, replace: bool = False) -> None:
+        """Call ``handler`` for each event of this name where listeners run, after or instead of earlier handlers."""
+        self.handlers[name] = (handler,) if replace else (*self.handlers.get(name, ()), handler)
+        self._on_change()
+
+    def register_io(self, name: str, handler: IOHandler) -> None:
+        """Call ``handler`` on the I/O thread for each event of this name, before it is queued for dispatch."""
+        self.io_handlers[name] = handler
+
+    def register_request(self, name: str, handler: RequestHandler) -> None:
+        """Answer requests of this name with the return value of ``handler``."""
+        self.request_handlers[name] = handler
+
+    def on_session_closed(self, handler: Callable[[Session], None]) -> None:
+        """Call ``handler`` for each session that has ended, after the last event of that session."""
+        self._session_closed.append(handler)
+
+    def on_request_cancelled(self, handler: Callable[[Session, int], None]) -> None:
+        """Call ``handler`` with session and request id when a client cancels a request."""
+        self._request_cancelled.append(handler)
+
+    def session_closed(self, session: Session) -> None:
+        """Call the handlers for a session that has ended."""
+        for handler in self._session_closed:
+            handler(session)
+
+    def request_cancelled(self, session: Session, request: int) -> None:
+        """Call the handlers for a cancelled request."""
+        for handler in self._request_cancelled:
+            handler(session, request)
