@@ -17,7 +17,7 @@ from remit.location import Location
 from remit.plugins import find_transport, installed_transports
 from remit.runtime_dirs import fresh_name, fresh_path, has_unix_sockets, shared_path
 
-__all__ = ["NOTHING", "ConfigFile", "Entry", "nearest_file", "private_location", "resolve"]
+__all__ = ["EMPTY_FILE", "ConfigFile", "FileEntry", "nearest_file", "private_location", "resolve"]
 
 
 OWN_FILE: Final = "remit.toml"
@@ -26,7 +26,7 @@ _REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/?#]*(?=@)")
 _SCALARS: Final = (str, int, float, bool)
 
-Entry = Mapping[str, "str | int"]
+FileEntry = Mapping[str, "str | int"]
 """A location as a file states it: ``url``, or ``host`` and ``port``; further keys are options."""
 
 
@@ -37,7 +37,7 @@ class ConfigFile:
     path: Path | None = None
     transport: str = ""
     url: str = ""
-    locations: Mapping[str, Entry] = field(default_factory=dict)
+    locations: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def url_of_default(self) -> str:
         """Return the ``url`` with its references to the environment filled in. Raises BadLocation."""
@@ -52,7 +52,7 @@ class ConfigFile:
         }
 
 
-NOTHING: Final = ConfigFile()
+EMPTY_FILE: Final = ConfigFile()
 """What is configured where there is no file."""
 _read_before: dict[Path, tuple[tuple[int, int], ConfigFile | None]] = {}
 
@@ -67,7 +67,7 @@ def nearest_file(folder: Path) -> ConfigFile:
             found = _read_once(parent / name)
             if found is not None:
                 return found
-    return NOTHING
+    return EMPTY_FILE
 
 
 def _read_once(path: Path) -> ConfigFile | None:
@@ -112,12 +112,12 @@ def _checked(content: Any, path: Path) -> ConfigFile:
     return ConfigFile(path, **{key: readers[key](value, path) for key, value in content.items()})
 
 
-def _locations(value: Any, path: Path) -> dict[str, Entry]:
+def _locations(value: Any, path: Path) -> dict[str, FileEntry]:
     _expect(isinstance(value, dict), f"'locations' in {path} is a table of names")
     return {name: _entry(name, each, path) for name, each in value.items()}
 
 
-def _entry(name: str, value: Any, path: Path) -> Entry:
+def _entry(name: str, value: Any, path: Path) -> FileEntry:
     where = f"location {name!r} in {path}"
     if isinstance(value, str):
         return {"url": value}
@@ -281,7 +281,7 @@ def _file() -> ConfigFile:
     try:
         folder = Path.cwd()
     except FileNotFoundError:  # It was deleted, and no file is above it.
-        return NOTHING
+        return EMPTY_FILE
     return nearest_file(folder)
 
 

@@ -14,7 +14,7 @@ from remit.codec import CODECS
 from remit.errors import BadLocation
 from remit.location import Location, read_count, read_seconds, read_size
 
-__all__ = ["Settings", "check_count", "check_lease", "check_seconds", "resolve_options"]
+__all__ = ["Options", "check_count", "check_lease_seconds", "check_seconds", "resolve_options"]
 
 
 POLICIES: Final = ("block", "raise", "drop_oldest", "drop_newest")
@@ -33,7 +33,7 @@ def _choice(*known: str) -> Callable[[str], str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Options:
     """What both ends can be told, by keyword or in a location's query."""
 
     codec: str = "msgpack"
@@ -80,7 +80,7 @@ READERS: Final[Mapping[str, Callable[[str], Any]]] = {
 
 def resolve_options(
     location: Location, transport_options: Mapping[str, Callable[[str], Any]], given: Mapping[str, Any]
-) -> tuple[Settings, Location]:
+) -> tuple[Options, Location]:
     """Return the settings, and the location with only the transport's own options left.
 
     ``given`` are keyword arguments; None means "not given". A key is read from its file. Raises
@@ -95,9 +95,9 @@ def resolve_options(
     own["key"] = _key(own.get("key"), own.pop("key_file", None))
     _check(own)
     if not location.options:
-        return Settings(**own), location
+        return Options(**own), location
     rest = {name: text for name, text in location.options if name not in READERS}
-    return Settings(**own), location.replace(options=rest)
+    return Options(**own), location.replace(options=rest)
 
 
 def _key(key: str | bytes | None, file: str | Path | None) -> bytes | None:
@@ -146,7 +146,7 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} is a number of seconds, finite and not negative, not {value!r}")
 
 
-def check_lease(value: object) -> None:
+def check_lease_seconds(value: object) -> None:
     """Raise TypeError or ValueError unless a value is a lease: seconds, above 0."""
     check_seconds("the lease", value)
     if value == 0:

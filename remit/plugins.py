@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 
-OURSELVES: Final = "remit"
-SHORTEST: Final = 3
+DISTRIBUTION: Final = "remit"
+MIN_ABBREVIATION: Final = 3
 """Letters below which a scheme is too short to be taken for an extra's abbreviation."""
 _REQUIREMENT: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*extra\s*==\s*["']([^"']+)["']""")
 
@@ -50,12 +50,12 @@ def _advice(scheme: str, installed: Sequence[str]) -> str:
         return _did_you_mean(carried)
     backend = scheme.partition("+")[0]
     extras = [extra for extra, distribution in _extras().items() if not _is_installed(distribution)]
-    if extra := _abbreviated(backend, extras):
-        return f"try: pip install '{OURSELVES}[{extra}]'"
-    if close := _close(scheme, backend, installed):
+    if extra := _matching_extra(backend, extras):
+        return f"try: pip install '{DISTRIBUTION}[{extra}]'"
+    if close := _similar_schemes(scheme, backend, installed):
         return _did_you_mean(close)
     if close := difflib.get_close_matches(backend, extras, n=1):
-        return f"did you mean {close[0]!r}? try: pip install '{OURSELVES}[{close[0]}]'"
+        return f"did you mean {close[0]!r}? try: pip install '{DISTRIBUTION}[{close[0]}]'"
     return f"install a distribution that provides it: one with the entry point {scheme!r} in the group 'remit'"
 
 
@@ -64,25 +64,25 @@ def _extras() -> dict[str, str]:
     from importlib import metadata  # 30 ms, which schemes in the box need not pay
 
     try:
-        requirements = metadata.requires(OURSELVES) or []
+        requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}  # run from its sources: there is no list of extras
     pairs = [match.groups() for each in requirements if (match := _REQUIREMENT.match(each))]
-    return {extra: name for name, extra in pairs if name == f"{OURSELVES}-{extra}"}
+    return {extra: name for name, extra in pairs if name == f"{DISTRIBUTION}-{extra}"}
 
 
-def _abbreviated(backend: str, extras: Iterable[str]) -> str:
+def _matching_extra(backend: str, extras: Iterable[str]) -> str:
     """Return the extra that a scheme's first part means: the same word, or its letters left out or added to."""
     names = sorted(extras)
     if backend in names:
         return backend
-    if len(backend) < SHORTEST:
+    if len(backend) < MIN_ABBREVIATION:
         return ""
-    alike = [name for name in names if _within(backend, name) or _within(name, backend)]
+    alike = [name for name in names if _is_subsequence(backend, name) or _is_subsequence(name, backend)]
     return alike[0] if len(alike) == 1 else ""
 
 
-def _within(short: str, long: str) -> bool:
+def _is_subsequence(short: str, long: str) -> bool:
     """Say whether the letters of one word stand in another in that order, from its first letter on."""
     letters = iter(long)
     return short[:1] == long[:1] and all(letter in letters for letter in short)
@@ -98,10 +98,10 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _close(scheme: str, backend: str, installed: Sequence[str]) -> list[str]:
+def _similar_schemes(scheme: str, backend: str, installed: Sequence[str]) -> list[str]:
     """Return the schemes of the same backend, else the one that is written most alike."""
     known = {name.partition("+")[0] for name in installed}
-    meant = backend if backend in known else _abbreviated(backend, known)
+    meant = backend if backend in known else _matching_extra(backend, known)
     same = [name for name in installed if name.partition("+")[0] == meant]
     alike = difflib.get_close_matches(scheme, same or installed, n=1)
     return alike if alike and "+" in scheme else same or alike
@@ -113,7 +113,7 @@ def _did_you_mean(names: Sequence[str]) -> str:
 
 BLOCK_VARIABLE: Final = "REMIT_BLOCK"
 """The environment's list of schemes, separated by commas, that `find_transport` refuses."""
-IN_THE_BOX: Final = {"memory": "remit.transports.memory", "unix": "remit.transports.unix"}
+BUILT_IN: Final = {"memory": "remit.transports.memory", "unix": "remit.transports.unix"}
 """What Remit itself claims; no other claimant displaces these, and finding them costs no scan."""
 
 CHAOS: Final = "chaos+"
@@ -172,7 +172,7 @@ def register_transport(scheme: str, transport: Transport) -> None:
     """
     if not _SCHEME.fullmatch(scheme):
         raise BadLocation(f"{scheme!r} is not a URL scheme: use lower-case letters, digits, '+', '-' and '.'")
-    if fault := _fault(transport):
+    if fault := _missing_parts(transport):
         raise TransportBroken(f"{transport!r} cannot be registered for {scheme!r}: {fault}")
     with _lock:
         if _registered.get(scheme, transport) is not transport:
@@ -203,9 +203,9 @@ def installed_transports() -> list[TransportInfo]:
     claims = [_info(name, version, entry) for name, version, entry in _entry_points()]
     with _lock:
         claims += [TransportInfo(name, "", "", type(each).__module__) for name, each in _registered.items()]
-    ours = {claim.scheme for claim in claims if claim.distribution == OURSELVES}
-    claims += [TransportInfo(name, OURSELVES, "", IN_THE_BOX[name]) for name in IN_THE_BOX if name not in ours]
-    return sorted((_judged(each, claims) for each in claims), key=lambda each: (each.scheme, each.distribution))
+    ours = {claim.scheme for claim in claims if claim.distribution == DISTRIBUTION}
+    claims += [TransportInfo(name, DISTRIBUTION, "", BUILT_IN[name]) for name in BUILT_IN if name not in ours]
+    return sorted((_with_status(each, claims) for each in claims), key=lambda each: (each.scheme, each.distribution))
 
 
 # -- loading ---------------------------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ def installed_transports() -> list[TransportInfo]:
 
 def _load(scheme: str) -> Transport:
     """Three cases: 1. ours; 2. one distribution claims it; 3. none or several do."""
-    if scheme in IN_THE_BOX:
+    if scheme in BUILT_IN:
         manager = _manager()
-        manager.register(import_module(IN_THE_BOX[scheme]), name=scheme)
-        return _ask(manager, scheme, OURSELVES)
+        manager.register(import_module(BUILT_IN[scheme]), name=scheme)
+        return _call_hook(manager, scheme, DISTRIBUTION)
     claims = [_info(name, version, entry) for name, version, entry in _entry_points() if entry.name == scheme]
     if not claims:
         raise TransportNotInstalled(explain_missing(scheme, _usable()))
@@ -228,8 +228,8 @@ def _load(scheme: str) -> Transport:
         manager.load_setuptools_entrypoints(hookspecs.GROUP, name=scheme)
         manager.check_pending()
     except (Exception, SystemExit) as error:  # a plugin must not end the program that only looked for it
-        raise _broken(scheme, claims[0].claimant, f"cannot be loaded: {_told(error)}") from error
-    return _ask(manager, scheme, claims[0].claimant)
+        raise _broken(scheme, claims[0].claimant, f"cannot be loaded: {_describe(error)}") from error
+    return _call_hook(manager, scheme, claims[0].claimant)
 
 
 def _manager() -> pluggy.PluginManager:
@@ -239,19 +239,19 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
-def _ask(manager: pluggy.PluginManager, scheme: str, claimant: str) -> Transport:
+def _call_hook(manager: pluggy.PluginManager, scheme: str, claimant: str) -> Transport:
     try:
         transport: Transport | None = manager.hook.remit_transport(scheme=scheme)
     except (Exception, SystemExit) as error:
-        raise _broken(scheme, claimant, f"failed when asked for it: {_told(error)}") from error
+        raise _broken(scheme, claimant, f"failed when asked for it: {_describe(error)}") from error
     if transport is None:
         raise _broken(scheme, claimant, "claims it, but its hook remit_transport() returned None")
-    if fault := _fault(transport):
+    if fault := _missing_parts(transport):
         raise _broken(scheme, claimant, f"returned {transport!r}, {fault}")
     return transport
 
 
-def _fault(transport: Any) -> str:
+def _missing_parts(transport: Any) -> str:
     """Say what keeps an object from being a transport; nothing if it is one."""
     if isinstance(transport, type):
         return "which is a class: return an instance of it"
@@ -267,7 +267,7 @@ def _broken(scheme: str, claimant: str, what: str) -> TransportBroken:
     return TransportBroken(f"the transport for {scheme!r}, from {claimant}, {what}; repair or uninstall that package")
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
@@ -294,17 +294,17 @@ def _info(name: str, version: str, entry: EntryPoint) -> TransportInfo:
     return TransportInfo(entry.name, name, version, entry.value)
 
 
-def _judged(claim: TransportInfo, claims: list[TransportInfo]) -> TransportInfo:
+def _with_status(claim: TransportInfo, claims: list[TransportInfo]) -> TransportInfo:
     """Return a claim with the reason why it is not used, if there is one."""
     rivals = [other for other in claims if other.scheme == claim.scheme and other != claim]
     if blocker := _blocker(claim.scheme):
         return replace(claim, error=f"blocked by {blocker}")
-    if not rivals or not claim.distribution or (claim.scheme in IN_THE_BOX and claim.distribution == OURSELVES):
+    if not rivals or not claim.distribution or (claim.scheme in BUILT_IN and claim.distribution == DISTRIBUTION):
         return claim
     if any(not rival.distribution for rival in rivals):
         return replace(claim, error="replaced by register_transport() in this process")
-    if claim.scheme in IN_THE_BOX:
-        return replace(claim, error=f"not used: {OURSELVES} itself claims {claim.scheme!r}")
+    if claim.scheme in BUILT_IN:
+        return replace(claim, error=f"not used: {DISTRIBUTION} itself claims {claim.scheme!r}")
     return replace(claim, error=f"claimed twice: also by {' and '.join(rival.claimant for rival in rivals)}")
 
 

@@ -14,11 +14,11 @@ from remit.errors import BadLocation
 __all__ = ["fresh_name", "fresh_path", "has_unix_sockets", "runtime_folder", "shared_path"]
 
 
-LONGEST_FOLDER: Final = 60
+MAX_FOLDER_BYTES: Final = 60
 """Bytes of a folder's path that still leave room for a file's name: a socket's path has 107 at the most."""
-LONGEST_HINT: Final = 16
+MAX_HINT_CHARACTERS: Final = 16
 """Characters of a hint that are taken over into a file's name."""
-PRIVATE: Final = 0o700
+OWNER_ONLY: Final = 0o700
 
 _numbers = itertools.count(1)
 
@@ -35,7 +35,7 @@ def runtime_folder() -> Path:
     Raises BadLocation when it belongs to somebody else or is open to others.
     """
     folder = _session_folder() or _temporary_folder()
-    folder.mkdir(mode=PRIVATE, exist_ok=True)
+    folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
     if fault := _fault(folder):
         raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a folder of your own")
     return folder
@@ -56,13 +56,13 @@ def fresh_name(hint: str) -> str:
     readable = "".join(
         character for character in hint if (character.isascii() and character.isalnum()) or character in "-_"
     )
-    return f"{readable[:LONGEST_HINT] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
+    return f"{readable[:MAX_HINT_CHARACTERS] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
 
 
 def _session_folder() -> Path | None:
     """Return our folder below the session's, unless that is not fit for it."""
     base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    if not base.is_absolute() or len(os.fsencode(base)) > LONGEST_FOLDER or not base.is_dir() or _fault(base):
+    if not base.is_absolute() or len(os.fsencode(base)) > MAX_FOLDER_BYTES or not base.is_dir() or _fault(base):
         return None
     return base / "remit"
 
@@ -71,7 +71,7 @@ def _temporary_folder() -> Path:
     import tempfile  # dear, and most sessions have a folder of their own
 
     base = Path(tempfile.gettempdir())
-    if len(os.fsencode(base)) > LONGEST_FOLDER:
+    if len(os.fsencode(base)) > MAX_FOLDER_BYTES:
         base = Path("/tmp")
     return base / f"remit-{os.geteuid()}"
 

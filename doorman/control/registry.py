@@ -16,7 +16,7 @@ from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, he
 from doorman.process import start_time
 from remit import Location
 from remit.errors import LocationInUse
-from remit.runtime_dirs import PRIVATE, runtime_folder
+from remit.runtime_dirs import OWNER_ONLY, runtime_folder
 from remit.transports.file_lock import FileLock
 
 __all__ = ["ManagerEntry", "Registration", "entries", "folder"]
@@ -93,7 +93,7 @@ class Registration:
 def folder() -> Path:
     """Return the folder of the entries, made if need be. Raises BadLocation when others could write there."""
     place = runtime_folder() / FOLDER
-    place.mkdir(mode=PRIVATE, exist_ok=True)
+    place.mkdir(mode=OWNER_ONLY, exist_ok=True)
     return place
 
 

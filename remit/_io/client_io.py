@@ -19,7 +19,7 @@ from remit.codec import Codec, find_codec
 from remit.errors import SessionRefused, Undelivered
 from remit.event import Event
 from remit.location import Location
-from remit.options import Settings
+from remit.options import Options
 from remit.transport import Link, Transport, Waker
 from remit.transports.authenticated import share_rejected_counter
 
@@ -139,7 +139,7 @@ class Line:
         self,
         transport: Transport,
         location: Location,
-        settings: Settings,
+        settings: Options,
         *,
         codec: Codec | None,
         router: EventRouter,

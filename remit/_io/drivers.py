@@ -14,7 +14,7 @@ from remit._protocol.outbox import BATCH_EVENTS
 from remit.codec import Codec
 from remit.errors import Undelivered, WouldDeadlock
 from remit.location import Location
-from remit.options import Settings
+from remit.options import Options
 from remit.transport import Transport
 
 __all__ = ["CallerDriver", "Driver", "Runtime", "ThreadDriver"]
@@ -244,7 +244,7 @@ class Runtime:
         self,
         transport: Transport,
         location: Location,
-        settings: Settings,
+        settings: Options,
         *,
         codec: Codec | None,
         threaded: bool,

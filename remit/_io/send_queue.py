@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from remit._protocol.outbox import HEAD_BYTES, Outbox
 from remit.codec import shortened
 from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull
-from remit.options import Settings
+from remit.options import Options
 
 __all__ = ["LARGE", "SendQueue", "WouldBlock"]
 
@@ -37,7 +37,7 @@ class SendQueue:
     needs no `admit` while fewer than `capacity` are `pending`.
     """
 
-    def __init__(self, outbox: Outbox, settings: Settings, encode: Encode, max_event: int) -> None:
+    def __init__(self, outbox: Outbox, settings: Options, encode: Encode, max_event: int) -> None:
         self.encode = encode
         self.pending = outbox.pending
         self.small = min(LARGE - 1, max_event)

@@ -18,7 +18,7 @@ from remit._protocol.session import Session
 from remit.codec import Codec, shortened
 from remit.errors import EmitError, FrameTooLarge, QueueFull, TransportError
 from remit.event import Sender
-from remit.options import Settings
+from remit.options import Options
 from remit.transport import Capabilities, Wakeable, Waker
 
 __all__ = ["PATIENCE", "ClientSender", "ServerIO", "TickLock"]
@@ -45,10 +45,10 @@ class ClientSender:
         """The server's, while it is open."""
         self._reach = reach
         self._turns = turns
-        self._settings = Settings()
+        self._settings = Options()
         self._max_frame = self._window_bytes = 0
 
-    def limit(self, settings: Settings, capabilities: Capabilities) -> None:
+    def limit(self, settings: Options, capabilities: Capabilities) -> None:
         """Note how much may be under way to one client."""
         self._settings = settings
         self._max_frame = capabilities.max_frame

@@ -10,7 +10,7 @@ from typing import Final
 from remit.cli.parser import TABLE_BEGINS
 from remit.config import resolve
 from remit.testing import report
-from remit.testing.harness import DEADLINE
+from remit.testing.harness import DEADLINE_S
 from remit.testing.runner import Outcome, Verdict
 
 __all__ = ["main"]
@@ -26,10 +26,10 @@ def main(given: argparse.Namespace) -> int:
         return _table(report.capability_table(), given.into)
     location = resolve(given.location)
     outcomes: list[Outcome] = []
-    for outcome in report.conformance(location, deadline=given.deadline or DEADLINE):
+    for outcome in report.run_checks(location, deadline=given.deadline or DEADLINE_S):
         outcomes.append(outcome)
         if not given.json:
-            print(report.told(outcome), flush=True)
+            print(report.outcome_lines(outcome), flush=True)
     print(report.json_report(location, outcomes) if given.json else report.summary(outcomes))
     return int(any(outcome.verdict is Verdict.FAILED for outcome in outcomes))
 

@@ -1,4 +1,4 @@
-"""Testing: what proves a transport, and what helps to test programs that use Remit.
+"""Conformance suite for transports, and helpers to test programs that use Remit.
 
 `TransportSuite` needs pytest, and is imported when it is asked for; all else does without.
 """

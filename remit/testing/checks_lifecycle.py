@@ -1,4 +1,4 @@
-"""Disruptions: the checks of what a transport says when something breaks that neither end wanted broken."""
+"""Checks of ownership, close and recovery after a broken connection."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from typing import Final
 from remit.errors import LinkClosed, RemitError, WrongThreadError
 from remit.testing.checks_flow import numbered
 from remit.testing.harness import Disruption
-from remit.testing.link_pair import Bench, End, LinkPair
-from remit.testing.runner import Topic
-from remit.testing.violations import NotApplicable, Violation, expect, expect_same
+from remit.testing.link_pair import LinkEnd, LinkPair, Trial
+from remit.testing.runner import check
+from remit.testing.violations import NotApplicable, Violation, expect, expect_frames
 from remit.transport import SERVER, Frame, Peer, Sent
 
-__all__ = ["TOPIC", "refuses"]
-
-
-TOPIC: Final = Topic()
 DESCRIPTORS: Final = Path("/proc/self/fd")
 CYCLES: Final = 10
 BACKLOG: Final = 100
@@ -27,7 +23,7 @@ LAST_WORDS: Final = 50
 LINGERS: Final = (0.0, 0.2)
 
 
-def refuses(kind: type[RemitError], end: End, peer: Peer) -> None:
+def expect_refused(kind: type[RemitError], end: LinkEnd, peer: Peer) -> None:
     """Expect that each verb but `close` raises an error of one kind."""
     verbs: dict[str, Callable[[], object]] = {
         "send": partial(end.link.send, peer, b"refused"),
@@ -42,79 +38,86 @@ def refuses(kind: type[RemitError], end: End, peer: Peer) -> None:
         raise Violation(f"{name} does not raise {kind.__name__}")
 
 
-@TOPIC.check(7, "A thread that does not own the link gets WrongThreadError.")
-def another_thread_is_refused(bench: Bench) -> None:
-    pair = bench.pair()
+@check(7)
+def another_thread_is_refused(trial: Trial) -> None:
+    """A thread that does not own the link gets WrongThreadError."""
+    pair = trial.open_pair()
     for end, peer in ((pair.server, pair.peer), (pair.client, SERVER)):
-        with bench.beside(partial(refuses, WrongThreadError, end, peer)):
+        with trial.in_thread(partial(expect_refused, WrongThreadError, end, peer)):
             pass
 
 
-@TOPIC.check(7, "A link is handed over by setting its owner.")
-def a_link_can_be_handed_over(bench: Bench) -> None:
-    pair = bench.pair()
+@check(7)
+def a_link_can_be_handed_over(trial: Trial) -> None:
+    """A link is handed to another thread by setting its owner."""
+    pair = trial.open_pair()
 
     def send() -> None:
-        bench.put(pair.client, SERVER, b"from another thread", *pair.ends)
+        trial.send(pair.client, SERVER, b"from another thread", *pair.ends)
 
-    with bench.beside(send, *pair.ends):
+    with trial.in_thread(send, *pair.ends):
         pass
-    bench.until(lambda: pair.server.frames, "a frame arrives", *pair.ends)
-    expect_same(pair.server.frames, [b"from another thread"])
+    trial.wait_until(lambda: pair.server.frames, "a frame arrives", *pair.ends)
+    expect_frames(pair.server.frames, [b"from another thread"])
     expect(pair.server.link.owner == threading.get_ident(), "owner is not what it was set to")
 
 
-@TOPIC.check(12, "close may be called twice, and every other verb raises LinkClosed from then on.")
-def a_closed_link_says_so(bench: Bench) -> None:
-    pair = bench.pair()
+@check(12)
+def a_closed_link_says_so(trial: Trial) -> None:
+    """Link.close may be called twice; afterwards every other method raises LinkClosed."""
+    pair = trial.open_pair()
     for end in (pair.client, pair.server):
-        bench.close(end, 0.0)
+        trial.close_end(end, 0.0)
         end.link.close(0.0)
         end.link.close(1.0)
-        refuses(LinkClosed, end, SERVER)
+        expect_refused(LinkClosed, end, SERVER)
 
 
-@TOPIC.check(6, "close ends by its linger although nobody reads.")
-def close_is_bounded_though_nobody_reads(bench: Bench) -> None:
+@check(6)
+def close_is_bounded_without_a_reader(trial: Trial) -> None:
+    """Link.close returns by its linger although the peer reads nothing."""
     for linger in LINGERS:
-        pair = bench.pair(bench.harness.location())
+        pair = trial.open_pair(trial.harness.location())
         for writer, to, _ in pair.directions:
             for _ in range(BACKLOG):
-                if writer.link.send(to, numbered(bench, 0)) is not Sent.ACCEPTED:
+                if writer.link.send(to, numbered(trial, 0)) is not Sent.ACCEPTED:
                     break
         for end in pair.ends:
-            with bench.beside(partial(bench.close, end, linger), end):
+            with trial.in_thread(partial(trial.close_end, end, linger), end):
                 pass
 
 
-@TOPIC.check(6, "close ends by its linger although nobody is there.")
-def close_is_bounded_though_nobody_is_there(bench: Bench) -> None:
-    client = bench.connect(bench.place())
-    with bench.beside(partial(bench.close, client, LINGERS[-1]), client):
+@check(6)
+def close_is_bounded_without_a_server(trial: Trial) -> None:
+    """Link.close returns by its linger although no server is bound."""
+    client = trial.connect(trial.free_location())
+    with trial.in_thread(partial(trial.close_end, client, LINGERS[-1]), client):
         pass
 
 
-@TOPIC.check(2, "What was accepted before close arrives within its linger, or its loss is said.")
-def last_words_arrive(bench: Bench) -> None:
-    pair = bench.pair()
+@check(2)
+def accepted_frames_survive_close(trial: Trial) -> None:
+    """Frames accepted before close arrive within its linger, or their loss is reported."""
+    pair = trial.open_pair()
     words = [b"%d" % number for number in range(LAST_WORDS)]
     for data in words:
-        bench.put(pair.client, SERVER, data, *pair.ends)
-    with bench.beside(partial(bench.close, pair.client, bench.left / 2), pair.client):
+        trial.send(pair.client, SERVER, data, *pair.ends)
+    with trial.in_thread(partial(trial.close_end, pair.client, trial.seconds_left / 2), pair.client):
         pass
-    bench.collect(pair.server, LAST_WORDS)
-    expect_same(pair.server.frames, words, lossy=bool(pair.server.losses) or bench.capabilities.lossy)
+    trial.receive_frames(pair.server, LAST_WORDS)
+    expect_frames(pair.server.frames, words, lossy=bool(pair.server.losses) or trial.capabilities.lossy)
 
 
-@TOPIC.check(12, "A closed link leaves no descriptor and no thread behind.")
-def nothing_is_left_behind(bench: Bench) -> None:
+@check(12)
+def closed_links_leak_nothing(trial: Trial) -> None:
+    """A closed link leaves no file descriptor and no thread behind."""
     if not DESCRIPTORS.is_dir():
         raise NotApplicable(f"this system has no {DESCRIPTORS}")
 
     def cycle() -> None:
-        pair = bench.pair(bench.harness.location())
-        bench.close(pair.client, 0.0)
-        bench.close(pair.server, 0.0)
+        pair = trial.open_pair(trial.harness.location())
+        trial.close_end(pair.client, 0.0)
+        trial.close_end(pair.server, 0.0)
 
     def held() -> tuple[int, int]:
         return len(list(DESCRIPTORS.iterdir())), threading.active_count()
@@ -128,9 +131,9 @@ def nothing_is_left_behind(bench: Bench) -> None:
         now = held()
         return now[0] < descriptors + CYCLES and now[1] < threads + CYCLES
 
-    idle = bench.bind(bench.harness.location())
+    idle = trial.bind(trial.harness.location())
     what = f"the descriptors and threads of {2 * CYCLES} links are given back ({descriptors}, {threads} before)"
-    bench.until(returned, what, idle)
+    trial.wait_until(returned, what, idle)
 
 
 BEFORE: Final = 10
@@ -139,25 +142,25 @@ LONG_BACKLOG: Final = 10_000
 """Frames of 16 KiB after which a window that nobody moves must be full."""
 
 
-def break_and_recover(bench: Bench, kind: Disruption) -> None:
+def break_and_recover(trial: Trial, kind: Disruption) -> None:
     """Break it under traffic, send on, and expect all of it, or the word of a loss; then that it goes on."""
-    pair = bench.pair()
+    pair = trial.open_pair()
     sent = [b"%d" % number for number in range(BEFORE)]
     for data in sent:
         for writer, to, _ in pair.directions:
-            bench.put(writer, to, data, *pair.ends)
-    bench.harness.disrupt(kind)
-    resume(bench, pair)
+            trial.send(writer, to, data, *pair.ends)
+    trial.harness.disrupt(kind)
+    exchange_probes(trial, pair)
     # Either end may say it: a server's need not see its clients go.
-    lossy = bool(pair.client.losses or pair.server.losses) or bench.capabilities.lossy
+    lossy = bool(pair.client.losses or pair.server.losses) or trial.capabilities.lossy
     for _, _, reader in pair.directions:
-        expect_same([data for data in reader.frames if data.isdigit()], sent, lossy=lossy)
+        expect_frames([data for data in reader.frames if data.isdigit()], sent, lossy=lossy)
     kinds = [type(each).__name__ for each in pair.client.arrivals if not isinstance(each, Frame)]
     ups = [name for name in kinds if name != "Gap"]
     expect(ups == ["Up", "Down"] * (len(ups) // 2) + ["Up"], f"Up and Down do not take turns: {kinds}")
 
 
-def resume(bench: Bench, pair: LinkPair) -> None:
+def exchange_probes(trial: Trial, pair: LinkPair) -> None:
     """Send probes from the client until one arrives and is answered."""
     probes = 0
 
@@ -170,30 +173,33 @@ def resume(bench: Bench, pair: LinkPair) -> None:
             pair.server.link.send(asked[-1].peer, b"answer")
         return b"answer" in pair.client.frames
 
-    bench.until(answered, "a frame passes again each way", *pair.ends)
+    trial.wait_until(answered, "a frame passes again each way", *pair.ends)
 
 
-@TOPIC.check(2, "A connection that is cut is said, and another one is made.", needs=Disruption.CUT_LINK)
-def a_cut_is_said(bench: Bench) -> None:
-    break_and_recover(bench, Disruption.CUT_LINK)
+@check(2, needs=Disruption.CUT_LINK)
+def a_cut_is_reported(trial: Trial) -> None:
+    """A cut connection is reported, and the link reconnects."""
+    break_and_recover(trial, Disruption.CUT_LINK)
 
 
-@TOPIC.check(2, "A restart of the backend is said, and connections are made anew.", needs=Disruption.RESTART_SERVER)
-def a_restart_is_said(bench: Bench) -> None:
-    break_and_recover(bench, Disruption.RESTART_SERVER)
+@check(2, needs=Disruption.RESTART_SERVER)
+def a_restart_is_reported(trial: Trial) -> None:
+    """A restart of the backend is reported, and the links reconnect."""
+    break_and_recover(trial, Disruption.RESTART_SERVER)
 
 
-@TOPIC.check(6, "While a connection stalls no verb blocks, and close ends by its linger.", needs=Disruption.STALL_PEER)
-def a_stalled_peer_blocks_nobody(bench: Bench) -> None:
-    pair = bench.pair()
-    bench.harness.disrupt(Disruption.STALL_PEER)
+@check(6, needs=Disruption.STALL_PEER)
+def a_stalled_peer_blocks_no_call(trial: Trial) -> None:
+    """While a connection is stalled no method blocks, and close returns by its linger."""
+    pair = trial.open_pair()
+    trial.harness.disrupt(Disruption.STALL_PEER)
     for writer, to, _ in pair.directions:
         for _ in range(LONG_BACKLOG):
-            if writer.link.send(to, numbered(bench, 0)) is not Sent.ACCEPTED:
+            if writer.link.send(to, numbered(trial, 0)) is not Sent.ACCEPTED:
                 break
         else:
-            expect(bench.capabilities.window, "a stalled connection takes frames without a bound")
+            expect(trial.capabilities.window, "a stalled connection takes frames without a bound")
     for end in pair.ends:
-        bench.turn(end)
-        with bench.beside(partial(bench.close, end, 0.2), end):
+        trial.poll(end)
+        with trial.in_thread(partial(trial.close_end, end, 0.2), end):
             pass

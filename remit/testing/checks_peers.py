@@ -1,4 +1,4 @@
-"""Peers: the checks of who is there: Up, Down, tokens, and what the server's end sees of its clients by itself."""
+"""Checks of peers: Up, Down, tokens and exclusive locations."""
 
 from __future__ import annotations
 
@@ -7,75 +7,75 @@ from collections.abc import Hashable
 from typing import Final
 
 from remit.errors import LocationInUse
-from remit.testing.link_pair import Bench, End, LinkPair
-from remit.testing.runner import Topic
-from remit.testing.violations import Violation, expect, expect_same
+from remit.testing.link_pair import LinkEnd, LinkPair, Trial
+from remit.testing.runner import check
+from remit.testing.violations import Violation, expect, expect_frames
 from remit.transport import SERVER, Frame, Gap, Sent
 
-__all__ = ["TOPIC"]
-
-
-TOPIC: Final = Topic()
 LINGER: Final = 1.0
 """Seconds for an end that leaves in good order."""
 RETURNS: Final = 3
 FRAMES: Final = 10
 
 
-@TOPIC.check(5, "A server tells its clients apart, and reaches each by its own token.")
-def clients_are_told_apart(bench: Bench) -> None:
-    pair = bench.pair()
-    other = bench.connect(pair.location)
-    second = bench.meet(pair.server, other)
+@check(5)
+def clients_have_distinct_tokens(trial: Trial) -> None:
+    """Each client has its own token at the server, and is reached by it."""
+    pair = trial.open_pair()
+    other = trial.connect(pair.location)
+    second = trial.exchange_greetings(pair.server, other)
     expect(second != pair.peer, f"two clients have the same token: {second!r}")
     ends = (*pair.ends, other)
-    bench.put(pair.server, second, b"for the second", *ends)
-    bench.put(pair.server, pair.peer, b"for the first", *ends)
-    bench.put(pair.client, SERVER, b"from the first", *ends)
-    bench.put(other, SERVER, b"from the second", *ends)
-    bench.until(lambda: other.frames and pair.client.frames, "each client hears from its server", *ends)
-    bench.until(lambda: len(pair.server.frames) >= 2, "the server hears from each client", *ends)
-    expect_same(other.frames, [b"for the second"])
-    expect_same(pair.client.frames, [b"for the first"])
+    trial.send(pair.server, second, b"for the second", *ends)
+    trial.send(pair.server, pair.peer, b"for the first", *ends)
+    trial.send(pair.client, SERVER, b"from the first", *ends)
+    trial.send(other, SERVER, b"from the second", *ends)
+    trial.wait_until(lambda: other.frames and pair.client.frames, "each client hears from its server", *ends)
+    trial.wait_until(lambda: len(pair.server.frames) >= 2, "the server hears from each client", *ends)
+    expect_frames(other.frames, [b"for the second"])
+    expect_frames(pair.client.frames, [b"for the first"])
     whose = {bytes(each.data): each.peer for each in pair.server.arrivals if isinstance(each, Frame)}
     expect(whose == {b"from the first": pair.peer, b"from the second": second}, f"frames under wrong tokens: {whose}")
 
 
-@TOPIC.check(5, "At the client's end the only token is SERVER.")
-def the_client_knows_only_the_server(bench: Bench) -> None:
-    pair = bench.pair()
-    bench.put(pair.server, pair.peer, b"hello again", *pair.ends)
-    bench.until(lambda: pair.client.frames, "a frame arrives", *pair.ends)
-    bench.close(pair.server, LINGER)
-    notice(bench, pair.client)
+@check(5)
+def the_client_knows_only_the_server(trial: Trial) -> None:
+    """At the client's end the only token is SERVER."""
+    pair = trial.open_pair()
+    trial.send(pair.server, pair.peer, b"hello again", *pair.ends)
+    trial.wait_until(lambda: pair.client.frames, "a frame arrives", *pair.ends)
+    trial.close_end(pair.server, LINGER)
+    wait_for_down(trial, pair.client)
     tokens = {each.peer for each in pair.client.arrivals if not isinstance(each, Gap)}
     expect(tokens == {SERVER}, f"tokens at the client's end: {tokens}")
 
 
-@TOPIC.check(5, "A token is a value: hashable, equal to itself in each arrival, and the same for as long as it lives.")
-def tokens_are_values(bench: Bench) -> None:
-    pair = bench.pair()
+@check(5)
+def tokens_are_values(trial: Trial) -> None:
+    """A token is hashable, and equal in all arrivals of its connection."""
+    pair = trial.open_pair()
     expect(isinstance(pair.peer, Hashable), f"the token {pair.peer!r} is not hashable")
     kept, shown = {pair.peer: None}, repr(pair.peer)
     for number in range(FRAMES):
-        bench.put(pair.client, SERVER, b"%d" % number, *pair.ends)
-        bench.put(pair.server, pair.peer, b"%d" % number, *pair.ends)
-    bench.collect(pair.server, FRAMES, *pair.ends)
+        trial.send(pair.client, SERVER, b"%d" % number, *pair.ends)
+        trial.send(pair.server, pair.peer, b"%d" % number, *pair.ends)
+    trial.receive_frames(pair.server, FRAMES, *pair.ends)
     others = [each for each in pair.server.arrivals if not isinstance(each, Gap) and each.peer not in kept]
     expect(not others, f"arrivals under other tokens than {pair.peer!r}: {others}")
     expect(repr(pair.peer) == shown, f"the token {shown} has become {pair.peer!r}")
 
 
-@TOPIC.check(5, "A client may come before its server, and says Up when that comes.")
-def a_client_may_come_first(bench: Bench) -> None:
-    place = bench.place()
-    client = bench.connect(place)
-    bench.turn(client)
+@check(5)
+def a_client_may_come_first(trial: Trial) -> None:
+    """A client may connect before its server binds, and reports Up once it does."""
+    place = trial.free_location()
+    client = trial.connect(place)
+    trial.poll(client)
     expect(not client.ups, "a client says Up before there is a server")
-    bench.meet(bench.bind(place), client)
+    trial.exchange_greetings(trial.bind(place), client)
 
 
-def notice(bench: Bench, client: End) -> None:
+def wait_for_down(trial: Trial, client: LinkEnd) -> None:
     """Wait until a client has noticed that its server is gone; asking is allowed."""
 
     def gone() -> bool:
@@ -83,95 +83,101 @@ def notice(bench: Bench, client: End) -> None:
             client.link.send(SERVER, b"still there?")
         return bool(client.downs)
 
-    bench.until(gone, "a client whose server has gone says Down", client)
+    trial.wait_until(gone, "a client whose server has gone says Down", client)
 
 
-@TOPIC.check(5, "A client says Down each time its server goes and Up each time it returns, in turns.")
-def a_server_goes_and_returns(bench: Bench) -> None:
-    place = bench.place()
-    client = bench.connect(place)
+@check(5)
+def a_server_goes_and_returns(trial: Trial) -> None:
+    """A client reports Down each time its server leaves and Up each time it returns, alternately."""
+    place = trial.free_location()
+    client = trial.connect(place)
     for _ in range(RETURNS):
         client.arrivals.clear()
-        server = bench.bind(place)
-        bench.meet(server, client)
-        bench.close(server, LINGER)
-        notice(bench, client)
+        server = trial.bind(place)
+        trial.exchange_greetings(server, client)
+        trial.close_end(server, LINGER)
+        wait_for_down(trial, client)
         kinds = [type(each).__name__ for each in client.arrivals if not isinstance(each, Gap)]
         expect(kinds == ["Up", "Down"], f"a client whose server came and went said {kinds}")
         said = client.link.send(SERVER, b"too late")
         expect(said is Sent.GONE, f"after Down, send says {said.value}")
 
 
-@TOPIC.check(4, "send says GONE to a client that has gone, and goes on saying so when others come.")
-def a_client_that_goes_is_gone(bench: Bench) -> None:
-    pair = bench.pair()
-    bench.close(pair.client, LINGER)
+@check(4)
+def a_client_that_goes_is_gone(trial: Trial) -> None:
+    """Link.send returns GONE for a client that has left, also after other clients connect."""
+    pair = trial.open_pair()
+    trial.close_end(pair.client, LINGER)
 
     def gone() -> bool:
         return pair.server.link.send(pair.peer, b"still there?") is Sent.GONE
 
-    bench.until(gone, "send to a client that has gone says GONE", pair.server)
-    bench.meet(fresh(pair.server), bench.connect(pair.location))
+    trial.wait_until(gone, "send to a client that has gone says GONE", pair.server)
+    trial.exchange_greetings(without_arrivals(pair.server), trial.connect(pair.location))
     expect(gone(), "send under a dead token goes to another client")
 
 
-def fresh(end: End) -> End:
+def without_arrivals(end: LinkEnd) -> LinkEnd:
     """Return the same end with nothing arrived yet."""
-    again = End(end.link)
-    again.late = end.late
+    again = LinkEnd(end.link)
+    again.repeated = end.repeated
     return again
 
 
-@TOPIC.check(5, "Of each client Up comes first and Down last, with a reason, and its last words in between.")
-def up_comes_first_and_down_last(bench: Bench) -> None:
-    server = bench.bind()
-    client = bench.connect(server.link.location)
-    bench.until(lambda: client.ups, "the client's link says Up", server, client)
-    bench.put(client, SERVER, b"first", server, client)
-    bench.until(lambda: server.frames, "a client's first frame arrives", server, client)
+@check(5)
+def up_comes_first_and_down_last(trial: Trial) -> None:
+    """The arrivals of a client are Up, its frames, then Down with a reason."""
+    server = trial.bind()
+    client = trial.connect(server.link.location)
+    trial.wait_until(lambda: client.ups, "the client's link says Up", server, client)
+    trial.send(client, SERVER, b"first", server, client)
+    trial.wait_until(lambda: server.frames, "a client's first frame arrives", server, client)
     # What the server does not read before the client has gone, as far as there is room for it.
     words = [b"%d" % number for number in range(FRAMES)]
     taken = [data for data in words if client.link.send(SERVER, data) is Sent.ACCEPTED]
-    bench.close(client, max(LINGER, bench.left / 2))
-    sees_peers = bench.capabilities.sees_peers
+    trial.close_end(client, max(LINGER, trial.seconds_left / 2))
+    sees_peers = trial.capabilities.sees_peers
 
     def over() -> bool:
         return bool(server.losses) if sees_peers else len(server.frames) > len(taken)
 
-    bench.until(over, "a client's last frames arrive, and then Down", server)
+    trial.wait_until(over, "a client's last frames arrive, and then Down", server)
     arrivals = [each for each in server.arrivals if not isinstance(each, Gap)]
     kinds = [type(each).__name__ for each in arrivals if sees_peers or isinstance(each, Frame)]
-    frames = ["Frame"] * (kinds.count("Frame") if bench.capabilities.lossy else 1 + len(taken))
+    frames = ["Frame"] * (kinds.count("Frame") if trial.capabilities.lossy else 1 + len(taken))
     expect(kinds == (["Up", *frames, "Down"] if sees_peers else frames), f"a client that came and went is {kinds}")
     expect(len({each.peer for each in arrivals}) == 1, "Up, Frame and Down do not share one token")
     expect(all(down.why for down in server.downs), "Down without a reason")
 
 
-@TOPIC.check(5, "A token is never used again.")
-def a_token_is_never_used_again(bench: Bench) -> None:
-    pair = bench.pair()
+@check(5)
+def a_token_is_never_used_again(trial: Trial) -> None:
+    """A token is never used again."""
+    pair = trial.open_pair()
     tokens = [pair.peer]
-    bench.close(pair.client, 0.0)
+    trial.close_end(pair.client, 0.0)
     for _ in range(5):
-        client = bench.connect(pair.location)
-        tokens.append(bench.meet(fresh(pair.server), client))
-        bench.close(client, 0.0)
+        client = trial.connect(pair.location)
+        tokens.append(trial.exchange_greetings(without_arrivals(pair.server), client))
+        trial.close_end(client, 0.0)
     expect(len(set(tokens)) == len(tokens), f"tokens of clients that came one after the other: {tokens}")
 
 
-@TOPIC.check(5, "The server's end says Up and Down of a client that never sends.", capability="sees_peers")
-def silent_clients_are_seen(bench: Bench) -> None:
-    server = bench.bind()
-    client = bench.connect(server.link.location)
-    bench.until(lambda: server.ups, "the server's end says Up", server, client)
-    bench.close(client, LINGER)
-    bench.until(lambda: server.downs, "the server's end says Down", server)
+@check(5, capability="sees_peers")
+def silent_clients_are_seen(trial: Trial) -> None:
+    """The server's end reports Up and Down of a client that never sends."""
+    server = trial.bind()
+    client = trial.connect(server.link.location)
+    trial.wait_until(lambda: server.ups, "the server's end says Up", server, client)
+    trial.close_end(client, LINGER)
+    trial.wait_until(lambda: server.downs, "the server's end says Down", server)
     expect([down.peer for down in server.downs] == [server.ups[0].peer], "Up and Down do not share one token")
 
 
-@TOPIC.check(5, "Up carries what the kernel says of the peer.", capability="attests_peers")
-def peers_are_attested(bench: Bench) -> None:
-    pair = bench.pair()
+@check(5, capability="attests_peers")
+def peers_are_attested(trial: Trial) -> None:
+    """Up carries the peer's credentials as attested by the kernel."""
+    pair = trial.open_pair()
     said = [up.credentials for up in pair.server.ups if up.peer == pair.peer]
     expect(said and said[0], "the server's Up carries no credentials")
     told = next(each for each in said if each)
@@ -183,49 +189,52 @@ def peers_are_attested(bench: Bench) -> None:
 # -- one server at one location --------------------------------------------------------------------------------
 
 
-def traffic(bench: Bench, pair: LinkPair) -> None:
-    bench.put(pair.client, SERVER, b"undisturbed", *pair.ends)
-    bench.until(lambda: pair.server.frames, "a frame arrives at the first server", *pair.ends)
-    expect_same(pair.server.frames, [b"undisturbed"])
+def _expect_traffic(trial: Trial, pair: LinkPair) -> None:
+    trial.send(pair.client, SERVER, b"undisturbed", *pair.ends)
+    trial.wait_until(lambda: pair.server.frames, "a frame arrives at the first server", *pair.ends)
+    expect_frames(pair.server.frames, [b"undisturbed"])
 
 
-@TOPIC.check(10, "A second server on one location raises LocationInUse, and the first does not notice.")
-def a_second_server_is_refused(bench: Bench) -> None:
-    pair = bench.pair()
+@check(10)
+def a_second_server_is_refused(trial: Trial) -> None:
+    """A second server on one location raises LocationInUse and does not disturb the first."""
+    pair = trial.open_pair()
     refused: list[LocationInUse] = []
 
     def bind() -> None:
         try:
-            bench.bind(pair.location)
+            trial.bind(pair.location)
         except LocationInUse as error:
             refused.append(error)
 
-    with bench.beside(bind):
+    with trial.in_thread(bind):
         pass
     if not refused:
         raise Violation("a second server was let in")
-    traffic(bench, pair)
+    _expect_traffic(trial, pair)
 
 
-@TOPIC.check(10, "A location is free again once its server has closed.")
-def a_location_is_free_after_close(bench: Bench) -> None:
-    place = bench.place()
+@check(10)
+def a_location_is_free_after_close(trial: Trial) -> None:
+    """A location is free again once its server has closed."""
+    place = trial.free_location()
     for _ in range(RETURNS):
-        pair = bench.pair(place)
+        pair = trial.open_pair(place)
         expect(pair.location == place, f"a server bound at {place} says that it is at {pair.location}")
-        bench.close(pair.client, 0.0)
-        bench.close(pair.server, 0.0)
+        trial.close_end(pair.client, 0.0)
+        trial.close_end(pair.server, 0.0)
 
 
-@TOPIC.check(10, "A server's link says where it is: on port 0, with the port that the system chose.")
-def port_0_becomes_a_real_one(bench: Bench) -> None:
-    server = bench.bind()
-    told, asked = server.link.location, bench.location
+@check(10)
+def port_0_becomes_a_real_one(trial: Trial) -> None:
+    """A server's link has its actual location: for port 0, the port that the system chose."""
+    server = trial.bind()
+    told, asked = server.link.location, trial.location
     expect(told.port != 0, f"a server bound at {asked} says that it is at {told}")
     same = told.replace(port=asked.port) == asked
     expect(same, f"a server bound at {asked} says that it is at {told}")
     if asked.port != 0:
         expect(told == asked, f"a server bound at {asked} says that it is at {told}")
     if asked.port == 0:
-        second = bench.bind()
+        second = trial.bind()
         expect(second.link.location != told, f"two servers on port 0 both say that they are at {told}")

@@ -1,4 +1,4 @@
-"""Forks: the checks of other processes: those that inherit a link, those that open their own, those that call."""
+"""Checks that need another process: links after a fork, and clients elsewhere."""
 
 from __future__ import annotations
 
@@ -7,119 +7,117 @@ from typing import Final
 
 from remit.errors import ForkedLinkError
 from remit.location import Location
-from remit.testing.checks_lifecycle import refuses
+from remit.testing.checks_lifecycle import expect_refused
 from remit.testing.harness import Relay
-from remit.testing.link_pair import Bench
-from remit.testing.runner import Topic
-from remit.testing.subprocesses import ended, forked, running
-from remit.testing.violations import NotApplicable, expect, expect_same
+from remit.testing.link_pair import Trial
+from remit.testing.runner import check
+from remit.testing.subprocesses import run_in_fork, run_in_process, wait_for_exit
+from remit.testing.violations import NotApplicable, expect, expect_frames
 from remit.transport import SERVER, Frame
 
-__all__ = ["TOPIC"]
-
-
-TOPIC: Final = Topic()
 GREETING: Final = b"from a forked child"
 LINGER: Final = 1.0
 """Seconds for an end that leaves in good order."""
 
 
-@TOPIC.check(7, "A forked child gets ForkedLinkError, may close, and touches nothing that the parent holds.")
-def a_forked_child_is_refused(bench: Bench) -> None:
+@check(7)
+def a_forked_child_is_refused(trial: Trial) -> None:
+    """A forked child gets ForkedLinkError, may close, and does not affect the parent's links."""
     _needs_fork()
-    with running(bench, inherit) as other:
-        ended(bench, other)
+    with run_in_process(trial, _misuse_inherited_links) as other:
+        wait_for_exit(trial, other)
 
 
-def inherit(bench: Bench) -> None:
-    pair = bench.pair()
+def _misuse_inherited_links(trial: Trial) -> None:
+    pair = trial.open_pair()
 
     def misuse() -> None:
-        refuses(ForkedLinkError, pair.server, pair.peer)
-        refuses(ForkedLinkError, pair.client, SERVER)
+        expect_refused(ForkedLinkError, pair.server, pair.peer)
+        expect_refused(ForkedLinkError, pair.client, SERVER)
         for end in pair.ends:
             end.link.close(LINGER)
             end.link.close(LINGER)
 
-    forked(bench, misuse)
+    run_in_fork(trial, misuse)
     for writer, to, _ in pair.directions:
-        bench.put(writer, to, b"undisturbed", *pair.ends)
-    bench.until(lambda: all(end.frames for end in pair.ends), "frames pass after a fork", *pair.ends)
+        trial.send(writer, to, b"undisturbed", *pair.ends)
+    trial.wait_until(lambda: all(end.frames for end in pair.ends), "frames pass after a fork", *pair.ends)
     for end in pair.ends:
-        expect_same(end.frames, [b"undisturbed"])
+        expect_frames(end.frames, [b"undisturbed"])
         expect(not end.losses, f"what a forked child did led to {end.losses}")
 
 
-@TOPIC.check(7, "A forked child of a process that used it may open links of its own.", capability="forks")
-def a_forked_child_opens_its_own(bench: Bench) -> None:
+@check(7, capability="forks")
+def a_forked_child_opens_its_own(trial: Trial) -> None:
+    """A forked child of a process that used the transport may open its own links."""
     _needs_fork()
-    with running(bench, open_in_child) as other:
-        ended(bench, other)
+    with run_in_process(trial, _open_links_in_child) as other:
+        wait_for_exit(trial, other)
 
 
-def open_in_child(bench: Bench) -> None:
-    pair = bench.pair()
+def _open_links_in_child(trial: Trial) -> None:
+    pair = trial.open_pair()
 
-    crosses = bench.capabilities.crosses_processes
+    crosses = trial.capabilities.crosses_processes
 
     def open_another() -> None:
-        with Bench(bench.harness, bench.left) as own:
+        with Trial(trial.harness, trial.seconds_left) as own:
             if own.location != pair.location:
-                mine = own.pair()
-                own.put(mine.client, SERVER, b"in a child", *mine.ends)
-                own.until(lambda: mine.server.frames, "a frame arrives in a forked child", *mine.ends)
+                mine = own.open_pair()
+                own.send(mine.client, SERVER, b"in a child", *mine.ends)
+                own.wait_until(lambda: mine.server.frames, "a frame arrives in a forked child", *mine.ends)
             if crosses:
                 client = own.connect(pair.location)
-                own.until(lambda: client.ups, "a client in a forked child says Up", client)
-                own.put(client, SERVER, GREETING)
-                own.close(client, LINGER)
+                own.wait_until(lambda: client.ups, "a client in a forked child says Up", client)
+                own.send(client, SERVER, GREETING)
+                own.close_end(client, LINGER)
 
-    forked(bench, open_another, *pair.ends)
+    run_in_fork(trial, open_another, *pair.ends)
     if crosses:
-        bench.until(lambda: pair.server.frames, "a frame arrives from a forked child", *pair.ends)
-        expect_same(pair.server.frames, [GREETING])
+        trial.wait_until(lambda: pair.server.frames, "a frame arrives from a forked child", *pair.ends)
+        expect_frames(pair.server.frames, [GREETING])
 
 
-@TOPIC.check(4, "A client in another process reaches the server.", capability="crosses_processes")
-def another_process_is_reached(bench: Bench) -> None:
-    server = bench.bind()
-    with running(bench, call, server.link.location) as other:
+@check(4, capability="crosses_processes")
+def another_process_is_reached(trial: Trial) -> None:
+    """A client in another process reaches the server."""
+    server = trial.bind()
+    with run_in_process(trial, call, server.link.location) as other:
 
         def heard() -> bool:
             return bool(server.frames) or other.process.poll() is not None
 
-        bench.until(heard, "a frame arrives from another process", server)
-        expect(server.frames, other.last_words())
-        bench.put(server, next(each.peer for each in server.arrivals if isinstance(each, Frame)), server.frames[0])
-        ended(bench, other, server)
+        trial.wait_until(heard, "a frame arrives from another process", server)
+        expect(server.frames, other.last_error_line())
+        trial.send(server, next(each.peer for each in server.arrivals if isinstance(each, Frame)), server.frames[0])
+        wait_for_exit(trial, other, server)
     told = [up.credentials.pid for up in server.ups if up.credentials is not None]
     said = [int(data) for data in server.frames]
     expect(told in ([], said), f"the peer says that it is process {said}, and its credentials say {told}")
 
 
-@TOPIC.check(
-    4, "By a host and a port alone, with bytes passed on from there, a client is reached.", capability="crosses_hosts"
-)
-def another_host_is_reached(bench: Bench) -> None:
-    server = bench.bind()
+@check(4, capability="crosses_hosts")
+def another_host_is_reached(trial: Trial) -> None:
+    """A client reaches the server through a relay, by host and port alone."""
+    server = trial.bind()
     place = server.link.location
     expect(place.host and place.port, f"{place} names no host and no port; if it has a port of its own, write it there")
     relay = Relay(place)
     try:
-        bench.meet(server, bench.connect(relay.location))
+        trial.exchange_greetings(server, trial.connect(relay.location))
         expect(relay.passed, "a client reached the server in another way than by the address it was given")
     finally:
         relay.close()
 
 
-def call(bench: Bench, place: Location) -> None:
+def call(trial: Trial, place: Location) -> None:
     """As the other process: tell the server who this is, and hear it repeated."""
-    client = bench.connect(place)
-    bench.until(lambda: client.ups, "a client in another process says Up", client)
-    bench.put(client, SERVER, b"%d" % os.getpid())
-    bench.until(lambda: client.frames, "a client in another process is answered", client)
-    expect_same(client.frames, [b"%d" % os.getpid()])
-    bench.close(client, LINGER)
+    client = trial.connect(place)
+    trial.wait_until(lambda: client.ups, "a client in another process says Up", client)
+    trial.send(client, SERVER, b"%d" % os.getpid())
+    trial.wait_until(lambda: client.frames, "a client in another process is answered", client)
+    expect_frames(client.frames, [b"%d" % os.getpid()])
+    trial.close_end(client, LINGER)
 
 
 def _needs_fork() -> None:

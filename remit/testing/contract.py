@@ -1,20 +1,23 @@
-"""Contract: all checks, in the order of the contract's lines."""
+"""All checks of the transport contract, sorted by the line of the contract that they cover."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from remit.testing import checks_delivery as delivery
-from remit.testing import checks_flow as flow
-from remit.testing import checks_lifecycle as life
-from remit.testing import checks_peers as peers
-from remit.testing import checks_processes as forks
+from remit.testing import checks_delivery, checks_flow, checks_lifecycle, checks_peers, checks_processes
 from remit.testing.runner import Check
 
 __all__ = ["CHECKS"]
 
-TOPICS: Final = (delivery, flow, peers, life, forks)
 CHECKS: Final[tuple[Check, ...]] = tuple(
-    sorted((check for topic in TOPICS for check in topic.TOPIC.checks), key=lambda check: check.line)
+    sorted(
+        (
+            value
+            for module in (checks_delivery, checks_flow, checks_peers, checks_lifecycle, checks_processes)
+            for value in vars(module).values()
+            if isinstance(value, Check)
+        ),
+        key=lambda check: check.line,
+    )
 )
-"""What every transport is put to, by the contract's lines."""
+"""Within one line, the checks keep the order of their definition."""

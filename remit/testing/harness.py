@@ -1,4 +1,4 @@
-"""Harness: what a transport's author gives the suite: fresh locations, how to reach them, and how to break them."""
+"""Harness of the conformance suite: fresh locations, relays between two ends, and disruptions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from remit.plugins import find_transport
 from remit.runtime_dirs import fresh_name
 from remit.transport import Transport
 
-__all__ = ["DEADLINE", "PATIENCE", "Disruption", "Harness", "Relay", "UrlHarness"]
+__all__ = ["DEADLINE_S", "PATIENCE_S", "Disruption", "Harness", "Relay", "UrlHarness"]
 
 
-PIECE: Final = 64 * 1024
+RELAY_CHUNK_BYTES: Final = 64 * 1024
 """Bytes passed on in one go."""
-ENDING: Final = 5.0
+JOIN_TIMEOUT_S: Final = 5.0
 """Seconds for the relay's threads to end."""
 
 
@@ -74,10 +74,10 @@ class Relay:
         self._flowing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join(ENDING)
+        self._threads[0].join(JOIN_TIMEOUT_S)
         self.cut()
         for thread in self._threads:
-            thread.join(ENDING)
+            thread.join(JOIN_TIMEOUT_S)
         self._listener.close()
         if self.location.port is None:
             Path(self.location.path).unlink(missing_ok=True)
@@ -107,7 +107,7 @@ class Relay:
 
     def _pass(self, source: socket.socket, sink: socket.socket, both: threading.Barrier) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(PIECE):
+            while data := source.recv(RELAY_CHUNK_BYTES):
                 self._flowing.wait()
                 sink.sendall(data)
         with contextlib.suppress(OSError):
@@ -130,15 +130,15 @@ def _socket(location: Location) -> socket.socket:
     return socket.socket(socket.AF_INET6 if ":" in location.host else socket.AF_INET, socket.SOCK_STREAM)
 
 
-DEADLINE: Final = 20.0
+DEADLINE_S: Final = 20.0
 """Seconds after which a check that has not passed has failed."""
-PATIENCE: Final = 2.0
+PATIENCE_S: Final = 2.0
 """Seconds after which a capability that nobody declared counts as not working."""
-PREFIX: Final = "prefix"
+PREFIX_OPTION: Final = "prefix"
 """The option by which a transport keeps several users of one backend apart."""
-HINT: Final = "c"
+NAME_HINT: Final = "c"
 """What the names that are made begin with; short, because a socket's path is."""
-NOTHING: Final[Mapping[Disruption, Callable[[], None]]] = MappingProxyType({})
+NO_DISRUPTIONS: Final[Mapping[Disruption, Callable[[], None]]] = MappingProxyType({})
 
 
 class Disruption(enum.Enum):
@@ -157,11 +157,11 @@ class Harness:
 
     transport: Transport
     """What is put to the test."""
-    deadline: float = DEADLINE
+    deadline: float = DEADLINE_S
     """Seconds for one check."""
-    patience: float = PATIENCE
+    patience: float = PATIENCE_S
     """Seconds for trying a capability that is not declared."""
-    disruptions: Mapping[Disruption, Callable[[], None]] = NOTHING
+    disruptions: Mapping[Disruption, Callable[[], None]] = NO_DISRUPTIONS
     """What can be broken, and how; the functions return when it is done."""
 
     def location(self) -> Location:
@@ -195,9 +195,9 @@ class UrlHarness(Harness):
         self,
         url: str | Location,
         *,
-        deadline: float = DEADLINE,
-        patience: float = PATIENCE,
-        disruptions: Mapping[Disruption, Callable[[], None]] = NOTHING,
+        deadline: float = DEADLINE_S,
+        patience: float = PATIENCE_S,
+        disruptions: Mapping[Disruption, Callable[[], None]] = NO_DISRUPTIONS,
         relayed: bool = False,
     ) -> None:
         given = url if isinstance(url, Location) else Location(url)
@@ -214,14 +214,14 @@ class UrlHarness(Harness):
     def location(self) -> Location:
         """Return a fresh location. Raises BadLocation when the URL leaves no room for one."""
         base = self.base
-        if PREFIX in self.transport.options:
-            return base.replace(options=dict(base.options) | {PREFIX: fresh_name(HINT)})
+        if PREFIX_OPTION in self.transport.options:
+            return base.replace(options=dict(base.options) | {PREFIX_OPTION: fresh_name(NAME_HINT)})
         if base.port is not None:
             return base
         if base.path.strip("/"):
-            return base.replace(path=f"{base.path.rstrip('/')}-{fresh_name(HINT)}")
+            return base.replace(path=f"{base.path.rstrip('/')}-{fresh_name(NAME_HINT)}")
         if base.host:
-            return base.replace(host=f"{base.host}-{fresh_name(HINT)}")
+            return base.replace(host=f"{base.host}-{fresh_name(NAME_HINT)}")
         raise BadLocation(f"{base} has neither a port, nor a path, nor a name; write one of them")
 
     def reach(self, bound: Location, *, breakable: bool = False) -> Location:

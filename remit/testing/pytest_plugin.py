@@ -1,4 +1,4 @@
-"""Plugin: fixtures for the tests of programs that use Remit; pytest loads it by itself."""
+"""Pytest plugin: the conformance suite as a test class, and fixtures for programs that use Remit."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def _fixture(given: Harness | type[Harness]) -> Any:
 
 
 DEFAULT_URL: Final = "memory://test"
-DEADLINE: Final = 20.0
+UNTIL_TIMEOUT_S: Final = 20.0
 """Seconds after which `remit_until` gives up, unless told otherwise."""
-SETTLING: Final = 5.0
+FLUSH_TIMEOUT_S: Final = 5.0
 """Seconds after a test in which its server may handle what is left."""
-PAUSE: Final = 0.05
+POLL_S: Final = 0.05
 """Seconds of one wait for something to arrive."""
 
 
@@ -113,17 +113,17 @@ def remit_client(remit_server: Server) -> Iterator[Client]:
 
     with Client(remit_server.location) as client:
         yield client
-        deadline = time.monotonic() + SETTLING
+        deadline = time.monotonic() + FLUSH_TIMEOUT_S
         while not client.flush(0.0) and time.monotonic() < deadline:
             if not remit_server.tick():
-                remit_server.wait(PAUSE)
+                remit_server.wait(POLL_S)
 
 
 @pytest.fixture
 def remit_until(remit_server: Server) -> Callable[..., None]:
     """A function that ticks the server until ``fact()`` holds; fails after ``timeout`` seconds."""
 
-    def until(fact: Callable[[], object], *, timeout: float = DEADLINE) -> None:
+    def until(fact: Callable[[], object], *, timeout: float = UNTIL_TIMEOUT_S) -> None:
         deadline = time.monotonic() + timeout
         while True:
             remit_server.tick()
@@ -131,6 +131,6 @@ def remit_until(remit_server: Server) -> Callable[..., None]:
                 return
             if time.monotonic() > deadline:
                 pytest.fail(f"not within {timeout} s: {fact}; {remit_server.stats()}")
-            remit_server.wait(PAUSE)
+            remit_server.wait(POLL_S)
 
     return until

@@ -1,4 +1,4 @@
-"""Report: what is told of a transport: the outcome of each check, and a table of what the installed ones can do."""
+"""Reports of the conformance suite, and the table of capabilities of the installed transports."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from remit.errors import RemitError
 from remit.location import Location
 from remit.plugins import find_transport, installed_transports
 from remit.testing.contract import CHECKS
-from remit.testing.harness import DEADLINE, UrlHarness
+from remit.testing.harness import DEADLINE_S, UrlHarness
 from remit.testing.runner import Check, Outcome, Verdict, try_all
 from remit.transport import Capabilities
 
-__all__ = ["capability_table", "conformance", "json_report", "summary", "told"]
+__all__ = ["capability_table", "json_report", "outcome_lines", "run_checks", "summary"]
 
 UNITS: Final = ((1 << 20, "MiB"), (1 << 10, "KiB"))
 WIDTH: Final = max(len(verdict.value) for verdict in Verdict)
 
 
-def conformance(
-    url: str | Location, *, deadline: float = DEADLINE, checks: Iterable[Check] = CHECKS
+def run_checks(
+    url: str | Location, *, deadline: float = DEADLINE_S, checks: Iterable[Check] = CHECKS
 ) -> Iterator[Outcome]:
     """Put the transport of a URL to the checks, ``deadline`` seconds each.
 
@@ -34,7 +34,7 @@ def conformance(
     yield from try_all(harness, checks)
 
 
-def told(outcome: Outcome) -> str:
+def outcome_lines(outcome: Outcome) -> str:
     """Return one outcome as a line, and another one for the reason if it did not pass."""
     check = outcome.check
     line = f"{outcome.verdict.value.ljust(WIDTH)}  {check.line:2}  {check.sentence}"

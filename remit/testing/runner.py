@@ -1,4 +1,4 @@
-"""Check: one line of the transport contract as something that can be tried on any transport, with or without pytest."""
+"""Runner of single checks of the transport contract, with or without pytest."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.testing.harness import Disruption, Harness
-from remit.testing.link_pair import Bench
-from remit.testing.violations import Catcher, NotApplicable, Violation, where_is
+from remit.testing.link_pair import Trial
+from remit.testing.violations import ErrorRecorder, NotApplicable, Violation, current_line
 
-__all__ = ["Check", "Outcome", "Topic", "Verdict", "try_all", "try_one"]
+__all__ = ["Check", "Outcome", "Verdict", "check", "try_all", "try_one"]
 
 
-GRACE: Final = 2.0
+CLEANUP_S: Final = 2.0
 """Seconds after its deadline within which a check must have cleaned up behind itself, or half a short deadline."""
 
 
@@ -34,31 +34,31 @@ def try_one(harness: Harness, check: Check) -> Outcome:
     if check.needs is not None and check.needs not in harness.disruptions:
         return _not_applicable(check, f"this harness cannot {check.needs.value}")
     declared = not check.capability or bool(getattr(harness.transport.capabilities, check.capability))
-    error = _attempt(harness, check, harness.deadline if declared else harness.patience)
+    error = _run(harness, check, harness.deadline if declared else harness.patience)
     if isinstance(error, NotApplicable):
         return _not_applicable(check, str(error))
     if not declared:
         if error is not None:
-            return _not_applicable(check, f"{check.capability} is not declared, and does not work: {_told(error)}")
+            return _not_applicable(check, f"{check.capability} is not declared, and does not work: {_describe(error)}")
         error = Violation(f"it works: declare it, by Capabilities({check.capability}=True)")
     if error is None:
         return Outcome(check=check, verdict=Verdict.PASSED)
-    return Outcome(check=check, verdict=Verdict.FAILED, reason=_told(error), error=error)
+    return Outcome(check=check, verdict=Verdict.FAILED, reason=_describe(error), error=error)
 
 
-def _attempt(harness: Harness, check: Check, deadline: float) -> BaseException | None:
+def _run(harness: Harness, check: Check, deadline: float) -> BaseException | None:
     """Return what a check ended with, or a Violation if it did not end."""
-    caught = Catcher()
+    caught = ErrorRecorder()
 
     def run() -> None:
-        with caught, Bench(harness, deadline, breakable=check.needs is not None) as bench, caught:
-            check.run(bench)
+        with caught, Trial(harness, deadline, breakable=check.needs is not None) as trial, caught:
+            check.run(trial)
 
     thread = threading.Thread(target=run, name=f"check {check.name}", daemon=True)
     thread.start()
-    thread.join(deadline + min(GRACE, deadline / 2))
+    thread.join(deadline + min(CLEANUP_S, deadline / 2))
     if thread.is_alive():
-        return caught.error or Violation(f"still blocked after {deadline} s, at {where_is(thread)}")
+        return caught.error or Violation(f"still blocked after {deadline} s, at {current_line(thread)}")
     return caught.error
 
 
@@ -66,7 +66,7 @@ def _not_applicable(check: Check, reason: str) -> Outcome:
     return Outcome(check=check, verdict=Verdict.NOT_APPLICABLE, reason=reason)
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     text = inspect.cleandoc(str(error)).replace("\n", " ")
     return text if isinstance(error, Violation) else f"{type(error).__name__}: {text}".rstrip(": ")
 
@@ -87,7 +87,7 @@ class Check:
     """The contract's line in `remit.transport` that it belongs to."""
     name: str
     sentence: str
-    run: Callable[[Bench], None]
+    run: Callable[[Trial], None]
     """Try it; raises Violation, or whatever the transport raises."""
     capability: str = ""
     """The field of `remit.transport.Capabilities` which says whether this works; empty: it always must."""
@@ -107,22 +107,13 @@ class Outcome:
     """What was raised, when it failed."""
 
 
-class Topic:
-    """The checks of one file, in the order of their writing."""
+def check(
+    line: int, *, capability: str = "", needs: Disruption | None = None
+) -> Callable[[Callable[[Trial], None]], Check]:
+    """Turn the decorated function into a `Check`: its name is the check's, its docstring the sentence."""
 
-    def __init__(self) -> None:
-        self.checks: list[Check] = []
+    def make(run: Callable[[Trial], None]) -> Check:
+        sentence = inspect.getdoc(run) or run.__name__
+        return Check(line=line, name=run.__name__, sentence=sentence, run=run, capability=capability, needs=needs)
 
-    def check(
-        self, line: int, sentence: str, *, capability: str = "", needs: Disruption | None = None
-    ) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
-        """Make the decorated function a check that carries its name."""
-
-        def add(run: Callable[[Bench], None]) -> Callable[[Bench], None]:
-            name = run.__name__
-            self.checks.append(
-                Check(line=line, name=name, sentence=sentence, run=run, capability=capability, needs=needs)
-            )
-            return run
-
-        return add
+    return make

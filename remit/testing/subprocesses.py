@@ -1,4 +1,4 @@
-"""Elsewhere: the part of a check that needs a process of its own: one that may fork, or be killed."""
+"""Parts of a check that run in another process, which may fork or be killed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import IO, Any, Final
 import cloudpickle
 
 from remit.testing.harness import Harness
-from remit.testing.link_pair import Bench, End
+from remit.testing.link_pair import LinkEnd, Trial
 from remit.testing.violations import Violation, expect
 
-__all__ = ["ended", "forked", "main", "running"]
+__all__ = ["main", "run_in_fork", "run_in_process", "wait_for_exit"]
 
 
-SHARE: Final = 0.8
+TIME_SHARE: Final = 0.8
 """Share of the time left after which the other process gives up, so that it can say why."""
-FORK_PAUSE: Final = 0.005
+FORK_POLL_S: Final = 0.005
 """Seconds between two looks at a forked child while the parent's links must not be touched."""
 
 
-class RunningProcess:
+class OtherProcess:
     """Another process that does a part of a check."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self.process = process
         self._errors = errors
 
-    def last_words(self) -> str:
+    def last_error_line(self) -> str:
         """Return the last line that it wrote as an error."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
@@ -46,9 +46,9 @@ class RunningProcess:
 
 
 @contextlib.contextmanager
-def running(bench: Bench, work: Callable[..., None], *arguments: object) -> Iterator[RunningProcess]:
-    """Run ``work(bench, *arguments)`` on a bench of its own in another process, which the block's end kills."""
-    order = _pickled(bench.harness, (bench.harness, bench.left * SHARE, work, arguments))
+def run_in_process(trial: Trial, work: Callable[..., None], *arguments: object) -> Iterator[OtherProcess]:
+    """Run ``work(trial, *arguments)`` on a trial of its own in another process, which the block's end kills."""
+    order = _pickled(trial.harness, (trial.harness, trial.seconds_left * TIME_SHARE, work, arguments))
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
         given.write(order)
         given.seek(0)
@@ -60,31 +60,31 @@ def running(bench: Bench, work: Callable[..., None], *arguments: object) -> Iter
             stderr=errors,
         )
         try:
-            yield RunningProcess(process, errors)
+            yield OtherProcess(process, errors)
         finally:
             process.kill()
             process.wait()
 
 
-def ended(bench: Bench, other: RunningProcess, *ends: End) -> None:
+def wait_for_exit(trial: Trial, other: OtherProcess, *ends: LinkEnd) -> None:
     """Wait for the other process to end well while the ends have their turns."""
 
     def over() -> bool:
         if not ends:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                other.process.wait(bench.left)
+                other.process.wait(trial.seconds_left)
         return other.process.poll() is not None
 
-    bench.until(over, "the other process ends", *ends)
+    trial.wait_until(over, "the other process ends", *ends)
     code = other.process.returncode
-    expect(code == 0, other.last_words() if code > 0 else f"the other process died of {_name(-code)}")
+    expect(code == 0, other.last_error_line() if code > 0 else f"the other process died of {_name(-code)}")
 
 
-def forked(bench: Bench, work: Callable[[], None], *ends: End) -> None:
+def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:
     """As that other process: fork, and wait for the child to do its work; the ends have their turns meanwhile."""
     pid = os.fork()
     if not pid:
-        _run_and_exit(work, bench.left)
+        _run_and_exit(work, trial.seconds_left)
     status: list[int] = []
 
     def over() -> bool:
@@ -92,10 +92,10 @@ def forked(bench: Bench, work: Callable[[], None], *ends: End) -> None:
         status.extend([os.waitstatus_to_exitcode(raw)] if found else [])
         if not found and not ends:
             # A pause and no wait on a link: what this process inherits to the child must stay as it is.
-            signal.sigtimedwait((signal.SIGCHLD,), FORK_PAUSE)
+            signal.sigtimedwait((signal.SIGCHLD,), FORK_POLL_S)
         return bool(found)
 
-    bench.until(over, "the forked child ends", *ends)
+    trial.wait_until(over, "the forked child ends", *ends)
     if status[0] > 0:
         raise SystemExit(status[0])  # the child's last words stay the last that are said
     expect(status[0] == 0, f"the forked child died of {_name(-status[0])}")
@@ -144,8 +144,8 @@ def main() -> None:
     """Do what standard input orders."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     harness, deadline, work, arguments = cloudpickle.load(sys.stdin.buffer)
-    with Bench(harness, deadline) as bench:
-        work(bench, *arguments)
+    with Trial(harness, deadline) as trial:
+        work(trial, *arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stuck: a thread beside a check's own: what it raised, and where it is if it does not end."""
+"""Violations of the transport contract, and helpers that raise them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-__all__ = ["Catcher", "NotApplicable", "Violation", "expect", "expect_same", "where_is"]
+__all__ = ["ErrorRecorder", "NotApplicable", "Violation", "current_line", "expect", "expect_frames"]
 
 
-SHOWN: Final = 40
+SHOWN_BYTES: Final = 40
 """Bytes of a frame that an error shows."""
 
 
@@ -31,7 +31,7 @@ def expect(fact: object, otherwise: str) -> None:
         raise Violation(otherwise)
 
 
-def expect_same(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = False) -> None:
+def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = False) -> None:
     """Raise a Violation unless the frames that arrived are those that were sent, or some of them if it may lose."""
     if list(got) == list(sent):
         return
@@ -52,16 +52,16 @@ def expect_same(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = Fa
 
 
 def _shown(data: bytes) -> str:
-    return repr(data) if len(data) <= SHOWN else f"{data[:SHOWN]!r}... ({len(data)} bytes)"
+    return repr(data) if len(data) <= SHOWN_BYTES else f"{data[:SHOWN_BYTES]!r}... ({len(data)} bytes)"
 
 
-class Catcher:
+class ErrorRecorder:
     """Keeps the error that a block ends with, whichever it is."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
-    def __enter__(self) -> Catcher:
+    def __enter__(self) -> ErrorRecorder:
         return self
 
     def __exit__(
@@ -71,7 +71,7 @@ class Catcher:
         return True
 
 
-def where_is(thread: threading.Thread) -> str:
+def current_line(thread: threading.Thread) -> str:
     """Say which line a thread is in: the innermost of a check's, and the innermost of all."""
     frame = sys._current_frames().get(thread.ident or 0)
     stack = traceback.extract_stack(frame) if frame is not None else []

@@ -21,7 +21,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     session = tmp_path / "session"
     session.mkdir(mode=0o700)
     # Pytest's folder may be too deep for a socket.
-    monkeypatch.setattr("remit.runtime_dirs.LONGEST_FOLDER", 1000)
+    monkeypatch.setattr("remit.runtime_dirs.MAX_FOLDER_BYTES", 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
     folder = tmp_path / "project"
     folder.mkdir()

@@ -21,9 +21,9 @@ def test_a_strangers_transport_passes_without_pytest(equipped: Environment) -> N
     assert verdicts.pop("peers_are_attested") == "not applicable"
     assert len(verdicts) > 40
     assert {name for name, verdict in verdicts.items() if verdict != "passed"} == {
-        "a_cut_is_said",
-        "a_restart_is_said",
-        "a_stalled_peer_blocks_nobody",
+        "a_cut_is_reported",
+        "a_restart_is_reported",
+        "a_stalled_peer_blocks_no_call",
     }
 
 

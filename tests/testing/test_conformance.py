@@ -26,7 +26,7 @@ def broken() -> Iterator[str]:
 def test_what_passes_ends_with_0(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", f"unix://{short_path}/a.sock"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "passed           1  Any bytes pass both ways, unchanged." in lines
+    assert "passed           1  Any bytes arrive unchanged, in both directions." in lines
     assert lines[-1].endswith(" passed, 0 failed, 4 not applicable")
     assert len([line for line in lines if line.startswith(("passed", "not applicable"))]) == len(CHECKS)
 
@@ -34,7 +34,7 @@ def test_what_passes_ends_with_0(short_path: Path, capsys: pytest.CaptureFixture
 def test_what_fails_ends_with_1_and_says_why(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", broken, "--deadline", "2"]) == 1
     text = capsys.readouterr().out
-    assert "failed          12  close may be called twice" in text
+    assert "failed          12  Link.close may be called twice" in text
     assert "a_closed_link_says_so: receive does not raise LinkClosed" in text
 
 

@@ -80,7 +80,7 @@ def test_a_strangers_transport_passes_by_a_harness_of_its_own(
 
 
 def test_the_harness_may_be_a_fixture(pytester: pytest.Pytester) -> None:
-    result = run(pytester, FIXTURE, "-k", "any_bytes_pass or a_cut_is_said")
+    result = run(pytester, FIXTURE, "-k", "any_bytes_pass or a_cut_is_reported")
     result.assert_outcomes(passed=2, skipped=2, deselected=2 * len(CHECKS) - 4)
 
 
@@ -88,7 +88,7 @@ def test_a_violation_names_the_line_and_what_was_seen(pytester: pytest.Pytester)
     result = run(pytester, BROKEN, "-k", "12-a_closed or 1-any")
     result.assert_outcomes(passed=1, failed=1, deselected=len(CHECKS) - 2)
     result.stdout.fnmatch_lines(
-        ["*Violation: receive does not raise LinkClosed", "*line 12 of remit.transport: close may be called twice*"]
+        ["*Violation: receive does not raise LinkClosed", "*line 12 of remit.transport: Link.close may be called twice*"]
     )
 
 

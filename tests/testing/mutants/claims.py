@@ -116,11 +116,11 @@ plain(
 )
 plain("HidesThatItAttests", "peers_are_attested", "declare it", lambda: MutantTransport(Attests))
 for _name, _check, _says, _kind, _break in (
-    ("LosesSilentlyWhenCut", "a_cut_is_said", "lost: ", Disruption.CUT_LINK, partial(cut, said=False)),
-    ("StaysDownWhenCut", "a_cut_is_said", "not within", Disruption.CUT_LINK, partial(cut, mended=False)),
+    ("LosesSilentlyWhenCut", "a_cut_is_reported", "lost: ", Disruption.CUT_LINK, partial(cut, said=False)),
+    ("StaysDownWhenCut", "a_cut_is_reported", "not within", Disruption.CUT_LINK, partial(cut, mended=False)),
     (
         "StaysDownAfterARestart",
-        "a_restart_is_said",
+        "a_restart_is_reported",
         "not within",
         Disruption.RESTART_SERVER,
         partial(cut, mended=False),
@@ -129,7 +129,7 @@ for _name, _check, _says, _kind, _break in (
     plain(_name, _check, _says, MutantTransport, deadline=QUICK, breaks={_kind: _break})
 plain(
     "BlocksWhenItStalls",
-    "a_stalled_peer_blocks_nobody",
+    "a_stalled_peer_blocks_no_call",
     "blocked",
     lambda: MutantTransport(BlocksInSend),
     deadline=QUICK,

@@ -54,7 +54,7 @@ class ReceivesNothingOnceClosed(Sound):
         return None if self._closed else super().receive()
 
 
-@hanging("close_is_bounded_though_nobody_is_there")
+@hanging("close_is_bounded_without_a_server")
 class LingersForSomebody(Sound):
     def close(self, linger: float) -> None:
         while not self._closed and not self._connections and not released.wait(0.01):
@@ -62,7 +62,7 @@ class LingersForSomebody(Sound):
         super().close(linger)
 
 
-@hanging("close_is_bounded_though_nobody_reads")
+@hanging("close_is_bounded_without_a_reader")
 class LingersForEver(Sound):
     def close(self, linger: float) -> None:
         while any(route.queued for route in self._routes.values()) and not released.wait(0.01):
@@ -70,7 +70,7 @@ class LingersForEver(Sound):
         super().close(linger)
 
 
-@mutant("last_words_arrive", "frames arrive, but", deadline=QUICK, sees_peers=False)
+@mutant("accepted_frames_survive_close", "frames arrive, but", deadline=QUICK, sees_peers=False)
 class ForgetsLastWords(Sound):
     def close(self, linger: float) -> None:
         for route in self._routes.values():
@@ -82,7 +82,7 @@ class ForgetsLastWords(Sound):
         return None if isinstance(arrival, Down) else arrival
 
 
-@mutant("nothing_is_left_behind", "given back", deadline=QUICK)
+@mutant("closed_links_leak_nothing", "given back", deadline=QUICK)
 class LeaksDescriptors(Sound):
     def close(self, linger: float) -> None:
         if not self._closed:
@@ -90,7 +90,7 @@ class LeaksDescriptors(Sound):
         super().close(linger)
 
 
-@mutant("nothing_is_left_behind", "given back", deadline=QUICK)
+@mutant("closed_links_leak_nothing", "given back", deadline=QUICK)
 class LeaksThreads(Sound):
     def close(self, linger: float) -> None:
         if not self._closed:

@@ -23,7 +23,7 @@ from remit.transport import (
 from remit.transports.memory import MemoryLink
 
 
-@mutant("clients_are_told_apart", "not within .* hears from its server", deadline=QUICK)
+@mutant("clients_have_distinct_tokens", "not within .* hears from its server", deadline=QUICK)
 class SendsToWhoeverCameLast(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         return super().send(list(self._routes)[-1] if self._routes else peer, frame)

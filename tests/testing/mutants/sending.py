@@ -86,7 +86,7 @@ class DawdlesInSend(Sound):
         return said
 
 
-@mutant("nobody_there_is_gone", "says accepted")
+@mutant("send_without_a_server_is_gone", "says accepted")
 class AcceptsForNobody(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         said = super().send(peer, frame)
