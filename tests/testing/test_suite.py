@@ -88,7 +88,10 @@ def test_a_violation_names_the_line_and_what_was_seen(pytester: pytest.Pytester)
     result = run(pytester, BROKEN, "-k", "12-a_closed or 1-any")
     result.assert_outcomes(passed=1, failed=1, deselected=len(CHECKS) - 2)
     result.stdout.fnmatch_lines(
-        ["*Violation: receive does not raise LinkClosed", "*line 12 of remit.transport: Link.close may be called twice*"]
+        [
+            "*Violation: receive does not raise LinkClosed",
+            "*line 12 of remit.transport: Link.close may be called twice*",
+        ]
     )
 
 
