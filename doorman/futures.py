@@ -14,22 +14,22 @@ from doorman.states import ENDED, State
 if TYPE_CHECKING:
     from doorman.task import Keeper
 
-__all__ = ["Awaited", "Driven", "Promising", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
+__all__ = ["Awaited", "ManagedFuture", "Promising", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
 
 IDLE_WAIT_S: Final = 60.0
 """Longest sleep of one wait for a manager; every event wakes it."""
-LOOK: Final = 0.02
+POLL_INTERVAL_S: Final = 0.02
 """Seconds after which a wait for the futures of several threads or managers looks at the others."""
 
 _binding = threading.Lock()
 """Held while a future is bound to its task, or takes the one step of its life that only one thread may take."""
 
 
-class Driven(Future[Any]):
+class ManagedFuture(Future[Any]):
     """A future that a manager settles. Waiting in the thread that owns the manager ticks it meanwhile."""
 
     @property
-    def owner(self) -> Keeper | None:
+    def _manager(self) -> Keeper | None:
         """Whoever makes progress with it."""
         raise NotImplementedError
 
@@ -43,8 +43,8 @@ class Driven(Future[Any]):
 
     def _progress(self, timeout: float | None) -> float | None:
         """Make progress where that is the calling thread's; return the seconds that are left to wait."""
-        if not self.done() and self.owner is not None and self.owner.owned_here:
-            drive([self.owner], self.done, timeout)
+        if not self.done() and self._manager is not None and self._manager._owned_here:
+            drive([self._manager], self.done, timeout)
             return 0.0
         return timeout
 
@@ -52,14 +52,14 @@ class Driven(Future[Any]):
 class Promising(Protocol):
     """A task, as its future and those who wait for it see it."""
 
-    bound: TaskFuture | None
+    _future: TaskFuture | None
 
     @property
     def state(self) -> State:
         """Where it stands."""
 
     @property
-    def outcome(self) -> tuple[Any, BaseException | None]:
+    def _outcome(self) -> tuple[Any, BaseException | None]:
         """The value and the error that it ended with."""
 
     @property
@@ -74,7 +74,7 @@ class Promising(Protocol):
         """Drop it if it waits, stop it if it runs; False if it has ended."""
 
 
-class TaskFuture(Driven):
+class TaskFuture(ManagedFuture):
     """The future of a `Task`. Its callbacks run in the thread that ticks the task's manager."""
 
     def __init__(self, task: Promising) -> None:
@@ -83,7 +83,7 @@ class TaskFuture(Driven):
         self._began = self._ended = False
 
     @property
-    def owner(self) -> Keeper | None:
+    def _manager(self) -> Keeper | None:
         """The task's manager; None until the task is added to one."""
         return self.task.owner
 
@@ -93,15 +93,15 @@ class TaskFuture(Driven):
         Safe from any thread: from another one than the manager's it is asked for, and the manager is woken. Unlike a
         pool's, a running task can be cancelled: this future is once its process has ended.
         """
-        owner = self.owner
+        owner = self._manager
         if self.done() or owner is None:
             return self.cancelled()
-        if owner.owned_here:
+        if owner._owned_here:
             return self.task.cancel()
-        owner.call_soon(self.task.cancel)
+        owner._call_soon(self.task.cancel)
         return True
 
-    def follow(self) -> None:
+    def update(self) -> None:
         """Come to where the task is. Called at each of its steps."""
         state = self.task.state
         with _binding:
@@ -115,7 +115,7 @@ class TaskFuture(Driven):
         self._settle(state)
 
     def _settle(self, state: State) -> None:
-        value, error = self.task.outcome
+        value, error = self.task._outcome
         if state is State.CANCELLED:
             with self._condition:
                 self._state = "PENDING"  # concurrent.futures knows no way from running to cancelled; managers do.
@@ -130,10 +130,10 @@ class TaskFuture(Driven):
 def future_of(task: Promising) -> TaskFuture:
     """Return the one future of a task. Safe from any thread."""
     with _binding:
-        if task.bound is None:
-            task.bound = TaskFuture(task)
-        future = task.bound
-    future.follow()  # What the task did before nobody told it.
+        if task._future is None:
+            task._future = TaskFuture(task)
+        future = task._future
+    future.update()  # What the task did before nobody told it.
     return future
 
 
@@ -148,7 +148,7 @@ def drive(owners: Collection[Keeper], ready: Callable[[], bool], timeout: float 
         for owner in owners:
             owner.tick()
         if not ready():
-            first.wait(min(left, IDLE_WAIT_S if len(owners) == 1 else LOOK))
+            first.wait(min(left, IDLE_WAIT_S if len(owners) == 1 else POLL_INTERVAL_S))
     return True
 
 
@@ -202,8 +202,8 @@ class _Gathering:
         self.left = len(self.given)
         self.any_ended = self.any_failed = False
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-        owners = [future.owner for future in self.given if isinstance(future, Driven) and not future.done()]
-        self._owners = dict.fromkeys(owner for owner in owners if owner is not None and owner.owned_here)
+        owners = [future._manager for future in self.given if isinstance(future, ManagedFuture) and not future.done()]
+        self._owners = dict.fromkeys(owner for owner in owners if owner is not None and owner._owned_here)
         for future in self.given:
             future.add_done_callback(self._ended.put)
 

@@ -33,7 +33,7 @@ class GroupManager(BaseManager):
     def __init__(self, manager: BaseManager, *, on_failure: OnFailure = "continue") -> None:
         super().__init__()
         self.manager, self.server, self.rules = manager, manager.server, manager.rules
-        self.leaving = manager.leaving
+        self._shutdown_timeout = manager._shutdown_timeout
         self.on_failure: OnFailure = _policy(on_failure)
         self.failed: tuple[Task, ...] = ()
         """The tasks because of which it was stopped; empty while it goes on."""
@@ -42,7 +42,7 @@ class GroupManager(BaseManager):
         self._closed = False
 
     @property
-    def led(self) -> BaseManager:
+    def _inner(self) -> BaseManager:
         """The manager that runs its tasks."""
         return self.manager
 
@@ -87,13 +87,13 @@ class GroupManager(BaseManager):
         group = _Group(self.on_failure if on_failure is None else _policy(on_failure))
         try:
             for task in tasks:
-                group[task] = task.adopt(self)
+                group[task] = task._adopt(self)
         except BaseException:
             for task in group:
-                task.release()
+                task._release()
             raise
         self._groups.append(group)
-        self.changed()
+        self._wake_loop()
         return tuple(group)
 
     def add_task(self, task: Task) -> Task:
@@ -109,7 +109,7 @@ class GroupManager(BaseManager):
         """Drop a task whose group has not begun, or cancel one that waits or runs; False if it has ended."""
         for group in self._groups:
             if group.pop(task, None) is not None:
-                task.end(State.CANCELLED)
+                task._finish(State.CANCELLED)
                 return True
         return self.manager.cancel(task)
 
@@ -120,32 +120,32 @@ class GroupManager(BaseManager):
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs, in any group."""
-        self._do_soon()
+        self._run_scheduled_calls()
         busy = self.manager.tick()
-        if self._advance():
+        if self._start_next_group():
             busy = self.manager.tick()
         return busy or bool(self._groups)
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.manager.wait(0.0 if self._soon or (self._groups and self._ended()) else timeout)
+        self.manager.wait(0.0 if self._scheduled_calls or (self._groups and self._current_done()) else timeout)
 
     def close(self) -> None:
         """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
         self._closed = True
-        self.undrive()
+        self._detach_loop()
         for group in self.groups:
             for task in group:
                 self.cancel(task)
         self._groups.clear()
         self.manager.close()
 
-    def _ended(self) -> bool:
+    def _current_done(self) -> bool:
         return all(task.done() for task in self._current)
 
-    def _advance(self) -> bool:
+    def _start_next_group(self) -> bool:
         """Begin the next group, whole, if the present one has ended; False if there is nothing to begin."""
-        if not self._ended():
+        if not self._current_done():
             return False
         if self._current.on_failure == "stop":
             self.failed = tuple(task for task in self._current if task.state in _FAILURES)
@@ -154,13 +154,13 @@ class GroupManager(BaseManager):
         if self.failed or not self._groups:
             return False
         self._current = self._groups.popleft()
-        self._begin(self._current)
+        self._submit(self._current)
         return True
 
-    def _begin(self, group: _Group) -> None:
+    def _submit(self, group: _Group) -> None:
         """Hand a group to the manager. If that takes no more, what it has not taken is cancelled."""
         for task, call in group.items():
-            task.release(call)
+            task._release(call)
         left = list(group)
         try:
             if isinstance(self.manager, GroupManager):
@@ -202,4 +202,4 @@ def _policy(on_failure: OnFailure) -> OnFailure:
 def _cancel(task: Task, why: str, cause: BaseException | None) -> None:
     error = TaskCancelled(why)
     error.__cause__ = cause
-    task.end(State.CANCELLED, error=error)
+    task._finish(State.CANCELLED, error=error)

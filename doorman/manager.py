@@ -74,7 +74,7 @@ GRACE: Final = 3.0
 """Seconds between SIGTERM and SIGKILL."""
 HELLO_TIMEOUT: Final = 30.0
 """Seconds within which a process must have proven that it is its task's."""
-BURIAL: Final = 5.0
+KILL_TIMEOUT_S: Final = 5.0
 """Seconds that leaving a manager waits beyond the grace for what it killed."""
 
 
@@ -128,7 +128,7 @@ class ProcessManager(BaseManager):
         self._cancellation = Cancellation()
         self.refused: Counter[str] = Counter()
         """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
-        self.leaving = grace + BURIAL
+        self._shutdown_timeout = grace + KILL_TIMEOUT_S
         self._closed = self._ticking = False
         self._owner = os.getpid()
         self._shares = isinstance(location, Server)
@@ -162,11 +162,11 @@ class ProcessManager(BaseManager):
         """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
             raise ValueError("this manager is closed")
-        call = task.adopt(self)
+        call = task._adopt(self)
         self._recorder.added(task, call)
         self._admission.add(task, call)
         self._cancellation.add(task)
-        self.changed()
+        self._wake_loop()
         return task
 
     @property
@@ -207,7 +207,7 @@ class ProcessManager(BaseManager):
         """Drop a waiting task or stop a running one; False, and nothing is signalled, if it has ended."""
         if not self._ending.cancel(task):
             return False
-        self.changed()
+        self._wake_loop()
         return True
 
     def kill(self) -> None:
@@ -220,7 +220,7 @@ class ProcessManager(BaseManager):
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
-        self.check_turn()
+        self._check_loop_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
         self._ticking = True
@@ -229,7 +229,7 @@ class ProcessManager(BaseManager):
                 self._recorder.check()
             self._launching.hear()
             self.server.tick()
-            self._do_soon()
+            self._run_scheduled_calls()
             self._streams.read()
             self._ending.keep_time()
             self._cancellation.ask(self.cancel, self._ending.fail)
@@ -244,7 +244,7 @@ class ProcessManager(BaseManager):
         if self._cancellation:
             timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
         timeout = self._admission.patience(timeout, full=self._launching.full)
-        at_once = self._soon or self._launching.pending or self._streams.pending
+        at_once = self._scheduled_calls or self._launching.pending or self._streams.pending
         self.server.wait(0.0 if at_once else self._running.patience(timeout), self._streams.waker)
 
     def close(self) -> None:
@@ -257,24 +257,24 @@ class ProcessManager(BaseManager):
             self._recorder.close()
             self._streams.close()
             return
-        self.undrive()
+        self._detach_loop()
         try:
-            self.part()
-            self.run_here(self.leaving)
+            self._begin_shutdown()
+            self._run(self._shutdown_timeout)
         finally:
             self._give_back()
             self._ending.give_up()
             self._recorder.close()
             self._streams.close()
 
-    def part(self) -> None:
+    def _begin_shutdown(self) -> None:
         """Begin to leave: let go of what is detached, and cancel the rest; the journal's next manager has it again."""
         self._recorder.leaving()
         self._ending.let_go()
         self.stop()
 
     def _give_back(self) -> None:
-        self._launcher.close(BURIAL)
+        self._launcher.close(KILL_TIMEOUT_S)
         self._reception.close()
         if not self._shares:
             self.server.close()

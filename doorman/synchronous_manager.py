@@ -30,16 +30,16 @@ from doorman.task import OnOutput, OnProgress, Task
 from remit import Server
 from remit.errors import ReentrantTick
 
-__all__ = ["SynchronousManager", "captured"]
+__all__ = ["SynchronousManager", "capture_output"]
 
 
 STREAMS: Final = ("stdout", "stderr")
-AT_ONCE: Final = 64 * 1024
+READ_SIZE: Final = 64 * 1024
 """Bytes that are read at a time of what was written."""
 
 
 @contextlib.contextmanager
-def captured(task: Task, listener: OnOutput | None) -> Iterator[None]:
+def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
     """A block in which the task writes, if it is to be streamed: its lines are told when it is over, however.
 
     Not through pipes: nobody would read them while the task runs, and a full one would be the end of it.
@@ -92,12 +92,12 @@ def _redirected(name: str, descriptor: int, to: int) -> Iterator[None]:
 def _lines(file: IO[bytes]) -> Iterator[str]:
     cut = Lines()
     file.seek(0)
-    while data := file.read(AT_ONCE):
+    while data := file.read(READ_SIZE):
         yield from cut.feed(data)
     yield from cut.feed(b"", last=True)
 
 
-AGAIN: Final = 0.01
+RETRY_INTERVAL_S: Final = 0.01
 """Seconds after which a task that may not run yet is asked again."""
 NOT_FOUND: Final = 127
 """Exit code of a command that cannot be run, by the convention of the shells."""
@@ -125,7 +125,7 @@ class SynchronousManager(BaseManager):
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
         self._admission = RunQueue(rules)
         self.rules = self._admission.rules
-        self._task_hears: dict[str, list[Callable[..., Any]]] = {}
+        self._task_listeners: dict[str, list[Callable[..., Any]]] = {}
         self._running: Task | None = None
         self._closed = False
 
@@ -135,8 +135,8 @@ class SynchronousManager(BaseManager):
             raise ValueError("this manager is closed")
         if task.limits is not None:
             raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
-        self._admission.add(task, task.adopt(self))
-        self.changed()
+        self._admission.add(task, task._adopt(self))
+        self._wake_loop()
         return task
 
     @property
@@ -157,7 +157,7 @@ class SynchronousManager(BaseManager):
         """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
         if task is not self._running:
             raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
-        for listener in tuple(self._task_hears.get(name, ())):
+        for listener in tuple(self._task_listeners.get(name, ())):
             listener(*args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
@@ -169,35 +169,35 @@ class SynchronousManager(BaseManager):
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
-        self._do_soon()
-        self._settle()
+        self._run_scheduled_calls()
+        self._release_dependents()
         self._admission.admit((), self._start, lambda task, error: self._end(task, State.FAILED, error))
-        self._settle()
+        self._release_dependents()
         for task in self.waiting:
             self._still_wanted(task)
         return self.busy
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        self.server.wait(0.0 if self._soon else min(timeout, AGAIN) if self.busy else timeout)
+        self.server.wait(0.0 if self._scheduled_calls else min(timeout, RETRY_INTERVAL_S) if self.busy else timeout)
 
     def close(self) -> None:
         """Drop what waits, and end. May be called twice."""
         self._closed = True
-        self.undrive()
+        self._detach_loop()
         self.stop()
         self.server.close()
 
-    def _settle(self) -> None:
+    def _release_dependents(self) -> None:
         """Let go on what came after tasks that are done, and end what came after others."""
         for task, error in self._admission.settle():
-            task.end(State.CANCELLED, error=error)
+            task._finish(State.CANCELLED, error=error)
 
     def _start(self, entry: QueuedTask) -> bool:
         if self._still_wanted(entry.task):
             self._admission.drop(entry.task)
-            self._run(entry.task)
-            self._settle()
+            self._run_task(entry.task)
+            self._release_dependents()
         return True
 
     def _still_wanted(self, task: Task) -> bool:
@@ -213,33 +213,33 @@ class SynchronousManager(BaseManager):
         """End a task that waits; False if it does not."""
         if not self._admission.drop(task):
             return False
-        task.end(state, error=error)
+        task._finish(state, error=error)
         return True
 
-    def _run(self, task: Task) -> None:
+    def _run_task(self, task: Task) -> None:
         """Try a task once; it waits again if it failed and may be retried."""
         self._running = task
         task.attempt += 1
         task.identity = _own_identity(task)
-        task.enter(State.RUNNING)
+        task._set_state(State.RUNNING)
         state, value, error = _INTERRUPTED
         try:
-            with captured(task, self._on_output):
+            with capture_output(task, self._on_output):
                 state, value, error = _command(task) if task.argv else self._call(task)
         finally:
             self._running = None
-            self._task_hears.clear()
-            state, value, error, pause = task.next_try(state, value, error, wanted=not self._closed)
+            self._task_listeners.clear()
+            state, value, error, pause = task._next_attempt(state, value, error, wanted=not self._closed)
             if pause is not None:
                 self._admission.rest(task, b"", pause)
             else:
                 if state in (State.CANCELLED, State.EXPIRED):
-                    task.enter(State.STOPPING)
-                task.end(state, value, error)
+                    task._set_state(State.STOPPING)
+                task._finish(state, value, error)
 
     def _call(self, task: Task) -> _End:
         def report(progress: Progress) -> None:
-            task.reported(replace(progress, at=time.time()), self._on_progress)
+            task._report_progress(replace(progress, at=time.time()), self._on_progress)
 
         try:
             with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
@@ -252,7 +252,7 @@ class SynchronousManager(BaseManager):
             return State.FAILED, None, raised
 
     def _listen(self, name: str, listener: Callable[..., Any]) -> None:
-        self._task_hears.setdefault(name, []).append(listener)
+        self._task_listeners.setdefault(name, []).append(listener)
 
     def _emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.server.emit(name, *args, **kwargs)

@@ -40,11 +40,11 @@ class Keeper(Protocol):
     """A manager as its tasks see it: `doorman._scheduler.base_manager.Owner` says what each of these does."""
 
     @property
-    def realm(self) -> Keeper:
+    def _root(self) -> Keeper:
         """The manager that runs the tasks in the end."""
 
     @property
-    def owned_here(self) -> bool:
+    def _owned_here(self) -> bool:
         """Whether the calling thread is the one that ticks it."""
 
     def tick(self) -> bool:
@@ -53,16 +53,16 @@ class Keeper(Protocol):
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
 
-    def call_soon(self, function: Callable[[], object]) -> None:
+    def _call_soon(self, function: Callable[[], object]) -> None:
         """Have ``function()`` called in the next tick. Safe from any thread."""
 
     def cancel(self, task: Any) -> bool:
         """Drop a waiting task or stop a running one; False if it has ended."""
 
-    def run_until(self, task: Any, timeout: float | None) -> None:
+    def _run_until(self, task: Any, timeout: float | None) -> None:
         """Make progress until the task has ended. Raises ResultTimeout."""
 
-    async def ended(self, task: Any) -> None:
+    async def _wait_ended(self, task: Any) -> None:
         """Return when the task has ended."""
 
 
@@ -71,7 +71,7 @@ class Life:
 
     name: str
     expires_in: float | None
-    comeback: RetryPolicy
+    _retry_policy: RetryPolicy
     """What its policy says of another try."""
 
     def __init__(self) -> None:
@@ -91,9 +91,9 @@ class Life:
         """The last lines that it wrote, if they are streamed."""
         self.progress: Progress | None = None
         """How far it has come, as it last reported with ``current_task().progress(...)``."""
-        self.bound: TaskFuture | None = None
+        self._future: TaskFuture | None = None
         """Its `future`, once somebody has asked for it."""
-        self._owner: Keeper | None = None
+        self._manager: Keeper | None = None
         self._watchers: list[Callable[[Any], object]] = []
         self._killed = False
         """Whether `stop` has ended it for good."""
@@ -122,7 +122,7 @@ class Life:
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""
         if not self.done():
-            self._kept().run_until(self, timeout)
+            self._kept()._run_until(self, timeout)
         return self._error
 
     @property
@@ -133,12 +133,12 @@ class Life:
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait on the event loop that ticks its manager, and return or raise what `result` does."""
         if not self.done():
-            yield from self._kept().ended(self).__await__()
+            yield from self._kept()._wait_ended(self).__await__()
         return self.result()
 
     def cancel(self) -> bool:
         """Drop it if it waits, stop it if it runs; False if it has ended."""
-        return self._owner is not None and self._owner.cancel(self)
+        return self._manager is not None and self._manager.cancel(self)
 
     def stop(self, *, kill: bool = False) -> bool:
         """Like `cancel`; with ``kill`` a proven process gets SIGKILL, and the task fails for good: WorkerDied."""
@@ -157,7 +157,7 @@ class Life:
 
     # -- for its manager ---------------------------------------------------------------------------------------
 
-    def enter(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         """Go to another state; the only place where it changes."""
         if not legal(self.state, state):
             raise AssertionError(f"a task cannot go from {self.state} to {state}")
@@ -166,14 +166,14 @@ class Life:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
-        if self.bound is not None:
-            self.bound.follow()
+        if self._future is not None:
+            self._future.update()
 
-    def began(self, moment: float) -> None:
+    def _set_started(self, moment: float) -> None:
         """Count its duration from this moment of the monotonic clock: it began under a manager before."""
         self._started = moment
 
-    def next_try(
+    def _next_attempt(
         self, state: State, value: Any, error: BaseException | None, *, wanted: bool
     ) -> tuple[State, Any, BaseException | None, float | None]:
         """Wait again after an attempt that ended so, if the policy says so and it is still ``wanted``.
@@ -184,27 +184,27 @@ class Life:
         ran = None if self.identity is None else self.duration
         try:
             now = time.monotonic()
-            pause = self.comeback.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
+            pause = self._retry_policy.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
         except RestartedTooOften as often:
             return State.FAILED, None, often, None
         if pause is not None:
             self.identity = None
-            self.enter(State.WAITING)
+            self._set_state(State.WAITING)
         return state, value, error, pause
 
-    def end(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
+    def _finish(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Go to a state that is an end, with what `result` returns or raises."""
         if error is None and state is State.CANCELLED:
             error = TaskCancelled(f"task {self.name!r} was cancelled")
         if error is None and state is State.EXPIRED:
             error = TaskExpired(f"task {self.name!r} ran for more than {self.expires_in} s")
         self._value, self._error = value, error
-        self.enter(state)
+        self._set_state(state)
         watchers, self._watchers = self._watchers, []
         for tell in watchers:
             tell(self)
 
-    def when_ended(self, tell: Callable[[Self], object]) -> None:
+    def _on_done(self, tell: Callable[[Self], object]) -> None:
         """Have ``tell(task)`` called at its end, or at once if it has ended. It must not raise."""
         if self.done():
             tell(self)
@@ -212,20 +212,20 @@ class Life:
             self._watchers.append(tell)
 
     @property
-    def outcome(self) -> tuple[Any, BaseException | None]:
+    def _outcome(self) -> tuple[Any, BaseException | None]:
         """The value and the error that it ended with."""
         return self._value, self._error
 
     @property
     def owner(self) -> Keeper | None:
         """The manager that it was added to."""
-        return self._owner
+        return self._manager
 
     def _kept(self) -> Keeper:
         """Return the manager that makes progress with it. Raises ValueError."""
-        if self._owner is None:
+        if self._manager is None:
             raise ValueError(f"{self!r} has not been added to a manager")
-        return self._owner
+        return self._manager
 
 
 class Successor(Protocol):
@@ -248,7 +248,7 @@ def check_succession(task: Successor, owner: Keeper) -> None:
             if _reaches(first, task):
                 raise ValueError(f"{task!r} and {first!r} come after each other: neither could ever start")
             raise ValueError(f"{task!r} comes after {first!r}, which no manager has: add that one first")
-        if theirs.realm is not owner.realm:
+        if theirs._root is not owner._root:
             raise ValueError(
                 f"{task!r} comes after {first!r}, which is another manager's: add both to one, "
                 "or wait for the other's result first"
@@ -355,7 +355,7 @@ class Task(Life):
         self.cancel_when = _question("cancel_when", cancel_when)
         self.retries = retries
         self.backoff, self.restart, self.intensity = backoff, restart, intensity
-        self.comeback = RetryPolicy(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
+        self._retry_policy = RetryPolicy(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
         self.priority = _priority(priority)
         self.after = _tasks(after)
         self.limits = _limits(limits)
@@ -384,25 +384,25 @@ class Task(Life):
 
     # -- for its manager ---------------------------------------------------------------------------------------
 
-    def adopt(self, owner: Keeper) -> bytes:
+    def _adopt(self, owner: Keeper) -> bytes:
         """Bind the task to its manager and return its call as bytes.
 
         Raises TaskAlreadyAdded, TaskNotPicklable; ValueError if the manager is not that of the tasks it comes after.
         """
-        if self._owner is not None:
+        if self._manager is not None:
             raise TaskAlreadyAdded(f"{self!r} was added before; make a new task for each run")
         check_succession(self, owner)
         call = self._call
         if call is None:
             call = b"" if self.argv else packed_call(self.name, self.fn, self.args, self.kwargs)
-        self._owner, self._call = owner, None
+        self._manager, self._call = owner, None
         return call
 
-    def release(self, call: bytes | None = None) -> None:
+    def _release(self, call: bytes | None = None) -> None:
         """Undo `adopt`. The next manager gets ``call``, whatever has become of the arguments; None: pickle anew."""
-        self._owner, self._call = None, call
+        self._manager, self._call = None, call
 
-    def reported(self, progress: Progress, also: OnProgress | None) -> None:
+    def _report_progress(self, progress: Progress, also: OnProgress | None) -> None:
         """Keep how far it has come, and tell those who listen: its own listener, and the manager's."""
         self.progress = progress
         for listener in (self.on_progress, also):

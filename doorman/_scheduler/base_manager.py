@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BaseManager", "check_listeners"]
 
 
-LEAVING: Final = 10.0
+SHUTDOWN_TIMEOUT_S: Final = 10.0
 """Seconds that leaving a manager takes at the most, unless it says otherwise."""
 
 
@@ -32,13 +32,13 @@ class BaseManager:
     Entered by ``async with`` it is ticked by the event loop instead, and `run` and its tasks are awaited.
     """
 
-    leaving: float = LEAVING
+    _shutdown_timeout: float = SHUTDOWN_TIMEOUT_S
     """Seconds that leaving a manager takes at the most."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._soon: deque[Callable[[], object]] = deque()
-        self.driver: LoopDriver | None = None
+        self._scheduled_calls: deque[Callable[[], object]] = deque()
+        self._loop_driver: LoopDriver | None = None
         """What ticks it, inside ``async with``."""
 
     server: Server
@@ -53,11 +53,11 @@ class BaseManager:
     def add_rule(self, rule: Rule) -> None:
         """Obey one more rule from now on."""
         self.rules.add(rule)
-        self.changed()
+        self._wake_loop()
 
     def remove_rule(self, rule: Rule) -> bool:
         """Obey it no more; False if it was not there."""
-        self.changed()
+        self._wake_loop()
         return self.rules.remove(rule)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
@@ -65,14 +65,14 @@ class BaseManager:
         raise NotImplementedError
 
     @property
-    def led(self) -> BaseManager | None:
+    def _inner(self) -> BaseManager | None:
         """The manager that it leads, which runs its tasks; None if it runs them itself."""
         return None
 
     @property
-    def realm(self) -> BaseManager:
+    def _root(self) -> BaseManager:
         """The manager that runs the tasks in the end."""
-        return self if self.led is None else self.led.realm
+        return self if self._inner is None else self._inner._root
 
     def tick(self) -> bool:
         """Do what can be done now, without waiting; True while anything waits or runs."""
@@ -83,20 +83,20 @@ class BaseManager:
         raise NotImplementedError
 
     @property
-    def owned_here(self) -> bool:
+    def _owned_here(self) -> bool:
         """Whether the calling thread is the one that made it, and so the one that ticks it."""
         return threading.get_ident() == self._thread
 
-    def call_soon(self, function: Callable[[], object]) -> None:
+    def _call_soon(self, function: Callable[[], object]) -> None:
         """Have ``function()`` called in the next tick, and whoever waits for that woken. Safe from any thread."""
-        self._soon.append(function)
-        if self.driver is not None or not self.owned_here:
+        self._scheduled_calls.append(function)
+        if self._loop_driver is not None or not self._owned_here:
             self.server.wake()
 
-    def _do_soon(self) -> None:
+    def _run_scheduled_calls(self) -> None:
         """Call what was asked to be called by now; what that asks for has its turn in the next tick."""
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
+        for _ in range(len(self._scheduled_calls)):
+            self._scheduled_calls.popleft()()
 
     @property
     def waiting(self) -> tuple[Task, ...]:
@@ -135,12 +135,12 @@ class BaseManager:
 
         Inside ``async with`` it is awaited: ``await manager.run()``.
         """
-        if self.driver is not None:
-            return self.driver.run(timeout)
-        self.run_here(timeout)
+        if self._loop_driver is not None:
+            return self._loop_driver.run(timeout)
+        self._run(timeout)
         return _Done()
 
-    def run_here(self, timeout: float | None) -> None:
+    def _run(self, timeout: float | None) -> None:
         """Do what `run` does without a loop."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.tick():
@@ -149,11 +149,11 @@ class BaseManager:
                 return
             self.wait(min(left, IDLE_WAIT_S))
 
-    def run_until(self, task: Life, timeout: float | None) -> None:
+    def _run_until(self, task: Life, timeout: float | None) -> None:
         """Make progress until ``task`` has ended. Raises ResultTimeout; RuntimeError in another thread."""
-        if not self.owned_here:
+        if not self._owned_here:
             raise RuntimeError("only the thread that owns the manager can wait for a task; others may ask task.done()")
-        if self.driver is not None and not task.done():
+        if self._loop_driver is not None and not task.done():
             raise RuntimeError(f"{task!r} has not ended, and to wait here would stop its event loop: `await` the task")
         deadline = None if timeout is None else time.monotonic() + timeout
         while not task.done():
@@ -164,32 +164,32 @@ class BaseManager:
             if not task.done():
                 self.wait(min(left, IDLE_WAIT_S))
 
-    async def ended(self, task: Life) -> None:
+    async def _wait_ended(self, task: Life) -> None:
         """Return when ``task`` has ended. Raises RuntimeError outside ``async with``."""
-        if self.driver is None:
+        if self._loop_driver is None:
             raise RuntimeError(f"{task!r} has not ended: await it inside `async with` its manager, or use result()")
-        await self.driver.ended(task)
+        await self._loop_driver.wait_ended(task)
 
     # -- for the managers themselves ---------------------------------------------------------------------------
 
-    def part(self) -> None:
+    def _begin_shutdown(self) -> None:
         """Begin to leave: let go of what outlives it, and `stop` the rest."""
         self.stop()
 
-    def changed(self) -> None:
+    def _wake_loop(self) -> None:
         """Have an event loop tick it soon, where there is one: somebody wants something else now."""
-        if self.driver is not None:
-            self.driver.kick()
+        if self._loop_driver is not None:
+            self._loop_driver.schedule_tick()
 
-    def check_turn(self) -> None:
+    def _check_loop_turn(self) -> None:
         """Raise RuntimeError if an event loop ticks this manager, and it is not its tick."""
-        if self.driver is not None and not self.driver.turning:
+        if self._loop_driver is not None and not self._loop_driver.ticking:
             raise RuntimeError("inside `async with` the event loop ticks the manager: `await manager.run()` or a task")
 
-    def undrive(self) -> None:
+    def _detach_loop(self) -> None:
         """Have no event loop tick it any more."""
-        if self.driver is not None:
-            self.driver.end()
+        if self._loop_driver is not None:
+            self._loop_driver.detach()
 
     # -- blocks ------------------------------------------------------------------------------------------------
 
@@ -204,10 +204,10 @@ class BaseManager:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.driver is None:  # Closed already.
+        if self._loop_driver is None:  # Closed already.
             self.close()
             return
-        failed = await self.driver.leave()
+        failed = await self._loop_driver.leave()
         if failed is not None and error is None:
             raise failed
 

@@ -19,7 +19,7 @@ from remit import Event, Server
 __all__ = ["LoopDriver"]
 
 
-JOIN: Final = 5.0
+JOIN_TIMEOUT_S: Final = 5.0
 """Seconds that the end of a driver waits for its thread, which was woken."""
 
 
@@ -27,11 +27,11 @@ class Ticked(Protocol):
     """The part of a manager that its event loop uses."""
 
     server: Server
-    driver: LoopDriver | None
-    leaving: float
+    _loop_driver: LoopDriver | None
+    _shutdown_timeout: float
 
     @property
-    def led(self) -> Ticked | None:
+    def _inner(self) -> Ticked | None:
         """The manager that it leads."""
 
     def tick(self) -> bool:
@@ -40,7 +40,7 @@ class Ticked(Protocol):
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
 
-    def part(self) -> None:
+    def _begin_shutdown(self) -> None:
         """Begin to leave."""
 
     def close(self) -> None:
@@ -61,24 +61,24 @@ class LoopDriver:
         self._later: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._kicked = self._over = False
-        self.turning = False
+        self.ticking = False
         """Whether it is this driver that ticks now."""
         self._turns = threading.Semaphore(0)
         """Held by the thread while it waits, by the loop while it ticks: who has done releases it to the other."""
         self._thread = threading.Thread(target=self._wait, name="doorman-aio", daemon=True)
         self._owners = _chain(owner)
         for each in self._owners:
-            if each.driver is not None:
+            if each._loop_driver is not None:
                 raise RuntimeError("this manager is driven by an event loop already: enter only the one that leads it")
         for each in self._owners:
-            each.driver = self
+            each._loop_driver = self
         self._server.later = []
         self._thread.start()
         self._loop.call_soon(self._turn)
 
     # -- for the manager ---------------------------------------------------------------------------------------
 
-    def kick(self) -> None:
+    def schedule_tick(self) -> None:
         """Have the manager ticked soon: something about it has changed."""
         if not self._kicked:
             self._kicked = True
@@ -88,7 +88,7 @@ class LoopDriver:
         """Return when nothing waits or runs any more, or after ``timeout`` seconds. Raises what a tick raised."""
         idle = self._promise()
         self._idle.add(idle)
-        self.kick()
+        self.schedule_tick()
         try:
             async with asyncio.timeout(timeout) as bound:
                 await idle
@@ -98,14 +98,14 @@ class LoopDriver:
         finally:
             self._idle.discard(idle)
 
-    async def ended(self, task: Life) -> None:
+    async def wait_ended(self, task: Life) -> None:
         """Return when a task has ended. Raises what a tick raised."""
         ended = self._promise()
         known = task in self._awaited
         waits = self._awaited.setdefault(task, set())
         waits.add(ended)
         if not known:  # Once for each task: a wait that times out may be one of a million.
-            task.when_ended(self._tell_end)
+            task._on_done(self._tell_end)
         try:
             await ended
         finally:
@@ -125,16 +125,16 @@ class LoopDriver:
             raise cancelled
         return self._error
 
-    def end(self) -> None:
+    def detach(self) -> None:
         """Tick no more, and let the manager be ticked as without a loop."""
         if self._over:
             return
         self._over = True
         self._turns.release()
         self._server.wake()
-        self._thread.join(JOIN)
+        self._thread.join(JOIN_TIMEOUT_S)
         for each in self._owners:
-            each.driver = None
+            each._loop_driver = None
         self._server.later = None
         for idle in self._idle:
             _keep(idle)
@@ -142,15 +142,15 @@ class LoopDriver:
     async def _leave(self) -> None:
         if self._error is None and not self._over:
             for each in reversed(self._owners):  # Who is led first: it knows what outlives it.
-                each.part()
+                each._begin_shutdown()
             try:
-                await self.run(self._owner.leaving)
+                await self.run(self._owner._shutdown_timeout)
             except BaseException:  # What a tick raised is told by `leave`; what runs is stopped all the same.
                 if self._error is None:
                     raise
         for task in self._later:
             task.cancel()
-        self.end()
+        self.detach()
         await self._loop.run_in_executor(None, self._owner.close)
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class LoopDriver:
         """Tick, and let the thread wait for what comes next."""
         if self._over or self._error is not None:
             return
-        self._kicked, self.turning = False, True
+        self._kicked, self.ticking = False, True
         try:
             busy = self._owner.tick()
         except BaseException as error:
@@ -168,7 +168,7 @@ class LoopDriver:
                 raise
             return  # It is raised by whatever awaits the manager, or by leaving it.
         finally:
-            self.turning = False
+            self.ticking = False
         self._await_listeners()
         if not busy:
             for idle in self._idle:
@@ -239,6 +239,6 @@ def _keep(promise: asyncio.Future[None]) -> None:
 def _chain(owner: Ticked) -> list[Ticked]:
     """Return a manager and those that it leads, directly or not."""
     owners = [owner]
-    while (led := owners[-1].led) is not None:
+    while (led := owners[-1]._inner) is not None:
         owners.append(led)
     return owners

@@ -206,7 +206,7 @@ class HandshakeServer:
             return
         if number > attempt.reports:  # Else it was heard before, and again after a restart of the wire.
             attempt.reports = number
-            attempt.task.reported(progress, self._on_progress)
+            attempt.task._report_progress(progress, self._on_progress)
 
     def _proven(self, event: Event, what: str) -> Attempt | None:
         """Return the attempt that an event names, if its process has proven itself."""

@@ -173,7 +173,7 @@ class Dependencies:
         for first in wanted:
             if first not in self._followers:
                 self._followers[first] = {}
-                first.when_ended(self._ended.append)
+                first._on_done(self._ended.append)
             self._followers[first][task] = None
         return True
 

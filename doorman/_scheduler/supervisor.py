@@ -99,7 +99,7 @@ class Running:
 
     def add(self, attempt: Attempt) -> None:
         """Begin: its process was asked for."""
-        attempt.task.enter(State.LAUNCHING)
+        attempt.task._set_state(State.LAUNCHING)
         self._register(attempt)
         self.unproven += 1
 
@@ -109,7 +109,7 @@ class Running:
         if attempt.stopping is not None:
             attempt.signal(signal.SIGKILL)
             return
-        attempt.task.enter(State.PROVING)
+        attempt.task._set_state(State.PROVING)
         self.expect(Due.HELLO, attempt, patience)
 
     def proven(self, attempt: Attempt, identity: Identity) -> None:
@@ -118,7 +118,7 @@ class Running:
             attempt.own = identity.open()
         attempt.task.identity = identity
         self.unproven -= 1
-        attempt.task.enter(State.RUNNING)
+        attempt.task._set_state(State.RUNNING)
         if attempt.task.expires_in is not None:
             self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
 
@@ -126,8 +126,8 @@ class Running:
         """Go on with what a manager before this one has proven; ``began`` is when, by the monotonic clock."""
         task = attempt.task
         task.identity = identity
-        task.enter(State.RUNNING)
-        task.began(began)
+        task._set_state(State.RUNNING)
+        task._set_started(began)
         self._register(attempt)
         if task.expires_in is not None:
             self.expect(Due.EXPIRY, attempt, began + task.expires_in - time.monotonic())
@@ -135,7 +135,7 @@ class Running:
     def resume_unproven(self, attempt: Attempt, patience: float) -> None:
         """The same where the kernel cannot tell which process it is: it has ``patience`` seconds to prove itself."""
         self.add(attempt)
-        attempt.task.enter(State.PROVING)
+        attempt.task._set_state(State.PROVING)
         self.expect(Due.HELLO, attempt, patience)
 
     def _register(self, attempt: Attempt) -> None:
@@ -161,7 +161,7 @@ class Running:
         self._stopped(attempt, ends_as)
         attempt.stopping = ends_as
         proven = attempt.task.state is State.RUNNING
-        attempt.task.enter(State.STOPPING)
+        attempt.task._set_state(State.STOPPING)
         if proven:
             attempt.terminate()
         else:
@@ -337,7 +337,7 @@ class Ending:
                 self._running.let_go(attempt)
                 self._admission.ended(attempt)
                 left = TaskDetached(f"{task!r} runs on without this manager; open its journal to take it over")
-                task.end(State.LOST, error=left)
+                task._finish(State.LOST, error=left)
 
     def give_up(self) -> None:
         """End what has not ended in all the time that there was."""
@@ -369,7 +369,7 @@ class Ending:
         self.forget(attempt)
         # What was cancelled under the manager before this one is not wanted either, whatever its process still told.
         wanted = not (attempt.final or attempt.stopping is State.CANCELLED or self.for_good)
-        state, value, error, pause = task.next_try(state, value, error, wanted=wanted)
+        state, value, error, pause = task._next_attempt(state, value, error, wanted=wanted)
         if pause is None:
             self._end(task, state, value, error)
         else:
@@ -396,7 +396,7 @@ class Ending:
     def _end(self, task: Task, state: State, value: Any = None, error: BaseException | None = None) -> None:
         self._cancellation.forget(task)
         self._recorder.ended(task, state, value, error)
-        task.end(state, value, error)
+        task._finish(state, value, error)
 
 
 AT_ONCE: Final = 64
@@ -521,7 +521,7 @@ class Launching:
         task = attempt.task
         self._ending.forget(attempt)
         self._streams.end(attempt.id)
-        task.enter(State.WAITING)
+        task._set_state(State.WAITING)
         task.attempt -= 1
         self._recorder.again(task)
         self._admission.put_back(attempt, f"no process can be started now: {why}")

@@ -77,12 +77,12 @@ class _Seat(Task):
     stays: Callable[[], bool]
     """Whether another process may come after one that has ended."""
 
-    def next_try(
+    def _next_attempt(
         self, state: State, value: Any, error: BaseException | None, *, wanted: bool
     ) -> tuple[State, Any, BaseException | None, float | None]:
         """Do as a task does, and say how its process ended if another comes after it, and when."""
         how = f"{state}: {ending(self) if self.identity else error}"
-        end = super().next_try(state, value, error, wanted=wanted and self.stays())
+        end = super()._next_attempt(state, value, error, wanted=wanted and self.stays())
         if end[3] is not None:
             self.note(self, f"{how}; again in {end[3]:.2g} s")
         return end

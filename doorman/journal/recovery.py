@@ -116,7 +116,7 @@ class Recovery:
         for entry in entries:
             task = tasks[entry.added.task] = Recalled(entry, tasks)
             self._recorder.remember(entry)
-            self._place(task, task.adopt(owner), entry)
+            self._place(task, task._adopt(owner), entry)
         self._recorder.sweep({attempt.id for attempt in self._running})
         return tuple(tasks.values())
 
@@ -143,9 +143,9 @@ class Recovery:
             died = WorkerDied(None, None, None, "its process never proved itself")
             error = died if entry.stopped.ends_as is State.FAILED else None
             self._recorder.ended(task, entry.stopped.ends_as, None, error)
-            task.enter(State.RUNNING)
-            task.enter(State.STOPPING)
-            task.end(entry.stopped.ends_as, error=error)
+            task._set_state(State.RUNNING)
+            task._set_state(State.STOPPING)
+            task._finish(entry.stopped.ends_as, error=error)
             return
         task.attempt -= 1
         self._recorder.again(task)
@@ -185,7 +185,7 @@ class Recovery:
         self._admission.started(attempt)
         if entry.stopped is not None:
             attempt.stopping = entry.stopped.ends_as
-            attempt.task.enter(State.STOPPING)
+            attempt.task._set_state(State.STOPPING)
         state, value, error = attempt.verdict()
         if state is State.LOST:
             retried = attempt.task.attempt <= attempt.task.retries
@@ -205,7 +205,7 @@ class Recalled(Task):
         self.argv = argv
         self.id, self.attempt = added.task, entry.number
         self._finished: Finished | None = None
-        self.release(added.call)
+        self._release(added.call)
 
     def recall(self, finished: Finished, entry: Entry) -> None:
         """Stay as it ended."""
@@ -220,10 +220,10 @@ class Recalled(Task):
         return super().exception(timeout)
 
     @property
-    def outcome(self) -> tuple[Any, BaseException | None]:
+    def _outcome(self) -> tuple[Any, BaseException | None]:
         """The value and the error that it ended with."""
         self._open()
-        return super().outcome
+        return super()._outcome
 
     def _open(self) -> None:
         finished, self._finished = self._finished, None

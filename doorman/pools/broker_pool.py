@@ -22,7 +22,7 @@ INTENSITY: Final = 10
 """Workers that may die within `PERIOD`, for each process of the pool, before it is given up."""
 PERIOD: Final = 10.0
 """Seconds that a worker's death is remembered."""
-LONG: Final = 60.0
+IDLE_WAIT_S: Final = 60.0
 """Seconds that `WorkerPool.run` waits at a time at the most."""
 
 
@@ -87,7 +87,7 @@ class WorkerPool:
         try:
             while not self._stopping and (left := deadline - time.monotonic()) > 0:
                 if not self.tick():
-                    self.broker.bounded_wait(min(left, LONG), self.manager.wait)
+                    self.broker.bounded_wait(min(left, IDLE_WAIT_S), self.manager.wait)
         finally:
             self._stopping = False
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from doorman._worker.outcome import Outcome
 from doorman._worker.pickling import pickled, untransportable
 from doorman.errors import TaskFailed
-from doorman.futures import Driven
+from doorman.futures import ManagedFuture
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -29,7 +29,7 @@ OnCallProgress: TypeAlias = "Callable[[Call, Progress], object]"
 """Called with a call and how far it has come."""
 
 
-class Call(Driven):
+class Call(ManagedFuture):
     """What `submit` returns: a `concurrent.futures.Future` that also knows who ran the call.
 
     It can be cancelled while it waits, from any thread; once a worker has it, it runs to its end.
@@ -53,11 +53,11 @@ class Call(Driven):
         self._owner = owner
 
     @property
-    def owner(self) -> BaseManager | None:
+    def _manager(self) -> BaseManager | None:
         """The manager whose worker runs it."""
         return self._owner
 
-    def take(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def pickle_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Keep what is to be called; False if it cannot travel, which the future then tells."""
         self.name = str(getattr(fn, "__name__", type(fn).__name__))
         try:
@@ -74,7 +74,7 @@ class Call(Driven):
             return self._result  # Without a lock: it is the last state, and both were there before it.
         return super().result(timeout)
 
-    def begin(self) -> bool:
+    def start(self) -> bool:
         """A worker is given it: from now on it cannot be cancelled; False if it was before."""
         condition = self._condition
         condition.acquire()
@@ -84,13 +84,13 @@ class Call(Driven):
         condition.release()
         return waits or self.set_running_or_notify_cancel()
 
-    def wait_again(self) -> None:
+    def requeue(self) -> None:
         """A worker that was given it gives it back unbegun: it may be cancelled again."""
         self.worker = None
         with self._condition:
             self._state = "PENDING"  # concurrent.futures knows no way back; nobody has seen more than "running".
 
-    def came(self, progress: Progress, listener: OnCallProgress | None) -> None:
+    def set_progress(self, progress: Progress, listener: OnCallProgress | None) -> None:
         """Keep how far it has come, and tell whoever listens."""
         self.progress = progress
         try:
@@ -99,7 +99,7 @@ class Call(Driven):
         except Exception as error:  # A listener of one call's must not stop the others.
             logger.error("the listener of the progress of %r raised", self, exc_info=error)
 
-    def returned(self, data: bytes) -> None:
+    def set_pickled_result(self, data: bytes) -> None:
         """Settle it with a pickled value."""
         self.data = b""
         try:
@@ -109,7 +109,7 @@ class Call(Driven):
         else:
             self.set_result(value)
 
-    def raised(self, data: bytes) -> None:
+    def set_pickled_error(self, data: bytes) -> None:
         """Settle it with an encoded `Outcome` that failed."""
         self.data = b""
         try:
@@ -140,34 +140,34 @@ class PendingCalls:
         self._calls.append(call)
         self._settle()
 
-    def take(self, most: int) -> list[Call]:
+    def pop(self, most: int) -> list[Call]:
         """Return up to ``most`` calls that nobody has cancelled; from now on they cannot be."""
         taken: list[Call] = []
         while len(taken) < most and (call := self._next()) is not None:
-            if call.begin():
+            if call.start():
                 taken.append(call)
         return taken
 
-    def put_back(self, calls: Iterable[Call]) -> None:
+    def requeue(self, calls: Iterable[Call]) -> None:
         """Let calls that were not begun wait again, before all others; or cancel them, after `close`."""
         back = list(calls)
         for call in back:
-            call.wait_again()
+            call.requeue()
         self._calls.extendleft(reversed(back))
         self._settle()
 
-    def cancel(self) -> int:
+    def cancel_all(self) -> int:
         """Cancel what waits; return how many were not cancelled before."""
         cancelled = 0
         while (call := self._next()) is not None:
             cancelled += not call.cancelled() and call.cancel()
-            call.begin()  # It cannot; but those who wait for several futures are told only now.
+            call.start()  # It cannot; but those who wait for several futures are told only now.
         return cancelled
 
     def close(self) -> None:
         """Cancel what waits, and from now on what is put back."""
         self._closed = True
-        self.cancel()
+        self.cancel_all()
 
     def fail(self, error: Exception) -> None:
         """Settle what waits with an error, and from now on what comes."""
@@ -181,7 +181,7 @@ class PendingCalls:
         if self._error is not None:
             self.fail(self._error)
         elif self._closed:
-            self.cancel()
+            self.cancel_all()
 
     def _next(self) -> Call | None:
         try:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Crew", "WorkerHandle"]
 
 
-AHEAD: Final = 0.008
+PREFETCH_S: Final = 0.008
 """Seconds of work that a worker has before it, beyond what it does: the manager may be as long at something else."""
-MOST: Final = 512
+MAX_PREFETCH: Final = 512
 """Calls that a worker has in hand at once at the most."""
 
 
@@ -48,11 +48,11 @@ class WorkerHandle:
     def __init__(self, name: str, server: Server) -> None:
         self.name = name
         self.credential = Credential(name)
-        self.page = CrashRecord.made()
+        self.record = CrashRecord.create()
         self.task: Task | None = None
         self.sender: Sender | None = None
         """The way to it; None until it is ready."""
-        self.shares = False
+        self.shares_record = False
         """Whether it writes on the page, too."""
         self.leaving = False
         """Whether it takes no more calls."""
@@ -60,9 +60,9 @@ class WorkerHandle:
         """What it has been given and has not answered, in order."""
         self.depth = 1
         """Calls that it may have in hand."""
-        self._watched = False
+        self._prefetches = False
         """Whether it was told to look after calls that wait behind a long one; one that was not has one at a time."""
-        self._pace = 0.0
+        self._call_duration = 0.0
         self._server = server
         self._out = Outgoing(self.credential, TO_WORKER, self._post)
         self._in = Incoming(self.credential, FROM_WORKER)
@@ -70,17 +70,17 @@ class WorkerHandle:
     @property
     def room(self) -> int:
         """Calls that it may be given now; 0 until a good part of what it has is done, so that they travel together."""
-        if self.sender is None or self.leaving or (self.calls and not self._watched):
+        if self.sender is None or self.leaving or (self.calls and not self._prefetches):
             return 0
         room = self.depth - len(self.calls)
         return room if room * 2 >= self.depth else 0
 
-    def begin(self, sender: Sender | None, *, shares: bool) -> None:
+    def set_ready(self, sender: Sender | None, *, shares: bool) -> None:
         """It is ready, and reached by ``sender``."""
-        self.sender, self.shares = sender, shares
-        self.page.hide()
+        self.sender, self.shares_record = sender, shares
+        self.record.unlink()
 
-    def give(self, calls: Iterable[Call]) -> None:
+    def send_calls(self, calls: Iterable[Call]) -> None:
         """Send it calls."""
         entries: list[Entry] = []
         identity = None if self.task is None else self.task.identity
@@ -88,30 +88,32 @@ class WorkerHandle:
             call.worker = identity
             self.calls[call.number] = call
             entries.append((call.number, Kind.CALL, call.data))
-        if len(entries) > 1 and not self._watched:
-            self._watched = True
-            entries.insert(0, (0, Kind.MORE, b""))
+        if len(entries) > 1 and not self._prefetches:
+            self._prefetches = True
+            entries.insert(0, (0, Kind.PREFETCH, b""))
         self._out.send(entries)
 
-    def dismiss(self) -> bool:
+    def request_exit(self) -> bool:
         """Tell it to end after what it runs, and to give back the rest; False if it cannot hear that yet."""
         if self.sender is not None:
             self._out.send([(0, Kind.LEAVE, b"")])
         return self.sender is not None
 
-    def hear(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
+    def decode(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
         """Return what it says. Raises ValueError, TypeError if it was not this worker who said that."""
         return self._in.take(serial, blob, signature)
 
-    def paced(self, nanoseconds: int) -> None:
+    def set_call_duration(self, nanoseconds: int) -> None:
         """Learn how long its last calls took each, and give it as many as will keep it busy, but no more."""
         pace = nanoseconds / 1e9
-        self._pace = (self._pace + pace) / 2 if self._pace else pace
-        self.depth = 1 + min(MOST, int(AHEAD / self._pace)) if self._pace > 0 else MOST
+        self._call_duration = (self._call_duration + pace) / 2 if self._call_duration else pace
+        self.depth = (
+            1 + min(MAX_PREFETCH, int(PREFETCH_S / self._call_duration)) if self._call_duration > 0 else MAX_PREFETCH
+        )
 
-    def slow(self) -> None:
+    def reset_depth(self) -> None:
         """Forget how fast it was: it has given back what waited behind a long call."""
-        self._pace, self.depth = 0.0, 1
+        self._call_duration, self.depth = 0.0, 1
 
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         # Its session ends with it, and then its crew learns what it had not begun.
@@ -119,11 +121,11 @@ class WorkerHandle:
             self._server.post_now(session_of(self.sender), "doorman.calls", (serial, blob, signature))
 
 
-STILLBORN: Final = 3
+MAX_START_FAILURES: Final = 3
 """Workers in a row, beyond one for each place, that may end before they are ready; then the crew is given up."""
-FAREWELL: Final = 3.0
+CLOSE_TIMEOUT_S: Final = 3.0
 """Seconds that idle workers have to end by themselves; then they are stopped like any task."""
-LONG: Final = 60.0
+IDLE_WAIT_S: Final = 60.0
 """Seconds that `Crew.run` waits at a time at the most."""
 
 
@@ -171,12 +173,12 @@ class Crew:
         self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
         self._location = pickle.dumps(manager.server.location)
         self._waiting = PendingCalls()
-        self._hands: dict[str, WorkerHandle] = {}
+        self._workers: dict[str, WorkerHandle] = {}
         self._numbers = itertools.count(1)
-        self._nudged = self._closed = False
-        self._stillborn = 0
-        manager.server.add_listener("doorman.ready", self._ready, pass_event=True)
-        manager.server.add_listener("doorman.results", self._heard)
+        self._dispatch_scheduled = self._closed = False
+        self._start_failures = 0
+        manager.server.add_listener("doorman.ready", self._on_ready, pass_event=True)
+        manager.server.add_listener("doorman.results", self._on_results)
 
     # -- for those who want ------------------------------------------------------------------------------------
 
@@ -191,33 +193,33 @@ class Crew:
         if self._closed or self.manager.closed:
             raise ValueError("this crew is closed, or its manager is")
         call = Call(self.manager)
-        if call.take(fn, args, kwargs):
+        if call.pickle_call(fn, args, kwargs):
             self._waiting.add(call)
-            self._nudge()
+            self._schedule_dispatch()
         return call
 
     def cancel_waiting(self) -> int:
         """Cancel the calls that no worker has yet; return how many. Safe from any thread."""
-        return self._waiting.cancel()
+        return self._waiting.cancel_all()
 
-    def cancel_rest(self) -> None:
+    def _cancel_rest(self) -> None:
         """Cancel the calls that no worker has yet, and from now on those that workers give back unbegun."""
         self._waiting.close()
 
     @property
     def busy(self) -> bool:
         """Whether any call waits or runs."""
-        return bool(self._waiting) or any(hand.calls for hand in tuple(self._hands.values()))
+        return bool(self._waiting) or any(hand.calls for hand in tuple(self._workers.values()))
 
     @property
-    def unfinished(self) -> int:
+    def _unfinished(self) -> int:
         """How many calls wait or run."""
-        return len(self._waiting) + sum(len(hand.calls) for hand in tuple(self._hands.values()))
+        return len(self._waiting) + sum(len(hand.calls) for hand in tuple(self._workers.values()))
 
     @property
     def workers(self) -> tuple[Identity, ...]:
         """The processes that are its workers now."""
-        tasks = [hand.task for hand in tuple(self._hands.values()) if hand.sender is not None]
+        tasks = [hand.task for hand in tuple(self._workers.values()) if hand.sender is not None]
         return tuple(task.identity for task in tasks if task is not None and task.identity is not None)
 
     def run(self, timeout: float | None = None) -> None:
@@ -226,11 +228,11 @@ class Crew:
         while self.busy and (left := deadline - time.monotonic()) > 0:
             self.manager.tick()
             if self.busy:
-                self.manager.wait(min(left, LONG))
+                self.manager.wait(min(left, IDLE_WAIT_S))
 
     def stop_workers(self, *, kill: bool = False) -> None:
         """Stop the workers, whatever they run: by SIGTERM and after the manager's grace SIGKILL, or that at once."""
-        for hand in tuple(self._hands.values()):
+        for hand in tuple(self._workers.values()):
             if hand.task is not None:
                 hand.task.stop(kill=kill)
 
@@ -240,17 +242,17 @@ class Crew:
             return
         self._closed = True
         self._waiting.close()
-        for hand in tuple(self._hands.values()):
-            if (hand.calls or not hand.dismiss()) and hand.task is not None:
+        for hand in tuple(self._workers.values()):
+            if (hand.calls or not hand.request_exit()) and hand.task is not None:
                 hand.task.stop()
-        deadline = time.monotonic() + FAREWELL
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         while self._ticked_here and (left := deadline - time.monotonic()) > 0:
             self.manager.tick()
-            if self._hands:
+            if self._workers:
                 self.manager.wait(left)
         self.stop_workers()
-        self.manager.server.remove_listener("doorman.ready", self._ready)
-        self.manager.server.remove_listener("doorman.results", self._heard)
+        self.manager.server.remove_listener("doorman.ready", self._on_ready)
+        self.manager.server.remove_listener("doorman.results", self._on_results)
 
     def __enter__(self) -> Self:
         return self
@@ -263,125 +265,127 @@ class Crew:
     @property
     def _ticked_here(self) -> bool:
         """Whether there are workers, and whoever closes the crew may tick until they have ended."""
-        return bool(self._hands) and not self.manager.closed and self.manager.driver is None
+        return bool(self._workers) and not self.manager.closed and self.manager._loop_driver is None
 
     # -- giving out calls --------------------------------------------------------------------------------------
 
-    def _nudge(self) -> None:
+    def _schedule_dispatch(self) -> None:
         """Have `_dispatch` called in the next tick, once."""
-        if not self._nudged:
-            self._nudged = True
-            self.manager.call_soon(self._dispatch)
+        if not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            self.manager._call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         """Give what waits to workers that have room, evenly; start more workers if none has."""
-        self._nudged = False
+        self._dispatch_scheduled = False
         if self.manager.closed:
-            self._abandon()
+            self._fail_waiting()
         waiting = self._waiting
         while waiting:
-            rooms = [(hand, room) for hand in self._hands.values() if (room := hand.room) > 0]
+            rooms = [(hand, room) for hand in self._workers.values() if (room := hand.room) > 0]
             if not rooms:
                 break
             share = -(-len(waiting) // len(rooms))
             for hand, room in rooms:
-                hand.give(self._next(min(room, share)))
-        starting = sum(hand.sender is None for hand in self._hands.values())
-        for _ in range(min(len(waiting) - starting, self.size - len(self._hands))):
-            self._start()
+                hand.send_calls(self._pop_calls(min(room, share)))
+        starting = sum(hand.sender is None for hand in self._workers.values())
+        for _ in range(min(len(waiting) - starting, self.size - len(self._workers))):
+            self._start_worker()
 
-    def _next(self, count: int) -> list[Call]:
-        calls = self._waiting.take(count)
+    def _pop_calls(self, count: int) -> list[Call]:
+        calls = self._waiting.pop(count)
         for call in calls:
             call.number = call.number or next(self._numbers)
         return calls
 
     # -- workers -----------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start_worker(self) -> None:
         name = f"{self._name}-{secrets.token_hex(6)}"
         hand = WorkerHandle(name, self.manager.server)
-        page, secret = str(hand.page.path), hand.credential.secret
+        page, secret = str(hand.record.path), hand.credential.secret
         terms = WorkerConfig(name, secret, self._location, page, self._initializer, *self._bounds, self._limits)
         hand.task = Task(serve, terms, name=self._name, limits=self._for_life)
-        self._hands[name] = hand
+        self._workers[name] = hand
         self.manager.add_task(hand.task)
-        hand.task.future.add_done_callback(lambda _: self._ended(hand))
+        hand.task.future.add_done_callback(lambda _: self._on_worker_done(hand))
 
-    def _ready(self, event: Event) -> None:
+    def _on_ready(self, event: Event) -> None:
         """Listener: a worker may be given calls."""
         named, shares, signature = event.args
-        hand = self._hands.get(named)
+        hand = self._workers.get(named)
         if hand is not None and hand.credential.check(READY + shares, signature):
-            hand.begin(event.sender, shares=bool(shares))
-            self._stillborn = 0
-            self._nudge()
+            hand.set_ready(event.sender, shares=bool(shares))
+            self._start_failures = 0
+            self._schedule_dispatch()
 
-    def _heard(self, named: Any, serial: Any, blob: Any, signature: Any) -> None:
+    def _on_results(self, named: Any, serial: Any, blob: Any, signature: Any) -> None:
         """Listener: a worker tells results. Nothing that somebody else signed is ever unpickled."""
-        hand = self._hands.get(named)
+        hand = self._workers.get(named)
         if hand is None:
             return
         try:
-            entries = hand.hear(serial, blob, signature)
+            entries = hand.decode(serial, blob, signature)
         except (ValueError, TypeError):
             self.manager.refused["result not signed by the worker"] += 1
             return
-        self._settle(hand, entries)
+        self._handle_entries(hand, entries)
         if self._waiting:
-            self._nudge()
+            self._schedule_dispatch()
 
-    def _settle(self, hand: WorkerHandle, entries: Iterable[Entry]) -> None:
+    def _handle_entries(self, hand: WorkerHandle, entries: Iterable[Entry]) -> None:
         calls = hand.calls
         for number, kind, data in entries:
-            call = calls.pop(number, None) if kind < Kind.PACE else None
+            call = calls.pop(number, None) if kind <= Kind.RETURNED_UNSTARTED else None
             if call is None:
-                self._note(hand, number, kind, data)
+                self._handle_status(hand, number, kind, data)
             elif kind == Kind.RETURNED:
-                call.returned(data)
+                call.set_pickled_result(data)
             elif kind == Kind.RAISED:
-                call.raised(data)
+                call.set_pickled_error(data)
             else:
-                hand.slow()
-                self._waiting.put_back([call])
+                hand.reset_depth()
+                self._waiting.requeue([call])
 
-    def _note(self, hand: WorkerHandle, number: int, kind: int, data: bytes) -> None:
+    def _handle_status(self, hand: WorkerHandle, number: int, kind: int, data: bytes) -> None:
         """Hear what a worker says of itself."""
-        if kind == Kind.PACE:
-            hand.paced(number)
+        if kind == Kind.CALL_DURATION:
+            hand.set_call_duration(number)
         elif kind == Kind.PROGRESS:
             if (call := hand.calls.get(number)) is not None:
-                call.came(unpacked(data)[1], self._on_progress)
+                call.set_progress(unpacked(data)[1], self._on_progress)
         elif kind == Kind.LEAVING:
             hand.leaving = True
-            self._nudge()
-        elif kind == Kind.UNFIT:
+            self._schedule_dispatch()
+        elif kind == Kind.INIT_FAILED:
             error = Outcome.decode(data).open()[1]
-            self.give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
+            self._give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
 
-    def _ended(self, hand: WorkerHandle) -> None:
+    def _on_worker_done(self, hand: WorkerHandle) -> None:
         """Bury a worker: what it had told counts, what it was running is lost, what it had not begun goes to others."""
-        del self._hands[hand.name]
-        begun, entries = hand.page.read()
-        hand.page.close()
-        self._settle(hand, entries)
-        if not hand.shares and not hand.leaving:
+        del self._workers[hand.name]
+        begun, entries = hand.record.read()
+        hand.record.close()
+        self._handle_entries(hand, entries)
+        if not hand.shares_record and not hand.leaving:
             begun = next(iter(hand.calls), 0)  # It tells each result before it begins anything else.
         lost = hand.calls.pop(begun, None)
         if lost is not None:
-            lost.set_exception(self._death(hand))
-        self._waiting.put_back(hand.calls.values())
+            lost.set_exception(self._death_error(hand))
+        self._waiting.requeue(hand.calls.values())
         if hand.sender is None and not self._closed:
-            self._stillborn += 1
-            if self._stillborn >= self.size + STILLBORN:
-                error = self._death(hand)
-                self.give_up(PoolFailed(f"{self._stillborn} workers ended before they were ready: {error}"), error)
+            self._start_failures += 1
+            if self._start_failures >= self.size + MAX_START_FAILURES:
+                error = self._death_error(hand)
+                self._give_up(
+                    PoolFailed(f"{self._start_failures} workers ended before they were ready: {error}"), error
+                )
         if self.manager.closed:
-            self._abandon()
+            self._fail_waiting()
         elif self._waiting:
-            self._nudge()
+            self._schedule_dispatch()
 
-    def _death(self, hand: WorkerHandle) -> Exception:
+    def _death_error(self, hand: WorkerHandle) -> Exception:
         task = hand.task
         if self._closed or self.manager.closed or task is None:
             return TaskCancelled("the call was running when its pool was closed")
@@ -390,13 +394,13 @@ class Crew:
             return error
         return WorkerDied(task.identity.pid if task.identity else None, task.exit_code, task.signal)
 
-    def give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
+    def _give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
         """Run nothing more: what waits fails, and so does every later `submit`."""
         failure.__cause__ = cause
         self.failed = failure
         self._waiting.fail(failure)
 
-    def _abandon(self) -> None:
+    def _fail_waiting(self) -> None:
         """The manager is closed: nobody runs anything any more."""
         self._closed = True
         self._waiting.fail(TaskCancelled("the call waited when its manager was closed"))

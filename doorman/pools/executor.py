@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from doorman._scheduler.base_manager import check_listeners
 from doorman.errors import PoolFailed
 from doorman.limits import for_life
-from doorman.manager import BURIAL, ProcessManager
+from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ManagerThread", "ProcessExecutor"]
 
 
-LONG: Final = 60.0
+IDLE_WAIT_S: Final = 60.0
 """Seconds that the thread sleeps at a time at the most; whatever happens wakes it."""
 
 
@@ -76,7 +76,7 @@ class ManagerThread:
         return not self._forked and self._thread.is_alive()
 
     @property
-    def drives_here(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the calling thread is the driver's own."""
         return threading.current_thread() is self._thread
 
@@ -94,29 +94,29 @@ class ManagerThread:
     @property
     def unfinished(self) -> int:
         """How many calls wait or run."""
-        return self.pool.unfinished
+        return self.pool._unfinished
 
     def finish(self, *, cancel: bool = False) -> None:
         """End the thread when all that was submitted has ended; with ``cancel``, all that runs. From any thread."""
         if self.alive:
             self._finishing = True
             # In the thread, and so in turn: what was submitted before is given to whoever is idle before that.
-            self.pool.manager.call_soon(self.pool.cancel_rest if cancel else _nothing)
+            self.pool.manager._call_soon(self.pool._cancel_rest if cancel else _nothing)
 
     def stop_workers(self, *, kill: bool) -> None:
         """Have the processes stopped. From any thread."""
-        self.pool.manager.call_soon(lambda: self.pool.stop_workers(kill=kill))
+        self.pool.manager._call_soon(lambda: self.pool.stop_workers(kill=kill))
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread's end; False after ``timeout`` seconds."""
         self._thread.join(None if timeout is None else max(0.0, timeout))
         return not self._thread.is_alive()
 
-    def abandon(self) -> None:
+    def kill(self) -> None:
         """End the thread and everything that runs, now."""
         self._abandoned = True
-        self.pool.manager.call_soon(_nothing)
-        self.join(BURIAL)
+        self.pool.manager._call_soon(_nothing)
+        self.join(KILL_TIMEOUT_S)
 
     def forked(self) -> None:
         """In a fork: all of it is the parent's."""
@@ -143,12 +143,12 @@ class ManagerThread:
             try:
                 self._drive(manager, self._pool)
             except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for a call has to know
-                self._pool.give_up(PoolFailed(f"what drives the processes failed: {error}"), error)
+                self._pool._give_up(PoolFailed(f"what drives the processes failed: {error}"), error)
 
     def _drive(self, manager: ProcessManager, pool: Crew | ProcessPerCall) -> None:
         while not self._abandoned and not (self._finishing and not pool.busy):
             manager.tick()
-            manager.wait(LONG)
+            manager.wait(IDLE_WAIT_S)
         if self._abandoned:
             pool.cancel_waiting()
             pool.stop_workers(kill=True)
@@ -159,12 +159,12 @@ def _nothing() -> None:
     """Wake the thread; it sees itself what has changed."""
 
 
-EXIT_PATIENCE: Final = 10.0
+EXIT_TIMEOUT_S: Final = 10.0
 """Seconds for which the interpreter's exit waits for calls that wait or run, unless told otherwise."""
 
 Value = TypeVar("Value")
 
-_drivers: weakref.WeakSet[ManagerThread] = weakref.WeakSet()
+_manager_threads: weakref.WeakSet[ManagerThread] = weakref.WeakSet()
 _exiting = threading.Event()
 
 
@@ -205,7 +205,7 @@ class ProcessExecutor(Executor):
         on_progress: OnCallProgress | None = None,
         preload: Sequence[str] = (),
         rules: Iterable[Rule] = (),
-        exit_timeout: float | None = EXIT_PATIENCE,
+        exit_timeout: float | None = EXIT_TIMEOUT_S,
         **options: Any,
     ) -> None:
         if max_workers is not None and max_workers <= 0:
@@ -227,7 +227,7 @@ class ProcessExecutor(Executor):
         self._make = functools.partial(ManagerThread, location, options, self.max_workers, reuse=reuse, begun=begun)
         self._exit_timeout = exit_timeout
         self._lock = threading.Lock()
-        self._driver: ManagerThread | None = None
+        self._manager_thread: ManagerThread | None = None
         self._shut = False
         self._owner = os.getpid()
 
@@ -244,9 +244,9 @@ class ProcessExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if _exiting.is_set():
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            if self._driver is None:
-                self._driver = self._start()
-            return self._driver.submit(fn, *args, **kwargs)
+            if self._manager_thread is None:
+                self._manager_thread = self._start()
+            return self._manager_thread.submit(fn, *args, **kwargs)
 
     def map(
         self,
@@ -283,11 +283,11 @@ class ProcessExecutor(Executor):
             return
         with self._lock:
             self._shut = True
-            driver = self._driver
+            driver = self._manager_thread
         if driver is None:
             return
         driver.finish(cancel=cancel_futures)
-        if wait and not driver.drives_here:
+        if wait and not driver.is_current:
             driver.join(None)
 
     def terminate_workers(self) -> None:
@@ -301,7 +301,7 @@ class ProcessExecutor(Executor):
     @property
     def workers(self) -> tuple[Identity, ...]:
         """The processes that exist now, where they are used again."""
-        return () if self._driver is None else self._driver.workers
+        return () if self._manager_thread is None else self._manager_thread.workers
 
     def _next_of(self, chunks: Iterator[Any], work: Callable[..., list[Value]]) -> Future[list[Value]] | None:
         chunk = next(chunks, None)
@@ -309,15 +309,15 @@ class ProcessExecutor(Executor):
 
     def _end_workers(self, *, kill: bool) -> None:
         self.shutdown(wait=False, cancel_futures=True)
-        if self._driver is not None and self._owner == os.getpid():
-            self._driver.stop_workers(kill=kill)
+        if self._manager_thread is not None and self._owner == os.getpid():
+            self._manager_thread.stop_workers(kill=kill)
 
     def _start(self) -> ManagerThread:
         """Start the thread that drives the manager. What keeps this from working is raised here."""
         driver = self._make()
         driver.start()
         driver.exit_timeout = self._exit_timeout
-        _drivers.add(driver)
+        _manager_threads.add(driver)
         # When nobody can submit any more, the rest is done, and the thread ends.
         weakref.finalize(self, driver.finish).atexit = False
         return driver
@@ -364,7 +364,7 @@ def _in_order(
 def _finish_all() -> None:
     """At the interpreter's exit: what was submitted is done, within each executor's bound."""
     _exiting.set()
-    here = [driver for driver in list(_drivers) if driver.alive]
+    here = [driver for driver in list(_manager_threads) if driver.alive]
     for driver in here:
         driver.finish()
     began = time.monotonic()
@@ -376,13 +376,13 @@ def _finish_all() -> None:
                 "their processes are stopped",
                 file=sys.stderr,
             )
-            driver.abandon()
+            driver.kill()
 
 
 def _after_fork_in_child() -> None:
-    for driver in list(_drivers):
+    for driver in list(_manager_threads):
         driver.forked()
-    _drivers.clear()
+    _manager_threads.clear()
 
 
 atexit.register(_finish_all)

@@ -21,7 +21,7 @@ from doorman.identity import Credential
 __all__ = ["CrashRecord", "Entry", "Incoming", "Kind", "Outgoing"]
 
 
-CHUNK: Final = 256 * 1024
+CHUNK_SIZE: Final = 256 * 1024
 """Bytes of entries in one event: below what any transport carries."""
 
 Entry: TypeAlias = tuple[int, int, bytes]
@@ -29,30 +29,33 @@ Entry: TypeAlias = tuple[int, int, bytes]
 
 
 class Kind:
-    """What an entry says. Plain numbers: they are compared for each call."""
+    """Kinds of entries. Plain integers, because they are compared for each call.
+
+    Up to RETURNED_UNSTARTED an entry from a worker settles its call.
+    """
 
     CALL: Final = 0
-    """To a worker: run this."""
-    LEAVE: Final = 1
-    """To a worker: run no more, and end."""
-    RETURNED: Final = 2
-    """From a worker: a pickled value."""
-    RAISED: Final = 3
-    """From a worker: an `Outcome` that failed."""
-    BACK: Final = 4
-    """From a worker: it was not begun; give it to somebody else."""
-    PACE: Final = 5
-    """From a worker: in place of a number, the nanoseconds that each of the last calls took."""
-    LEAVING: Final = 6
-    """From a worker: it ends, and begins nothing more."""
-    UNFIT: Final = 7
-    """From a worker: its initializer failed, as this `Outcome` tells."""
-    MORE: Final = 9
-    """To a worker: from now on it may be given calls behind the one that runs, and has to look after them."""
-    PROGRESS: Final = 10
-    """From a worker: how far the call has come."""
-    PIECE: Final = 8
-    """Either way: a piece of what is too large for one event; what comes behind it says of what kind it is."""
+    """To a worker: run this call."""
+    RETURNED: Final = 1
+    """From a worker: the call's pickled result."""
+    RAISED: Final = 2
+    """From a worker: the encoded `Outcome` of a call that failed."""
+    RETURNED_UNSTARTED: Final = 3
+    """From a worker: the call was not started; another worker may run it."""
+    CALL_DURATION: Final = 4
+    """From a worker: the number is the mean duration of its last calls in nanoseconds."""
+    PROGRESS: Final = 5
+    """From a worker: progress of the running call."""
+    PREFETCH: Final = 6
+    """To a worker: further calls may be queued behind the running one, so start the watch thread."""
+    LEAVE: Final = 7
+    """To a worker: start no more calls and exit."""
+    LEAVING: Final = 8
+    """From a worker: it exits and starts no more calls."""
+    INIT_FAILED: Final = 9
+    """From a worker: the encoded `Outcome` of its initializer, which failed."""
+    CHUNK: Final = 10
+    """Either way: part of an entry that is too large for one event; the last part has the entry's own kind."""
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -72,13 +75,13 @@ class Outgoing:
         size = 0
         for entry in entries:
             length = len(entry[2])
-            if length > CHUNK:
+            if length > CHUNK_SIZE:
                 self._post(group)
                 group, size = [], 0
                 for piece in _pieces(entry):
                     self._post([piece])
                 continue
-            if size + length > CHUNK:
+            if size + length > CHUNK_SIZE:
                 self._post(group)
                 group, size = [], 0
             group.append(entry)
@@ -108,13 +111,13 @@ class Incoming:
             raise ValueError("not signed by the other end, or said before")
         self._serial = serial
         entries = _decode(blob)
-        if self._pieces or entries[0][1] == Kind.PIECE:
+        if self._pieces or entries[0][1] == Kind.CHUNK:
             return list(self._joined(entries))
         return entries
 
     def _joined(self, entries: list[Entry]) -> Iterator[Entry]:
         for number, kind, data in entries:
-            if kind == Kind.PIECE:
+            if kind == Kind.CHUNK:
                 self._pieces.setdefault(number, []).append(data)
             elif number in self._pieces:
                 yield number, kind, b"".join((*self._pieces.pop(number), data))
@@ -125,16 +128,16 @@ class Incoming:
 def _pieces(entry: Entry) -> Iterator[Entry]:
     number, kind, data = entry
     view = memoryview(data)
-    for at in range(0, len(data), CHUNK):
-        last = at + CHUNK >= len(data)
-        yield number, kind if last else Kind.PIECE, bytes(view[at : at + CHUNK])
+    for at in range(0, len(data), CHUNK_SIZE):
+        last = at + CHUNK_SIZE >= len(data)
+        yield number, kind if last else Kind.CHUNK, bytes(view[at : at + CHUNK_SIZE])
 
 
 def _label(direction: bytes, serial: int) -> bytes:
     return direction + serial.to_bytes(8, "big")
 
 
-SIZE: Final = 64 * 1024
+CRASH_RECORD_SIZE: Final = 64 * 1024
 """Bytes of a page: some thousand small results, which are kept until the manager has confirmed them."""
 
 _NUMBER: Final = struct.Struct("<Q")
@@ -150,35 +153,35 @@ class CrashRecord:
         """Map a file, whose descriptor is closed then. Raises OSError."""
         self.path = path
         try:
-            os.ftruncate(descriptor, SIZE)
-            self._memory = mmap.mmap(descriptor, SIZE)
+            os.ftruncate(descriptor, CRASH_RECORD_SIZE)
+            self._memory = mmap.mmap(descriptor, CRASH_RECORD_SIZE)
         finally:
             os.close(descriptor)
         self._used = _FIRST
 
     @classmethod
-    def made(cls) -> Self:
+    def create(cls) -> Self:
         """Make one in a file that only this user can read. Raises OSError."""
         descriptor, path = tempfile.mkstemp(prefix="doorman-page-")
         return cls(Path(path), descriptor)
 
     @classmethod
-    def shared(cls, path: Path) -> Self | None:
+    def open(cls, path: Path) -> Self | None:
         """Map a page that the manager has made; None where its files are not to be seen."""
         try:
             return cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError:
             return None
 
-    def begin(self, number: int) -> None:
+    def record_start(self, number: int) -> None:
         """Write down which call begins."""
         _NUMBER.pack_into(self._memory, 0, number)
 
-    def keep(self, number: int, kind: int, data: bytes) -> bool:
+    def record_result(self, number: int, kind: int, data: bytes) -> bool:
         """Write down a result; False if there is no room."""
         start = self._used + _RECORD.size
         end = start + len(data)
-        if end > SIZE:
+        if end > CRASH_RECORD_SIZE:
             return False
         _RECORD.pack_into(self._memory, self._used, number, kind, len(data))
         self._memory[start:end] = data
@@ -187,7 +190,7 @@ class CrashRecord:
         self._used = end
         return True
 
-    def clear(self) -> None:
+    def clear_results(self) -> None:
         """Forget the results: the manager has them."""
         _NUMBER.pack_into(self._memory, _USED, _FIRST)
         self._used = _FIRST
@@ -198,18 +201,18 @@ class CrashRecord:
         (end,) = _NUMBER.unpack_from(self._memory, _USED)
         entries: list[Entry] = []
         at = _FIRST
-        while at + _RECORD.size <= min(end, SIZE):
+        while at + _RECORD.size <= min(end, CRASH_RECORD_SIZE):
             number, kind, size = _RECORD.unpack_from(self._memory, at)
             at += _RECORD.size
             entries.append((number, kind, self._memory[at : at + size]))
             at += size
         return begun, entries
 
-    def hide(self) -> None:
+    def unlink(self) -> None:
         """Remove the file: whoever has it mapped keeps it. May be called twice."""
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the memory back. May be called twice."""
-        self.hide()
+        self.unlink()
         self._memory.close()

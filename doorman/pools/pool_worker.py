@@ -27,10 +27,10 @@ from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
 from doorman.progress import Progress, Reporter, packed
 from remit import Client
 
-__all__ = ["FROM_WORKER", "READY", "TO_WORKER", "Execution", "WorkerConfig", "resident", "serve"]
+__all__ = ["FROM_WORKER", "READY", "TO_WORKER", "CallRunner", "WorkerConfig", "resident", "serve"]
 
 
-class Execution:
+class CallRunner:
     """Runs calls. ``tell`` is called with the number of the call and its progress, in any thread."""
 
     def __init__(self, limits: Limits | None, tell: Callable[[int, Progress], None]) -> None:
@@ -58,11 +58,11 @@ class Execution:
             reporter = self._reporter = Reporter(functools.partial(self._tell, self._number))
         reporter.report(progress)
 
-    def roomy(self) -> contextlib.AbstractContextManager[None]:
+    def limits_lifted(self) -> contextlib.AbstractContextManager[None]:
         """A block of the worker's that runs beside a call, which may have used up all that it may have."""
         return contextlib.nullcontext() if self._confinement is None else self._confinement.lifted()
 
-    def forked(self) -> None:
+    def after_fork(self) -> None:
         """In a fork of a call's: no other thread is here."""
         if self._confinement is not None:
             self._confinement.forked()
@@ -104,21 +104,21 @@ FROM_WORKER: Final = b"doorman.results"
 READY: Final = b"doorman.ready"
 """What is signed along with whether a worker shares its page."""
 
-ANSWER: Final = 0.05
+ACK_DELAY_S: Final = 0.05
 """Seconds that the manager may wait for a word on calls that have come: with their results, unless they take longer."""
-REPORT_EVERY: Final = 0.002
+REPORT_INTERVAL_S: Final = 0.002
 """Seconds of short calls whose results travel together."""
-LONG: Final = 0.005
+LONG_CALL_S: Final = 0.005
 """Seconds that a call may run before those that wait behind it are given back, and results before it are told."""
-LOOK: Final = 0.005
+WATCH_INTERVAL_S: Final = 0.005
 """Seconds between two looks at a call that is young."""
-QUIET: Final = 200
+IDLE_CHECKS: Final = 200
 """Looks without a call after which nobody looks until there is one."""
-LOOK_AGAIN: Final = 0.05
+LONG_CALL_INTERVAL_S: Final = 0.05
 """Seconds between two looks at the connection while a call runs for long."""
-IDLE: Final = 60.0
+IDLE_WAIT_S: Final = 60.0
 """Seconds that a worker without a call sleeps at a time at the most."""
-CONFIRMED: Final = 5.0
+FLUSH_TIMEOUT_S: Final = 5.0
 """Seconds after which a worker asks again whether the manager has its results."""
 
 
@@ -153,36 +153,36 @@ class PoolWorker:
         self._terms = terms
         self._credential = credential
         self._client = Client(pickle.loads(terms.location), threaded=False, linger=REPORT_LINGER)
-        self._client.add_listener("doorman.calls", self._heard)
+        self._client.add_listener("doorman.calls", self._on_calls)
         self._lock = threading.RLock()
-        os.register_at_fork(after_in_child=self._forked)
-        self._page = CrashRecord.shared(Path(terms.page))
+        os.register_at_fork(after_in_child=self._after_fork)
+        self._record = CrashRecord.open(Path(terms.page))
         self._in = Incoming(credential, TO_WORKER)
         self._out = Outgoing(credential, FROM_WORKER, self._post)
         self._calls: deque[Entry] = deque()
         self._results: deque[Entry] = deque()
         self._served = 0
         self._leaving = False
-        self._since: float | None = None
+        self._call_started: float | None = None
         """When the call that runs began."""
-        self._execution = Execution(terms.limits, self._send_progress)
+        self._execution = CallRunner(terms.limits, self._send_progress)
         self._watch: threading.Thread | None = None
-        self._looks = threading.Event()
+        self._watching = threading.Event()
         """Set unless the watch sleeps until there is a call."""
-        self._looks.set()
+        self._watching.set()
 
     def run(self) -> None:
         """Work until it is over."""
-        fit = self._prepared()
+        fit = self._initialize()
         with self._lock:
-            shares = b"shares" if self._page is not None else b""
+            shares = b"shares" if self._record is not None else b""
             self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
-            self._client.answers_within(ANSWER)
+            self._client.answers_within(ACK_DELAY_S)
         while fit and not self._leaving:
             with self._lock:
-                self._client.tick(0.0 if self._calls else IDLE)
-            self._work()
-        self._leave()
+                self._client.tick(0.0 if self._calls else IDLE_WAIT_S)
+            self._run_calls()
+        self._close()
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Emit an event of a call's own: before its result, since both go the same way."""
@@ -195,7 +195,7 @@ class PoolWorker:
 
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def _prepared(self) -> bool:
+    def _initialize(self) -> bool:
         """Run the initializer, if there is one; False if it failed."""
         if not self._terms.initializer:
             return True
@@ -203,11 +203,11 @@ class PoolWorker:
             initializer, initargs = pickle.loads(self._terms.initializer)
             initializer(*initargs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the manager has to know
-            self._results.append((0, Kind.UNFIT, failed(error).encode()))
+            self._results.append((0, Kind.INIT_FAILED, failed(error).encode()))
             return False
         return True
 
-    def _work(self) -> None:
+    def _run_calls(self) -> None:
         """Run the calls that are here; tell results as they become old."""
         began = told = time.monotonic()
         since = 0
@@ -219,32 +219,32 @@ class PoolWorker:
             if kind == Kind.LEAVE:
                 self._leaving = True
                 break
-            if kind == Kind.MORE:
+            if kind == Kind.PREFETCH:
                 self._start_watch()
                 continue
-            if self._page is not None:
-                self._page.begin(number)
-            self._since = began
-            if not self._looks.is_set():  # In this order: the watch looks for a call after it has cleared that.
-                self._looks.set()
+            if self._record is not None:
+                self._record.record_start(number)
+            self._call_started = began
+            if not self._watching.is_set():  # In this order: the watch looks for a call after it has cleared that.
+                self._watching.set()
             kind, data = self._execution.run(number, data)
-            self._since = None
-            self._keep((number, kind, data))
+            self._call_started = None
+            self._store_result((number, kind, data))
             since += 1
             began = time.monotonic()
-            if began - told >= REPORT_EVERY:
-                self._report(int((began - told) * 1e9) // since)
+            if began - told >= REPORT_INTERVAL_S:
+                self._exchange(int((began - told) * 1e9) // since)
                 told, since = began, 0
         if since:
-            self._tell(int((began - told) * 1e9) // since)  # Whoever called this is about to hear.
+            self._send_results(int((began - told) * 1e9) // since)  # Whoever called this is about to hear.
 
     def _start_watch(self) -> None:
         # Only when told to: a worker that never has more than one call in hand stays a process of one thread.
         if self._watch is None:
-            self._watch = threading.Thread(target=self._look_after, name="doorman-watch", daemon=True)
+            self._watch = threading.Thread(target=self._watch_calls, name="doorman-watch", daemon=True)
             self._watch.start()
 
-    def _keep(self, result: Entry) -> None:
+    def _store_result(self, result: Entry) -> None:
         """Put a result where it outlives this process, and see whether the last one may have been the last."""
         self._results.append(result)
         self._served += 1
@@ -253,15 +253,15 @@ class PoolWorker:
             self._leaving = True
         if terms.most_memory is not None and resident() > terms.most_memory:
             self._leaving = True
-        page = self._page
-        if page is None or not page.keep(*result):
-            self._confirm()
+        page = self._record
+        if page is None or not page.record_result(*result):
+            self._flush_results()
             if page is not None:
-                page.clear()
+                page.clear_results()
 
     # -- the connection ----------------------------------------------------------------------------------------
 
-    def _heard(self, serial: int, blob: bytes, signature: bytes) -> None:
+    def _on_calls(self, serial: int, blob: bytes, signature: bytes) -> None:
         """Listener: the manager gives calls. Nothing that somebody else signed is ever unpickled."""
         with contextlib.suppress(ValueError, TypeError):
             self._calls.extend(self._in.take(serial, blob, signature))
@@ -270,38 +270,38 @@ class PoolWorker:
         self._client.emit("doorman.results", self._terms.worker, serial, blob, signature)
 
     def _send_progress(self, number: int, progress: Progress) -> None:
-        with self._execution.roomy(), self._lock:
+        with self._execution.limits_lifted(), self._lock:
             if not self._client.crowded:  # Else nobody hears it now, and the call must not wait for that.
                 self._out.send([(number, Kind.PROGRESS, packed(number, progress))])
                 self._client.tick()
 
-    def _report(self, pace: int = 0) -> None:
+    def _exchange(self, pace: int = 0) -> None:
         """Send the results, and hear what has come meanwhile."""
         with self._lock:
-            self._tell(pace)
+            self._send_results(pace)
             self._client.tick()
 
-    def _tell(self, pace: int = 0) -> None:
+    def _send_results(self, pace: int = 0) -> None:
         with self._lock:
-            entries = self._taken()
+            entries = self._pop_results()
             if pace and entries:
-                entries.append((pace, Kind.PACE, b""))
+                entries.append((pace, Kind.CALL_DURATION, b""))
             self._out.send(entries)
 
-    def _taken(self) -> list[Entry]:
+    def _pop_results(self) -> list[Entry]:
         entries = []
         while self._results:
             entries.append(self._results.popleft())
         return entries
 
-    def _confirm(self) -> None:
+    def _flush_results(self) -> None:
         """Wait until the manager has everything. It is bounded by the manager's life, which ends this process's."""
         with self._lock:
-            self._out.send(self._taken())
-            while not self._client.flush(CONFIRMED):
+            self._out.send(self._pop_results())
+            while not self._client.flush(FLUSH_TIMEOUT_S):
                 continue
 
-    def _give_back(self) -> None:
+    def _return_calls(self) -> None:
         back: list[Entry] = []
         while self._calls:
             with contextlib.suppress(IndexError):
@@ -309,43 +309,43 @@ class PoolWorker:
                 if kind == Kind.LEAVE:
                     self._leaving = True
                 elif kind == Kind.CALL:
-                    back.append((number, Kind.BACK, b""))
+                    back.append((number, Kind.RETURNED_UNSTARTED, b""))
         self._results.extend(back)
 
-    def _leave(self) -> None:
-        self._give_back()
+    def _close(self) -> None:
+        self._return_calls()
         self._results.append((0, Kind.LEAVING, b""))
         with self._lock:
-            self._out.send(self._taken())
+            self._out.send(self._pop_results())
             self._client.close(REPORT_LINGER)
 
     # -- the watch ---------------------------------------------------------------------------------------------
 
-    def _look_after(self) -> None:
+    def _watch_calls(self) -> None:
         """Thread: while a call runs for long, nothing waits behind it, and the connection is looked after."""
         quiet = 0
         while True:
-            time.sleep(LOOK)
-            since = self._since
+            time.sleep(WATCH_INTERVAL_S)
+            since = self._call_started
             quiet = quiet + 1 if since is None else 0
-            if quiet > QUIET:
-                self._looks.clear()
-                if self._since is None:
-                    self._looks.wait(IDLE)
-                self._looks.set()
+            if quiet > IDLE_CHECKS:
+                self._watching.clear()
+                if self._call_started is None:
+                    self._watching.wait(IDLE_WAIT_S)
+                self._watching.set()
                 quiet = 0
-            while since is not None and time.monotonic() - since > LONG and self._since == since:
-                with self._execution.roomy():
-                    self._give_back()
-                    self._report()
+            while since is not None and time.monotonic() - since > LONG_CALL_S and self._call_started == since:
+                with self._execution.limits_lifted():
+                    self._return_calls()
+                    self._exchange()
                     if self._calls:  # They came just now.
-                        self._give_back()
-                        self._report()
-                time.sleep(LOOK_AGAIN)
+                        self._return_calls()
+                        self._exchange()
+                time.sleep(LONG_CALL_INTERVAL_S)
 
-    def _forked(self) -> None:
+    def _after_fork(self) -> None:
         """In a fork of a call's: it is not the worker, and the watch, which may hold the lock, is not here."""
         self._credential.forget()
-        self._page = None  # Shared with the worker, which has results there that nobody has heard of.
+        self._record = None  # Shared with the worker, which has results there that nobody has heard of.
         self._lock = threading.RLock()
-        self._execution.forked()
+        self._execution.after_fork()

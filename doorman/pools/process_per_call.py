@@ -39,23 +39,23 @@ class ProcessPerCall:
         self._limits, self._on_progress = limits, on_progress
         self._waiting = PendingCalls()
         self._running: dict[Task, Call] = {}
-        self._nudged = False
+        self._dispatch_scheduled = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """Call ``fn(*args, **kwargs)`` in a process of its own; return the future of its result. From any thread."""
         if self.failed is not None:
             raise self.failed
         call = Call(self.manager)
-        if call.take(fn, args, kwargs):
+        if call.pickle_call(fn, args, kwargs):
             self._waiting.add(call)
-            self._nudge()
+            self._schedule_dispatch()
         return call
 
     def cancel_waiting(self) -> int:
         """Cancel the calls that have no process yet; return how many. From any thread."""
-        return self._waiting.cancel()
+        return self._waiting.cancel_all()
 
-    def cancel_rest(self) -> None:
+    def _cancel_rest(self) -> None:
         """The same, where nothing more is submitted."""
         self.cancel_waiting()
 
@@ -65,7 +65,7 @@ class ProcessPerCall:
         return bool(self._waiting or self._running)
 
     @property
-    def unfinished(self) -> int:
+    def _unfinished(self) -> int:
         """How many calls wait or run."""
         return len(self._waiting) + len(self._running)
 
@@ -79,22 +79,22 @@ class ProcessPerCall:
         self.cancel_waiting()
         self.stop_workers()
 
-    def give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
+    def _give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
         """Run nothing more: what waits fails, and so does every later `submit`."""
         failure.__cause__ = cause
         self.failed = failure
         self._waiting.fail(failure)
 
-    def _nudge(self) -> None:
-        if not self._nudged:
-            self._nudged = True
-            self.manager.call_soon(self._dispatch)
+    def _schedule_dispatch(self) -> None:
+        if not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            self.manager._call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        self._nudged = False
+        self._dispatch_scheduled = False
         if self.manager.closed:
             return
-        while len(self._running) < self.size and (taken := self._waiting.take(1)):
+        while len(self._running) < self.size and (taken := self._waiting.pop(1)):
             call = taken[0]
             task = Task(
                 _run,
@@ -103,7 +103,7 @@ class ProcessPerCall:
                 name=call.name,
                 handler=call.name,
                 limits=self._limits,
-                on_progress=lambda task, progress: self._running[task].came(progress, self._on_progress),
+                on_progress=lambda task, progress: self._running[task].set_progress(progress, self._on_progress),
             )
             self._running[task] = call
             try:
@@ -112,19 +112,19 @@ class ProcessPerCall:
                 del self._running[task]
                 call.set_exception(error)
                 raise
-            task.future.add_done_callback(self._ended)
+            task.future.add_done_callback(self._on_task_done)
 
-    def _ended(self, future: Future[Any]) -> None:
+    def _on_task_done(self, future: Future[Any]) -> None:
         task = future.task  # type: ignore[attr-defined]
         call = self._running.pop(task)
         call.worker = task.identity
-        value, error = task.outcome
+        value, error = task._outcome
         if error is not None:
             call.set_exception(error)
         else:
             call.set_result(value)
         if self._waiting:
-            self._nudge()
+            self._schedule_dispatch()
 
 
 def _run(initializer: bytes, data: bytes) -> Any:

@@ -87,7 +87,7 @@ def test_workers_start_when_needed():
 def test_no_process_is_left():
     with ProcessExecutor(3) as executor:
         pids = {executor.submit(answer, number).result(DEADLINE)[1] for number in range(20)}
-        manager = executor._driver.pool.manager
+        manager = executor._manager_thread.pool.manager
         zygote = manager._launcher.pid
     assert all(gone(pid) for pid in pids)
     assert gone(zygote)
@@ -191,7 +191,7 @@ def test_workers_can_be_stopped(tmp_path, reuse):
 def test_an_executor_that_is_forgotten_ends():
     executor = ProcessExecutor(2)
     results = executor.map(answer, range(10))
-    driver = executor._driver
+    driver = executor._manager_thread
     del executor
     gc.collect()
     assert [value for value, _ in results] == [2 * number for number in range(10)]

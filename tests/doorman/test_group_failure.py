@@ -54,7 +54,7 @@ def test_what_is_added_by_who_hears_of_a_cancellation_is_cancelled_too(groups):
     late: list[Task] = []
     groups.add_task(Task(fail))
     rest = groups.add_task(Task(len, "abc"))
-    rest.when_ended(lambda _: late.append(groups.add_task(Task(len, "ab"))))
+    rest._on_done(lambda _: late.append(groups.add_task(Task(len, "ab"))))
     run(groups)
     assert [task.state for task in (rest, *late)] == [State.CANCELLED] * 2
 

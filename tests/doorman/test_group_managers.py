@@ -166,8 +166,8 @@ def test_a_group_may_be_added_when_a_task_enters_a_state(groups):
     heard: list[str] = []
 
     class Chained(Watched):
-        def enter(self, state: State) -> None:
-            super().enter(state)
+        def _set_state(self, state: State) -> None:
+            super()._set_state(state)
             if self.done() and len(self.name) < 4:
                 groups.add_group([Chained(heard, self.name + "a")])
 

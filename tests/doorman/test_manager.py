@@ -57,8 +57,8 @@ def test_500_tasks_at_once_each_have_their_own_proven_process(manager, tmp_path)
     known: dict[Task, tuple[int, int | None, int]] = {}
 
     class Observed(Task):
-        def enter(self, state: State) -> None:
-            super().enter(state)
+        def _set_state(self, state: State) -> None:
+            super()._set_state(state)
             if state is State.RUNNING:  # the manager says go only after this
                 known[self] = (self.identity.pid, self.identity.inode, time.monotonic_ns())
 

@@ -18,18 +18,18 @@ def fail() -> None:
 class Noted(Task):
     """A task that notes when it begins."""
 
-    began: list[str] = []
+    started: list[str] = []
 
-    def enter(self, state: State) -> None:
-        super().enter(state)
+    def _set_state(self, state: State) -> None:
+        super()._set_state(state)
         if state is State.RUNNING:
-            self.began.append(self.name)
+            self.started.append(self.name)
 
 
 @pytest.fixture
 def began(monkeypatch) -> list[str]:
     names: list[str] = []
-    monkeypatch.setattr(Noted, "began", names)
+    monkeypatch.setattr(Noted, "started", names)
     return names
 
 

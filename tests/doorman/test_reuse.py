@@ -19,7 +19,7 @@ import doorman.pools.pool_worker
 from doorman import Crew, ProcessManager, current_task
 from doorman.errors import IdentityRefused, PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable, WorkerDied
 from doorman.identity import Credential
-from doorman.pools.messages import CHUNK, CrashRecord, Incoming, Kind, Outgoing
+from doorman.pools.messages import CHUNK_SIZE, CrashRecord, Incoming, Kind, Outgoing
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def switches(pid):
 
 
 def test_workers_serve_many_calls_in_both_directions_of_any_size(crossing_location):
-    large = os.urandom(3 * CHUNK + 1)
+    large = os.urandom(3 * CHUNK_SIZE + 1)
     with ProcessManager(crossing_location) as manager, Crew(manager, 2) as crew:
         calls = [crew.submit(answer, number) for number in range(500)]
         assert [call.result(DEADLINE)[0] for call in calls] == [2 * number for number in range(500)]
@@ -155,7 +155,7 @@ def test_calls_that_come_while_a_long_one_runs_are_not_given_to_its_worker_for_g
 
 def test_a_worker_that_was_idle_for_long_sleeps_and_looks_after_its_calls_again(manager, tmp_path):
     def look_only_once():
-        doorman.pools.pool_worker.QUIET = 0
+        doorman.pools.pool_worker.IDLE_CHECKS = 0
 
     def sleeps(pid):
         before = switches(pid)
@@ -330,24 +330,24 @@ def test_nothing_that_another_signed_is_believed(manager):
 
 
 def test_a_page_outlives_its_writer_and_has_an_end(tmp_path):
-    page = CrashRecord.made()
-    writer = CrashRecord.shared(page.path)
+    page = CrashRecord.create()
+    writer = CrashRecord.open(page.path)
     assert page.read() == (0, [])
-    writer.begin(7)
-    assert writer.keep(6, Kind.RETURNED, b"six")
+    writer.record_start(7)
+    assert writer.record_result(6, Kind.RETURNED, b"six")
     assert page.read() == (7, [(6, Kind.RETURNED, b"six")])
-    assert not writer.keep(7, Kind.RETURNED, bytes(1 << 20))
-    writer.clear()
+    assert not writer.record_result(7, Kind.RETURNED, bytes(1 << 20))
+    writer.clear_results()
     assert page.read() == (7, [])
-    assert CrashRecord.shared(tmp_path / "elsewhere") is None
+    assert CrashRecord.open(tmp_path / "elsewhere") is None
     for each in (page, writer):
         each.close()
 
 
 def test_a_worker_without_a_page_confirms_each_result(manager, monkeypatch):
     """As one whose files are elsewhere: slower, and no less certain."""
-    made = CrashRecord.made
-    monkeypatch.setattr(CrashRecord, "made", lambda: _hidden(made()))
+    made = CrashRecord.create
+    monkeypatch.setattr(CrashRecord, "create", lambda: _hidden(made()))
     with Crew(manager, 1) as crew:
         calls = [crew.submit(os._exit, 3) if number == 20 else crew.submit(answer, number) for number in range(40)]
         doorman.wait(calls, DEADLINE)
@@ -355,7 +355,7 @@ def test_a_worker_without_a_page_confirms_each_result(manager, monkeypatch):
 
 
 def _hidden(page):
-    page.hide()
+    page.unlink()
     return page
 
 

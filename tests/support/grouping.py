@@ -19,8 +19,8 @@ class Watched(Task):
         super().__init__(fn, name=name, **policy)
         self.heard = heard
 
-    def enter(self, state: State) -> None:
-        super().enter(state)
+    def _set_state(self, state: State) -> None:
+        super()._set_state(state)
         if state is State.RUNNING or self.done():
             self.heard.append(f"{self.name} {state}")
 

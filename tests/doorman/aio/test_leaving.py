@@ -71,7 +71,7 @@ def test_what_a_tick_raises_ends_every_wait(run, place):
                 raise LookupError("broken")
 
             manager._admit = broken
-            manager.changed()
+            manager._wake_loop()
             raised = await asyncio.gather(*waits, return_exceptions=True)
             assert [str(each) for each in raised] == ["broken"] * 2
             with pytest.raises(LookupError, match="broken"):
