@@ -11,7 +11,17 @@ import msgspec
 from remit.errors import CodecError
 from remit.event import Event
 
-__all__ = ["CODECS", "JSON", "UNREADABLE", "Codec", "EventMessage", "MessagePack", "find_codec", "no_name", "shortened"]
+__all__ = [
+    "CODECS",
+    "DECODE_ERRORS",
+    "JSON",
+    "Codec",
+    "EventMessage",
+    "MessagePack",
+    "find_codec",
+    "invalid_name_error",
+    "shortened",
+]
 
 
 class EventMessage(msgspec.Struct, array_like=True, gc=False):
@@ -57,7 +67,7 @@ class MessagePack:
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
         """Return one event as MessagePack. Raises CodecError, TypeError."""
         if not isinstance(name, str):
-            raise no_name(name)
+            raise invalid_name_error(name)
         try:
             if headers:
                 return self._encode((name, args, kwargs, headers))
@@ -82,7 +92,7 @@ class MessagePack:
         """Return the events of a MessagePack body. Raises CodecError."""
         try:
             return self._decode(body)
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise CodecError(f"not a MessagePack list of events: {error}") from error
 
 
@@ -98,7 +108,7 @@ class JSON:
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
         """Return one event as JSON. Raises CodecError, TypeError."""
         if not isinstance(name, str):
-            raise no_name(name)
+            raise invalid_name_error(name)
         try:
             return self._encode((name, args, kwargs, headers) if kwargs or headers else (name, args))
         except _UNENCODABLE as error:
@@ -112,13 +122,13 @@ class JSON:
         """Return the events of a JSON body. Raises CodecError."""
         try:
             return self._decode(body)
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             raise CodecError(f"not a JSON list of events: {error}") from error
 
 
 SHOWN: Final = 80
 """Characters of a name that an error shows."""
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What reading a stranger's bytes by msgspec may raise: two of them are not its own."""
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 
@@ -144,7 +154,7 @@ def shortened(name: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def no_name(name: object) -> TypeError:
+def invalid_name_error(name: object) -> TypeError:
     """Return the error about what was given as an event's name and is none.
 
     Encoded all the same, nobody could read it, nor the events that share its frame.

@@ -22,7 +22,7 @@ import msgspec
 
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
-from remit.codec import EventMessage, no_name, shortened
+from remit.codec import EventMessage, invalid_name_error, shortened
 from remit.event import Event, Sender
 
 __all__ = [
@@ -298,7 +298,7 @@ def check_listener(name: object, listener: object) -> None:
 def check_name(name: str) -> None:
     """Raise ValueError for a name of Remit's own, TypeError for what is no name."""
     if not isinstance(name, str):
-        raise no_name(name)
+        raise invalid_name_error(name)
     if name.startswith(RESERVED):
         raise ValueError(
             f"{shortened(name)} is Remit's own: give your events names that do not begin with {RESERVED!r}"

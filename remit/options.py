@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from remit._protocol.client_session import HEARTBEAT
+from remit._protocol.client_session import HEARTBEAT_INTERVAL_S
 from remit._protocol.outbox import WINDOW_EVENTS
-from remit._protocol.server_sessions import SESSION_TTL
+from remit._protocol.server_sessions import SESSION_TTL_S
 from remit.codec import CODECS
 from remit.errors import BadLocation
 from remit.location import Location, read_count, read_seconds, read_size
@@ -53,9 +53,9 @@ class Options:
     """Seconds that ``close`` waits for what is under way."""
     request_timeout: float = 30.0
     """Seconds within which a request must be answered, unless the request says otherwise."""
-    heartbeat: float = HEARTBEAT
+    heartbeat: float = HEARTBEAT_INTERVAL_S
     """Seconds of silence after which a client asks whether its server is there."""
-    session_ttl: float = SESSION_TTL
+    session_ttl: float = SESSION_TTL_S
     """Seconds for which a server keeps the session of a client that has gone."""
     key: bytes | None = field(default=None, repr=False)
     """What both ends share: every frame is signed with it, and none is taken that is not."""

@@ -364,15 +364,15 @@ class Server(Opened):
         """
         machine = endpoint.machine
         machine.opened.clear()
-        if not machine.closed and not machine.cancelled:
+        if not machine.closed and not machine.cancelled_requests:
             return
         closed = list(machine.closed)  # Copies, as in `stats`. This one first: what it brought came before its end.
         waiting = {heard, *(received[0] for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
             self._router.session_closed(session)
-        while machine.cancelled:
-            self._router.request_cancelled(*machine.cancelled.popleft())
+        while machine.cancelled_requests:
+            self._router.request_cancelled(*machine.cancelled_requests.popleft())
 
     def _handle(self, endpoint: ServerPump, received: Received, limit: int | None) -> int:
         """Dispatch one frame's events, or the first ``limit`` of them; confirm those whose listeners returned."""
@@ -391,10 +391,10 @@ class Server(Opened):
             if done < len(wires):
                 rest = wires[done:]
                 endpoint.machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
-            session.finish(done if count else 0)
+            session.mark_handled(done if count else 0)
             endpoint.machine.writable[session] = None
             raise
-        session.finish(count)
+        session.mark_handled(count)
         endpoint.machine.writable[session] = None
         return len(wires)
 

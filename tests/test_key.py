@@ -181,7 +181,7 @@ def test_what_was_recorded_on_the_wire_is_not_heard_again(location: Location, mo
             for number in range(3):
                 client.emit("n", number)
                 tick_until(server, lambda: client.tick() == 0 and client.flush(0.01))
-        sealed = [frame for frame in recorded if frames.kind_of(frame) is Kind.SEALED]
+        sealed = [frame for frame in recorded if frames.kind_of(frame) is Kind.AUTHENTICATED]
         assert len(sealed) >= 4
         sessions = server.stats()["sessions"]
         for frame in recorded:

@@ -134,7 +134,7 @@ class AsyncServerLoop:
                     server.keeping.waker.clear()
                     endpoint.pump()
                 server.keeping.pumped = time.monotonic()
-            if machine.ready or machine.closed or machine.cancelled:
+            if machine.ready or machine.closed or machine.cancelled_requests:
                 self._tell_the_loop()
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class AsyncServerLoop:
             count = done if count else 0
             raise
         finally:
-            session.finish(count)
+            session.mark_handled(count)
             machine.writable[session] = None
             server.keeping.waker.wake()
 

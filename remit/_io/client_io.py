@@ -213,19 +213,19 @@ class Line:
     @property
     def sendable(self) -> bool:
         """Whether something may leave now: a transport that refused the next frame says itself when to try again."""
-        return self.machine.sendable() and not self.machine.session.stuck
+        return self.machine.has_sendable_events() and not self.machine.session.send_blocked
 
     # -- how it stands -----------------------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
         """Whether a server has welcomed this client on the present connection."""
-        return self.machine.state is ConnectionState.UP
+        return self.machine.state is ConnectionState.ESTABLISHED
 
     @property
     def settled(self) -> bool:
         """Whether there is nothing to wait for: all is confirmed, or nothing will be."""
-        return self.outbox.empty or self.machine.refusal is not None or self.closing
+        return self.outbox.all_done or self.machine.refusal is not None or self.closing
 
     def check(self) -> None:
         """Raise SessionRefused if the server has refused this client."""
@@ -258,7 +258,7 @@ class Line:
         return True
 
     def _cancel(self, request: int) -> None:
-        self.machine.session.given_up.append(request)
+        self.machine.session.abandoned_requests.append(request)
         if not self.closing:
             self.wheel.call()
 
@@ -268,7 +268,7 @@ class Line:
         """Say goodbye and close the link within ``linger`` seconds, when nobody serves it any more."""
         with self.endpoint.lock:
             self.machine.session.ack_delay = 0.0
-            self.machine.bye()
+            self.machine.queue_bye()
             self.endpoint.flush()
             self.endpoint.close(linger)
         self.wheel.close()

@@ -54,11 +54,11 @@ class Dispatcher:
         """Take what the machine has heard, and let those who wait know what befell it. On the link's thread."""
         if machine.ready:
             self.sort(machine.ready)
-        if machine.losses != self._losses:
-            self._losses = machine.losses
+        if machine.disconnects != self._losses:
+            self._losses = machine.disconnects
             asking.lost("the connection was lost")
-        if machine.renewals != self._renewals:
-            self._renewals = machine.renewals
+        if machine.server_restarts != self._renewals:
+            self._renewals = machine.server_restarts
             asking.renewed()
             self.renewed(machine.session)
         if len(asking):
@@ -72,7 +72,7 @@ class Dispatcher:
             session, wires, count, redelivered = ready.popleft()
             rest = [left for wire in wires if (left := self._take(wire)) is not None]
             if not rest and not self._unfinished:
-                session.finish(count)
+                session.mark_handled(count)
                 continue
             self._unfinished += 1
             self._waiting.append((session, rest, count, redelivered))
@@ -113,7 +113,7 @@ class Dispatcher:
         finally:
             # A listener may have raised SystemExit: its event counts as handled, those behind it have yet to be.
             rest = wires[handed:]
-            session.finish(max(0, count - len(rest)))
+            session.mark_handled(max(0, count - len(rest)))
             if rest:
                 self._waiting.appendleft((session, rest, min(count, len(rest)), redelivered))
             else:

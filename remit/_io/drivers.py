@@ -68,7 +68,7 @@ class CallerDriver:
     def progress(self, seconds: float) -> None:
         """Serve for a while."""
         self._line.pump()
-        if not self._line.outbox.empty:
+        if not self._line.outbox.all_done:
             self._line.drive(min(seconds, IDLE_WAIT))
 
 
@@ -268,7 +268,7 @@ class Runtime:
     @property
     def silence(self) -> float:
         """Seconds since the server was last heard."""
-        return time.monotonic() - self._line.machine.session.heard
+        return time.monotonic() - self._line.machine.session.last_received_at
 
     def stats(self) -> dict[str, int]:
         """Return counters of the queue, the window and the connection."""
@@ -310,7 +310,7 @@ class Runtime:
 
     def beat(self, seconds: float) -> None:
         """Ask after this many seconds of silence whether the server is there."""
-        self._line.machine.beat(seconds)  # Two numbers: no lock, which whoever waits for the link holds.
+        self._line.machine.set_heartbeat(seconds)  # Two numbers: no lock, which whoever waits for the link holds.
         self._line.wheel.call()
 
     # -- ending ------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Runtime:
         Raises SessionRefused unless quiet.
         """
         line, deadline = self._line, time.monotonic() + timeout
-        while not line.outbox.empty:
+        while not line.outbox.all_done:
             if line.machine.refusal is not None:
                 if not quiet:
                     line.check()

@@ -69,9 +69,9 @@ class ClientPump(_Endpoint):
             if arrival is None:
                 drained = True
                 break
-            machine.arrived(arrival, now)
-        self._due = machine.due(now)
-        if machine.suspect:
+            machine.handle_arrival(arrival, now)
+        self._due = machine.handle_timeouts(now)
+        if machine.link_stale:
             self._reopen(now)
         self.flush()
         return drained
@@ -80,16 +80,16 @@ class ClientPump(_Endpoint):
         """Send what may leave now. Under `lock`."""
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
-        machine.session.stuck = False
+        machine.session.send_blocked = False
         for _ in range(FLUSH_FRAMES):
-            frame = machine.next()
+            frame = machine.next_frame()
             if frame is None:
                 break
             if link.send(SERVER, frame) is not Sent.ACCEPTED:
                 # GONE is no Down: the link itself will say when its server has left.
-                machine.session.stuck = True
+                machine.session.send_blocked = True
                 break
-            machine.session.sent(now)
+            machine.session.mark_sent(now)
         self._due = min(self._due, machine.session.probe_at)
 
     def events(self) -> Received | None:
@@ -106,8 +106,8 @@ class ClientPump(_Endpoint):
             self._reopen_at = now + REOPEN
             return
         self.link.close(0.0)
-        self.machine.suspect = False
-        self.machine.arrived(Down(SERVER, "silent"), now)
+        self.machine.link_stale = False
+        self.machine.handle_arrival(Down(SERVER, "silent"), now)
         self.link = link
         self.link.owner = threading.get_ident()
 
@@ -135,8 +135,8 @@ class ServerPump(_Endpoint):
                 drained = True
                 self.caught_up = now
                 break
-            machine.arrived(arrival, now)
-        self._due = machine.due(now, drained=drained)
+            machine.handle_arrival(arrival, now)
+        self._due = machine.handle_timeouts(now, drained=drained)
         # While events wait for their listeners, what those cause shares the way with the acknowledgement.
         if not hold_back or not machine.ready:
             self.flush()
@@ -146,8 +146,8 @@ class ServerPump(_Endpoint):
         """Send what may leave now. Under `lock`."""
         machine, now = self.machine, self._clock()
         self.link.owner = threading.get_ident()
-        while machine.strangers:
-            peer, frame = machine.strangers.popleft()
+        while machine.unknown_peer_replies:
+            peer, frame = machine.unknown_peer_replies.popleft()
             # Not kept if it is not taken: whoever has no session asks again.
             self.link.send(peer, frame)
         for session in list(machine.writable):
@@ -161,16 +161,16 @@ class ServerPump(_Endpoint):
         for _ in range(FLUSH_FRAMES):
             if session.peer is None:
                 return True
-            frame = session.next()
+            frame = session.next_frame()
             if frame is None:
                 return True
             sent = self.link.send(session.peer, frame)
             if sent is Sent.FULL:
                 return False
             if sent is Sent.GONE:
-                self.machine.gone(session, now)
+                self.machine.peer_gone(session, now)
                 return True
-            session.sent(now)
+            session.mark_sent(now)
         return False
 
     def events(self) -> Received | None:

@@ -247,12 +247,12 @@ class ServerIO:
         """Let what waits for clients leave, tell them, and wait for their answer: some backends lose what is unread."""
         endpoint, machine = self.endpoint, self.endpoint.machine
         endpoint.flush()
-        while machine.leaving and (left := deadline - time.monotonic()) > 0:
+        while machine.has_unreceived and (left := deadline - time.monotonic()) > 0:
             endpoint.wait(min(left, 0.01))
             endpoint.pump()
-        machine.bye("closed")
+        machine.queue_bye("closed")
         endpoint.flush()
-        while machine.attended and (left := deadline - time.monotonic()) > 0:
+        while machine.has_clients and (left := deadline - time.monotonic()) > 0:
             endpoint.wait(min(left, 0.01 if machine.writable else left))
             endpoint.pump()
 

@@ -74,7 +74,7 @@ class PairServer:
     def advance(self, caught_up: float) -> None:
         """Take the seat from a holder that was silent for too long. What it said until ``caught_up`` has been heard."""
         holder: Any = self.seat.holder
-        if holder is not None and self.seat.lapsed(caught_up - holder.heard):
+        if holder is not None and self.seat.has_expired(caught_up - holder.last_received_at):
             self.part()  # should it ever come back
             self.left(holder)
 
@@ -87,7 +87,7 @@ class PairServer:
 
     def left(self, session: Session) -> None:
         """A session has ended: if it held the seat, that is free."""
-        if self.seat.free(session):
+        if self.seat.release(session):
             self._hear(PeerLost("the other one has left, or is dead"))
 
     def _join(self, session: Session, _: float) -> tuple[int, float]:
@@ -101,13 +101,13 @@ class PairServer:
     def _signalled(self, wire: EventMessage, sender: Sender | None, _: bool) -> None:
         session = session_of(sender)
         epoch, value = msgspec.convert(wire.args, tuple[int, Any])
-        if self.seat.holds(session, epoch):
+        if self.seat.is_held_by(session, epoch):
             self._hear((value,))
         else:
             self._refuse(session, epoch)
 
     def _present(self, session: Session, epoch: int) -> bool:
-        if self.seat.holds(session, epoch):
+        if self.seat.is_held_by(session, epoch):
             return True
         self.left(session)
         return False

@@ -88,7 +88,7 @@ class BrokerCore:
         router.register(JOB_PROGRESS, _of_session(self._progressed))
         router.register(JOB_DONE, _of_session(self._done))
         router.register_request(WORKER_READY, self._ready)
-        router.register_request(WORKER_LEAVE, self.jobs.give_back)
+        router.register_request(WORKER_LEAVE, self.jobs.retire_worker)
         router.on_session_closed(self.ended)
         router.on_request_cancelled(self.cancelled)
 
@@ -100,7 +100,7 @@ class BrokerCore:
         now = self._clock()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP
-            for session in self.workers.lapsed(caught_up):
+            for session in self.workers.remove_expired(caught_up):
                 self._bury(session)
                 with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
                     self._post(session, WORKER_UNKNOWN, ())  # should it ever come back
@@ -151,26 +151,28 @@ class BrokerCore:
     def _ready(self, session: Session, names: list[str], capacity: int, term: int = 0) -> float:
         """Service: a worker is there. Raises msgspec.ValidationError, TypeError."""
         matches = [matcher(name) for name in msgspec.convert(names, list[str])]
-        self.jobs.ready(session, lambda name: any(match(name) for match in matches), max(1, int(capacity)), term)
-        self.workers.begin(session)
-        return self.workers.seconds
+        self.jobs.register_worker(
+            session, lambda name: any(match(name) for match in matches), max(1, int(capacity)), term
+        )
+        self.workers.register(session)
+        return self.workers.lease_s
 
     def _begun(self, wire: EventMessage, session: Session, _: bool) -> None:
         (token,) = wire.args
-        self.jobs.begun(session, token)
+        self.jobs.start_job(session, token)
 
     def _progressed(self, wire: EventMessage, session: Session, _: bool) -> None:
         token, done, total = wire.args
-        job = self.jobs.in_hand(token)
+        job = self.jobs.assigned_job(token)
         if job is not None and job.worker is not None and job.worker.key is session:
-            self._tell(job, PROGRESS, (job.question, done, total))
+            self._tell(job, PROGRESS, (job.request_id, done, total))
 
     def _done(self, wire: EventMessage, session: Session, _: bool) -> None:
         token, outcome, sealed = wire.args
-        job = self.jobs.done(session, token)
+        job = self.jobs.finish_job(session, token)
         if job is not None:
             client: Any = job.client
-            send(self._post, client, job.question, (outcome, sealed))
+            send(self._post, client, job.request_id, (outcome, sealed))
 
     def _tell(self, job: QueuedJob, name: str, args: tuple[Any, ...]) -> None:
         client: Any = job.client
@@ -181,23 +183,23 @@ class BrokerCore:
 
     def ended(self, session: Session) -> None:
         """A client or a worker has ended its session, or was silent for so long that it was forgotten."""
-        if self.workers.end(session):
+        if self.workers.remove(session):
             self._bury(session)
-        self.jobs.client_lost(session)
+        self.jobs.remove_client(session)
 
     def _bury(self, session: Session) -> None:
-        for job in self.jobs.worker_lost(session):
+        for job in self.jobs.remove_worker(session):
             client: Any = job.client
             kind, why = (
                 f"{DeadLetter.__module__}.{DeadLetter.__qualname__}",
                 f"{job.attempt} workers died of {job.name!r}",
             )
-            send(self._post, client, job.question, ("dead", encode_nested(client.codec, "", (kind, why, ""), {})))
+            send(self._post, client, job.request_id, ("dead", encode_nested(client.codec, "", (kind, why, ""), {})))
 
     def _tell_the_late(self, now: float) -> None:
-        for job in self.jobs.late(now):
+        for job in self.jobs.expire_jobs(now):
             client: Any = job.client
-            send(self._post, client, job.question, late(client.codec))
+            send(self._post, client, job.request_id, late(client.codec))
 
     def _assign(self, now: float) -> None:
         for worker, job in self.jobs.assign():
@@ -206,11 +208,11 @@ class BrokerCore:
             try:
                 self._post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body, worker.term))
             except FrameTooLarge as error:
-                self.jobs.done(session, job.token)
+                self.jobs.finish_job(session, job.token)
                 client: Any = job.client
-                send(self._post, client, job.question, told(client.codec, error))
+                send(self._post, client, job.request_id, told(client.codec, error))
             except EmitError:
-                self.workers.end(session)
+                self.workers.remove(session)
                 self._bury(session)
                 return
 

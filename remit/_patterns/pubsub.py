@@ -15,7 +15,7 @@ from remit._patterns.names import PUBLISHED, UNSUBSCRIBED
 from remit._patterns.request_reply import decode_nested, encode_nested
 from remit._protocol.outbox import BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
-from remit._protocol.subscriptions import SubscriberQueue, check_terms
+from remit._protocol.subscriptions import SubscriberQueue, check_subscription_options
 from remit.codec import Codec, EventMessage, find_codec, shortened
 from remit.errors import FrameTooLarge
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
@@ -73,12 +73,12 @@ class Publisher:
         last: bool,
     ) -> None:
         """Service: begin a subscription, and with ``last`` send what was kept. Raises TypeError, ValueError."""
-        check_terms(queue, when_full, max_lag)
+        check_subscription_options(queue, when_full, max_lag)
         check_listener(pattern, self.subscribe)
         if not isinstance(identifier, int):
             raise TypeError(f"a subscription's number is not {identifier!r}")
         subscription = SubscriberQueue(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
-        session.outbox.source = functools.partial(self._refill, session)
+        session.outbox.refill = functools.partial(self._refill, session)
         with self.lock:
             # Asked twice, by a client that could not know whether it was heard: what goes on must not begin anew.
             if self._subscribers.setdefault(session, {}).setdefault(identifier, subscription) is not subscription:
@@ -88,7 +88,7 @@ class Publisher:
                 now = self._clock()
                 for name, kept in self._kept.items():
                     if subscription.matches(name):
-                        subscription.offer(_sealed_for(session.codec, kept), now)
+                        subscription.enqueue(_sealed_for(session.codec, kept), now)
                 self._writable(session)
 
     def unsubscribe(self, session: Session, identifier: int) -> None:
@@ -120,7 +120,7 @@ class Publisher:
                 self._kept[name] = sealed
             self.published += 1
             for session, subscription in followers:
-                subscription.offer(sealed[session.codec], now)
+                subscription.enqueue(sealed[session.codec], now)
                 if subscription.ended:
                     self._end(session, subscription)
                 self._writable(session)
@@ -154,7 +154,7 @@ class Publisher:
         pending, encode, now = session.outbox.pending, session.codec.encode, self._clock()
         with self.lock:
             for subscription in tuple(self._subscribers.get(session, {}).values()):
-                for number, sealed in subscription.take(BATCH_EVENTS, now):
+                for number, sealed in subscription.pop_publications(BATCH_EVENTS, now):
                     data = encode(PUBLISHED, (subscription.id, number, sealed), {}, {})
                     if len(data) + HEAD_BYTES > session.outbox.max_frame:
                         subscription.dropped += 1  # Its client takes smaller frames than we do, and sees the gap.
@@ -205,7 +205,7 @@ class Subscription:
         pass_event: bool,
     ) -> None:
         check_listener(pattern, listener)
-        check_terms(*options[:3])
+        check_subscription_options(*options[:3])
         if on_gap is not None and not callable(on_gap):
             raise TypeError(f"on_gap is called with a number, but {on_gap!r} cannot be")
         self.id = next(_numbers)

@@ -17,7 +17,7 @@ import msgspec
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PROGRESS, REPLY, REQUEST
 from remit._protocol.outbox import Outbox
-from remit._protocol.requests import Request, Requests
+from remit._protocol.requests import OpenRequests, Request
 from remit._protocol.session import Session
 from remit.codec import Codec, EventMessage
 from remit.errors import (
@@ -174,7 +174,7 @@ class RequestClient:
         self._post = post
         self._cancel = cancel
         self._clock = clock
-        self._requests: Requests[_Waiting] = Requests()
+        self._requests: OpenRequests[_Waiting] = OpenRequests()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -183,7 +183,7 @@ class RequestClient:
     @property
     def due(self) -> float:
         """The monotonic moment of the next deadline."""
-        return self._requests.due
+        return self._requests.next_deadline
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -225,22 +225,22 @@ class RequestClient:
         sealed = encode_nested(self._codec, name, args, kwargs)
         with self._lock:
             deadline = self._clock() + timeout
-            request = self._requests.ask(name, _Waiting(waiter, on_progress), deadline, idempotent=idempotent)
+            request = self._requests.add(name, _Waiting(waiter, on_progress), deadline, idempotent=idempotent)
         left = None if timeout > LONGEST else int(timeout * 1000)
         request.data = self._codec.encode(REQUEST, (request.id, left, idempotent, sealed), {}, {})
         try:
             posted = self._post(name, request.data)
         except BaseException:
-            self._requests.take(request.id)
+            self._requests.pop(request.id)
             raise
-        request.posted = posted
+        request.queued = posted
         if not posted:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
         return request
 
     def _gave_up(self, request: _Asked) -> None:
         """Nobody waits any more: take the question back, or tell the server."""
-        self._requests.take(request.id)
+        self._requests.pop(request.id)
         # Another thread may be sending it at this moment; then the cancellation follows it.
         with contextlib.suppress(ValueError, IndexError):
             self._outbox.pending.remove(request.data)
@@ -252,7 +252,7 @@ class RequestClient:
     def heard(self, wire: EventMessage) -> None:
         """Take an answer. Raises msgspec.ValidationError, CodecError: it cannot be read."""
         identifier, outcome, sealed = msgspec.convert(wire.args, tuple[int, str, bytes])
-        request = self._requests.take(identifier)
+        request = self._requests.pop(identifier)
         if request is not None:
             self._answered(request, outcome, sealed)
 
@@ -273,44 +273,44 @@ class RequestClient:
         Raises msgspec.ValidationError.
         """
         identifier, done, total = msgspec.convert(wire.args, tuple[int, Any, Any])
-        request = self._requests.named(identifier)
+        request = self._requests.get(identifier)
         if request is None or request.waiter.on_progress is None:
             return None
         return EventMessage(PROGRESS, (request.waiter.on_progress, done, total))
 
     def lost(self, why: str) -> None:
         """The connection is gone: fail what was sent and may not be sent again."""
-        for request in self._requests.lost(self._outbox.kept(sent=False)):
+        for request in self._requests.pop_lost(self._outbox.unfinished_ids(sent=False)):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
     def renewed(self) -> None:
         """A server began anew: ask it what the one before has not answered, where that may run twice; fail the rest."""
-        for request in self._requests.lost(self._outbox.kept(marked=False)):
+        for request in self._requests.pop_lost(self._outbox.unfinished_ids(marked=False)):
             self._fail(
                 request, PeerLost(f"the server began anew before {request.name!r} was answered; it may have run")
             )
-        self._outbox.pending.extend(each.data for each in self._requests.unanswered(self._outbox.kept()))
+        self._outbox.pending.extend(each.data for each in self._requests.resendable(self._outbox.unfinished_ids()))
 
     def refused(self, why: Exception) -> None:
         """The server will not continue this session: nobody is going to answer."""
-        for request in self._requests.close():
+        for request in self._requests.pop_all():
             self._fail(request, why)
 
     def expire(self, now: float) -> None:
         """Fail what is late."""
-        for request in self._requests.late(now):
-            sent = request.posted and id(request.data) not in self._outbox.kept(sent=False)
+        for request in self._requests.pop_expired(now):
+            sent = request.queued and id(request.data) not in self._outbox.unfinished_ids(sent=False)
             how = "it was sent, and not answered" if sent else "it was never sent: is a server there?"
             self._gave_up(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
 
     def close(self) -> None:
         """Fail all that is open."""
-        for request in self._requests.close():
+        for request in self._requests.pop_all():
             self._fail(request, LinkClosed(f"the client was closed before {request.name!r} was answered"))
 
     def _fail(self, request: _Asked, error: BaseException) -> None:
-        self._requests.take(request.id)
+        self._requests.pop(request.id)
         request.waiter.who.fail(error)
 
 
@@ -375,7 +375,7 @@ class RequestServer:
 
     def waited_for(self, session: Session, question: Question, redelivered: bool) -> bool:
         """Whether a question is to be answered at all."""
-        if question.id in session.cancelled or (redelivered and not question.idempotent):
+        if question.id in session.cancelled_requests or (redelivered and not question.idempotent):
             self.passed_over += 1
             return False
         return True

@@ -15,23 +15,23 @@ from remit.codec import Codec
 from remit.errors import ProtocolError
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Up
 
-__all__ = ["HEARTBEAT", "HELLO_AGAIN", "ClientSession", "ConnectionState"]
+__all__ = ["HEARTBEAT_INTERVAL_S", "HELLO_RETRY_S", "ClientSession", "ConnectionState"]
 
 
-HEARTBEAT: Final = 5.0
+HEARTBEAT_INTERVAL_S: Final = 5.0
 """Seconds of silence after which a client asks whether its server is there."""
-HELLO_AGAIN: Final = 1.0
+HELLO_RETRY_S: Final = 1.0
 """Seconds after which an unanswered HELLO is repeated."""
-EARLY_FRAME: Final = 64 * 1024
+EARLY_FRAME_BYTES: Final = 64 * 1024
 """Bytes of a frame that may leave before the server has named its own limit."""
 
 
 class ConnectionState(enum.Enum):
     """Where the client's end stands."""
 
-    DOWN = "down"
-    GREETING = "greeting"
-    UP = "up"
+    DISCONNECTED = "down"
+    HELLO_SENT = "greeting"
+    ESTABLISHED = "up"
     REFUSED = "refused"
     CLOSED = "closed"
 
@@ -39,20 +39,22 @@ class ConnectionState(enum.Enum):
 class ClientSession:
     """The client's end. Fed with arrivals and the time; says which session has frames to send."""
 
-    def __init__(self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT) -> None:
+    def __init__(
+        self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT_INTERVAL_S
+    ) -> None:
         self.session = Session(os.urandom(16), codec, outbox)
-        self.state = ConnectionState.DOWN
+        self.state = ConnectionState.DISCONNECTED
         self.refusal: Refuse | None = None
         self.instance = b""
         """The server instance met last."""
         self.ready: deque[Received] = deque()
         """Events from the server, to be handled."""
         self.rejected: Counter[str] = Counter()
-        self.losses = 0
+        self.disconnects = 0
         """How often a connection was lost, so that those who wait for an answer hear of it."""
-        self.renewals = 0
+        self.server_restarts = 0
         """How often a server was met that knew nothing of this session's past."""
-        self.suspect = False
+        self.link_stale = False
         """The server was silent for longer than it promised: the link should be opened anew."""
         self._max_frame = max_frame
         self._heartbeat = heartbeat
@@ -64,7 +66,7 @@ class ClientSession:
 
     # -- arrivals ----------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: Arrival, now: float) -> None:
+    def handle_arrival(self, arrival: Arrival, now: float) -> None:
         """Take what the link received."""
         if isinstance(arrival, Frame):
             try:
@@ -84,20 +86,20 @@ class ClientSession:
             return
         if kind is Kind.WELCOME or kind is Kind.REFUSE or kind is Kind.BYE:
             self._control(frames.unpack(kind, frame), now)
-        elif kind is Kind.WHO:
-            if self.state is ConnectionState.UP or now >= self._hello_at - HELLO_AGAIN / 2:
+        elif kind is Kind.IDENTIFY:
+            if self.state is ConnectionState.ESTABLISHED or now >= self._hello_at - HELLO_RETRY_S / 2:
                 self._greet(now)
-        elif self.state is ConnectionState.UP:
+        elif self.state is ConnectionState.ESTABLISHED:
             # What comes before the WELCOME may be another session's: nothing of it counts.
             self._alive(now)
-            received = self.session.hear(kind, frame, now)
+            received = self.session.handle_frame(kind, frame, now)
             if received:
                 self.ready.append(received)
 
     def _control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
         if isinstance(control, Welcome):
             # Only once: a repeated one must not take what came meanwhile for unheard.
-            if control.generation == self.session.generation and self.state is ConnectionState.GREETING:
+            if control.generation == self.session.generation and self.state is ConnectionState.HELLO_SENT:
                 self._welcomed(control, now)
         elif isinstance(control, Refuse):
             self.state, self.refusal = ConnectionState.REFUSED, control
@@ -106,9 +108,9 @@ class ClientSession:
         elif isinstance(control, Bye) and control.generation == self.session.generation:
             self._down()
             # Answered, so that the server knows that its last words were read and can leave without losing them.
-            self.session.control.append(frames.pack(Bye("heard", self.session.generation)))
+            self.session.control_frames.append(frames.pack(Bye("heard", self.session.generation)))
             # It may come back on the same link without a Down that the transport can see.
-            self._hello_at = now + HELLO_AGAIN
+            self._hello_at = now + HELLO_RETRY_S
             self.session.peer = SERVER
 
     def _greet(self, now: float) -> None:
@@ -118,9 +120,9 @@ class ClientSession:
         session, outbox = self.session, self.session.outbox
         session.connect(SERVER, session.generation + 1)
         self._early = session.generation == 1
-        session.limit = EARLY_FRAME
-        self.state = ConnectionState.GREETING
-        session.control.append(
+        session.frame_limit = EARLY_FRAME_BYTES
+        self.state = ConnectionState.HELLO_SENT
+        session.control_frames.append(
             frames.pack(
                 Hello(
                     session.id,
@@ -135,83 +137,83 @@ class ClientSession:
                 )
             )
         )
-        self._hello_at = now + HELLO_AGAIN
+        self._hello_at = now + HELLO_RETRY_S
 
     def _welcomed(self, welcome: Welcome, now: float) -> None:
         session, outbox = self.session, self.session.outbox
         # One whose WELCOME was lost may have run what was sent early, unless it is the one that welcomes now.
-        met = bool(self.instance) or welcome.since > 1
+        met = bool(self.instance) or welcome.first_generation > 1
         another = welcome.instance != self.instance and met
         if welcome.fresh and met and not self._early:
             session.inbox.restart()
-            self.renewals += 1
+            self.server_restarts += 1
         self.instance, self._met = welcome.instance, session.generation
-        self._patience = welcome.patience
+        self._patience = welcome.liveness_timeout
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
-        session.limit = None
-        self.state = ConnectionState.UP
+        session.frame_limit = None
+        self.state = ConnectionState.ESTABLISHED
         self._hello_at = float("inf")
         self._alive(now)
         outbox.confirm(welcome.received, welcome.done)
         if another:
             outbox.redeliver()
         elif not self._early:
-            outbox.rewind()
+            outbox.resend_unreceived()
         self._early = False
         # What was handled meanwhile may have been acknowledged to a connection that was lost.
         session.ack_due = session.ack_due or session.inbox.received > 0
 
     def _down(self) -> None:
-        if self.state in (ConnectionState.UP, ConnectionState.GREETING):
-            self.state = ConnectionState.DOWN
-            self.losses += 1
+        if self.state in (ConnectionState.ESTABLISHED, ConnectionState.HELLO_SENT):
+            self.state = ConnectionState.DISCONNECTED
+            self.disconnects += 1
         self._early = False
         self._hello_at = self._ping_at = float("inf")
         self.session.disconnect()
 
     def _alive(self, now: float) -> None:
-        self.session.heard = now
+        self.session.last_received_at = now
         self._ping_at = now + self._heartbeat
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def sendable(self) -> bool:
+    def has_sendable_events(self) -> bool:
         """Whether events wait that may leave now: `next` would return them."""
-        return self._sending() and self.session.outbox.sendable(self.session.limit)
+        return self._sending() and self.session.outbox.sendable(self.session.frame_limit)
 
-    def next(self) -> bytes | None:
+    def next_frame(self) -> bytes | None:
         """Return the frame to send to `SERVER` next, or None."""
         session = self.session
-        return session.next() if self._sending() or session.control else None
+        return session.next_frame() if self._sending() or session.control_frames else None
 
     def _sending(self) -> bool:
-        return self.state is ConnectionState.UP or self._early
+        return self.state is ConnectionState.ESTABLISHED or self._early
 
-    def due(self, now: float) -> float:
+    def handle_timeouts(self, now: float) -> float:
         """Do what time demands; return the moment to come again."""
-        if self.state is ConnectionState.UP:
+        if self.state is ConnectionState.ESTABLISHED:
             self._watch(now)
         elif now >= self._hello_at and self.session.peer is not None:
             self._greet(now)
         probe = self.session.probe(now) if self.session.peer is not None else None
-        ping_at = self._ping_at if self.state is ConnectionState.UP else float("inf")
-        ack_by = self.session.ack_by(now) if self._sending() else float("inf")
+        ping_at = self._ping_at if self.state is ConnectionState.ESTABLISHED else float("inf")
+        ack_by = self.session.ack_deadline(now) if self._sending() else float("inf")
         return min(ping_at, self._hello_at, probe or float("inf"), ack_by)
 
-    def beat(self, seconds: float) -> None:
+    def set_heartbeat(self, seconds: float) -> None:
         """From now on ask after this many seconds of silence whether the server is there."""
         self._heartbeat = seconds
-        self._ping_at = min(self._ping_at, self.session.heard + seconds)
+        self._ping_at = min(self._ping_at, self.session.last_received_at + seconds)
 
-    def bye(self, why: str = "closed") -> None:
+    def queue_bye(self, why: str = "closed") -> None:
         """End the session for good: the next frame says so."""
-        if self.state is ConnectionState.UP:
-            self.session.control.append(frames.pack(Bye(why, self.session.generation)))
+        if self.state is ConnectionState.ESTABLISHED:
+            self.session.control_frames.append(frames.pack(Bye(why, self.session.generation)))
 
     def _watch(self, now: float) -> None:
         if now < self._ping_at:
             return
         self._ping_at = now + self._heartbeat
-        self.session.control.append(frames.ping(self.session.generation, self.session.outbox.last))
-        if self._patience and now - self.session.heard > self._patience:
-            self.suspect = True
+        self.session.control_frames.append(frames.ping(self.session.generation, self.session.outbox.last))
+        if self._patience and now - self.session.last_received_at > self._patience:
+            self.link_stale = True

@@ -30,7 +30,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from remit.codec import UNREADABLE
+from remit.codec import DECODE_ERRORS
 from remit.errors import ProtocolError
 
 __all__ = [
@@ -42,23 +42,23 @@ __all__ = [
     "Kind",
     "Refuse",
     "Welcome",
-    "about",
     "ack",
-    "ack_within",
     "cancel",
+    "echo_of",
     "events_head",
     "generation_of",
     "head",
+    "identify",
     "kind_of",
     "pack",
     "ping",
     "read_ack",
     "read_cancel",
+    "read_embedded_ack",
     "read_events",
     "read_ping",
     "resume",
     "unpack",
-    "who",
     "with_ack",
 ]
 
@@ -74,16 +74,16 @@ class Kind(enum.IntEnum):
     ACK = 2
     RESUME = 3
     PING = 4
-    WHO = 5
+    IDENTIFY = 5
     HELLO = 6
     WELCOME = 7
     REFUSE = 8
     BYE = 9
     CANCEL = 10
-    KNOCK = 11
-    ADMIT = 12
-    SEALED = 13
-    STRANGER = 14
+    AUTH_REQUEST = 11
+    AUTH_ACCEPT = 12
+    AUTHENTICATED = 13
+    UNKNOWN_CHANNEL = 14
 
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
@@ -108,7 +108,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     """The last of the server's own sequence numbers received."""
     codec: str
     max_frame: _Number
-    met: _U32 = 0
+    welcomed_generation: _U32 = 0
     """The connection on which it was welcomed last; 0: on none. It knows of no session that began after it."""
 
 
@@ -122,9 +122,9 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
     fresh: bool
     """The client has not met the session that the server has now: the server's own numbers begin with 1."""
     max_frame: int
-    patience: float
+    liveness_timeout: float
     """Seconds of silence after which this server may be taken for dead; 0: never."""
-    since: int = 1
+    first_generation: int = 1
     """The connection with which the session began here; 1: this server has met it from its very beginning."""
 
 
@@ -133,7 +133,7 @@ class Refuse(msgspec.Struct, array_like=True, frozen=True):
 
     reason: str
     detail: str
-    about: bytes = b""
+    echo: bytes = b""
     """What a KNOCK that is refused was, so that its sender knows that it was heard; empty for any other frame."""
 
 
@@ -171,7 +171,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
     kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _TYPES.items()
 }
-_KNOCK: Final = bytes((Kind.KNOCK,))
+_KNOCK: Final = bytes((Kind.AUTH_REQUEST,))
 _kinds = {bytes((kind,)): kind for kind in Kind}
 
 
@@ -192,7 +192,7 @@ def head(kind: Kind) -> bytes:
     return _HEADS[kind]
 
 
-def about(frame: bytes) -> bytes:
+def echo_of(frame: bytes) -> bytes:
     """Return what a refusal repeats of a frame: all that could be altered on the way of a KNOCK, else nothing."""
     return bytes(frame[2:]) if frame[3:4] == _KNOCK else b""
 
@@ -225,7 +225,7 @@ def with_ack(frame: bytes, received: int, done: int) -> bytes:
     return b"".join((head, _ACK_WITHIN.pack(received, done), memoryview(frame)[EVENTS_HEAD:]))
 
 
-def ack_within(frame: bytes) -> tuple[int, int] | None:
+def read_embedded_ack(frame: bytes) -> tuple[int, int] | None:
     """Return received and done of an EVENTS frame that acknowledges. Raises ProtocolError."""
     if not frame[_FLAGS] & _ACKNOWLEDGES:
         return None
@@ -276,9 +276,9 @@ def read_cancel(frame: bytes) -> int:
     return read_ping(frame)
 
 
-def who() -> bytes:
+def identify() -> bytes:
     """Return a WHO frame."""
-    return _HEADS[Kind.WHO]
+    return _HEADS[Kind.IDENTIFY]
 
 
 def pack(control: _Control) -> bytes:
@@ -290,6 +290,6 @@ def unpack(kind: Kind, frame: bytes) -> _Control:
     """Return the control message of a frame. Raises ProtocolError."""
     try:
         control: _Control = _decoders[kind].decode(memoryview(frame)[4:])
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise ProtocolError("malformed", f"{kind.name}: {error}") from error
     return control

@@ -22,7 +22,7 @@ class QueuedJob:
     """One request on its way through the broker. The body stays sealed."""
 
     client: Hashable
-    question: int
+    request_id: int
     """The client's own number of it."""
     name: str
     body: bytes
@@ -33,10 +33,10 @@ class QueuedJob:
     token: int = 0
     """Names this assignment; 0 while nobody has it in hand."""
     worker: WorkerSlot | None = None
-    begun: bool = False
-    unwanted: bool = False
+    started: bool = False
+    cancelled: bool = False
     """Nobody waits for it any more: whoever has begun it finishes it, and nobody else does it."""
-    over: bool = False
+    finished: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -44,17 +44,17 @@ class WorkerSlot:
     """Somebody who takes jobs: which, and how many at once."""
 
     key: Hashable
-    takes: Callable[[str], bool]
+    accepts: Callable[[str], bool]
     capacity: int
     term: int = 0
     """Which of its announcements holds: what it is given carries this number."""
-    leaving: bool = False
-    hand: dict[int, QueuedJob] = field(default_factory=dict)
+    retiring: bool = False
+    jobs: dict[int, QueuedJob] = field(default_factory=dict)
 
     @property
-    def idle(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether it takes one more."""
-        return not self.leaving and len(self.hand) < self.capacity
+        return not self.retiring and len(self.jobs) < self.capacity
 
 
 class FairQueue:
@@ -72,19 +72,19 @@ class FairQueue:
         """What is waited for."""
         return tuple(self._names)
 
-    def askers(self, name: str) -> Collection[Hashable]:
+    def clients_waiting(self, name: str) -> Collection[Hashable]:
         """Return the clients whose jobs of this name wait, in the order of their turns."""
         return self._names.get(name, {}).keys()
 
-    def add(self, job: QueuedJob) -> None:
+    def append(self, job: QueuedJob) -> None:
         """Let a job wait, behind all others of its client."""
         self._line(job).append(job)
 
-    def put_back(self, job: QueuedJob) -> None:
+    def requeue(self, job: QueuedJob) -> None:
         """Let a job wait again, before all others of its client."""
         self._line(job).appendleft(job)
 
-    def pick(self, name: str) -> QueuedJob:
+    def pop_next(self, name: str) -> QueuedJob:
         """Take the next job of the client whose turn it is; that client comes last now."""
         clients = self._names[name]
         client = next(iter(clients))
@@ -96,7 +96,7 @@ class FairQueue:
             del self._names[name]
         return job
 
-    def drop(self, job: QueuedJob) -> None:
+    def remove(self, job: QueuedJob) -> None:
         """Let a job wait no longer."""
         clients = self._names.get(job.name, {})
         jobs = clients.get(job.client)
@@ -148,14 +148,14 @@ class JobQueue:
 
     def askers(self, name: str) -> Collection[Hashable]:
         """Return the clients whose jobs of this name wait, in the order of their turns."""
-        return self._waiting.askers(name)
+        return self._waiting.clients_waiting(name)
 
     @property
     def workers(self) -> tuple[WorkerSlot, ...]:
         """Those who are there."""
         return tuple(self._workers.values())
 
-    def in_hand(self, token: int) -> QueuedJob | None:
+    def assigned_job(self, token: int) -> QueuedJob | None:
         """Return a job that somebody has in hand."""
         return self._in_hand.get(token)
 
@@ -163,12 +163,12 @@ class JobQueue:
 
     def submit(self, job: QueuedJob) -> bool:
         """Take a job; False if there is no room, or if that client has asked the same already."""
-        key = job.client, job.question
+        key = job.client, job.request_id
         if len(self._by_question) >= self._limit or key in self._by_question:
             self.counts["refused"] += 1
             return False
         self._by_question[key] = job
-        self._waiting.add(job)
+        self._waiting.append(job)
         if job.deadline != float("inf"):
             heapq.heappush(self._deadlines, (job.deadline, next(self._serial), job))
         self.counts["submitted"] += 1
@@ -178,29 +178,29 @@ class JobQueue:
         """Nobody waits for it any more: drop it unless a worker has begun it."""
         job = self._by_question.get((client, question))
         if job is not None:
-            self._unwanted(job)
+            self._cancel_job(job)
 
-    def client_lost(self, client: Hashable) -> None:
+    def remove_client(self, client: Hashable) -> None:
         """A client has ended: what nobody has begun need not be done."""
         for key, job in list(self._by_question.items()):
             if key[0] == client:
-                self._unwanted(job)
+                self._cancel_job(job)
 
-    def late(self, now: float) -> list[QueuedJob]:
+    def expire_jobs(self, now: float) -> list[QueuedJob]:
         """End and return the jobs whose deadline has passed before anybody began them."""
         late = []
         while self._deadlines and self._deadlines[0][0] <= now:
             job = heapq.heappop(self._deadlines)[2]
-            job.unwanted = True
-            if not job.over and not job.begun:
+            job.cancelled = True
+            if not job.finished and not job.started:
                 self.counts["late"] += 1
-                self._end(job)
+                self._remove_job(job)
                 late.append(job)
         return late
 
     # -- workers -----------------------------------------------------------------------------------------------
 
-    def ready(self, key: Hashable, takes: Callable[[str], bool], capacity: int, term: int = 0) -> None:
+    def register_worker(self, key: Hashable, takes: Callable[[str], bool], capacity: int, term: int = 0) -> None:
         """A worker is there, or says anew what it takes: then it has nothing in hand but what it has begun.
 
         What is given to it from now on carries its ``term``; an announcement of an earlier one comes too late.
@@ -210,131 +210,131 @@ class JobQueue:
             worker = self._workers[key] = WorkerSlot(key, takes, capacity, term)
         elif term < worker.term:
             return
-        self._take_back(worker)
-        worker.takes, worker.capacity, worker.term, worker.leaving = takes, capacity, term, False
-        self._regard(worker)
+        self._requeue_unstarted(worker)
+        worker.accepts, worker.capacity, worker.term, worker.retiring = takes, capacity, term, False
+        self._update_idle(worker)
 
-    def begun(self, key: Hashable, token: int) -> bool:
+    def start_job(self, key: Hashable, token: int) -> bool:
         """A worker begins a job: an attempt that counts. False if it does not hold it."""
-        job = self._held(key, token)
+        job = self._job_held_by(key, token)
         if job is None:
             return False
-        if not job.begun:
-            job.begun = True
+        if not job.started:
+            job.started = True
             job.attempt += 1
         return True
 
-    def done(self, key: Hashable, token: int) -> QueuedJob | None:
+    def finish_job(self, key: Hashable, token: int) -> QueuedJob | None:
         """A worker has finished a job: end it and return it. None, and counted, if it does not hold it."""
-        job = self._held(key, token)
+        job = self._job_held_by(key, token)
         if job is None:
             self.counts["stale"] += 1
             return None
         self.counts["done"] += 1
-        self._end(job)
+        self._remove_job(job)
         return job
 
-    def give_back(self, key: Hashable) -> None:
+    def retire_worker(self, key: Hashable) -> None:
         """A worker takes no more, and has not begun what it holds beyond the jobs it has begun."""
         worker = self._workers.get(key)
         if worker is not None:
-            worker.leaving = True
+            worker.retiring = True
             self._idle.pop(worker, None)
-            self._take_back(worker)
+            self._requeue_unstarted(worker)
 
-    def worker_lost(self, key: Hashable) -> list[QueuedJob]:
+    def remove_worker(self, key: Hashable) -> list[QueuedJob]:
         """A worker is gone: its jobs go to others. End and return those that were begun too often."""
         worker = self._workers.pop(key, None)
         if worker is None:
             return []
         self._idle.pop(worker, None)
-        worker.leaving = True
-        self._suspect(worker)
+        worker.retiring = True
+        self._count_unreported_start(worker)
         dead = []
-        for job in reversed(list(worker.hand.values())):
-            if job.unwanted:
+        for job in reversed(list(worker.jobs.values())):
+            if job.cancelled:
                 self.counts["cancelled"] += 1
-                self._end(job)
+                self._remove_job(job)
             elif job.attempt >= self._max_attempts:
                 self.counts["dead"] += 1
                 self.dead.append(job)
-                self._end(job)
+                self._remove_job(job)
                 dead.append(job)
             else:
                 self.counts["requeued"] += 1
-                self._put_back(job)
+                self._requeue(job)
         return dead
 
-    def _suspect(self, worker: WorkerSlot) -> None:
+    def _count_unreported_start(self, worker: WorkerSlot) -> None:
         """Count an attempt for the job that came first, if none was begun as far as is known.
 
         A job that kills its worker at once leaves no time to say that it was begun: it must not go round for ever.
         """
-        hand = list(worker.hand.values())
-        if hand and not any(job.begun for job in hand):
+        hand = list(worker.jobs.values())
+        if hand and not any(job.started for job in hand):
             hand[0].attempt += 1
 
     def assign(self) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
         """Give waiting jobs to idle workers; yield who got what."""
         for name in self._waiting.names:
             while name in self._waiting:
-                worker = next((each for each in self._idle if each.takes(name)), None)
+                worker = next((each for each in self._idle if each.accepts(name)), None)
                 if worker is None:
                     break
-                yield worker, self._give(self._waiting.pick(name), worker)
+                yield worker, self._assign_job(self._waiting.pop_next(name), worker)
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _give(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
-        job.token, job.worker, job.begun = next(self._tokens), worker, False
-        self._in_hand[job.token] = worker.hand[job.token] = job
+    def _assign_job(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
+        job.token, job.worker, job.started = next(self._tokens), worker, False
+        self._in_hand[job.token] = worker.jobs[job.token] = job
         self._idle.pop(worker, None)
-        self._regard(worker)
+        self._update_idle(worker)
         return job
 
-    def _regard(self, worker: WorkerSlot) -> None:
+    def _update_idle(self, worker: WorkerSlot) -> None:
         """Note whether a worker takes one more. It comes last: it was used most recently."""
-        if worker.idle:
+        if worker.has_capacity:
             self._idle.setdefault(worker)
         else:
             self._idle.pop(worker, None)
 
-    def _held(self, key: Hashable, token: int) -> QueuedJob | None:
+    def _job_held_by(self, key: Hashable, token: int) -> QueuedJob | None:
         job = self._in_hand.get(token)
         return job if job is not None and job.worker is not None and job.worker.key == key else None
 
     def _release(self, job: QueuedJob) -> None:
         """Take a job out of its worker's hand."""
         if job.worker is not None:
-            del self._in_hand[job.token], job.worker.hand[job.token]
-            self._regard(job.worker)
+            del self._in_hand[job.token], job.worker.jobs[job.token]
+            self._update_idle(job.worker)
             job.token, job.worker = 0, None
 
-    def _take_back(self, worker: WorkerSlot) -> None:
+    def _requeue_unstarted(self, worker: WorkerSlot) -> None:
         """Let wait again what a worker has not begun."""
-        for job in reversed([job for job in worker.hand.values() if not job.begun]):
-            self._put_back(job)
+        for job in reversed([job for job in worker.jobs.values() if not job.started]):
+            self._requeue(job)
 
-    def _unwanted(self, job: QueuedJob) -> None:
-        job.unwanted = True
-        if not job.begun:
+    def _cancel_job(self, job: QueuedJob) -> None:
+        job.cancelled = True
+        if not job.started:
             self.counts["cancelled"] += 1
-            self._end(job)
+            self._remove_job(job)
 
-    def _put_back(self, job: QueuedJob) -> None:
+    def _requeue(self, job: QueuedJob) -> None:
         """Let a job wait again, before all others of its client."""
         self._release(job)
-        job.begun = False
-        self._waiting.put_back(job)
+        job.started = False
+        self._waiting.requeue(job)
 
-    def _end(self, job: QueuedJob) -> None:
-        job.over = True
-        self._by_question.pop((job.client, job.question), None)
+    def _remove_job(self, job: QueuedJob) -> None:
+        job.finished = True
+        self._by_question.pop((job.client, job.request_id), None)
         if job.worker is None:
-            self._waiting.drop(job)
+            self._waiting.remove(job)
         else:
             self._release(job)
         if len(self._deadlines) > 2 * len(self._by_question) + SPARE:
             # A deadline may be hours away: what a job that is over brought along must not be kept until then.
-            self._deadlines = [each for each in self._deadlines if not each[2].over]
+            self._deadlines = [each for each in self._deadlines if not each[2].finished]
             heapq.heapify(self._deadlines)

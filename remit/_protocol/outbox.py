@@ -21,7 +21,7 @@ WINDOW_EVENTS: Final = 16 * 1024
 """Events under way, sent but not confirmed as done."""
 WINDOW_BYTES: Final = 4 * 1024 * 1024
 """Bytes under way."""
-SMALL: Final = 4096
+EMBED_ACK_BYTES: Final = 4096
 """Bytes of a frame that may be copied to put an acknowledgement into it."""
 HEAD_BYTES: Final = EVENTS_HEAD + 5
 """What a frame adds to its events: its head and a codec's array header."""
@@ -62,7 +62,7 @@ class Outbox:
         self.oversized: list[bytes] = []
         """Events that turned out to be over the other side's ``max_frame``."""
         self.max_frame = max_frame
-        self.source: Callable[[], None] | None = None
+        self.refill: Callable[[], None] | None = None
         """Called when there is room and nothing is pending: it may append more."""
         self.generation = 0
         """The connection that frames are made for."""
@@ -84,12 +84,12 @@ class Outbox:
         return self.last - self.done
 
     @property
-    def empty(self) -> bool:
+    def all_done(self) -> bool:
         """Whether every event is known to be done (or was given to the transport, where none is numbered)."""
         return not self.pending and not self._unsent and self.done == self.last
 
     @property
-    def leaving(self) -> bool:
+    def has_unreceived(self) -> bool:
         """Whether anything is still to be sent, or was sent and is not known to be received."""
         return bool(self.pending) or bool(self._unsent) or self.last > self.received
 
@@ -104,18 +104,18 @@ class Outbox:
             return limit is None or len(self._unsent[0].frame) <= limit
         return bool(self.pending) and self._room() and (limit is None or not self._over(limit))
 
-    def leaves_room(self, more: int) -> bool:
+    def has_room_for(self, more: int) -> bool:
         """Whether the next frame is small, and may have ``more`` bytes."""
-        if not self._unsent and (self.pending or self.source is not None):
+        if not self._unsent and (self.pending or self.refill is not None):
             self._frame()
-        return bool(self._unsent) and len(self._unsent[0].frame) + more <= min(SMALL, self.max_frame)
+        return bool(self._unsent) and len(self._unsent[0].frame) + more <= min(EMBED_ACK_BYTES, self.max_frame)
 
-    def take(self, limit: int | None = None) -> bytes | None:
+    def pop_frame(self, limit: int | None = None) -> bytes | None:
         """Return the next frame to send, or None: nothing waits, or the window is full.
 
         A frame over ``limit`` bytes is left for later.
         """
-        if not self._unsent and (self.pending or self.source is not None):
+        if not self._unsent and (self.pending or self.refill is not None):
             self._frame(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None
@@ -137,7 +137,7 @@ class Outbox:
             self._unsent.popleft()
         return True
 
-    def rewind(self) -> None:
+    def resend_unreceived(self) -> None:
         """Send again all that was not received."""
         if self._sequenced:
             self._unsent = deque(batch for batch in self._kept if batch.last > self.received)
@@ -149,7 +149,7 @@ class Outbox:
             if batch.sent:
                 batch.redelivered = True
                 self._renew(batch)
-        self.rewind()
+        self.resend_unreceived()
 
     def unfinished(self) -> Iterator[tuple[str, bytes]]:
         """Yield each event that is not known to be done, oldest first, as received, unknown or never_sent."""
@@ -160,7 +160,7 @@ class Outbox:
         for event in (*self.oversized, *self.pending):
             yield "never_sent", event
 
-    def kept(self, *, sent: bool = True, marked: bool = True) -> set[int]:
+    def unfinished_ids(self, *, sent: bool = True, marked: bool = True) -> set[int]:
         """Return the ids of the events that are not known to be done.
 
         Without ``sent`` those that were sent are left out, without ``marked`` those that another server may have run.
@@ -195,8 +195,8 @@ class Outbox:
         """Give numbers to the next events and put them into a frame of up to ``limit`` bytes, if the window allows."""
         if not self._room():
             return
-        if not self.pending and self.source is not None:
-            self.source()
+        if not self.pending and self.refill is not None:
+            self.refill()
         if not self.pending:
             return
         events = self._pick(limit)

@@ -8,7 +8,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Request", "Requests"]
+__all__ = ["OpenRequests", "Request"]
 
 
 Waiter = TypeVar("Waiter")
@@ -28,11 +28,11 @@ class Request(Generic[Waiter]):
     idempotent: bool
     data: bytes = b""
     """The encoded event, by which it is found again in the outbox."""
-    posted: bool = False
+    queued: bool = False
     """Whether the outbox has got it."""
 
 
-class Requests(Generic[Waiter]):
+class OpenRequests(Generic[Waiter]):
     """The open questions of one session. Answers, losses and deadlines each take a question away exactly once."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Requests(Generic[Waiter]):
     def __len__(self) -> int:
         return len(self._open)
 
-    def ask(self, name: str, waiter: Waiter, deadline: float, *, idempotent: bool) -> Request[Waiter]:
+    def add(self, name: str, waiter: Waiter, deadline: float, *, idempotent: bool) -> Request[Waiter]:
         """Open a question."""
         request = Request(next(self._ids), name, waiter, deadline, idempotent)
         self._open[request.id] = request
@@ -59,43 +59,43 @@ class Requests(Generic[Waiter]):
         heapq.heappush(dues, (deadline, identifier))
         self._dues = dues  # Now, with something in it: whoever answers may be looking at it in another thread.
 
-    def take(self, identifier: int) -> Request[Waiter] | None:
+    def pop(self, identifier: int) -> Request[Waiter] | None:
         """Close a question: it was answered, or nobody waits any more. None if it was closed before."""
         return self._open.pop(identifier, None)
 
-    def named(self, identifier: int) -> Request[Waiter] | None:
+    def get(self, identifier: int) -> Request[Waiter] | None:
         """Return an open question."""
         return self._open.get(identifier)
 
-    def open(self) -> tuple[Request[Waiter], ...]:
+    def snapshot(self) -> tuple[Request[Waiter], ...]:
         """Return the open questions."""
         return tuple(self._open.values())
 
-    def lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
+    def pop_lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
         """Close and return those that were sent and may not be again: ``unsent`` are the ids of all other data."""
-        gone = [each for each in self.open() if not each.idempotent and each.posted and id(each.data) not in unsent]
-        return [each for each in gone if self.take(each.id) is not None]
+        gone = [each for each in self.snapshot() if not each.idempotent and each.queued and id(each.data) not in unsent]
+        return [each for each in gone if self.pop(each.id) is not None]
 
-    def unanswered(self, kept: Container[int]) -> list[Request[Waiter]]:
+    def resendable(self, kept: Container[int]) -> list[Request[Waiter]]:
         """Return those that may be sent again, and have to be: ``kept`` are the ids of all data that is sent anyhow."""
-        return [each for each in self.open() if each.idempotent and each.posted and id(each.data) not in kept]
+        return [each for each in self.snapshot() if each.idempotent and each.queued and id(each.data) not in kept]
 
-    def late(self, now: float) -> list[Request[Waiter]]:
+    def pop_expired(self, now: float) -> list[Request[Waiter]]:
         """Close and return those whose deadline has passed."""
         late = []
         while self._dues and self._dues[0][0] <= now:
-            request = self.take(heapq.heappop(self._dues)[1])
+            request = self.pop(heapq.heappop(self._dues)[1])
             if request is not None:
                 late.append(request)
         return late
 
-    def close(self) -> list[Request[Waiter]]:
+    def pop_all(self) -> list[Request[Waiter]]:
         """Close and return all."""
         rest, self._open = list(self._open.values()), {}
         return rest
 
     @property
-    def due(self) -> float:
+    def next_deadline(self) -> float:
         """When the next deadline passes; infinity if none does."""
         while self._dues and self._dues[0][1] not in self._open:
             heapq.heappop(self._dues)

@@ -15,14 +15,14 @@ from remit.codec import CODECS, Codec
 from remit.errors import ProtocolError
 from remit.transport import Arrival, Credentials, Down, Frame, Gap, Peer, Up
 
-__all__ = ["SESSION_TTL", "SWEEP", "ServerSessions"]
+__all__ = ["SESSION_TTL_S", "SWEEP_INTERVAL_S", "ServerSessions"]
 
 
-SESSION_TTL: Final = 60.0
+SESSION_TTL_S: Final = 60.0
 """Seconds for which a session outlives its last connection."""
-REMEMBERED: Final = 65_536
+ENDED_SESSIONS_KEPT: Final = 65_536
 """Forgotten sessions of which one number is still known, so that they can go on exactly where they were."""
-SWEEP: Final = 1.0
+SWEEP_INTERVAL_S: Final = 1.0
 """Seconds between two looks for sessions to probe or to forget."""
 
 
@@ -38,7 +38,7 @@ class ServerSessions:
         *,
         max_frame: int,
         patience: float,
-        session_ttl: float = SESSION_TTL,
+        session_ttl: float = SESSION_TTL_S,
         sees_peers: bool = True,
     ) -> None:
         self.instance = secrets.token_bytes(16)
@@ -49,11 +49,11 @@ class ServerSessions:
         self.opened: deque[Session] = deque()
         """Sessions begun since somebody looked; `closed` likewise for those that ended."""
         self.closed: deque[Session] = deque()
-        self.cancelled: deque[tuple[Session, int]] = deque()
+        self.cancelled_requests: deque[tuple[Session, int]] = deque()
         """Requests that nobody waits for any more, since somebody looked."""
         self.writable: dict[Session, None] = {}
         """Sessions that may have something to send."""
-        self.strangers: deque[tuple[Peer, bytes]] = deque()
+        self.unknown_peer_replies: deque[tuple[Peer, bytes]] = deque()
         """Answers to peers that have no session."""
         self._outbox = outbox
         self._max_frame = max_frame
@@ -67,7 +67,7 @@ class ServerSessions:
 
     # -- arrivals ----------------------------------------------------------------------------------------------
 
-    def arrived(self, arrival: Arrival, now: float) -> None:
+    def handle_arrival(self, arrival: Arrival, now: float) -> None:
         """Take what the link received. Never raises: what breaks the protocol is counted in `rejected`."""
         if isinstance(arrival, Frame):
             try:
@@ -96,23 +96,23 @@ class ServerSessions:
             self._cancelled(session, frames.read_cancel(frame), now)
         else:
             self.writable[session] = None
-            received = session.hear(kind, frame, now)
+            received = session.handle_frame(kind, frame, now)
             if received:
                 self.ready.append(received)
 
     def _unknown(self, peer: Peer, kind: Kind, frame: bytes) -> None:
         """Hear somebody without a session: have him say who he is, unless he signs what nobody here can check."""
-        if kind is Kind.KNOCK or kind is Kind.SEALED:
+        if kind is Kind.AUTH_REQUEST or kind is Kind.AUTHENTICATED:
             self.rejected["keyed"] += 1
-        if kind is Kind.KNOCK:
+        if kind is Kind.AUTH_REQUEST:
             self._refuse(peer, "keyed", "this server has no key", frame)
-        elif kind is not Kind.SEALED:
-            self.strangers.append((peer, frames.who()))
+        elif kind is not Kind.AUTHENTICATED:
+            self.unknown_peer_replies.append((peer, frames.identify()))
 
     def _cancelled(self, session: Session, request: int, now: float) -> None:
-        session.heard = now
-        session.cancelled.append(request)
-        self.cancelled.append((session, request))
+        session.last_received_at = now
+        session.cancelled_requests.append(request)
+        self.cancelled_requests.append((session, request))
 
     def _control(
         self, peer: Peer, session: Session | None, control: Hello | Welcome | Refuse | Bye, now: float
@@ -141,16 +141,16 @@ class ServerSessions:
             session = self._open(hello, codec, hello.oldest - 1 if received is None else received)
         self._attach(session, peer, hello.generation, now)
         # An earlier WELCOME to this very session may have been lost: then what the client counts is another's still.
-        fresh = hello.instance != self.instance or hello.met < session.since
+        fresh = hello.instance != self.instance or hello.welcomed_generation < session.first_generation
         if not fresh:
             session.outbox.confirm(hello.received, session.outbox.done)
-        session.outbox.rewind()
-        session.control.appendleft(self._welcome(session, fresh=fresh))
+        session.outbox.resend_unreceived()
+        session.control_frames.appendleft(self._welcome(session, fresh=fresh))
 
     def _open(self, hello: Hello, codec: Codec, received: int) -> Session:
         session = Session(hello.session, codec, self._outbox(codec, hello.max_frame))
         session.inbox = Inbox(received)
-        session.since = hello.generation
+        session.first_generation = hello.generation
         self.sessions[hello.session] = session
         self.opened.append(session)
         return session
@@ -162,7 +162,7 @@ class ServerSessions:
         if stranger is not None and stranger is not session:
             stranger.disconnect()
         session.connect(peer, generation)
-        session.heard = now
+        session.last_received_at = now
         session.credentials = self._attested.get(peer)
         self._by_peer[peer] = session
         self.writable[session] = None
@@ -178,25 +178,25 @@ class ServerSessions:
                 fresh,
                 self._max_frame,
                 self._patience,
-                session.since,
+                session.first_generation,
             )
         )
 
     def _refuse(self, peer: Peer, reason: str, detail: str, frame: bytes = b"") -> None:
-        self.strangers.append((peer, frames.pack(Refuse(reason, detail, frames.about(frame)))))
+        self.unknown_peer_replies.append((peer, frames.pack(Refuse(reason, detail, frames.echo_of(frame)))))
 
     def _down(self, peer: Peer, now: float) -> None:
         self._attested.pop(peer, None)
         session = self._by_peer.pop(peer, None)
         if session is not None:
             session.disconnect()
-            session.heard = now
+            session.last_received_at = now
 
     def _away(self, session: Session) -> bool:
         return session.peer is None or not self._sees_peers
 
     def _remember(self, session: Session) -> None:
-        while len(self._remembered) >= REMEMBERED:
+        while len(self._remembered) >= ENDED_SESSIONS_KEPT:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[session.id] = session.inbox.received
 
@@ -209,39 +209,44 @@ class ServerSessions:
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def gone(self, session: Session, now: float) -> None:
+    def peer_gone(self, session: Session, now: float) -> None:
         """The transport says that the session's peer is not there."""
         if session.peer is not None:
             self._down(session.peer, now)
 
-    def due(self, now: float, *, drained: bool) -> float:
+    def handle_timeouts(self, now: float, *, drained: bool) -> float:
         """Do what time demands; return the moment to come again.
 
         Sessions are forgotten only when the link was ``drained`` and all that they brought has been handled: a
         server that was not ticked has not heard what its clients said meanwhile.
         """
         if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP
+            self._sweep_at = now + SWEEP_INTERVAL_S
             for session in list(self.sessions.values()):
-                if drained and now - session.heard > self._ttl and self._away(session) and session.inbox.idle:
+                if (
+                    drained
+                    and now - session.last_received_at > self._ttl
+                    and self._away(session)
+                    and session.inbox.all_handled
+                ):
                     self._remember(session)
                     self._forget(session)
-                elif session.peer is not None and session.probe(now) is not None and session.control:
+                elif session.peer is not None and session.probe(now) is not None and session.control_frames:
                     self.writable[session] = None
         return self._sweep_at
 
     @property
-    def attended(self) -> bool:
+    def has_clients(self) -> bool:
         """Whether any client is connected, as far as is known."""
         return bool(self._by_peer)
 
     @property
-    def leaving(self) -> bool:
+    def has_unreceived(self) -> bool:
         """Whether a client that is connected has not received all that was meant for it."""
-        return any(session.outbox.leaving for session in self._by_peer.values())
+        return any(session.outbox.has_unreceived for session in self._by_peer.values())
 
-    def bye(self, why: str) -> None:
+    def queue_bye(self, why: str) -> None:
         """Tell every client that this server ends."""
         for session in self._by_peer.values():
-            session.control.append(frames.pack(Bye(why, session.generation)))
+            session.control_frames.append(frames.pack(Bye(why, session.generation)))
             self.writable[session] = None

@@ -12,7 +12,7 @@ from remit.codec import Codec, EventMessage
 from remit.errors import CodecError, ProtocolError
 from remit.transport import Credentials, Peer
 
-__all__ = ["PROBE", "Inbox", "Received", "Session"]
+__all__ = ["PROBE_DELAY_S", "Inbox", "Received", "Session"]
 
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Inbox:
         return self._start + max(0, self._handled - self._before)
 
     @property
-    def idle(self) -> bool:
+    def all_handled(self) -> bool:
         """Whether all that was admitted has been handled."""
         return self.done == self.received
 
@@ -48,11 +48,11 @@ class Inbox:
         self._before += self.received - self._start
         self.received = self._start = 0
 
-    def missing(self, first: int) -> bool:
+    def has_gap_before(self, first: int) -> bool:
         """Whether events before ``first`` have not arrived."""
         return first > self.received + 1
 
-    def admit(self, first: int, events: list[T]) -> list[T]:
+    def accept(self, first: int, events: list[T]) -> list[T]:
         """Return those of the events that are new, to be handled in this order. Not for what is `missing`."""
         known = self.received + 1 - first
         if known > 0:
@@ -67,17 +67,17 @@ class Inbox:
         self.received += new
         return new
 
-    def finish(self, count: int) -> None:
+    def mark_handled(self, count: int) -> None:
         """Note that the listeners of the next ``count`` events have returned."""
         self._handled += count
 
 
-PROBE: Final = 0.5
+PROBE_DELAY_S: Final = 0.5
 """Seconds without progress after which the other side is asked what it did; doubles up to `PROBE_MAX`."""
-PROBE_MAX: Final = 4.0
-ACK_EVENTS: Final = 64
+PROBE_DELAY_MAX_S: Final = 4.0
+ACK_AFTER_EVENTS: Final = 64
 """Events that may be received before an acknowledgement waits no longer."""
-CANCELLED: Final = 1024
+CANCELLATIONS_KEPT: Final = 1024
 """Cancellations remembered for requests that have not come to their listeners yet."""
 
 Received = tuple["Session", list[EventMessage], int, bool]
@@ -96,41 +96,41 @@ class Session:
         """The connection it is reached by now; None while there is none."""
         self.generation = 0
         """Counts its connections."""
-        self.since = 0
+        self.first_generation = 0
         """The connection with which it began at the server's end."""
         self.credentials: Credentials | None = None
-        self.heard = 0.0
+        self.last_received_at = 0.0
         """When the last frame came in."""
         self.sender: Any = None
         """What the endpoint's owner made of this session for its listeners."""
         self.ack_due = False
         self.ack_delay = 0.0
         """Seconds that an acknowledgement may wait for events to leave with. Only for whoever comes back in time."""
-        self.limit: int | None = None
+        self.frame_limit: int | None = None
         """Bytes of a frame that may leave before the other side has named its own limit."""
-        self.stuck = False
+        self.send_blocked = False
         """The transport did not take the frame that is next."""
-        self.control: deque[bytes] = deque()
-        self.cancelled: deque[int] = deque(maxlen=CANCELLED)
+        self.control_frames: deque[bytes] = deque()
+        self.cancelled_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
         """The other side's requests whose answers nobody waits for any more."""
-        self.given_up: deque[int] = deque(maxlen=CANCELLED)
+        self.abandoned_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
         """Our own requests of which the other side has yet to be told that nobody waits."""
         self._ack_at: float | None = None
         self._ack_late = False
         self._acked = 0
         self._held: bytes | None = None
         self._probe_at: float | None = None
-        self._probe_after = PROBE
+        self._probe_after = PROBE_DELAY_S
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def next(self) -> bytes | None:
+    def next_frame(self) -> bytes | None:
         """Return the frame to send next; the same one until `sent` is called. None: nothing to send now."""
         if self._held is None:
-            if self.control:
-                self._held = self.control.popleft()
-            elif self.given_up:
-                self._held = frames.cancel(self.generation, self.given_up.popleft())
+            if self.control_frames:
+                self._held = self.control_frames.popleft()
+            elif self.abandoned_requests:
+                self._held = frames.cancel(self.generation, self.abandoned_requests.popleft())
             else:
                 self._held = self._events_or_ack()
         return self._held
@@ -138,27 +138,27 @@ class Session:
     def _events_or_ack(self) -> bytes | None:
         """Return an acknowledgement, or events, or both in one frame if the events are small."""
         if not self.ack_due:
-            return self.outbox.take(self.limit)
+            return self.outbox.pop_frame(self.frame_limit)
         received, done = self.inbox.received, self.inbox.done
-        if self.limit is None and self.outbox.leaves_room(frames.ACK_BYTES):
-            events = self.outbox.take()
+        if self.frame_limit is None and self.outbox.has_room_for(frames.ACK_BYTES):
+            events = self.outbox.pop_frame()
             if events is not None:
                 self._acknowledged(received)
                 return frames.with_ack(events, received, done)
         if self.ack_delay and not self._ack_overdue(received):
-            return self.outbox.take(self.limit)
+            return self.outbox.pop_frame(self.frame_limit)
         self._acknowledged(received)
         return frames.ack(self.generation, received, done)
 
     def _ack_overdue(self, received: int) -> bool:
-        return self._ack_late or received - self._acked >= ACK_EVENTS
+        return self._ack_late or received - self._acked >= ACK_AFTER_EVENTS
 
     def _acknowledged(self, received: int) -> None:
         self.ack_due = self._ack_late = False
         self._ack_at = None
         self._acked = received
 
-    def ack_by(self, now: float) -> float:
+    def ack_deadline(self, now: float) -> float:
         """Return when an acknowledgement that waits for company has to leave alone; infinity if none waits for that."""
         if not self.ack_due or not self.ack_delay:
             return float("inf")
@@ -168,7 +168,7 @@ class Session:
         # An overdue one leaves with this very flush, or behind a frame that the transport has yet to take.
         return float("inf") if self._ack_late else self._ack_at
 
-    def sent(self, now: float) -> None:
+    def mark_sent(self, now: float) -> None:
         """Note that the transport took the frame from `next`."""
         self._held = None
         if self._probe_at is None and self.outbox.unconfirmed:
@@ -185,15 +185,15 @@ class Session:
         self.peer = None
         self._held = None
         self._probe_at = None
-        self.control.clear()
+        self.control_frames.clear()
 
     # -- hearing -----------------------------------------------------------------------------------------------
 
-    def hear(self, kind: Kind, frame: bytes, now: float) -> Received | None:
+    def handle_frame(self, kind: Kind, frame: bytes, now: float) -> Received | None:
         """Take a frame; return events to be handled, if any. Raises ProtocolError."""
         if frames.generation_of(frame) != self.generation:
             raise ProtocolError("stale", f"{kind.name} of another connection")
-        self.heard = now
+        self.last_received_at = now
         if kind is Kind.EVENTS:
             return self._hear_events(frame, now)
         if kind is Kind.ACK or kind is Kind.RESUME:
@@ -201,7 +201,7 @@ class Session:
             if self.outbox.confirm(received, done):
                 self._progress(now)
             if kind is Kind.RESUME:
-                self.outbox.rewind()
+                self.outbox.resend_unreceived()
         elif kind is Kind.PING:
             self._answer(frames.read_ping(frame))
         else:
@@ -220,8 +220,8 @@ class Session:
         if not self.outbox.unconfirmed:
             self._probe_at = None
         elif now >= self._probe_at:
-            self.control.append(frames.ping(self.generation, self.outbox.last))
-            self._probe_after = min(self._probe_after * 2, PROBE_MAX)
+            self.control_frames.append(frames.ping(self.generation, self.outbox.last))
+            self._probe_after = min(self._probe_after * 2, PROBE_DELAY_MAX_S)
             self._probe_at = now + self._probe_after
         return self._probe_at
 
@@ -230,20 +230,20 @@ class Session:
         if self.outbox.unconfirmed:
             self._probe_at = now
 
-    def finish(self, count: int) -> None:
+    def mark_handled(self, count: int) -> None:
         """Note that the listeners of the next ``count`` events have returned; they are acknowledged soon."""
         if count:
-            self.inbox.finish(count)
+            self.inbox.mark_handled(count)
             self.ack_due = True
 
     def _hear_events(self, frame: bytes, now: float) -> Received | None:
         redelivered, first, count = frames.read_events(frame)
         body = EVENTS_HEAD
-        if acked := frames.ack_within(frame):
+        if acked := frames.read_embedded_ack(frame):
             body += frames.ACK_BYTES
             if self.outbox.confirm(*acked):
                 self._progress(now)
-        if first and self.inbox.missing(first):
+        if first and self.inbox.has_gap_before(first):
             self._ask_again()
             return None
         try:
@@ -253,11 +253,11 @@ class Session:
         except CodecError as error:
             if first:
                 # Passed over as handled: asking for it again would bring the same bytes for ever.
-                self.finish(self.inbox.skip(first, count))
+                self.mark_handled(self.inbox.skip(first, count))
             raise ProtocolError("undecodable", str(error)) from error
         if not first:
             return self, events, 0, False
-        new = self.inbox.admit(first, events)
+        new = self.inbox.accept(first, events)
         self.ack_due = True
         return (self, new, len(new), redelivered) if new else None
 
@@ -269,9 +269,9 @@ class Session:
 
     def _ask_again(self) -> None:
         resume = frames.resume(self.generation, self.inbox.received, self.inbox.done)
-        if resume not in self.control:
-            self.control.append(resume)
+        if resume not in self.control_frames:
+            self.control_frames.append(resume)
 
     def _progress(self, now: float) -> None:
-        self._probe_after = PROBE
-        self._probe_at = now + PROBE if self.outbox.unconfirmed else None
+        self._probe_after = PROBE_DELAY_S
+        self._probe_at = now + PROBE_DELAY_S if self.outbox.unconfirmed else None

@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-__all__ = ["POLICIES", "SubscriberQueue", "check_terms"]
+__all__ = ["POLICIES", "SubscriberQueue", "check_subscription_options"]
 
 
 POLICIES: Final = ("drop_oldest", "drop_newest", "unsubscribe")
 """What happens to a subscriber that does not keep up. A publisher never waits for one."""
 
 
-def check_terms(queue: object, when_full: object, max_lag: object) -> None:
+def check_subscription_options(queue: object, when_full: object, max_lag: object) -> None:
     """Raise TypeError or ValueError for what a subscriber may not ask for: each publication would meet it."""
     if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
         raise ValueError(f"the queue of a subscription is a whole number, at least 1, not {queue!r}")
@@ -49,7 +49,7 @@ class SubscriberQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def offer(self, sealed: bytes, now: float) -> None:
+    def enqueue(self, sealed: bytes, now: float) -> None:
         """Queue a publication, or drop one, or end the subscription, as its policy says."""
         self._last += 1
         if self.ended:
@@ -68,7 +68,7 @@ class SubscriberQueue:
         self._queue.popleft()
         return True
 
-    def take(self, most: int, now: float) -> Iterator[tuple[int, bytes]]:
+    def pop_publications(self, most: int, now: float) -> Iterator[tuple[int, bytes]]:
         """Yield up to ``most`` publications with their numbers, oldest first; what is too old is dropped."""
         while self._queue and most > 0:
             sent, number, sealed = self._queue.popleft()

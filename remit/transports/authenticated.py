@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from remit._protocol.auth import OVERHEAD, ClientAuth, ServerAuth, SharedKey
+from remit._protocol.auth import OVERHEAD_BYTES, ClientAuth, ServerAuth, SharedKey
 from remit._protocol.client_session import ClientSession
 from remit._protocol.server_sessions import ServerSessions
 from remit.location import Location
@@ -107,26 +107,26 @@ class AuthenticatedClientLink(_AuthenticatedLink):
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame; it is FULL until the server has admitted us. Raises FrameTooLarge."""
-        sealed = self._auth.seal(frame)
+        sealed = self._auth.wrap_frame(frame)
         if sealed is None or not self._send_auth_request():
             return Sent.FULL
         sent = self._link.send(peer, sealed)
         if sent is Sent.ACCEPTED:
-            self._auth.sent()
+            self._auth.mark_sent()
         return sent
 
     def _send_auth_request(self) -> bool:
-        first = self._auth.first
+        first = self._auth.pending_hello
         if first is not None and self._link.send(SERVER, first) is Sent.ACCEPTED:
-            self._auth.first = None
-        return self._auth.first is None
+            self._auth.pending_hello = None
+        return self._auth.pending_hello is None
 
     def _filter(self, arrival: Arrival) -> Arrival | None:
         if not isinstance(arrival, Frame):
             if isinstance(arrival, Up | Down):
-                self._auth.leave()
+                self._auth.reset()
             return arrival
-        frame = self._auth.heard(arrival.data)
+        frame = self._auth.unwrap_frame(arrival.data)
         self._send_auth_request()
         return None if frame is None else Frame(arrival.peer, frame)
 
@@ -142,25 +142,25 @@ class AuthenticatedServerLink(_AuthenticatedLink):
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. GONE where there is no channel: its client will greet again. Raises FrameTooLarge."""
-        sealed = self._auth.seal(peer, frame)
+        sealed = self._auth.wrap_frame(peer, frame)
         if sealed is None:
             return Sent.GONE
         sent = self._link.send(peer, sealed)
         if sent is Sent.ACCEPTED:
-            self._auth.sent(peer)
+            self._auth.mark_sent(peer)
         elif sent is Sent.FULL:
-            self._auth.refused(peer, frame, sealed)
+            self._auth.keep_for_retry(peer, frame, sealed)
         else:
-            self._auth.leave(peer)
+            self._auth.remove_peer(peer)
         return sent
 
     def _filter(self, arrival: Arrival) -> Arrival | None:
         if not isinstance(arrival, Frame):
             if isinstance(arrival, Down):
-                self._auth.leave(arrival.peer)
+                self._auth.remove_peer(arrival.peer)
             return arrival
         guard = self._auth
-        frame = guard.heard(arrival.peer, arrival.data)
+        frame = guard.unwrap_frame(arrival.peer, arrival.data)
         if frame is not None:
             return Frame(arrival.peer, frame)
         while guard.replies:
@@ -192,4 +192,4 @@ def share_rejected_counter(transport: Transport, machine: ServerSessions | Clien
 
 def _reduced(capabilities: Capabilities) -> Capabilities:
     window = None if capabilities.window is None else capabilities.window // FRAME_GROWTH
-    return replace(capabilities, max_frame=capabilities.max_frame - OVERHEAD, window=window)
+    return replace(capabilities, max_frame=capabilities.max_frame - OVERHEAD_BYTES, window=window)

@@ -67,7 +67,7 @@ def measure(server: Server, burst: int) -> tuple[float, float]:
             server.publish("p", number, "x" * 40)
         server.wait(0.0)
         ends = time.monotonic() + BOUND
-        while any(not session.outbox.empty for session in sessions) and time.monotonic() < ends:
+        while any(not session.outbox.all_done for session in sessions) and time.monotonic() < ends:
             if not server.tick():
                 server.wait(0.01)
     endpoint.link = timed._link

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from remit._protocol import frames
-from remit._protocol.auth import OVERHEAD, ClientAuth, ServerAuth
+from remit._protocol.auth import OVERHEAD_BYTES, ClientAuth, ServerAuth
 from remit._protocol.frames import Kind
 
 
@@ -29,7 +29,7 @@ def test_a_frame_of_any_bytes_passes_and_grows_by_as_much(body: bytes) -> None:
     ends.greet()
     frame = frames.head(Kind.EVENTS) + body
     assert ends.up(frame) == frame
-    assert len(ends.wire[-1][1]) == len(frame) + OVERHEAD
+    assert len(ends.wire[-1][1]) == len(frame) + OVERHEAD_BYTES
 
 
 @given(bit=st.integers(0), body=st.binary(max_size=100))
@@ -37,46 +37,46 @@ def test_a_flipped_bit_is_rejected_in_either_direction(bit: int, body: bytes) ->
     ends = Ends()
     ends.greet()
     frame = frames.head(Kind.EVENTS) + body
-    sealed = ends.client.seal(frame)
-    back = ends.server.seal(PEER, frame)
+    sealed = ends.client.wrap_frame(frame)
+    back = ends.server.wrap_frame(PEER, frame)
     assert sealed is not None
     assert back is not None
-    assert ends.server.heard(PEER, flipped(sealed, bit)) is None
-    assert ends.client.heard(flipped(back, bit)) is None
+    assert ends.server.unwrap_frame(PEER, flipped(sealed, bit)) is None
+    assert ends.client.unwrap_frame(flipped(back, bit)) is None
     assert ends.client.rejected.total() == ends.server.rejected.total() == 1
     # And it does not harm the channel: what was not altered still passes.
-    assert ends.server.heard(PEER, sealed) == frame
-    assert ends.client.heard(back) == frame
+    assert ends.server.unwrap_frame(PEER, sealed) == frame
+    assert ends.client.unwrap_frame(back) == frame
 
 
 @given(bit=st.integers(0), step=st.integers(0, 2))
 def test_a_flipped_bit_of_a_greeting_opens_nothing(bit: int, step: int) -> None:
     ends = Ends()
     said = hello()
-    knock = ends.client.seal(said)
+    knock = ends.client.wrap_frame(said)
     assert knock is not None
-    assert ends.server.heard(PEER, flipped(knock, bit) if step == 0 else knock) is None
+    assert ends.server.unwrap_frame(PEER, flipped(knock, bit) if step == 0 else knock) is None
     if step == 0:
         assert all(frame is None for frame in ends.replies())
-        assert ends.client.seal(frames.ack(1, 0, 0)) is None
+        assert ends.client.wrap_frame(frames.ack(1, 0, 0)) is None
         return
     _, admit = ends.server.replies.popleft()
-    assert ends.client.heard(flipped(admit, bit) if step == 1 else admit) is None
+    assert ends.client.unwrap_frame(flipped(admit, bit) if step == 1 else admit) is None
     if step == 1:
-        assert ends.client.first is None
-        assert ends.client.seal(frames.ack(1, 0, 0)) is None
+        assert ends.client.pending_hello is None
+        assert ends.client.wrap_frame(frames.ack(1, 0, 0)) is None
         return
-    assert ends.server.heard(PEER, flipped(ends.first(), bit)) is None
-    assert ends.server.seal(PEER, frames.who()) is None
+    assert ends.server.unwrap_frame(PEER, flipped(ends.first(), bit)) is None
+    assert ends.server.wrap_frame(PEER, frames.identify()) is None
 
 
 @given(cut=st.integers(1, 200))
 def test_a_truncated_frame_is_rejected(cut: int) -> None:
     ends = Ends()
     ends.greet()
-    sealed = ends.client.seal(frames.head(Kind.EVENTS) + bytes(100))
+    sealed = ends.client.wrap_frame(frames.head(Kind.EVENTS) + bytes(100))
     assert sealed is not None
-    assert ends.server.heard(PEER, sealed[:-cut]) is None
+    assert ends.server.unwrap_frame(PEER, sealed[:-cut]) is None
     assert ends.server.rejected.total() == 1
 
 
@@ -85,9 +85,9 @@ def test_no_bytes_of_strangers_pass_or_raise(garbage: bytes) -> None:
     ends = Ends()
     ends.greet()
     for frame in (garbage, *(frames.head(kind) + garbage for kind in Kind)):
-        assert ends.server.heard(PEER, frame) is None
-        assert ends.server.heard("another", frame) is None
-        assert ends.client.heard(frame) is None
+        assert ends.server.unwrap_frame(PEER, frame) is None
+        assert ends.server.unwrap_frame("another", frame) is None
+        assert ends.client.unwrap_frame(frame) is None
 
 
 @given(which=st.lists(st.integers(0, 100), min_size=1, max_size=30), peer=st.sampled_from([PEER, "another"]))
@@ -103,13 +103,13 @@ def test_whatever_passed_before_never_passes_again(which: list[int], peer: str) 
     recorded = [frame for _, frame in ends.wire]
     new_server = ServerAuth(KEY, Counter())
     new_client = ClientAuth(KEY, Counter())
-    new_client.seal(hello())
+    new_client.wrap_frame(hello())
     for number in which:
         frame = recorded[number % len(recorded)]
-        assert ends.server.heard(peer, frame) is None
-        assert ends.client.heard(frame) is None
-        assert new_server.heard(peer, frame) is None
-        assert new_client.heard(frame) is None
+        assert ends.server.unwrap_frame(peer, frame) is None
+        assert ends.client.unwrap_frame(frame) is None
+        assert new_server.unwrap_frame(peer, frame) is None
+        assert new_client.unwrap_frame(frame) is None
     # Both go on as if nothing had been.
     assert ends.up(frame := frames.ack(2, 1, 1)) == frame
     assert ends.down(frame) == frame
@@ -120,8 +120,8 @@ def test_of_frames_that_overtake_each_other_only_those_pass_that_are_newer_than_
     ends = Ends()
     ends.greet()
     plain = [frames.ack(1, number, 0) for number in range(6)]
-    sealed = [ends.client.seal(frame) for frame in plain]
-    passed = [number for number in order if ends.server.heard(PEER, sealed[number] or b"") is not None]
+    sealed = [ends.client.wrap_frame(frame) for frame in plain]
+    passed = [number for number in order if ends.server.unwrap_frame(PEER, sealed[number] or b"") is not None]
     assert passed == [number for place, number in enumerate(order) if number >= max(order[: place + 1])]
     assert ends.server.rejected["replayed"] == 6 - len(passed)
 
@@ -129,40 +129,40 @@ def test_of_frames_that_overtake_each_other_only_those_pass_that_are_newer_than_
 def test_a_frame_spliced_into_another_channel_is_rejected(ends: Ends) -> None:
     other = Ends()
     other.greet()
-    sealed = other.client.seal(frames.ack(1, 1, 1))
+    sealed = other.client.wrap_frame(frames.ack(1, 1, 1))
     assert sealed is not None
     channel = ends.client._channel
     assert channel is not None
     renamed = sealed[:4] + channel.id + sealed[12:]
-    assert ends.server.heard(PEER, renamed) is None
+    assert ends.server.unwrap_frame(PEER, renamed) is None
     assert ends.server.rejected == {"forged": 1}
 
 
 def test_a_frame_turned_back_is_rejected(ends: Ends) -> None:
-    sealed = ends.client.seal(frames.ack(1, 1, 1))
+    sealed = ends.client.wrap_frame(frames.ack(1, 1, 1))
     assert sealed is not None
-    ends.client.heard(sealed)
+    ends.client.unwrap_frame(sealed)
     assert ends.client.rejected == {"forged": 1}
 
 
 def test_each_greeting_has_keys_of_its_own(ends: Ends) -> None:
     frame = frames.ack(1, 1, 1)
-    before = ends.client.seal(frame)
+    before = ends.client.wrap_frame(frame)
     ends.greet()
-    after = ends.client.seal(frame)
+    after = ends.client.wrap_frame(frame)
     assert before is not None
     assert after is not None
     assert before[4:12] != after[4:12]
-    assert ends.server.heard(PEER, before) is None
-    assert ends.server.heard(PEER, after) == frame
+    assert ends.server.unwrap_frame(PEER, before) is None
+    assert ends.server.unwrap_frame(PEER, after) == frame
 
 
 def test_a_frame_that_found_no_room_is_the_same_when_it_is_tried_again(ends: Ends) -> None:
     frame = frames.ack(1, 1, 1)
-    assert ends.client.seal(frame) is ends.client.seal(frame)
-    sealed = ends.server.seal(PEER, frame)
+    assert ends.client.wrap_frame(frame) is ends.client.wrap_frame(frame)
+    sealed = ends.server.wrap_frame(PEER, frame)
     assert sealed is not None
-    ends.server.refused(PEER, frame, sealed)
-    assert ends.server.seal(PEER, frame) is sealed
-    ends.server.sent(PEER)
-    assert ends.server.seal(PEER, frame) != sealed
+    ends.server.keep_for_retry(PEER, frame, sealed)
+    assert ends.server.wrap_frame(PEER, frame) is sealed
+    ends.server.mark_sent(PEER)
+    assert ends.server.wrap_frame(PEER, frame) != sealed

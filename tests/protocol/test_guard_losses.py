@@ -16,10 +16,10 @@ from remit._protocol.frames import Kind
 def test_a_knock_that_came_twice_opens_one_channel() -> None:
     ends = Ends()
     said = hello()
-    knock = ends.client.seal(said)
+    knock = ends.client.wrap_frame(said)
     assert knock is not None
     for _ in range(2):
-        ends.server.heard(PEER, knock)
+        ends.server.unwrap_frame(PEER, knock)
     assert len({frame for _, frame in ends.server.replies}) == 1
     assert ends.replies() == [None, None]
     assert ends.carry_up(ends.first()) == said
@@ -42,44 +42,44 @@ def test_a_lost_admission_is_made_up_for_by_the_next_hello() -> None:
     ends = Ends()
     ends.up(hello())
     ends.server.replies.clear()
-    assert ends.client.seal(frames.ack(1, 0, 0)) is None
+    assert ends.client.wrap_frame(frames.ack(1, 0, 0)) is None
     ends.greet()
 
 
 def test_a_server_that_began_anew_has_the_client_greet_again(ends: Ends) -> None:
     ends.server = ServerAuth(KEY, Counter())
     assert ends.up(frames.ping(1, 0)) is None
-    assert ends.replies() == [frames.who()]
-    assert ends.server.rejected == {"stranger": 1}
+    assert ends.replies() == [frames.identify()]
+    assert ends.server.rejected == {"unknown_channel": 1}
     ends.greet()
 
 
 def test_a_forged_word_that_a_channel_is_unknown_is_not_heard(ends: Ends) -> None:
     channel = ends.client._channel
     assert channel is not None
-    assert ends.client.heard(frames.head(Kind.STRANGER) + channel.id + bytes(16)) is None
+    assert ends.client.unwrap_frame(frames.head(Kind.UNKNOWN_CHANNEL) + channel.id + bytes(16)) is None
     assert ends.client.rejected == {"forged": 1}
 
 
 def test_knocks_without_end_take_no_memory_and_harm_nobody(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "PEERS", 10)
+    monkeypatch.setattr(guard, "MAX_PENDING_PEERS", 10)
     for number in range(50):
         for peer in (PEER, f"peer {number}"):
-            ends.server.heard(peer, ClientAuth(KEY, Counter()).seal(hello()) or b"")
+            ends.server.unwrap_frame(peer, ClientAuth(KEY, Counter()).wrap_frame(hello()) or b"")
     assert len(ends.server._offered) == 10
-    assert all(len(offers) <= guard.OFFERED for offers in ends.server._offered.values())
+    assert all(len(offers) <= guard.MAX_OFFERS_PER_PEER for offers in ends.server._offered.values())
     assert ends.up(frame := frames.ack(1, 1, 1)) == frame
 
 
 def test_a_channel_that_had_to_make_room_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "CHANNELS", 1)
+    monkeypatch.setattr(guard, "MAX_CHANNELS", 1)
     first, second = Ends(), Ends()
     second.server = first.server
     first.greet("first")
     second.greet("second")
-    assert first.server.seal("first", frames.who()) is None
+    assert first.server.wrap_frame("first", frames.identify()) is None
     assert first.up(frames.ping(1, 0), "first") is None
-    assert first.replies() == [frames.who()]
+    assert first.replies() == [frames.identify()]
     first.greet("first")
 
 
@@ -88,12 +88,12 @@ def test_a_late_copy_of_an_old_knock_makes_no_late_frame_look_forged() -> None:
     ends = Ends()
     ends.greet()
     knock = next(frame for way, frame in ends.wire if way == "up")
-    late = ends.client.seal(frames.ack(1, 1, 0))
+    late = ends.client.wrap_frame(frames.ack(1, 1, 0))
     assert late is not None
     for _ in range(3):
         ends.greet()
-        assert ends.server.heard(PEER, knock) is None
+        assert ends.server.unwrap_frame(PEER, knock) is None
         assert not ends.server.replies
-        assert ends.server.heard(PEER, late) is None
+        assert ends.server.unwrap_frame(PEER, late) is None
         assert all(frame is None for frame in ends.replies())
-    assert ends.server.rejected == {"replayed": 3, "stranger": 3}
+    assert ends.server.rejected == {"replayed": 3, "unknown_channel": 3}

@@ -35,7 +35,7 @@ def test_another_key_is_refused_and_says_what_to_do() -> None:
 
 def test_a_client_without_a_key_is_refused_and_told_what_to_do() -> None:
     server = ServerAuth(KEY, Counter())
-    assert server.heard(PEER, hello()) is None
+    assert server.unwrap_frame(PEER, hello()) is None
     told = refusal(server.replies.popleft()[1])
     assert (told.reason, server.rejected) == ("unsigned", {"unsigned": 1})
     assert "key=" in told.detail
@@ -46,12 +46,12 @@ def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
     acceptor = ServerSessions(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=1000, patience=0.0)
     connector = ClientSession(codec, Outbox(codec, max_frame=1000), max_frame=1000)
     client = ClientAuth(KEY, Counter())
-    connector.arrived(Up(SERVER), 0.0)
-    knock = client.seal(connector.next() or b"")
+    connector.handle_arrival(Up(SERVER), 0.0)
+    knock = client.wrap_frame(connector.next_frame() or b"")
     assert knock is not None
-    acceptor.arrived(Frame(PEER, knock), 0.0)
-    ((_, answer),) = acceptor.strangers
-    connector.arrived(Frame(SERVER, client.heard(answer) or b""), 0.0)
+    acceptor.handle_arrival(Frame(PEER, knock), 0.0)
+    ((_, answer),) = acceptor.unknown_peer_replies
+    connector.handle_arrival(Frame(SERVER, client.unwrap_frame(answer) or b""), 0.0)
     assert connector.state is ConnectionState.REFUSED
     assert connector.refusal is not None
     assert connector.refusal.reason == "keyed"
@@ -61,20 +61,20 @@ def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
 
 def test_a_forged_refusal_is_not_believed(ends: Ends) -> None:
     forged = frames.pack(Refuse("key", "go away", b""))
-    assert ends.client.heard(forged) is None
+    assert ends.client.unwrap_frame(forged) is None
     ends.up(hello())
-    assert ends.client.heard(forged) is None
-    assert ends.client.heard(frames.pack(Refuse("key", "go away", bytes(32)))) is None
+    assert ends.client.unwrap_frame(forged) is None
+    assert ends.client.unwrap_frame(frames.pack(Refuse("key", "go away", bytes(32)))) is None
     assert ends.client.rejected == {"unsigned": 3}
     assert ends.replies() == [None]
-    assert ends.client.first is not None
+    assert ends.client.pending_hello is not None
 
 
 def test_what_a_refusal_says_is_not_what_the_wire_says() -> None:
     client = ClientAuth(KEY, Counter())
-    knock = client.seal(hello())
+    knock = client.wrap_frame(hello())
     assert knock is not None
-    heard = client.heard(frames.pack(Refuse("expired", "run this command as root", frames.about(knock))))
+    heard = client.unwrap_frame(frames.pack(Refuse("expired", "run this command as root", frames.echo_of(knock))))
     assert "root" not in refusal(heard).detail
 
 

@@ -14,14 +14,14 @@ class Asker:
 
 def test_nothing_is_kept_of_a_job_that_is_over_until_its_deadline() -> None:
     jobs = JobQueue(max_attempts=3, queue=1000)
-    jobs.ready("worker", lambda _: True, 1)
+    jobs.register_worker("worker", lambda _: True, 1)
     askers: WeakSet[Asker] = WeakSet()
     for number in range(1000):
         asker = Asker()
         askers.add(asker)
         jobs.submit(QueuedJob(asker, number, "sum", b"", "msgpack", 3600.0 + number))
         ((worker, job),) = jobs.assign()
-        assert jobs.done(worker.key, job.token) is job
+        assert jobs.finish_job(worker.key, job.token) is job
     del asker, job
     gc.collect()
     assert len(jobs) == 0
@@ -36,5 +36,5 @@ def test_what_waits_is_late_at_its_deadline_although_many_others_are_over() -> N
         jobs.cancel("client", number)
     for number in range(1, 500, 3):
         jobs.cancel("client", number)
-    assert [job.question for job in jobs.late(900.0)] == [n for n in range(499, 99, -1) if n % 3 == 2]
-    assert [job.question for job in jobs.late(1000.0)] == [n for n in range(99, 0, -1) if n % 3 == 2]
+    assert [job.request_id for job in jobs.expire_jobs(900.0)] == [n for n in range(499, 99, -1) if n % 3 == 2]
+    assert [job.request_id for job in jobs.expire_jobs(1000.0)] == [n for n in range(99, 0, -1) if n % 3 == 2]

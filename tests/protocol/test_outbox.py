@@ -22,7 +22,7 @@ def outbox(count: int, **options: int) -> Outbox:
 
 def taken(box: Outbox) -> list[tuple[int, int]]:
     frames = []
-    while frame := box.take():
+    while frame := box.pop_frame():
         _, first, count = read_events(frame)
         assert len(CODEC.decode(memoryview(frame)[EVENTS_HEAD:])) == count
         frames.append((first, count))
@@ -59,10 +59,10 @@ def test_only_what_was_not_received_is_sent_again() -> None:
     box.confirm(10, 10)
     taken(box)
     box.confirm(10, 10)
-    box.rewind()
+    box.resend_unreceived()
     assert taken(box) == [(11, 10)]
     box.confirm(20, 10)
-    box.rewind()
+    box.resend_unreceived()
     assert taken(box) == []
 
 
@@ -71,7 +71,7 @@ def test_another_server_gets_all_that_is_not_done_marked() -> None:
     taken(box)
     box.confirm(2, 0)
     box.redeliver()
-    frame = box.take()
+    frame = box.pop_frame()
     assert frame is not None
     assert read_events(frame) == (True, 1, 2)
 
@@ -104,6 +104,6 @@ def test_each_event_has_one_fate() -> None:
 def test_an_inbox_admits_each_number_once_whatever_comes(frames: list[tuple[int, int]]) -> None:
     inbox, admitted = Inbox(), []
     for first, count in frames:
-        if not inbox.missing(first):
-            admitted += inbox.admit(first, list(range(first, first + count)))
+        if not inbox.has_gap_before(first):
+            admitted += inbox.accept(first, list(range(first, first + count)))
     assert admitted == list(range(1, inbox.received + 1))

@@ -50,10 +50,10 @@ class World:
         self.up.clear()
         self.down.clear()
         if tell:
-            self.server.arrived(Down(self.token, "cut"), self.now)
-            self.client.arrived(Down(SERVER, "cut"), self.now)
+            self.server.handle_arrival(Down(self.token, "cut"), self.now)
+            self.client.handle_arrival(Down(SERVER, "cut"), self.now)
         self.token += 1
-        self.client.arrived(Up(SERVER), self.now)
+        self.client.handle_arrival(Up(SERVER), self.now)
 
     def replace_server(self) -> None:
         self.server = acceptor()
@@ -71,40 +71,40 @@ class World:
 
     def step(self, seconds: float = 0.1) -> None:
         self.now += seconds
-        self.client.due(self.now)
-        while (frame := self.client.next()) is not None:
-            self.client.session.sent(self.now)
+        self.client.handle_timeouts(self.now)
+        while (frame := self.client.next_frame()) is not None:
+            self.client.session.mark_sent(self.now)
             self.carry(self.up, frame)
         while self.up:
-            self.server.arrived(Frame(self.token, self.up.popleft()), self.now)
+            self.server.handle_arrival(Frame(self.token, self.up.popleft()), self.now)
         self.serve()
-        self.server.due(self.now, drained=True)
-        for peer, frame in self.server.strangers:
+        self.server.handle_timeouts(self.now, drained=True)
+        for peer, frame in self.server.unknown_peer_replies:
             if peer == self.token:
                 self.carry(self.down, frame)
-        self.server.strangers.clear()
+        self.server.unknown_peer_replies.clear()
         for session in list(self.server.writable):
-            while session.peer == self.token and (frame := session.next()) is not None:
-                session.sent(self.now)
+            while session.peer == self.token and (frame := session.next_frame()) is not None:
+                session.mark_sent(self.now)
                 self.carry(self.down, frame)
         self.server.writable.clear()
         while self.down:
-            self.client.arrived(Frame(SERVER, self.down.popleft()), self.now)
+            self.client.handle_arrival(Frame(SERVER, self.down.popleft()), self.now)
         while self.client.ready:
             session, wires, count, _ = self.client.ready.popleft()
             self.answers += [wire.args[0] for wire in wires]
-            session.finish(count)
+            session.mark_handled(count)
 
     def serve(self) -> None:
         while self.server.ready:
             session, wires, count, redelivered = self.server.ready.popleft()
             (self.again if redelivered else self.handled).extend(wire.args[0] for wire in wires)
-            session.finish(count)
+            session.mark_handled(count)
             self.server.writable[session] = None
 
     def settle(self, steps: int = 400) -> None:
         for _ in range(steps):
-            if self.client.session.outbox.empty:
+            if self.client.session.outbox.all_done:
                 return
             self.step()
         raise AssertionError(f"not drained after {steps} steps: {self.client.session.outbox.unconfirmed} left")
@@ -164,11 +164,11 @@ def test_a_new_server_gets_what_the_old_one_had_not_confirmed_marked_as_redelive
     world.emit(1)
     world.settle()
     world.emit(2)
-    world.client.due(world.now)
-    frame = world.client.next()
+    world.client.handle_timeouts(world.now)
+    frame = world.client.next_frame()
     assert frame is not None
-    world.client.session.sent(world.now)
-    world.server.arrived(Frame(world.token, frame), world.now)
+    world.client.session.mark_sent(world.now)
+    world.server.handle_arrival(Frame(world.token, frame), world.now)
     world.serve()
     assert world.handled == [1, 2]
     world.replace_server()
@@ -182,9 +182,9 @@ def test_a_server_that_forgot_a_session_remembers_its_number() -> None:
     world = World()
     world.emit(1)
     world.settle()
-    world.server.arrived(Down(world.token, "gone"), world.now)
+    world.server.handle_arrival(Down(world.token, "gone"), world.now)
     world.now += 1000
-    world.server.due(world.now, drained=True)
+    world.server.handle_timeouts(world.now, drained=True)
     assert not world.server.sessions
     world.emit(2)
     world.connect()
@@ -199,8 +199,8 @@ def test_a_session_that_nobody_remembers_is_refused_and_nothing_runs_twice() -> 
     world.server.sessions.clear()
     world.server._by_peer.clear()
     world.emit(2)
-    world.client.due(world.now)
-    frame = world.client.next()
+    world.client.handle_timeouts(world.now)
+    frame = world.client.next_frame()
     assert frame is not None
     world.connect()
     for _ in range(5):
@@ -222,15 +222,15 @@ def test_the_server_answers_one_client() -> None:
         world.server.writable[session] = None
         world.step()
     assert world.answers == list(range(200))
-    assert session.outbox.empty
+    assert session.outbox.all_done
 
 
 def test_the_window_bounds_what_is_under_way() -> None:
     world = World(window=10)
     world.emit(*range(100))
-    world.client.due(world.now)
-    while world.client.next() is not None:
-        world.client.session.sent(world.now)
+    world.client.handle_timeouts(world.now)
+    while world.client.next_frame() is not None:
+        world.client.session.mark_sent(world.now)
     assert world.client.session.outbox.unconfirmed == 10
     assert len(world.client.session.outbox.pending) == 90
 
@@ -250,7 +250,7 @@ def test_a_bad_frame_is_counted_and_the_server_goes_on(frame: bytes, reason: str
     world = World()
     world.emit(1)
     world.step()
-    world.server.arrived(Frame(world.token, frame), world.now)
+    world.server.handle_arrival(Frame(world.token, frame), world.now)
     assert world.server.rejected == {reason: 1}
     world.emit(2)
     world.settle()
@@ -263,8 +263,8 @@ def test_no_bytes_can_break_either_end(garbage: bytes) -> None:
     world.emit(1)
     world.step()
     for frame in (garbage, b"RM\x01" + garbage):
-        world.server.arrived(Frame(world.token, frame), world.now)
-        world.client.arrived(Frame(SERVER, frame), world.now)
+        world.server.handle_arrival(Frame(world.token, frame), world.now)
+        world.client.handle_arrival(Frame(SERVER, frame), world.now)
 
 
 @pytest.mark.parametrize(

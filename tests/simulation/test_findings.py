@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remit._protocol import frames
-from remit._protocol.client_session import HELLO_AGAIN, ClientSession, ConnectionState
+from remit._protocol.client_session import HELLO_RETRY_S, ClientSession, ConnectionState
 from remit._protocol.frames import Kind
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
@@ -34,7 +34,7 @@ class Pair:
 
     def connect(self) -> None:
         self.token += 1
-        self.client.arrived(Up(SERVER), self.now)
+        self.client.handle_arrival(Up(SERVER), self.now)
 
     def emit(self, *numbers: int) -> None:
         self.client.session.outbox.pending.extend(CODEC.encode("n", (number,), {}, {}) for number in numbers)
@@ -49,31 +49,31 @@ class Pair:
 
     def from_client(self) -> list[bytes]:
         """Return what the client sends now."""
-        self.client.due(self.now)
+        self.client.handle_timeouts(self.now)
         sent = []
-        while (frame := self.client.next()) is not None:
-            self.client.session.sent(self.now)
+        while (frame := self.client.next_frame()) is not None:
+            self.client.session.mark_sent(self.now)
             sent.append(frame)
         return sent
 
     def from_server(self) -> list[bytes]:
         """Return what the server sends now."""
-        self.server.due(self.now, drained=True)
-        sent = [frame for _, frame in self.server.strangers]
-        self.server.strangers.clear()
+        self.server.handle_timeouts(self.now, drained=True)
+        sent = [frame for _, frame in self.server.unknown_peer_replies]
+        self.server.unknown_peer_replies.clear()
         for session in list(self.server.sessions.values()):
-            while session.peer is not None and (frame := session.next()) is not None:
-                session.sent(self.now)
+            while session.peer is not None and (frame := session.next_frame()) is not None:
+                session.mark_sent(self.now)
                 sent.append(frame)
         return sent
 
     def to_server(self, *sent: bytes) -> None:
         for frame in sent:
-            self.server.arrived(Frame(self.token, frame), self.now)
+            self.server.handle_arrival(Frame(self.token, frame), self.now)
 
     def to_client(self, *sent: bytes) -> None:
         for frame in sent:
-            self.client.arrived(Frame(SERVER, frame), self.now)
+            self.client.handle_arrival(Frame(SERVER, frame), self.now)
 
     def handle(self, machine: ServerSessions | ClientSession) -> list[int]:
         """Let listeners run; return what they heard."""
@@ -81,7 +81,7 @@ class Pair:
         while machine.ready:
             session, wires, count, _ = machine.ready.popleft()
             heard += [wire.args[0] for wire in wires]
-            session.finish(count)
+            session.mark_handled(count)
         return heard
 
     def settle(self, seconds: float = 20.0) -> tuple[list[int], list[int]]:
@@ -145,7 +145,7 @@ def test_a_lost_welcome_of_another_server_is_made_up_for() -> None:
     pair.to_server(*pair.from_client())
     pair.answer(1, 2)
     pair.from_server()  # lost
-    pair.now += HELLO_AGAIN
+    pair.now += HELLO_RETRY_S
     assert pair.settle()[1] == [1, 2]
 
 
@@ -164,7 +164,7 @@ def test_what_a_dead_server_confirmed_comes_too_late() -> None:
     pair.to_client(*late)
     pair.emit(3)
     assert pair.settle()[0] == [2, 3]
-    assert pair.client.session.outbox.empty
+    assert pair.client.session.outbox.all_done
 
 
 def test_what_a_dead_server_sent_comes_too_late() -> None:
@@ -186,7 +186,7 @@ def test_what_a_dead_server_sent_comes_too_late() -> None:
 
 def test_a_late_farewell_does_not_end_the_next_connection() -> None:
     pair = met()
-    pair.server.bye("closed")
+    pair.server.queue_bye("closed")
     pair.to_client(*pair.from_server())
     late = pair.from_client()
     assert kinds(late) == [Kind.BYE]
@@ -210,17 +210,17 @@ def test_listeners_that_are_late_finish_what_came_from_another_server() -> None:
     assert pair.handle(pair.client) == [2, 3]
     pair.answer(10)
     assert pair.settle()[1] == [10]
-    assert pair.session.outbox.empty
+    assert pair.session.outbox.all_done
 
 
 def test_a_session_is_not_forgotten_before_its_events_were_handled() -> None:
     pair = met()
     pair.emit(2)
     pair.to_server(*pair.from_client())
-    pair.server.arrived(Down(pair.token, "gone"), pair.now)
-    pair.client.arrived(Down(SERVER, "gone"), pair.now)
+    pair.server.handle_arrival(Down(pair.token, "gone"), pair.now)
+    pair.client.handle_arrival(Down(SERVER, "gone"), pair.now)
     pair.now += TTL + 1
-    pair.server.due(pair.now, drained=True)
+    pair.server.handle_timeouts(pair.now, drained=True)
     pair.connect()
     pair.to_server(*pair.from_client())
     pair.to_client(*pair.from_server())
@@ -232,12 +232,12 @@ def test_a_session_is_not_forgotten_before_its_events_were_handled() -> None:
 def test_a_client_that_waits_for_a_welcome_rests() -> None:
     pair = met()
     pair.emit(2)
-    pair.to_client(frames.who())
-    assert pair.client.state is ConnectionState.GREETING
+    pair.to_client(frames.identify())
+    assert pair.client.state is ConnectionState.HELLO_SENT
     assert kinds(pair.from_client()) == [Kind.HELLO]
-    assert not pair.client.sendable()
+    assert not pair.client.has_sendable_events()
     for _ in range(50):
-        due = pair.client.due(pair.now)
+        due = pair.client.handle_timeouts(pair.now)
         assert due > pair.now
         pair.now = due
         pair.from_client()
@@ -264,7 +264,7 @@ def test_a_first_welcome_that_was_lost_is_no_new_beginning() -> None:
     pair.to_server(*pair.from_client())
     assert pair.handle(pair.server) == [1]
     pair.from_server()  # the WELCOME, and it is lost
-    pair.now += HELLO_AGAIN
+    pair.now += HELLO_RETRY_S
     assert pair.settle() == ([], [])
-    assert pair.client.renewals == 0
-    assert pair.client.session.outbox.empty
+    assert pair.client.server_restarts == 0
+    assert pair.client.session.outbox.all_done

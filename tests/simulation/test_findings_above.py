@@ -48,7 +48,7 @@ def job_of(client: object, question: int) -> QueuedJob:
 
 def jobs_with_worker(*jobs: QueuedJob) -> JobQueue:
     held = JobQueue(max_attempts=3, queue=10)
-    held.ready("worker", bool, 5)
+    held.register_worker("worker", bool, 5)
     for job in jobs:
         held.submit(job)
     list(held.assign())
@@ -93,7 +93,7 @@ def test_a_lost_question_is_told_though_one_before_it_was_taken_back() -> None:
     asking = asking_with(outbox)
     first, second = ask(asking), ask(asking)
     first.cancel()
-    outbox.take()
+    outbox.pop_frame()
     asking.lost("cut")
     assert isinstance(second.exception(0), PeerLost)
 
@@ -103,7 +103,7 @@ def test_what_another_server_may_have_run_is_told_as_lost_when_it_began_anew(con
     outbox = Outbox(CODEC, max_frame=1 << 20)
     asking = asking_with(outbox)
     once, again = ask(asking), ask(asking, idempotent=True)
-    outbox.take()
+    outbox.pop_frame()
     if confirmed:
         outbox.confirm(2, 2)
     outbox.redeliver()
@@ -121,16 +121,16 @@ def test_what_another_server_may_have_run_is_told_as_lost_when_it_began_anew(con
 def test_a_worker_that_announces_itself_anew_has_nothing_that_it_has_not_begun() -> None:
     first, second = job_of("client", 1), job_of("client", 2)
     jobs = jobs_with_worker(first, second)
-    jobs.begun("worker", first.token)
-    jobs.ready("worker", bool, 5, 1)
+    jobs.start_job("worker", first.token)
+    jobs.register_worker("worker", bool, 5, 1)
     assert (first.worker is not None, second.worker is None) == (True, True)
     assert [job for _, job in jobs.assign()] == [second]
 
 
 def test_an_announcement_that_comes_too_late_changes_nothing() -> None:
     jobs = jobs_with_worker()
-    jobs.ready("worker", bool, 5, 2)
-    jobs.ready("worker", bool, 1, 1)
+    jobs.register_worker("worker", bool, 5, 2)
+    jobs.register_worker("worker", bool, 1, 1)
     assert [(worker.capacity, worker.term) for worker in jobs.workers] == [(5, 2)]
 
 
@@ -139,25 +139,25 @@ def test_what_nobody_wants_any_more_ends_with_the_worker_that_had_begun_it(how: 
     job = job_of("client", 1)
     job.deadline = 1.0
     jobs = jobs_with_worker(job)
-    jobs.begun("worker", job.token)
+    jobs.start_job("worker", job.token)
     {
         "cancelled": lambda: jobs.cancel("client", 1),
-        "late": lambda: jobs.late(2.0),
-        "its client ended": lambda: jobs.client_lost("client"),
+        "late": lambda: jobs.expire_jobs(2.0),
+        "its client ended": lambda: jobs.remove_client("client"),
     }[how]()
     assert len(jobs) == 1
-    assert jobs.worker_lost("worker") == []
+    assert jobs.remove_worker("worker") == []
     assert len(jobs) == 0
 
 
 def test_a_worker_that_came_back_in_between_is_not_away_since_the_first_time() -> None:
     leases, session = Leases(LEASE), new_session()
-    leases.begin(session)
+    leases.register(session)
     session.peer = None
-    assert leases.lapsed(1.0) == []
-    session.heard = 2.5  # It was here, between two looks.
-    assert leases.lapsed(3.5) == []
-    assert leases.lapsed(5.6) == [session]
+    assert leases.remove_expired(1.0) == []
+    session.last_received_at = 2.5  # It was here, between two looks.
+    assert leases.remove_expired(3.5) == []
+    assert leases.remove_expired(5.6) == [session]
 
 
 class Desk:
@@ -218,8 +218,8 @@ def test_a_subscription_that_is_asked_for_twice_goes_on() -> None:
     for _ in range(2):
         publishing.subscribe(session, 1, "news", 10, "drop_oldest", None, False)
         publishing.publish("news", (), {}, keep=False)
-    assert session.outbox.source is not None
-    session.outbox.source()
+    assert session.outbox.refill is not None
+    session.outbox.refill()
     wires = [CODEC.decode(CODEC.join(b"", [data]))[0] for data in session.outbox.pending]
     assert [(wire.name, wire.args[1]) for wire in wires] == [(PUBLISHED, 1), (PUBLISHED, 2)]
 

@@ -73,7 +73,7 @@ def test_it_tells_totals_and_the_rate(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_failure_says_the_command_that_replays_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Outbox, "rewind", lambda self: None)
+    monkeypatch.setattr(Outbox, "resend_unreceived", lambda self: None)
     assert main(["--seeds", "10", "--events", "1000", "--clients", "10"]) == 1
     lines = capsys.readouterr().out.splitlines()
     failed = next(number for number, line in enumerate(lines) if "FAILED" in line)

@@ -176,7 +176,7 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     events = codec.join(frames.events_head(3, 7, 2), [one, two])
     session, instance = bytes(range(16)), bytes(range(16, 32))
     secret, number = SharedKey(b"a key that both ends share"), bytes(range(32, 48))
-    channel = secret.channel(session, number, client=True)
+    channel = secret.derive_channel(session, number, client=True)
     yield "events 1", events
     yield "events 1, redelivered", codec.join(frames.events_head(3, 7, 1, redelivered=True), [one])
     yield "events 1, at most once", codec.join(frames.events_head(3, 0, 1), [one])
@@ -184,16 +184,16 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "ack 2", frames.ack(3, 9, 8)
     yield "resume 3", frames.resume(3, 9, 8)
     yield "ping 4", frames.ping(3, 7)
-    yield "who 5", frames.who()
+    yield "identify 5", frames.identify()
     yield "hello 6", frames.pack(frames.Hello(session, 3, instance, 5, 7, 9, "msgpack", 1 << 20, 2))
     yield "welcome 7", frames.pack(frames.Welcome(instance, 3, 7, 6, True, 1 << 20, 10.0, 1))
     yield "refuse 8", frames.pack(frames.Refuse("key", "detail", b"about"))
     yield "bye 9", frames.pack(frames.Bye("closed", 3))
     yield "cancel 10", frames.cancel(3, 4)
-    yield "knock 11", secret.knock()
-    yield "admit 12", secret.admit(session, number)
-    yield "sealed 13", channel.seal(frames.ack(3, 9, 8))
-    yield "stranger 14", secret.stranger(session[:8])
+    yield "auth_request 11", secret.auth_request()
+    yield "auth_accept 12", secret.auth_accept(session, number)
+    yield "authenticated 13", channel.wrap(frames.ack(3, 9, 8))
+    yield "unknown_channel 14", secret.unknown_channel(session[:8])
 
 
 def test_reserved_event_names() -> None:

@@ -28,21 +28,21 @@ class Ends:
 
     def up(self, frame: bytes, peer: str = PEER) -> bytes | None:
         """Carry what the client's guard makes of a frame to the server's."""
-        sealed = self.client.seal(frame)
+        sealed = self.client.wrap_frame(frame)
         assert sealed is not None
-        self.client.sent()
+        self.client.mark_sent()
         return self.carry_up(sealed, peer)
 
     def carry_up(self, sealed: bytes, peer: str = PEER) -> bytes | None:
         self.wire.append(("up", sealed))
-        return self.server.heard(peer, sealed)
+        return self.server.unwrap_frame(peer, sealed)
 
     def down(self, frame: bytes, peer: str = PEER) -> bytes | None:
-        sealed = self.server.seal(peer, frame)
+        sealed = self.server.wrap_frame(peer, frame)
         assert sealed is not None
-        self.server.sent(peer)
+        self.server.mark_sent(peer)
         self.wire.append(("down", sealed))
-        return self.client.heard(sealed)
+        return self.client.unwrap_frame(sealed)
 
     def replies(self) -> list[bytes | None]:
         """Carry what the server's guard says by itself; return what the client's machine hears of it."""
@@ -50,11 +50,11 @@ class Ends:
         while self.server.replies:
             _, frame = self.server.replies.popleft()
             self.wire.append(("down", frame))
-            heard.append(self.client.heard(frame))
+            heard.append(self.client.unwrap_frame(frame))
         return heard
 
     def first(self) -> bytes:
-        first, self.client.first = self.client.first, None
+        first, self.client.pending_hello = self.client.pending_hello, None
         assert first is not None
         return first
 

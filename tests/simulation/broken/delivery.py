@@ -30,7 +30,7 @@ def omit_rewind(self: Outbox) -> None:
 
 def redeliver_unmarked(self: Outbox) -> None:
     self.received = self.done
-    self.rewind()
+    self.resend_unreceived()
 
 
 def trust_any_acknowledgement(self: Outbox, received: int, done: int) -> bool:
@@ -59,7 +59,7 @@ def send_before_the_welcome(self: ClientSession) -> bool:
 
 
 def greet_once_only(self: ClientSession, now: float) -> None:
-    if self.session.generation == 0 or self.state is ConnectionState.UP:
+    if self.session.generation == 0 or self.state is ConnectionState.ESTABLISHED:
         original_greet(self, now)
         self._hello_at = float("inf")
 
@@ -69,16 +69,16 @@ original_connect = Session.connect
 original_greet = ClientSession._greet
 
 MUTATIONS: list[Mutation] = [
-    (Inbox, "missing", admit_a_gap),
-    (Inbox, "admit", admit_again),
+    (Inbox, "has_gap_before", admit_a_gap),
+    (Inbox, "accept", admit_again),
     (Inbox, "done", property(acknowledge_before_done)),
     (Inbox, "restart", count_on_from_the_last_server),
-    (Outbox, "rewind", omit_rewind),
+    (Outbox, "resend_unreceived", omit_rewind),
     (Outbox, "redeliver", redeliver_unmarked),
     (Outbox, "confirm", trust_any_acknowledgement),
     (Session, "probe", never_probe),
     (Session, "connect", hear_of_any_connection),
     (ServerSessions, "_remember", remember_nothing),
-    (ClientSession, "sendable", send_before_the_welcome),
+    (ClientSession, "has_sendable_events", send_before_the_welcome),
     (ClientSession, "_greet", greet_once_only),
 ]

@@ -14,8 +14,8 @@ from remit._protocol.session import Session
 
 def lose_jobs_with_their_worker(self: JobQueue, key: Hashable) -> list[QueuedJob]:
     worker = self._workers.pop(key, None)
-    for job in list(worker.hand.values()) if worker else []:
-        self._end(job)
+    for job in list(worker.jobs.values()) if worker else []:
+        self._remove_job(job)
     if worker is not None:
         self._idle.pop(worker, None)
     return []
@@ -38,9 +38,9 @@ def give_up_at_once(self: JobQueue, key: Hashable) -> list[QueuedJob]:
 def give_twice(self: JobQueue) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
     for worker, job in original_assign(self):
         yield worker, job
-        other = next((each for each in self._idle if each is not worker and each.takes(job.name)), None)
+        other = next((each for each in self._idle if each is not worker and each.accepts(job.name)), None)
         if other is not None:
-            yield other, self._give(job, other)
+            yield other, self._assign_job(job, other)
 
 
 def keep_the_token(self: JobQueue, job: QueuedJob) -> None:
@@ -49,7 +49,7 @@ def keep_the_token(self: JobQueue, job: QueuedJob) -> None:
     job.token, job.worker = token, worker
     self._in_hand[token] = job
     if worker is not None:
-        worker.hand[token] = job
+        worker.jobs[token] = job
 
 
 def believe_whoever_is_done(self: JobQueue, key: Hashable, token: int) -> QueuedJob | None:
@@ -62,22 +62,22 @@ def keep_what_was_purged(self: JobQueue, worker: WorkerSlot) -> None:
 
 def serve_one_client_only(self: FairQueue, name: str) -> QueuedJob:
     job = next(iter(self._names[name].values()))[0]
-    self.drop(job)
+    self.remove(job)
     return job
 
 
 def forget_who_is_idle(self: JobQueue, worker: WorkerSlot) -> None:
-    if not worker.idle or len(worker.hand) == 0:
+    if not worker.has_capacity or len(worker.jobs) == 0:
         original_regard(self, worker)
 
 
 def do_what_nobody_wants(self: JobQueue, job: QueuedJob) -> None:
-    if not job.begun:
-        self._waiting.add(job)
+    if not job.started:
+        self._waiting.append(job)
 
 
 def overload(self: WorkerSlot) -> bool:
-    return not self.leaving and len(self.hand) <= self.capacity
+    return not self.retiring and len(self.jobs) <= self.capacity
 
 
 def never_end_a_lease(self: Leases, now: float) -> list[Session]:
@@ -85,7 +85,7 @@ def never_end_a_lease(self: Leases, now: float) -> list[Session]:
 
 
 def end_leases_early(self: Leases, session: Session, now: float) -> bool:
-    return session.peer is None or now - session.heard > self.seconds / 2
+    return session.peer is None or now - session.last_received_at > self.lease_s / 2
 
 
 def hold_an_old_loss_against_it(self: Leases, session: Session, now: float) -> bool:
@@ -97,26 +97,26 @@ def never_come_back(self: WorkerJobs) -> None:
     return
 
 
-original_lost = JobQueue.worker_lost
+original_lost = JobQueue.remove_worker
 original_assign = JobQueue.assign
-original_put_back = JobQueue._put_back
-original_regard = JobQueue._regard
+original_put_back = JobQueue._requeue
+original_regard = JobQueue._update_idle
 original_over = Leases._over
 
 MUTATIONS: list[Mutation] = [
-    (JobQueue, "worker_lost", lose_jobs_with_their_worker),
-    (JobQueue, "worker_lost", leave_jobs_with_a_dead_worker),
-    (JobQueue, "worker_lost", try_for_ever),
-    (JobQueue, "worker_lost", give_up_at_once),
+    (JobQueue, "remove_worker", lose_jobs_with_their_worker),
+    (JobQueue, "remove_worker", leave_jobs_with_a_dead_worker),
+    (JobQueue, "remove_worker", try_for_ever),
+    (JobQueue, "remove_worker", give_up_at_once),
     (JobQueue, "assign", give_twice),
-    (JobQueue, "_put_back", keep_the_token),
-    (JobQueue, "_held", believe_whoever_is_done),
-    (JobQueue, "_take_back", keep_what_was_purged),
-    (FairQueue, "pick", serve_one_client_only),
-    (JobQueue, "_regard", forget_who_is_idle),
-    (JobQueue, "_unwanted", do_what_nobody_wants),
-    (WorkerSlot, "idle", property(overload)),
-    (Leases, "lapsed", never_end_a_lease),
+    (JobQueue, "_requeue", keep_the_token),
+    (JobQueue, "_job_held_by", believe_whoever_is_done),
+    (JobQueue, "_requeue_unstarted", keep_what_was_purged),
+    (FairQueue, "pop_next", serve_one_client_only),
+    (JobQueue, "_update_idle", forget_who_is_idle),
+    (JobQueue, "_cancel_job", do_what_nobody_wants),
+    (WorkerSlot, "has_capacity", property(overload)),
+    (Leases, "remove_expired", never_end_a_lease),
     (Leases, "_over", end_leases_early),
     (Leases, "_over", hold_an_old_loss_against_it),
     (WorkerJobs, "lapsed", never_come_back),

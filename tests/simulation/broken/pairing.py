@@ -44,7 +44,7 @@ def never_doubt(self: PairClient) -> None:
 
 
 def seat_one_that_is_lost(self: PairServer, session: Session, epoch: int) -> bool:
-    return self.seat.holds(session, epoch)
+    return self.seat.is_held_by(session, epoch)
 
 
 original_claim = ExclusiveSlot.claim
@@ -52,10 +52,10 @@ original_claim = ExclusiveSlot.claim
 MUTATIONS: list[Mutation] = [
     (ExclusiveSlot, "claim", seat_everybody),
     (ExclusiveSlot, "claim", keep_the_epoch),
-    (ExclusiveSlot, "holds", trust_any_epoch),
-    (ExclusiveSlot, "free", never_free),
-    (ExclusiveSlot, "lapsed", lapse_at_once),
-    (ExclusiveSlot, "lapsed", never_lapse),
+    (ExclusiveSlot, "is_held_by", trust_any_epoch),
+    (ExclusiveSlot, "release", never_free),
+    (ExclusiveSlot, "has_expired", lapse_at_once),
+    (ExclusiveSlot, "has_expired", never_lapse),
     (PairClient, "_doubt", never_doubt),
     (PairServer, "_present", seat_one_that_is_lost),
 ]

@@ -50,16 +50,16 @@ def tell_nobody_of_the_end(self: Publisher, session: Any, subscription: Subscrib
     self._drop(session, subscription.id)
 
 
-original_offer = SubscriberQueue.offer
-original_take = SubscriberQueue.take
+original_offer = SubscriberQueue.enqueue
+original_take = SubscriberQueue.pop_publications
 original_heard = Followed.heard
 original_gap = Followed._gap
 original_subscribe = Publisher.subscribe
 
 MUTATIONS: list[Mutation] = [
-    (SubscriberQueue, "offer", number_only_what_is_kept),
-    (SubscriberQueue, "take", newest_first),
-    (SubscriberQueue, "take", repeat),
+    (SubscriberQueue, "enqueue", number_only_what_is_kept),
+    (SubscriberQueue, "pop_publications", newest_first),
+    (SubscriberQueue, "pop_publications", repeat),
     (Followed, "heard", count_a_gap_too_far),
     (Followed, "_gap", tell_of_no_gap),
     (Publisher, "subscribe", begin_anew),

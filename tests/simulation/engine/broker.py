@@ -13,7 +13,7 @@ from engine.virtual_clock import World
 from remit._patterns.jobs import SWEEP, BrokerCore
 from remit._patterns.names import JOB, JOB_STARTED, REPLY, REQUEST, WORKER_LEAVE, WORKER_READY
 from remit._patterns.request_reply import decode_nested, session_of
-from remit._protocol.leases import RETURN
+from remit._protocol.leases import RECONNECT_GRACE_S
 from remit._protocol.session import Session
 from remit.codec import EventMessage
 from remit.event import Sender
@@ -102,12 +102,12 @@ class SimulatedBroker(SimulatedServer):
     def _give(
         self, session: Session, token: int, attempt: int, left: int | None, codec: str, sealed: bytes, _: int
     ) -> None:
-        job = self.brokering.jobs.in_hand(token)
+        job = self.brokering.jobs.assigned_job(token)
         wire = decode_nested(self.book.codec, sealed)
         if job is None:
             self.world.fail(f"job {wire.args[0]} is given away under a token that means nothing")
         self._rota.turn(job.name, job.client, self.brokering.jobs.askers(job.name))
-        self._rota.given(session, (job.client, job.question), token, attempt, self.book.inquiries[wire.args[0]])
+        self._rota.given(session, (job.client, job.request_id), token, attempt, self.book.inquiries[wire.args[0]])
         self.book.counts["jobs given"] += 1
 
     def _look(self) -> None:
@@ -116,8 +116,8 @@ class SimulatedBroker(SimulatedServer):
         for session in self._rota:
             if session in self.brokering.workers:
                 continue
-            silent, lease = now - session.heard, self.book.lease
-            bound = lease if session.peer is not None else min(RETURN, lease)
+            silent, lease = now - session.last_received_at, self.book.lease
+            bound = lease if session.peer is not None else min(RECONNECT_GRACE_S, lease)
             if self._has(session) and silent <= bound:
                 self.world.fail(f"worker {session.id.hex()[:8]} is given up {silent} s after it was heard")
             self._rota.gone(session)

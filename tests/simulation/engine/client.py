@@ -83,7 +83,7 @@ class SimulatedClient(Actor):
     @property
     def silence(self) -> float:
         """Seconds since the server was last heard."""
-        return self.world.now - self.machine.session.heard
+        return self.world.now - self.machine.session.last_received_at
 
     def _post(self, name: str, data: bytes) -> bool:
         self.posted = data
@@ -92,7 +92,7 @@ class SimulatedClient(Actor):
         return True
 
     def _cancel(self, request: int) -> None:
-        self.machine.session.given_up.append(request)
+        self.machine.session.abandoned_requests.append(request)
         self.wake(self.world.now)
 
     # -- acting ------------------------------------------------------------------------------------------------
@@ -110,10 +110,15 @@ class SimulatedClient(Actor):
             owes = (
                 session.ack_due
                 and not session.ack_delay
-                and self.machine.state is ConnectionState.UP
-                and not session.stuck
+                and self.machine.state is ConnectionState.ESTABLISHED
+                and not session.send_blocked
             )
-            if drained and not handled and not owes and not (self.machine.sendable() and not session.stuck):
+            if (
+                drained
+                and not handled
+                and not owes
+                and not (self.machine.has_sendable_events() and not session.send_blocked)
+            ):
                 break
         else:
             raise SimulationFailed(f"{self} cannot come to rest")
@@ -155,7 +160,7 @@ class SimulatedClient(Actor):
 
     def leave(self) -> None:
         """End with a word."""
-        self.machine.bye()
+        self.machine.queue_bye()
         self.endpoint.flush()
         self.crash()
 
@@ -169,7 +174,7 @@ class SimulatedClient(Actor):
     @property
     def idle(self) -> bool:
         """Whether all that it sent and asked has come to its end."""
-        return self.outbox.empty and not len(self.asking)
+        return self.outbox.all_done and not len(self.asking)
 
     def calm(self) -> None:
         """There will be no more faults."""

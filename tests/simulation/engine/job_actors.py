@@ -106,7 +106,7 @@ class SimulatedWorker(SimulatedClient):
 
     def _welcomed(self, future: Future[Any]) -> None:
         self.working.lease = lease = future.result()
-        self.machine.beat(lease / BEATS)
+        self.machine.set_heartbeat(lease / BEATS)
 
     def _taken(self, wire: EventMessage) -> None:
         self.working.taken(wire)

@@ -49,7 +49,7 @@ class SimulatedOwner(SimulatedServer):
         """Look after the seat: who was heard of just now must keep it."""
         holder: Any = self.owner.seat.holder
         self.owner.advance(self.endpoint.caught_up)
-        silent = 0.0 if holder is None else self.world.now - holder.heard
+        silent = 0.0 if holder is None else self.world.now - holder.last_received_at
         if holder is not None and self.owner.seat.holder is not holder and silent <= self.book.lease:
             self.world.fail(f"{self} takes the seat from one that it heard of {silent} s ago")
 
@@ -107,7 +107,11 @@ class SimulatedOwner(SimulatedServer):
         guest = self.book.guests[session.id].guest
         if guest.lost or guest.epoch not in (0, self.owner.seat.epoch):
             return False
-        return self._has(session) and session not in self._parted and self.world.now - session.heard <= self.book.lease
+        return (
+            self._has(session)
+            and session not in self._parted
+            and self.world.now - session.last_received_at <= self.book.lease
+        )
 
     def _doubt(self) -> None:
         """Somebody is turned away: then somebody else must be there, or have been until just now."""
@@ -156,7 +160,7 @@ class SimulatedGuest(SimulatedClient):
         if self.guest.lost:
             self.world.fail(f"{self} joins an owner that it has lost: {self.guest.lost}")
         self.guest.joined(future.result())
-        self.machine.beat(self.book.lease / BEATS)
+        self.machine.set_heartbeat(self.book.lease / BEATS)
         self.world.after(self.world.random.random() * STAY, self._speak)
         if not self.book.calm:
             self.world.after(self.world.random.random() * STAY, self._depart)

@@ -120,7 +120,9 @@ class Asker:
         elif isinstance(error, RequestTimeout):
             fine = now >= inquiry.deadline - SLACK
         elif isinstance(error, PeerLost):
-            fine = not inquiry.idempotent and (self._client.machine.losses + self._client.machine.renewals > 0)
+            fine = not inquiry.idempotent and (
+                self._client.machine.disconnects + self._client.machine.server_restarts > 0
+            )
         elif isinstance(error, RequestFailed):
             fine = serial % FAILS == 0 and inquiry.runs > 0
         elif isinstance(error, NoListener):
@@ -135,7 +137,7 @@ class Asker:
         client, now = self._client, self._world.now
         if not client.alive or now <= client.stalled_until + SLACK:
             return
-        down = client.machine.state is ConnectionState.DOWN
+        down = client.machine.state is ConnectionState.DISCONNECTED
         for inquiry in self.open:
             if now > inquiry.deadline + SLACK:
                 self._world.fail(f"question {inquiry.serial} is open {now - inquiry.deadline} s too long")

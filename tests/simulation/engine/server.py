@@ -96,8 +96,8 @@ class SimulatedServer(Actor):
             machine.closed.remove(session)
             self._streams.pop(session, None)
             self.router.session_closed(session)
-        while machine.cancelled:
-            self.router.request_cancelled(*machine.cancelled.popleft())
+        while machine.cancelled_requests:
+            self.router.request_cancelled(*machine.cancelled_requests.popleft())
 
     def _handle(self, received: Received, limit: int) -> int:
         """Handle one frame's events, or the first of them, as `Server` does."""
@@ -116,7 +116,7 @@ class SimulatedServer(Actor):
             self.book.streams[name].hand(self, list(run), redelivered)
             if self.world.random.random() < self.book.answering and self._has(session):
                 self._speak(session)
-        session.finish(count)
+        session.mark_handled(count)
         self.machine.writable[session] = None
         return len(wires)
 
@@ -179,7 +179,7 @@ class SimulatedServer(Actor):
 
     def leave(self) -> None:
         """End with a word."""
-        self.machine.bye("closed")
+        self.machine.queue_bye("closed")
         self.endpoint.flush()
         self.crash()
 
