@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from doorman.errors import NotInTask
-from doorman.progress import Progress, checked
+from doorman.progress import Progress, make_progress
 
-__all__ = ["CurrentTask", "current_task", "entered"]
+__all__ = ["CurrentTask", "current_task", "task_context"]
 
 
 class CurrentTask:
@@ -47,7 +47,7 @@ class CurrentTask:
         Some twenty reports a second travel, and the last one always. Raises TypeError for what is no number, NotInTask
         in a fork of the task's process.
         """
-        self._report(checked(done, total, note))
+        self._report(make_progress(done, total, note))
 
 
 _current: CurrentTask | None = None
@@ -61,7 +61,7 @@ def current_task() -> CurrentTask:
 
 
 @contextlib.contextmanager
-def entered(task: CurrentTask) -> Iterator[None]:
+def task_context(task: CurrentTask) -> Iterator[None]:
     """Make ``task`` the current one for a block."""
     global _current
     before, _current = _current, task

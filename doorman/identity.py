@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from doorman.errors import IdentityRefused, Refusal
-from doorman.process import Process, own_namespace, pidfd_inode, process_of, start_time, still_there
+from doorman.process import Process, find_process, own_pid_namespace, pidfd_inode, require_alive, start_time
 
 if TYPE_CHECKING:
     from remit.transport import Credentials
@@ -66,8 +66,8 @@ class Identity:
         """Hold the process that this identity means. Raises IdentityRefused if it is gone or not on this host."""
         if not self.here:
             raise IdentityRefused(Refusal.ELSEWHERE, f"attempt {self.attempt} is on another host: ask its agent")
-        process = process_of(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
-        return still_there(process)
+        process = find_process(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
+        return require_alive(process)
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class Credential:
         """Make every later hello late: the attempt has expired, was cancelled or is over."""
         self.revoked = True
 
-    def forget(self) -> None:
+    def drop_secret(self) -> None:
         """Drop the secret. A child calls this in its own forks: they are not the attempt's process."""
         self.secret = b""
 
@@ -115,7 +115,7 @@ def hello(credential: Credential) -> dict[str, Any]:
         "task": credential.task,
         "attempt": credential.attempt,
         "boot": boot_id(),
-        "namespace": own_namespace(),
+        "namespace": own_pid_namespace(),
         "pid": os.getpid(),
         "inode": own,
         # To read it copies pages that the process shares with its zygote; beside an inode it says nothing more.
@@ -142,7 +142,7 @@ def verify(
     _check_claims(hello, credential)
     known = credential.confirmed
     if known is not None:
-        if not _is(hello, known):
+        if not _is_same_process(hello, known):
             raise IdentityRefused(Refusal.REPLAYED, f"pid {hello['pid']} claims {known.attempt}, proven by {known.pid}")
         _check_peer(hello, known.pid, peer_credentials)
         return known
@@ -183,7 +183,7 @@ def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
         raise IdentityRefused(Refusal.LATE, f"pid {hello['pid']} came for {credential.attempt!r}; tell it to end")
 
 
-def _is(hello: Mapping[str, Any], known: Identity) -> bool:
+def _is_same_process(hello: Mapping[str, Any], known: Identity) -> bool:
     """Tell whether the known process says this. Where pidfds have no inode its start time has to do as well."""
     own = (known.boot_id, known.pid_namespace, known.pid_inside, known.inode)
     same = own == tuple(hello[name] for name in ("boot", "namespace", "pid", "inode"))
@@ -192,21 +192,21 @@ def _is(hello: Mapping[str, Any], known: Identity) -> bool:
 
 def _check_process(hello: Mapping[str, Any], process: Process | None, *, descendant: bool) -> tuple[int, int]:
     """Return its number and start time as they are here. Two cases: it is what was launched; it is below that."""
-    if process is not None and _same(hello, process):
-        return _seen(process)
-    with still_there(
-        process_of(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
+    if process is not None and _is_launched(hello, process):
+        return _pid_and_start_time(process)
+    with require_alive(
+        find_process(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
     ) as found:
         # Descent goes by number: it holds if what was launched has its number still.
         if process is not None and descendant and not (found.descends_from(process.pid) and process.alive()):
             raise IdentityRefused(Refusal.NOT_DESCENDANT, f"pid {found.pid} is not below pid {process.pid}")
-        return _seen(found)
+        return _pid_and_start_time(found)
 
 
-def _same(hello: Mapping[str, Any], process: Process) -> bool:
+def _is_launched(hello: Mapping[str, Any], process: Process) -> bool:
     if hello["inode"] is not None and process.inode is not None:
         return bool(hello["inode"] == process.inode)
-    own = (own_namespace(), process.pid, process.start_time)
+    own = (own_pid_namespace(), process.pid, process.start_time)
     return own == (hello["namespace"], hello["pid"], hello["started"])
 
 
@@ -218,9 +218,9 @@ def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) ->
         raise IdentityRefused(Refusal.WRONG_PEER, f"pid {peer.pid} sent the hello of pid {pid}")
 
 
-def _seen(process: Process) -> tuple[int, int]:
+def _pid_and_start_time(process: Process) -> tuple[int, int]:
     """Return its number and start time: the kernel's, since clocks in the process's own namespaces may be shifted."""
-    started = still_there(process).start_time
+    started = require_alive(process).start_time
     if started is None:
         raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
     return process.pid, started

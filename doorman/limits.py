@@ -13,12 +13,12 @@ from typing import Final
 
 from doorman.errors import LimitNotApplied
 
-__all__ = ["CallLimits", "Limits", "for_life"]
+__all__ = ["CallLimits", "Limits", "worker_limits"]
 
 
-REPORT_ROOM: Final = 64 << 20
+REPORT_RESERVE_BYTES: Final = 64 << 20
 """Bytes of memory beyond its limit in which a task's process tells how the task ended."""
-LAST_SECONDS: Final = 1
+CPU_GRACE_S: Final = 1
 """Seconds of processor time between the limit's SIGXCPU and SIGKILL."""
 
 
@@ -65,7 +65,7 @@ class Limits:
             ("affinity", self._set_affinity),
             ("nice", self._set_nice),
             ("core", lambda: _set(resource.RLIMIT_CORE, self.core)),
-            ("cpu", lambda: _set(resource.RLIMIT_CPU, self.cpu, LAST_SECONDS)),
+            ("cpu", lambda: _set(resource.RLIMIT_CPU, self.cpu, CPU_GRACE_S)),
             ("processes", lambda: _set(resource.RLIMIT_NPROC, self.processes)),
             ("memory", lambda: self._check_memory(called=called)),
             ("files", lambda: _set(resource.RLIMIT_NOFILE, self.files)),
@@ -80,15 +80,15 @@ class Limits:
                         "give another one, or the manager's own process the right to it"
                     ) from error
 
-    def confine(self, *, room: int = 0) -> None:
+    def limit_memory(self, *, room: int = 0) -> None:
         """Limit this process's memory, up to ``room`` bytes below what it may raise that limit to again."""
         if self.memory is not None:
             _set(resource.RLIMIT_AS, self.memory, room)
 
     @contextlib.contextmanager
-    def confined(self) -> Iterator[None]:
+    def memory_limited(self) -> Iterator[None]:
         """Limit this process's memory for a block: after it there is room to tell how the block ended."""
-        self.confine(room=REPORT_ROOM)
+        self.limit_memory(room=REPORT_RESERVE_BYTES)
         try:
             yield
         finally:
@@ -179,7 +179,7 @@ class CallLimits:
         self._memory, self._cpu = limits.memory, limits.cpu
         self._lock = threading.Lock()
         self._inside = False
-        self._lift()
+        self._raise_memory()
 
     def __enter__(self) -> None:
         if self._cpu is not None:
@@ -188,43 +188,43 @@ class CallLimits:
             resource.setrlimit(resource.RLIMIT_CPU, (int(time.clock_gettime(COUNTED)) + 1 + self._cpu, hard))
         with self._lock:
             self._inside = True
-            self._confine()
+            self._lower_memory()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside = False
-            self._lift()
+            self._raise_memory()
         if self._cpu is not None:
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
             resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
 
     @contextlib.contextmanager
-    def lifted(self) -> Iterator[None]:
+    def suspended(self) -> Iterator[None]:
         """For a block of the worker's own, in whatever thread, there is room beyond what the call may have."""
         with self._lock:
-            self._lift()
+            self._raise_memory()
             try:
                 yield
             finally:
                 if self._inside:
-                    self._confine()
+                    self._lower_memory()
 
-    def forked(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a fork of a call's: the lock may be held by a thread that is not here."""
         self._lock = threading.Lock()
 
-    def _confine(self) -> None:
+    def _lower_memory(self) -> None:
         if self._memory is not None:
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (self._memory, hard))
 
-    def _lift(self) -> None:
+    def _raise_memory(self) -> None:
         if self._memory is not None:
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def for_life(limits: Limits | None) -> Limits | None:
+def worker_limits(limits: Limits | None) -> Limits | None:
     """Return those limits of a worker's that hold from its first call to its end. Raises TypeError."""
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits, such as Limits(memory=1 << 30), not {limits!r}")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-__all__ = ["Cost", "Load", "Meter", "Reading", "reader"]
+__all__ = ["Cost", "Load", "Meter", "Reading", "process_reader"]
 
-SAMPLE: Final = 0.1
+SAMPLE_INTERVAL_S: Final = 0.1
 """Seconds between two readings of one process: within less, a clock of 10 ms ticks tells nothing."""
-STALE: Final = 2.0
+STALE_AFTER_S: Final = 2.0
 """Seconds after which a reading that nobody needed meanwhile says nothing about now."""
 
 
@@ -84,7 +84,7 @@ class Meter:
         cores: int | None = None,
         memory: int | None = None,
     ) -> None:
-        self._read = read or reader()
+        self._read = read or process_reader()
         self._clock = clock
         self._share = 100.0 / (cores or _cores())
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -104,21 +104,21 @@ class Meter:
             if not read:
                 load.add(handler, 0.0, 0.0)
             elif known is None or known.processor is None:
-                self.expect(load, handler, 0 if known is None else known.reading.memory)
+                self.add_unmeasured(load, handler, 0 if known is None else known.reading.memory)
             else:
                 load.add(handler, known.processor, 100.0 * known.reading.memory / self._memory)
         return load
 
-    def expect(self, load: Load, handler: str, memory: int = 0) -> None:
+    def add_unmeasured(self, load: Load, handler: str, memory: int = 0) -> None:
         """Count a process whose load cannot show yet: as one busy core, and with the bytes that are known."""
         load.add(handler, self._share, 100.0 * memory / self._memory, measured=False)
 
-    def forget(self) -> None:
+    def drop_stale(self) -> None:
         """Drop what is too old to say anything about now; to be called when measuring begins after a pause."""
-        oldest = self._clock() - STALE
+        oldest = self._clock() - STALE_AFTER_S
         self._known = {attempt: known for attempt, known in self._known.items() if known.at >= oldest}
 
-    def counted(self, attempt: str) -> tuple[float, float, bool]:
+    def last_measured(self, attempt: str) -> tuple[float, float, bool]:
         """Return what an attempt was last counted with: processor and memory load, and whether it was measured."""
         known = self._known.get(attempt)
         memory = 0.0 if known is None else 100.0 * known.reading.memory / self._memory
@@ -127,7 +127,7 @@ class Meter:
         return known.processor, memory, True
 
     def _look(self, known: _Known | None, pid: int | None, now: float) -> _Known | None:
-        if known is not None and now - known.at < SAMPLE:
+        if known is not None and now - known.at < SAMPLE_INTERVAL_S:
             return known
         reading = None if pid is None else self._read(pid)
         if reading is None or (known is not None and reading.born != known.reading.born):
@@ -192,7 +192,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def reader() -> Callable[[int], Reading | None]:
+def process_reader() -> Callable[[int], Reading | None]:
     """Return what reads a process by its number; what it returns is None if that has ended."""
     if os.path.exists("/proc/self/stat"):  # noqa: PTH110 - once
         return _read_proc

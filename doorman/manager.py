@@ -15,13 +15,13 @@ from doorman._scheduler.handshake import HandshakeServer
 from doorman._scheduler.output import Logs, Streams
 from doorman._scheduler.run_queue import RunQueue
 from doorman._scheduler.supervisor import Cancellation, Ending, Launching, Running
-from doorman._worker.pickling import packed_initializer
+from doorman._worker.pickling import pickle_initializer
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
 from doorman.launcher import Launcher
 from doorman.launcher.zygote import ZygoteLauncher
-from doorman.load import SAMPLE
+from doorman.load import SAMPLE_INTERVAL_S
 from doorman.rules import Rule
 from doorman.task import OnOutput, OnProgress, Task
 from remit import Location, Server
@@ -119,7 +119,7 @@ class ProcessManager(BaseManager):
     ) -> None:
         super().__init__()
         check_listeners(on_output=on_output, on_progress=on_progress)
-        first_call = packed_initializer(initializer)
+        first_call = pickle_initializer(initializer)
         logs = Logs(log_path, shared=shared_log)
         self._admission = admission = RunQueue(rules)
         self.rules = admission.rules
@@ -242,7 +242,7 @@ class ProcessManager(BaseManager):
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
         if self._cancellation:
-            timeout = min(timeout, SAMPLE)  # Nobody tells when a question has another answer.
+            timeout = min(timeout, SAMPLE_INTERVAL_S)  # Nobody tells when a question has another answer.
         timeout = self._admission.patience(timeout, full=self._launching.full)
         at_once = self._scheduled_calls or self._launching.pending or self._streams.pending
         self.server.wait(0.0 if at_once else self._running.patience(timeout), self._streams.waker)

@@ -17,18 +17,18 @@ from doorman.errors import IdentityRefused, PidfdUnavailable, Refusal
 
 __all__ = [
     "Process",
-    "adopt_orphans",
     "ancestors",
+    "become_subreaper",
     "check_system",
     "die_with_parent",
-    "own_namespace",
+    "find_process",
+    "own_pid_namespace",
     "pidfd_inode",
     "process_by_inode",
     "process_in_namespace",
-    "process_of",
-    "return_free_memory",
+    "require_alive",
     "start_time",
-    "still_there",
+    "trim_heap",
 ]
 
 
@@ -50,12 +50,12 @@ def die_with_parent(parent: int) -> bool:
     return os.getppid() == parent
 
 
-def adopt_orphans() -> None:
+def become_subreaper() -> None:
     """Become the parent of descendants whose own parents end, however deep they are."""
     _ask(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def return_free_memory() -> None:
+def trim_heap() -> None:
     """Give back to the kernel what is free in the heap: a fork would copy its page tables for nothing."""
     trim = getattr(_libc, "malloc_trim", None)  # Absent where the C library is not the GNU one.
     if trim is not None:
@@ -248,7 +248,7 @@ def _pidfs() -> bool:
         anonymous.close()
 
 
-def process_of(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
+def find_process(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
     """Hold the process of which this is known. Raises IdentityRefused.
 
     ``guess`` is its number here, ``inside`` that in its own PID namespace. Two cases: by inode; by number and start
@@ -260,12 +260,12 @@ def process_of(guess: int, inode: int | None, started: int | None, namespace: st
         process = process_in_namespace(namespace, inside, started or 0)
     if process is not None:
         return process
-    if namespace == own_namespace() and start_time(guess) is not None:
+    if namespace == own_pid_namespace() and start_time(guess) is not None:
         raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that said hello")
     raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here calls itself pid {guess}")
 
 
-def still_there(process: Process) -> Process:
+def require_alive(process: Process) -> Process:
     """Return the process. Raises IdentityRefused once it has ended."""
     if process.alive():
         return process
@@ -336,6 +336,6 @@ def _number_inside(pid: int) -> int:
     return int(numbers[0][-1]) if numbers else pid
 
 
-def own_namespace() -> str:
+def own_pid_namespace() -> str:
     """Return the name of the PID namespace that this process lives in."""
     return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - as in process.py

@@ -13,9 +13,9 @@ import msgspec
 if TYPE_CHECKING:
     from doorman.identity import Credential
 
-__all__ = ["Progress", "Reporter", "checked", "packed", "read", "signed", "unpacked"]
+__all__ = ["Progress", "ProgressReporter", "make_progress", "packed", "read", "signed", "unpacked"]
 
-INTERVAL: Final = 0.05
+REPORT_INTERVAL_S: Final = 0.05
 """Seconds between two reports of a task; of what it says in between only the last travels."""
 NOTE: Final = 1000
 """Characters of a note that travel."""
@@ -44,7 +44,7 @@ class Progress:
         return None if not self.total else max(0.0, min(1.0, self.done / self.total))
 
 
-class Reporter:
+class ProgressReporter:
     """The child's side: lets a report through at once, and of those that follow within `INTERVAL` the last one.
 
     Safe from any thread.
@@ -86,11 +86,11 @@ class Reporter:
     def _let_go(self) -> None:
         progress, self._pending = self._pending, None
         if progress is not None:
-            self._next = time.monotonic() + INTERVAL
+            self._next = time.monotonic() + REPORT_INTERVAL_S
             self._send(progress)
 
 
-def checked(done: float, total: float | None, note: str) -> Progress:
+def make_progress(done: float, total: float | None, note: str) -> Progress:
     """Return what can travel. Raises TypeError for what is no number."""
     shown = str(note)[:NOTE].encode(errors="replace").decode()
     return Progress(_number(done, "done"), None if total is None else _number(total, "total"), shown)

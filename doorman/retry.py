@@ -93,7 +93,7 @@ class RetryPolicy:
         self._restarts: deque[float] = deque()
         self._failures = 0
 
-    def pause(
+    def delay(
         self, state: State, error: BaseException | None, *, attempt: int, ran: float | None, now: float
     ) -> float | None:
         """Return the seconds until the next try after an attempt that ended so; None if there is none.
@@ -106,13 +106,13 @@ class RetryPolicy:
         elif state not in _ABNORMAL and not (state is State.DONE and self._restart == "permanent"):
             return None
         else:
-            self._count(now, error)
+            self._count_restart(now, error)
             if ran is not None and ran > self._intensity.seconds:
                 self._failures = 0  # It had come up: what ends it now is another trouble.
         self._failures += 1
         return 0.0 if self._backoff is None else self._backoff.seconds(self._failures, chance=random.random())
 
-    def _count(self, now: float, error: BaseException | None) -> None:
+    def _count_restart(self, now: float, error: BaseException | None) -> None:
         most, seconds = self._intensity.restarts, self._intensity.seconds
         while self._restarts and self._restarts[0] <= now - seconds:
             self._restarts.popleft()

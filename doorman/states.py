@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ENDED", "State", "legal"]
+__all__ = ["ENDED", "State", "is_legal"]
 
 
 class State(StrEnum):
@@ -43,6 +43,6 @@ _WAYS: Final[dict[State, set[State]]] = {
 }
 
 
-def legal(before: State, after: State) -> bool:
+def is_legal(before: State, after: State) -> bool:
     """Whether a task may go from one state to the other."""
     return after in _WAYS[before]

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import IO, Any, Final, TypeAlias
 
 from doorman._scheduler.base_manager import BaseManager, check_listeners
-from doorman._scheduler.output import KEPT, Line, Lines, told, wanted
+from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_streamed
 from doorman._scheduler.run_queue import QueuedTask, RunQueue
-from doorman.current import CurrentTask, entered
+from doorman.current import CurrentTask, task_context
 from doorman.errors import TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
 from doorman.launcher.process_exit import exit_code
@@ -44,10 +44,10 @@ def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
 
     Not through pipes: nobody would read them while the task runs, and a full one would be the end of it.
     """
-    if not wanted(task, listener):
+    if not is_streamed(task, listener):
         yield
         return
-    task.lines = kept = deque[Line](maxlen=KEPT)
+    task.lines = kept = deque[Line](maxlen=KEPT_LINES)
     with contextlib.ExitStack() as files:
         written = [files.enter_context(tempfile.TemporaryFile()) for _ in STREAMS]
         try:
@@ -59,7 +59,7 @@ def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
             for name, file in zip(STREAMS, written, strict=True):
                 for line in _lines(file):
                     kept.append(Line(name, line))
-                    told(task, name, line, listener)
+                    deliver_line(task, name, line, listener)
 
 
 @contextlib.contextmanager
@@ -242,7 +242,7 @@ class SynchronousManager(BaseManager):
             task._report_progress(replace(progress, at=time.time()), self._on_progress)
 
         try:
-            with entered(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
+            with task_context(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
             return _left(leaving)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeAlias
 
 from doorman._scheduler.output import Line
-from doorman._worker.pickling import packed_call
+from doorman._worker.pickling import pickle_call
 from doorman.errors import IdentityRefused, RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired
 from doorman.futures import TaskFuture, future_of
 from doorman.identity import Identity
 from doorman.limits import Limits
 from doorman.progress import Progress
 from doorman.retry import Backoff, Intensity, Restart, RetryPolicy
-from doorman.states import ENDED, State, legal
+from doorman.states import ENDED, State, is_legal
 
 __all__ = [
     "Keeper",
@@ -159,7 +159,7 @@ class Life:
 
     def _set_state(self, state: State) -> None:
         """Go to another state; the only place where it changes."""
-        if not legal(self.state, state):
+        if not is_legal(self.state, state):
             raise AssertionError(f"a task cannot go from {self.state} to {state}")
         self.state = state
         if state is State.RUNNING:
@@ -184,7 +184,7 @@ class Life:
         ran = None if self.identity is None else self.duration
         try:
             now = time.monotonic()
-            pause = self._retry_policy.pause(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
+            pause = self._retry_policy.delay(state, error, attempt=self.attempt, ran=ran, now=now) if wanted else None
         except RestartedTooOften as often:
             return State.FAILED, None, often, None
         if pause is not None:
@@ -394,7 +394,7 @@ class Task(Life):
         check_succession(self, owner)
         call = self._call
         if call is None:
-            call = b"" if self.argv else packed_call(self.name, self.fn, self.args, self.kwargs)
+            call = b"" if self.argv else pickle_call(self.name, self.fn, self.args, self.kwargs)
         self._manager, self._call = owner, None
         return call
 

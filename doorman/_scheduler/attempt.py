@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from doorman._scheduler.output import Outputs
-from doorman._worker.main import Work
+from doorman._worker.main import WorkSpec
 from doorman._worker.outcome import Outcome
 from doorman._worker.signed_channel import SignedReceiver
 from doorman.errors import WorkerDied
@@ -88,7 +88,7 @@ class Attempt:
         exited = self.exited or Exited(self.id, None, None)
         died = self.error or WorkerDied(self.pid, exited.exit_code, exited.signal)
         if self.outcome is not None and self.stopping is not State.EXPIRED:  # 1. it told its result
-            value, error = self.outcome.open()
+            value, error = self.outcome.unpickle()
             return State.DONE if error is None else State.FAILED, value, error
         if self.stopping is not None:  # 2. it was told to end
             return self.stopping, None, died if self.stopping is State.FAILED else None
@@ -142,7 +142,7 @@ class Orders:
     def written(self, attempt: Attempt, outputs: Outputs, *, record: str | None) -> Order:
         """Return what a launcher needs to know."""
         task = attempt.task
-        work = Work(
+        work = WorkSpec(
             self._location,
             task.id,
             task.name.encode(errors="backslashreplace").decode(),  # A file's name need not be text.

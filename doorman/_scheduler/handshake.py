@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
-from doorman._worker.connection import AGAIN, ASKED
+from doorman._worker.connection import CHALLENGE_LABEL, READOPTION_LABEL
 from doorman._worker.outcome import Outcome
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Identity, Refusal, verify
@@ -52,7 +52,7 @@ class ReadoptionChallenge:
     def challenge(self, attempt: Attempt, sender: Any) -> None:
         """Ask whoever said hello for an attempt that was begun by the manager before this one to prove it anew."""
         nonce = _nonce(attempt, sender)
-        _say(sender, "doorman.challenge", attempt.id, nonce, attempt.credential.sign(ASKED + nonce))
+        _say(sender, "doorman.challenge", attempt.id, nonce, attempt.credential.sign(CHALLENGE_LABEL + nonce))
 
     def _again(self, event: Event) -> None:
         """Listener: a process answers a challenge."""
@@ -71,7 +71,7 @@ class ReadoptionChallenge:
     def _believe(self, attempt: Attempt, hello: Any, signature: Any, sender: Any) -> None:
         """Go on with the process, or raise IdentityRefused; then nothing changes for the attempt."""
         credential = attempt.credential
-        said = AGAIN + _nonce(attempt, sender) + str(hello.get("proof")).encode()
+        said = READOPTION_LABEL + _nonce(attempt, sender) + str(hello.get("proof")).encode()
         if not isinstance(signature, bytes) or not credential.check(said, signature):
             raise IdentityRefused(Refusal.REPLAYED, "an old hello, or somebody else's")
         known = verify(hello, credential, attempt.launched, peer_credentials=sender.credentials)
@@ -88,7 +88,7 @@ class ReadoptionChallenge:
 
 def _nonce(attempt: Attempt, sender: Any) -> bytes:
     """Return what one sender has to sign: nobody else could use the answer."""
-    return attempt.credential.sign(ASKED + attempt.salt + str(sender.id).encode())
+    return attempt.credential.sign(CHALLENGE_LABEL + attempt.salt + str(sender.id).encode())
 
 
 def _say(sender: Any, name: str, *words: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from doorman._scheduler.attempt import Attempt
-from doorman.load import SAMPLE, Load, Meter
+from doorman.load import SAMPLE_INTERVAL_S, Load, Meter
 
 __all__ = ["Occupancy"]
 
@@ -28,8 +28,8 @@ class Occupancy:
 
     def started(self, attempt: Attempt) -> None:
         """Count a process that was just asked for as one busy core: its load cannot show yet."""
-        self._counted[attempt.id] = attempt.handler, *self._meter.counted(attempt.id)
-        self._meter.expect(self.load, attempt.handler)
+        self._counted[attempt.id] = attempt.handler, *self._meter.last_measured(attempt.id)
+        self._meter.add_unmeasured(self.load, attempt.handler)
 
     def ended(self, attempt: Attempt) -> None:
         """Count a process no more, with what it was last counted as."""
@@ -48,7 +48,7 @@ class Occupancy:
 
     def resume(self) -> None:
         """Begin anew after a while in which nobody asked."""
-        self._meter.forget()
+        self._meter.drop_stale()
         self._next = 0.0
 
     def measure(self, running: Iterable[Attempt]) -> bool:
@@ -58,9 +58,9 @@ class Occupancy:
             return False
         attempts = list(running)
         self.load = self._meter.measure(map(_place, attempts))
-        self._counted = {attempt.id: (attempt.handler, *self._meter.counted(attempt.id)) for attempt in attempts}
+        self._counted = {attempt.id: (attempt.handler, *self._meter.last_measured(attempt.id)) for attempt in attempts}
         ended = self._clock()
-        self._next = ended + max(SAMPLE, (ended - began) / SHARE)
+        self._next = ended + max(SAMPLE_INTERVAL_S, (ended - began) / SHARE)
         return True
 
 

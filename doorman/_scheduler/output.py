@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from doorman.task import OnOutput, Task
     from remit.transport import Wakeable
 
-__all__ = ["LONGEST", "Line", "Lines", "Logs", "Outputs", "Streams", "told", "wanted"]
+__all__ = ["MAX_LINE_CHARS", "Line", "Lines", "Logs", "Outputs", "Streams", "deliver_line", "is_streamed"]
 
 
-LONGEST: Final = 64 * 1024
+MAX_LINE_CHARS: Final = 64 * 1024
 """Characters of a line that are told at once; what is longer comes in several pieces."""
 
 
@@ -52,15 +52,15 @@ class Lines:
         if last and begun:
             lines.append(begun)
             begun = ""
-        while len(begun) > LONGEST:
-            lines.append(begun[:LONGEST])
-            begun = begun[LONGEST:]
+        while len(begun) > MAX_LINE_CHARS:
+            lines.append(begun[:MAX_LINE_CHARS])
+            begun = begun[MAX_LINE_CHARS:]
         self._begun = begun
-        return lines if all(len(line) <= LONGEST for line in lines) else [*_pieces(lines)]
+        return lines if all(len(line) <= MAX_LINE_CHARS for line in lines) else [*_pieces(lines)]
 
 
 def _pieces(lines: list[str]) -> list[str]:
-    return [line[at : at + LONGEST] for line in lines for at in range(0, max(1, len(line)), LONGEST)]
+    return [line[at : at + MAX_LINE_CHARS] for line in lines for at in range(0, max(1, len(line)), MAX_LINE_CHARS)]
 
 
 class Outputs(NamedTuple):
@@ -118,16 +118,16 @@ class Logs:
 
 logger = logging.getLogger("doorman")
 
-AT_ONCE: Final = 64 * 1024
+READ_BYTES: Final = 64 * 1024
 """Bytes that are read from one pipe in one tick; what it holds beyond that makes the task wait."""
-PIPES: Final = 64
+PIPES_PER_TICK: Final = 64
 """Pipes that are read in one tick; the others have their turn in the next."""
-KEPT: Final = 1000
+KEPT_LINES: Final = 1000
 """Lines that `Task.lines` keeps."""
 _NO_ROOM = {errno.EMFILE, errno.ENFILE}
 
 
-def wanted(task: Task, listener: OnOutput | None) -> bool:
+def is_streamed(task: Task, listener: OnOutput | None) -> bool:
     """Whether a task's output is to be streamed: as the task says, or else whether its manager has a listener."""
     if task.detach:
         return False  # It outlives its manager, and with it the pipes.
@@ -135,7 +135,7 @@ def wanted(task: Task, listener: OnOutput | None) -> bool:
     return bool(own) if task.stream is not None or own else listener is not None
 
 
-def told(task: Task, stream: str, line: str, listener: OnOutput | None) -> None:
+def deliver_line(task: Task, stream: str, line: str, listener: OnOutput | None) -> None:
     """Give a line to the task's listener, and to the manager's."""
     for each in (task.on_output, listener):
         if each is not None:
@@ -170,9 +170,9 @@ class Streams:
         """Whether there are lines that were read and not told."""
         return bool(self._interrupted)
 
-    def wanted(self, task: Task) -> bool:
+    def is_streamed(self, task: Task) -> bool:
         """Whether a task's output is to be streamed: as the task says, or else the manager."""
-        return wanted(task, self._listener)
+        return is_streamed(task, self._listener)
 
     def open(self, task: Task, attempt: str) -> Outputs:
         """Return what is to be a process's output: pipes, files, or the manager's own.
@@ -183,7 +183,7 @@ class Streams:
             try:
                 files = self._logs.open(task.name, attempt)
                 undone.callback(files.close)
-                pipes, theirs = _opened(task) if self.wanted(task) else (None, files)
+                pipes, theirs = _open_pipes(task) if self.is_streamed(task) else (None, files)
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise LaunchRefused(f"no descriptor is left for the task's output: {error}") from error
@@ -204,15 +204,15 @@ class Streams:
     def read(self) -> None:
         """Tell what tasks have written since the last time; never waits."""
         while self._interrupted:
-            self._tell(self._interrupted.pop())
+            self._deliver(self._interrupted.pop())
         if not self._pipes or self._epoll is None:
             return
-        for descriptor, _ in self._epoll.poll(0, PIPES):
+        for descriptor, _ in self._epoll.poll(0, PIPES_PER_TICK):
             pipe = self._pipes.get(descriptor)
             if pipe is not None:
-                self._read(pipe, AT_ONCE)
+                self._read(pipe, READ_BYTES)
 
-    def end(self, attempt: str) -> None:
+    def finish_attempt(self, attempt: str) -> None:
         """Tell what is left of an attempt whose process has ended, and close its pipes."""
         for pipe in self._by_attempt.pop(attempt, ()):
             if self._pipes.get(pipe.descriptor) is pipe:
@@ -240,16 +240,16 @@ class Streams:
         """Take up to ``most`` bytes from a pipe; its end, if that is what is there, ends it."""
         while most > 0:
             try:
-                data = os.read(pipe.descriptor, min(most, AT_ONCE))
+                data = os.read(pipe.descriptor, min(most, READ_BYTES))
             except BlockingIOError:
                 return
             most -= len(data)
             if not data:
                 self._finish(pipe)
                 return
-            pipe.take(data)
-            self._tell(pipe)
-            if len(data) < AT_ONCE:
+            pipe.feed(data)
+            self._deliver(pipe)
+            if len(data) < READ_BYTES:
                 return
 
     def _finish(self, pipe: _Pipe) -> None:
@@ -257,18 +257,18 @@ class Streams:
         if self._epoll is not None:
             self._epoll.unregister(pipe.descriptor)
         del self._pipes[pipe.descriptor]
-        pipe.take(b"", last=True)
+        pipe.feed(b"", last=True)
         pipe.close()
-        self._tell(pipe)
+        self._deliver(pipe)
 
-    def _tell(self, pipe: _Pipe) -> None:
+    def _deliver(self, pipe: _Pipe) -> None:
         """Give the lines to those who listen. Whoever is interrupted, as by Ctrl-C, goes on with the next line."""
         task, name = pipe.task, pipe.name
         try:
             while pipe.lines:
                 line = pipe.lines.popleft()
                 pipe.kept.append(Line(name, line))
-                told(task, name, line, self._listener)
+                deliver_line(task, name, line, self._listener)
         finally:
             if pipe.lines:
                 self._interrupted.append(pipe)
@@ -290,7 +290,7 @@ class _Pipe:
         count: int = struct.unpack("i", fcntl.ioctl(self.descriptor, termios.FIONREAD, b"\0" * 4))[0]
         return count
 
-    def take(self, data: bytes, *, last: bool = False) -> None:
+    def feed(self, data: bytes, *, last: bool = False) -> None:
         """Take in what was read."""
         self.lines.extend(self._cut.feed(data, last=last))
         if self.copy is not None and not self.copy.write(data, last=last):
@@ -315,7 +315,7 @@ class _Copy:
         """Append; False if that failed: then it is over, and said once."""
         ready = self._begun + data
         self._begun = b""
-        if self._whole and not last and len(ready) - (end := ready.rfind(b"\n") + 1) < AT_ONCE:
+        if self._whole and not last and len(ready) - (end := ready.rfind(b"\n") + 1) < READ_BYTES:
             ready, self._begun = ready[:end], ready[end:]
         elif self._whole and last and ready:
             ready += b"\n"
@@ -333,7 +333,7 @@ class _Copy:
         os.close(self._descriptor)
 
 
-def _opened(task: Task) -> tuple[tuple[_Pipe, _Pipe], Outputs]:
+def _open_pipes(task: Task) -> tuple[tuple[_Pipe, _Pipe], Outputs]:
     """Make the two pipes of an attempt: our ends, and those for the process. Raises OSError."""
     out = os.pipe()
     try:
@@ -341,7 +341,7 @@ def _opened(task: Task) -> tuple[tuple[_Pipe, _Pipe], Outputs]:
     except OSError:
         Outputs(*out).close()
         raise
-    task.lines = kept = deque[Line](maxlen=KEPT)
+    task.lines = kept = deque[Line](maxlen=KEPT_LINES)
     for ours, _ in (out, err):
         os.set_blocking(ours, False)
     return (_Pipe(task, "stdout", out[0], kept), _Pipe(task, "stderr", err[0], kept)), Outputs(out[1], err[1])

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from doorman._scheduler.attempt import Attempt
 from doorman._scheduler.occupancy import Occupancy
 from doorman.errors import DependencyFailed
-from doorman.load import SAMPLE
+from doorman.load import SAMPLE_INTERVAL_S
 from doorman.rules import Rule, Rules
 from doorman.states import State
 from doorman.task import Task
@@ -389,7 +389,7 @@ class RunQueue:
         if self._stirred:
             return 0.0
         # Nobody tells when a question has another answer, or what a process uses.
-        return min(most, SAMPLE) if self._lanes.asked or self._by_load else most
+        return min(most, SAMPLE_INTERVAL_S) if self._lanes.asked or self._by_load else most
 
     def _turn(self) -> int:
         self._turns += 1

@@ -355,7 +355,7 @@ class Ending:
     def over(self, attempt: Attempt, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """End an attempt, and its task with it unless it is to be tried again."""
         try:
-            self._streams.end(attempt.id)
+            self._streams.finish_attempt(attempt.id)
         finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
             self._decide(attempt, state, value, error)
 
@@ -485,7 +485,7 @@ class Launching:
         try:
             self._launcher.launch(self._orders.written(attempt, outputs, record=self._recorder.place_of(attempt)))
         except BaseException:
-            self._streams.end(attempt.id)
+            self._streams.finish_attempt(attempt.id)
             raise
         finally:
             outputs.close()
@@ -520,7 +520,7 @@ class Launching:
         """Let its task wait where it stood, as if no process had been asked for: the system has none to give."""
         task = attempt.task
         self._ending.forget(attempt)
-        self._streams.end(attempt.id)
+        self._streams.finish_attempt(attempt.id)
         task._set_state(State.WAITING)
         task.attempt -= 1
         self._recorder.again(task)

@@ -14,18 +14,18 @@ from doorman import identity
 from doorman._worker.outcome import Outcome, label, returned
 from doorman.errors import NotInTask
 from doorman.identity import Credential
-from doorman.journal.outcome_files import leave_outcome
-from doorman.progress import Progress, Reporter, signed
+from doorman.journal.outcome_files import write_outcome
+from doorman.progress import Progress, ProgressReporter, signed
 from remit import Client, Event, Location, Server
 from remit._patterns.names import SERVER_RESTARTED
 from remit.errors import LinkClosed, RemitError
 
-__all__ = ["AGAIN", "ASKED", "REPORT_LINGER", "ManagerConnection", "ReadoptionClient"]
+__all__ = ["CHALLENGE_LABEL", "READOPTION_LABEL", "REPORT_LINGER_S", "ManagerConnection", "ReadoptionClient"]
 
 
-ASKED: Final = b"doorman.challenge"
+CHALLENGE_LABEL: Final = b"doorman.challenge"
 """What a challenge is signed with, so that it is taken for nothing else."""
-AGAIN: Final = b"doorman.again"
+READOPTION_LABEL: Final = b"doorman.again"
 """The same for its answer."""
 
 
@@ -35,48 +35,48 @@ class ReadoptionClient:
     def __init__(self, client: Client, credential: Credential) -> None:
         self._client = client
         self._credential = credential
-        self._began = False
-        client._router.register(SERVER_RESTARTED, self._met)
-        client.add_listener("doorman.challenge", self._challenged)
-        client.add_listener("doorman.die", self._told_to_die)
+        self._started = False
+        client._router.register(SERVER_RESTARTED, self._on_restarted)
+        client.add_listener("doorman.challenge", self._on_challenge)
+        client.add_listener("doorman.die", self._on_die)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """The task's own code begins: from now on a thread sees to it that a new manager is noticed."""
-        self._began = True
+        self._started = True
         self._client.start()
 
-    def _met(self, *_: Any) -> None:
+    def _on_restarted(self, *_: Any) -> None:
         """Control: the server is another one."""
-        if self._began:
+        if self._started:
             self._emit("doorman.hello", identity.hello(self._credential))
 
-    def _challenged(self, attempt: str, nonce: bytes, signature: bytes) -> None:
+    def _on_challenge(self, attempt: str, nonce: bytes, signature: bytes) -> None:
         """Listener: prove it anew, if it is the own manager who asks."""
-        if attempt == self._credential.attempt and self._credential.check(ASKED + nonce, signature):
+        if attempt == self._credential.attempt and self._credential.check(CHALLENGE_LABEL + nonce, signature):
             hello = identity.hello(self._credential)
-            said = AGAIN + nonce + hello["proof"].encode()
+            said = READOPTION_LABEL + nonce + hello["proof"].encode()
             self._emit("doorman.again", hello, self._credential.sign(said))
 
     def _emit(self, name: str, *words: Any) -> None:
         with contextlib.suppress(LinkClosed):  # It is leaving: all that it had to tell is told.
             self._client.emit(name, *words)
 
-    def _told_to_die(self, attempt: str, signature: bytes) -> None:
+    def _on_die(self, attempt: str, signature: bytes) -> None:
         """Listener: the new manager does not want this attempt any more."""
         known = attempt == self._credential.attempt and self._credential.check(b"die", signature)
-        if known and self._began:
+        if known and self._started:
             signal.raise_signal(signal.SIGTERM)
 
 
-GO_TIMEOUT: Final = 30.0
+GO_TIMEOUT_S: Final = 30.0
 """Seconds after which a child that was not told to go ends without having run anything."""
-HELLO_AGAIN: Final = 2.0
+HELLO_INTERVAL_S: Final = 2.0
 """Seconds after which an unanswered hello is said again."""
-REPORT_LINGER: Final = 60.0
+REPORT_LINGER_S: Final = 60.0
 """Seconds within which the result must have reached the manager."""
 CHUNK: Final = 256 * 1024
 """Bytes of a result in one event: below what any transport carries."""
-SETTLED: Final = 1.0
+DETACHED_CLOSE_TIMEOUT_S: Final = 1.0
 """Seconds that a detached process's line takes to close beyond that."""
 
 
@@ -85,36 +85,36 @@ class ManagerConnection:
 
     def __init__(self, location: Location, credential: Credential) -> None:
         self._credential = credential
-        self._answer: str | None = None
+        self._reply: str | None = None
         self._owner = os.getpid()
         self._record: str | None = None
-        self._homecoming: ReadoptionClient | None = None
-        self._reporter: Reporter | None = None
+        self._readoption: ReadoptionClient | None = None
+        self._reporter: ProgressReporter | None = None
         self._reports = 0
-        self._client = Client(location, threaded=False, linger=REPORT_LINGER)
-        self._client.add_listener("doorman.go", self._told, pass_event=True)
-        self._client.add_listener("doorman.die", self._told, pass_event=True)
+        self._client = Client(location, threaded=False, linger=REPORT_LINGER_S)
+        self._client.add_listener("doorman.go", self._on_reply, pass_event=True)
+        self._client.add_listener("doorman.die", self._on_reply, pass_event=True)
 
-    def detach(self, record: str | None) -> None:
+    def enable_readoption(self, record: str | None) -> None:
         """Outlive the manager, and be found by the next one; what it would have to be told is left at ``record``."""
         self._record = record
-        self._homecoming = ReadoptionClient(self._client, self._credential)
+        self._readoption = ReadoptionClient(self._client, self._credential)
 
     def prove(self) -> bool:
         """Say hello until answered; True if told to go."""
-        deadline = time.monotonic() + GO_TIMEOUT
+        deadline = time.monotonic() + GO_TIMEOUT_S
         hello = identity.hello(self._credential)
-        while self._answer is None and (left := deadline - time.monotonic()) > 0:
+        while self._reply is None and (left := deadline - time.monotonic()) > 0:
             self._client.emit("doorman.hello", hello)
-            again = time.monotonic() + min(HELLO_AGAIN, left)
-            while self._answer is None and (left := again - time.monotonic()) > 0:
+            again = time.monotonic() + min(HELLO_INTERVAL_S, left)
+            while self._reply is None and (left := again - time.monotonic()) > 0:
                 self._client.tick(left)
-        return self._answer == "go"
+        return self._reply == "go"
 
-    def begin(self) -> None:
+    def start_readoption(self) -> None:
         """The task's own code begins."""
-        if self._homecoming is not None:
-            self._homecoming.begin()
+        if self._readoption is not None:
+            self._readoption.start()
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Emit an event of the task's own; from the first on a thread sees that they leave while the task computes."""
@@ -122,18 +122,18 @@ class ManagerConnection:
             self._client.start()
         self._client.emit(name, *args, **kwargs)
 
-    def listen(self, name: str, listener: Callable[..., Any]) -> None:
+    def add_listener(self, name: str, listener: Callable[..., Any]) -> None:
         """Hear what the manager emits to this task, in a thread."""
         if os.getpid() == self._owner:
             self._client.add_listener(name, listener)
             self._client.start()
 
-    def progress(self, progress: Progress) -> None:
+    def report_progress(self, progress: Progress) -> None:
         """Tell how far the task has come, or let it wait for what is newer."""
         if os.getpid() != self._owner:
             raise NotInTask("a fork of the task's process has no progress of its own: report from the task itself")
         if self._reporter is None:
-            self._reporter = Reporter(self._send_progress)
+            self._reporter = ProgressReporter(self._send_progress)
         self._reporter.report(progress)
 
     def _send_progress(self, progress: Progress) -> None:
@@ -142,11 +142,11 @@ class ManagerConnection:
         self._reports += 1
         self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
 
-    def report(self, outcome: Outcome) -> None:
+    def report_outcome(self, outcome: Outcome) -> None:
         """Send the outcome, in signed parts, behind the last progress."""
         if self._record is not None:
             try:
-                leave_outcome(self._record, outcome, self._credential)
+                write_outcome(self._record, outcome, self._credential)
             except OSError as error:
                 print(f"doorman: the result is left nowhere: {error}", file=sys.stderr)  # noqa: T201
         if self._reporter is not None:
@@ -163,11 +163,11 @@ class ManagerConnection:
 
         ``linger`` is how many seconds it waits at the most; default: `REPORT_LINGER`.
         """
-        linger = REPORT_LINGER if linger is None else linger
+        linger = REPORT_LINGER_S if linger is None else linger
         try:
-            if self._homecoming is not None:
+            if self._readoption is not None:
                 self._client.flush(linger)  # Not closed meanwhile: a new manager may have questions.
-            self._client.close(min(linger, SETTLED) if self._homecoming is not None else linger)
+            self._client.close(min(linger, DETACHED_CLOSE_TIMEOUT_S) if self._readoption is not None else linger)
         except RemitError as lost:
             if linger:
                 print(f"doorman: the manager was not told: {lost}", file=sys.stderr)  # noqa: T201
@@ -176,7 +176,7 @@ class ManagerConnection:
         """Say hello to a server in this very process, hear its answer, and report; all is confirmed then."""
         self._client.emit("doorman.hello", identity.hello(self._credential))
         self._exchange(server)
-        self.report(returned(None))
+        self.report_outcome(returned(None))
         self._exchange(server)
 
     def _exchange(self, server: Server) -> None:
@@ -184,9 +184,9 @@ class ManagerConnection:
             self._client.tick()
             server.tick()
 
-    def _told(self, event: Event) -> None:
+    def _on_reply(self, event: Event) -> None:
         """Listener: the manager's word, if it is the manager's."""
         attempt, signature = event.args
         word = event.name.removeprefix("doorman.")
         if attempt == self._credential.attempt and self._credential.check(word.encode(), signature):
-            self._answer = word
+            self._reply = word

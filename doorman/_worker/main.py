@@ -18,27 +18,27 @@ import msgspec
 
 from doorman._worker.connection import ManagerConnection
 from doorman._worker.outcome import Outcome, failed, returned
-from doorman.current import CurrentTask, entered
+from doorman.current import CurrentTask, task_context
 from doorman.identity import Credential
 from doorman.launcher import Order
-from doorman.launcher.messages import interpreter_flags, packed, take_order
+from doorman.launcher.messages import interpreter_flags, pack_order, read_order
 from doorman.launcher.process_exit import exit_code
 from doorman.limits import Limits
 from remit import Server
 from remit.plugins import find_transport
 
-__all__ = ["Work", "main", "prepare", "run_order"]
+__all__ = ["WorkSpec", "main", "prepare", "run_order"]
 
 
 REHEARSALS: Final = 10
 """The interpreter writes into code until it has specialised it: what is written here, no child has to write again."""
-NOT_ADMITTED: Final = 75
+EXIT_NOT_ADMITTED: Final = 75
 """Exit code of a child that was not told to go: a temporary failure, by the convention of sysexits."""
-NOT_FOUND: Final = 127
+EXIT_NOT_FOUND: Final = 127
 """Exit code of a command that cannot be run, by the convention of the shells."""
 
 
-class Work(msgspec.Struct, array_like=True, frozen=True):
+class WorkSpec(msgspec.Struct, array_like=True, frozen=True):
     """The payload of an order: what to do and whom to tell."""
 
     location: bytes
@@ -55,7 +55,7 @@ class Work(msgspec.Struct, array_like=True, frozen=True):
     limits: Limits | None = None
 
 
-_read_work: Final = msgspec.msgpack.Decoder(Work).decode
+_read_work: Final = msgspec.msgpack.Decoder(WorkSpec).decode
 """Made once, in the zygote: to make one reads annotations, which takes longer than all else that a child does."""
 
 
@@ -81,48 +81,48 @@ def run_order(order: Order) -> int:
     """Be the process of one attempt; return its exit code."""
     work = _read_work(order.payload)
     if work.wrapper:
-        wrap(order, work)
+        exec_wrapper(order, work)
     credential = Credential(order.attempt, order.secret, task=work.task)
     line = ManagerConnection(pickle.loads(work.location), credential)
     if order.detach:
-        line.detach(order.record)
+        line.enable_readoption(order.record)
     if not line.prove():
         line.close(0.0)
-        return NOT_ADMITTED
-    os.register_at_fork(after_in_child=credential.forget)
+        return EXIT_NOT_ADMITTED
+    os.register_at_fork(after_in_child=credential.drop_secret)
     code = 1
-    outcome = begin(work, line, called=not order.command)
+    outcome = initialize(work, line, called=not order.command)
     if outcome is None and order.command:
         line.close()
         if work.limits is not None:
-            work.limits.confine()
-        become(order.command)
+            work.limits.limit_memory()
+        exec_command(order.command)
     if outcome is None:
-        line.begin()
-        outcome, code = run(work, line)
+        line.start_readoption()
+        outcome, code = run_call(work, line)
     if outcome is not None:
-        line.report(outcome)
+        line.report_outcome(outcome)
     line.close()
     return code
 
 
-def begin(work: Work, line: ManagerConnection, *, called: bool) -> Outcome | None:
+def initialize(work: WorkSpec, line: ManagerConnection, *, called: bool) -> Outcome | None:
     """Limit this process and call the initializer; return how the task ends if it must not begin."""
     try:
         if work.limits is not None:
             work.limits.apply(called=called)
         if work.initializer:
-            with at_work(work, line, called=called):
+            with user_code(work, line, called=called):
                 pickle.loads(work.initializer)()
     except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
         return failed(error)
     return None
 
 
-def run(work: Work, line: ManagerConnection) -> tuple[Outcome | None, int]:
+def run_call(work: WorkSpec, line: ManagerConnection) -> tuple[Outcome | None, int]:
     """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
     try:
-        with at_work(work, line):
+        with user_code(work, line):
             fn, args, kwargs = pickle.loads(work.call)
             value = fn(*args, **kwargs)
         return returned(value), 0
@@ -134,43 +134,46 @@ def run(work: Work, line: ManagerConnection) -> tuple[Outcome | None, int]:
 
 
 @contextlib.contextmanager
-def at_work(work: Work, line: ManagerConnection, *, called: bool = True) -> Iterator[None]:
+def user_code(work: WorkSpec, line: ManagerConnection, *, called: bool = True) -> Iterator[None]:
     """A block of the user's code, with its memory limited: what comes after it is to have room to tell how it ended."""
-    confined = work.limits.confined() if work.limits is not None and called else contextlib.nullcontext()
-    with entered(CurrentTask(work.name, work.attempt, line.emit, line.listen, line.progress)), confined:
+    confined = work.limits.memory_limited() if work.limits is not None and called else contextlib.nullcontext()
+    with (
+        task_context(CurrentTask(work.name, work.attempt, line.emit, line.add_listener, line.report_progress)),
+        confined,
+    ):
         yield
 
 
-def wrap(order: Order, work: Work) -> NoReturn:
+def exec_wrapper(order: Order, work: WorkSpec) -> NoReturn:
     """Turn into the wrapper, which starts a worker that takes the same order from an inherited descriptor."""
     inner = msgspec.structs.replace(work, wrapper=())
     # Without environment and folder, which are in place already: what the wrapper makes of them is to stay.
     again = replace(order, payload=msgspec.msgpack.encode(inner), env=None, cwd=None)
-    data = packed(again, sys_path=sys.path)
+    data = pack_order(again, sys_path=sys.path)
     descriptor = os.memfd_create("order", 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    become((*work.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman.launcher.enter", str(descriptor)))
+    exec_command((*work.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman.launcher.enter", str(descriptor)))
 
 
-def become(command: tuple[str, ...]) -> NoReturn:
+def exec_command(command: tuple[str, ...]) -> NoReturn:
     """Turn into the program; pid and inode stay. A program that cannot be run is told on standard error."""
     try:
         os.execvp(command[0], command)
     except OSError as error:
         print(f"doorman: cannot run {command[0]}: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(NOT_FOUND)
+        os._exit(EXIT_NOT_FOUND)
 
 
 def main() -> int:
     """Run as a program of its own: take the order from a descriptor, or from standard input, and obey it."""
     from doorman import process as prctl
-    from doorman.launcher.zygote_process import write_by_line
+    from doorman.launcher.zygote_process import use_line_buffering
 
-    write_by_line()
+    use_line_buffering()
     descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    order = take_order(descriptor)
+    order = read_order(descriptor)
     if not order.detach:
         with contextlib.suppress(OSError):
             prctl.die_with_parent(os.getppid())

@@ -25,7 +25,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
     """The pickled return value; None if it raised."""
     error: bytes | None = None
     """The pickled exception; None if it returned, or if the exception cannot be pickled."""
-    told: str = ""
+    traceback: str = ""
     """The exception and its traceback, as the interpreter would print it."""
 
     def encode(self) -> bytes:
@@ -37,7 +37,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
         """Read what travelled. Raises msgspec.MsgspecError."""
         return msgspec.msgpack.decode(data, type=cls)
 
-    def open(self) -> tuple[Any, BaseException | None]:
+    def unpickle(self) -> tuple[Any, BaseException | None]:
         """Return the value and None, or None and the exception to raise, whose cause tells the child's traceback."""
         if self.value is not None:
             value, unreadable = _unpickled(self.value)
@@ -45,7 +45,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
                 return value, None
             told = "".join(traceback.format_exception(unreadable))
             return None, TaskFailed(f"the task returned, but its value cannot be unpickled here:\n{told}")
-        failure = TaskFailed(f"the task raised in its process:\n\n{self.told}")
+        failure = TaskFailed(f"the task raised in its process:\n\n{self.traceback}")
         error, _ = (None, None) if self.error is None else _unpickled(self.error)
         # A KeyboardInterrupt of the child's must not look like one of the manager's.
         if not isinstance(error, Exception):

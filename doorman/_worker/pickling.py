@@ -11,7 +11,7 @@ import cloudpickle
 
 from doorman.errors import TaskNotPicklable
 
-__all__ = ["packed_call", "packed_initializer", "pickled", "untransportable"]
+__all__ = ["not_picklable", "pickle_call", "pickle_initializer", "pickle_value"]
 
 
 _MAIN: Final = b"__main__"
@@ -19,15 +19,15 @@ _shown = reprlib.Repr()  # Not repr(): that may be as long as the value, or rais
 _shown.maxother = _shown.maxstring = 120
 
 
-def packed_call(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+def pickle_call(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """Return the call of the task ``name``. Raises TaskNotPicklable, which names the part that cannot travel."""
     try:
         return _by_value((fn, args, kwargs))
     except Exception as error:
-        raise untransportable(f"task {name!r}", error, fn, args, kwargs) from error
+        raise not_picklable(f"task {name!r}", error, fn, args, kwargs) from error
 
 
-def packed_initializer(initializer: Callable[[], object] | None) -> bytes:
+def pickle_initializer(initializer: Callable[[], object] | None) -> bytes:
     """Return what each process calls first; nothing for None. Raises TypeError, TaskNotPicklable."""
     if initializer is None:
         return b""
@@ -41,7 +41,7 @@ def packed_initializer(initializer: Callable[[], object] | None) -> bytes:
         ) from error
 
 
-def pickled(thing: Any) -> bytes:
+def pickle_value(thing: Any) -> bytes:
     """Return anything as bytes: what can be imported elsewhere by name, what is of the main script by value.
 
     The standard pickle is faster than cloudpickle, but takes for granted that another process has the same main
@@ -64,7 +64,7 @@ def _by_value(thing: Any) -> bytes:
     return data
 
 
-def untransportable(
+def not_picklable(
     what: str, error: Exception, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> TaskNotPicklable:
     """Return the error that names the part of a call that cannot travel."""

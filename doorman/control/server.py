@@ -18,7 +18,7 @@ import msgspec
 from doorman.control.registry import Registration
 from doorman.control.views import ManagerView, TaskView
 from doorman.errors import ControlRefused
-from doorman.load import Reading, reader
+from doorman.load import Reading, process_reader
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -183,7 +183,7 @@ class _Usage:
     """What processes cost, by what they had used when somebody asked last."""
 
     def __init__(self) -> None:
-        self._read = reader()
+        self._read = process_reader()
         self._before: OrderedDict[str, tuple[float, Reading, float | None]] = OrderedDict()
 
     def of(self, task: Task) -> tuple[float | None, int | None]:

@@ -59,7 +59,7 @@ class Finished(NamedTuple):
     def opened(self) -> tuple[Any, BaseException | None]:
         """Return the value and None, or None and the error."""
         if self.error is None and self.value is None and self.outcome is not None:
-            return self.outcome.open()
+            return self.outcome.unpickle()
         if self.error is None and self.state is not State.DONE:
             kind = {State.CANCELLED: TaskCancelled, State.EXPIRED: TaskExpired}.get(self.state, TaskFailed)
             return None, kind(f"task {self.name!r} is {self.state}, says the journal")

@@ -14,7 +14,7 @@ from doorman._worker.outcome import Outcome
 from doorman.identity import Credential
 from doorman.launcher import Exited
 
-__all__ = ["forget", "leave_end", "leave_outcome", "read_end", "read_outcome", "sweep"]
+__all__ = ["read_exit", "read_outcome", "remove_files", "remove_stale", "write_exit", "write_outcome"]
 
 
 _OUTCOME: Final = ".result"
@@ -25,7 +25,7 @@ _PURPOSE: Final = b"last words"
 _Ending = tuple[str, int | None, int | None, int | None, float | None]
 
 
-def leave_outcome(record: str, outcome: Outcome, credential: Credential) -> None:
+def write_outcome(record: str, outcome: Outcome, credential: Credential) -> None:
     """Write down, signed, what a task returned or raised. Raises OSError."""
     data = outcome.encode()
     _leave(record + _OUTCOME, credential.sign(_PURPOSE + data) + data)
@@ -39,13 +39,13 @@ def read_outcome(record: str, credential: Credential) -> Outcome | None:
     return Outcome.decode(data[_SIGNATURE:])
 
 
-def leave_end(record: str, exited: Exited) -> None:
+def write_exit(record: str, exited: Exited) -> None:
     """Write down how a process ended, as whoever reaped it knows. What cannot be written stays unknown."""
     with contextlib.suppress(OSError):
         _leave(record + _END, msgspec.msgpack.encode(tuple(exited)))
 
 
-def read_end(record: str) -> Exited | None:
+def read_exit(record: str) -> Exited | None:
     """Return what `leave_end` wrote; None if there is nothing."""
     data = _read(record + _END)
     try:
@@ -54,14 +54,14 @@ def read_end(record: str) -> Exited | None:
         return None
 
 
-def forget(record: str) -> None:
+def remove_files(record: str) -> None:
     """Remove the files."""
     for kind in (_OUTCOME, _END):
         with contextlib.suppress(OSError):
             Path(record + kind).unlink()
 
 
-def sweep(folder: Path, kept: Container[str]) -> None:
+def remove_stale(folder: Path, kept: Container[str]) -> None:
     """Remove what nobody will read: all but the last words of these attempts."""
     with contextlib.suppress(OSError):  # There is no such folder before the first detached task.
         for file in list(folder.iterdir()):

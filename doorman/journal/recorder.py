@@ -175,7 +175,7 @@ class Recorder:
             attempt.outcome = lastwords.read_outcome(place, attempt.credential)
             self.told(attempt)
         if attempt.exited is None or (attempt.exited.exit_code is None and attempt.exited.signal is None):
-            attempt.exited = lastwords.read_end(place) or attempt.exited
+            attempt.exited = lastwords.read_exit(place) or attempt.exited
         if attempt.exited is not None:
             task = attempt.task
             task.exit_code, task.signal, task.max_rss = attempt.exited[1:4]
@@ -191,12 +191,12 @@ class Recorder:
         """Remove what a detached process left behind: it is in the journal now."""
         place = self.place_of(attempt)
         if place is not None:
-            lastwords.forget(place)
+            lastwords.remove_files(place)
 
     def sweep(self, kept: Container[str]) -> None:
         """Remove what other attempts than these have left behind."""
         if self.journal is not None:
-            lastwords.sweep(self.journal.folder, kept)
+            lastwords.remove_stale(self.journal.folder, kept)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped

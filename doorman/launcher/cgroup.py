@@ -35,12 +35,12 @@ class ControlGroup:
         self._descriptor = descriptor
 
     @classmethod
-    def make(cls) -> Self:
+    def create(cls) -> Self:
         """Make one below this process's own, unless that may not be divided. Ends what dead holders left there."""
         own = _own()
         if own is None or not _divisible(own):
             return cls()
-        cls.clear()
+        cls.remove_stale()
         for _ in range(_ATTEMPTS):
             folder = own / f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
             try:
@@ -57,7 +57,7 @@ class ControlGroup:
         return cls()
 
     @staticmethod
-    def clear(deadline: float = 0.0) -> None:
+    def remove_stale(deadline: float = 0.0) -> None:
         """End what holders that were all killed have left below this process's own, and remove it.
 
         Waits until ``deadline`` at the most for what it kills; what ends later, the next call removes.
@@ -68,7 +68,7 @@ class ControlGroup:
             left = ControlGroup(_locked(folder))
             with contextlib.suppress(OSError):
                 left.kill()
-                left._await_ends(deadline)
+                left._wait_until_empty(deadline)
                 left.remove()
             left.close()
 
@@ -115,7 +115,7 @@ class ControlGroup:
         with os.fdopen(kind, "rb") as file:
             return file.read() == b"domain\n"
 
-    def _await_ends(self, deadline: float) -> None:
+    def _wait_until_empty(self, deadline: float) -> None:
         events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
         poll = select.poll()
         poll.register(events, select.POLLPRI)

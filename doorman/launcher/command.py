@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from doorman.errors import LaunchRefused
 from doorman.launcher import Exited, Launched, LaunchFailed, Order, Reach
 from doorman.launcher.base import EpollLauncher
-from doorman.launcher.messages import interpreter_flags, packed
+from doorman.launcher.messages import interpreter_flags, pack_order
 from doorman.process import Process
 
 __all__ = ["CommandLauncher"]
 
-BURIAL = 2.0
+KILL_WAIT_S = 2.0
 """Seconds to wait for a worker that was killed because it could not be held."""
 _IGNORED = "this process ignores SIGCHLD, so its children's numbers are free at once; set it to SIG_DFL"
 _BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
@@ -51,52 +51,52 @@ class CommandLauncher(EpollLauncher):
         self._inherits = inherits
         self._reach = reach
         super().__init__()
-        self._workers: dict[int, _Worker] = {}
-        self._feeds: dict[int, _Feed] = {}
+        self._workers: dict[int, _StartedWorker] = {}
+        self._order_writers: dict[int, _OrderWriter] = {}
 
     def launch(self, order: Order) -> None:
         """Start a worker. Raises LaunchRefused if the system is out of processes, memory or descriptors."""
         self._check_usable()
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            self._tell(LaunchFailed(order.attempt, _IGNORED))
+            self._add_event(LaunchFailed(order.attempt, _IGNORED))
             return
         try:
-            worker = _Worker(self._command, order, inherits=self._inherits)
+            worker = _StartedWorker(self._command, order, inherits=self._inherits)
         except OSError as error:
             if error.errno in _BACK_PRESSURE:
                 raise LaunchRefused(f"no process can be started now: {error}") from error
-            self._tell(LaunchFailed(order.attempt, f"{self._command[0]}: {error}"))
+            self._add_event(LaunchFailed(order.attempt, f"{self._command[0]}: {error}"))
             return
         self._workers[worker.process.fileno()] = worker
-        self._feeds[worker.feed.descriptor] = worker.feed
+        self._order_writers[worker.order_writer.descriptor] = worker.order_writer
         self._epoll.register(worker.process, select.EPOLLIN)
-        self._epoll.register(worker.feed.descriptor, select.EPOLLOUT)
+        self._epoll.register(worker.order_writer.descriptor, select.EPOLLOUT)
         # A handle of its own: who closes that must not make this launcher blind.
         process = Process(worker.process.pid, os.dup(worker.process.fileno()))
-        self._tell(Launched(order.attempt, process, self._reach))
+        self._add_event(Launched(order.attempt, process, self._reach))
 
-    def _end(self, deadline: float, *, ours: bool) -> None:
+    def _close_processes(self, deadline: float, *, ours: bool) -> None:
         for worker in self._workers.values():
-            worker.end(deadline, ours=ours)
-        for descriptor in self._feeds:
+            worker.stop(deadline, ours=ours)
+        for descriptor in self._order_writers:
             os.close(descriptor)
-        self._workers, self._feeds = {}, {}
+        self._workers, self._order_writers = {}, {}
 
     def _handle(self, descriptor: int, mask: int) -> None:
         """Three cases: nobody reads an order any more; a worker takes more of it; a wrapper has ended."""
-        if descriptor in self._feeds and mask & select.EPOLLERR:
+        if descriptor in self._order_writers and mask & select.EPOLLERR:
             self._epoll.unregister(descriptor)
-            os.close(self._feeds.pop(descriptor).descriptor)
-        elif descriptor in self._feeds:
-            if self._feeds[descriptor].write():
+            os.close(self._order_writers.pop(descriptor).descriptor)
+        elif descriptor in self._order_writers:
+            if self._order_writers[descriptor].write():
                 # Kept open: its end tells the worker of ours. A wrapper may have handed over and ended long before.
                 self._epoll.modify(descriptor, 0)
         elif descriptor in self._workers:
             self._epoll.unregister(descriptor)
-            self._events.append(self._workers.pop(descriptor).exited())
+            self._events.append(self._workers.pop(descriptor).reap())
 
 
-class _Feed:
+class _OrderWriter:
     """The end by which a worker gets its order."""
 
     def __init__(self, descriptor: int, order: bytes) -> None:
@@ -116,7 +116,7 @@ class _Feed:
         return True
 
 
-class _Worker:
+class _StartedWorker:
     """One program started for one order."""
 
     def __init__(self, command: list[str], order: Order, *, inherits: bool) -> None:
@@ -137,25 +137,25 @@ class _Worker:
             raise
         finally:
             os.close(theirs)
-        self.feed = _Feed(ours, packed(order, sys_path=sys.path if inherits else None))
+        self.order_writer = _OrderWriter(ours, pack_order(order, sys_path=sys.path if inherits else None))
         self._order = order
-        self.process = self._held()
+        self.process = self._hold_process()
 
-    def exited(self) -> Exited:
+    def reap(self) -> Exited:
         """Reap it, and before that, while its zombie pins the number, kill what is left of its group."""
         self.process.signal_group(signal.SIGKILL)
-        return Exited(self._order.attempt, *self._reaped())
+        return Exited(self._order.attempt, *self._wait_result())
 
-    def end(self, deadline: float, *, ours: bool) -> None:
+    def stop(self, deadline: float, *, ours: bool) -> None:
         """Kill and reap it; not if it is detached or another process's."""
         if not ours or self._order.detach:
             self._popen.returncode = 0  # Not to be waited for by us.
             return
         self.process.signal_group(signal.SIGKILL)
         if self.process.wait(deadline - time.monotonic()):
-            self._reaped()
+            self._wait_result()
 
-    def _held(self) -> Process:
+    def _hold_process(self) -> Process:
         try:
             process = Process.open(self._popen.pid)
         except ProcessLookupError as error:
@@ -164,7 +164,7 @@ class _Worker:
         except OSError:
             self._abandon()
             raise
-        if process.alive() and not _waitable(process):
+        if process.alive() and not _is_own_child(process):
             # Reaped by somebody else, and its number given again, before it could be held.
             process.close()
             self._abandon()
@@ -172,12 +172,12 @@ class _Worker:
         return process
 
     def _abandon(self) -> None:
-        os.close(self.feed.descriptor)  # A worker that finds the end instead of its order ends.
+        os.close(self.order_writer.descriptor)  # A worker that finds the end instead of its order ends.
         self._popen.kill()  # By number, but it looks first whether that is a child of ours still.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(BURIAL)
+            self._popen.wait(KILL_WAIT_S)
 
-    def _reaped(self) -> tuple[int | None, int | None, int | None, float | None]:
+    def _wait_result(self) -> tuple[int | None, int | None, int | None, float | None]:
         """Return exit code, signal, most memory and processor time; nothing where another reaper was faster."""
         self._popen.returncode = 0  # Keeps Popen from waiting for it, now or ever.
         try:
@@ -192,7 +192,7 @@ class _Worker:
         return (code if code >= 0 else None), (-code if code < 0 else None), usage.ru_maxrss * 1024, cpu
 
 
-def _waitable(process: Process) -> bool:
+def _is_own_child(process: Process) -> bool:
     """Tell whether it is a child of this process, whatever its number says."""
     try:
         os.waitid(os.P_PIDFD, process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT)

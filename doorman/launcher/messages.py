@@ -16,36 +16,36 @@ import msgspec
 from doorman.launcher import Order
 
 __all__ = [
-    "Broken",
-    "Complaint",
-    "Ended",
-    "Failed",
+    "ChildExited",
     "Fork",
+    "ForkFailed",
     "Forked",
     "Kill",
-    "Over",
+    "MessageError",
     "Ready",
+    "Rejected",
+    "Shutdown",
     "Start",
-    "WireError",
+    "StartFailed",
     "decode_order",
     "encode_order",
     "interpreter_flags",
-    "packed",
-    "read_all",
+    "pack_order",
+    "read_memfd",
+    "read_order",
     "receive",
     "send",
-    "spill",
-    "take_order",
+    "write_memfd",
 ]
 
 
-INLINE = 64 * 1024
+MAX_INLINE_ORDER = 64 * 1024
 """Bytes of an order up to which it travels in the message; a longer one goes through a memfd."""
-_LONGEST = 2 * INLINE  # bytes of a message
+_LONGEST = 2 * MAX_INLINE_ORDER  # bytes of a message
 _MOST_DESCRIPTORS = 3  # in one message: the order, standard output, standard error
 
 
-class WireError(ValueError):
+class MessageError(ValueError):
     """Raised when a message cannot be read; the descriptors that came with it are closed."""
 
 
@@ -78,7 +78,7 @@ class Kill(_Message):
     attempt: str
 
 
-class Over(_Message):
+class Shutdown(_Message):
     """To the zygote, the last: end, and leave your control group to the launcher, which waits."""
 
 
@@ -86,7 +86,7 @@ class Ready(_Message):
     """From the zygote: everything is imported."""
 
 
-class Broken(_Message):
+class StartFailed(_Message):
     """From the zygote, its last word: something could not be imported."""
 
     why: str
@@ -100,7 +100,7 @@ class Forked(_Message):
     inode: int | None
 
 
-class Failed(_Message):
+class ForkFailed(_Message):
     """From the zygote: no child could be made."""
 
     attempt: str
@@ -108,7 +108,7 @@ class Failed(_Message):
     back_pressure: bool
 
 
-class Ended(_Message):
+class ChildExited(_Message):
     """From the zygote: a child has ended and is reaped."""
 
     attempt: str
@@ -118,13 +118,13 @@ class Ended(_Message):
     cpu: float
 
 
-class Complaint(_Message):
+class Rejected(_Message):
     """From the zygote: a message could not be read."""
 
     why: str
 
 
-Message: TypeAlias = Start | Fork | Kill | Over | Ready | Broken | Forked | Failed | Ended | Complaint
+Message: TypeAlias = Start | Fork | Kill | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited | Rejected
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
@@ -158,11 +158,11 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
         return None, []
     try:
         if flags & socket.MSG_TRUNC:
-            raise WireError(f"a message of over {_LONGEST} bytes")
+            raise MessageError(f"a message of over {_LONGEST} bytes")
         return _decode(data), descriptors
     except ValueError as error:
         close_all(descriptors)
-        raise WireError(f"{len(data)} bytes that are no message: {error}") from error
+        raise MessageError(f"{len(data)} bytes that are no message: {error}") from error
 
 
 def encode_order(order: Order) -> bytes:
@@ -180,7 +180,7 @@ def decode_order(data: bytes) -> Order:
     try:
         attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
     except ValueError as error:
-        raise WireError(f"{len(data)} bytes that are no order: {error}") from error
+        raise MessageError(f"{len(data)} bytes that are no order: {error}") from error
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
     folder = None if cwd is None else os.fsdecode(cwd)
@@ -188,7 +188,7 @@ def decode_order(data: bytes) -> Order:
     return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=told)
 
 
-def spill(data: bytes) -> int:
+def write_memfd(data: bytes) -> int:
     """Return a descriptor of memory that holds ``data``. Raises OSError."""
     memory = os.memfd_create("doorman-order", os.MFD_CLOEXEC)
     rest = memoryview(data)
@@ -197,7 +197,7 @@ def spill(data: bytes) -> int:
     return memory
 
 
-def read_all(memory: int) -> bytes:
+def read_memfd(memory: int) -> bytes:
     """Return what `spill` put there."""
     size = os.fstat(memory).st_size
     return b"".join(os.pread(memory, 1 << 30, at) for at in range(0, size, 1 << 30))
@@ -222,7 +222,7 @@ _LENGTH = 8  # bytes
 _Content = tuple[bytes, list[bytes]]
 
 
-def packed(order: Order, *, sys_path: list[str] | None = None) -> bytes:
+def pack_order(order: Order, *, sys_path: list[str] | None = None) -> bytes:
     """Return the bytes by which `take_order` gives the order to a worker."""
     # Absolute, since it may start in another folder; as bytes, since the name of a folder need not be text.
     folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
@@ -230,7 +230,7 @@ def packed(order: Order, *, sys_path: list[str] | None = None) -> bytes:
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
 
-def take_order(descriptor: int = 0) -> Order:
+def read_order(descriptor: int = 0) -> Order:
     """Read this worker's order from a descriptor and import from where its manager imports.
 
     Leaves the descriptor open: its end of file, later, is the end of the manager. Raises EOFError if that comes
@@ -238,12 +238,12 @@ def take_order(descriptor: int = 0) -> Order:
     """
     head = _read(descriptor, len(_MAGIC) + _LENGTH)
     if not head.startswith(_MAGIC):
-        raise WireError(f"expected an order on descriptor {descriptor}: is something else writing there?")
+        raise MessageError(f"expected an order on descriptor {descriptor}: is something else writing there?")
     content = _read(descriptor, int.from_bytes(head[len(_MAGIC) :], "big"))
     try:
         order, sys_path = msgspec.msgpack.decode(content, type=_Content)
     except ValueError as error:
-        raise WireError(f"{len(content)} bytes that are no order: {error}") from error
+        raise MessageError(f"{len(content)} bytes that are no order: {error}") from error
     sys.path[:] = map(os.fsdecode, sys_path) if sys_path else sys.path
     return decode_order(order)
 

@@ -64,7 +64,7 @@ class ExitHooks:
             self._of_each.append(modules["multiprocessing.util"]._exit_function)
         self._others = atexit._ncallbacks() > len(self._of_each)
 
-    def start_afresh(self) -> None:
+    def clear_inherited(self) -> None:
         """Forget, in a new child, the hooks that came with the fork."""
         if self._others:
             atexit._clear()

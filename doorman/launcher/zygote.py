@@ -23,7 +23,7 @@ from doorman.process import Process
 
 __all__ = ["ZygoteLauncher"]
 
-BURIAL = 2.0
+KILL_WAIT_S = 2.0
 """Seconds that `ZygoteLauncher.close` waits for what it has killed."""
 _MOST_FAILED_STARTS = 3  # zygotes in a row that ended before they were ready
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -58,10 +58,10 @@ class ZygoteLauncher(EpollLauncher):
         self._start = wire.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry)
         self._stdin = stdin
         super().__init__()
-        self._zygote: _Zygote | None = None
-        self._dying: list[_Zygote] = []
+        self._zygote: _ZygoteHandle | None = None
+        self._dying: list[_ZygoteHandle] = []
         self._failed_starts = 0
-        self._broken = ""
+        self._start_error = ""
 
     @property
     def pid(self) -> int | None:
@@ -72,48 +72,48 @@ class ZygoteLauncher(EpollLauncher):
         """Start the zygote now if there is none; does not wait for its imports. Raises OSError."""
         self._check_usable()
         if self._zygote is None:
-            self._zygote = _Zygote(self._start, self._stdin)
+            self._zygote = _ZygoteHandle(self._start, self._stdin)
             self._epoll.register(self._zygote.channel, select.EPOLLIN)
 
     def wait_ready(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for the imports; tell whether they are done. Raises PreloadFailed."""
         self.start()
         deadline = time.monotonic() + timeout
-        while not self._broken and not (self._zygote and self._zygote.ready):
+        while not self._start_error and not (self._zygote and self._zygote.ready):
             self.start()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             select.select([self._zygote.channel] if self._zygote else [], [], [], left)
-            self._hear()
-        if self._broken:
-            raise PreloadFailed(self._broken)
+            self._read_descriptors()
+        if self._start_error:
+            raise PreloadFailed(self._start_error)
         return True
 
     def launch(self, order: Order) -> None:
         """Ask for a child. Raises LaunchRefused if the zygote is too busy; try again after `poll`."""
         self._check_usable()
         if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112 - once per task
-            self._tell(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
-        elif self._broken:
-            self._tell(LaunchFailed(order.attempt, self._broken))
+            self._add_event(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
+        elif self._start_error:
+            self._add_event(LaunchFailed(order.attempt, self._start_error))
         else:
-            self._ask(order)
+            self._request_fork(order)
 
-    def _end(self, deadline: float, *, ours: bool) -> None:
+    def _close_processes(self, deadline: float, *, ours: bool) -> None:
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
         self._zygote, self._dying = None, []
         for zygote in zygotes:
-            zygote.part(ours=ours)
+            zygote.disconnect(ours=ours)
         for zygote in zygotes:
-            zygote.end(deadline, ours=ours)
-        ControlGroup.clear(time.monotonic() + BURIAL)
+            zygote.reap(deadline, ours=ours)
+        ControlGroup.remove_stale(time.monotonic() + KILL_WAIT_S)
 
-    def _ask(self, order: Order) -> None:
+    def _request_fork(self, order: Order) -> None:
         try:
             self.start()
             assert self._zygote is not None
-            self._zygote.ask(order)
+            self._zygote.request_fork(order)
         except (BlockingIOError, ConnectionError) as error:
             raise LaunchRefused(f"the zygote takes no more now: {error}") from error
         except OSError as error:
@@ -122,11 +122,11 @@ class ZygoteLauncher(EpollLauncher):
     def _handle(self, descriptor: int, mask: int) -> None:
         """Two cases: a zygote's channel; a zygote that has ended."""
         if self._zygote is not None and descriptor == self._zygote.channel.fileno():
-            self._hear_zygote(self._zygote)
+            self._receive_messages(self._zygote)
         else:
             self._reap()
 
-    def _hear_zygote(self, zygote: _Zygote) -> None:
+    def _receive_messages(self, zygote: _ZygoteHandle) -> None:
         while True:
             try:
                 message, descriptors = wire.receive(zygote.channel)
@@ -135,19 +135,21 @@ class ZygoteLauncher(EpollLauncher):
             except ConnectionError:
                 continue  # It ended with orders unread: said once, and before its last words.
             if message is None:
-                self._lose(zygote)
+                self._remove_zygote(zygote)
                 return
-            if isinstance(message, wire.Broken):
-                self._broken = message.why
+            if isinstance(message, wire.StartFailed):
+                self._start_error = message.why
             else:
-                self._events += zygote.heard(message, descriptors)
+                self._events += zygote.handle_message(message, descriptors)
 
-    def _lose(self, zygote: _Zygote) -> None:
+    def _remove_zygote(self, zygote: _ZygoteHandle) -> None:
         """The zygote is gone: say so of everything it had in hand; the next launch starts another."""
         self._failed_starts = 0 if zygote.ready else self._failed_starts + 1
-        if self._failed_starts >= _MOST_FAILED_STARTS and not self._broken:
-            self._broken = f"the zygote ended {self._failed_starts} times before it was ready; see its standard error"
-        self._events += zygote.lost(self._broken)
+        if self._failed_starts >= _MOST_FAILED_STARTS and not self._start_error:
+            self._start_error = (
+                f"the zygote ended {self._failed_starts} times before it was ready; see its standard error"
+            )
+        self._events += zygote.fail_all(self._start_error)
         self._epoll.unregister(zygote.channel)
         zygote.channel.close()
         zygote.process.signal(signal.SIGKILL)
@@ -159,15 +161,15 @@ class ZygoteLauncher(EpollLauncher):
         for zygote in [zygote for zygote in self._dying if not zygote.process.alive()]:
             self._epoll.unregister(zygote.process)
             self._dying.remove(zygote)
-            zygote.end(time.monotonic(), ours=True)
+            zygote.reap(time.monotonic(), ours=True)
 
 
-class _Zygote:
+class _ZygoteHandle:
     """One zygote process and what it has in hand."""
 
     def __init__(self, start: wire.Start, stdin: int | None) -> None:
         self.ready = False
-        self._asked: dict[str, bool] = {}
+        self._requested: dict[str, bool] = {}
         self._running: dict[str, Process] = {}
         self._detached: set[str] = set()
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -180,17 +182,17 @@ class _Zygote:
                 start_new_session=True,  # The terminal's Ctrl-C is for the manager to handle.
             )
         self.process = Process.open(self._popen.pid)
-        self._group = ControlGroup.make()
+        self._group = ControlGroup.create()
         with Process.open(os.getpid()) as manager:
             wire.send(self.channel, start, [manager.fileno(), *self._group.descriptors])
         self.channel.setblocking(False)
 
-    def ask(self, order: Order) -> None:
+    def request_fork(self, order: Order) -> None:
         """Send an order. Raises BlockingIOError if the channel is full, ValueError if the attempt is in hand."""
-        if order.attempt in self._asked or order.attempt in self._running:
+        if order.attempt in self._requested or order.attempt in self._running:
             raise ValueError(f"attempt {order.attempt!r} is launched already; each attempt needs its own name")
         data = wire.encode_order(order)
-        memory = [wire.spill(data)] if len(data) > wire.INLINE else []
+        memory = [wire.write_memfd(data)] if len(data) > wire.MAX_INLINE_ORDER else []
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
         inline = None if memory else data
         request = wire.Fork(order.attempt, inline, order.stdout is not None, order.stderr is not None)
@@ -198,58 +200,58 @@ class _Zygote:
             wire.send(self.channel, request, [*memory, *standard])
         finally:
             wire.close_all(memory)
-        self._asked[order.attempt] = order.detach
+        self._requested[order.attempt] = order.detach
 
-    def heard(self, message: wire.Message, descriptors: list[int]) -> list[Event]:
+    def handle_message(self, message: wire.Message, descriptors: list[int]) -> list[Event]:
         """Return what a message means to the launcher's user."""
         if isinstance(message, wire.Ready):
             self.ready = True
         elif isinstance(message, wire.Forked):
             return [self._forked(message, descriptors)]
-        elif isinstance(message, wire.Failed):
-            self._asked.pop(message.attempt, None)
+        elif isinstance(message, wire.ForkFailed):
+            self._requested.pop(message.attempt, None)
             return [LaunchFailed(message.attempt, message.why, message.back_pressure)]
-        elif isinstance(message, wire.Ended) and self._running.pop(message.attempt, None) is not None:
+        elif isinstance(message, wire.ChildExited) and self._running.pop(message.attempt, None) is not None:
             self._detached.discard(message.attempt)
             return [Exited(message.attempt, message.exit_code, message.signal, message.max_rss, message.cpu)]
         return []
 
-    def lost(self, why: str) -> list[Event]:
+    def fail_all(self, why: str) -> list[Event]:
         """Return the last word on everything in hand, and end what the kernel has not ended already."""
         for attempt, process in self._running.items():
             if attempt not in self._detached:
                 process.signal_group(signal.SIGKILL)
         self._group.kill()  # Also those that nobody else knows of any more.
-        failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._asked]
+        failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._requested]
         ended = [Exited(attempt, None, None) for attempt in self._running]
-        self._asked, self._running = {}, {}
+        self._requested, self._running = {}, {}
         return [*failed, *ended]
 
-    def part(self, *, ours: bool) -> None:
+    def disconnect(self, *, ours: bool) -> None:
         """Have it end as soon as it has no children; we wait for it if it has no detached ones."""
         with contextlib.suppress(OSError):
-            if ours and not self._stays():
-                wire.send(self.channel, wire.Over())
+            if ours and not self._has_detached():
+                wire.send(self.channel, wire.Shutdown())
         self.channel.close()
 
-    def end(self, deadline: float, *, ours: bool) -> None:
+    def reap(self, deadline: float, *, ours: bool) -> None:
         """Wait for the zygote until ``deadline``, kill it after that; not if detached children need it."""
-        if not ours or self._stays():
+        if not ours or self._has_detached():
             self._popen.returncode = 0  # Not to be waited for by us.
         elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(BURIAL)
+                self._popen.wait(KILL_WAIT_S)
             self._group.kill()
             self._group.remove()
         self._group.close()
         self.process.close()
 
-    def _stays(self) -> bool:
-        return bool(self._detached) or any(self._asked.values())
+    def _has_detached(self) -> bool:
+        return bool(self._detached) or any(self._requested.values())
 
     def _forked(self, message: wire.Forked, descriptors: list[int]) -> Event:
-        detach = self._asked.pop(message.attempt, False)
-        process = _held(message, descriptors)
+        detach = self._requested.pop(message.attempt, False)
+        process = _hold_process(message, descriptors)
         if process is None:
             with contextlib.suppress(OSError):
                 wire.send(self.channel, wire.Kill(message.attempt))
@@ -260,7 +262,7 @@ class _Zygote:
         return Launched(message.attempt, process)
 
 
-def _held(message: wire.Forked, descriptors: list[int]) -> Process | None:
+def _hold_process(message: wire.Forked, descriptors: list[int]) -> Process | None:
     """Hold a new child. The descriptor is missing if this process had none left: then by number and inode."""
     if descriptors:
         return Process(message.pid, descriptors[0])

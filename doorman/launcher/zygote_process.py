@@ -29,24 +29,24 @@ from doorman.launcher.process_exit import ExitGuard, ExitHooks
 from doorman.process import pidfd_inode
 
 __all__ = [
-    "Child",
+    "ChildProcess",
     "Entry",
-    "Parent",
-    "become",
-    "default_signals",
-    "imported",
-    "keep_standard_descriptors",
+    "ForkContext",
+    "import_entry",
     "main",
     "own_children",
-    "settle",
-    "write_by_line",
+    "prepare_for_forks",
+    "reserve_standard_descriptors",
+    "reset_signals",
+    "run_child",
+    "use_line_buffering",
 ]
 
 
 _SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 
-class Child(NamedTuple):
+class ChildProcess(NamedTuple):
     """A child that has not been reaped: until then its number is its own."""
 
     attempt: str | None  # None: an orphan of a task that has ended
@@ -77,7 +77,7 @@ def own_children() -> set[int]:
         return set()
 
 
-class Parent(NamedTuple):
+class ForkContext(NamedTuple):
     """The zygote, as its child finds it: what the child came with and must not keep."""
 
     pid: int
@@ -86,32 +86,32 @@ class Parent(NamedTuple):
     hooks: ExitHooks
 
 
-def become(entry: Entry, order: Order, standard: list[int | None], parent: Parent) -> NoReturn:
+def run_child(entry: Entry, order: Order, standard: list[int | None], parent: ForkContext) -> NoReturn:
     """Turn this fork of a zygote into a worker, run ``entry`` with its order, and end the process.
 
     ``standard`` is what becomes standard output and error.
     """
     with ExitGuard() as leaving:
         _separate(parent, detach=order.detach)
-        _take_place(order, standard)
+        _set_up_process(order, standard)
         wire.close_all(parent.descriptors)
-        parent.hooks.start_afresh()
+        parent.hooks.clear_inherited()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         leaving.code = entry(order)
     raise AssertionError("a process that has left")
 
 
-def _separate(parent: Parent, *, detach: bool) -> None:
+def _separate(parent: ForkContext, *, detach: bool) -> None:
     """Lead a group, end with the zygote, and keep the orphans of this task apart from those of others."""
     if detach:
         parent.group.leave()
     elif not prctl.die_with_parent(parent.pid):
         os._exit(1)
     os.setpgid(0, 0)
-    prctl.adopt_orphans()
+    prctl.become_subreaper()
 
 
-def _take_place(order: Order, standard: list[int | None]) -> None:
+def _set_up_process(order: Order, standard: list[int | None]) -> None:
     for number, descriptor in enumerate(standard, 1):
         if descriptor is not None:
             os.dup2(descriptor, number)
@@ -126,14 +126,14 @@ Entry: TypeAlias = Callable[[Order], int | None]
 """What a child runs; its value is the exit code."""
 
 
-def keep_standard_descriptors() -> None:
+def reserve_standard_descriptors() -> None:
     """Occupy 0, 1 and 2 where the manager has closed them, so that nothing else ever gets these numbers."""
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(null, True)
     os.close(null)
 
 
-def default_signals() -> None:
+def reset_signals() -> None:
     """Undo what the manager ignored or blocked when it started us: children must end by SIGTERM and be waited for."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -142,7 +142,7 @@ def default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def imported(start: wire.Start) -> Entry:
+def import_entry(start: wire.Start) -> Entry:
     """Import what the children need and return what they run. Raises whatever an import raises."""
     os.chdir(start.cwd)
     sys.path[:] = map(os.fsdecode, start.sys_path)
@@ -153,16 +153,16 @@ def imported(start: wire.Start) -> Entry:
     return entry
 
 
-def settle() -> None:
+def prepare_for_forks() -> None:
     """Make what each child does, and the memory that each fork copies, small."""
     pidfd_inode(0)  # Remembers whether this kernel has inodes for processes.
-    write_by_line()
+    use_line_buffering()
     gc.collect()
-    prctl.return_free_memory()
+    prctl.trim_heap()
     gc.freeze()  # The collector of a child must not touch, and so copy, what it shares with us.
 
 
-def write_by_line() -> None:
+def use_line_buffering() -> None:
     """Have each line written at once and by itself: several processes may append to one file."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -189,7 +189,7 @@ def _refuse_threads() -> None:
 
 
 _BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
-PATIENCE = 5.0
+KILL_WAIT_S = 5.0
 """Seconds that the zygote waits for what it killed when its manager ended."""
 _REQUESTS_AT_ONCE = 16
 _OUT_OF_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
@@ -197,27 +197,27 @@ _OUT_OF_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 def main(descriptor: int) -> None:
     """Serve the launcher at the other end of an inherited socket until it is gone and no child is left."""
-    keep_standard_descriptors()
+    reserve_standard_descriptors()
     channel = socket.socket(fileno=descriptor)
     start, descriptors = wire.receive(channel)
     if not isinstance(start, wire.Start) or not descriptors:
         raise SystemExit("this program is started by doorman.launcher.zygote and by nothing else")
-    default_signals()
+    reset_signals()
     try:
-        entry = imported(start)
+        entry = import_entry(start)
     except BaseException as error:
-        wire.send(channel, wire.Broken(traceback.format_exc()[-wire.INLINE :]))
+        wire.send(channel, wire.StartFailed(traceback.format_exc()[-wire.MAX_INLINE_ORDER :]))
         raise SystemExit(1) from error
-    prctl.adopt_orphans()
-    manager, group = descriptors[0], _joined(descriptors[1:])
+    prctl.become_subreaper()
+    manager, group = descriptors[0], _join_group(descriptors[1:])
     hooks = ExitHooks()
-    settle()
+    prepare_for_forks()
     # Who ends this process is its manager. Blocked, not ignored: what reaches a child too early waits for it.
     signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
     zygote = _Zygote(channel, manager, group, entry, hooks)
     zygote.run()
     hooks.run()
-    zygote.dissolve()
+    zygote.remove_group()
     os._exit(0)
 
 
@@ -232,29 +232,29 @@ class _Zygote:
         self._entry = entry
         self._hooks = hooks
         self._pid = os.getpid()
-        self._children: dict[int, Child] = {}
+        self._children: dict[int, ChildProcess] = {}
         self._pids: set[int] = set()
         self._unsent: deque[tuple[wire.Message, int | None]] = deque()
         self._orphans_due = False
         self._serving = True
-        self._parted = False
+        self._launcher_removes_group = False
         self._epoll = select.epoll()
         self._epoll.register(channel, select.EPOLLIN)
         self._epoll.register(manager, select.EPOLLIN)
 
     def run(self) -> None:
-        self._say(wire.Ready())
+        self._send(wire.Ready())
         while self._serving or self._children:
-            ready = self._epoll.poll(None if self._serving or self._detached() else PATIENCE)
+            ready = self._epoll.poll(None if self._serving or self._detached() else KILL_WAIT_S)
             if not ready:
                 return
             for descriptor, _ in ready:
                 self._handle(descriptor)
-            self._sweep()
+            self._kill_orphans()
 
-    def dissolve(self) -> None:
+    def remove_group(self) -> None:
         """Remove the control group, unless its manager does: that costs a zygote a move, since it is in there."""
-        if not self._parted:
+        if not self._launcher_removes_group:
             with contextlib.suppress(OSError):
                 self._group.leave()
                 self._group.kill()
@@ -263,64 +263,66 @@ class _Zygote:
     def _handle(self, descriptor: int) -> None:
         """Four cases: a child ended; the manager did; the manager takes messages again; it has sent some."""
         if descriptor in self._children:
-            self._bury(self._children.pop(descriptor))
+            self._reap(self._children.pop(descriptor))
         elif not self._serving:
             return
         elif descriptor == self._manager:
-            self._end_service()
+            self._stop_serving()
         elif self._unsent:
             self._flush()
         else:
-            self._listen()
+            self._receive_requests()
 
-    def _listen(self) -> None:
+    def _receive_requests(self) -> None:
         for _ in range(_REQUESTS_AT_ONCE):
             try:
                 message, descriptors = wire.receive(self._channel)
             except (BlockingIOError, ConnectionError):
                 return  # The end of the manager comes again, as an end, after its last messages.
-            except wire.WireError as error:
-                self._say(wire.Complaint(str(error)))
+            except wire.MessageError as error:
+                self._send(wire.Rejected(str(error)))
                 continue
             if message is None:
-                self._end_service()
+                self._stop_serving()
                 return
-            self._obey(message, descriptors)
+            self._handle_request(message, descriptors)
             if self._unsent:
                 return  # Nothing new before the manager has heard of what is done.
 
-    def _obey(self, message: wire.Message, descriptors: list[int]) -> None:
+    def _handle_request(self, message: wire.Message, descriptors: list[int]) -> None:
         if isinstance(message, wire.Fork):
             self._fork(message, descriptors)
-        elif isinstance(message, wire.Over):
-            self._parted = True
+        elif isinstance(message, wire.Shutdown):
+            self._launcher_removes_group = True
         elif isinstance(message, wire.Kill):
             for child in self._children.values():
                 if child.attempt == message.attempt:
                     child.kill()
         else:
-            self._say(wire.Complaint(f"a zygote has no answer to {type(message).__name__}"))
+            self._send(wire.Rejected(f"a zygote has no answer to {type(message).__name__}"))
         wire.close_all(descriptors)
 
     def _fork(self, request: wire.Fork, descriptors: list[int]) -> None:
         if len(descriptors) != (request.order is None) + request.stdout + request.stderr:
-            self._say(wire.Failed(request.attempt, "the zygote is out of file descriptors", True))
+            self._send(wire.ForkFailed(request.attempt, "the zygote is out of file descriptors", True))
             return
         try:
-            order, standard = _unpacked(request, descriptors)
+            order, standard = _unpack_fork(request, descriptors)
             pid = os.fork()
         except OSError as error:
-            self._say(wire.Failed(request.attempt, f"fork: {error}", error.errno in _OUT_OF_PROCESSES))
-        except wire.WireError as error:
-            self._say(wire.Failed(request.attempt, str(error), False))
+            self._send(wire.ForkFailed(request.attempt, f"fork: {error}", error.errno in _OUT_OF_PROCESSES))
+        except wire.MessageError as error:
+            self._send(wire.ForkFailed(request.attempt, str(error), False))
         else:
             if pid == 0:
                 own = [self._channel.detach(), self._manager, self._epoll.fileno(), *self._children]
-                parent = Parent(self._pid, [*own, *self._group.descriptors, *descriptors], self._group, self._hooks)
-                become(self._entry, order, standard, parent)
-            self._hold(order, pid)
+                parent = ForkContext(
+                    self._pid, [*own, *self._group.descriptors, *descriptors], self._group, self._hooks
+                )
+                run_child(self._entry, order, standard, parent)
+            self._register_child(order, pid)
 
-    def _hold(self, order: Order, pid: int) -> None:
+    def _register_child(self, order: Order, pid: int) -> None:
         """Take hold of a new child before anything can reap it, and tell."""
         # The child does the same for itself: whoever comes first, its group exists before anybody is told.
         with contextlib.suppress(PermissionError, ProcessLookupError):
@@ -331,13 +333,13 @@ class _Zygote:
         except OSError as error:
             os.kill(pid, signal.SIGKILL)  # By number, for once: an unreaped child of ours still has it.
             os.waitpid(pid, 0)
-            self._say(wire.Failed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
+            self._send(wire.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_PROCESSES))
             return
-        self._children[pidfd] = Child(order.attempt, pid, pidfd, order.detach, order.record)
+        self._children[pidfd] = ChildProcess(order.attempt, pid, pidfd, order.detach, order.record)
         self._pids.add(pid)
-        self._say(wire.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
+        self._send(wire.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
 
-    def _bury(self, child: Child) -> None:
+    def _reap(self, child: ChildProcess) -> None:
         """Reap a child, and before that, while its zombie still pins the number, what is left of its group."""
         child.kill()
         # By number, since waitid() tells no resource usage: only this line reaps it, so it is there.
@@ -352,10 +354,10 @@ class _Zygote:
             cpu = usage.ru_utime + usage.ru_stime
             exited = Exited(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu)
             if child.record is not None:
-                lastwords.leave_end(child.record, exited)
-            self._say(wire.Ended(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu))
+                lastwords.write_exit(child.record, exited)
+            self._send(wire.ChildExited(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu))
 
-    def _sweep(self) -> None:
+    def _kill_orphans(self) -> None:
         """Kill the orphans that came to us. Every worker adopts its own: ours are those of workers that ended."""
         if not self._orphans_due:
             return
@@ -364,10 +366,10 @@ class _Zygote:
             os.kill(pid, signal.SIGKILL)
             pidfd = os.pidfd_open(pid)
             self._epoll.register(pidfd, select.EPOLLIN)
-            self._children[pidfd] = Child(None, pid, pidfd, detach=False)
+            self._children[pidfd] = ChildProcess(None, pid, pidfd, detach=False)
             self._pids.add(pid)
 
-    def _end_service(self) -> None:
+    def _stop_serving(self) -> None:
         """Go the way of the manager, with all children but the detached ones."""
         self._serving = False
         self._epoll.unregister(self._channel)
@@ -382,10 +384,10 @@ class _Zygote:
     def _detached(self) -> bool:
         return any(child.detach for child in self._children.values())
 
-    def _say(self, message: wire.Message, pidfd: int | None = None) -> None:
+    def _send(self, message: wire.Message, pidfd: int | None = None) -> None:
         if not self._serving:
             return
-        if not self._unsent and self._sent(message, pidfd):
+        if not self._unsent and self._try_send(message, pidfd):
             return
         if not self._unsent:
             self._epoll.modify(self._channel, select.EPOLLOUT)
@@ -393,7 +395,7 @@ class _Zygote:
         self._unsent.append((message, None if pidfd is None else os.dup(pidfd)))
 
     def _flush(self) -> None:
-        while self._unsent and self._sent(*self._unsent[0]):
+        while self._unsent and self._try_send(*self._unsent[0]):
             self._drop()
         if not self._unsent and self._serving:
             self._epoll.modify(self._channel, select.EPOLLIN)
@@ -403,7 +405,7 @@ class _Zygote:
         if pidfd is not None:
             os.close(pidfd)
 
-    def _sent(self, message: wire.Message, pidfd: int | None) -> bool:
+    def _try_send(self, message: wire.Message, pidfd: int | None) -> bool:
         try:
             wire.send(self._channel, message, () if pidfd is None else (pidfd,))
         except BlockingIOError:
@@ -413,7 +415,7 @@ class _Zygote:
         return True
 
 
-def _joined(descriptors: list[int]) -> ControlGroup:
+def _join_group(descriptors: list[int]) -> ControlGroup:
     """Return the control group that the manager made for this process, which is in it now, if it may be."""
     group = ControlGroup(*descriptors)
     try:
@@ -423,9 +425,9 @@ def _joined(descriptors: list[int]) -> ControlGroup:
     return group
 
 
-def _unpacked(request: wire.Fork, descriptors: list[int]) -> tuple[Order, list[int | None]]:
+def _unpack_fork(request: wire.Fork, descriptors: list[int]) -> tuple[Order, list[int | None]]:
     """Return the order, and what is to be its standard output and error. Raises OSError, wire.WireError."""
     carried = iter(descriptors)
-    data = wire.read_all(next(carried)) if request.order is None else request.order
+    data = wire.read_memfd(next(carried)) if request.order is None else request.order
     standard = [next(carried) if given else None for given in (request.stdout, request.stderr)]
     return wire.decode_order(data), standard

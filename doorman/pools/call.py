@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from doorman._worker.outcome import Outcome
-from doorman._worker.pickling import pickled, untransportable
+from doorman._worker.pickling import not_picklable, pickle_value
 from doorman.errors import TaskFailed
 from doorman.futures import ManagedFuture
 
@@ -61,10 +61,10 @@ class Call(ManagedFuture):
         """Keep what is to be called; False if it cannot travel, which the future then tells."""
         self.name = str(getattr(fn, "__name__", type(fn).__name__))
         try:
-            self.data = pickled((fn, args, kwargs))
+            self.data = pickle_value((fn, args, kwargs))
         except Exception as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
             name = getattr(fn, "__qualname__", type(fn).__qualname__)
-            self.set_exception(untransportable(f"a call of {name}", error, fn, args, kwargs))
+            self.set_exception(not_picklable(f"a call of {name}", error, fn, args, kwargs))
             return False
         return True
 
@@ -113,7 +113,7 @@ class Call(ManagedFuture):
         """Settle it with an encoded `Outcome` that failed."""
         self.data = b""
         try:
-            error = Outcome.decode(data).open()[1]
+            error = Outcome.decode(data).unpickle()[1]
         except SystemExit as leaving:
             error = _unreadable("exception", leaving)
         self.set_exception(error)

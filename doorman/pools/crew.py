@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman._scheduler.base_manager import check_listeners
 from doorman._worker.outcome import Outcome
-from doorman._worker.pickling import pickled
+from doorman._worker.pickling import pickle_value
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
 from doorman.identity import Credential
-from doorman.limits import for_life
+from doorman.limits import worker_limits
 from doorman.pools.call import Call, OnCallProgress, PendingCalls
 from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
 from doorman.pools.pool_worker import FROM_WORKER, READY, TO_WORKER, WorkerConfig, serve
@@ -169,8 +169,8 @@ class Crew:
         check_listeners(on_progress=on_progress)
         self._on_progress = on_progress
         self._bounds = max_tasks_per_child, max_memory_per_child
-        self._limits, self._for_life = limits, for_life(limits)
-        self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
+        self._limits, self._for_life = limits, worker_limits(limits)
+        self._initializer = b"" if initializer is None else pickle_value((initializer, tuple(initargs)))
         self._location = pickle.dumps(manager.server.location)
         self._waiting = PendingCalls()
         self._workers: dict[str, WorkerHandle] = {}
@@ -358,7 +358,7 @@ class Crew:
             hand.leaving = True
             self._schedule_dispatch()
         elif kind == Kind.INIT_FAILED:
-            error = Outcome.decode(data).open()[1]
+            error = Outcome.decode(data).unpickle()[1]
             self._give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
 
     def _on_worker_done(self, hand: WorkerHandle) -> None:

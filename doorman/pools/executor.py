@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from doorman._scheduler.base_manager import check_listeners
 from doorman.errors import PoolFailed
-from doorman.limits import for_life
+from doorman.limits import worker_limits
 from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
@@ -219,7 +219,7 @@ class ProcessExecutor(Executor):
         self.max_workers = max_workers or _processors()
         check_listeners(on_progress=on_progress)
         begun: dict[str, Any] = {"initializer": initializer, "initargs": tuple(initargs)}
-        for_life(limits)  # Raises what is wrong with it here, not in the thread.
+        worker_limits(limits)  # Raises what is wrong with it here, not in the thread.
         begun |= {"limits": limits, "on_progress": on_progress}
         if reuse:
             begun |= {"max_tasks_per_child": max_tasks_per_child, "max_memory_per_child": max_memory_per_child}

@@ -16,15 +16,15 @@ from typing import Any, Final
 
 import msgspec
 
-from doorman._worker.connection import REPORT_LINGER
+from doorman._worker.connection import REPORT_LINGER_S
 from doorman._worker.outcome import failed
-from doorman._worker.pickling import pickled
-from doorman.current import CurrentTask, current_task, entered
+from doorman._worker.pickling import pickle_value
+from doorman.current import CurrentTask, current_task, task_context
 from doorman.errors import NotInTask
 from doorman.identity import Credential
 from doorman.limits import CallLimits, Limits
 from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
-from doorman.progress import Progress, Reporter, packed
+from doorman.progress import Progress, ProgressReporter, packed
 from remit import Client
 
 __all__ = ["FROM_WORKER", "READY", "TO_WORKER", "CallRunner", "WorkerConfig", "resident", "serve"]
@@ -37,7 +37,7 @@ class CallRunner:
         self._confinement = None if limits is None else CallLimits(limits)
         self._tell = tell
         self._number = 0
-        self._reporter: Reporter | None = None
+        self._reporter: ProgressReporter | None = None
         self._owner = os.getpid()
 
     def run(self, number: int, data: bytes) -> tuple[int, bytes]:
@@ -55,17 +55,17 @@ class CallRunner:
             raise NotInTask("a fork of the worker has no progress of its own: report from the call itself")
         reporter = self._reporter
         if reporter is None:
-            reporter = self._reporter = Reporter(functools.partial(self._tell, self._number))
+            reporter = self._reporter = ProgressReporter(functools.partial(self._tell, self._number))
         reporter.report(progress)
 
     def limits_lifted(self) -> contextlib.AbstractContextManager[None]:
         """A block of the worker's that runs beside a call, which may have used up all that it may have."""
-        return contextlib.nullcontext() if self._confinement is None else self._confinement.lifted()
+        return contextlib.nullcontext() if self._confinement is None else self._confinement.suspended()
 
     def after_fork(self) -> None:
         """In a fork of a call's: no other thread is here."""
         if self._confinement is not None:
-            self._confinement.forked()
+            self._confinement.reset_after_fork()
 
     def _outcome(self, data: bytes) -> tuple[int, bytes]:
         """Run a call; return what came of it."""
@@ -74,7 +74,7 @@ class CallRunner:
         except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
             return Kind.RAISED, failed(error).encode()
         try:
-            return Kind.RETURNED, pickled(value)
+            return Kind.RETURNED, pickle_value(value)
         except BaseException as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
             reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}")
             reason.__cause__ = error
@@ -141,7 +141,9 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 def serve(terms: WorkerConfig) -> None:
     """Task: be a worker until told to leave, or until it has served for as long as it may."""
     serving = PoolWorker(terms)
-    with entered(CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on, serving.report)):
+    with task_context(
+        CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on, serving.report)
+    ):
         serving.run()
 
 
@@ -152,7 +154,7 @@ class PoolWorker:
         credential = Credential(terms.worker, terms.secret)
         self._terms = terms
         self._credential = credential
-        self._client = Client(pickle.loads(terms.location), threaded=False, linger=REPORT_LINGER)
+        self._client = Client(pickle.loads(terms.location), threaded=False, linger=REPORT_LINGER_S)
         self._client.add_listener("doorman.calls", self._on_calls)
         self._lock = threading.RLock()
         os.register_at_fork(after_in_child=self._after_fork)
@@ -317,7 +319,7 @@ class PoolWorker:
         self._results.append((0, Kind.LEAVING, b""))
         with self._lock:
             self._out.send(self._pop_results())
-            self._client.close(REPORT_LINGER)
+            self._client.close(REPORT_LINGER_S)
 
     # -- the watch ---------------------------------------------------------------------------------------------
 
@@ -345,7 +347,7 @@ class PoolWorker:
 
     def _after_fork(self) -> None:
         """In a fork of a call's: it is not the worker, and the watch, which may hold the lock, is not here."""
-        self._credential.forget()
+        self._credential.drop_secret()
         self._record = None  # Shared with the worker, which has results there that nobody has heard of.
         self._lock = threading.RLock()
         self._execution.after_fork()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from doorman._worker.pickling import pickled
+from doorman._worker.pickling import pickle_value
 from doorman.errors import PoolFailed
 from doorman.pools.call import Call, OnCallProgress, PendingCalls
 from doorman.task import Task
@@ -35,7 +35,7 @@ class ProcessPerCall:
         self.manager = manager
         self.size = size
         self.failed: PoolFailed | None = None
-        self._initializer = b"" if initializer is None else pickled((initializer, tuple(initargs)))
+        self._initializer = b"" if initializer is None else pickle_value((initializer, tuple(initargs)))
         self._limits, self._on_progress = limits, on_progress
         self._waiting = PendingCalls()
         self._running: dict[Task, Call] = {}

@@ -92,10 +92,10 @@ def timed(tasks: int, work: Callable[[], list[int]]) -> float:
 def bare_fork() -> float:
     """Return forks per second, `TOGETHER` at once, from a process that has loaded what the zygote has."""
     from doorman._worker.main import prepare
-    from doorman.launcher.zygote_process import settle
+    from doorman.launcher.zygote_process import prepare_for_forks
 
     prepare("unix")
-    settle()
+    prepare_for_forks()
     running = 0
     start = time.monotonic()
     for _ in range(FORKS):

@@ -48,7 +48,7 @@ def test_B11_a_tick_reads_each_process_once_however_many_tasks_wait(manager, mon
     most = 0
     for _ in range(20):
         reads.clear()
-        manager.wait(load.SAMPLE)
+        manager.wait(load.SAMPLE_INTERVAL_S)
         manager.tick()
         most = max(most, len(reads))
     assert len(manager.waiting) == 995

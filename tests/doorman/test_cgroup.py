@@ -86,7 +86,7 @@ def test_the_next_manager_ends_what_one_left_that_was_killed_with_its_zygote(tmp
             launcher.start()
             assert abandoned(reader)
             wait_until(lambda: not members(group))
-        wait_until(lambda: ControlGroup.clear() or not groups_of(manager.pid))
+        wait_until(lambda: ControlGroup.remove_stale() or not groups_of(manager.pid))
 
 
 def test_a_zygote_removes_the_group_of_a_manager_that_is_killed(tmp_path):
@@ -127,12 +127,12 @@ def test_a_task_that_forks_as_fast_as_it_can_ends_with_its_zygote(tmp_path):
 
 
 def test_what_another_holds_is_left_alone():
-    mine = ControlGroup.make()
+    mine = ControlGroup.create()
     [group] = groups_of(os.getpid())
-    other = ControlGroup.make()
+    other = ControlGroup.create()
     assert group.is_dir()
     mine.close()
-    wait_until(lambda: ControlGroup.clear() or not group.is_dir())
+    wait_until(lambda: ControlGroup.remove_stale() or not group.is_dir())
     assert len(groups_of(os.getpid())) == 1
     other.remove()
     other.close()
@@ -142,7 +142,7 @@ def test_what_another_holds_is_left_alone():
 def test_what_systemd_has_not_given_away_stays_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(cgroup, "_SYSTEMD", tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert not ControlGroup.make()
+    assert not ControlGroup.create()
     given = folder() / f"given-{os.getpid()}"
     given.mkdir()
     try:

@@ -275,7 +275,7 @@ def test_frames_are_signed_with_the_attempts_secret(credential):
 
 
 def test_forgotten_secret_signs_nothing(credential):
-    credential.forget()
+    credential.drop_secret()
     with pytest.raises(ValueError, match="forgotten"):
         credential.sign(b"result")
     with pytest.raises(ValueError, match="forgotten"):

@@ -221,10 +221,10 @@ def test_I15_a_go_that_the_manager_has_not_signed_is_no_go(place, tmp_path):
 
         server.add_listener("doorman.hello", answer, pass_event=True)
         call = pickle.dumps((marked, (tmp_path / "ran",), {}))
-        work = worker.Work(pickle.dumps(server.location), "1", "marked", 1, call)
+        work = worker.WorkSpec(pickle.dumps(server.location), "1", "marked", 1, call)
         launcher.launch(Order("a", credential.secret, msgspec.msgpack.encode(work)))
         events = []
         with ticked(server):
             events = until_over(launcher)
-        assert events[-1].exit_code == worker.NOT_ADMITTED
+        assert events[-1].exit_code == worker.EXIT_NOT_ADMITTED
         assert not (tmp_path / "ran").exists()

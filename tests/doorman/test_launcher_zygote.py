@@ -105,7 +105,7 @@ def test_preload_that_starts_a_thread_is_refused(tmp_path):
 
 def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path, monkeypatch):
     """Without a control group, but for a descendant that left their process group: nobody knows of it any more."""
-    monkeypatch.setattr(ControlGroup, "make", ControlGroup)
+    monkeypatch.setattr(ControlGroup, "create", ControlGroup)
     with zygote_of() as launcher, fifo(tmp_path / "held") as reader:
         launcher.launch(order("a", "family", path=str(tmp_path / "held"), leave=False))
         with launched(launcher) as process, Process.open(launcher.pid) as zygote:

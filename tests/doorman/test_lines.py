@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doorman._scheduler.output import LONGEST, Lines
+from doorman._scheduler.output import MAX_LINE_CHARS, Lines
 
 
 def cut(*pieces: bytes) -> list[str]:
@@ -45,11 +45,16 @@ def test_ends_and_what_is_no_text(data, lines):
 
 def test_a_line_without_end_is_told_in_pieces_of_bounded_length():
     lines = Lines()
-    told = [line for _ in range(10) for line in lines.feed(b"x" * (LONGEST // 3))]
-    assert told == ["x" * LONGEST] * 3
-    assert [len(line) for line in cut(b"y" * (2 * LONGEST + 1) + b"\nz")] == [LONGEST, LONGEST, 1, 1]
+    told = [line for _ in range(10) for line in lines.feed(b"x" * (MAX_LINE_CHARS // 3))]
+    assert told == ["x" * MAX_LINE_CHARS] * 3
+    assert [len(line) for line in cut(b"y" * (2 * MAX_LINE_CHARS + 1) + b"\nz")] == [
+        MAX_LINE_CHARS,
+        MAX_LINE_CHARS,
+        1,
+        1,
+    ]
 
 
 def test_a_line_as_long_as_can_be_told_at_once_is_one_wherever_it_is_cut():
     lines = Lines()
-    assert [*lines.feed(b"x" * LONGEST), *lines.feed(b"\nz\n")] == ["x" * LONGEST, "z"]
+    assert [*lines.feed(b"x" * MAX_LINE_CHARS), *lines.feed(b"\nz\n")] == ["x" * MAX_LINE_CHARS, "z"]

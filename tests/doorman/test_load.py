@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from doorman.load import SAMPLE, STALE, Meter, Reading
+from doorman.load import SAMPLE_INTERVAL_S, STALE_AFTER_S, Meter, Reading
 
 
 class Machine:
@@ -57,7 +57,7 @@ def test_no_process_is_read_more_often_than_its_clock_ticks(machine):
     for _ in range(100):
         machine.meter.measure([("a1", "a", 7)])
     assert machine.reads == 1
-    machine.now += SAMPLE
+    machine.now += SAMPLE_INTERVAL_S
     machine.meter.measure([("a1", "a", 7)])
     assert machine.reads == 2
 
@@ -89,7 +89,7 @@ def test_how_many_have_not_been_measured_is_known(machine):
     machine.meter.measure([("a1", "a", 7)])
     machine.now = 1.0
     load = machine.meter.measure([("a1", "a", 7), ("b1", "b", None)])
-    machine.meter.expect(load, "b")
+    machine.meter.add_unmeasured(load, "b")
     counts = (load.everyone, load.siblings("a"), load.siblings("b"))
     assert [(each.processes, each.unmeasured, each.processor) for each in counts] == [
         (3, 2, 50.0),
@@ -103,12 +103,12 @@ def test_what_is_only_counted_is_not_read(machine):
     assert (load.everyone.processes, load.everyone.processor, machine.reads) == (2, 0.0, 0)
 
 
-@pytest.mark.parametrize(("pause", "processor"), [(STALE, 0.0), (STALE + 1, 25.0)])
+@pytest.mark.parametrize(("pause", "processor"), [(STALE_AFTER_S, 0.0), (STALE_AFTER_S + 1, 25.0)])
 def test_after_a_pause_a_load_is_measured_anew(machine, pause, processor):
     machine.processes[7] = Reading(0.0, 0)
     machine.meter.measure([("a1", "a", 7)])
     machine.now = pause
-    machine.meter.forget()
+    machine.meter.drop_stale()
     assert machine.meter.measure([("a1", "a", 7)]).everyone.processor == processor
 
 

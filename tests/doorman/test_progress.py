@@ -14,7 +14,7 @@ from waiting import DEADLINE, wait_until
 from doorman import ProcessManager, Progress, State, SynchronousManager, Task, current_task
 from doorman.errors import NotInTask
 from doorman.identity import Credential
-from doorman.progress import INTERVAL, Reporter, checked, read, signed
+from doorman.progress import REPORT_INTERVAL_S, ProgressReporter, make_progress, read, signed
 
 
 def test_a_task_tells_how_far_it_has_come_over_every_transport(crossing_location):
@@ -48,7 +48,7 @@ def test_of_a_flood_only_some_travel_and_the_last_one_always(short_path):
         seconds = manager.add_task(Task(flood, 50_000)).result(DEADLINE)
     assert (heard[0], heard[-1]) == (0, 49_999)
     assert heard == sorted(heard)
-    assert len(heard) <= seconds / INTERVAL + 2
+    assert len(heard) <= seconds / REPORT_INTERVAL_S + 2
 
 
 def test_what_was_held_back_comes_though_the_task_says_nothing_more(short_path):
@@ -65,7 +65,7 @@ def test_what_was_held_back_comes_though_the_task_says_nothing_more(short_path):
 
 def test_a_report_lets_the_first_through_and_of_the_others_the_last():
     sent: list[Progress] = []
-    reporter = Reporter(sent.append)
+    reporter = ProgressReporter(sent.append)
     for number in range(100):
         reporter.report(Progress(number))
     assert sent[0] == Progress(0)
@@ -162,13 +162,13 @@ def test_a_synchronous_manager_tells_it_too():
 @pytest.mark.parametrize("done", ["1", None, True, object()])
 def test_progress_is_a_number(done):
     with pytest.raises(TypeError, match="done is a number"):
-        checked(done, None, "")
+        make_progress(done, None, "")
 
 
 @pytest.mark.parametrize(("done", "travels"), [(1, 1), (0.5, 0.5), (Fraction(1, 2), 0.5), (1 << 80, float(1 << 80))])
 def test_any_number_will_do(done, travels):
     credential = Credential("1")
-    number, progress = read(credential, *signed(credential, 1, checked(done, 2, "\ud800" * 5000))[1:])
+    number, progress = read(credential, *signed(credential, 1, make_progress(done, 2, "\ud800" * 5000))[1:])
     assert (number, progress.done, progress.total, progress.note) == (1, travels, 2, "?" * 1000)
 
 

@@ -213,15 +213,15 @@ def test_an_interrupt_of_the_process_does_not_look_like_one_of_the_manager(manag
 
 
 def test_an_outcome_survives_its_journey():
-    value, error = Outcome.decode(returned({"a": 1}).encode()).open()
+    value, error = Outcome.decode(returned({"a": 1}).encode()).unpickle()
     assert (value, error) == ({"a": 1}, None)
-    value, error = Outcome.decode(failed(KeyError("b")).encode()).open()
+    value, error = Outcome.decode(failed(KeyError("b")).encode()).unpickle()
     assert value is None
     assert isinstance(error, KeyError)
 
 
 def test_nothing_is_not_the_same_as_no_value():
-    assert Outcome.decode(returned(None).encode()).open() == (None, None)
+    assert Outcome.decode(returned(None).encode()).unpickle() == (None, None)
 
 
 class Leaving:
@@ -251,7 +251,7 @@ def test_a_value_that_asks_its_reader_to_leave_is_an_error_of_its_task_only(mana
 def test_an_error_that_asks_its_reader_to_leave_is_told_as_text(leaving):
     error = ValueError("first", Leaving(leaving))
     assert failed(error).error is not None
-    _, told = failed(error).open()
+    _, told = failed(error).unpickle()
     assert isinstance(told, TaskFailed)
     assert "ValueError: ('first'" in str(told)
 
@@ -263,7 +263,7 @@ def test_a_ctrl_c_while_a_value_is_read_is_not_lost():
 
     outcome = returned(Pressed())
     with pytest.raises(KeyboardInterrupt):
-        outcome.open()
+        outcome.unpickle()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -272,7 +272,7 @@ def test_an_error_that_cannot_be_changed_has_its_cause_all_the_same():
         def __setattr__(self, name: str, value: object) -> None:
             raise AttributeError(f"{name} cannot be set")
 
-    _, error = failed(Frozen(3)).open()
+    _, error = failed(Frozen(3)).unpickle()
     assert error.args == (3,)
     assert isinstance(error.__cause__, TaskFailed)
 

@@ -18,7 +18,7 @@ def comeback(**policy: Any) -> RetryPolicy:
 
 
 def pause(policy: RetryPolicy, state: State = State.FAILED, *, attempt: int = 1, ran: float = 0.0, now: float = 0.0):
-    return policy.pause(state, None if state is State.DONE else BROKEN, attempt=attempt, ran=ran, now=now)
+    return policy.delay(state, None if state is State.DONE else BROKEN, attempt=attempt, ran=ran, now=now)
 
 
 def test_waits_grow_by_the_factor_up_to_the_most():

@@ -19,7 +19,7 @@ from managing import tick_until
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task
-from doorman._scheduler.output import KEPT, Logs, Streams
+from doorman._scheduler.output import KEPT_LINES, Logs, Streams
 from doorman.errors import WorkerDied
 from doorman.launcher.command import CommandLauncher
 from remit.errors import ReentrantTick
@@ -77,7 +77,7 @@ def test_what_is_in_a_pipe_at_the_end_is_told_though_nobody_has_looked(manager, 
     output = streams.open(task, "1")
     os.write(output.stdout, b"out\n" * 1000 + b"last")
     os.write(output.stderr, b"err\n")
-    streams.end("1")  # The other ends are open still, as with a grandchild that has not ended.
+    streams.finish_attempt("1")  # The other ends are open still, as with a grandchild that has not ended.
     output.close()
     streams.close()
     assert list(task.lines) == [*[("stdout", "out")] * 998, ("stdout", "last"), ("stderr", "err")]
@@ -93,7 +93,7 @@ def test_the_order_of_a_stream_is_kept_however_much_is_written(manager, heard):
         assert task.result() is None
         numbers = [int(line.split()[0]) for name, _, line in heard if name == task.name]
         assert numbers == list(range(5000))
-        assert [line.text.split()[0] for line in task.lines] == [f"{n}" for n in range(5000 - KEPT, 5000)]
+        assert [line.text.split()[0] for line in task.lines] == [f"{n}" for n in range(5000 - KEPT_LINES, 5000)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
@@ -340,7 +340,7 @@ def test_two_hundred_pipes_have_their_turn(manager, heard, speak):
     ]
     for task, output in zip(tasks, outputs, strict=True):
         output.close()
-        streams.end(task.id)
+        streams.finish_attempt(task.id)
     streams.close()
 
 
@@ -360,7 +360,7 @@ def test_a_pipe_that_a_fork_of_the_manager_still_holds_makes_no_noise(manager, s
     task = Task(speak, "one", stream=True)
     with contextlib.closing(streams.open(task, "1")) as output:
         inherited = [os.dup(descriptor) for descriptor in streams._pipes]
-        streams.end("1")
+        streams.finish_attempt("1")
         os.write(output.stdout, b"to nobody")
         assert select.select([streams.waker], [], [], 0) == ([], [], [])
     for descriptor in inherited:
@@ -369,7 +369,7 @@ def test_a_pipe_that_a_fork_of_the_manager_still_holds_makes_no_noise(manager, s
 
 
 def test_a_task_that_detaches_is_not_streamed(manager):
-    assert not manager._streams.wanted(Task(print, detach=True))
-    assert manager._streams.wanted(Task(print))
+    assert not manager._streams.is_streamed(Task(print, detach=True))
+    assert manager._streams.is_streamed(Task(print))
     with pytest.raises(ValueError, match="log_path"):
         Task(print, detach=True, stream=True)

@@ -16,7 +16,7 @@ __all__ = ["folder", "groups_of", "members", "needs_cgroups", "removed"]
 
 def needs_cgroups() -> None:
     """Skip, saying why, where this process's control group may not be divided; in CI, by root, that is a failure."""
-    made = cgroup.ControlGroup.make()
+    made = cgroup.ControlGroup.create()
     if not made:
         none = cgroup._own() is None
         what = "no control groups of version 2 are mounted" if none else "its control group may not be divided"

@@ -15,7 +15,7 @@ from typing import Any
 
 from doorman.identity import Credential, hello
 from doorman.launcher import Order
-from doorman.launcher.messages import take_order
+from doorman.launcher.messages import read_order
 
 
 def run(order: Order) -> int | None:
@@ -146,4 +146,4 @@ def say_hello(order: Order, path: str, held: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(take_order(int(sys.argv[1]))))
+    sys.exit(run(read_order(int(sys.argv[1]))))

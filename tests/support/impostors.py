@@ -90,21 +90,21 @@ def silent(scheme: str) -> Entry:
 def impatient(scheme: str) -> Entry:
     """Waits for a go no longer than half a second."""
     run = worker.prepare(scheme)
-    line.GO_TIMEOUT, line.HELLO_AGAIN = 0.5, 0.1  # type: ignore[misc]
+    line.GO_TIMEOUT_S, line.HELLO_INTERVAL_S = 0.5, 0.1  # type: ignore[misc]
     return run
 
 
 def insistent(scheme: str) -> Entry:
     """Says an unanswered hello again twice a second."""
     run = worker.prepare(scheme)
-    line.HELLO_AGAIN = 0.5  # type: ignore[misc]
+    line.HELLO_INTERVAL_S = 0.5  # type: ignore[misc]
     return run
 
 
 def curt(scheme: str) -> Entry:
     """Does not wait until its manager has confirmed a result."""
     run = worker.prepare(scheme)
-    line.REPORT_LINGER = 0.05  # type: ignore[misc]
+    line.REPORT_LINGER_S = 0.05  # type: ignore[misc]
     return run
 
 
@@ -130,7 +130,7 @@ def losing(scheme: str) -> Entry:
             emit(self, name, *args, **kwargs)
 
     Client.emit = lossy  # type: ignore[method-assign]
-    line.HELLO_AGAIN = 0.02  # type: ignore[misc]
+    line.HELLO_INTERVAL_S = 0.02  # type: ignore[misc]
     return run
 
 
@@ -162,7 +162,7 @@ def hasty(scheme: str) -> Entry:
 
 def unproven(scheme: str) -> Entry:
     """Reports a result, signed, without ever having said hello."""
-    return _with(scheme, lambda line: line.report(returned("made up")), 0)
+    return _with(scheme, lambda line: line.report_outcome(returned("made up")), 0)
 
 
 def _with(scheme: str, act: Callable[[ManagerConnection], None], code: int) -> Entry:
