@@ -1,4 +1,4 @@
-"""Futures: a task's result as others wait for it: the standard library's own future, bound to the task."""
+"""Futures of tasks and of pool calls, and the functions that wait for several of them."""
 
 from __future__ import annotations
 
@@ -7,118 +7,93 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from doorman.states import ENDED, State
 
 if TYPE_CHECKING:
-    from doorman.task import Keeper
+    from doorman._scheduler.base_manager import BaseManager
+    from doorman.task import Task
 
-__all__ = ["Awaited", "ManagedFuture", "Promising", "TaskFuture", "as_completed", "drive", "future_of", "wait"]
+__all__ = ["Awaited", "ManagedFuture", "TaskFuture", "as_completed", "future_of", "tick_until", "wait"]
 
 IDLE_WAIT_S: Final = 60.0
 """Longest sleep of one wait for a manager; every event wakes it."""
 POLL_INTERVAL_S: Final = 0.02
-"""Seconds after which a wait for the futures of several threads or managers looks at the others."""
+"""Seconds between two checks of futures that the manager of a wait cannot wake it for."""
 
+# Held while a future is bound to its task, and while it takes a step that only one thread may take: a future can be
+# requested in any thread, just when the manager's thread changes the state of the task.
 _binding = threading.Lock()
-"""Held while a future is bound to its task, or takes the one step of its life that only one thread may take."""
 
 
 class ManagedFuture(Future[Any]):
-    """A future that a manager settles. Waiting in the thread that owns the manager ticks it meanwhile."""
+    """A future that a manager settles. A wait in the thread that owns the manager ticks it."""
 
     @property
-    def _manager(self) -> Keeper | None:
-        """Whoever makes progress with it."""
+    def _manager(self) -> BaseManager | None:
+        """The manager that settles it; None before there is one."""
         raise NotImplementedError
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return the value or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
-        return super().result(self._progress(timeout))
+        """Return the result or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
+        return super().result(self._tick_until_done(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the error; None if there is a value. Raises TimeoutError, CancelledError."""
-        return super().exception(self._progress(timeout))
+        """Return the error; None if there is a result. Raises TimeoutError, CancelledError."""
+        return super().exception(self._tick_until_done(timeout))
 
-    def _progress(self, timeout: float | None) -> float | None:
-        """Make progress where that is the calling thread's; return the seconds that are left to wait."""
-        if not self.done() and self._manager is not None and self._manager._owned_here:
-            drive([self._manager], self.done, timeout)
+    def _tick_until_done(self, timeout: float | None) -> float | None:
+        """Tick the manager if that is for this thread to do; return the seconds that are left to wait."""
+        manager = self._manager
+        if not self.done() and manager is not None and manager._owned_here:
+            tick_until([manager], self.done, timeout)
             return 0.0
         return timeout
-
-
-class Promising(Protocol):
-    """A task, as its future and those who wait for it see it."""
-
-    _future: TaskFuture | None
-
-    @property
-    def state(self) -> State:
-        """Where it stands."""
-
-    @property
-    def _outcome(self) -> tuple[Any, BaseException | None]:
-        """The value and the error that it ended with."""
-
-    @property
-    def owner(self) -> Keeper | None:
-        """Its manager; None until it is added to one."""
-
-    @property
-    def future(self) -> TaskFuture:
-        """Its future, always the same one."""
-
-    def cancel(self) -> bool:
-        """Drop it if it waits, stop it if it runs; False if it has ended."""
 
 
 class TaskFuture(ManagedFuture):
     """The future of a `Task`. Its callbacks run in the thread that ticks the task's manager."""
 
-    def __init__(self, task: Promising) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
-        self._began = self._ended = False
+        self._running = self._settled = False
 
     @property
-    def _manager(self) -> Keeper | None:
-        """The task's manager; None until the task is added to one."""
-        return self.task.owner
+    def _manager(self) -> BaseManager | None:
+        return self.task._manager
 
     def cancel(self) -> bool:
-        """Cancel the task, waiting or running, through its manager; False if it has ended or was never added.
+        """Cancel the task, waiting or running, through its manager; False if it has finished or was never added.
 
-        Safe from any thread: from another one than the manager's it is asked for, and the manager is woken. Unlike a
-        pool's, a running task can be cancelled: this future is once its process has ended.
+        Safe from any thread. A thread other than the manager's only requests it: the manager is woken, and the future
+        is cancelled once the task has finished. Unlike the futures of `concurrent.futures`, a running one can be.
         """
-        owner = self._manager
-        if self.done() or owner is None:
+        manager = self._manager
+        if self.done() or manager is None:
             return self.cancelled()
-        if owner._owned_here:
+        if manager._owned_here:
             return self.task.cancel()
-        owner._call_soon(self.task.cancel)
+        manager._call_soon(self.task.cancel)
         return True
 
-    def update(self) -> None:
-        """Come to where the task is. Called at each of its steps."""
+    def _update(self) -> None:
+        """Follow the state of the task. Called after each change."""
         state = self.task.state
         with _binding:
-            if self._ended or (state not in ENDED and (self._began or state is not State.RUNNING)):
+            if self._settled or (state not in ENDED and (self._running or state is not State.RUNNING)):
                 return
             if state is State.RUNNING:
-                self._began = True
+                self._running = True
                 self.set_running_or_notify_cancel()
                 return
-            self._ended = True
-        self._settle(state)
-
-    def _settle(self, state: State) -> None:
+            self._settled = True
+        # Without the lock: callbacks run here, and may request another future.
         value, error = self.task._outcome
         if state is State.CANCELLED:
             with self._condition:
-                self._state = "PENDING"  # concurrent.futures knows no way from running to cancelled; managers do.
+                self._state = "PENDING"  # concurrent.futures cancels no running future; a manager does.
             super().cancel()
             self.set_running_or_notify_cancel()
         elif error is not None:
@@ -127,126 +102,129 @@ class TaskFuture(ManagedFuture):
             self.set_result(value)
 
 
-def future_of(task: Promising) -> TaskFuture:
+def future_of(task: Task) -> TaskFuture:
     """Return the one future of a task. Safe from any thread."""
     with _binding:
         if task._future is None:
             task._future = TaskFuture(task)
         future = task._future
-    future.update()  # What the task did before nobody told it.
+    future._update()  # The task may have changed its state before it had a future.
     return future
 
 
-def drive(owners: Collection[Keeper], ready: Callable[[], bool], timeout: float | None) -> bool:
-    """Tick managers of this thread's until ``ready()``; False after ``timeout`` seconds."""
+def tick_until(
+    managers: Collection[BaseManager],
+    ready: Callable[[], bool],
+    timeout: float | None,
+    *,
+    interval: float = IDLE_WAIT_S,
+) -> bool:
+    """Tick managers of this thread until ``ready()``; False after ``timeout`` seconds.
+
+    ``interval`` bounds each wait, in seconds: only the first manager can end it earlier.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
-    first = next(iter(owners))
+    first = next(iter(managers))
     while not ready():
-        left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
+        left = interval if deadline is None else deadline - time.monotonic()
         if left <= 0:
             return False
-        for owner in owners:
-            owner.tick()
+        for manager in managers:
+            manager.tick()
         if not ready():
-            first.wait(min(left, IDLE_WAIT_S if len(owners) == 1 else POLL_INTERVAL_S))
+            first.wait(min(left, interval))
     return True
 
 
-Awaited = TypeVar("Awaited", bound="Promising | Future[Any]")
+Awaited = TypeVar("Awaited", bound="Task | Future[Any]")
 
 
 class Waited(NamedTuple):
-    """What `wait` returns: what it was given, in two sets."""
+    """The result of `wait`: the tasks or futures that were passed, in two sets."""
 
     done: set[Any]
     not_done: set[Any]
 
 
 def as_completed(tasks: Iterable[Awaited], timeout: float | None = None) -> Iterator[Awaited]:
-    """Yield tasks, or futures of Doorman's, as they end; tick their manager meanwhile if it is this thread's.
+    """Yield tasks, or Doorman's futures, as they finish, each once; tick their manager if this thread owns it.
 
-    Each is yielded once. Raises TimeoutError if they have not all ended ``timeout`` seconds after the call.
+    Raises TimeoutError if not all have finished ``timeout`` seconds after the call.
     """
-    gathering = _Gathering(tasks)
-    return gathering.yielded(None if timeout is None else time.monotonic() + timeout)
+    return _completed(_Waiter(tasks), None if timeout is None else time.monotonic() + timeout)
+
+
+def _completed(waiter: _Waiter, deadline: float | None) -> Iterator[Any]:
+    total = waiter.left
+    try:
+        while waiter.left:
+            future = waiter.next(deadline)
+            if future is None:
+                raise TimeoutError(f"{waiter.left} (of {total}) futures unfinished")
+            given = [waiter.given.pop(future)]
+            del future
+            yield given.pop()  # While the caller works, no reference here keeps the result alive.
+    finally:
+        waiter.close()
 
 
 def wait(tasks: Iterable[Awaited], timeout: float | None = None, return_when: str = ALL_COMPLETED) -> Waited:
-    """Wait until tasks, or futures of Doorman's, have ended; tick their manager meanwhile if it is this thread's.
+    """Wait for tasks, or Doorman's futures; tick their manager if this thread owns it.
 
-    ``return_when`` is one of those of `concurrent.futures.wait`, and so is what is returned. A timeout is no error.
+    ``return_when`` and the result are those of `concurrent.futures.wait`. A timeout is no error.
     """
     if return_when not in (FIRST_COMPLETED, FIRST_EXCEPTION, ALL_COMPLETED):
         raise ValueError(f"return_when is FIRST_COMPLETED, FIRST_EXCEPTION or ALL_COMPLETED, not {return_when!r}")
-    gathering = _Gathering(tasks)
+    waiter = _Waiter(tasks)
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        while gathering.left and not (gathering.any_ended and _enough(gathering, return_when)):
-            if gathering.next(deadline) is None:
+        while waiter.left and (future := waiter.next(deadline)) is not None:
+            failed = not future.cancelled() and future.exception(0) is not None
+            if return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and failed):
                 break
     finally:
-        gathering.leave()
-    done = {each for future, each in gathering.given.items() if future.done()}
-    return Waited(done, set(gathering.given.values()) - done)
+        waiter.close()
+    done = {given for future, given in waiter.given.items() if future.done()}
+    return Waited(done, set(waiter.given.values()) - done)
 
 
-def _enough(gathering: _Gathering, return_when: str) -> bool:
-    return return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and gathering.any_failed)
-
-
-class _Gathering:
-    """Futures that are waited for, and the order in which they end."""
+class _Waiter:
+    """Collects futures in the order in which they finish."""
 
     def __init__(self, tasks: Iterable[Any]) -> None:
         self.given: dict[Future[Any], Any] = {each if isinstance(each, Future) else each.future: each for each in tasks}
         self.left = len(self.given)
-        self.any_ended = self.any_failed = False
-        self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-        owners = [future._manager for future in self.given if isinstance(future, ManagedFuture) and not future.done()]
-        self._owners = dict.fromkeys(owner for owner in owners if owner is not None and owner._owned_here)
+        # Filled in the threads that settle the futures, read in the thread that waits.
+        self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        unfinished = [future for future in self.given if not future.done()]
+        managers = [future._manager for future in unfinished if isinstance(future, ManagedFuture)]
+        self._managers = dict.fromkeys(manager for manager in managers if manager is not None and manager._owned_here)
+        alone = len(self._managers) == 1 and all(manager in self._managers for manager in managers)
+        self._interval = IDLE_WAIT_S if alone and len(managers) == len(unfinished) else POLL_INTERVAL_S
         for future in self.given:
-            future.add_done_callback(self._ended.put)
+            future.add_done_callback(self._finished.put)
 
     def next(self, deadline: float | None) -> Future[Any] | None:
-        """Wait for the next one to end; None at the deadline."""
-        future = self._next(deadline)
-        if future is not None:
-            self.left -= 1
-            self.any_ended = True
-            self.any_failed |= not future.cancelled() and future.exception(0) is not None
-        return future
+        """Wait until another future has finished and return it; None at the deadline."""
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if self._managers:
+                tick_until(self._managers, lambda: not self._finished.empty(), left, interval=self._interval)
+                left = 0.0
+            try:
+                future = self._finished.get(timeout=IDLE_WAIT_S if left is None else min(left, IDLE_WAIT_S))
+            except queue.Empty:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+            else:
+                self.left -= 1
+                return future
 
-    def yielded(self, deadline: float | None) -> Iterator[Any]:
-        """Yield each as it ends, and keep none that was yielded. Raises TimeoutError."""
-        total = self.left
-        try:
-            while self.left:
-                future = self.next(deadline)
-                if future is None:
-                    raise TimeoutError(f"{self.left} (of {total}) futures unfinished")
-                each = [self.given.pop(future)]
-                del future
-                yield each.pop()
-        finally:
-            self.leave()
-
-    def leave(self) -> None:
-        """Be told of no other end: who waits again and again would be told of each so many times."""
+    def close(self) -> None:
+        """Remove the callbacks, which repeated waits for the same futures would pile up."""
         for future in self.given:
             with future._condition:
-                callbacks: list[Any] = future._done_callbacks  # type: ignore[attr-defined]  # no other way out
-                if not future.done() and self._ended.put in callbacks:  # Else another thread may be calling them.
-                    callbacks.remove(self._ended.put)
-
-    def _next(self, deadline: float | None) -> Future[Any] | None:
-        while True:
-            left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
-            patience = max(0.0, min(left, IDLE_WAIT_S))
-            if self._owners and self._ended.empty():
-                drive(self._owners.keys(), lambda: not self._ended.empty(), patience)
-                patience = 0.0
-            try:
-                return self._ended.get(timeout=patience)
-            except queue.Empty:
-                if left <= 0:
-                    return None
+                # The standard library has no method for this. Once a future is done, another thread may be iterating.
+                callbacks: list[Any] = future._done_callbacks  # type: ignore[attr-defined]
+                if not future.done() and self._finished.put in callbacks:
+                    callbacks.remove(self._finished.put)

@@ -1,4 +1,4 @@
-"""Owner: what every manager does alike: it is ticked until what it was asked for has ended."""
+"""The base of all managers: ticking, waiting, asyncio, and the methods that each manager implements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from doorman.errors import ResultTimeout
 from doorman.futures import IDLE_WAIT_S
 from doorman.rules import Rule, Rules
-from doorman.task import Life, Task, check_listeners
+from doorman.task import Task, check_listeners
 from remit import Server
 
 if TYPE_CHECKING:
@@ -23,40 +23,39 @@ __all__ = ["BaseManager", "check_listeners"]
 
 
 SHUTDOWN_TIMEOUT_S: Final = 10.0
-"""Seconds that leaving a manager takes at the most, unless it says otherwise."""
+"""Longest duration of leaving a manager's block, unless the manager has its own."""
 
 
 class BaseManager:
-    """A manager to which tasks are added. Nothing happens but in `tick`, in the thread that made the manager.
+    """A manager to which tasks are added. All work happens in `tick`, in the thread that created the manager.
 
-    Entered by ``async with`` it is ticked by the event loop instead, and `run` and its tasks are awaited.
+    Inside ``async with`` the event loop ticks it, and `run` and its tasks are awaited.
     """
 
     _shutdown_timeout: float = SHUTDOWN_TIMEOUT_S
-    """Seconds that leaving a manager takes at the most."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
+        # Any thread appends, the ticking thread pops: both are atomic operations of a deque, so there is no lock.
         self._scheduled_calls: deque[Callable[[], object]] = deque()
-        self._loop_driver: LoopDriver | None = None
-        """What ticks it, inside ``async with``."""
+        self._loop_driver: LoopDriver | None = None  # set inside `async with`
 
     server: Server
-    """Where its tasks emit to."""
+    """The server that receives the events of its tasks."""
     rules: Rules
-    """May a task start now; without rules all start at once."""
+    """The conditions for starting a task; without rules each starts in the next tick."""
 
     def add_task(self, task: Task) -> Task:
-        """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
+        """Queue a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         raise NotImplementedError
 
     def add_rule(self, rule: Rule) -> None:
-        """Obey one more rule from now on."""
+        """Apply one more rule from now on."""
         self.rules.add(rule)
         self._wake_loop()
 
     def remove_rule(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
+        """Remove a rule; False if there is none such."""
         self._wake_loop()
         return self.rules.remove(rule)
 
@@ -66,74 +65,74 @@ class BaseManager:
 
     @property
     def _inner(self) -> BaseManager | None:
-        """The manager that it leads, which runs its tasks; None if it runs them itself."""
+        """The manager that runs its tasks; None if it runs them itself."""
         return None
 
     @property
     def _root(self) -> BaseManager:
-        """The manager that runs the tasks in the end."""
+        """The innermost manager, which runs the tasks."""
         return self if self._inner is None else self._inner._root
 
     def tick(self) -> bool:
-        """Do what can be done now, without waiting; True while anything waits or runs."""
+        """Process all that is pending, without waiting; True while any task waits or runs."""
         raise NotImplementedError
 
     def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
         raise NotImplementedError
 
     @property
     def _owned_here(self) -> bool:
-        """Whether the calling thread is the one that made it, and so the one that ticks it."""
+        """Whether the calling thread created it and so ticks it."""
         return threading.get_ident() == self._thread
 
     def _call_soon(self, function: Callable[[], object]) -> None:
-        """Have ``function()`` called in the next tick, and whoever waits for that woken. Safe from any thread."""
+        """Call ``function()`` in the next tick, and wake a wait for it. Safe from any thread."""
         self._scheduled_calls.append(function)
         if self._loop_driver is not None or not self._owned_here:
             self.server.wake()
 
     def _run_scheduled_calls(self) -> None:
-        """Call what was asked to be called by now; what that asks for has its turn in the next tick."""
+        """Call the functions of `_call_soon`. Those that are added by these calls wait for the next tick."""
         for _ in range(len(self._scheduled_calls)):
             self._scheduled_calls.popleft()()
 
     @property
     def waiting(self) -> tuple[Task, ...]:
-        """The tasks that have not begun, in order."""
+        """The tasks that have not started, in order."""
         raise NotImplementedError
 
     @property
     def running(self) -> tuple[Task, ...]:
-        """The tasks that have begun and not ended."""
+        """The tasks that have started and not finished."""
         raise NotImplementedError
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
+        """Whether any task waits or runs."""
         return bool(self.waiting or self.running)
 
     def why(self, task: Task) -> str | None:
-        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
+        """Return why a waiting task did not start in the last tick, with figures; None if nothing held it back."""
         raise NotImplementedError
 
     def cancel(self, task: Task) -> bool:
-        """Drop a waiting task or stop a running one; False if it has ended."""
+        """Remove a waiting task or stop a running one; False if it has finished."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Cancel everything that waits or runs; `tick` until it has ended."""
+        """Cancel all tasks. Those that run finish in later ticks."""
         for task in (*self.waiting, *self.running):
             self.cancel(task)
 
     def close(self) -> None:
-        """Stop what runs, drop what waits, and end. May be called twice."""
+        """Stop running tasks, cancel waiting ones, and release all resources. May be called twice."""
         raise NotImplementedError
 
     def run(self, timeout: float | None = None) -> Awaitable[None]:
-        """Tick until nothing waits or runs, or ``timeout`` seconds have passed. Sleeps while nothing happens.
+        """Tick until no task waits or runs, or for ``timeout`` seconds. Sleeps between events.
 
-        Inside ``async with`` it is awaited: ``await manager.run()``.
+        Inside ``async with``: ``await manager.run()``.
         """
         if self._loop_driver is not None:
             return self._loop_driver.run(timeout)
@@ -141,7 +140,7 @@ class BaseManager:
         return _Done()
 
     def _run(self, timeout: float | None) -> None:
-        """Do what `run` does without a loop."""
+        """Tick in the calling thread, as `run` does outside an event loop."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.tick():
             left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
@@ -149,12 +148,12 @@ class BaseManager:
                 return
             self.wait(min(left, IDLE_WAIT_S))
 
-    def _run_until(self, task: Life, timeout: float | None) -> None:
-        """Make progress until ``task`` has ended. Raises ResultTimeout; RuntimeError in another thread."""
+    def _run_until(self, task: Task, timeout: float | None) -> None:
+        """Tick until a task has finished. Raises ResultTimeout; RuntimeError in another thread."""
         if not self._owned_here:
-            raise RuntimeError("only the thread that owns the manager can wait for a task; others may ask task.done()")
+            raise RuntimeError("only the thread that owns the manager can wait for a task; use task.future elsewhere")
         if self._loop_driver is not None and not task.done():
-            raise RuntimeError(f"{task!r} has not ended, and to wait here would stop its event loop: `await` the task")
+            raise RuntimeError(f"{task!r} has not ended, and a wait here would block its event loop: `await` the task")
         deadline = None if timeout is None else time.monotonic() + timeout
         while not task.done():
             left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
@@ -164,39 +163,34 @@ class BaseManager:
             if not task.done():
                 self.wait(min(left, IDLE_WAIT_S))
 
-    async def _wait_ended(self, task: Life) -> None:
-        """Return when ``task`` has ended. Raises RuntimeError outside ``async with``."""
+    async def _wait_ended(self, task: Task) -> None:
+        """Wait until a task has finished. Raises RuntimeError outside ``async with``."""
         if self._loop_driver is None:
             raise RuntimeError(f"{task!r} has not ended: await it inside `async with` its manager, or use result()")
         await self._loop_driver.wait_ended(task)
 
-    # -- for the managers themselves ---------------------------------------------------------------------------
-
     def _begin_shutdown(self) -> None:
-        """Begin to leave: let go of what outlives it, and `stop` the rest."""
+        """Stop all tasks, except those that outlive the manager."""
         self.stop()
 
     def _wake_loop(self) -> None:
-        """Have an event loop tick it soon, where there is one: somebody wants something else now."""
+        """Request a tick of the event loop, if there is one: tasks or rules have changed between two ticks."""
         if self._loop_driver is not None:
             self._loop_driver.schedule_tick()
 
     def _check_loop_turn(self) -> None:
-        """Raise RuntimeError if an event loop ticks this manager, and it is not its tick."""
+        """Raise RuntimeError for a tick by the user's code while an event loop ticks the manager."""
         if self._loop_driver is not None and not self._loop_driver.ticking:
             raise RuntimeError("inside `async with` the event loop ticks the manager: `await manager.run()` or a task")
 
     def _detach_loop(self) -> None:
-        """Have no event loop tick it any more."""
+        """End the ticks by an event loop."""
         if self._loop_driver is not None:
             self._loop_driver.detach()
 
-    # -- blocks ------------------------------------------------------------------------------------------------
-
     async def __aenter__(self) -> Self:
-        from doorman._scheduler.event_loop import (
-            LoopDriver,  # Here, for those who use asyncio: others need not pay for its import.
-        )
+        # Imported here: programs without an event loop are spared the import of asyncio, tens of milliseconds.
+        from doorman._scheduler.event_loop import LoopDriver
 
         LoopDriver(self)
         return self
@@ -204,7 +198,7 @@ class BaseManager:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._loop_driver is None:  # Closed already.
+        if self._loop_driver is None:  # closed inside the block
             self.close()
             return
         failed = await self._loop_driver.leave()
@@ -221,7 +215,7 @@ class BaseManager:
 
 
 class _Done:
-    """What is awaited of something that has been done already."""
+    """An awaitable that is done."""
 
     def __await__(self) -> Generator[Any, None, None]:
         yield from ()

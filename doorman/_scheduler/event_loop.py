@@ -1,7 +1,7 @@
-"""Asyncio: what ticks a manager on an event loop: a thread waits for its descriptors, and the loop does all the rest.
+"""The driver that ticks a manager on an asyncio event loop.
 
-Waiting and ticking take turns, so nothing of the manager's is ever touched by two threads. No wait of the loop's holds
-anything: to cancel one loses nothing.
+A thread waits for the manager's descriptors, and the loop ticks the manager. Both take turns, so that no state of the
+manager is used by two threads. A cancelled ``await`` changes nothing: the loop goes on ticking.
 """
 
 from __future__ import annotations
@@ -10,83 +10,61 @@ import asyncio
 import threading
 from collections.abc import Awaitable
 from itertools import chain
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from doorman.futures import IDLE_WAIT_S
-from doorman.task import Life
-from remit import Event, Server
+from remit import Event
+
+if TYPE_CHECKING:
+    from doorman._scheduler.base_manager import BaseManager
+    from doorman.task import Task
 
 __all__ = ["LoopDriver"]
 
 
 JOIN_TIMEOUT_S: Final = 5.0
-"""Seconds that the end of a driver waits for its thread, which was woken."""
-
-
-class Ticked(Protocol):
-    """The part of a manager that its event loop uses."""
-
-    server: Server
-    _loop_driver: LoopDriver | None
-    _shutdown_timeout: float
-
-    @property
-    def _inner(self) -> Ticked | None:
-        """The manager that it leads."""
-
-    def tick(self) -> bool:
-        """Do what can be done now; True while anything waits or runs."""
-
-    def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-
-    def _begin_shutdown(self) -> None:
-        """Begin to leave."""
-
-    def close(self) -> None:
-        """Stop what runs, drop what waits, and end."""
+"""Longest wait for the thread, which was woken, at the end of a driver."""
 
 
 class LoopDriver:
-    """Ticks one manager, and those that it leads, on the running loop whenever there is something to do."""
+    """Ticks one manager, and so those inside it, on the running loop whenever there is work."""
 
-    def __init__(self, owner: Ticked) -> None:
-        self._owner = owner
-        self._server = owner.server
+    def __init__(self, manager: BaseManager) -> None:
+        self._manager = manager
+        self._server = manager.server
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._idle: set[asyncio.Future[None]] = set()
-        self._awaited: dict[Life, set[asyncio.Future[None]]] = {}
-        """Those who wait for each task that was ever waited for and has not ended."""
-        self._later: set[asyncio.Task[None]] = set()
+        # An entry stays until its task ends, even without waits: see `wait_ended`.
+        self._awaited: dict[Task, set[asyncio.Future[None]]] = {}
+        self._listener_tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
-        self._kicked = self._over = False
+        self._tick_scheduled = self._detached = False
         self.ticking = False
-        """Whether it is this driver that ticks now."""
+        """Whether a tick of this driver runs now."""
+        # Released by the loop after a tick, acquired by the thread before a wait. The way back from the thread to the
+        # loop is `call_soon_threadsafe`.
         self._turns = threading.Semaphore(0)
-        """Held by the thread while it waits, by the loop while it ticks: who has done releases it to the other."""
         self._thread = threading.Thread(target=self._wait, name="doorman-aio", daemon=True)
-        self._owners = _chain(owner)
-        for each in self._owners:
+        self._managers = _chain(manager)
+        for each in self._managers:
             if each._loop_driver is not None:
-                raise RuntimeError("this manager is driven by an event loop already: enter only the one that leads it")
-        for each in self._owners:
+                raise RuntimeError("this manager is driven by an event loop already: enter only the outermost manager")
+        for each in self._managers:
             each._loop_driver = self
         self._server.later = []
         self._thread.start()
         self._loop.call_soon(self._turn)
 
-    # -- for the manager ---------------------------------------------------------------------------------------
-
     def schedule_tick(self) -> None:
-        """Have the manager ticked soon: something about it has changed."""
-        if not self._kicked:
-            self._kicked = True
+        """Request a tick soon, since tasks or rules have changed."""
+        if not self._tick_scheduled:
+            self._tick_scheduled = True
             self._server.wake()
 
     async def run(self, timeout: float | None) -> None:
-        """Return when nothing waits or runs any more, or after ``timeout`` seconds. Raises what a tick raised."""
-        idle = self._promise()
+        """Wait until no task waits or runs, or for ``timeout`` seconds. Raises what a tick raised."""
+        idle = self._new_wait()
         self._idle.add(idle)
         self.schedule_tick()
         try:
@@ -98,26 +76,26 @@ class LoopDriver:
         finally:
             self._idle.discard(idle)
 
-    async def wait_ended(self, task: Life) -> None:
-        """Return when a task has ended. Raises what a tick raised."""
-        ended = self._promise()
+    async def wait_ended(self, task: Task) -> None:
+        """Wait until a task has finished. Raises what a tick raised."""
+        ended = self._new_wait()
         known = task in self._awaited
         waits = self._awaited.setdefault(task, set())
         waits.add(ended)
-        if not known:  # Once for each task: a wait that times out may be one of a million.
-            task._on_done(self._tell_end)
+        if not known:  # One callback for each task: a program may wait for the same one a million times, with timeouts.
+            task._on_done(self._on_task_done)
         try:
             await ended
         finally:
             waits.discard(ended)
 
     async def leave(self) -> BaseException | None:
-        """Stop what runs, drop what waits, and end; return what a tick raised. Obeys a cancellation afterwards."""
+        """Close the manager and return what a tick raised. A cancellation takes effect when it is closed."""
         leaving = self._loop.create_task(self._leave())
         cancelled: asyncio.CancelledError | None = None
         while not leaving.done():
             try:
-                await asyncio.wait([leaving])  # Unlike leaving itself, it may be cancelled.
+                await asyncio.wait([leaving])  # Cancelling this wait does not cancel `leaving`.
             except asyncio.CancelledError as error:
                 cancelled = error
         leaving.result()
@@ -126,53 +104,53 @@ class LoopDriver:
         return self._error
 
     def detach(self) -> None:
-        """Tick no more, and let the manager be ticked as without a loop."""
-        if self._over:
+        """Stop ticking; from now on the manager is ticked as without a loop."""
+        if self._detached:
             return
-        self._over = True
+        self._detached = True
         self._turns.release()
         self._server.wake()
         self._thread.join(JOIN_TIMEOUT_S)
-        for each in self._owners:
+        for each in self._managers:
             each._loop_driver = None
         self._server.later = None
         for idle in self._idle:
-            _keep(idle)
+            _end_wait(idle)
 
     async def _leave(self) -> None:
-        if self._error is None and not self._over:
-            for each in reversed(self._owners):  # Who is led first: it knows what outlives it.
+        if self._error is None and not self._detached:
+            for each in reversed(self._managers):  # The innermost first: it knows the tasks that outlive it.
                 each._begin_shutdown()
             try:
-                await self.run(self._owner._shutdown_timeout)
-            except BaseException:  # What a tick raised is told by `leave`; what runs is stopped all the same.
+                await self.run(self._manager._shutdown_timeout)
+            except BaseException:  # The error of a tick is returned by `leave`; running tasks are stopped all the same.
                 if self._error is None:
                     raise
-        for task in self._later:
+        for task in self._listener_tasks:
             task.cancel()
         self.detach()
-        await self._loop.run_in_executor(None, self._owner.close)
+        await self._loop.run_in_executor(None, self._manager.close)
 
-    # -- the loop ----------------------------------------------------------------------------------------------
+    # -- on the loop -------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Tick, and let the thread wait for what comes next."""
-        if self._over or self._error is not None:
+        """Tick, then let the thread wait."""
+        if self._detached or self._error is not None:
             return
-        self._kicked, self.ticking = False, True
+        self._tick_scheduled, self.ticking = False, True
         try:
-            busy = self._owner.tick()
+            busy = self._manager.tick()
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):
                 raise
-            return  # It is raised by whatever awaits the manager, or by leaving it.
+            return  # Raised by each await of the manager, or at the end of its block.
         finally:
             self.ticking = False
-        self._await_listeners()
+        self._start_listener_tasks()
         if not busy:
             for idle in self._idle:
-                _keep(idle)
+                _end_wait(idle)
         self._turns.release()
 
     def _fail(self, error: BaseException) -> None:
@@ -181,31 +159,31 @@ class LoopDriver:
             if not future.done():
                 future.set_exception(error)
 
-    def _promise(self) -> asyncio.Future[None]:
+    def _new_wait(self) -> asyncio.Future[None]:
         if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("a manager and its tasks are awaited on the loop on which the manager was entered")
+            raise RuntimeError("a manager and its tasks must be awaited on the loop on which the manager was entered")
         if self._error is not None:
             raise self._error
         return self._loop.create_future()
 
-    def _tell_end(self, task: Life) -> None:
-        """Callback: a task has ended; in another thread where its manager closes."""
+    def _on_task_done(self, task: Task) -> None:
+        """End the waits for a task. Runs in a thread of the executor while the manager closes, else on the loop."""
         if threading.get_ident() == self._loop_thread:
-            self._keep_all(task)
+            self._end_waits(task)
         else:
-            self._loop.call_soon_threadsafe(self._keep_all, task)
+            self._loop.call_soon_threadsafe(self._end_waits, task)
 
-    def _keep_all(self, task: Life) -> None:
+    def _end_waits(self, task: Task) -> None:
         for ended in self._awaited.pop(task, ()):
-            _keep(ended)
+            _end_wait(ended)
 
-    def _await_listeners(self) -> None:
-        """Begin what async listeners of the manager's server returned."""
+    def _start_listener_tasks(self) -> None:
+        """Start a task for each awaitable that a listener of the manager's server has returned."""
         later = self._server.later
         while later:
             task = self._loop.create_task(self._await(*later.pop(0)))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
+            self._listener_tasks.add(task)
+            task.add_done_callback(self._listener_tasks.discard)
 
     async def _await(self, event: Event, awaitable: Awaitable[Any]) -> None:
         try:
@@ -213,32 +191,32 @@ class LoopDriver:
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
             self._server._failed(event, error)
 
-    # -- the thread --------------------------------------------------------------------------------------------
+    # -- in the thread -----------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Wait until there is something to do, have the loop do it, and so on."""
+        """Wait for work and schedule a tick, in turns with the loop."""
         try:
-            while not self._over:
+            while not self._detached:
                 if not self._turns.acquire(timeout=IDLE_WAIT_S):
-                    continue  # The loop is busy with something else.
+                    continue  # The loop is busy with other work.
                 try:
-                    self._owner.wait(IDLE_WAIT_S)
-                except Exception as error:  # noqa: BLE001 - it is the loop's to raise, as a tick's
+                    self._manager.wait(IDLE_WAIT_S)
+                except Exception as error:  # noqa: BLE001 - raised on the loop, as if a tick had
                     self._loop.call_soon_threadsafe(self._fail, error)
                     return
                 self._loop.call_soon_threadsafe(self._turn)
         except RuntimeError:
-            return  # The loop is closed, and nobody has left the manager.
+            return  # The loop was closed before the manager.
 
 
-def _keep(promise: asyncio.Future[None]) -> None:
-    if not promise.done():
-        promise.set_result(None)
+def _end_wait(wait: asyncio.Future[None]) -> None:
+    if not wait.done():  # It may be cancelled.
+        wait.set_result(None)
 
 
-def _chain(owner: Ticked) -> list[Ticked]:
-    """Return a manager and those that it leads, directly or not."""
-    owners = [owner]
-    while (led := owners[-1]._inner) is not None:
-        owners.append(led)
-    return owners
+def _chain(manager: BaseManager) -> list[BaseManager]:
+    """Return a manager and those inside it, from the outermost to the innermost."""
+    managers = [manager]
+    while (inner := managers[-1]._inner) is not None:
+        managers.append(inner)
+    return managers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, Future
 
 import pytest
 from chores import die, fail_until, stay
@@ -13,7 +13,7 @@ from managing import tick_until
 from waiting import DEADLINE, wait_until
 
 import doorman
-from doorman import GroupManager, ProcessManager, SynchronousManager, Task
+from doorman import GroupManager, ProcessManager, State, SynchronousManager, Task
 from doorman.errors import WorkerDied
 
 
@@ -155,3 +155,15 @@ def test_a_wait_for_the_futures_of_two_managers(short_path, manager):
     with ProcessManager(f"unix://{short_path}/other") as other:
         tasks = [each.add_task(Task(time.sleep, 0.05)) for each in (manager, other)]
         assert doorman.wait(tasks, DEADLINE).done == set(tasks)
+
+
+def test_a_future_of_another_thread_ends_a_wait_for_an_idle_manager(manager, short_path):
+    slow = manager.add_task(Task(stay, short_path / "up"))
+    wait_until(lambda: manager.tick() and slow.state is State.RUNNING)
+    foreign: Future[int] = Future()
+    timer = threading.Timer(0.1, foreign.set_result, [1])
+    timer.start()
+    began = time.monotonic()
+    assert doorman.wait([slow, foreign], DEADLINE, return_when=FIRST_COMPLETED).done == {foreign}
+    assert time.monotonic() - began < 5.0
+    timer.join()

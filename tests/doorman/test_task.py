@@ -73,8 +73,8 @@ def test_a_new_task_waits_and_has_no_process():
         ([print], {"retries": -1}, ValueError, "retries"),
         ([print], {"can_run": True}, TypeError, "can_run"),
         ([print], {"cancel_when": "never"}, TypeError, "cancel_when"),
-        ([print], {"wrapper": "nice -n 10"}, TypeError, "a wrapper is a sequence of texts"),
-        ([print], {"wrapper": ["nice", "-n", 10]}, TypeError, "a wrapper is a sequence of texts"),
+        ([print], {"wrapper": "nice -n 10"}, TypeError, "a wrapper is a sequence of strings"),
+        ([print], {"wrapper": ["nice", "-n", 10]}, TypeError, "a wrapper is a sequence of strings"),
         ([print], {"env": {"WIDTH": 80}}, TypeError, "WIDTH"),
         ([print], {"cwd": 3}, TypeError, "int"),
         ([print], {"size": 3}, TypeError, "size"),
@@ -86,8 +86,8 @@ def test_a_policy_that_makes_no_sense_is_refused_at_once(arguments, policy, erro
 
 
 @pytest.mark.parametrize("argv", ["ls -l", b"ls", [], ["sleep", 3], None])
-def test_a_command_that_is_no_sequence_of_texts_is_refused_at_once(argv):
-    with pytest.raises(TypeError, match="a command is a sequence of texts"):
+def test_a_command_that_is_no_sequence_of_strings_is_refused_at_once(argv):
+    with pytest.raises(TypeError, match="a command is a sequence of strings"):
         Task.command(argv)
 
 

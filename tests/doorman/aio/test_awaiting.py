@@ -119,7 +119,7 @@ def test_waits_that_time_out_leave_nothing_behind(place):
             for _ in range(3):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(task, 0.01)
-            assert len(task._watchers) == 1
+            assert len(task._done_callbacks) == 1
             waits = [asyncio.ensure_future(task) for _ in range(2)]
             await asyncio.sleep(0)
             task.cancel()

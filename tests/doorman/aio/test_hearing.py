@@ -100,7 +100,7 @@ def test_what_is_wanted_or_published_between_ticks_wakes_the_thread_that_waits(r
                 lambda: manager.cancel(manager.waiting[0]),
             ):
                 await manager.run(0.0)
-                while manager._loop_driver._kicked:
+                while manager._loop_driver._tick_scheduled:
                     await asyncio.sleep(0)
                 woken.clear()
                 want()

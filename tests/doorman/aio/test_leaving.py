@@ -9,8 +9,20 @@ import threading
 
 import pytest
 
-from doorman import ProcessManager, State, Task, current_task
+from doorman import ProcessManager, Rule, State, Task, current_task
 from doorman.errors import TaskCancelled
+
+
+class Breakable(ProcessManager):
+    """Once `broken` is set, the next tick raises."""
+
+    broken = False
+
+    def tick(self) -> bool:
+        if self.broken:
+            self.broken = False
+            raise LookupError("broken")
+        return super().tick()
 
 
 def test_an_exception_in_the_block_stops_what_runs(run, place):
@@ -61,22 +73,17 @@ def test_to_cancel_the_block_or_its_end_leaves_no_process(place):
 
 def test_what_a_tick_raises_ends_every_wait(run, place):
     async def main() -> None:
-        async with ProcessManager(place) as manager:
+        async with Breakable(place) as manager:
             task = manager.add_task(Task(signal.pause))
             waits = [asyncio.ensure_future(task), asyncio.ensure_future(manager.run())]
             while task.state is not State.RUNNING:
                 await asyncio.sleep(0.01)
-
-            def broken() -> None:
-                raise LookupError("broken")
-
-            manager._admit = broken
-            manager._wake_loop()
+            manager.broken = True
+            manager.add_rule(Rule())
             raised = await asyncio.gather(*waits, return_exceptions=True)
             assert [str(each) for each in raised] == ["broken"] * 2
             with pytest.raises(LookupError, match="broken"):
                 await manager.run()
-            del manager._admit
 
     with pytest.raises(LookupError, match="broken"):
         run(main())
@@ -87,18 +94,13 @@ def test_what_a_tick_raises_while_the_block_is_left_leaves_no_process(run, place
     tasks: list[Task] = []
 
     async def main() -> None:
-        async with ProcessManager(place, grace=0.5) as manager:
+        async with Breakable(place, grace=0.5) as manager:
             managers.append(manager)
             tasks.append(manager.add_task(Task(stubborn)))
             while not tasks[0].progress:
                 await asyncio.sleep(0.01)
-
-            def broken() -> None:
-                del manager._admit
-                raise LookupError("broken")
-
             stop = manager.stop
-            manager.stop = lambda: (stop(), setattr(manager, "_admit", broken))
+            manager.stop = lambda: (stop(), setattr(manager, "broken", True))
 
     with pytest.raises(LookupError, match="broken"):
         run(main())
