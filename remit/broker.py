@@ -10,7 +10,7 @@ from remit._patterns.jobs import SWEEP, BrokerCore
 from remit.errors import LinkClosed
 from remit.listeners import OnError
 from remit.location import Location
-from remit.options import check_count, check_lease_seconds
+from remit.options import check_count, check_seconds
 from remit.server import Server
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Broker:
         on_error: OnError | None = None,
         **options: Any,
     ) -> None:
-        check_lease_seconds(lease)
+        check_seconds("lease", lease, above_zero=True)
         check_count("max_attempts", max_attempts)
         check_count("queue", queue)
         self.server = Server(location, on_error=on_error, **options)

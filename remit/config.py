@@ -1,188 +1,172 @@
-"""Config: which location is meant, and over which transport: argument, then environment, then file, then default."""
+"""Configuration: which location and transport are used. Argument before environment before file before default."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import quote
+
+import msgspec
 
 from remit.errors import BadLocation, LocationError, UnknownLocation, UnknownOption
 from remit.location import Location
+from remit.options import nearest, suggest
 from remit.plugins import find_transport, installed_transports
 from remit.runtime_dirs import fresh_name, fresh_path, has_unix_sockets, shared_path
 
-__all__ = ["EMPTY_FILE", "ConfigFile", "FileEntry", "nearest_file", "private_location", "resolve"]
+__all__ = ["NO_FILE", "ConfigFile", "nearest_file", "private_location", "resolve"]
 
 
 OWN_FILE: Final = "remit.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 _REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
+_QUOTED: Final = re.compile(r"`([^`]*)`")
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/?#]*(?=@)")
-_SCALARS: Final = (str, int, float, bool)
 
-FileEntry = Mapping[str, "str | int"]
-"""A location as a file states it: ``url``, or ``host`` and ``port``; further keys are options."""
+_Text: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\S")]
+_Scalar: TypeAlias = str | int | float | bool
+_Entry: TypeAlias = str | dict[str, Any]
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """Keys of remit.toml, and of [tool.remit] in pyproject.toml."""
+
+    transport: _Text = ""
+    url: _Text = ""
+    locations: dict[str, Any] = {}
+
+
+class _Address(msgspec.Struct):
+    """Keys of a table in [locations] that are not options of the location."""
+
+    url: str = ""
+    host: str = ""
+    port: int = 0
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What one file says; empty where there is none."""
+    """Content of one file; empty if there is none."""
 
     path: Path | None = None
     transport: str = ""
     url: str = ""
-    locations: Mapping[str, FileEntry] = field(default_factory=dict)
-
-    def url_of_default(self) -> str:
-        """Return the ``url`` with its references to the environment filled in. Raises BadLocation."""
-        return _filled(self.url, f"'url' in {self.path}")
-
-    def entry(self, name: str) -> dict[str, str | int]:
-        """Return a named location with its references filled in. Raises BadLocation."""
-        where = f"location {name!r} in {self.path}"
-        return {
-            key: _filled(value, where) if isinstance(value, str) else value
-            for key, value in self.locations[name].items()
-        }
+    locations: Mapping[str, tuple[_Address, Mapping[str, str]]] = field(default_factory=dict)
+    """Address and options of each named location."""
 
 
-EMPTY_FILE: Final = ConfigFile()
-"""What is configured where there is no file."""
-_read_before: dict[Path, tuple[tuple[int, int], ConfigFile | None]] = {}
+NO_FILE: Final = ConfigFile()
+_cache: dict[Path, tuple[tuple[int, int], ConfigFile | None]] = {}
 
 
 def nearest_file(folder: Path) -> ConfigFile:
-    """Return the nearest file's content, from this folder upward; it alone counts, and remit.toml goes first.
+    """Return the first config file in this folder or the nearest one above it; remit.toml precedes pyproject.toml.
 
-    Each file is read once, and again when it has changed. Raises BadLocation, UnknownOption.
+    A file is parsed again only if its size or modification time has changed. Raises BadLocation, UnknownOption.
     """
     for parent in (folder, *folder.parents):
         for name in (OWN_FILE, PROJECT_FILE):
-            found = _read_once(parent / name)
-            if found is not None:
+            if found := _read_cached(parent / name):
                 return found
-    return EMPTY_FILE
+    return NO_FILE
 
 
-def _read_once(path: Path) -> ConfigFile | None:
+def _read_cached(path: Path) -> ConfigFile | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     version = (status.st_mtime_ns, status.st_size)
-    known = _read_before.get(path)
+    known = _cache.get(path)
     if known is None or known[0] != version:
-        known = _read_before[path] = (version, _read_file(path))
+        known = _cache[path] = (version, _read_file(path))
     return known[1]
 
 
 def _read_file(path: Path) -> ConfigFile | None:
-    import tomllib  # dear, and many programs have no file to read
+    import tomllib  # 5 ms, and most programs have no file to read
 
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         if path.name == PROJECT_FILE and isinstance(error, OSError):
-            return None  # somebody else's, most likely
+            return None  # It probably belongs to another user's project.
         raise BadLocation(f"cannot read {path}: {error}") from error
     if path.name == PROJECT_FILE:
-        tools = content.get("tool", {})
+        tools = table.get("tool", {})
         if not isinstance(tools, dict) or "remit" not in tools:
-            return None  # none of ours
-        content = tools["remit"]
-    return _checked(content, path)
+            return None
+        table = tools["remit"]
+    content = _convert(table, _Content, str(path))
+    locations = {name: _read_entry(each, f"location {name!r} in {path}") for name, each in content.locations.items()}
+    return ConfigFile(path, content.transport, content.url, locations)
 
 
-def _checked(content: Any, path: Path) -> ConfigFile:
-    _expect(isinstance(content, dict), f"'tool.remit' in {path} is a table")
-    readers: dict[str, Callable[[Any, Path], Any]] = {
-        "transport": lambda value, path: _text("transport", value, path),
-        "url": lambda value, path: _text("url", value, path),
-        "locations": _locations,
-    }
-    for key in content:
-        if key not in readers:
-            raise UnknownOption(f"{path} has an unknown key {key!r}{_nearest(key, readers)}")
-    return ConfigFile(path, **{key: readers[key](value, path) for key, value in content.items()})
+def _read_entry(entry: object, where: str) -> tuple[_Address, dict[str, str]]:
+    table = _convert(entry, _Entry, where)
+    if isinstance(table, str):
+        return _Address(url=table), {}
+    address = _convert(table, _Address, where)
+    names = _Address.__struct_fields__
+    extra = [key for key in names if key in table and "url" in table and key != "url"]
+    if extra:
+        raise BadLocation(f"{where} has both 'url' and {extra[0]!r}; remove one of them")
+    if "url" not in table and not {"host", "port"} <= table.keys():
+        raise BadLocation(f"{where} needs a 'url', or a 'host' and a 'port'")
+    options = {key: _convert(each, _Scalar, f"{key!r} in {where}") for key, each in table.items() if key not in names}
+    # As in the query of a URL, where true is a lower-case word.
+    return address, {key: each if isinstance(each, str) else str(each).lower() for key, each in options.items()}
 
 
-def _locations(value: Any, path: Path) -> dict[str, FileEntry]:
-    _expect(isinstance(value, dict), f"'locations' in {path} is a table of names")
-    return {name: _entry(name, each, path) for name, each in value.items()}
+_TOML_WORDS: Final = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+"""The types that msgspec names in its messages."""
 
 
-def _entry(name: str, value: Any, path: Path) -> FileEntry:
-    where = f"location {name!r} in {path}"
-    if isinstance(value, str):
-        return {"url": value}
-    _expect(isinstance(value, dict), f"{where} is a URL or a table")
-    _expect(("url" in value) != ("host" in value), f"{where} has either a 'url', or a 'host' and a 'port'")
-    _expect("url" in value or "port" in value, f"{where} has a 'port' besides its 'host'")
-    _expect(not ("url" in value and "port" in value), f"{where} has its port in its 'url'")
-    _expect(not ("url" in value and "transport" in value), f"{where} has its transport in its 'url'")
-    for key, each in value.items():
-        _expect(isinstance(each, _SCALARS), f"{key!r} of {where} is a text, a number or true or false")
-        if key in ("url", "host", "transport"):
-            _expect(isinstance(each, str), f"{key!r} of {where} is a text")
-        if key == "port":
-            _expect(isinstance(each, int) and not isinstance(each, bool), f"'port' of {where} is a whole number")
-    # As the query of a URL has it.
-    return {key: each if key == "port" or isinstance(each, str) else str(each).lower() for key, each in value.items()}
-
-
-def _text(key: str, value: Any, path: Path) -> str:
-    _expect(isinstance(value, str) and bool(value.strip()), f"{key!r} in {path} is a text")
-    return str(value)
-
-
-def _expect(fulfilled: bool, rule: str) -> None:
-    if not fulfilled:
-        raise BadLocation(f"a config file is not as it must be: {rule}")
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(names)})"
-
-
-def _filled(text: str, where: str) -> str:
-    """Fill in ``${NAME}``. Within a URL's user and password the value is quoted: it may contain any character."""
-
-    def fill(match: re.Match[str]) -> str:
-        value = os.environ.get(match[1])
-        if value is None:
-            raise BadLocation(f"{where} refers to ${{{match[1]}}}, which is not set; export {match[1]} first")
-        return value
-
-    def fill_quoted(part: re.Match[str]) -> str:
-        return _REFERENCE.sub(lambda match: quote(fill(match), safe=""), part[0])
-
-    return _REFERENCE.sub(fill, _CREDENTIALS.sub(fill_quoted, text))
+def _convert(value: object, kind: Any, where: str) -> Any:
+    """Validate a value by its type. Raises BadLocation, or UnknownOption with the nearest key."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$.")
+        if "unknown field" in message:
+            key = message.split("`")[1]
+            raise UnknownOption(f"{where} has an unknown key {key!r}{suggest(key, kind.__struct_fields__)}") from error
+        message = _QUOTED.sub(
+            lambda match: " or ".join(_TOML_WORDS.get(word, word) for word in match[1].split(" | ")), message
+        )
+        message = message.replace("Expected", "expected").replace(" matching regex '\\\\S'", " that is not blank")
+        raise BadLocation(f"{place[:-1]!r} in {where}: {message}" if place else f"{where}: {message}") from error
 
 
 DEFAULT_TRANSPORT: Final = "zmq"
-"""The transport of a host and a port, where neither the environment nor a file names another."""
+"""Transport of a host and a port if neither the environment nor a file names another."""
 LOCAL_SCHEME: Final = "unix"
-"""The scheme used where nothing at all is configured."""
+"""Scheme of the default location if no transport is configured."""
 URL_VARIABLE: Final = "REMIT_URL"
 TRANSPORT_VARIABLE: Final = "REMIT_TRANSPORT"
 PREFIX: Final = "prefix"
-"""The option by which a transport keeps several users of one backend apart."""
-NOWHERE: Final[Mapping[str, Any]] = {"host": "", "port": None, "username": "", "password": ""}
-NO_OPTIONS: Final[Mapping[str, object]] = {}
+"""Option by which a transport separates several users of one backend."""
+_NO_HOST: Final[Mapping[str, Any]] = {"host": "", "port": None, "username": "", "password": ""}
 _HOST_AND_PORT: Final = re.compile(r"([^\s/:@?#]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAMED_VARIABLE: Final = re.compile(r"REMIT_(\w+)_URL")
 
 
 def resolve(where: str | Location | None = None, *, default: str | Location | None = None) -> Location:
-    """Return the location that is meant, with its scheme.
+    """Return the configured location, with its scheme.
 
     ``where`` is a location or its URL; ``"host:port"``, over the configured transport; the name of a location that
     the environment (``REMIT_<NAME>_URL``) or the nearest config file defines; or None: ``REMIT_URL``, the file's
@@ -195,26 +179,44 @@ def resolve(where: str | Location | None = None, *, default: str | Location | No
         return found or (_local_default() if default is None else resolve(default))
     if not isinstance(where, str):
         raise BadLocation(f"a location is a Location, a URL or a name, not {where!r}")
-    return _read(where) or _named(where)
+    return _parse(where) or _named(where)
 
 
 def private_location(hint: str = "private") -> Location:
-    """Return a fresh location on this host over the configured transport, for a server and its own children.
+    """Return an unused location on this host over the configured transport, for a server and its own child processes.
 
-    ``hint`` is made part of its name where it has one. Raises LocationError when the configuration does not tell how.
+    ``hint`` becomes part of a path or prefix. Raises LocationError if the configuration gives no such location.
     """
-    return _fresh(_configured() or Location(f"{_local_scheme()}://"), hint)
+    base = _configured() or Location(f"{_local_scheme()}://")
+    backend = base.scheme.partition("+")[0]
+    if _has_files(base.scheme):
+        return base.replace(path=fresh_path(hint), **_NO_HOST)
+    if base.scheme.endswith("+tcp"):
+        sibling = f"{backend}+ipc"
+        if has_unix_sockets() and sibling in _schemes():
+            return base.replace(scheme=sibling, path=fresh_path(hint), **_NO_HOST)
+        return base.replace(host="127.0.0.1", port=0)
+    transport = find_transport(base.scheme)
+    if PREFIX in transport.options and (base.host or base.path):
+        return base.replace(options=dict(base.options) | {PREFIX: fresh_name(hint)})
+    if base.path.strip("/") and not base.host and transport.capabilities.crosses_processes:
+        return base.replace(path=f"{base.path.rstrip('/')}-{fresh_name(hint)}")
+    raise UnknownLocation(
+        f"{base.scheme!r} gives no private location by itself: pass one that child processes can reach, "
+        f"or set {URL_VARIABLE} to one"
+    )
 
 
-# -- the sources, in their order -------------------------------------------------------------------------------
+# -- sources of a location, in their order ---------------------------------------------------------------------
 
 
 def _configured() -> Location | None:
-    """Return the unnamed location that the environment or the nearest file gives."""
+    """Return the unnamed location of the environment or the nearest file."""
     if url := os.environ.get(URL_VARIABLE):
-        return _from(url, URL_VARIABLE)
-    file = _file()
-    return _from(file.url_of_default(), f"'url' in {file.path}") if file.url else None
+        return _parse_source(url, URL_VARIABLE)
+    file = _nearest_file()
+    source = f"'url' in {file.path}"
+    return _parse_source(_fill(file.url, source), source) if file.url else None
 
 
 def _named(name: str) -> Location:
@@ -222,28 +224,36 @@ def _named(name: str) -> Location:
         raise BadLocation(
             f"{name!r} is neither a URL, nor host:port, nor a name; write, for example, unix:///tmp/a.sock"
         )
-    variable = _variable(name)
+    variable = f"REMIT_{name.upper().replace('-', '_').replace('.', '_')}_URL"
     if url := os.environ.get(variable):
-        return _from(url, variable)
-    file = _file()
+        return _parse_source(url, variable)
+    file = _nearest_file()
     if name not in file.locations:
-        raise UnknownLocation(_unknown(name, file))
+        defined = (found[1].lower() for each in os.environ if (found := _NAMED_VARIABLE.fullmatch(each)))
+        known = sorted({*file.locations, *defined})
+        close = nearest(name, known)
+        raise UnknownLocation(
+            f"no location is named {name!r} (known: {', '.join(known) or 'none'})"
+            f"{f'; did you mean {close!r}?' if close else '.'} Define it as {variable} in the environment, "
+            f"under [locations] in {OWN_FILE}, or under [tool.remit.locations] in {PROJECT_FILE}"
+        )
     source = f"location {name!r} in {file.path}"
-    entry = file.entry(name)
-    if "url" in entry:
-        return _from(str(entry.pop("url")), source, options=entry)
-    host, port, transport = (entry.pop(key, "") for key in ("host", "port", "transport"))
+    address, texts = file.locations[name]
+    options = {key: _fill(text, source) for key, text in texts.items()}
+    if address.url:
+        location = _parse_source(_fill(address.url, source), source)
+        return location.replace(options=dict(location.options) | options)
     with _naming(source):
-        return _with_scheme(Location(str(host), int(port), **entry), str(transport))
+        location = Location(_fill(address.host, source), address.port).replace(options=options)
+        return _with_scheme(location, _fill(address.transport, source))
 
 
-def _from(text: str, source: str, *, options: Mapping[str, object] = NO_OPTIONS) -> Location:
-    """Read what a source states. Raises LocationError that names the source and not its secrets."""
+def _parse_source(text: str, source: str) -> Location:
+    """Parse the text of a source. Raises LocationError that names the source and not its secrets."""
     with _naming(source):
-        location = _read(text)
-        if location is None:
-            raise BadLocation("neither a URL nor host:port; write, for example, unix:///tmp/events.sock")
-        return location.replace(options={**dict(location.options), **options})
+        if location := _parse(text):
+            return location
+        raise BadLocation("neither a URL nor host:port; write, for example, unix:///tmp/events.sock")
 
 
 @contextlib.contextmanager
@@ -254,7 +264,7 @@ def _naming(source: str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
-def _read(text: str) -> Location | None:
+def _parse(text: str) -> Location | None:
     if "://" in text:
         return _with_scheme(Location(text))
     if match := _HOST_AND_PORT.fullmatch(text):
@@ -262,38 +272,39 @@ def _read(text: str) -> Location | None:
     return None
 
 
-def _variable(name: str) -> str:
-    return f"REMIT_{name.upper().replace('-', '_').replace('.', '_')}_URL"
+def _fill(text: str, where: str) -> str:
+    """Replace each ``${NAME}`` with that environment variable. Raises BadLocation if it is not set.
+
+    Within the user and password of a URL the value is quoted, because it may contain any character.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise BadLocation(f"{where} refers to ${{{match[1]}}}, which is not set; export {match[1]} first")
+        return os.environ[match[1]]
+
+    def quoted(credentials: re.Match[str]) -> str:
+        return _REFERENCE.sub(lambda match: quote(value(match), safe=""), credentials[0])
+
+    return _REFERENCE.sub(value, _CREDENTIALS.sub(quoted, text))
 
 
-def _unknown(name: str, file: ConfigFile) -> str:
-    defined = re.compile(r"REMIT_(\w+)_URL")
-    known = sorted({*file.locations, *(found[1].lower() for each in os.environ if (found := defined.fullmatch(each)))})
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else "."
-    return (
-        f"no location is named {name!r} (known: {', '.join(known) or 'none'}){meant} Define it as {_variable(name)} in "
-        f"the environment, under [locations] in {OWN_FILE}, or under [tool.remit.locations] in {PROJECT_FILE}"
-    )
-
-
-def _file() -> ConfigFile:
+def _nearest_file() -> ConfigFile:
     try:
-        folder = Path.cwd()
-    except FileNotFoundError:  # It was deleted, and no file is above it.
-        return EMPTY_FILE
-    return nearest_file(folder)
+        return nearest_file(Path.cwd())
+    except FileNotFoundError:  # The working directory was deleted.
+        return NO_FILE
 
 
-# -- the transport ---------------------------------------------------------------------------------------------
+# -- transport of a location -----------------------------------------------------------------------------------
 
 
 def _chosen_transport() -> str:
-    return os.environ.get(TRANSPORT_VARIABLE) or _file().transport
+    return os.environ.get(TRANSPORT_VARIABLE) or _nearest_file().transport
 
 
 def _with_scheme(location: Location, transport: str = "") -> Location:
-    """Return the location over the configured transport, unless it says one itself."""
+    """Return the location, over the configured transport if it has no scheme."""
     if location.scheme:
         return location
     transport = transport or _chosen_transport() or DEFAULT_TRANSPORT
@@ -308,7 +319,7 @@ def _schemes() -> set[str]:
 
 
 def _local_scheme() -> str:
-    """Return the scheme by which the configured transport reaches the processes of this host."""
+    """Return the scheme by which the configured transport connects processes of this host."""
     transport = _chosen_transport()
     if not transport:
         return LOCAL_SCHEME if has_unix_sockets() else f"{DEFAULT_TRANSPORT}+tcp"
@@ -321,7 +332,7 @@ def _local_scheme() -> str:
 def _local_default() -> Location:
     scheme = _local_scheme()
     if not _has_files(scheme):
-        find_transport(scheme)  # an unknown one has a reason of its own to be told
+        find_transport(scheme)  # For a transport that is not installed, its error is the better one.
         raise UnknownLocation(
             f"no location is given, and {scheme!r} has no default one: pass one, set {URL_VARIABLE}, or put 'url' "
             f"into {OWN_FILE} or under [tool.remit] in {PROJECT_FILE}"
@@ -331,24 +342,3 @@ def _local_default() -> Location:
 
 def _has_files(scheme: str) -> bool:
     return scheme == LOCAL_SCHEME or scheme.endswith("+ipc")
-
-
-def _fresh(base: Location, hint: str) -> Location:
-    """Five cases: 1. a socket's file; 2. a carrier with a sibling that has files; 3. TCP; 4. a prefix; 5. a path."""
-    backend = base.scheme.partition("+")[0]
-    if _has_files(base.scheme):
-        return base.replace(path=fresh_path(hint), **NOWHERE)
-    if base.scheme.endswith("+tcp"):
-        sibling = f"{backend}+ipc"
-        if has_unix_sockets() and sibling in _schemes():
-            return base.replace(scheme=sibling, path=fresh_path(hint), **NOWHERE)
-        return base.replace(host="127.0.0.1", port=0)
-    transport = find_transport(base.scheme)
-    if PREFIX in transport.options and (base.host or base.path):
-        return base.replace(options=dict(base.options) | {PREFIX: fresh_name(hint)})
-    if base.path.strip("/") and not base.host and transport.capabilities.crosses_processes:
-        return base.replace(path=f"{base.path.rstrip('/')}-{fresh_name(hint)}")
-    raise UnknownLocation(
-        f"{base.scheme!r} gives no private location by itself: pass one that child processes can reach, "
-        f"or set {URL_VARIABLE} to one"
-    )

@@ -1,153 +1,254 @@
-"""Settings: the options of the two ends themselves, from keyword arguments over a location's query to defaults."""
+"""Options of clients and servers, and the validators of numbers, sizes and durations that both packages use.
+
+An option comes from a keyword argument, a location's query, an environment variable, a config file or a command line.
+`read_*` functions parse text from the last four, `check_*` functions validate values from the first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from remit._protocol.client_session import HEARTBEAT_INTERVAL_S
 from remit._protocol.outbox import WINDOW_EVENTS
 from remit._protocol.server_sessions import SESSION_TTL_S
 from remit.codec import CODECS
 from remit.errors import BadLocation
-from remit.location import Location, read_count, read_seconds, read_size
 
-__all__ = ["Options", "check_count", "check_lease_seconds", "check_seconds", "resolve_options"]
+if TYPE_CHECKING:
+    from remit.location import Location
+
+__all__ = [
+    "Options",
+    "argument",
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_seconds",
+    "nearest",
+    "read_count",
+    "read_flag",
+    "read_seconds",
+    "read_size",
+    "resolve_options",
+    "suggest",
+]
+
+T = TypeVar("T")
+SECONDS_PER_UNIT: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+BYTES_PER_UNIT: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1, "": 1}
+FLAGS: Final = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-POLICIES: Final = ("block", "raise", "drop_oldest", "drop_newest")
-DELIVERIES: Final = ("acknowledged", "at_most_once")
-COUNTS: Final = ("queue", "queue_bytes", "window")
-TIMES: Final = ("emit_timeout", "linger", "request_timeout", "heartbeat", "session_ttl")
+# -- text ------------------------------------------------------------------------------------------------------
 
 
-def _choice(*known: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in known:
-            raise ValueError(f"not one of {', '.join(known)}: {text!r}")
-        return text
+def read_seconds(text: str, *, above_zero: bool = False) -> float:
+    """Parse ``2``, ``2s``, ``500ms`` or ``1m`` as seconds. Raises ValueError."""
+    unit = next(unit for unit in SECONDS_PER_UNIT if text.endswith(unit))
+    try:
+        seconds = float(text.removesuffix(unit)) * SECONDS_PER_UNIT[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf") or (above_zero and not seconds):
+        bound = " above 0" if above_zero else ""
+        raise ValueError(f"{text!r} is not a number of seconds{bound}; write 2s, 500ms or 1m")
+    return seconds
 
-    return read
+
+def read_size(text: str) -> int:
+    """Parse ``4096``, ``64KiB`` or ``1MiB`` as bytes. Raises ValueError."""
+    unit = next(unit for unit in BYTES_PER_UNIT if text.endswith(unit))
+    return read_count(text.removesuffix(unit)) * BYTES_PER_UNIT[unit]
+
+
+def read_count(text: str, *, least: int = 1) -> int:
+    """Parse a whole number, at least ``least``. Raises ValueError."""
+    # int() also accepts signs, spaces, underscores and the digits of other scripts.
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        kind = "a positive whole number" if least == 1 else f"a whole number from {least}"
+        raise ValueError(f"{text!r} is not {kind}")
+    return int(text)
+
+
+def read_flag(text: str) -> bool:
+    """Parse ``true``/``false``, ``yes``/``no``, ``on``/``off`` or ``1``/``0``. Raises ValueError."""
+    if text.lower() not in FLAGS:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return FLAGS[text.lower()]
+
+
+def read_choice(text: str, *, known: Collection[str]) -> str:
+    """Return the text if it is one of those known. Raises ValueError."""
+    if text not in known:
+        raise ValueError(f"{text!r} is not one of {', '.join(known)}")
+    return text
+
+
+def argument(read: Callable[..., T], **bounds: Any) -> Callable[[str], T]:
+    """Return a reader as the ``type`` of an argparse argument, which then reports the reader's own message."""
+
+    def convert(text: str) -> T:
+        try:
+            return read(text, **bounds)
+        except ValueError as error:
+            from argparse import ArgumentTypeError  # only command lines need it
+
+            raise ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+# -- values ----------------------------------------------------------------------------------------------------
+
+
+def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Raise TypeError or ValueError unless a value is a whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {bounds}, not {value!r}")
+
+
+def check_number(name: str, value: object, *, above_zero: bool = False, kind: str = "number") -> None:
+    """Raise TypeError or ValueError unless a value is a finite number, not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a {kind}, not {value!r}")
+    if not 0 <= value < float("inf") or (above_zero and not value):
+        bound = "greater than 0" if above_zero else "0 or greater"
+        raise ValueError(f"{name} must be a {kind}, finite and {bound}, not {value!r}")
+
+
+check_seconds = partial(check_number, kind="number of seconds")
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raise ValueError unless a value is one of those known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+# -- names -----------------------------------------------------------------------------------------------------
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is most similar to a misspelt one; empty if none is similar."""
+    import difflib  # 3 ms, needed only for an error message
+
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), "")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown name: the nearest known name, or all of them."""
+    names = sorted(known)
+    close = nearest(name, names)
+    return f"; did you mean {close!r}?" if close else f" (known: {', '.join(names) or 'none'})"
+
+
+# -- options of clients and servers ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What both ends can be told, by keyword or in a location's query."""
+    """Options that every client and server has, as keyword arguments and in a location's query."""
 
     codec: str = "msgpack"
     delivery: str = "acknowledged"
-    """``acknowledged``, or ``at_most_once``: not numbered, not resent, lost with its connection."""
+    """``acknowledged``, or ``at_most_once``: events are not numbered or resent, and are lost with the connection."""
     when_full: str = "block"
-    """What ``emit`` does when the queue is full: block, raise, drop_oldest or drop_newest."""
+    """Behaviour of ``emit`` when the queue is full: block, raise, drop_oldest or drop_newest."""
     queue: int = 16 * 1024
-    """Events that may wait to be sent."""
+    """Events that may wait in the send queue."""
     queue_bytes: int = 64 * 1024 * 1024
-    """Bytes that large events may take up among them."""
+    """Bytes that large events in the send queue may take up."""
     window: int = WINDOW_EVENTS
-    """Events that may be under way, sent but not confirmed as handled."""
+    """Events that may be sent but not yet acknowledged as handled."""
     emit_timeout: float = 60.0
     """Seconds that ``emit`` blocks on a full queue before it raises EmitTimeout."""
     linger: float = 5.0
-    """Seconds that ``close`` waits for what is under way."""
+    """Seconds that ``close`` waits for unacknowledged events."""
     request_timeout: float = 30.0
-    """Seconds within which a request must be answered, unless the request says otherwise."""
+    """Seconds until a request without a timeout of its own raises RequestTimeout."""
     heartbeat: float = HEARTBEAT_INTERVAL_S
-    """Seconds of silence after which a client asks whether its server is there."""
+    """Seconds of silence after which a client probes its server."""
     session_ttl: float = SESSION_TTL_S
-    """Seconds for which a server keeps the session of a client that has gone."""
+    """Seconds that a server keeps the session of a disconnected client."""
     key: bytes | None = field(default=None, repr=False)
-    """What both ends share: every frame is signed with it, and none is taken that is not."""
+    """Shared key: every frame is signed with it, and unsigned frames are dropped."""
 
 
-READERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "codec": _choice(*sorted(CODECS)),
-    "delivery": _choice(*DELIVERIES),
-    "when_full": _choice(*POLICIES),
-    "queue": read_count,
-    "queue_bytes": read_size,
-    "window": read_count,
-    "emit_timeout": read_seconds,
-    "linger": read_seconds,
-    "request_timeout": read_seconds,
-    "heartbeat": read_seconds,
-    "session_ttl": read_seconds,
-    "key": str,
-    "key_file": str,
+class _Kind(NamedTuple):
+    """How one option is parsed from text and, if given as a keyword argument, validated."""
+
+    read: Callable[[str], Any]
+    check: Callable[[str, Any], None] = lambda name, value: None
+
+
+def _choice(*known: str) -> _Kind:
+    return _Kind(partial(read_choice, known=known), partial(check_choice, known=known))
+
+
+_COUNT: Final = _Kind(read_count, check_count)
+_SECONDS: Final = _Kind(read_seconds, check_seconds)
+_KINDS: Final[Mapping[str, _Kind]] = {
+    "codec": _Kind(partial(read_choice, known=sorted(CODECS))),
+    "delivery": _choice("acknowledged", "at_most_once"),
+    "when_full": _choice("block", "raise", "drop_oldest", "drop_newest"),
+    "queue": _COUNT,
+    "queue_bytes": _Kind(read_size, check_count),
+    "window": _COUNT,
+    "emit_timeout": _SECONDS,
+    "linger": _SECONDS,
+    "request_timeout": _SECONDS,
+    # With 0, a client would probe its server all the time.
+    "heartbeat": _Kind(partial(read_seconds, above_zero=True), partial(check_seconds, above_zero=True)),
+    "session_ttl": _SECONDS,
+    "key": _Kind(str),
+    "key_file": _Kind(str),
 }
 
 
 def resolve_options(
     location: Location, transport_options: Mapping[str, Callable[[str], Any]], given: Mapping[str, Any]
 ) -> tuple[Options, Location]:
-    """Return the settings, and the location with only the transport's own options left.
+    """Return the options, and the location with only the transport's own options left.
 
-    ``given`` are keyword arguments; None means "not given". A key is read from its file. Raises
-    UnknownOption, BadLocation, ValueError.
+    ``given`` are keyword arguments, which take precedence over the location; None means "not given". A key is read
+    from its file. Raises UnknownOption, BadLocation, TypeError, ValueError.
     """
-    values = location.read({**READERS, **transport_options})
-    own = {name: value for name, value in values.items() if name in READERS}
-    if given.get("key") is not None or given.get("key_file") is not None:
+    values = location.read({**{name: kind.read for name, kind in _KINDS.items()}, **transport_options})
+    own = {name: value for name, value in values.items() if name in _KINDS}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    for name, value in arguments.items():
+        _KINDS[name].check(name, value)
+    if arguments.keys() & {"key", "key_file"}:
         own.pop("key", None)
         own.pop("key_file", None)
-    own.update({name: value for name, value in given.items() if value is not None})
-    own["key"] = _key(own.get("key"), own.pop("key_file", None))
-    _check(own)
+    own |= arguments
+    own["key"] = _read_key(own.get("key"), own.pop("key_file", None))
     if not location.options:
         return Options(**own), location
-    rest = {name: text for name, text in location.options if name not in READERS}
+    rest = {name: text for name, text in location.options if name not in _KINDS}
     return Options(**own), location.replace(options=rest)
 
 
-def _key(key: str | bytes | None, file: str | Path | None) -> bytes | None:
-    """Return the key that is given, or that a file holds without the white space around it; None: there is none."""
+def _read_key(key: str | bytes | None, file: str | Path | None) -> bytes | None:
+    """Return the key that is given or stored in a file, stripped of white space; None if there is neither."""
     if key is not None and file is not None:
-        raise BadLocation("key and key_file are both given; leave one of them out")
+        raise BadLocation("key and key_file are both given; remove one of them")
     if file is not None:
         try:
             key = Path(file).read_bytes().strip()
         except OSError as error:
-            raise BadLocation(f"key_file cannot be read: {error}; name a file that holds the key") from error
+            raise BadLocation(f"key_file cannot be read: {error}; name a file that contains the key") from error
     if key is None:
         return None
     if not isinstance(key, str | bytes):
-        raise TypeError(f"a key is bytes or a text, not {type(key).__name__}")
+        raise TypeError(f"key must be bytes or a string, not {type(key).__name__}")
     if not key:
-        raise BadLocation("the key is empty: make one, for example by `openssl rand -hex 32`")
+        raise BadLocation("the key is empty: create one, for example with `openssl rand -hex 32`")
     return key.encode() if isinstance(key, str) else bytes(key)
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    for name, known in (("when_full", POLICIES), ("delivery", DELIVERIES)):
-        if values.get(name, known[0]) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, not {values[name]!r}")
-    for name in COUNTS:
-        check_count(name, values.get(name, 1))
-    for name in TIMES:
-        check_seconds(name, values.get(name, 1))
-    if values.get("heartbeat", 1) == 0:
-        raise ValueError("heartbeat is above 0: a client that asks all the time does nothing else")
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless a value is a whole number, at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is at least 1, not {value!r}")
-
-
-def check_seconds(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless a value is a finite number of seconds that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is a number of seconds, finite and not negative, not {value!r}")
-
-
-def check_lease_seconds(value: object) -> None:
-    """Raise TypeError or ValueError unless a value is a lease: seconds, above 0."""
-    check_seconds("the lease", value)
-    if value == 0:
-        raise ValueError("the lease is above 0: within none nobody is heard of")

@@ -12,7 +12,7 @@ from remit._patterns.names import PAIR_JOIN
 from remit.client import Client
 from remit.errors import LinkClosed, NoListener, PairBusy, PeerLost, RequestFailed, SignalTimeout
 from remit.location import Location
-from remit.options import check_lease_seconds
+from remit.options import check_seconds
 from remit.server import Server
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Pair:
 
         Raises LocationInUse and what `Server` raises.
         """
-        check_lease_seconds(lease)
+        check_seconds("lease", lease, above_zero=True)
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
         return cls(_Bound(Server(location, **options), lease, signals), signals)
 
@@ -72,7 +72,7 @@ class Pair:
 
         Raises PairBusy if somebody has, RequestTimeout, NoListener where a server is no pair, and as `Client`.
         """
-        check_lease_seconds(lease)
+        check_seconds("lease", lease, above_zero=True)
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
         return cls(_Joined(Client(location, **options), lease, timeout, signals), signals)
 

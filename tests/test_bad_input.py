@@ -74,7 +74,7 @@ def test_a_count_is_a_whole_number_above_zero(option: str, value: object, error:
     [(-1, ValueError), (math.inf, ValueError), (math.nan, ValueError), ("1s", TypeError), (True, TypeError)],
 )
 def test_a_length_of_time_is_a_number_of_seconds(option: str, value: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match=f"{option} is a number of seconds"):
+    with pytest.raises(error, match=f"{option} must be a number of seconds"):
         Client("memory://x", **{option: value})  # type: ignore[arg-type]
 
 

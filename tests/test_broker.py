@@ -307,7 +307,7 @@ def test_a_worker_that_goes_on_after_an_interruption_owes_nothing(broker, client
 
 
 def test_a_worker_needs_handlers_and_a_capacity(crossing_location):
-    with pytest.raises(ValueError, match="threads is at least 1"):
+    with pytest.raises(ValueError, match="threads must be at least 1"):
         Worker(crossing_location, threads=0)
     with pytest.raises(ValueError, match="capacity for each"):
         Worker(crossing_location, threads=3, capacity=2)

@@ -260,10 +260,10 @@ def test_a_key_is_not_shown_when_its_url_cannot_be_read(url: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"key": b""}, "the key is empty: make one"),
-        ({"key": "a", "key_file": "/dev/null"}, "leave one of them out"),
+        ({"key": b""}, "the key is empty: create one"),
+        ({"key": "a", "key_file": "/dev/null"}, "remove one of them"),
         ({"key_file": "/no/such/file"}, "key_file cannot be read: "),
-        ({"key_file": "/dev/null"}, "the key is empty: make one"),
+        ({"key_file": "/dev/null"}, "the key is empty: create one"),
     ],
 )
 def test_what_is_no_key_is_told_at_once(given: dict[str, object], words: str) -> None:
@@ -273,5 +273,5 @@ def test_what_is_no_key_is_told_at_once(given: dict[str, object], words: str) ->
 
 
 def test_a_key_is_bytes_or_a_text() -> None:
-    with pytest.raises(TypeError, match="a key is bytes or a text, not int"):
+    with pytest.raises(TypeError, match="key must be bytes or a string, not int"):
         Client(PLACE, key=7)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def test_the_order_of_options_does_not_matter(options: dict[str, str]) -> None:
 
 def test_a_location_cannot_be_changed() -> None:
     location = Location("memory://a")
-    with pytest.raises(FrozenInstanceError, match=r"location\.replace\(host=...\)"):
+    with pytest.raises(FrozenInstanceError, match="host"):
         location.host = "b"
     with pytest.raises(FrozenInstanceError):
         del location.host
@@ -171,7 +171,7 @@ def test_an_at_sign_elsewhere_is_no_password(url: str) -> None:
         (("://host",), "has no scheme"),
         (("x://host:1#part",), "fragment"),
         (("x://host:1?a=1&a=2",), "given twice"),
-        (("x://host:1", 2), "a port besides a URL"),
+        (("x://host:1", 2), "a URL and a separate port"),
     ],
 )
 def test_what_is_no_location_is_refused(arguments: tuple[Any, ...], words: str) -> None:
@@ -214,7 +214,7 @@ def test_options_are_read_as_their_types() -> None:
     [
         ("lingr", "x has no option 'lingr'; did you mean 'linger'?"),
         ("maxframe", "did you mean 'max_frame'?"),
-        ("zzz", "(it has: linger, loud, max_frame, queue)"),
+        ("zzz", "(known: linger, loud, max_frame, queue)"),
     ],
 )
 def test_an_unknown_option_is_refused_with_the_nearest(option: str, words: str) -> None:
