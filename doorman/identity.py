@@ -70,7 +70,7 @@ class Identity:
         return require_alive(process)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Credential:
     """One attempt's secret, good for one process. The manager and the child each hold one."""
 

@@ -10,7 +10,6 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from doorman.errors import IdentityRefused, PidfdUnavailable, Refusal
@@ -159,9 +158,7 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

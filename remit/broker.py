@@ -14,7 +14,7 @@ from remit.options import check_count, check_seconds
 from remit.server import Server
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 __all__ = ["Broker"]
 
@@ -115,9 +115,7 @@ class Broker:
     def __enter__(self) -> Broker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

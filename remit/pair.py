@@ -16,7 +16,7 @@ from remit.options import check_seconds
 from remit.server import Server
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 __all__ = ["Pair"]
 
@@ -116,9 +116,7 @@ class Pair:
     def __enter__(self) -> Pair:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _check_open(self) -> None:

@@ -15,7 +15,7 @@ import pluggy
 
 from remit import hookspecs
 from remit.errors import BadLocation, SchemeClaimedTwice, TransportBroken, TransportNotInstalled
-from remit.transport import Capabilities, Transport
+from remit.transport import Capabilities, Transport, register_after_fork
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -329,5 +329,4 @@ def _after_fork_in_child() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)

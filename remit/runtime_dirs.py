@@ -1,21 +1,35 @@
-"""Places: where a socket's file lies when nobody said where: a folder that is this user's alone."""
+"""Paths of Unix sockets: the user's private folder, names in it, and the checks that every transport on files needs."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from remit.errors import BadLocation
+from remit.errors import BadLocation, TransportError
 
-__all__ = ["fresh_name", "fresh_path", "has_unix_sockets", "runtime_folder", "shared_path"]
+if TYPE_CHECKING:
+    from remit.location import Location
+
+__all__ = [
+    "fresh_name",
+    "fresh_path",
+    "has_unix_sockets",
+    "remove_socket",
+    "runtime_folder",
+    "shared_path",
+    "socket_path",
+]
 
 
+MAX_PATH_BYTES: Final = 107
+"""Linux: sun_path has 108 bytes, with the final zero."""
 MAX_FOLDER_BYTES: Final = 60
-"""Bytes of a folder's path that still leave room for a file's name: a socket's path has 107 at the most."""
+"""Bytes of a folder's path that leave enough of `MAX_PATH_BYTES` for a file's name."""
 MAX_HINT_CHARACTERS: Final = 16
 """Characters of a hint that are taken over into a file's name."""
 OWNER_ONLY: Final = 0o700
@@ -57,6 +71,31 @@ def fresh_name(hint: str) -> str:
         character for character in hint if (character.isascii() and character.isalnum()) or character in "-_"
     )
     return f"{readable[:MAX_HINT_CHARACTERS] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
+
+
+def socket_path(location: Location, *, reserved: int = 0) -> str:
+    """Return the path of a location that is a Unix socket.
+
+    ``reserved`` bytes are left free for what the transport appends to the path. Raises BadLocation.
+    """
+    if location.host or location.port is not None or not location.path.strip("/"):
+        example = f"{location.scheme}:///tmp/events.sock"
+        raise BadLocation(f"{location} names no file: write three slashes, for example {example}")
+    most = MAX_PATH_BYTES - reserved
+    if len(os.fsencode(location.path)) > most:
+        raise BadLocation(f"the path of {location} is over {most} bytes; choose a shorter one")
+    return location.path
+
+
+def remove_socket(path: str) -> None:
+    """Remove a socket that a dead server left, if there is one. Only the holder of the path's `FileLock` may.
+
+    Raises TransportError if a file of another kind is there.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise TransportError(f"cannot open {path}: a file which is not a socket is there; choose another path")
+        os.unlink(path)  # noqa: PTH108
 
 
 def _session_folder() -> Path | None:

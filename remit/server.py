@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -25,11 +24,11 @@ from remit.listeners import ListenerRegistry, OnError, check_name
 from remit.location import Location
 from remit.options import resolve_options
 from remit.plugins import find_transport
-from remit.transport import Wakeable
+from remit.transport import Wakeable, register_after_fork
 from remit.transports.authenticated import share_rejected_counter, with_authentication
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 __all__ = ["Opened", "Server", "ticked_here"]
 
@@ -119,9 +118,7 @@ class Opened(ListenerRegistry):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,8 +177,7 @@ def _after_fork_in_child() -> None:
         server._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)
 
 
 TICK_BOUND: Final = 0.25

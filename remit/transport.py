@@ -1,42 +1,54 @@
-"""Transport: THE contract that a plugin author reads: two roles, five verbs, bytes only.
+"""The contract between Remit and a transport, and the building blocks for implementing one.
 
-A transport moves whole frames between one server and many clients, and nothing else. Acknowledgement,
-resending, de-duplication, flow control and liveness are built once, above it, in ``remit.protocol``: a
-transport must be honest, not reliable.
+A transport moves whole frames between one server and many clients, and does nothing else. Acknowledgement, resending,
+deduplication, flow control and liveness are implemented once, in ``remit._protocol``, above every transport. A
+transport need not be reliable. It must report correctly what it did and what it may have lost.
 
-What every transport promises:
+The rules, each covered by checks of `remit.testing`:
 
 1.  A frame arrives whole or not at all.
-2.  Frames of one peer and direction arrive in order. One may be lost only together with a `Down`, a `Gap`
-    or a declared ``lossy`` capability.
-3.  The transport makes no duplicates.
-4.  `Sent.ACCEPTED` means "taken", not "delivered". `Sent.FULL` means "not taken: try again after `wait`".
-    `Sent.GONE` means "not taken: this peer is not there".
-5.  `Down` is a token's last arrival; a token is never used again for another connection. At the client's
-    end the only token is `SERVER`, which may come `Up` again after each `Down`.
+2.  Frames of one peer and direction arrive in order. A frame may be lost only together with a `Down`, a `Gap` or a
+    declared ``lossy`` capability.
+3.  The transport creates no duplicates.
+4.  `Sent.ACCEPTED` means that the link took the frame, not that it was delivered. `Sent.FULL` means not taken: retry
+    after `wait`. `Sent.GONE` means not taken: there is no such peer.
+5.  `Down` is the last arrival of a peer token, and no other connection gets the same token. At the client's end the
+    only token is `SERVER`, which may come `Up` again after each `Down`.
 6.  `send` and `receive` never block. `wait` returns by its timeout, `close` by its linger.
-7.  A link is used by one thread at a time, whose ident is in ``owner``; any other thread gets
-    `WrongThreadError`, any other process `ForkedLinkError`. `close` in a forked child touches nothing that
-    the parent holds.
-8.  `wait` is level-triggered: it returns at once while a frame waits to be received.
-9.  A frame over ``capabilities.max_frame`` raises `FrameTooLarge` before the wire is touched.
+7.  A link is used by one thread at a time, whose ident is in ``owner``. Any other thread gets `WrongThreadError`, any
+    other process `ForkedLinkError`. `close` in a forked child affects nothing that the parent holds.
+8.  `wait` is level-triggered: it returns immediately while a frame waits to be received.
+9.  A frame over ``capabilities.max_frame`` raises `FrameTooLarge` before any of it is sent.
 10. A second server on one location raises `LocationInUse`.
-11. No code of the user's runs on a transport's thread.
+11. No user code runs on a transport's thread.
 12. `close` may be called twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import errno
+import fcntl
 import os
+import select
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
-from remit.errors import ForkedLinkError, FrameTooLarge, LinkClosed, WrongThreadError
+from remit.errors import (
+    ForkedLinkError,
+    FrameTooLarge,
+    LinkClosed,
+    LocationInUse,
+    TransportError,
+    WrongThreadError,
+)
 from remit.event import Credentials
+from remit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from remit.location import Location
@@ -47,58 +59,33 @@ __all__ = [
     "Capabilities",
     "Credentials",
     "Down",
+    "FileLock",
     "Frame",
     "Gap",
-    "Inherited",
     "Link",
     "OwnedLink",
     "Peer",
+    "Poller",
     "Sent",
     "Transport",
     "Up",
     "Wakeable",
     "Waker",
+    "hookimpl",
     "register_after_fork",
 ]
 
-
-class Inherited(Protocol):
-    """What a forked child inherits and must not use as it is."""
-
-    def after_fork(self) -> None:
-        """Called once in each forked child, in no order that could be relied on."""
-        ...
-
-
-# Plain references, no WeakSet: that is Python code, and whatever a child runs at first the kernel must copy for it.
-_living: set[weakref.ref[Inherited]] = set()
-
-
-def register_after_fork(thing: Inherited) -> None:
-    """Have ``thing.after_fork()`` called in every forked child, for as long as it lives."""
-    _living.add(weakref.ref(thing, _living.discard))
-
-
-def _after_fork_in_child() -> None:
-    for reference in tuple(_living):
-        thing = reference()
-        if thing is not None:
-            thing.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
+# -- the contract ---------------------------------------------------------------------------------------------------
 
 Peer: TypeAlias = Hashable
-"""A transport's token for one connection: opaque, and never used again for another."""
+"""Opaque token of one connection, never reused for another one."""
 
 SERVER: Final = "server"
 """The only peer of a client's link."""
 
 
 class Sent(enum.Enum):
-    """What became of a frame given to `Link.send`."""
+    """Result of `Link.send`."""
 
     ACCEPTED = "accepted"
     FULL = "full"
@@ -106,28 +93,28 @@ class Sent(enum.Enum):
 
 
 class Frame(NamedTuple):
-    """A whole frame from a peer."""
+    """A whole frame that a peer sent."""
 
     peer: Peer
     data: bytes
 
 
 class Up(NamedTuple):
-    """A peer can be reached."""
+    """A peer is connected."""
 
     peer: Peer
     credentials: Credentials | None = None
 
 
 class Down(NamedTuple):
-    """A peer's connection has ended; its token is dead."""
+    """A peer's connection has ended. Its token is not used again."""
 
     peer: Peer
     why: str
 
 
 class Gap(NamedTuple):
-    """Frames may have been lost although no connection is known to have ended."""
+    """Frames may have been lost, although no connection is known to have ended."""
 
     why: str
 
@@ -137,27 +124,27 @@ Arrival: TypeAlias = Frame | Up | Down | Gap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a transport can do. The core asks for these and never for a transport's name."""
+    """What a transport can do. The core asks for capabilities, never for a transport's name."""
 
     max_frame: int
-    """Bytes of the largest frame it carries."""
+    """Bytes of the largest frame."""
     window: int | None = None
-    """Bytes that may be under way to one peer before the backend itself would lose some; None: no bound."""
+    """Bytes that may be in transit to one peer before the backend loses some. None: no bound."""
     crosses_processes: bool = True
     crosses_hosts: bool = False
-    """A location's host and port are all that a client needs to reach the server."""
+    """A client on another host reaches the server by the location's host and port."""
     lossy: bool = False
-    """Frames may vanish without `Down` or `Gap`."""
+    """Frames may be lost without `Down` or `Gap`."""
     sees_peers: bool = True
-    """The server's end reports `Up` and `Down` of each peer by itself, without sending anything."""
+    """The server's link reports `Up` and `Down` of each peer even if it sends nothing."""
     attests_peers: bool = False
     """`Up` carries the peer's `Credentials`."""
     forks: bool = True
-    """A forked child of a process that used it may open links of its own; if not, start processes by exec."""
+    """A process forked after the transport was used may open links. If not, start processes with exec."""
 
 
 class Wakeable(Protocol):
-    """Anything with a descriptor that becomes readable when a `Link.wait` must return."""
+    """Object with a descriptor that becomes readable when `Link.wait` must return."""
 
     def fileno(self) -> int:
         """Return that descriptor."""
@@ -165,58 +152,87 @@ class Wakeable(Protocol):
 
 
 class Link(Protocol):
-    """One end of the wire. See the module's contract."""
+    """One end of a transport. The module's docstring has the rules."""
 
     location: Location
-    """As opened; for a server on port 0, with the port that the system chose."""
+    """As opened. For a server on port 0, with the port that the system chose."""
     capabilities: Capabilities
-    """The transport's, with what this location's options changed."""
+    """The transport's capabilities, changed by this location's options."""
     owner: int
-    """Ident of the thread that may use the link; set it to hand the link over."""
+    """Ident of the thread that may use the link. Set it to hand the link over to another thread."""
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. Never blocks. Raises FrameTooLarge over ``capabilities.max_frame`` bytes."""
         ...
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, or None when nothing waits. Never blocks."""
+        """Return the next arrival, or None. Never blocks."""
         ...
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or earlier.
+        """Wait up to ``timeout`` seconds.
 
-        Early: when something can be received, when a send that was `Sent.FULL` may go through now, while ``waker``
-        is readable, or for no reason at all.
+        Return early when something can be received, when a frame refused as `Sent.FULL` may be accepted, or while
+        ``waker`` is readable. An early return for no reason is allowed.
         """
         ...
 
     def close(self, linger: float) -> None:
-        """End the link within ``linger`` seconds, in which frames already accepted may still leave."""
+        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
         ...
 
 
 class Transport(Protocol):
-    """What a plugin's hook returns: how to open links of one or more schemes."""
+    """Opens the links of one or more schemes. A plugin's hook returns it."""
 
     capabilities: Capabilities
     options: Mapping[str, Callable[[str], Any]]
-    """The options a location's query may carry, each with the function that reads its text. The core reads
-    and removes its own options first: the locations given to `bind` and `connect` carry only these."""
+    """Options of a location's query, each with the function that reads its text. The core removes its own options
+    first, so the locations passed to `bind` and `connect` have only these."""
 
     def bind(self, location: Location) -> Link:
-        """Open the server's end: many peers. Raises LocationInUse, TransportError."""
+        """Open the server's link, with many peers. Raises LocationInUse, TransportError."""
         ...
 
     def connect(self, location: Location) -> Link:
-        """Open the client's end: one peer, `SERVER`, which may come up later. Never blocks for long."""
+        """Open the client's link. Its only peer, `SERVER`, may come up later. Never blocks for long."""
         ...
 
 
-class OwnedLink:
-    """Base of a link: knows its thread and its process, and refuses all others.
+# -- building blocks ------------------------------------------------------------------------------------------------
 
-    Call ``self._check(frame)`` first in ``send`` and ``self._check()`` first in the other verbs; in ``close``
-    ask ``self._ending()``, which is True once, and only in the process that opened the link.
+_methods: dict[int, weakref.WeakMethod[MethodType]] = {}
+"""Bound methods to call in a forked child, in the order of registration. The keys are the ids of the references, since
+their objects need not be hashable."""
+
+
+def register_after_fork(callback: Callable[[], object]) -> None:
+    """Call ``callback()`` in each forked child of this process.
+
+    A bound method is referenced weakly: its registration ends with its object. Does nothing where there is no fork.
+    """
+    if isinstance(callback, MethodType):
+        reference = weakref.WeakMethod(callback, lambda dead: _methods.pop(id(dead), None))
+        _methods[id(reference)] = reference
+    elif hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=callback)
+
+
+def _call_methods() -> None:
+    for reference in tuple(_methods.values()):
+        method = reference()
+        if method is not None:
+            method()
+
+
+register_after_fork(_call_methods)
+
+
+class OwnedLink:
+    """Base of a link that refuses calls from other threads and from forked children.
+
+    Call ``self._check(frame)`` first in ``send`` and ``self._check()`` first in ``receive`` and ``wait``. In ``close``
+    ask ``self._ending()``, which returns True once, and only in the process that opened the link.
     """
 
     location: Location
@@ -228,16 +244,16 @@ class OwnedLink:
         self.owner = threading.get_ident()
         self._closed = False
         self._forked = False
-        register_after_fork(self)
+        register_after_fork(self.after_fork)
 
     def _check(self, frame: bytes = b"") -> None:
-        """Raise ForkedLinkError, LinkClosed, WrongThreadError or FrameTooLarge if the call is out of place."""
+        """Raise ForkedLinkError, LinkClosed, WrongThreadError or FrameTooLarge if the call is not allowed."""
         if threading.get_ident() != self.owner or self._closed or self._forked:
             self._raise_misuse()
         if len(frame) > self.capabilities.max_frame:
             raise FrameTooLarge(
-                f"a frame of {len(frame)} bytes is over this transport's {self.capabilities.max_frame}; "
-                "send less at once, or raise max_frame in the location's options on both ends"
+                f"a frame of {len(frame)} bytes is over this transport's limit of {self.capabilities.max_frame}; "
+                "send less in one event, or raise max_frame in the location's options at both ends"
             )
 
     def _raise_misuse(self) -> None:
@@ -249,18 +265,18 @@ class OwnedLink:
         raise WrongThreadError(f"{where} belongs to thread {self.owner}; hand it over by setting link.owner")
 
     def _ending(self) -> bool:
-        """Mark the link closed; True the first time, unless this process inherited it by fork."""
+        """Mark the link as closed. Return True the first time, unless this process inherited the link by fork."""
         first = not self._closed
         self._closed = True
         return first and not self._forked
 
     def after_fork(self) -> None:
-        """Called in a forked child: from now on the link only refuses."""
+        """Refuse all further use. Called in a forked child."""
         self._forked = True
 
 
 class Waker:
-    """Ends a `Link.wait` from another thread. Safe to call from any thread and from signal handlers."""
+    """Ends a `Link.wait` from another thread. Any thread and any signal handler may use it."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -268,27 +284,153 @@ class Waker:
         os.set_blocking(self._writer, False)
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable once woken."""
+        """Return the descriptor that is readable after `wake`."""
         return self._reader
 
     def wake(self) -> None:
         """Make the descriptor readable until `clear`."""
-        try:
+        # A full pipe is readable already. On a closed one there is no wait left to end.
+        with contextlib.suppress(OSError):
             os.write(self._writer, b"\0")
-        except (BlockingIOError, OSError):
-            return  # full: already woken; closed: nobody waits any more
 
     def clear(self) -> None:
-        """Forget all wakes so far."""
-        try:
+        """Make the descriptor unreadable until the next `wake`."""
+        with contextlib.suppress(BlockingIOError):
             while len(os.read(self._reader, 4096)) == 4096:
                 pass
-        except BlockingIOError:
-            return
 
     def close(self) -> None:
-        """Give the descriptors back. Only when no other thread can wake or wait any more."""
+        """Close the descriptors. No other thread may be in `wake` or wait for the descriptor."""
         descriptors = {self._reader, self._writer} - {-1}
         self._reader = self._writer = -1
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+MAX_EVENTS: Final = 64
+"""Descriptors that one `Poller.poll` returns at most. The others follow in the next call."""
+
+
+class Poller:
+    """Level-triggered poll of many descriptors. Events are those of `select.poll`, timeouts are seconds.
+
+    It uses epoll where there is one, so that a poll without events costs the same for 1 and for 1,000 descriptors.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        self._poll = self._epoll or select.poll()
+        self._waker: Wakeable | None = None
+
+    def register(self, source: Wakeable, events: int) -> None:
+        """Add a descriptor."""
+        self._poll.register(source.fileno(), events)
+
+    def modify(self, source: Wakeable, events: int) -> None:
+        """Change the events of a descriptor."""
+        self._poll.modify(source.fileno(), events)
+
+    def unregister(self, source: Wakeable) -> None:
+        """Remove a descriptor. Call it before the descriptor is closed."""
+        self._poll.unregister(source.fileno())
+
+    def watch_waker(self, waker: Wakeable | None) -> None:
+        """Poll ``waker``, if given, and no other waker, until `unwatch_waker`."""
+        if waker is self._waker:
+            return
+        self._remove_waker()
+        if waker is not None:
+            # Registered already if Ctrl-C interrupted an earlier call before the assignment below.
+            with contextlib.suppress(FileExistsError):
+                self._poll.register(waker.fileno(), select.POLLIN)
+            self._waker = waker
+
+    def unwatch_waker(self) -> None:
+        """End of a wait. An epoll keeps the waker registered for the next wait, which saves two system calls."""
+        if self._epoll is None:
+            self._remove_waker()
+
+    def _remove_waker(self) -> None:
+        waker, self._waker = self._waker, None
+        # The kernel removes a closed descriptor by itself.
+        if waker is not None and waker.fileno() >= 0:
+            with contextlib.suppress(FileNotFoundError, KeyError):
+                self._poll.unregister(waker.fileno())
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait up to ``timeout`` seconds; return the ready descriptors, each with its events."""
+        if self._epoll is not None:
+            return self._epoll.poll(timeout, MAX_EVENTS)
+        return self._poll.poll(timeout * 1000)
+
+    def close(self) -> None:
+        """Close the epoll. May be called twice."""
+        if self._epoll is not None:
+            self._epoll.close()
+
+
+MAX_LOCK_ATTEMPTS: Final = 100
+"""Attempts to lock a file that another process keeps replacing."""
+
+
+class FileLock:
+    """Exclusive right to use ``path``: a lock on ``<path>.lock``, which the kernel releases when the holder dies.
+
+    In a forked child it is released without effect on the parent. Raises LocationInUse while another holder exists in
+    any process, and TransportError if the file cannot be created.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock_path = path + ".lock"
+        self._descriptor = self._acquire()
+        register_after_fork(self._close)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the lock file; -1 after `release`."""
+        return self._descriptor
+
+    def release(self) -> None:
+        """Release the lock and remove its file. May be called twice."""
+        if self._descriptor >= 0:
+            # Unlink before unlock: a process that opened the file in between sees in `_acquire` that it has lost its
+            # name, and creates another one.
+            with contextlib.suppress(OSError):
+                if _is_name_of(self._lock_path, self._descriptor):
+                    os.unlink(self._lock_path)  # noqa: PTH108
+            # Closing is not enough to unlock: a child that is just being started may hold a copy of the descriptor.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _acquire(self) -> int:
+        for _ in range(MAX_LOCK_ATTEMPTS):
+            descriptor = self._open()
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                raise LocationInUse(f"{self.path} has a server already; stop it or choose another path") from error
+            if _is_name_of(self._lock_path, descriptor):
+                return descriptor
+            os.close(descriptor)
+        raise TransportError(f"cannot lock {self._lock_path}: replaced {MAX_LOCK_ATTEMPTS} times; try again")
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            full = error.errno in (errno.EMFILE, errno.ENFILE)
+            advice = "raise ulimit -n" if full else "create its folder, or choose a path you may write to"
+            raise TransportError(f"cannot create {self._lock_path}: {error.strerror}; {advice}") from error
+
+
+def _is_name_of(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
+    except FileNotFoundError:
+        return False

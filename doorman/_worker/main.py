@@ -26,6 +26,7 @@ from doorman.launcher.process_exit import exit_code
 from doorman.limits import Limits
 from remit import Server
 from remit.plugins import find_transport
+from remit.transport import register_after_fork
 
 __all__ = ["WorkSpec", "main", "prepare", "run_order"]
 
@@ -89,7 +90,7 @@ def run_order(order: Order) -> int:
     if not line.prove():
         line.close(0.0)
         return EXIT_NOT_ADMITTED
-    os.register_at_fork(after_in_child=credential.drop_secret)
+    register_after_fork(credential.drop_secret)
     code = 1
     outcome = initialize(work, line, called=not order.command)
     if outcome is None and order.command:

@@ -15,7 +15,7 @@ from remit.config import resolve
 from remit.errors import NoListener, PeerLost, RequestFailed, RequestTimeout
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 __all__ = ["Remote", "find", "look_at_all"]
 
@@ -62,9 +62,7 @@ class Remote:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, verb: str, *arguments: Any) -> Any:

@@ -17,7 +17,7 @@ from doorman.process import start_time
 from remit import Location
 from remit.errors import LocationInUse
 from remit.runtime_dirs import OWNER_ONLY, runtime_folder
-from remit.transports.file_lock import FileLock
+from remit.transport import FileLock
 
 __all__ = ["ManagerEntry", "Registration", "entries", "folder"]
 
@@ -84,7 +84,6 @@ class Registration:
         if claim is None:
             return
         if self._owner != os.getpid():
-            claim.forget()
             return
         self._path.unlink(missing_ok=True)
         claim.release()

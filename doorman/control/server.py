@@ -21,8 +21,6 @@ from doorman.errors import ControlRefused
 from doorman.load import Reading, process_reader
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from doorman.manager import ProcessManager
     from doorman.progress import Progress
     from doorman.task import Task
@@ -88,9 +86,7 @@ class Control:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- listeners: what they return answers the request ---------------------------------------------------------

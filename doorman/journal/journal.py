@@ -8,7 +8,6 @@ import os
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
@@ -17,7 +16,7 @@ from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpire
 from doorman.journal.records import VERSION, Entry, JournalOpened, Record, decoded, encoded, folded
 from doorman.states import State
 from remit.errors import LocationInUse, TransportError
-from remit.transports.file_lock import FileLock
+from remit.transport import FileLock, register_after_fork
 
 __all__ = ["Finished", "Journal", "finished_of"]
 
@@ -156,15 +155,11 @@ class Journal:
             os.close(descriptor)
         if self._owner == os.getpid():
             self._claim.release()
-        else:
-            self._claim.forget()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -235,7 +230,7 @@ def _after_fork() -> None:
         journal.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+register_after_fork(_after_fork)
 
 
 def finished_of(entry: Entry) -> Finished | None:

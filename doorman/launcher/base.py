@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from types import TracebackType
 from typing import Final, Self
 
 from doorman.launcher import Event
@@ -59,9 +58,7 @@ class EpollLauncher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- for the launcher itself -------------------------------------------------------------------------------

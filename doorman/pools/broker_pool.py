@@ -13,7 +13,7 @@ from doorman.task import Task
 from remit import Broker, Location, Worker
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 __all__ = ["WorkerPool"]
 
@@ -117,9 +117,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _replace(self) -> None:

@@ -26,8 +26,6 @@ from remit._patterns.request_reply import session_of
 from remit.errors import EmitError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from doorman.identity import Identity
     from doorman.limits import Limits
     from doorman.manager import ProcessManager
@@ -257,9 +255,7 @@ class Crew:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

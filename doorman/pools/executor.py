@@ -21,6 +21,7 @@ from doorman.limits import worker_limits
 from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
+from remit.transport import register_after_fork
 
 if TYPE_CHECKING:
     from doorman.identity import Identity
@@ -386,4 +387,4 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_finish_all)
-os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)

@@ -26,6 +26,7 @@ from doorman.limits import CallLimits, Limits
 from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
 from doorman.progress import Progress, ProgressReporter, packed
 from remit import Client
+from remit.transport import register_after_fork
 
 __all__ = ["FROM_WORKER", "READY", "TO_WORKER", "CallRunner", "WorkerConfig", "resident", "serve"]
 
@@ -157,7 +158,7 @@ class PoolWorker:
         self._client = Client(pickle.loads(terms.location), threaded=False, linger=REPORT_LINGER_S)
         self._client.add_listener("doorman.calls", self._on_calls)
         self._lock = threading.RLock()
-        os.register_at_fork(after_in_child=self._after_fork)
+        register_after_fork(self._after_fork)
         self._record = CrashRecord.open(Path(terms.page))
         self._in = Incoming(credential, TO_WORKER)
         self._out = Outgoing(credential, FROM_WORKER, self._post)

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from remit.errors import Undelivered
 from remit.location import Location
+from remit.transport import register_after_fork
 
 __all__ = ["Leaver", "forget", "keep", "remember"]
 
@@ -92,5 +93,4 @@ def _after_fork_in_child() -> None:
     _kept.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)

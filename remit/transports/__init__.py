@@ -1,1 +1,1 @@
-"""Transports in the box: memory, Unix sockets, and chaos around any other."""
+"""Transports of the distribution `remit`: memory, Unix sockets, and two wrappers for any transport."""

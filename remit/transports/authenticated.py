@@ -1,7 +1,6 @@
-"""Keyed: around any other transport where both ends share a key: what is not signed, or not fresh, is not let in.
+"""Wrapper that authenticates every frame of any transport with a shared key, and drops forged and replayed frames.
 
-It authenticates, and hides nothing. What it costs is paid where a key is given, and nowhere else: without one no frame
-passes through here.
+It does not encrypt. Without a key the wrapper is not used at all, so that frames cost nothing extra.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ __all__ = [
 logger = logging.getLogger("remit")
 
 MAX_REJECTED_PER_RECEIVE: Final = 64
-"""Frames that are looked at in one `receive` and not let in, before whoever receives has another turn."""
+"""Frames that one `receive` may drop before it returns None: a flood of forged frames must not block the caller."""
 FRAME_GROWTH: Final = 2
-"""By how much the smallest frames of events grow, for backends that bound the bytes under way."""
+"""Factor by which the smallest event frames grow, for backends that bound the bytes in transit."""
 LOG_INTERVAL_S: Final = 60.0
-"""Seconds between two lines in the log about frames that a server did not let in."""
+"""Seconds between two log records about rejected frames."""
 
 
 class AuthenticatedTransport:
-    """Another transport, whose links sign and check. ``rejected`` counts what they did not let in, by reason."""
+    """A transport whose links sign and verify all frames. ``rejected`` counts the dropped frames by reason."""
 
     def __init__(self, transport: Transport, key: bytes) -> None:
         self.capabilities = _reduced(transport.capabilities)
@@ -49,16 +48,16 @@ class AuthenticatedTransport:
         self._key = SharedKey(key)
 
     def bind(self, location: Location) -> AuthenticatedServerLink:
-        """Open the server's end. Raises what the wrapped transport does."""
+        """Open the server's link. Raises the wrapped transport's errors."""
         return AuthenticatedServerLink(self._transport.bind(location), ServerAuth(self._key, self.rejected))
 
     def connect(self, location: Location) -> AuthenticatedClientLink:
-        """Open the client's end. Raises what the wrapped transport does."""
+        """Open the client's link. Raises the wrapped transport's errors."""
         return AuthenticatedClientLink(self._transport.connect(location), ClientAuth(self._key, self.rejected))
 
 
 class _AuthenticatedLink:
-    """A link around another one, which itself knows its thread and its process, and refuses all others."""
+    """Base of both ends. The wrapped link checks the thread and the process of its caller."""
 
     def __init__(self, link: Link) -> None:
         self.location = link.location
@@ -75,7 +74,7 @@ class _AuthenticatedLink:
         self._link.owner = thread
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next and was let in, or None. Never blocks."""
+        """Return the next arrival that passed the checks, or None. Never blocks."""
         for _ in range(MAX_REJECTED_PER_RECEIVE):
             arrival = self._link.receive()
             if arrival is None:
@@ -86,15 +85,15 @@ class _AuthenticatedLink:
         return None
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or earlier."""
+        """Wait as the wrapped link does."""
         self._link.wait(timeout, waker)
 
     def close(self, linger: float) -> None:
-        """End the link within ``linger`` seconds."""
+        """Close the link within ``linger`` seconds."""
         self._link.close(linger)
 
     def _filter(self, arrival: Arrival) -> Arrival | None:
-        """Return what the machine above is to hear of; None: nothing."""
+        """Return the arrival with its frame verified, or None to drop it."""
         raise NotImplementedError
 
 
@@ -106,7 +105,7 @@ class AuthenticatedClientLink(_AuthenticatedLink):
         self._auth = guard
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame; it is FULL until the server has admitted us. Raises FrameTooLarge."""
+        """Send one frame. FULL until the server has accepted the handshake. Raises FrameTooLarge."""
         sealed = self._auth.wrap_frame(frame)
         if sealed is None or not self._send_auth_request():
             return Sent.FULL
@@ -141,7 +140,7 @@ class AuthenticatedServerLink(_AuthenticatedLink):
         self._logged: Counter[str] = Counter()
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame. GONE where there is no channel: its client will greet again. Raises FrameTooLarge."""
+        """Send one frame. GONE if the peer has no channel: its client repeats the handshake. Raises FrameTooLarge."""
         sealed = self._auth.wrap_frame(peer, frame)
         if sealed is None:
             return Sent.GONE
@@ -170,22 +169,22 @@ class AuthenticatedServerLink(_AuthenticatedLink):
         return None
 
     def _log_rejected(self) -> None:
-        """Log what was not let in, now and then: a stranger who knocks all the time fills no disk."""
+        """Log the rejected frames at a bounded rate, so that a flood of them cannot fill the disk."""
         now = time.monotonic()
         if now - self._logged_at < LOG_INTERVAL_S:
             return
         news = ", ".join(f"{count} {reason}" for reason, count in (self._auth.rejected - self._logged).items())
-        logger.warning("%s does not let in all frames: %s", self.location, news)
+        logger.warning("%s rejected frames: %s", self.location, news)
         self._logged_at, self._logged = now, self._auth.rejected.copy()
 
 
 def with_authentication(transport: Transport, key: bytes | None) -> Transport:
-    """Return the transport, signing with the key if there is one."""
+    """Return the transport, wrapped if there is a key."""
     return transport if key is None else AuthenticatedTransport(transport, key)
 
 
 def share_rejected_counter(transport: Transport, machine: ServerSessions | ClientSession) -> None:
-    """Have a machine count in `rejected` what the links of a signing transport do not let in."""
+    """Count the frames that an authenticated transport rejects in the ``rejected`` counter of a session machine."""
     if isinstance(transport, AuthenticatedTransport):
         machine.rejected = transport.rejected
 

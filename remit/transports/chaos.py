@@ -1,7 +1,7 @@
-"""Chaos: around any other transport: it loses, repeats, delays, reorders and cuts, so that you can test what you built.
+"""Fault injector around any transport: frames are lost, duplicated, delayed or reordered, and connections cut.
 
-``chaos+unix:///tmp/a.sock?seed=7&loss=0.2&duplication=0.1`` is ``unix:///tmp/a.sock`` on a bad day. Each end spoils
-what it sends itself, so give the location to both. The same seed and the same calls give the same decisions.
+``chaos+unix:///tmp/a.sock?seed=7&loss=0.2&duplication=0.1`` is ``unix:///tmp/a.sock`` with faults. Each end injects
+faults into what it sends, so give the location to both. The same seed and the same calls give the same faults.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What a location asks for. All but ``seed`` and ``delay`` are probabilities for each frame that is sent."""
+    """Options of a location. All but ``seed`` and ``delay`` are probabilities for each frame that is sent."""
 
     seed: int = 0
     loss: float = 0.0
-    """The frame vanishes."""
+    """The frame is lost."""
     duplication: float = 0.0
     """It arrives twice."""
     reorder: float = 0.0
     """The next frame for the same peer overtakes it."""
     delay: float = 0.0
-    """Seconds that it is held back at the most."""
+    """Longest delay of a frame, in seconds."""
     cut: float = 0.0
-    """The connection ends, and the frame with it; another one begins."""
+    """The connection ends, the frame is lost, and a new connection begins."""
 
 
 class FrameFaults(NamedTuple):
-    """What is to become of one frame."""
+    """The faults drawn for one frame."""
 
     cut: bool
     copies: int
@@ -57,31 +57,32 @@ class FrameFaults(NamedTuple):
 
 
 class FaultGenerator:
-    """Decides as ``faults`` say. ``role`` sets the decisions of a server apart from those of its clients."""
+    """Draws the faults of each frame. ``role`` gives a server another sequence than its clients."""
 
     def __init__(self, faults: Faults, role: str) -> None:
         self._faults = faults
         self._random = random.Random(f"{faults.seed} {role}")
 
     def draw(self) -> FrameFaults:
-        """Decide. As many numbers are drawn for each frame, so that one option leaves the others' decisions alone."""
+        """Return the faults of the next frame."""
         faults = self._faults
+        # Always five numbers: changing one option must not change the faults that the others cause.
         loss, twice, overtaken, cut, delay = (self._random.random() for _ in range(5))
         copies = 0 if loss < faults.loss else 2 if twice < faults.duplication else 1
         return FrameFaults(cut < faults.cut, copies, overtaken < faults.reorder, delay * faults.delay)
 
 
 MAX_DELAYED: Final = 1024
-"""Frames held back for one peer, beyond which a send is `Sent.FULL`."""
+"""Frames delayed for one peer, beyond which `send` returns FULL."""
 NEVER: Final = float("inf")
 
 
 class DelayQueue:
-    """Keeps frames in the order in which they leave. It is told the time, in monotonic seconds, and never asks."""
+    """Delayed frames of each peer in the order in which they leave. Reads no clock: times are parameters."""
 
     def __init__(self) -> None:
         self.next_due = NEVER
-        """When the next one may leave; those for which there was no room are not counted."""
+        """Time at which the next frame may leave, apart from those that a full link refused."""
         self._delayed: dict[Peer, deque[tuple[float, bytes]]] = {}
         self._reordered: dict[Peer, tuple[float, bytes]] = {}
 
@@ -89,21 +90,21 @@ class DelayQueue:
         return bool(self._delayed or self._reordered)
 
     def is_full(self, peer: Peer) -> bool:
-        """Whether no more can be kept for a peer."""
+        """Return whether the peer's queue is full."""
         return len(self._delayed.get(peer, ())) >= MAX_DELAYED
 
     def has_pending(self, peer: Peer) -> bool:
-        """Whether something leaves before what is sent to a peer now."""
+        """Return whether delayed frames must leave before a new frame to this peer."""
         return peer in self._delayed
 
     def push(self, peer: Peer, frame: bytes, due: float) -> None:
-        """Keep a frame until it is due, and what is before it has left."""
-        held = self._delayed.setdefault(peer, deque())
-        held.append((max(due, held[-1][0]) if held else due, frame))
-        self.next_due = min(self.next_due, held[0][0])
+        """Delay a frame until it is due and all earlier ones have left."""
+        queue = self._delayed.setdefault(peer, deque())
+        queue.append((max(due, queue[-1][0]) if queue else due, frame))
+        self.next_due = min(self.next_due, queue[0][0])
 
     def push_reordered(self, peer: Peer, frame: bytes, due: float) -> bool:
-        """Keep a frame until the next one has left, or it is due; False: another one waits for that already."""
+        """Delay a frame until the next one has left or it is due. False if the peer has such a frame already."""
         if peer in self._reordered:
             return False
         self._reordered[peer] = due, frame
@@ -111,14 +112,14 @@ class DelayQueue:
         return True
 
     def schedule_reordered(self, peer: Peer, due: float) -> bool:
-        """One has left, or will at that time: what let it pass comes next. False if nothing did."""
+        """Queue the frame that was to be overtaken, since the next one leaves at ``due``. False if there is none."""
         if peer not in self._reordered:
             return False
         self.push(peer, self._reordered.pop(peer)[1], due)
         return True
 
     def send_due(self, now: float, send: Callable[[Peer, bytes], Sent]) -> None:
-        """Send what is due, as far as there is room; note when the next is."""
+        """Send the frames that are due until the link is full, and set `next_due`."""
         if not self:
             return
         for peer, (due, frame) in list(self._reordered.items()):
@@ -129,7 +130,7 @@ class DelayQueue:
         for peer, held in list(self._delayed.items()):
             while held and held[0][0] <= now:
                 if send(peer, held[0][1]) is Sent.FULL:
-                    break  # the link's wait returns when there is room
+                    break  # the wrapped link's wait returns when there is room again
                 held.popleft()
             if not held:
                 del self._delayed[peer]
@@ -137,29 +138,29 @@ class DelayQueue:
                 self.next_due = min(self.next_due, held[0][0])
 
     def send_all(self, send: Callable[[Peer, bytes], Sent]) -> None:
-        """Send everything, as far as there is room."""
+        """Send all frames until the link is full."""
         self.send_due(NEVER, send)
 
     def discard_peer(self, peer: Peer) -> None:
-        """Drop what was meant for a connection that has ended."""
+        """Drop the frames of a connection that has ended."""
         self._delayed.pop(peer, None)
         self._reordered.pop(peer, None)
 
 
 REORDER_TIMEOUT_S: Final = 0.05
-"""Seconds after which a frame leaves that was to be overtaken while nothing came to overtake it."""
+"""A frame that is to be overtaken leaves after this time if no other frame is sent."""
 CUT_REASON: Final = "cut by chaos"
 
 
 class ReconnectedPeer(NamedTuple):
-    """What a server calls a peer whose connection was cut: the transport's own token, and how often by now."""
+    """Token of a peer whose connection was cut: the wrapped transport's token, and the number of cuts."""
 
     peer: Peer
     reconnects: int
 
 
 class ChaosLink(OwnedLink):
-    """A link around another one. ``role`` sets the decisions of a server apart from those of its clients."""
+    """Base of both ends: a link around the wrapped transport's link."""
 
     def __init__(self, location: Location, link: Link, faults: Faults, role: str) -> None:
         super().__init__(location, replace(link.capabilities, lossy=True))
@@ -169,10 +170,10 @@ class ChaosLink(OwnedLink):
         self._delayed = DelayQueue()
         self._arrivals: deque[Arrival] = deque()
 
-    # -- the five verbs ----------------------------------------------------------------------------------------
+    # -- the contract ------------------------------------------------------------------------------------------
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame, and let chance decide what becomes of it. Never blocks. Raises FrameTooLarge."""
+        """Send one frame with the faults drawn for it. Never blocks. Raises FrameTooLarge."""
         self._check_and_share_owner(frame)
         self._send_due()
         inner = self._inner_peer(peer)
@@ -180,23 +181,23 @@ class ChaosLink(OwnedLink):
             return Sent.GONE
         if self._delayed.is_full(inner):
             return Sent.FULL
-        fate = self._pending_faults.pop(inner, None) or self._generator.draw()
-        if fate.cut:
+        faults = self._pending_faults.pop(inner, None) or self._generator.draw()
+        if faults.cut:
             return self._cut(inner)
-        sent = self._apply(inner, frame, fate)
+        sent = self._apply(inner, frame, faults)
         if sent is Sent.FULL:
-            # The same frame will come again: it keeps its fate, so that no decision depends on how full a wire is.
-            self._pending_faults[inner] = fate
+            # The caller retries this frame, which keeps its faults: they must not depend on how full the link was.
+            self._pending_faults[inner] = faults
         return sent
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, or None. Never blocks."""
+        """Return the next arrival, or None. Never blocks."""
         self._check_and_share_owner()
         self._send_due()
         return self._arrivals.popleft() if self._arrivals else self._translate(self._link.receive())
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or earlier: also when a frame that was held back may leave."""
+        """Wait as the wrapped link does, or until a delayed frame may leave."""
         self._check_and_share_owner()
         self._send_due()
         if not self._arrivals:
@@ -204,74 +205,74 @@ class ChaosLink(OwnedLink):
             self._send_due()
 
     def close(self, linger: float) -> None:
-        """End within ``linger`` seconds; what was held back leaves now."""
+        """Close within ``linger`` seconds. Delayed frames leave now."""
         if self._ending():
             self._link.owner = self.owner
             self._flush(time.monotonic() + linger)
         self._link.close(linger)
 
-    # -- what becomes of a frame -------------------------------------------------------------------------------
+    # -- faults ------------------------------------------------------------------------------------------------
 
     def _check_and_share_owner(self, frame: bytes = b"") -> None:
         self._check(frame)
         self._link.owner = self.owner
 
-    def _apply(self, peer: Peer, frame: bytes, fate: FrameFaults) -> Sent:
-        if not fate.copies:
+    def _apply(self, peer: Peer, frame: bytes, faults: FrameFaults) -> Sent:
+        if not faults.copies:
             return Sent.ACCEPTED
-        due = time.monotonic() + fate.delay
-        if fate.reordered and self._delayed.push_reordered(peer, bytes(frame), due + REORDER_TIMEOUT_S):
+        due = time.monotonic() + faults.delay
+        if faults.reordered and self._delayed.push_reordered(peer, bytes(frame), due + REORDER_TIMEOUT_S):
             return Sent.ACCEPTED
         sent = self._send_or_delay(peer, frame, due)
         if sent is not Sent.ACCEPTED:
             return sent
-        if fate.copies > 1:
+        if faults.copies > 1:
             self._send_or_delay(peer, frame, due)
         if self._delayed.schedule_reordered(peer, due):
             self._send_due()
         return sent
 
     def _send_or_delay(self, peer: Peer, frame: bytes, due: float) -> Sent:
-        """Send a frame now, if it is time and nothing waits before it; else keep it."""
+        """Send a frame now if it is due and no delayed frame precedes it. Otherwise delay it."""
         if not self._delayed.has_pending(peer) and due <= time.monotonic():
             return self._link.send(peer, frame)
         self._delayed.push(peer, bytes(frame), due)
         return Sent.ACCEPTED
 
     def _send_due(self) -> None:
-        """Send what was held back for long enough."""
+        """Send the delayed frames that are due."""
         if self._delayed:
             self._delayed.send_due(time.monotonic(), self._link.send)
 
     def _flush(self, deadline: float) -> None:
-        """Let everything leave that is held back, as far as there is room by the deadline."""
+        """Send all delayed frames for which there is room before the deadline."""
         self._delayed.send_all(self._link.send)
         while self._delayed and (left := deadline - time.monotonic()) > 0:
             self._link.wait(left)
             self._delayed.send_all(self._link.send)
 
-    # -- for the two ends --------------------------------------------------------------------------------------
+    # -- hooks of the two ends --------------------------------------------------------------------------------------
 
     def _inner_peer(self, peer: Peer) -> Peer | None:
-        """Return the wrapped link's token of a peer; None when there is no such connection."""
+        """Return the wrapped link's token of a peer, or None if the peer is not connected."""
         raise NotImplementedError
 
     def _translate(self, arrival: Arrival | None) -> Arrival | None:
-        """Return what the wrapped link received, with its peer as our owner knows it."""
+        """Return an arrival of the wrapped link with this link's token of its peer."""
         raise NotImplementedError
 
     def _cut(self, peer: Peer) -> Sent:
-        """End a connection, of which the wrapped link knows nothing."""
+        """End a connection without the help of the wrapped link."""
         raise NotImplementedError
 
     def _discard_peer(self, peer: Peer) -> None:
-        """Drop what was meant for a connection that has ended."""
+        """Drop the frames of a connection that has ended."""
         self._delayed.discard_peer(peer)
         self._pending_faults.pop(peer, None)
 
 
 class ChaosClientLink(ChaosLink):
-    """The client's end: a cut closes the wrapped link and opens another."""
+    """The client's end. A cut closes the wrapped link and opens another one."""
 
     def __init__(self, location: Location, connect: Callable[[], Link], faults: Faults) -> None:
         super().__init__(location, connect(), faults, "client")
@@ -293,7 +294,7 @@ class ChaosClientLink(ChaosLink):
         try:
             link = self._connect()
         except TransportError:
-            return Sent.ACCEPTED  # nothing to go on with: only the frame is lost
+            return Sent.ACCEPTED  # without a new link, only the frame is lost
         self._link.close(0.0)
         self._link, self._up = link, False
         self._discard_peer(peer)
@@ -302,7 +303,7 @@ class ChaosClientLink(ChaosLink):
 
 
 class ChaosServerLink(ChaosLink):
-    """The server's end: a cut gives the peer, which learns nothing of it, another token."""
+    """The server's end. A cut gives the peer another token; the peer itself does not notice."""
 
     def __init__(self, location: Location, link: Link, faults: Faults) -> None:
         super().__init__(location, link, faults, "server")
@@ -329,11 +330,11 @@ class ChaosServerLink(ChaosLink):
 
     def _cut(self, peer: Peer) -> Sent:
         former = self._reconnected.get(peer)
-        self._reconnected[peer] = reborn = ReconnectedPeer(peer, former.reconnects + 1 if former else 1)
+        self._reconnected[peer] = token = ReconnectedPeer(peer, former.reconnects + 1 if former else 1)
         self._discard_peer(peer)
         self._arrivals.append(Down(former or peer, CUT_REASON))
         if peer in self._connected:
-            self._arrivals.append(self._connected[peer]._replace(peer=reborn))
+            self._arrivals.append(self._connected[peer]._replace(peer=token))
         return Sent.ACCEPTED
 
 
@@ -360,14 +361,13 @@ OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "delay": read_seconds,
     "cut": read_probability,
 }
-"""The options of its own, which are those of `Faults`; all others are the wrapped transport's."""
+"""The options of `Faults`. All others belong to the wrapped transport."""
 
 
 class ChaosTransport:
-    """``chaos+<scheme>:``: the transport of ``scheme``, spoiled.
+    """``chaos+<scheme>:``: the transport of ``scheme`` with injected faults.
 
-    It keeps the contract but for what it is asked to break: it declares itself lossy, and with ``duplication`` or
-    ``reorder`` frames come twice or out of order, as they do on no honest transport.
+    It declares itself lossy. With ``duplication`` or ``reorder`` it breaks rules 2 and 3 of the contract on purpose.
     """
 
     def __init__(self, scheme: str, transport: Transport) -> None:
@@ -377,18 +377,18 @@ class ChaosTransport:
         self._transport = transport
 
     def bind(self, location: Location) -> ChaosLink:
-        """Open the server's end. Raises what the wrapped transport does."""
+        """Open the server's link. Raises the wrapped transport's errors."""
         faults, bare = self._read(location)
         link = self._transport.bind(bare)
         return ChaosServerLink(link.location.replace(scheme=location.scheme, options=location.options), link, faults)
 
     def connect(self, location: Location) -> ChaosLink:
-        """Open the client's end. Raises what the wrapped transport does."""
+        """Open the client's link. Raises the wrapped transport's errors."""
         faults, bare = self._read(location)
         return ChaosClientLink(location, lambda: self._transport.connect(bare), faults)
 
     def _read(self, location: Location) -> tuple[Faults, Location]:
-        """Return what is asked of us, and the location with what is asked of the wrapped transport."""
+        """Return the faults, and the location of the wrapped transport with its own options."""
         values = location.read(self.options)
         faults = Faults(**{name: value for name, value in values.items() if name in OPTIONS})
         rest = {name: text for name, text in location.options if name not in OPTIONS}

@@ -1,9 +1,8 @@
-"""Memory: the transport between the threads of one process, and the reference for all others."""
+"""Transport between the threads of one process: `memory:`, the reference for all others."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import select
 import threading
 from collections import deque
@@ -12,28 +11,41 @@ from dataclasses import replace
 from typing import Any, Final
 
 from remit.errors import BadLocation, LocationInUse
-from remit.hookspecs import hookimpl
 from remit.location import Location, read_count, read_size
-from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, OwnedLink, Peer, Sent, Transport, Up, Wakeable
-from remit.transport import Waker as Alarm
+from remit.transport import (
+    SERVER,
+    Arrival,
+    Capabilities,
+    Down,
+    Frame,
+    OwnedLink,
+    Peer,
+    Sent,
+    Transport,
+    Up,
+    Wakeable,
+    Waker,
+    hookimpl,
+    register_after_fork,
+)
 
 __all__ = ["MemoryLink", "MemoryTransport", "remit_transport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
-"""Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
+"""Default of the option ``max_frame``, in bytes."""
 CAPACITY_FRAMES: Final = 1024
-"""Frames that may wait in one direction of a connection, unless the location's ``capacity`` says otherwise."""
+"""Default of the option ``capacity``: frames queued in one direction of a connection."""
 MAX_WAIT_S: Final = 24 * 3600.0
-"""Seconds after which a wait returns in any case."""
+"""Limit of one wait. Python refuses to poll for more than 2**31 ms."""
 
 _TOKENS = itertools.count(1)
 _HUBS: dict[str, _Hub] = {}
 _lock = threading.Lock()
-"""Guards all that two links share. One for all: what happens under it takes less than a microsecond."""
+"""Guards all state that two links share. One lock is enough: it is held for less than a microsecond."""
 
 
 class _Hub:
-    """Who meets under one name."""
+    """The server and the clients of one name."""
 
     def __init__(self) -> None:
         self.server: MemoryLink | None = None
@@ -41,7 +53,7 @@ class _Hub:
 
 
 class _Route:
-    """One direction of a connection: from ``source``, who calls the other end ``theirs``, to ``target``."""
+    """One direction of a connection. ``theirs`` is the peer token of ``target``, ``ours`` that of ``source``."""
 
     def __init__(self, source: MemoryLink, target: MemoryLink, *, ours: Peer, theirs: Peer) -> None:
         self.source = source
@@ -54,7 +66,7 @@ class _Route:
 
 
 class MemoryLink(OwnedLink):
-    """One end of a connection, or of many: they differ only in who met them."""
+    """One end of a connection, or the server's end of many."""
 
     def __init__(self, location: Location, capabilities: Capabilities, *, name: str, capacity: int) -> None:
         super().__init__(location, capabilities)
@@ -63,12 +75,12 @@ class MemoryLink(OwnedLink):
         self.inbox: deque[tuple[Arrival, _Route | None]] = deque()
         self._routes: dict[Peer, _Route] = {}
         self._connections: dict[MemoryLink, _Route] = {}
-        self._waker = Alarm()
+        self._waker = Waker()
         self._waiting = False
         self._writable = False
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame. Never blocks. Raises FrameTooLarge."""
+        """Send one frame. Never blocks. Raises FrameTooLarge."""
         self._check(frame)
         with _lock:
             route = self._routes.get(peer)
@@ -82,7 +94,7 @@ class MemoryLink(OwnedLink):
         return Sent.ACCEPTED
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, or None. Never blocks."""
+        """Return the next arrival, or None. Never blocks."""
         self._check()
         if not self.inbox:
             return None
@@ -93,7 +105,7 @@ class MemoryLink(OwnedLink):
         return arrival
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or when there is something to receive, room to send, or a wake."""
+        """Wait up to ``timeout`` seconds for an arrival, room to send, or ``waker``."""
         self._check()
         with _lock:
             if self.inbox or self._writable:
@@ -112,18 +124,18 @@ class MemoryLink(OwnedLink):
                 self._waker.clear()
 
     def close(self, linger: float) -> None:
-        """Leave at once: what was accepted already lies in the other end's inbox."""
+        """Close the link immediately: accepted frames are in the other end's inbox already."""
         if self._ending():
             with _lock:
                 self._leave_hub(_HUBS[self.name])
         self._waker.close()
 
-    def discard(self) -> None:
-        """Give back a link that never met anybody."""
+    def _discard(self) -> None:
+        """Close a link that is in no hub."""
         self._ending()
         self._waker.close()
 
-    # -- under the lock ----------------------------------------------------------------------------------------
+    # -- called with the lock held ------------------------------------------------------------------------------
 
     def enqueue(self, arrival: Arrival, route: _Route | None = None) -> None:
         """Add an arrival to the inbox and end a `wait` that is in progress."""
@@ -133,7 +145,7 @@ class MemoryLink(OwnedLink):
 
     def _count_received(self, arrival: Arrival, route: _Route) -> None:
         if isinstance(arrival, Up):
-            # Known only from now on: nothing meant for a former connection can slip into this one.
+            # The route opens only now, so a frame meant for a former connection cannot take it.
             if route.open:
                 self._routes[route.theirs] = route
             return
@@ -145,7 +157,7 @@ class MemoryLink(OwnedLink):
                 route.source._waker.wake()
 
     def connect_client(self, client: MemoryLink) -> None:
-        """As the server: connect a client."""
+        """Connect a client to this server."""
         token = next(_TOKENS)
         self.add_route(_Route(self, client, ours=SERVER, theirs=token))
         client.add_route(_Route(client, self, ours=token, theirs=SERVER))
@@ -168,7 +180,7 @@ class MemoryLink(OwnedLink):
             del _HUBS[self.name]
 
     def disconnect(self, other: MemoryLink) -> None:
-        """End the connection with a link that is leaving."""
+        """End the connection with a link that is being closed."""
         route = self._connections.pop(other)
         route.open = False
         self._routes.pop(route.theirs, None)
@@ -182,7 +194,7 @@ class MemoryTransport:
     options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_size, "capacity": read_count}
 
     def bind(self, location: Location) -> MemoryLink:
-        """Open the server's end. Raises LocationInUse, BadLocation."""
+        """Open the server's link. Raises LocationInUse, BadLocation."""
         link = self._link(location)
         with _lock:
             hub = _HUBS.setdefault(link.name, _Hub())
@@ -191,11 +203,11 @@ class MemoryTransport:
                 for client in hub.clients:
                     link.connect_client(client)
                 return link
-        link.discard()
+        link._discard()
         raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
 
     def connect(self, location: Location) -> MemoryLink:
-        """Open the client's end; the server may come later. Raises BadLocation."""
+        """Open the client's link. The server may start later. Raises BadLocation."""
         link = self._link(location)
         with _lock:
             hub = _HUBS.setdefault(link.name, _Hub())
@@ -214,14 +226,13 @@ class MemoryTransport:
 
 
 def _after_fork_in_child() -> None:
-    """In a forked child nobody is there to meet, and another thread may have held the lock."""
+    """Drop the parent's hubs, and replace the lock, which another thread of the parent may have held."""
     global _lock
     _lock = threading.Lock()
     _HUBS.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)
 
 _TRANSPORT: Final = MemoryTransport()
 

@@ -1,8 +1,7 @@
-"""StreamLink: a link made of stream sockets: what the server's and the client's end of `unix:` share."""
+"""Links over connected stream sockets: framing, buffering and polling for both ends of `unix:`."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import itertools
@@ -14,34 +13,32 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from remit.location import Location
-from remit.transport import Arrival, Capabilities, Credentials, Down, Frame, OwnedLink, Peer, Sent, Up, Wakeable
+from remit.transport import Arrival, Capabilities, Credentials, Down, Frame, OwnedLink, Peer, Poller, Sent, Up, Wakeable
 
-__all__ = ["HAS_PEER_CREDENTIALS", "FrameDecoder", "Poller", "Stream", "StreamLink", "peer_credentials"]
+__all__ = ["HAS_PEER_CREDENTIALS", "FrameDecoder", "Stream", "StreamLink", "peer_credentials"]
 
 
 HAS_PEER_CREDENTIALS: Final = hasattr(socket, "SO_PEERCRED")
-"""Whether this system's kernel says anything."""
-
 _SO_PEERPIDFD: Final = 77
-"""Linux >= 6.5; the socket module has no name for it."""
+"""Linux 6.5 and later. The socket module has no name for it."""
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
 def peer_credentials(connection: socket.socket) -> Credentials | None:
-    """Return who connected, or who listens: process, user and group as they were at that moment.
+    """Return the process, user and group of the peer, as the kernel recorded them at connect() or listen().
 
-    The inode is None before Linux 6.9, where a pidfd has none of its own, and when the process has ended already.
+    The inode is None before Linux 6.9, where a pidfd has no inode of its own, and if the process has ended already.
     """
     if not HAS_PEER_CREDENTIALS:
         return None
     pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return Credentials(pid, uid, gid, _inode(connection))
+    return Credentials(pid, uid, gid, _pidfd_inode(connection))
 
 
-def _inode(connection: socket.socket) -> int | None:
+def _pidfd_inode(connection: socket.socket) -> int | None:
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:
@@ -50,12 +47,13 @@ def _inode(connection: socket.socket) -> int | None:
         found = os.fstat(pidfd)
     finally:
         os.close(pidfd)
+    # 32-bit systems truncate the inode, so it is not unique there.
     return None if found.st_dev == anonymous_device() or sys.maxsize < 1 << 32 else found.st_ino
 
 
 @functools.cache
 def anonymous_device() -> int:
-    """Return the device of all anonymous inodes: a pidfd on it shares its inode with every other one."""
+    """Return the device of anonymous inodes. All pidfds on it share one inode (Linux before 6.9)."""
     anonymous = select.epoll()
     try:
         return os.fstat(anonymous.fileno()).st_dev
@@ -63,84 +61,19 @@ def anonymous_device() -> int:
         anonymous.close()
 
 
-MAX_EVENTS: Final = 64
-"""Descriptors told at a time, so that what is read from them at once has a bound; the others are told next."""
-
-
-class _Watched(Protocol):
-    def fileno(self) -> int: ...
-
-
-class Poller:
-    """Level-triggered, by epoll where there is one, so that an idle look costs the same for 1 and 1000 descriptors.
-
-    Events are those of `select.poll`; timeouts are seconds.
-    """
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll() if hasattr(select, "epoll") else None
-        self._poll = self._epoll or select.poll()
-        self._waker: Wakeable | None = None
-
-    def register(self, watched: _Watched, events: int) -> None:
-        """Begin to watch."""
-        self._poll.register(watched.fileno(), events)
-
-    def modify(self, watched: _Watched, events: int) -> None:
-        """Watch for other events from now on."""
-        self._poll.modify(watched.fileno(), events)
-
-    def unregister(self, watched: _Watched) -> None:
-        """Watch no more. Before the descriptor is closed."""
-        self._poll.unregister(watched.fileno())
-
-    def watch_waker(self, waker: Wakeable | None) -> None:
-        """Watch a waker as well, if there is one, and no other, until `unwatch`."""
-        if waker is self._waker:
-            return
-        self._remove_waker()
-        if waker is not None:
-            with contextlib.suppress(FileExistsError):  # Ctrl-C may have come between this and the next line.
-                self._poll.register(waker.fileno(), select.POLLIN)
-            self._waker = waker
-
-    def unwatch_waker(self) -> None:
-        """The wait is over. An epoll keeps the waker for the next: to ask the kernel twice for each wait is dear."""
-        if self._epoll is None:
-            self._remove_waker()
-
-    def _remove_waker(self) -> None:
-        waker, self._waker = self._waker, None
-        if waker is not None and waker.fileno() >= 0:  # A closed one is forgotten by the kernel.
-            with contextlib.suppress(FileNotFoundError, KeyError):
-                self._poll.unregister(waker.fileno())
-
-    def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """Return the descriptors for which something can be done, and what, waiting up to ``timeout`` seconds."""
-        if self._epoll is not None:
-            return self._epoll.poll(timeout, MAX_EVENTS)
-        return self._poll.poll(timeout * 1000)
-
-    def close(self) -> None:
-        """Give the epoll's descriptor back. May be called twice."""
-        if self._epoll is not None:
-            self._epoll.close()
-
-
 MAX_UNSENT_BYTES: Final = 1 << 20
-"""Bytes that may wait for a peer that does not read before `Stream.send` says FULL."""
+"""Bytes queued for a peer that does not read, beyond which `Stream.send` returns FULL."""
 MAX_BUFFERS: Final = 64
-"""Buffers given to the kernel in one go."""
+"""Buffers passed to one sendmsg()."""
 COPY_BELOW_BYTES: Final = 4096
-"""Bytes up to which it is cheaper to copy a frame behind its length than to name both to the kernel."""
+"""Up to this size, copying a frame behind its length is cheaper than passing two buffers to the kernel."""
 
 _LENGTH: Final = struct.Struct(">I")
-_BUSY: Final = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
-"""Errors that say "not now"."""
+_RETRY_LATER: Final = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
 
 
 class FrameDecoder:
-    """Bytes in, whole frames out."""
+    """Splits a stream of bytes into frames, each preceded by its length in four bytes."""
 
     def __init__(self, max_frame: int) -> None:
         self._max_frame = max_frame
@@ -148,9 +81,9 @@ class FrameDecoder:
         self._needed = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the frames that ``data`` completes. Raises ValueError when it is no frame."""
+        """Return the frames that ``data`` completes. Raises ValueError if a frame is over the limit."""
         if self._rest:
-            # Gathered, and looked at only when the frame is whole: a large one must not be copied at each read.
+            # Append only, until the frame is whole: parsing at each read would copy a large frame many times.
             self._rest += data
             if len(self._rest) < self._needed:
                 return []
@@ -174,26 +107,26 @@ class FrameDecoder:
 
 
 class Stream:
-    """A connected, non-blocking socket and what still waits to leave through it."""
+    """A connected, non-blocking socket with its send buffer and frame decoder."""
 
     def __init__(self, connection: socket.socket, peer: Peer, *, max_frame: int) -> None:
         self.socket = connection
         self.peer = peer
         self.closed_reason = ""
-        """Why nothing can be sent any more; empty while something can."""
+        """Why nothing can be sent any more; empty while the stream is open."""
         self.finished = False
-        """Whether nothing more can arrive either."""
+        """True if nothing more can arrive either."""
         self.unsent_bytes = 0
-        """Bytes accepted that the kernel has not taken yet."""
+        """Bytes accepted but not yet taken by the kernel."""
         self.awaits_writable = False
-        """Whether the owner asks the kernel for the moment when more can leave."""
+        """True while the link polls the socket for writability."""
         self.last_read_bytes = 0
-        """Bytes that the last read took."""
+        """Bytes that the last `read` took."""
         self._decoder = FrameDecoder(max_frame)
         self._unsent: deque[memoryview] = deque()
 
     def send(self, frame: bytes) -> Sent:
-        """Offer one frame."""
+        """Send or queue one frame; FULL or GONE if it was not taken."""
         if self.unsent_bytes >= MAX_UNSENT_BYTES:
             self.flush()
         if self.closed_reason:
@@ -213,7 +146,7 @@ class Stream:
         return Sent.ACCEPTED
 
     def flush(self) -> None:
-        """Hand the kernel as much as it takes now."""
+        """Pass queued bytes to the kernel until it takes no more."""
         while self._unsent:
             count = self._send_now(list(itertools.islice(self._unsent, MAX_BUFFERS)))
             if not count:
@@ -221,7 +154,7 @@ class Stream:
             self._remove_sent(count)
 
     def read(self, buffer: memoryview) -> list[bytes]:
-        """Return the frames that have arrived; sets `over` when no more will come."""
+        """Return the frames that have arrived; set `finished` when no more can arrive."""
         try:
             count = self.last_read_bytes = self.socket.recv_into(buffer)
             if count:
@@ -230,26 +163,26 @@ class Stream:
         except ValueError as error:
             self._mark_closed(f"the other end does not speak this protocol: {error}")
         except OSError as error:
-            if error.errno in _BUSY:
+            if error.errno in _RETRY_LATER:
                 return []
             self._mark_closed(f"the connection broke: {error.strerror}")
         self.finished = True
         return []
 
     def close(self) -> None:
-        """Give the socket back; what the kernel has taken still arrives."""
+        """Close the socket. Bytes that the kernel has taken still arrive."""
         self._mark_closed(self.closed_reason or "closed")
         self.socket.close()
 
     def _send_now(self, pieces: Sequence[bytes | memoryview]) -> int:
-        """Return how many bytes the kernel took."""
+        """Return the number of bytes that the kernel took."""
         try:
             return self.socket.send(pieces[0]) if len(pieces) == 1 else self.socket.sendmsg(pieces)
         except (BrokenPipeError, ConnectionResetError):
-            # What the other end sent before it left can still be read.
+            # Only sending is over: bytes that the peer sent before it closed can still be read.
             self._mark_closed("the other end closed the connection")
         except OSError as error:
-            if error.errno not in _BUSY:
+            if error.errno not in _RETRY_LATER:
                 self._mark_closed(f"the connection broke: {error.strerror}")
                 self.finished = True
         return 0
@@ -268,15 +201,15 @@ class Stream:
 
 
 MAX_WAIT_S: Final = 24 * 3600.0
-"""Seconds after which a wait returns in any case."""
+"""Limit of one wait. Python refuses to poll for more than 2**31 ms."""
 FIRST_READ_BYTES: Final = 16 * 1024
-"""Bytes read in one go, until one read takes as many: whoever hears little needs no more memory."""
+"""Size of the read buffer until one read fills it. Most links receive little and need no more memory."""
 READ_BYTES: Final = 256 * 1024
-"""Bytes read in one go from then on."""
+"""Size of the read buffer after that."""
 
 
 class StreamLink(OwnedLink):
-    """What both ends have in common: streams, one poller for all, and what has arrived."""
+    """Base of both ends: streams by peer, one poller for all, and a queue of arrivals."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         self._arrivals: deque[Arrival] = deque()
@@ -285,11 +218,12 @@ class StreamLink(OwnedLink):
         self._poller = Poller()
         self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
         self._retry_at: float | None = None
-        """When to try again what could not be done."""
-        super().__init__(location, capabilities)  # Last: from here on a fork in another thread finds us whole.
+        """Monotonic time of the next `_retry`."""
+        # Last, since it registers `after_fork`: another thread may fork at any time, and needs a complete object then.
+        super().__init__(location, capabilities)
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame. Never blocks. Raises FrameTooLarge."""
+        """Send one frame. Never blocks. Raises FrameTooLarge."""
         self._check(frame)
         stream = self.streams.get(peer)
         if stream is None:
@@ -299,14 +233,14 @@ class StreamLink(OwnedLink):
         return sent
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, or None. Never blocks."""
+        """Return the next arrival, or None. Never blocks."""
         self._check()
         if not self._arrivals:
             self._poll_once(0.0)
         return self._arrivals.popleft() if self._arrivals else None
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or when anything moves, or when ``waker`` is readable."""
+        """Wait up to ``timeout`` seconds for an arrival, room to send, or ``waker``."""
         self._check()
         deadline = time.monotonic() + max(0.0, min(timeout, MAX_WAIT_S))
         try:
@@ -319,21 +253,21 @@ class StreamLink(OwnedLink):
             self._poller.unwatch_waker()
 
     def close(self, linger: float) -> None:
-        """End the link; what was accepted may leave within ``linger`` seconds."""
+        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
         if self._ending():
             self._stop_listening()
             self._flush(linger)
             self._close_descriptors()
 
     def after_fork(self) -> None:
-        """In a forked child: give back the copies, so that the parent's end is an end although the child lives."""
+        """Close the copies in a forked child, so that a connection ends when the parent closes it."""
         super().after_fork()
         self._close_descriptors()
 
     # -- streams -----------------------------------------------------------------------------------------------
 
     def _poll_once(self, timeout: float) -> bool:
-        """Handle what happens within ``timeout`` seconds; True if anything did."""
+        """Poll for up to ``timeout`` seconds and handle the events; return whether there were any."""
         if self._retry_at is not None:
             now = time.monotonic()
             if now >= self._retry_at:
@@ -363,7 +297,7 @@ class StreamLink(OwnedLink):
         self._update_stream(stream)
 
     def _update_stream(self, stream: Stream) -> None:
-        """Draw the consequences of what a stream has just done."""
+        """Remove a finished stream, or poll it for writability as long as it has unsent bytes."""
         if stream.finished:
             self._remove_stream(stream)
         elif stream.awaits_writable is not (stream.unsent_bytes > 0):
@@ -397,18 +331,18 @@ class StreamLink(OwnedLink):
                 stream.flush()
 
     def _close_descriptors(self) -> None:
-        """Give back every descriptor, without a word to anybody."""
+        """Close every descriptor without sending anything."""
         for stream in self.streams.values():
             stream.socket.close()
         self._poller.close()
 
-    # -- where the ends differ ---------------------------------------------------------------------------------
+    # -- hooks of the two ends ---------------------------------------------------------------------------------
 
     def _retry(self) -> None:
-        """Try again what could not be done."""
+        """Repeat what failed. Called once `_retry_at` has passed."""
 
     def _handle_listener(self, descriptor: int) -> None:
-        """Handle a descriptor that is no stream's."""
+        """Handle an event of a descriptor that belongs to no stream."""
 
     def _stop_listening(self) -> None:
-        """Begin to close: nobody may come any more."""
+        """Stop accepting connections."""

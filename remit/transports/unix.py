@@ -1,4 +1,4 @@
-"""Unix: the transport between the processes of one host: no server, no package, and the kernel says who calls."""
+"""Transport over Unix stream sockets: `unix:`. It needs no server program, and the kernel attests each peer."""
 
 from __future__ import annotations
 
@@ -8,41 +8,37 @@ import itertools
 import os
 import select
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from remit.errors import BadLocation, TransportError
-from remit.hookspecs import hookimpl
+from remit.errors import TransportError
 from remit.location import Location, read_size
-from remit.transport import SERVER, Capabilities, Frame, Transport
-from remit.transports.file_lock import FileLock
+from remit.runtime_dirs import remove_socket, socket_path
+from remit.transport import SERVER, Capabilities, FileLock, Frame, Transport, hookimpl
 from remit.transports.stream_link import HAS_PEER_CREDENTIALS, Stream, StreamLink
 
 __all__ = ["UnixTransport", "remit_transport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
-"""Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
-LONGEST_PATH: Final = 107
-"""Bytes that the kernel allows in a socket's path."""
+"""Default of the option ``max_frame``, in bytes."""
 LISTEN_BACKLOG: Final = 4096
-"""Connections that may wait to be accepted."""
+"""Connections that may wait for accept()."""
 MAX_ACCEPTS_PER_TURN: Final = 64
-"""Connections accepted in one go."""
+"""Connections accepted before the existing ones are served again."""
 ACCEPT_PAUSE_S: Final = 0.1
-"""Seconds without accepting after the system had no descriptor left."""
+"""Pause in accepting after the process ran out of descriptors."""
 FIRST_RETRY_S: Final = 0.01
-"""Seconds between a lost connection and the first attempt to connect again; doubled by each that fails."""
+"""Delay of the first attempt to reconnect. Each failure doubles it."""
 MAX_RETRY_S: Final = 0.25
-"""Seconds between two attempts at the most."""
+"""Longest delay between two attempts."""
 
 _tokens = itertools.count(1)
 
 
 class _ServerLink(StreamLink):
-    """The server's end: a listening socket, and a stream per peer."""
+    """The server's end: a listening socket, and a stream for each peer."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         self._path = location.path
@@ -67,7 +63,7 @@ class _ServerLink(StreamLink):
                 return
             except OSError as error:
                 if error.errno != errno.ECONNABORTED:
-                    # Out of descriptors, most likely: to ask at once again would only burn the processor.
+                    # Probably out of descriptors. The listener stays readable, so polling it would spin.
                     self._poller.unregister(self._listener)
                     self._retry_at = time.monotonic() + ACCEPT_PAUSE_S
                     return
@@ -86,14 +82,15 @@ class _ServerLink(StreamLink):
     def _close_descriptors(self) -> None:
         super()._close_descriptors()
         self._listener.close()
-        if self._forked:
-            self._file_lock.forget()
-        else:
-            self._file_lock.release()
+
+    def close(self, linger: float) -> None:
+        """Close the link and free the path. Accepted frames may still leave for ``linger`` seconds."""
+        super().close(linger)
+        self._file_lock.release()
 
 
 class _ClientLink(StreamLink):
-    """The client's end: one stream, made anew whenever it is lost."""
+    """The client's end: one stream, which is replaced when it is lost."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         self._retry_delay = FIRST_RETRY_S
@@ -121,7 +118,7 @@ class _ClientLink(StreamLink):
         try:
             self._add_stream(_connect(self.location.path), SERVER)
         except OSError:
-            # Nobody listens yet, or not any more, or too many wait: all of them may change.
+            # No server yet, or no longer, or its accept queue is full (EAGAIN): each may change.
             self._schedule_retry()
 
     def _schedule_retry(self) -> None:
@@ -136,7 +133,7 @@ class UnixTransport:
     options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_size}
 
     def bind(self, location: Location) -> _ServerLink:
-        """Open the server's end. Raises LocationInUse, BadLocation, TransportError."""
+        """Open the server's link. Raises LocationInUse, BadLocation, TransportError."""
         capabilities = self._capabilities(location)
         try:
             return _ServerLink(location, capabilities)
@@ -144,7 +141,7 @@ class UnixTransport:
             raise _open_error(location, error) from error
 
     def connect(self, location: Location) -> _ClientLink:
-        """Open the client's end; the server may come later. Raises BadLocation, TransportError."""
+        """Open the client's link. The server may start later. Raises BadLocation, TransportError."""
         capabilities = self._capabilities(location)
         try:
             return _ClientLink(location, capabilities)
@@ -153,10 +150,7 @@ class UnixTransport:
 
     def _capabilities(self, location: Location) -> Capabilities:
         options = location.read(self.options)
-        if location.host or not location.path.strip("/"):
-            raise BadLocation(f"{location} names no file: write three slashes, for example unix:///tmp/events.sock")
-        if len(os.fsencode(location.path)) > LONGEST_PATH:
-            raise BadLocation(f"the path of {location} is over {LONGEST_PATH} bytes; choose a shorter one")
+        socket_path(location)
         return replace(self.capabilities, **options) if options else self.capabilities
 
 
@@ -165,13 +159,13 @@ def _open_error(location: Location, error: OSError) -> TransportError:
 
 
 def _listen(path: str) -> tuple[socket.socket, os.stat_result]:
-    """Return a socket that listens at a path whose claim is ours, and the file that it made."""
-    _remove_stale_socket(path)
+    """Return a socket that listens at a path whose lock is held, and the status of its file."""
+    remove_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
         listener.bind(path)
-        # Nobody can connect before it listens, so nobody ever meets the wider permissions.
+        # Before listen(): no other user can connect while the file still has the permissions of the umask.
         os.chmod(path, 0o600)  # noqa: PTH101
         listener.listen(LISTEN_BACKLOG)
         return listener, os.lstat(path)
@@ -180,16 +174,8 @@ def _listen(path: str) -> tuple[socket.socket, os.stat_result]:
         raise
 
 
-def _remove_stale_socket(path: str) -> None:
-    """Remove the socket of a server that died: whoever claims its path may."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "a file which is not a socket is in the way", path)
-        os.unlink(path)  # noqa: PTH108
-
-
 def _connect(path: str) -> socket.socket:
-    """Return a connected socket: a Unix socket connects at once or not at all."""
+    """Return a connected socket. A non-blocking Unix socket connects immediately or fails."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import select
 import time
 from collections import deque
@@ -14,8 +13,7 @@ import pynng.nng
 
 from remit.errors import TransportError
 from remit.location import Location
-from remit.transport import Arrival, Capabilities, OwnedLink, Sent, Wakeable
-from remit.transports.stream_link import Poller
+from remit.transport import Arrival, Capabilities, OwnedLink, Poller, Sent, Wakeable, register_after_fork
 from remit_nng.channel import Channel, Notes
 
 __all__ = ["CLAIM", "Descriptor", "NngLink", "used"]
@@ -49,7 +47,7 @@ def _leave(inherited: object) -> None:
     pass
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)
 
 
 CLAIM: Final = 2.0

@@ -12,8 +12,7 @@ from typing import Any, Final
 import pynng
 
 from remit.location import Location
-from remit.transport import Capabilities, Down, Frame, Peer, Sent, Up
-from remit.transports.file_lock import FileLock
+from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up
 from remit_nng import addresses as places
 from remit_nng.channel import Channel, received
 from remit_nng.link import CLAIM, Descriptor, NngLink
@@ -59,12 +58,6 @@ class ServerLink(NngLink):
         self._check(frame)
         channel = self._channels.get(peer)  # type: ignore[call-overload]
         return Sent.GONE if channel is None else self._offer(channel, frame)
-
-    def after_fork(self) -> None:
-        """In a forked child: leave the path to the parent, too."""
-        super().after_fork()
-        if self._claim is not None:
-            self._claim.forget()
 
     def _open(self) -> None:
         name = places.lobby_name(self.location, binding=True)

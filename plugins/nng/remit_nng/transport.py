@@ -12,8 +12,7 @@ import pynng
 
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
-from remit.transport import Capabilities, Link
-from remit.transports.file_lock import FileLock
+from remit.transport import Capabilities, FileLock, Link
 from remit_nng import addresses as places
 from remit_nng import link as forks
 from remit_nng.client import ClientLink

@@ -12,6 +12,7 @@ import zmq
 
 from remit.errors import BadLocation, TransportError
 from remit.location import Location, read_count, read_size
+from remit.transport import register_after_fork
 
 __all__ = [
     "bind",
@@ -148,4 +149,4 @@ def _after_fork_in_child() -> None:
     _bound.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import zmq
 
 from remit.location import Location
-from remit.transport import Arrival, Capabilities, OwnedLink, Wakeable
+from remit.transport import Arrival, Capabilities, OwnedLink, Wakeable, register_after_fork
 
 __all__ = ["abandon", "acquire", "release", "reported", "watch"]
 
@@ -88,7 +88,7 @@ def _after_fork_in_child() -> None:
     _context, _users = None, 0
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+register_after_fork(_after_fork_in_child)
 
 
 _REPORT: Final = struct.Struct("=HI")

@@ -8,8 +8,7 @@ from typing import Final
 import zmq
 
 from remit.location import Location
-from remit.transport import Arrival, Capabilities, Down, Frame, Peer, Sent, Up
-from remit.transports.file_lock import FileLock
+from remit.transport import Arrival, Capabilities, Down, FileLock, Frame, Peer, Sent, Up
 from remit_zeromq import addresses as inproc
 from remit_zeromq import link as context
 from remit_zeromq.addresses import remove_socket
@@ -58,12 +57,6 @@ class ServerLink(ZeroMQLink):
                 self._arrivals.append(Down(peer, "its connection has ended"))
             return Sent.GONE
         return Sent.ACCEPTED
-
-    def after_fork(self) -> None:
-        """In a forked child: leave the path to the parent, too."""
-        super().after_fork()
-        if self._claim is not None:
-            self._claim.forget()
 
     def _arrival(self, parts: list[bytes]) -> Arrival | None:
         peer = parts[0]

@@ -13,8 +13,7 @@ import zmq
 
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location
-from remit.transport import Capabilities, Link
-from remit.transports.file_lock import FileLock
+from remit.transport import Capabilities, FileLock, Link
 from remit_zeromq import addresses as inproc
 from remit_zeromq import link as context
 from remit_zeromq.addresses import endpoint_of, read_frames, read_limit, refuse_file

@@ -15,9 +15,8 @@ from processes import SERVING, another_process, said
 
 from remit import Location
 from remit.errors import BadLocation, LocationInUse, TransportError
-from remit.transport import Arrival
-from remit.transports.file_lock import FileLock
-from remit.transports.unix import LONGEST_PATH
+from remit.runtime_dirs import MAX_PATH_BYTES
+from remit.transport import Arrival, FileLock
 
 FORKED_SERVER = """
 import os
@@ -83,7 +82,7 @@ def test_a_missing_folder_is_named(short_path: Path) -> None:
         transport_of(place).bind(place)
 
 
-@pytest.mark.parametrize("url", ["unix://relative.sock", "unix:///", f"unix:///{'x' * LONGEST_PATH}"])
+@pytest.mark.parametrize("url", ["unix://relative.sock", "unix:///", f"unix:///{'x' * MAX_PATH_BYTES}"])
 @pytest.mark.parametrize("verb", ["bind", "connect"])
 def test_an_impossible_path_is_refused(url: str, verb: str) -> None:
     place = Location(url)
@@ -92,7 +91,7 @@ def test_an_impossible_path_is_refused(url: str, verb: str) -> None:
 
 
 def test_the_longest_path_works(short_path: Path) -> None:
-    place = Location(f"unix://{short_path}/{'x' * (LONGEST_PATH - len(str(short_path)) - 1)}")
+    place = Location(f"unix://{short_path}/{'x' * (MAX_PATH_BYTES - len(str(short_path)) - 1)}")
     with Pair(place) as pair:
         pair.meet()
 
@@ -132,7 +131,7 @@ def test_a_lock_file_that_has_lost_its_name_is_no_claim(path: Path, monkeypatch:
             path.with_name(path.name + ".lock").unlink()
         flock(descriptor, operation)
 
-    monkeypatch.setattr("remit.transports.file_lock.fcntl.flock", lose_the_name_first)
+    monkeypatch.setattr("remit.transport.fcntl.flock", lose_the_name_first)
     claim = FileLock(str(path))
     assert lost
     with pytest.raises(LocationInUse):
@@ -143,7 +142,7 @@ def test_a_lock_file_that_has_lost_its_name_is_no_claim(path: Path, monkeypatch:
 def test_a_claim_ends_although_a_copy_of_its_descriptor_lives(path: Path) -> None:
     """A process that is just being started holds copies of all descriptors for a moment."""
     claim = FileLock(str(path))
-    copy = os.dup(claim._descriptor)
+    copy = os.dup(claim.fileno())
     lock = path.with_name(path.name + ".lock")
     other_name = path.with_name("kept")
     other_name.hardlink_to(lock)
