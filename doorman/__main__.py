@@ -1,4 +1,4 @@
-"""Command line, as ``python -m doorman``."""
+"""Entry point of ``python -m doorman``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Command line: `doorman run`, `map`, `up`, `ps`, `stop`, `top`: proven processes without a program of one's own."""
+"""Command line of Doorman: `doorman run`, `map`, `up`, `ps`, `stop` and `top`."""
 
 from __future__ import annotations
 
@@ -6,48 +6,51 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
-from doorman.cli.parser import given_by
+from doorman.cli.parser import parse_arguments
 from doorman.errors import DoormanError
 from remit.errors import RemitError
 
-__all__ = ["main"]
+__all__ = ["discard_output", "main"]
 
-FAILED: Final = 2
-"""Exit code when Doorman refused; argparse uses the same for a wrong command line."""
+ERROR: Final = 2
+"""Exit code after an error of Doorman; argparse uses the same for an invalid command line."""
 INTERRUPTED: Final = 128 + signal.SIGINT
-UNREAD: Final = 128 + signal.SIGPIPE
+BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    It is what the command says; 2 after an error, 130 when interrupted, 141 when nobody reads what it writes.
-    """
-    _open_what_is_closed()
+    """Run a command and return its exit code; 2 after an error, 130 after Ctrl-C, 141 if the output pipe is closed."""
+    _open_closed_descriptors()
     try:
-        given = given_by(sys.argv[1:] if arguments is None else arguments)
-        code = int(given.run(given))
-        sys.stdout.flush()  # Here, where it may fail: at the interpreter's end nobody could say how.
+        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        code = int(options.run(options))
+        # Flush here, where the error can be handled: at interpreter exit it would print a traceback.
+        sys.stdout.flush()
         return code
     except (DoormanError, RemitError) as error:
         print(f"doorman: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
+        return ERROR
     except BrokenPipeError:
-        # What is left in the buffers would fail once more while the interpreter ends.
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return UNREAD
+        discard_output(sys.stdout)
+        discard_output(sys.stderr)
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _open_what_is_closed() -> None:
-    """Give standard input, output and error something: else the next file or socket would become one of them."""
+def discard_output(stream: TextIO) -> None:
+    """Redirect a stream with a closed pipe to /dev/null, so that its buffer does not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_closed_descriptors() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that is closed."""
+    # Otherwise the next file or socket would get one of the numbers 0 to 2, and children would write into it.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - a descriptor, for good
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - open until the process ends

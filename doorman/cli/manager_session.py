@@ -1,4 +1,4 @@
-"""Session: a manager at work behind the command line: others find it, a signal ends it, a second one in a hurry."""
+"""Process manager of one `doorman run`, `map` or `up`: registered for `doorman ps`, stopped by signals."""
 
 from __future__ import annotations
 
@@ -15,99 +15,99 @@ from doorman.launcher.zygote import ZygoteLauncher
 from doorman.manager import ProcessManager
 from remit.config import resolve
 
-__all__ = ["Session", "session"]
-
+__all__ = ["ManagerSession", "open_manager"]
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LONG: Final = 60.0
-"""Seconds of one wait at the most; what arrives, and a signal, end it earlier."""
+MAX_WAIT_S: Final = 60.0
 
 
-class Session:
-    """What the commands that start processes have in common."""
+class ManagerSession:
+    """A manager with its stop request, which a signal, `doorman stop` or a closed output pipe sets."""
 
     def __init__(self, manager: ProcessManager) -> None:
         self.manager = manager
-        self.ending = False
-        """Somebody wants it to end: by a signal, or by `doorman stop`."""
-        self.hurry = False
-        """Somebody wants that at once: by a second signal."""
+        self.stopping = False
+        self.killing = False
+        """A second signal arrived: kill without a grace period."""
         self.signal: int | None = None
-        """The signal that came first."""
+        """The first signal, SIGTERM for `doorman stop`."""
         self.progress: Callable[[], str] = str
-        """Says in a few words how far it is, for those who ask."""
+        """Returns the progress text that `doorman ps` and `top` show."""
 
-    def interrupt(self, number: int, frame: FrameType | None = None) -> None:
-        """Signal handler: end, and at the second time at once."""
-        self.hurry = self.ending
+    def handle_signal(self, number: int, frame: FrameType | None = None) -> None:
+        """Signal handler: request a stop, or a kill on the second signal."""
+        self.killing = self.stopping
         self.signal = self.signal or number
-        self.end()
+        self.request_stop()
 
-    def end(self) -> None:
-        """Have it end, as `doorman stop` does and SIGTERM."""
-        self.ending = True
+    def request_stop(self) -> None:
+        """Request a stop, as `doorman stop` does."""
+        self.stopping = True
         self.signal = self.signal or signal.SIGTERM
         self.wake()
 
-    def unread(self) -> None:
-        """End, since nobody reads what it writes; to be told so again, of the other stream, is no second signal."""
-        if not self.ending:
-            self.interrupt(signal.SIGPIPE)
+    def output_closed(self) -> None:
+        """Request a stop because the reader of an output stream is gone."""
+        # Both streams may report this; the second report must not count as a second signal.
+        if not self.stopping:
+            self.handle_signal(signal.SIGPIPE)
+
+    def stop_if_requested(self) -> bool:
+        """Stop or kill all tasks if a stop was requested; return whether it was."""
+        if self.stopping:
+            self.manager.kill() if self.killing else self.manager.stop()
+        return self.stopping
 
     def wake(self) -> None:
-        """Make `wait` return. Safe from any thread, and in a signal handler."""
+        """Make `wait` return. Safe from any thread and from a signal handler."""
         self.manager.server.wake()
 
-    def wait(self, most: float = LONG) -> None:
-        """Wait until there may be something to do."""
-        if not self.ending or self.manager.busy:
-            self.manager.wait(most)
+    def wait(self, timeout: float = MAX_WAIT_S) -> None:
+        """Wait until the manager has work, a signal arrives or the timeout passes."""
+        if not self.stopping or self.manager.busy:
+            self.manager.wait(timeout)
 
 
 @contextlib.contextmanager
-def session(given: argparse.Namespace, kind: str, *, stdin: int | None = None, **options: Any) -> Iterator[Session]:
-    """Open a manager as the command line says; signals end it, not this process. Leaving stops what still runs.
+def open_manager(
+    arguments: argparse.Namespace, kind: str, *, stdin: int | None = None, **options: Any
+) -> Iterator[ManagerSession]:
+    """Open the manager that the arguments describe and handle signals; leaving stops the tasks that still run.
 
-    ``stdin`` is the standard input of what it starts; None: there is nothing to be read.
+    ``stdin`` is the descriptor that the tasks get as standard input; None: /dev/null.
     """
     try:
         if stdin is not None:
-            scheme = resolve(given.location).scheme
+            scheme = resolve(arguments.location).scheme
             options["launcher"] = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{scheme}", stdin=stdin)
-        manager = ProcessManager(given.location, grace=given.grace, **options)
+        manager = ProcessManager(arguments.location, grace=arguments.grace, **options)
     except (ValueError, OSError) as error:
         raise BadCommandLine(str(error)) from error
     with manager:
-        opened = Session(manager)
-        with _listed(opened, given.name, kind), _signals(opened.interrupt):
-            yield opened
+        session = ManagerSession(manager)
+        try:
+            control = Control(
+                manager,
+                name=arguments.name,
+                kind=kind,
+                on_end=session.request_stop,
+                progress=lambda: session.progress(),  # `map` replaces the function later
+            )
+        except ValueError as error:
+            raise BadCommandLine(str(error)) from error
+        with control, _signal_handlers(session.handle_signal):
+            yield session
 
 
 @contextlib.contextmanager
-def _listed(opened: Session, name: str | None, kind: str) -> Iterator[None]:
-    try:
-        control = Control(
-            opened.manager,
-            name=name,
-            kind=kind,
-            on_end=opened.end,
-            progress=lambda: opened.progress(),
-        )
-    except ValueError as error:
-        raise BadCommandLine(str(error)) from error
-    with control:
-        yield
-
-
-@contextlib.contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals that ask for an end, but for those that are ignored, as under nohup."""
+def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    # Ignored signals stay ignored: nohup sets SIGHUP to SIG_IGN.
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    handled = {number: was for number, was in before.items() if was is not signal.SIG_IGN}
-    for number in handled:
+    replaced = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in replaced:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, was in handled.items():
-            signal.signal(number, was)
+        for number, old in replaced.items():
+            signal.signal(number, old)

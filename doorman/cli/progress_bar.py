@@ -1,4 +1,4 @@
-"""Progress: how far `doorman map` is: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of `doorman map` on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-__all__ = ["Counts", "Lines", "progress_on_stderr"]
+__all__ = ["Counts", "ProgressLines", "progress_on_stderr"]
 
-
-APART: Final = 5.0
-"""Seconds between two lines."""
-REFRESH: Final = 0.1
-"""Seconds between two pictures of the bar."""
-LONG: Final = 60.0
+LINE_INTERVAL_S: Final = 5.0
+BAR_INTERVAL_S: Final = 0.1
 
 
 class Counts(NamedTuple):
-    """How far it is."""
+    """Numbers of inputs by state."""
 
     done: int
     total: int | None
-    """None until all inputs are known."""
+    """None until all inputs have been read."""
     failed: int
     running: int
 
@@ -35,56 +31,54 @@ class Counts(NamedTuple):
         return f"{self.done}/{total} done, {self.failed} failed, {self.running} running"
 
 
-class Lines:
-    """Says how far it is by lines on standard error."""
+class ProgressLines:
+    """Progress as lines on standard error."""
 
-    patience = LONG
-    """Seconds after which it wants to be told again, though nothing has happened."""
+    max_wait = 60.0
+    """Seconds after which `show` must be called again, even if nothing has changed."""
 
     def __init__(self) -> None:
-        self._next = time.monotonic() + APART
+        self._next = time.monotonic() + LINE_INTERVAL_S
 
     def show(self, counts: Counts) -> None:
-        """Say it, unless it was said not long ago."""
+        """Show the counts, at most every `LINE_INTERVAL_S` seconds."""
         if time.monotonic() >= self._next:
-            self.say(str(counts))
-            self._next = time.monotonic() + APART
+            self.print_line(str(counts))
+            self._next = time.monotonic() + LINE_INTERVAL_S
 
-    def say(self, text: str) -> None:
-        """Say something else, beside it."""
-        with self.aside():
+    def print_line(self, text: str) -> None:
+        """Print a message beside the progress."""
+        with self.hidden():
             print(f"doorman: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Leave the terminal to others for a block."""
+    def hidden(self) -> Iterator[None]:
+        """Hide the progress for the duration of a block, which may print."""
         yield
 
     def close(self) -> None:
-        """Say no more."""
+        """Remove the progress from the terminal."""
 
 
-class _Bar(Lines):
-    """Paints a bar at the foot of the terminal."""
-
-    patience = 1.0
+class _ProgressBar(ProgressLines):
+    max_wait = 1.0
 
     def __init__(self, bar: RichProgress) -> None:
         super().__init__()
         self._bar = bar
         self._task = bar.add_task("", total=None, failed="", running=0)
-        self._painted = 0.0
+        self._refreshed = 0.0
         bar.start()
 
     def show(self, counts: Counts) -> None:
         failed = f"[red]{counts.failed} failed[/red]" if counts.failed else ""
         self._bar.update(self._task, completed=counts.done, total=counts.total, failed=failed, running=counts.running)
-        if time.monotonic() - self._painted >= REFRESH:
+        if time.monotonic() - self._refreshed >= BAR_INTERVAL_S:
             self._bar.refresh()
-            self._painted = time.monotonic()
+            self._refreshed = time.monotonic()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def hidden(self) -> Iterator[None]:
         self._bar.stop()
         try:
             yield
@@ -95,15 +89,15 @@ class _Bar(Lines):
         self._bar.stop()
 
 
-def progress_on_stderr() -> Lines:
-    """Return a bar if standard error is a terminal and `rich` is installed, else lines."""
+def progress_on_stderr() -> ProgressLines:
+    """Return a bar if standard error is a terminal and rich is installed, else lines."""
     if not sys.stderr.isatty():
-        return Lines()
+        return ProgressLines()
     try:
         from rich import progress
         from rich.console import Console
     except ImportError:
-        return Lines()
+        return ProgressLines()
     columns = (
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
@@ -112,4 +106,4 @@ def progress_on_stderr() -> Lines:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
-    return _Bar(progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False))
+    return _ProgressBar(progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False))

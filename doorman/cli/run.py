@@ -1,15 +1,16 @@
-"""Run: `doorman run`: one command as a proven task, whose output and exit code are those of the command."""
+"""`doorman run`: run one command as a proven task, with the output and exit code of the command."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import os
-import signal
 import sys
 from typing import Any, Final
 
-from doorman.cli.manager_session import Session, session
+from doorman.cli import discard_output
+from doorman.cli.manager_session import ManagerSession, open_manager
+from doorman.cli.ps import exit_text
 from doorman.errors import BadCommandLine
 from doorman.states import State
 from doorman.task import Task
@@ -17,27 +18,29 @@ from doorman.task import Task
 __all__ = ["exit_code", "main"]
 
 REFUSED: Final = 2
-"""Exit code when no process could be started."""
+"""Exit code if no process could be started."""
 EXPIRED: Final = 124
-"""Exit code when it was stopped because its time was over, and made of that a good end; the convention of timeout."""
+"""Exit code of a command that was stopped at its time limit and then exited with 0; as timeout(1) does."""
 
 
-def main(given: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Run one command and return its exit code."""
-    if not given.command:
-        raise BadCommandLine("no command is given: write it behind '--', as in: doorman run -- make test")
-    policy: dict[str, Any] = {"name": given.name} if given.name else {}
-    with session(given, "run", log_path=given.log_path, stdin=_own_input()) as opened:
-        if given.log_path is not None:
-            policy["on_output"] = functools.partial(_pass_on, opened)
-        task = Task.command(given.command, expires_in=given.expires, retries=given.retries, cwd=given.cwd, **policy)
-        opened.manager.add_task(task)
-        _run(opened, task, verbose=given.verbose)
+    if not arguments.command:
+        raise BadCommandLine("no command given: write it after '--', as in: doorman run -- make test")
+    options: dict[str, Any] = {"name": arguments.name} if arguments.name else {}
+    with open_manager(arguments, "run", log_path=arguments.log_path, stdin=_usable_stdin()) as session:
+        if arguments.log_path is not None:
+            options["on_output"] = functools.partial(_print_line, session)
+        task = Task.command(
+            arguments.command, expires_in=arguments.expires, retries=arguments.retries, cwd=arguments.cwd, **options
+        )
+        session.manager.add_task(task)
+        _wait_for(task, session, verbose=arguments.verbose)
     return exit_code(task)
 
 
 def exit_code(task: Task) -> int:
-    """Return the exit code that stands for how a command ended."""
+    """Return the exit code of Doorman for a finished command."""
     if task.signal is not None:
         return 128 + task.signal
     if task.exit_code is None:
@@ -46,10 +49,11 @@ def exit_code(task: Task) -> int:
     return EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
 
 
-def _own_input() -> int | None:
-    """Return the descriptor that the command may read from; None if there is nothing that would be for it."""
+def _usable_stdin() -> int | None:
+    """Return descriptor 0 if the command may read it; None if it is closed or a terminal in front of another job."""
     try:
-        # The command has a session of its own, in which the kernel would not keep it from the terminal's input.
+        # The command runs in a session of its own. The kernel sends SIGTTIN to background jobs of the terminal's
+        # session only, so it would not keep the command from reading another job's input.
         in_background = os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()
         os.fstat(0)
     except OSError:
@@ -57,26 +61,24 @@ def _own_input() -> int | None:
     return None if in_background else 0
 
 
-def _pass_on(opened: Session, task: Task, stream: str, line: str) -> None:
-    """Print a line that goes into a file as well; once nobody reads that, end as without the file."""
+def _print_line(session: ManagerSession, task: Task, stream: str, line: str) -> None:
+    """Print a line that is also written to a log file; request a stop if the reader is gone, as without log files."""
     file = sys.stdout if stream == "stdout" else sys.stderr
     try:
         print(line, file=file, flush=True)
     except BrokenPipeError:
-        # What is left in the buffer would fail once more while the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-        opened.unread()
+        discard_output(file)
+        session.output_closed()
 
 
-def _run(opened: Session, task: Task, *, verbose: bool) -> None:
+def _wait_for(task: Task, session: ManagerSession, *, verbose: bool) -> None:
     shown = None
-    while opened.manager.tick():
+    while session.manager.tick():
         if verbose and task.identity is not None and task.identity != shown:
             shown = task.identity
             print(f"doorman: {task.name!r} is pid {shown.pid} ({shown.strength})", file=sys.stderr)
-        if opened.ending:
-            opened.manager.kill() if opened.hurry else opened.manager.stop()
-        opened.wait()
+        session.stop_if_requested()
+        session.wait()
     if verbose:
-        ended = signal.Signals(task.signal).name if task.signal else f"exit code {task.exit_code}"
-        print(f"doorman: {task.name!r} is {task.state}: {ended}, {task.duration or 0.0:.2f} s", file=sys.stderr)
+        reason = exit_text(task) if task.signal else f"exit code {task.exit_code}"
+        print(f"doorman: {task.name!r} is {task.state}: {reason}, {task.duration or 0.0:.2f} s", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Stop: `doorman stop`: have a manager stop what was looked at, and nothing that has come into its place since."""
+"""`doorman stop`: stop a task or a whole manager, wait for the end, and report what became of each process."""
 
 from __future__ import annotations
 
@@ -7,94 +7,88 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from doorman.cli.ps import asked, looked
+from doorman.cli.ps import fetch_views, open_managers
 from doorman.control.client import Remote
 from doorman.control.views import ManagerView, TaskView
 from doorman.errors import BadCommandLine, IdentityRefused
 from doorman.identity import Identity
 from doorman.process import Process
 
-__all__ = ["chosen", "main"]
+__all__ = ["find_target", "main"]
 
-LIVES = 1
-"""Exit code when something that was to end has not ended in time, or is no longer what was meant."""
+STILL_RUNS: Final = 1
+"""Exit code if a process did not end in time, or the task has another attempt now."""
 
 
-class Chosen(NamedTuple):
-    """What a word on the command line means."""
+class Target(NamedTuple):
+    """The tasks, or the whole manager, that the command line names."""
 
     manager: ManagerView
     tasks: Sequence[TaskView]
     whole: bool = False
-    """Whether the manager as a whole is meant."""
 
 
-def main(given: argparse.Namespace) -> int:
-    """Stop what is named, wait for its end, and say which processes those were; 1 if one lives on."""
-    with asked(given) as remotes:
-        views, complaints = looked(remotes)
-        for complaint in complaints:
-            print(f"doorman: {complaint}", file=sys.stderr)
-        meant = chosen(given.what, views)
-        remote = next(remote for remote, view in _answered(remotes, views) if view is meant.manager)
-        return _stop(remote, meant, given.wait)
+def main(arguments: argparse.Namespace) -> int:
+    """Stop the named target and wait for its end; return 1 if a process still runs."""
+    with open_managers(arguments) as remotes:
+        views, errors = fetch_views(remotes)
+        for error in errors:
+            print(f"doorman: {error}", file=sys.stderr)
+        target = find_target(arguments.what, views)
+        # A manager that was selected by --location has no name on this side; then it is the only one.
+        by_name = {remote.name: remote for remote in remotes}
+        return _stop(by_name.get(target.manager.name, remotes[0]), target, arguments.wait)
 
 
-def chosen(what: str, views: Sequence[ManagerView]) -> Chosen:
-    """Return what ``what`` means. Three cases: tasks; a task of a manager; a manager. Raises BadCommandLine."""
+def find_target(what: str, views: Sequence[ManagerView]) -> Target:
+    """Return the target of a name: MANAGER/TASK, a task or a manager, in this order. Raises BadCommandLine."""
     manager, slash, task = what.partition("/")
     qualified = [view for view in views if slash and view.name == manager]
-    found = _holding(task, qualified) or _holding(what, views)
+    found = _with_task(task, qualified) or _with_task(what, views)
     if len(found) > 1:
         choices = " or ".join(sorted(f"{each.manager.name}/{what}" for each in found))
-        raise BadCommandLine(f"several managers have a task {what!r}: say which, as {choices}")
+        raise BadCommandLine(f"several managers have a task {what!r}: name one, as {choices}")
     if found:
         return found[0]
     for view in views:
         if view.name == what:
-            return Chosen(view, view.tasks, whole=True)
+            return Target(view, view.tasks, whole=True)
     known = sorted({each.name for view in views for each in view.tasks} | {view.name for view in views})
     shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-    raise BadCommandLine(f"nothing here is named {what!r} (there is: {shown or 'nothing'}); see: doorman ps")
+    raise BadCommandLine(f"no task or manager is named {what!r} (running: {shown or 'nothing'}); see: doorman ps")
 
 
-def _holding(what: str, views: Sequence[ManagerView]) -> list[Chosen]:
-    """Return who has tasks of that name, or else of that id."""
-    by_name = [Chosen(view, [task for task in view.tasks if task.name == what]) for view in views]
-    by_id = [Chosen(view, [task for task in view.tasks if task.id == what]) for view in views]
+def _with_task(what: str, views: Sequence[ManagerView]) -> list[Target]:
+    """Return the managers with tasks of that name, or else with a task of that id."""
+    by_name = [Target(view, [task for task in view.tasks if task.name == what]) for view in views]
+    by_id = [Target(view, [task for task in view.tasks if task.id == what]) for view in views]
     named = [each for each in by_name if each.tasks]
     return named or [each for each in by_id if each.tasks]
 
 
-def _answered(remotes: Sequence[Remote], views: Sequence[ManagerView]) -> list[tuple[Remote, ManagerView]]:
-    by_name = {remote.name: remote for remote in remotes}
-    # A manager that was named by its location alone is the only one that was asked.
-    return [(by_name.get(view.name, remotes[0]), view) for view in views]
-
-
-def _stop(remote: Remote, meant: Chosen, patience: float) -> int:
+def _stop(remote: Remote, target: Target, timeout: float) -> int:
     with ExitStack() as stack:
-        # Held before anybody is told: what ends is what was looked at.
-        held = [(task, _held(task.identity, stack)) for task in meant.tasks]
-        itself = _held(meant.manager.process, stack) if meant.whole else None
-        if meant.whole:
+        # Open the pidfds before the request: afterwards a pid could already belong to another process.
+        opened = [(task, _open_process(task.identity, stack)) for task in target.tasks]
+        itself = _open_process(target.manager.process, stack) if target.whole else None
+        if target.whole:
             remote.end()
-            words = {task.id: "told" for task in meant.tasks}
+            results = {task.id: "stopping" for task in target.tasks}
         else:
-            words = {task.id: remote.stop(task.id, _attempt(task)) for task in meant.tasks}
-        deadline = time.monotonic() + patience
-        lives = [not _told(task, process, words[task.id], deadline) for task, process in held]
+            results = {task.id: remote.stop(task.id, task.attempt_id) for task in target.tasks}
+        deadline = time.monotonic() + timeout
+        runs = [not _report(task, process, results[task.id], deadline) for task, process in opened]
         if itself is not None:
             ended = itself.wait(deadline - time.monotonic())
-            lives.append(not ended)
-            print(f"manager {meant.manager.name} (pid {itself.pid}) " + ("has ended" if ended else "goes on"))
-    return LIVES if any(lives) else 0
+            runs.append(not ended)
+            print(f"manager {target.manager.name} (pid {itself.pid}) " + ("has ended" if ended else "still runs"))
+    return STILL_RUNS if any(runs) else 0
 
 
-def _held(identity: Identity | None, stack: ExitStack) -> Process | None:
-    """Hold a process; None if it is not there to be held, or not on this host."""
+def _open_process(identity: Identity | None, stack: ExitStack) -> Process | None:
+    """Open a process by pidfd; None if it has ended or runs on another host."""
     if identity is None:
         return None
     try:
@@ -103,22 +97,16 @@ def _held(identity: Identity | None, stack: ExitStack) -> Process | None:
         return None
 
 
-def _told(task: TaskView, process: Process | None, word: str, deadline: float) -> bool:
-    """Say what became of one task; False if it lives on."""
-    who = task.name if task.identity is None else f"{task.name} (pid {task.identity.pid}, {task.identity.strength})"
-    if word == "changed":
-        print(f"{who} has been replaced by another attempt, which was left alone; look again: doorman ps")
+def _report(task: TaskView, process: Process | None, result: str, deadline: float) -> bool:
+    """Wait for the end of one task and print it; return False if its process still runs."""
+    label = task.name if task.identity is None else f"{task.name} (pid {task.identity.pid}, {task.identity.strength})"
+    texts = {"finished": "had ended", "cancelled": "waited, and is cancelled", "stopping": "is stopping"}
+    if result == "replaced":
+        print(f"{label} was replaced by another attempt, which was not stopped; look again: doorman ps")
         return False
-    if word in ("ended", "dropped"):
-        print(f"{who} " + ("had ended" if word == "ended" else "waited, and is cancelled"))
-        return True
-    if process is None:
-        print(f"{who} was told to end")
+    if result != "stopping" or process is None:
+        print(f"{label} {texts[result]}")
         return True
     ended = process.wait(max(0.0, deadline - time.monotonic()))
-    print(f"{who} " + ("has ended" if ended else "was told to end, and goes on: is its grace longer than --wait?"))
+    print(f"{label} " + ("has ended" if ended else "was stopped, but still runs: is its grace longer than --wait?"))
     return ended
-
-
-def _attempt(task: TaskView) -> str | None:
-    return None if task.identity is None else task.identity.attempt

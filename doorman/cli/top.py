@@ -1,4 +1,4 @@
-"""Top: `doorman top`: the tasks of running managers, looked at again and again until `q`."""
+"""`doorman top`: show the tasks of running managers until `q` is pressed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import os
 import select
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from doorman.cli import ps
-from doorman.cli.ps import TASK_HEAD, task_rows
 from doorman.control.client import Remote, find
 from doorman.control.views import ManagerView
 from doorman.errors import BadCommandLine, ControlError
@@ -21,48 +20,48 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-QUIT: Final = b"qQ\x03\x04"
+QUIT_KEYS: Final = b"qQ\x03\x04"
 NUMBERS: Final = frozenset({"PID", "CPU%", "RSS", "AGE", "RESTARTS"})
 COLOURS: Final = {"running": "green", "waiting": "dim", "failed": "red", "stopping": "yellow"}
 
 
-def main(given: argparse.Namespace) -> int:
-    """Show the tasks until `q` or Ctrl-C; with ``--once``, or where no terminal is, once."""
-    if given.once or not sys.stdout.isatty():
-        given.json = False
-        return ps.main(given)
+def main(arguments: argparse.Namespace) -> int:
+    """Show the tasks until `q` or Ctrl-C; print one table with ``--once`` or without a terminal."""
+    if arguments.once or not sys.stdout.isatty():
+        arguments.json = False
+        return ps.main(arguments)
     try:
         from rich.console import Console
         from rich.live import Live
     except ImportError:
         raise BadCommandLine(
-            "a live picture needs rich: pip install 'remit[cli]'; without it: doorman top --once"
+            "the live display needs rich: pip install 'remit[cli]'; without it: doorman top --once"
         ) from None
-    managers = _Managers(given)
+    managers = _Managers(arguments)
     with (
         contextlib.closing(managers),
-        _keys() as keys,
+        _single_keys() as keys,
         contextlib.suppress(KeyboardInterrupt),
         Live(console=Console(), screen=True, auto_refresh=False) as live,
     ):
         while True:
-            live.update(_picture(*managers.look()), refresh=True)
-            if _quits(keys, given.interval):
+            live.update(_render(*managers.fetch_views()), refresh=True)
+            if _quit_pressed(keys, arguments.interval):
                 break
     return 0
 
 
 class _Managers:
-    """The managers that are looked at, whose connections are kept from one look to the next."""
+    """Connections to the managers, which stay open between two refreshes."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self._given = given
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
         self._open: dict[str, Remote] = {}
 
-    def look(self) -> tuple[list[ManagerView], list[ControlError]]:
-        """Ask those that are there now."""
+    def fetch_views(self) -> tuple[list[ManagerView], list[ControlError]]:
+        """Find the managers that run now and fetch their views."""
         try:
-            found = find(self._given.manager, self._given.location, timeout=self._given.timeout)
+            found = find(self._arguments.manager, self._arguments.location, timeout=self._arguments.timeout)
         except ControlError as error:
             return [], [error]
         now = {}
@@ -73,34 +72,34 @@ class _Managers:
                 remote.close()
         self.close()
         self._open = now
-        return ps.looked(list(now.values()))
+        return ps.fetch_views(list(now.values()))
 
     def close(self) -> None:
-        """Let go of all of them."""
+        """Close all connections."""
         while self._open:
             self._open.popitem()[1].close()
 
 
-def _picture(views: Sequence[ManagerView], complaints: Sequence[ControlError]) -> RenderableType:
+def _render(views: Sequence[ManagerView], errors: Sequence[ControlError]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in TASK_HEAD:
+    for name in ps.TASK_HEAD:
         table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
     for view in views:
-        for row in task_rows(view):
+        for row in ps.task_rows(view):
             table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
     running, waiting = sum(view.running for view in views), sum(view.waiting for view in views)
-    head = f"{len(views)} managers, {running} running, {waiting} waiting; q ends"
-    told = [f"{view.name}: {view.progress}" for view in views if view.progress]
-    return Group(Text(head, style="bold"), *map(Text, told), table, *(Text(str(each), "red") for each in complaints))
+    head = f"{len(views)} managers, {running} running, {waiting} waiting; q quits"
+    progress = [f"{view.name}: {view.progress}" for view in views if view.progress]
+    return Group(Text(head, style="bold"), *map(Text, progress), table, *(Text(str(error), "red") for error in errors))
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[int | None]:
-    """Give a descriptor on which single keys can be read, without their being printed; None without a terminal."""
+def _single_keys() -> Iterator[int | None]:
+    """Read standard input key by key without echo; yield its descriptor, or None without a terminal."""
     if not sys.stdin.isatty():
         yield None
         return
@@ -108,7 +107,7 @@ def _keys() -> Iterator[int | None]:
     import tty
 
     descriptor = sys.stdin.fileno()
-    before: list[Any] = termios.tcgetattr(descriptor)
+    before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
     try:
         yield descriptor
@@ -116,10 +115,10 @@ def _keys() -> Iterator[int | None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def _quits(keys: int | None, seconds: float) -> bool:
-    """Wait for a key; tell whether it ends the watching."""
-    ready, _, _ = select.select([] if keys is None else [keys], [], [], seconds)
+def _quit_pressed(keys: int | None, timeout: float) -> bool:
+    """Wait up to ``timeout`` seconds for a key; return whether it ends the display."""
+    ready, _, _ = select.select([] if keys is None else [keys], [], [], timeout)
     if keys is None or not ready:
         return False
     pressed = os.read(keys, 64)
-    return not pressed or any(key in QUIT for key in pressed)
+    return not pressed or any(key in QUIT_KEYS for key in pressed)

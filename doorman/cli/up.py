@@ -1,4 +1,4 @@
-"""Up: `doorman up`: the named programs of a file, kept running until one is given up or somebody ends them."""
+"""`doorman up`: run the long-running programs of a Procfile or TOML file until one is given up or a stop arrives."""
 
 from __future__ import annotations
 
@@ -8,154 +8,148 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import chain, cycle
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
-from doorman.cli.manager_session import Session, session
-from doorman.cli.map import FAILURES, ending
-from doorman.cli.procfile import Plan, Program, plan_of
+from doorman.cli import discard_output
+from doorman.cli.manager_session import ManagerSession, open_manager
+from doorman.cli.map import FAILURES
+from doorman.cli.procfile import Plan, Program, load_plan
+from doorman.cli.ps import exit_text
 from doorman.errors import RestartedTooOften
 from doorman.states import State
 from doorman.task import Task
 
-__all__ = ["Prefixed", "main"]
-
+__all__ = ["PrefixPrinter", "main"]
 
 COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-"""ANSI's numbers: cyan, yellow, green, magenta, blue, and their bright ones."""
+"""ANSI colours: cyan, yellow, green, magenta, blue, and their bright variants."""
+GIVEN_UP: Final = 1
+"""Exit code if a program was restarted too often, or failed and is not restarted."""
 
 
-class Prefixed:
-    """Prints lines behind names of one width; the names are coloured on a terminal, unless NO_COLOR is set.
+def main(arguments: argparse.Namespace) -> int:
+    """Run the programs until all have ended; return 1 if one was given up or failed for good."""
+    plan = load_plan(arguments.file)
+    with open_manager(arguments, "up", log_path=arguments.log_path) as session:
+        programs = _Programs(session, plan, arguments.cwd)
+        while programs.tick():
+            session.wait()
+    return GIVEN_UP if programs.failed else 0
 
-    ``unread`` is called when nobody reads any more.
+
+class PrefixPrinter:
+    """Prints lines with the name of their process in front; in colour on a terminal unless NO_COLOR is set.
+
+    ``on_closed`` is called when the reader of standard output or standard error is gone.
     """
 
-    def __init__(self, names: Iterable[str], unread: Callable[[], None]) -> None:
+    def __init__(self, names: Iterable[str], on_closed: Callable[[], None]) -> None:
         self._colours = dict(zip(names, cycle(COLOURS), strict=False))
         self._width = max(map(len, self._colours), default=0)
-        self._unread = unread
+        self._on_closed = on_closed
 
-    def line(self, task: Task, stream: str, line: str) -> None:
-        """Print what a task wrote, to the stream that it wrote it to."""
+    def print_line(self, task: Task, stream: str, line: str) -> None:
+        """Print a line of a task to the stream that the task wrote it to."""
         self._print(task.name, line, sys.stdout if stream == "stdout" else sys.stderr)
 
-    def note(self, name: str, text: str) -> None:
-        """Print what is to be said of one of them, to standard error."""
+    def print_note(self, name: str, text: str) -> None:
+        """Print a remark about a process to standard error."""
         self._print(name, f"({text})", sys.stderr)
 
     def _print(self, name: str, text: str, file: TextIO) -> None:
-        head = f"{name:{self._width}} |"
+        prefix = f"{name:{self._width}} |"
         if file.isatty() and not os.environ.get("NO_COLOR"):
-            head = f"\x1b[{self._colours[name]}m{head}\x1b[0m"
+            prefix = f"\x1b[{self._colours[name]}m{prefix}\x1b[0m"
         try:
-            print(head, text, file=file, flush=True)
+            print(prefix, text, file=file, flush=True)
         except BrokenPipeError:
-            # What is left in the buffer would fail once more while the interpreter ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-            self._unread()
+            discard_output(file)
+            self._on_closed()
 
 
-GIVEN_UP: Final = 1
-"""Exit code when a program was given up, or failed and does not come back."""
+class _ProgramTask(Task):
+    """A task that prints each restart, and is not restarted once all programs stop."""
 
-
-def main(given: argparse.Namespace) -> int:
-    """Run the programs until all have ended; 1 if one was given up or failed for good."""
-    plan = plan_of(given.file)
-    with session(given, "up", log_path=given.log_path) as opened:
-        crew = _Crew(opened, plan, given.cwd)
-        while crew.tick():
-            opened.wait()
-    return GIVEN_UP if crew.failed else 0
-
-
-class _Seat(Task):
-    """The place of one process, which several hold one after the other, as the task's own policy says."""
-
-    note: Callable[[_Seat, str], None]
-    """Says of it what became of a process."""
-    stays: Callable[[], bool]
-    """Whether another process may come after one that has ended."""
+    programs: _Programs
 
     def _next_attempt(
         self, state: State, value: Any, error: BaseException | None, *, wanted: bool
     ) -> tuple[State, Any, BaseException | None, float | None]:
-        """Do as a task does, and say how its process ended if another comes after it, and when."""
-        how = f"{state}: {ending(self) if self.identity else error}"
-        end = super()._next_attempt(state, value, error, wanted=wanted and self.stays())
+        reason = _end_text(self, state, error)
+        end = super()._next_attempt(state, value, error, wanted=wanted and not self.programs.stopping)
         if end[3] is not None:
-            self.note(self, f"{how}; again in {end[3]:.2g} s")
+            self.programs.printer.print_note(self.name, f"{reason}; again in {end[3]:.2g} s")
         return end
 
 
-class _Crew:
-    """All processes of a plan."""
+class _Programs:
+    """The tasks of all programs of a plan, and their ordered stop."""
 
-    def __init__(self, opened: Session, plan: Plan, cwd: str | None) -> None:
+    def __init__(self, session: ManagerSession, plan: Plan, cwd: str | None) -> None:
         self.failed = False
-        self._opened, self._manager = opened, opened.manager
+        self.stopping = False
+        self._session, self._manager = session, session.manager
         self._folder = plan.folder if cwd is None else Path(cwd)
-        self._ending = False
-        names = {name: _names(name, program) for name, program in plan.programs.items()}
-        self._printer = Prefixed([*chain(*names.values())], opened.unread)
+        names = {name: _process_names(name, program) for name, program in plan.programs.items()}
+        self.printer = PrefixPrinter([*chain(*names.values())], session.output_closed)
         self._left = [
-            self._manager.add_task(self._seat(name, group, plan.programs[group]))
+            self._manager.add_task(self._task(name, group, plan.programs[group]))
             for group in names
             for name in names[group]
         ]
 
     def tick(self) -> bool:
-        """Do what can be done now; True while anything runs or is to run again."""
+        """Make progress without waiting; return True while a process runs or waits for its restart."""
         self._manager.tick()
-        self._bury()
-        self._end()
+        self._report_finished()
+        self._stop_in_order()
         return bool(self._left)
 
-    def _seat(self, name: str, group: str, program: Program) -> _Seat:
-        seat = _Seat.command(
-            program.argv,
-            name=name,
-            handler=group,
-            expires_in=program.expires,
-            wrapper=program.wrapper,
-            cwd=self._folder / (program.cwd or ""),
-            # What a Python program writes to a pipe would come in blocks, much later.
-            env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
-            on_output=self._printer.line,
-            **program.comeback,
+    def _task(self, name: str, group: str, program: Program) -> Task:
+        task = cast(
+            "_ProgramTask",
+            _ProgramTask.command(
+                program.argv,
+                name=name,
+                handler=group,
+                expires_in=program.expires,
+                wrapper=program.wrapper,
+                cwd=self._folder / (program.cwd or ""),
+                # Without it a Python program buffers what it writes to a pipe in blocks of 8 KiB.
+                env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
+                on_output=self.printer.print_line,
+                **program.restart_options,
+            ),
         )
-        assert isinstance(seat, _Seat)
-        seat.note = lambda seat, how: self._printer.note(seat.name, how)
-        seat.stays = lambda: not self._ending
-        return seat
+        task.programs = self
+        return task
 
-    def _bury(self) -> None:
-        """Say of those that do not come back how they ended; all end if one was given up."""
-        for seat in [seat for seat in self._left if seat.done()]:
-            self._left.remove(seat)
-            error = seat.exception()
-            often = isinstance(error, RestartedTooOften)
-            self._printer.note(seat.name, _end_of(seat) + (f"; given up, and all ends: {error}" if often else ""))
-            self.failed = self.failed or (seat.state in FAILURES and not self._ending)
-            self._ending = self._ending or often
+    def _report_finished(self) -> None:
+        """Print the end of each task that is not restarted; stop all if one was restarted too often."""
+        for task in [task for task in self._left if task.done()]:
+            self._left.remove(task)
+            error = task.exception()
+            given_up = isinstance(error, RestartedTooOften)
+            cancelled_early = task.identity is None and task.state is State.CANCELLED
+            text = str(task.state) if cancelled_early else _end_text(task, task.state, error)
+            self.printer.print_note(task.name, text + (f"; given up, and all end: {error}" if given_up else ""))
+            self.failed = self.failed or (task.state in FAILURES and not self.stopping)
+            self.stopping = self.stopping or given_up
 
-    def _end(self) -> None:
-        """Stop them in reverse order, each program when those behind it have ended; or all at once in a hurry."""
-        self._ending = self._ending or self._opened.ending
-        if not self._ending:
+    def _stop_in_order(self) -> None:
+        """Once a stop is requested, stop the last program that still runs, or kill all after a second signal."""
+        self.stopping = self.stopping or self._session.stopping
+        if not self.stopping:
             return
-        if self._opened.hurry:
+        if self._session.killing:
             self._manager.kill()
-        for seat in [seat for seat in self._left if seat.handler == self._left[-1].handler]:
-            self._manager.cancel(seat)
+        for task in [task for task in self._left if task.handler == self._left[-1].handler]:
+            self._manager.cancel(task)
 
 
-def _end_of(seat: Task) -> str:
-    """Say how its last process ended, or what kept it from one."""
-    if seat.identity is not None:
-        return f"{seat.state}: {ending(seat)}"
-    return str(seat.state) if seat.state is State.CANCELLED else f"{seat.state}: {seat.exception()}"
+def _end_text(task: Task, state: State, error: BaseException | None) -> str:
+    return f"{state}: {exit_text(task) if task.identity else error}"
 
 
-def _names(name: str, program: Program) -> list[str]:
+def _process_names(name: str, program: Program) -> list[str]:
     return [name] if program.processes == 1 else [f"{name}.{number}" for number in range(1, program.processes + 1)]

@@ -1,4 +1,4 @@
-"""Control: how one process finds another's manager, asks it about its tasks, and has it stop one."""
+"""Access to running managers: list the managers of this user, query their tasks, stop a task or a manager."""
 
 from doorman.control.client import Remote, find
 from doorman.control.registry import Registration, entries

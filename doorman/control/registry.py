@@ -1,4 +1,4 @@
-"""Registry: where a user's managers are found: a small file for each, in a folder that is this user's alone."""
+"""Registry of the running managers of this user: one JSON file for each, in a private folder."""
 
 from __future__ import annotations
 
@@ -23,47 +23,44 @@ __all__ = ["ManagerEntry", "Registration", "entries", "folder"]
 
 FOLDER: Final = "managers"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
-_GONE: Final = frozenset({Refusal.NO_SUCH_PROCESS, Refusal.OTHER_PROCESS, Refusal.ELSEWHERE})
+_ENDED: Final = frozenset({Refusal.NO_SUCH_PROCESS, Refusal.OTHER_PROCESS, Refusal.ELSEWHERE})
 
 
 class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written down of one manager."""
+    """The registry file of one manager."""
 
     name: str
     kind: str
-    """What it is: ``run``, ``map``, ``up``, or ``manager`` for one in somebody's program."""
+    """``run``, ``map`` or ``up``, or ``manager`` for one in a user's program."""
     url: str
-    """Its location, with the password if it has one: the file is this user's alone."""
+    """Its location, with the password if it has one: only this user can read the file."""
     key: bytes
-    """Proves, where no kernel attests who asks, that one could read this file."""
+    """Signs requests on transports that do not attest the user."""
     process: Identity
     """The manager's own process."""
     since: float
-    """Seconds since the epoch, for show."""
+    """Seconds since the epoch, for display."""
 
     @property
     def location(self) -> Location:
-        """Where the manager is asked."""
+        """Location of the manager's server."""
         return Location(self.url)
 
     @property
     def stale(self) -> bool:
-        """Whether its process has ended for certain, although nobody took the entry away.
-
-        Four cases: 1. written before the last boot; 2. the process is there; 3. it is of a PID namespace that cannot be
-        seen into from here: it may well live; 4. nobody has that inode.
-        """
+        """Whether its process has certainly ended: the host has booted since, or no process has its inode."""
         if self.process.boot_id != boot_id():
             return True
         try:
             self.process.open().close()
         except IdentityRefused as error:
-            return error.reason in _GONE and self.process.pid_namespace == _this_process().pid_namespace
+            # A process in a PID namespace that is not visible from here may be alive.
+            return error.reason in _ENDED and self.process.pid_namespace == _this_process().pid_namespace
         return False
 
 
 class Registration:
-    """One manager's entry, from now until `close` or the end of this process. Raises NameTaken, ValueError."""
+    """The registry entry of one manager, until `close` or the end of this process. Raises NameTaken, ValueError."""
 
     def __init__(self, name: str, location: Location, *, kind: str, key: bytes) -> None:
         if not NAME.fullmatch(name):
@@ -71,33 +68,37 @@ class Registration:
         self._owner = os.getpid()
         self._path = folder() / f"{name}.json"
         try:
-            self._claim: FileLock | None = FileLock(str(self._path))
+            self._lock: FileLock | None = FileLock(str(self._path))
         except LocationInUse as error:
-            raise NameTaken(_taken(name)) from error
+            entry = _read(self._path)
+            pid = f" (pid {entry.process.pid})" if entry else ""
+            raise NameTaken(
+                f"a manager named {name!r} runs already{pid}: choose another name, or stop it: doorman stop {name}"
+            ) from error
         process = _this_process()
         self.entry = ManagerEntry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
         _write(self._path, msgspec.json.encode(self.entry))
 
     def close(self) -> None:
-        """Take the entry away. May be called twice; in a fork it leaves the parent's alone."""
-        claim, self._claim = self._claim, None
-        if claim is None:
+        """Remove the entry, but not in a forked child. May be called twice."""
+        lock, self._lock = self._lock, None
+        if lock is None:
             return
         if self._owner != os.getpid():
             return
         self._path.unlink(missing_ok=True)
-        claim.release()
+        lock.release()
 
 
 def folder() -> Path:
-    """Return the folder of the entries, made if need be. Raises BadLocation when others could write there."""
-    place = runtime_folder() / FOLDER
-    place.mkdir(mode=OWNER_ONLY, exist_ok=True)
-    return place
+    """Return the folder of the entries; create it if needed. Raises BadLocation if other users can write to it."""
+    path = runtime_folder() / FOLDER
+    path.mkdir(mode=OWNER_ONLY, exist_ok=True)
+    return path
 
 
 def entries() -> list[ManagerEntry]:
-    """Return the entries of this user's managers, oldest first; what is stale is removed."""
+    """Return the entries of this user's managers, oldest first, and remove stale ones."""
     found = []
     for path in folder().glob("*.json"):
         entry = _read(path)
@@ -116,7 +117,7 @@ def _read(path: Path) -> ManagerEntry | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write all at once: whoever reads sees the whole entry or none."""
+    """Write a private file atomically: readers see the whole entry or none."""
     part = path.with_suffix(f".{os.getpid()}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -125,19 +126,14 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a stale entry, unless another manager has just taken its name."""
+    """Remove a stale entry."""
     with contextlib.suppress(LocationInUse):
-        claim = FileLock(str(path))
+        lock = FileLock(str(path))
+        # Read it again under the lock: another manager may have registered the name since.
         entry = _read(path)
         if entry is None or entry.stale:
             path.unlink(missing_ok=True)
-        claim.release()
-
-
-def _taken(name: str) -> str:
-    entry = _read(folder() / f"{name}.json")
-    who = f" (pid {entry.process.pid})" if entry else ""
-    return f"a manager named {name!r} runs already{who}: choose another name, or end it by: doorman stop {name}"
+        lock.release()
 
 
 def _this_process() -> Identity:

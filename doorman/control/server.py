@@ -1,4 +1,4 @@
-"""Control: what lets `doorman ps`, `stop` and `top` find a manager, ask it, and have it stop a task of its own."""
+"""Server side of the control protocol: a manager describes its tasks to `doorman ps`, `top` and `stop`."""
 
 from __future__ import annotations
 
@@ -26,29 +26,28 @@ if TYPE_CHECKING:
     from doorman.task import Task
     from remit import Event
 
-__all__ = ["CHALLENGE", "END", "LOOK", "STOP", "Control", "proof"]
-
+__all__ = ["CHALLENGE", "END", "LOOK", "STOP", "Control", "RequestAuth", "sign_request"]
 
 CHALLENGE: Final = "doorman.control.challenge"
 LOOK: Final = "doorman.control.look"
 STOP: Final = "doorman.control.stop"
 END: Final = "doorman.control.end"
 KEY_BYTES: Final = 32
-CHALLENGES: Final = 256
-"""Challenges that may be open at once; the oldest is forgotten first."""
-MOST: Final = 400
-"""Tasks that one answer tells of: below what any transport carries in a frame."""
-APART: Final = 0.5
-"""Seconds between two readings of a process from which its use of the processor is told."""
+MAX_CHALLENGES: Final = 256
+"""Unused challenges; the oldest is dropped first."""
+MAX_TASKS: Final = 400
+"""Tasks in one reply, so that it fits into a frame of any transport."""
+CPU_INTERVAL_S: Final = 0.5
+"""Minimum time between two CPU readings of a process: /proc counts in ticks of 10 ms."""
 
 
 class Control:
-    """Answers those who ask a manager what it does, in the manager's own `tick`. For use as a context manager.
+    """Answers queries about a manager during the manager's own `tick`; a context manager.
 
-    ``name`` is how they name it; default: the kind and the number of its process. Who may ask: this user, or root,
-    where the kernel attests who that is (unix:); on other transports whoever proves that he can read the manager's
-    entry in the private folder of this user. ``on_end`` is called when the manager as a whole is to end; default: its
-    `stop`. ``progress`` is asked for a few words on how far it is. Raises NameTaken, ValueError, BadLocation.
+    ``name`` names the manager in `doorman ps`; default: kind, pid and a number. Access: on unix: locations this user
+    and root, as the kernel attests; on other transports a client that has the key in the manager's registry entry,
+    which only this user can read. ``on_end`` is called by `doorman stop NAME`; default: `manager.stop`. ``progress``
+    returns a short progress text. Raises NameTaken, ValueError, BadLocation.
     """
 
     def __init__(
@@ -63,22 +62,27 @@ class Control:
         self._manager = manager
         self._on_end = on_end or manager.stop
         self._progress = progress
-        self._key = secrets.token_bytes(KEY_BYTES)
-        self._challenges: OrderedDict[str, None] = OrderedDict()
+        key = secrets.token_bytes(KEY_BYTES)
+        self._auth = RequestAuth(key)
         self._usage = _Usage()
         name = name or f"{kind}-{os.getpid()}-{next(_numbers)}"
-        self._registration = Registration(name, manager.server.location, kind=kind, key=self._key)
-        self._listeners = {CHALLENGE: self._challenge, LOOK: self._look, STOP: self._stop, END: self._end}
+        self._registration = Registration(name, manager.server.location, kind=kind, key=key)
+        self._listeners: dict[str, Callable[[Event], object]] = {
+            CHALLENGE: lambda event: self._auth.new_challenge(),
+            LOOK: self._on_look,
+            STOP: self._on_stop,
+            END: self._on_end_request,
+        }
         for verb, listener in self._listeners.items():
             manager.server.add_listener(verb, listener, pass_event=True)
 
     @property
     def name(self) -> str:
-        """How those who ask name the manager."""
+        """The name of the manager in `doorman ps`."""
         return self._registration.entry.name
 
     def close(self) -> None:
-        """Answer nobody any more, and be found no more. May be called twice."""
+        """Stop answering and remove the registry entry. May be called twice."""
         self._registration.close()
         for verb, listener in self._listeners.items():
             self._manager.server.remove_listener(verb, listener)
@@ -89,26 +93,18 @@ class Control:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- listeners: what they return answers the request ---------------------------------------------------------
+    # -- listeners: the return value answers the request -----------------------------------------------------------
 
-    def _challenge(self, event: Event) -> str:
-        """Give a number that a proof holds for, once. As text: some codecs have no bytes."""
-        challenge = secrets.token_hex(16)
-        self._challenges[challenge] = None
-        if len(self._challenges) > CHALLENGES:
-            self._challenges.popitem(last=False)
-        return challenge
-
-    def _look(self, event: Event) -> dict[str, Any]:
-        self._admit(LOOK, event)
+    def _on_look(self, event: Event) -> dict[str, Any]:
+        self._auth.check(LOOK, event)
         entry, manager = self._registration.entry, self._manager
         running, waiting = manager.running, manager.waiting
-        shown = (*running, *waiting)[:MOST]
+        shown = (*running, *waiting)[:MAX_TASKS]
         view = ManagerView(
             name=entry.name,
             kind=entry.kind,
             process=entry.process,
-            tasks=self._views(shown),
+            tasks=tuple(map(self._view, shown)),
             running=len(running),
             waiting=len(waiting),
             left_off=len(running) + len(waiting) - len(shown),
@@ -116,49 +112,23 @@ class Control:
         )
         return dict(msgspec.to_builtins(view))
 
-    def _stop(self, event: Event) -> str:
-        """Stop one task, if it is still the very attempt that was looked at; say what was done."""
-        task_id, attempt = self._admit(STOP, event)
+    def _on_stop(self, event: Event) -> str:
+        task_id, attempt = self._auth.check(STOP, event)
         for task in (*self._manager.running, *self._manager.waiting):
             if task.id == task_id:
-                if attempt is not None and _attempt(task) != attempt:
-                    return "changed"
-                waits = task in self._manager.waiting
-                return ("dropped" if waits else "told") if self._manager.cancel(task) else "ended"
-        return "ended"
+                # The task may have been restarted since the client looked at it.
+                if attempt is not None and (task.identity is None or task.identity.attempt != attempt):
+                    return "replaced"
+                result = "cancelled" if task in self._manager.waiting else "stopping"
+                return result if self._manager.cancel(task) else "finished"
+        return "finished"
 
-    def _end(self, event: Event) -> None:
-        self._admit(END, event)
+    def _on_end_request(self, event: Event) -> None:
+        self._auth.check(END, event)
         self._on_end()
 
-    # -- who may ask -------------------------------------------------------------------------------------------
-
-    def _admit(self, verb: str, event: Event) -> tuple[Any, ...]:
-        """Return the arguments of who may ask. Raises ControlRefused."""
-        challenge, given, *arguments = event.args
-        credentials = event.sender.credentials if event.sender is not None else None
-        if credentials is not None:
-            if credentials.uid not in (os.geteuid(), 0):
-                raise ControlRefused(
-                    f"this manager belongs to user {os.geteuid()}, and user {credentials.uid} asks: ask as that user"
-                )
-        elif challenge not in self._challenges or not hmac.compare_digest(
-            proof(self._key, challenge, verb, arguments), given
-        ):
-            raise ControlRefused(
-                "this manager's transport does not say who asks: ask on its own host, as its user, whose private "
-                "folder holds its key"
-            )
-        self._challenges.pop(challenge, None)
-        return tuple(arguments)
-
-    # -- what is told ------------------------------------------------------------------------------------------
-
-    def _views(self, tasks: Iterable[Task]) -> tuple[TaskView, ...]:
-        return tuple(self._view(task) for task in tasks)
-
     def _view(self, task: Task) -> TaskView:
-        cpu, memory = self._usage.of(task)
+        cpu, memory = self._usage.measure(task)
         return TaskView(
             id=task.id,
             name=task.name,
@@ -169,52 +139,83 @@ class Control:
             memory=memory,
             age=task.duration,
             restarts=max(0, task.attempt - 1),
-            progress=_told(task.progress),
+            progress=_progress_text(task.progress),
             command=shlex.join(task.argv) if task.argv else task.handler,
             why=self._manager.why(task),
         )
 
 
+class RequestAuth:
+    """Authenticates requests by the user that the kernel attests, or else by a MAC over a one-time challenge."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._challenges: OrderedDict[str, None] = OrderedDict()
+
+    def new_challenge(self) -> str:
+        """Return a challenge that is valid for one request."""
+        challenge = secrets.token_hex(16)  # text: JSON has no bytes
+        self._challenges[challenge] = None
+        if len(self._challenges) > MAX_CHALLENGES:
+            self._challenges.popitem(last=False)
+        return challenge
+
+    def check(self, verb: str, event: Event) -> tuple[Any, ...]:
+        """Return the arguments of an authentic request. Raises ControlRefused."""
+        challenge, signature, *arguments = event.args
+        credentials = event.sender.credentials if event.sender is not None else None
+        if credentials is not None:
+            if credentials.uid not in (os.geteuid(), 0):
+                raise ControlRefused(
+                    f"this manager belongs to user {os.geteuid()}, the request comes from user {credentials.uid}: "
+                    "run the command as the manager's user"
+                )
+        elif challenge not in self._challenges or not hmac.compare_digest(
+            sign_request(self._key, challenge, verb, arguments), signature
+        ):
+            raise ControlRefused(
+                "the request has no valid signature, and this transport does not attest the user: run the command on "
+                "the manager's host and as its user, whose private folder contains the key"
+            )
+        self._challenges.pop(challenge, None)
+        return tuple(arguments)
+
+
+def sign_request(key: bytes, challenge: str, verb: str, arguments: Iterable[Any]) -> str:
+    """Return the MAC of a request under the manager's key."""
+    data = msgspec.msgpack.encode([challenge, verb, list(arguments)])
+    return hashlib.blake2b(data, key=key, digest_size=32, person=b"doorman.control").hexdigest()
+
+
 class _Usage:
-    """What processes cost, by what they had used when somebody asked last."""
+    """CPU and memory use of processes; the CPU load is the difference to the reading before."""
 
     def __init__(self) -> None:
         self._read = process_reader()
         self._before: OrderedDict[str, tuple[float, Reading, float | None]] = OrderedDict()
 
-    def of(self, task: Task) -> tuple[float | None, int | None]:
-        """Return per cent of one core, and bytes; None where there is no process to ask for."""
+    def measure(self, task: Task) -> tuple[float | None, int | None]:
+        """Return per cent of one core, and resident bytes; None without a process."""
         identity = task.identity
         reading = None if identity is None else self._read(identity.pid)
-        # Only the number was used to read it: it holds if the process has it still.
+        # /proc is read by pid, which another process may have by now; the start time detects that.
         if identity is None or reading is None or reading.born not in (0, identity.start_time):
             return None, None
         now = time.monotonic()
         at, before, cpu = self._before.get(identity.attempt, (now - (task.duration or 0.0), Reading(0.0, 0), None))
-        if now - at >= APART:
+        if now - at >= CPU_INTERVAL_S:
             cpu = 100.0 * max(0.0, reading.cpu - before.cpu) / (now - at)
             self._before[identity.attempt] = now, reading, cpu
-            if len(self._before) > 2 * MOST:
+            if len(self._before) > 2 * MAX_TASKS:
                 self._before.popitem(last=False)
         return cpu, int(reading.memory)
-
-
-def proof(key: bytes, challenge: str, verb: str, arguments: Iterable[Any]) -> str:
-    """Return what proves that who asks this, in answer to that challenge, has the key."""
-    data = msgspec.msgpack.encode([challenge, verb, list(arguments)])
-    return hashlib.blake2b(data, key=key, digest_size=32, person=b"doorman.control").hexdigest()
 
 
 _numbers: Final = itertools.count(1)
 
 
-def _told(progress: Progress | None) -> str:
-    """Return how far a task has come in a few words."""
+def _progress_text(progress: Progress | None) -> str:
     if progress is None:
         return ""
     total = "" if progress.total is None else f"/{progress.total:g}"
     return " ".join(filter(None, (f"{progress.done:g}{total}", progress.note)))
-
-
-def _attempt(task: Task) -> str | None:
-    return None if task.identity is None else task.identity.attempt

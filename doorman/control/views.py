@@ -1,4 +1,4 @@
-"""View: what a manager tells of itself and its tasks to those who ask: plain values, fit for any codec."""
+"""Values that describe a manager and its tasks to another process; any codec can encode them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ __all__ = ["ManagerView", "TaskView"]
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
-    """One task, as its manager saw it when it was asked."""
+    """One task at the time of the query."""
 
     id: str
     name: str
     state: str
     attempt: int
     identity: Identity | None = None
-    """The process that was proven to be this task's; None until then."""
+    """The proven process of the task; None before the proof."""
     cpu: float | None = None
-    """Per cent of one core, of it and all that it has started: since anybody last asked, or else since it began."""
+    """Per cent of one core, including descendants, since the last query or else since the start."""
     memory: int | None = None
-    """Bytes resident now, of it and all that it has started."""
+    """Resident bytes, including descendants."""
     age: float | None = None
-    """Seconds since its own code began."""
+    """Seconds since its user code started."""
     restarts: int = 0
     progress: str = ""
     command: str = ""
     why: str | None = None
-    """What holds it back while it waits."""
+    """The reason why it waits."""
+
+    @property
+    def attempt_id(self) -> str | None:
+        """The attempt whose process is proven; None before the proof."""
+        return None if self.identity is None else self.identity.attempt
 
 
 class ManagerView(msgspec.Struct, frozen=True, kw_only=True):
-    """One manager and its tasks: first those that run, then those that wait."""
+    """One manager and its tasks: the running ones first, then the waiting ones."""
 
     name: str
     kind: str
@@ -43,10 +48,10 @@ class ManagerView(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     left_off: int = 0
-    """Waiting tasks beyond those in `tasks`."""
+    """Number of tasks that are missing in `tasks`."""
     progress: str = ""
 
     @classmethod
     def read(cls, answer: Any) -> ManagerView:
-        """Make one of what came over the wire. Raises msgspec.ValidationError."""
+        """Convert the decoded reply of a manager. Raises msgspec.ValidationError."""
         return msgspec.convert(answer, cls)

@@ -75,7 +75,7 @@ def test_a_manager_that_does_not_answer_is_told() -> None:
         process.send_signal(signal.SIGCONT)
         assert (done.returncode, done.stderr) == (
             1,
-            "doorman: the manager still does not answer within 0.3 s: it has ended, or is not ticked\n",
+            "doorman: the manager still did not answer within 0.3 s: it has ended, or is not ticked\n",
         )
         assert looked_at("still") is not None
 
@@ -95,7 +95,7 @@ def test_a_name_that_several_managers_know_needs_theirs() -> None:
         until_seen("b", running)
         done = doorman("stop", "1")
         assert done.returncode == 2
-        assert "say which, as a/1 or b/1" in done.stderr
+        assert "name one, as a/1 or b/1" in done.stderr
         assert "1000 (pid " in doorman("stop", "b/1").stdout
         assert looked_at("a") is not None
 
@@ -122,14 +122,14 @@ def test_what_lives_on_is_told() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         done = doorman("stop", "deaf", "--wait", "0.2")
-        assert (done.returncode, "goes on" in done.stdout) == (1, True)
+        assert (done.returncode, "still runs" in done.stdout) == (1, True)
         process.terminate()
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("stop", "nobody"), "nothing here is named 'nobody' (there is: nothing)"),
+        (("stop", "nobody"), "no task or manager is named 'nobody' (running: nothing)"),
         (("ps", "--manager", "nobody"), "no manager named 'nobody' runs here (running: none)"),
         (("ps", "--manager", "a", "--location", "b"), "not allowed with argument"),
         (("top", "--once", "--location", "nowhere"), "no location is named 'nowhere'"),

@@ -224,11 +224,11 @@ def _some(descriptor: int) -> bytes:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("map",), "no command is given"),
-        (("map", ":::", "a"), "no command is given"),
+        (("map",), "no command given"),
+        (("map", ":::", "a"), "no command given"),
         (("map", "echo", ":::", "a", ":::", "b"), "':::' is given twice"),
         (("map", "-j", "0", "echo"), "'0' is not a positive whole number"),
-        (("map", "--max-load", "120", "echo"), "per cent of the machine"),
+        (("map", "--max-load", "120", "echo"), "percentage of the machine"),
         (("map", "--halt", "later", "echo"), "invalid choice: 'later'"),
         (("map", "--resume", "/dev/null/j", "echo", ":::", "a"), "/dev/null/j"),
         (("map", "--resume", "README.md", "echo", ":::", "a"), "README.md"),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from doorman.cli.map_io import Inputs, Template, split
-from doorman.cli.procfile import Program, plan_of, read_procfile, read_table
-from doorman.cli.ps import aligned, as_age, as_memory
+from doorman.cli.map_io import Inputs, Template, split_command
+from doorman.cli.procfile import Program, load_plan, read_procfile, read_table
+from doorman.cli.ps import align, format_age, format_memory
 from doorman.errors import BadCommandLine
 from doorman.retry import Backoff, Intensity
 
@@ -29,37 +29,37 @@ from doorman.retry import Backoff, Intensity
     ],
 )
 def test_placeholders_stand_for_the_input(word: str, filled: str) -> None:
-    assert Template([word, "{}"]).filled("/a/b.c/d.tar.gz", 7) == [filled, "/a/b.c/d.tar.gz"]
+    assert Template([word, "{}"]).fill("/a/b.c/d.tar.gz", 7) == [filled, "/a/b.c/d.tar.gz"]
 
 
 def test_an_input_is_appended_where_no_placeholder_is() -> None:
-    assert Template(["gzip", "-9"]).filled("a b", 1) == ["gzip", "-9", "a b"]
+    assert Template(["gzip", "-9"]).fill("a b", 1) == ["gzip", "-9", "a b"]
 
 
 def test_an_input_with_placeholders_is_no_template() -> None:
-    assert Template(["{}", "{#}"]).filled("{#}", 3) == ["{#}", "3"]
+    assert Template(["{}", "{#}"]).fill("{#}", 3) == ["{#}", "3"]
 
 
 def test_a_folder_with_a_dot_has_no_extension() -> None:
-    assert Template(["{.}"]).filled("a.b/c", 1) == ["a.b/c"]
+    assert Template(["{.}"]).fill("a.b/c", 1) == ["a.b/c"]
 
 
 def test_inputs_stand_behind_their_mark() -> None:
-    assert split(["a", ":::", "b", "c"]) == (["a"], ["b", "c"])
-    assert split(["a", ":::"]) == (["a"], [])
-    assert split(["a"]) == (["a"], None)
+    assert split_command(["a", ":::", "b", "c"]) == (["a"], ["b", "c"])
+    assert split_command(["a", ":::"]) == (["a"], [])
+    assert split_command(["a"]) == (["a"], None)
 
 
 def test_inputs_that_are_read_end() -> None:
     reader, writer = os.pipe()
     woken: deque[int] = deque()
     inputs = Inputs.read(reader, b"\n", lambda: woken.append(1))
-    assert (inputs.take(), inputs.total, inputs.ended) == (None, None, False)
+    assert (inputs.pop(), inputs.total, inputs.exhausted) == (None, None, False)
     os.write(writer, b"a\n\xff")
     os.close(writer)
     taken = []
-    while not inputs.ended:
-        text = inputs.take()
+    while not inputs.exhausted:
+        text = inputs.pop()
         taken += [] if text is None else [text]
     os.close(reader)
     assert (taken, inputs.total) == (["a", "\udcff"], 2)
@@ -77,9 +77,9 @@ def test_a_procfile_names_commands() -> None:
     ("text", "told"),
     [
         ("web python", "line 1: 'web python' is not 'name: command'"),
-        ("a: x\na: y", "line 2: 'a' is there already"),
+        ("a: x\na: y", "line 2: 'a' occurs twice"),
         ("# nothing", "it names no process"),
-        ("a: 'x", "cannot read its command"),
+        ("a: 'x", "cannot read the command"),
     ],
 )
 def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
@@ -93,13 +93,13 @@ def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
         ({"web": "x"}, r"'web' is not a table: write, for example, \[web\]"),
         ({"web": {"comand": "x"}}, "has no key 'comand': did you mean 'command'"),
         ({"web": {}}, r"\[web\]: .*command"),
-        ({"web": {"command": "x", "restart": "always"}}, "restart is 'permanent' or 'transient' or 'temporary'"),
-        ({"web": {"command": "x", "processes": 0}}, "processes = 0 is too little"),
+        ({"web": {"command": "x", "restart": "always"}}, "restart must be 'temporary' or 'transient' or 'permanent'"),
+        ({"web": {"command": "x", "processes": 0}}, "processes must be 1 or more"),
         ({"web": {"command": "x", "period": 0}}, "seconds is above 0"),
         ({"web": {"command": "x", "intensity": -1}}, "restarts is a number of restarts, not -1"),
         ({"web": {"command": "x", "backoff": -1}}, "backoff's first is a number that is not negative"),
-        ({"web": {"command": "x", "expires": 0}}, r"expires = 0\.0 is not a number of seconds above 0"),
-        ({"web": {"command": []}}, "it is empty"),
+        ({"web": {"command": "x", "expires": 0}}, r"expires must be a number of seconds above 0, not 0\.0"),
+        ({"web": {"command": []}}, "the command is empty"),
         ({"a b": {"command": "x"}}, "'a b' cannot name a process"),
         ({}, "it names no process"),
     ],
@@ -112,7 +112,7 @@ def test_a_table_that_makes_no_sense_is_told(table: dict[str, object], told: str
 def test_the_first_file_that_is_here_is_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadCommandLine, match=r"there is no doorman\.toml"):
-        plan_of(None)
+        load_plan(None)
     files = {
         "Procfile": "c: true",
         "pyproject.toml": "[tool.doorman.b]\ncommand = 'true'",
@@ -120,27 +120,33 @@ def test_the_first_file_that_is_here_is_the_plan(tmp_path: Path, monkeypatch: py
     }
     for (file, text), name in zip(files.items(), "cba", strict=True):
         (tmp_path / file).write_text(text)
-        plan = plan_of(None)
+        plan = load_plan(None)
         assert (plan.folder, list(plan.programs)) == (tmp_path, [name])
 
 
 def test_a_program_comes_back_as_its_tasks_policy_says() -> None:
     program = Program(command="x", restart="transient", intensity=3, period=20.0, backoff=1.0, max_backoff=0.5)
-    assert program.comeback == {
+    assert program.restart_options == {
         "restart": "transient",
         "intensity": Intensity(restarts=3, seconds=20.0),
         "backoff": Backoff(first=1.0, most=1.0),
     }
-    assert Program(command="x", restart="temporary").comeback == {}
+    assert Program(command="x", restart="temporary").restart_options == {}
 
 
 def test_values_are_told_as_people_read_them() -> None:
-    assert [as_memory(size) for size in (None, 5, 2048, 5 << 20, 3 << 30)] == ["-", "5", "2.0K", "5.0M", "3.0G"]
-    assert [as_age(seconds) for seconds in (None, 1.25, 187, 7500, 273600)] == ["-", "1.2s", "3m07s", "2h05m", "3d04h"]
+    assert [format_memory(size) for size in (None, 5, 2048, 5 << 20, 3 << 30)] == ["-", "5", "2.0K", "5.0M", "3.0G"]
+    assert [format_age(seconds) for seconds in (None, 1.25, 187, 7500, 273600)] == [
+        "-",
+        "1.2s",
+        "3m07s",
+        "2h05m",
+        "3d04h",
+    ]
 
 
 def test_a_cell_cannot_paint_the_terminal() -> None:
-    assert aligned([("a\x1b[31m\n", "b"), ("x" * 50, "c")]).splitlines() == [
+    assert align([("a\x1b[31m\n", "b"), ("x" * 50, "c")]).splitlines() == [
         "a?[31m?" + " " * 33 + "  b",
         "x" * 37 + "...  c",
     ]

@@ -93,7 +93,7 @@ def test_it_says_who_the_process_is_and_how_it_ended() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("run",), "no command is given: write it behind '--'"),
+        (("run",), "no command given: write it after '--'"),
         (("run", "--expires", "soon", "--", "true"), "'soon' is not a number of seconds above 0"),
         (("run", "--retries", "-1", "--", "true"), "'-1' is not a whole number"),
         (("run", "--name", "a/b", "--", "true"), "'a/b' cannot name a manager"),

@@ -78,7 +78,7 @@ def test_what_comes_back_too_often_is_given_up_and_all_ends(tmp_path: Path) -> N
     text = "[stays]\ncommand = 'sleep 1000'\n[flaps]\ncommand = 'false'\nintensity = 2\nbackoff = 0.01\n"
     done = doorman("up", plan(tmp_path, text))
     assert done.returncode == 1
-    assert "flaps | (failed: 1; given up, and all ends: it would be restarted more than 2 times" in done.stderr
+    assert "flaps | (failed: 1; given up, and all end: it would be restarted more than 2 times" in done.stderr
     assert "stays | (cancelled: SIGTERM)" in done.stderr
 
 

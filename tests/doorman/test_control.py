@@ -18,7 +18,7 @@ from doorman import ProcessManager, Task
 from doorman.control import registry
 from doorman.control.client import Remote, find
 from doorman.control.registry import Registration
-from doorman.control.server import LOOK, Control, proof
+from doorman.control.server import LOOK, Control, RequestAuth, sign_request
 from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent, NameTaken
 from remit import Location, Server
 from remit.transport import Credentials
@@ -66,12 +66,12 @@ def test_a_manager_of_ones_own_is_found_and_asked(crossing_location: Location) -
             [told] = view.tasks
             assert (told.name, told.state, told.identity) == ("stays", "running", task.identity)
             assert told.memory > 1 << 20
-            assert asked(manager, lambda: remote.stop(told.id, "an attempt before")) == "changed"
+            assert asked(manager, lambda: remote.stop(told.id, "an attempt before")) == "replaced"
             assert task.state == "running"
-            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "told"
+            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "stopping"
             manager.run(DEADLINE)
             assert task.state == "cancelled"
-            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "ended"
+            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "finished"
     assert registry.entries() == []
 
 
@@ -84,25 +84,24 @@ def test_whoever_has_no_key_is_refused_where_nobody_attests_him(short_path: Path
                 assert isinstance(asked(manager, remote.look), ControlRefused)
 
 
-def test_another_user_is_refused_where_the_kernel_says_who_asks(short_path: Path) -> None:
-    with ProcessManager(f"unix://{short_path}/u") as manager, Control(manager) as control:
-        stranger = SimpleNamespace(credentials=Credentials(1, 4711, 4711))
-        key = registry.entries()[0].key
-        challenge = control._challenge(SimpleNamespace())  # type: ignore[arg-type]
-        event = SimpleNamespace(args=(challenge, proof(key, challenge, LOOK, ())), sender=stranger)
-        with pytest.raises(ControlRefused, match="user 4711 asks"):
-            control._look(event)  # type: ignore[arg-type]
+def test_another_user_is_refused_where_the_kernel_says_who_asks() -> None:
+    auth = RequestAuth(b"key")
+    challenge = auth.new_challenge()
+    sender = SimpleNamespace(credentials=Credentials(1, 4711, 4711))
+    event = SimpleNamespace(args=(challenge, sign_request(b"key", challenge, LOOK, ())), sender=sender)
+    with pytest.raises(ControlRefused, match="from user 4711"):
+        auth.check(LOOK, event)  # type: ignore[arg-type]
 
 
-def test_a_proof_holds_once(short_path: Path) -> None:
-    with ProcessManager(f"unix://{short_path}/u") as manager, Control(manager) as control:
-        unattested = SimpleNamespace(credentials=None)
-        key = registry.entries()[0].key
-        challenge = control._challenge(SimpleNamespace())  # type: ignore[arg-type]
-        event = SimpleNamespace(args=(challenge, proof(key, challenge, LOOK, ())), sender=unattested)
-        assert control._look(event)["kind"] == "manager"  # type: ignore[arg-type]
-        with pytest.raises(ControlRefused, match="does not say who asks"):
-            control._look(event)  # type: ignore[arg-type]
+def test_a_signature_is_valid_once() -> None:
+    auth = RequestAuth(b"key")
+    challenge = auth.new_challenge()
+    signature = sign_request(b"key", challenge, LOOK, ("argument",))
+    unattested = SimpleNamespace(credentials=None)
+    event = SimpleNamespace(args=(challenge, signature, "argument"), sender=unattested)
+    assert auth.check(LOOK, event) == ("argument",)  # type: ignore[arg-type]
+    with pytest.raises(ControlRefused, match="does not attest the user"):
+        auth.check(LOOK, event)  # type: ignore[arg-type]
 
 
 def test_a_server_without_a_manager_says_so(short_path: Path) -> None:
@@ -110,7 +109,7 @@ def test_a_server_without_a_manager_says_so(short_path: Path) -> None:
     with Server(location) as server, Remote(location, timeout=DEADLINE) as remote:
         thread = threading.Thread(target=server.run)
         thread.start()
-        with pytest.raises(ManagerNotFound, match="no manager that can be asked"):
+        with pytest.raises(ManagerNotFound, match="not a manager with a control"):
             remote.look()
         server.stop()
         thread.join(DEADLINE)
