@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from remit._patterns.jobs import SWEEP, BrokerCore
+from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
 from remit.errors import LinkClosed
 from remit.listeners import OnError
 from remit.location import Location
@@ -46,7 +46,7 @@ class Broker:
         check_count("max_attempts", max_attempts)
         check_count("queue", queue)
         self.server = Server(location, on_error=on_error, **options)
-        self._brokering = BrokerCore(
+        self._core = BrokerCore(
             self.server._router,
             self.server.answering,
             self.server.post,
@@ -61,16 +61,16 @@ class Broker:
     def tick(self) -> int:
         """Do what can be done now, without waiting; return how many events were handled."""
         handled = self.server.tick()
-        self._brokering.advance(self.server.caught_up)
+        self._core.advance(self.server.caught_up)
         return handled
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` may have something to do."""
-        self.bounded_wait(timeout, self.server.wait)
+        self._bounded_wait(timeout, self.server.wait)
 
-    def bounded_wait(self, timeout: float, wait: Callable[[float], None]) -> None:
+    def _bounded_wait(self, timeout: float, wait: Callable[[float], None]) -> None:
         """Wait by ``wait(seconds)``, for as long as no lease or deadline has to be looked at."""
-        wait(min(timeout, SWEEP) if self.busy or len(self._brokering.workers) else timeout)
+        wait(min(timeout, SWEEP_INTERVAL_S) if self.busy or len(self._core.workers) else timeout)
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, or ``timeout`` seconds have passed."""
@@ -92,21 +92,21 @@ class Broker:
 
     def drain(self, timeout: float) -> bool:
         """Take no more requests, and tick until all jobs are done; False after ``timeout`` seconds."""
-        self.refuse()
+        self._refuse_requests()
         deadline = time.monotonic() + timeout
         while self.busy and (left := deadline - time.monotonic()) > 0:
             if not self.tick():
                 self.wait(left)
         return not self.busy
 
-    def refuse(self) -> None:
+    def _refuse_requests(self) -> None:
         """Take no more requests from now on."""
-        self._brokering.draining = True
+        self._core.draining = True
 
     @property
     def busy(self) -> bool:
         """Whether any job waits or is in hand."""
-        return len(self._brokering.jobs) > 0
+        return len(self._core.jobs) > 0
 
     def close(self) -> None:
         """End. May be called twice."""
@@ -126,8 +126,8 @@ class Broker:
     @property
     def dead_letters(self) -> tuple[tuple[str, tuple[Any, ...], dict[str, Any], int], ...]:
         """The last jobs that were given up: name, arguments, keyword arguments, attempts."""
-        return self._brokering.dead_letters
+        return self._core.dead_letters
 
     def stats(self) -> dict[str, int]:
         """Return counters: jobs submitted, done, requeued, dead, late, cancelled, refused, stale; what is here now."""
-        return self._brokering.stats()
+        return self._core.stats()

@@ -234,9 +234,9 @@ class Client(Connection):
         self._following = SubscriberState()
         register = self._router.register
         register(PROGRESS, lambda wire, *_: wire.args[0](*wire.args[1:]))
-        register(PUBLISHED, lambda wire, *_: self._following.published(self._spoken(), wire))
+        register(PUBLISHED, lambda wire, *_: self._following.on_publication(self._spoken(), wire))
         register(SERVER_RESTARTED, lambda wire, *_: self._renewed(wire))
-        register(UNSUBSCRIBED, lambda wire, *_: self._following.unsubscribed(wire))
+        register(UNSUBSCRIBED, lambda wire, *_: self._following.on_unsubscribed(wire))
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class Client(Connection):
         bound = self._settings.request_timeout if timeout is None else timeout
 
         def pose(waiter: ResultSink) -> None:
-            runtime.asking.pose(
+            runtime.asking.send(
                 waiter, name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
             )
 
@@ -332,7 +332,7 @@ class Client(Connection):
         Its callbacks run on the thread that serves the connection, so they have to be short.
         """
         runtime = self._runtime or self._open()
-        return runtime.asking.ask(
+        return runtime.asking.submit(
             name,
             args,
             kwargs,
@@ -390,19 +390,19 @@ class Client(Connection):
         ValueError for what cannot be subscribed to.
         """
         subscription = Subscription(pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event)
-        subscription.began(self._unsubscribe)
+        subscription._set_unsubscribe(self._unsubscribe)
         self._following.add(subscription)
         if self._threaded:
             self.start()
         try:
-            self.request(SUBSCRIBE, *subscription.wanted, timeout=timeout, idempotent=True)
+            self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
         except BaseException:
-            self._following.drop(subscription)
+            self._following.remove(subscription)
             raise
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:
-        if self._following.drop(subscription) and self._runtime is not None:
+        if self._following.remove(subscription) and self._runtime is not None:
             self.emit(UNSUBSCRIBE, subscription.id)
 
     def _renewed(self, wire: EventMessage) -> None:
@@ -410,7 +410,7 @@ class Client(Connection):
         for subscription in self._following:
             try:
                 # However long it is not ticked: nobody would ask again.
-                self.submit(SUBSCRIBE, *subscription.wanted, timeout=FOREVER, idempotent=True)
-                subscription.renewed()
+                self.submit(SUBSCRIBE, *subscription._request_args, timeout=FOREVER, idempotent=True)
+                subscription._on_server_restart()
             except Exception as error:  # noqa: BLE001 - one subscription must not end the others
                 self._failed(wire.event(), error)

@@ -143,7 +143,7 @@ class _Bound:
     def signal(self, value: Any, deadline: float) -> None:
         if self._broken:
             raise PeerLost(self._broken)
-        if not self._owner.await_guest(deadline):
+        if not self._owner.wait_for_member(deadline):
             raise SignalTimeout(f"nobody has joined {self.location}")
         self._owner.signal(value)
 
@@ -151,7 +151,7 @@ class _Bound:
         return self._broken  # A guest that is lost is told by the queue, in its place.
 
     def close(self) -> None:
-        self._owner.part()
+        self._owner.leave()
         self._stopping.set()
         self._server.wake()
         self._thread.join(TIMEOUT)
@@ -174,7 +174,7 @@ class _Joined:
         self._client = client
         self._guest = PairClient(self._client._router, self._client, signals.put, lease=lease)
         try:
-            shortest = self._guest.joined(self._client.request(PAIR_JOIN, lease, timeout=timeout, idempotent=True))
+            shortest = self._guest.on_joined(self._client.request(PAIR_JOIN, lease, timeout=timeout, idempotent=True))
         except RequestFailed as error:
             self._client.close(0.0)
             if error.type_name.endswith("PairBusy"):
@@ -196,7 +196,7 @@ class _Joined:
         self._guest.signal(value)
 
     def gone(self) -> str:
-        return self._guest.gone()
+        return self._guest.lost_reason()
 
     def close(self) -> None:
-        self._client.close(0.0 if self._guest.lost else None)
+        self._client.close(0.0 if self._guest.ended else None)

@@ -216,7 +216,7 @@ class Server(Opened):
         self.answering = RequestServer(self._router, self._ask, self.post)
         self._router.register(UNSUBSCRIBE, self._unsubscribed)
         self._router.register_request(SUBSCRIBE, self._publishing.subscribe)
-        self._router.on_session_closed(self._publishing.forget)
+        self._router.on_session_closed(self._publishing.remove_session)
 
     # -- dispatch ----------------------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class Server(Opened):
             "dispatched": self._dispatched,
             "listener_errors": self._errors,
             "unheard": self._unheard,
-            "unanswered": self.answering.passed_over,
+            "unanswered": self.answering.skipped,
             "published": self._publishing.published,
             "subscriptions": len(self._publishing),
             "publications_dropped": self._publishing.dropped,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from remit._patterns.jobs import Job, WorkerJobs
 from remit._patterns.names import JOB, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
-from remit._patterns.request_reply import decode_nested, reply, told
+from remit._patterns.request_reply import decode_nested, error_reply, value_reply
 from remit.client import Client
 from remit.codec import find_codec
 from remit.errors import FrameTooLarge, NoListener, RemitError
@@ -73,10 +73,10 @@ class Worker:
             if capacity < threads:
                 raise ValueError(f"a worker has a capacity for each of its threads: {threads=}, {capacity=}")
         self.client = Client(location, **options)
-        self._working = WorkerJobs(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
-        self.client._router.register_io(JOB, self._working.taken)
-        self.client._router.register(SERVER_RESTARTED, lambda *_: self._working.lapsed())
-        self.client._router.register(WORKER_UNKNOWN, lambda *_: self._working.lapsed())
+        self._jobs = WorkerJobs(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
+        self.client._router.register_io(JOB, self._jobs.on_job)
+        self.client._router.register(SERVER_RESTARTED, lambda *_: self._jobs.on_lease_lost())
+        self.client._router.register(WORKER_UNKNOWN, lambda *_: self._jobs.on_lease_lost())
         self._threads = threads
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
         self._stopping = threading.Event()
@@ -111,9 +111,9 @@ class Worker:
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._purge()
         while self._interrupted:
-            self._working.finish(*self._interrupted.pop())
+            self._jobs.report_done(*self._interrupted.pop())
         try:
-            self._working.lease = lease = self._announced()
+            self._jobs.lease_s = lease = self._announced()
             self.client.beat(lease / BEATS)
             try:
                 self._serve_by_all(deadline)
@@ -128,7 +128,7 @@ class Worker:
         Safe from any thread, and from a signal's handler.
         """
         self._stopping.set()
-        self._working.interrupt()
+        self._jobs.interrupt_waits()
 
     def close(self) -> None:
         """End the connection. May be called twice. Raises Undelivered."""
@@ -161,21 +161,23 @@ class Worker:
         runner = asyncio.Runner()  # makes its loop when it is first used
         try:
             while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-                job = self._working.take(min(left, IDLE))
+                job = self._jobs.wait_for_job(min(left, IDLE))
                 if job is not None:
                     self._run(job, runner)
         finally:
             runner.close()
 
     def _run(self, job: Job, runner: asyncio.Runner) -> None:
-        working = self._working
-        working.begin(job)
+        working = self._jobs
+        working.report_started(job)
         codec = find_codec(job.codec)
         try:
-            wire = decode_nested(codec, job.sealed)
-            deadline = None if job.left is None else time.monotonic() + job.left / 1000
+            wire = decode_nested(codec, job.body)
+            deadline = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
             token = _current.set(
-                CurrentJob(wire.name, job.attempt, deadline, lambda done, total: working.progress(job, done, total))
+                CurrentJob(
+                    wire.name, job.attempt, deadline, lambda done, total: working.report_progress(job, done, total)
+                )
             )
             try:
                 value = self._handler(wire.name)(*wire.args, **wire.kwargs)
@@ -183,16 +185,16 @@ class Worker:
                     value = runner.run(value)
             finally:
                 _current.reset(token)
-            outcome = reply(codec, value)
+            outcome = value_reply(codec, value)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises, whoever asked has to know
-            outcome = told(codec, error)
+            outcome = error_reply(codec, error)
         except BaseException as error:
-            self._interrupted.append((job, told(codec, error)))
+            self._interrupted.append((job, error_reply(codec, error)))
             raise
         try:
-            working.finish(job, outcome)
+            working.report_done(job, outcome)
         except FrameTooLarge as error:
-            working.finish(job, told(codec, error))
+            working.report_done(job, error_reply(codec, error))
 
     def _handler(self, name: str) -> Callable[..., Any]:
         for matches, handler in self._handlers.values():
@@ -204,7 +206,7 @@ class Worker:
         """Announce ourselves, and return the lease. Raises NoListener and as `Client.request`."""
         what = f"the server on {self.client.location} is no broker: start one with Broker(...) or `remit broker`"
         try:
-            lease = self._working.announce().result()
+            lease = self._jobs.announce().result()
         except NoListener as error:
             raise NoListener(what) from error
         try:
@@ -221,6 +223,6 @@ class Worker:
         self._purge()  # Nothing comes after the answer.
 
     def _purge(self) -> None:
-        self._working.purge()
+        self._jobs.discard_unstarted()
         if self._stopping.is_set():
-            self._working.interrupt()
+            self._jobs.interrupt_waits()

@@ -281,7 +281,7 @@ def test_garbage_from_a_broker_is_rejected_and_the_worker_goes_on(location: Loca
         working = threading.Thread(target=worker.run)
         working.start()
         wait_until(lambda: broker.stats()["workers"] == 1)
-        (session,) = broker._brokering.workers._away
+        (session,) = broker._core.workers._away
         garbage: list[tuple[Any, ...]] = [
             (),
             ("token", 1, None, "msgpack", encoded, 1),

@@ -87,7 +87,7 @@ class WorkerPool:
         try:
             while not self._stopping and (left := deadline - time.monotonic()) > 0:
                 if not self.tick():
-                    self.broker.bounded_wait(min(left, IDLE_WAIT_S), self.manager.wait)
+                    self.broker._bounded_wait(min(left, IDLE_WAIT_S), self.manager.wait)
         finally:
             self._stopping = False
 
@@ -99,10 +99,10 @@ class WorkerPool:
     def drain(self, timeout: float) -> bool:
         """Take no more requests, and tick until all are answered; False after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        self.broker.refuse()
+        self.broker._refuse_requests()
         while self.broker.busy and (left := deadline - time.monotonic()) > 0:
             if not self.tick():
-                self.broker.bounded_wait(left, self.manager.wait)
+                self.broker._bounded_wait(left, self.manager.wait)
         return not self.broker.busy
 
     def close(self) -> None:

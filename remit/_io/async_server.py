@@ -12,7 +12,14 @@ from typing import Any, Final, Protocol
 
 from remit._io.pump import ServerPump
 from remit._io.server_io import ServerIO
-from remit._patterns.request_reply import Question, RequestServer, late, reply, send, told
+from remit._patterns.request_reply import (
+    IncomingRequest,
+    RequestServer,
+    error_reply,
+    late_reply,
+    send_reply,
+    value_reply,
+)
 from remit._protocol.session import Received, Session
 from remit.codec import EventMessage
 from remit.errors import LinkClosed
@@ -89,7 +96,7 @@ class AsyncServerLoop:
     async def run(self) -> None:
         """Dispatch until cancelled."""
         server = self._server
-        server.later, server.answering.later = [], self._answer_later
+        server.later, server.answering.answer_later = [], self._answer_later
         self._thread.start()
         while server.is_open:
             await self._arrived.wait()
@@ -102,7 +109,7 @@ class AsyncServerLoop:
         """End the thread and the answers under way."""
         self._stopping = True
         self._server.wake()
-        self._server.later, self._server.answering.later = None, None
+        self._server.later, self._server.answering.answer_later = None, None
         for task in self._answers:
             task.cancel()
         await self._loop.run_in_executor(None, self._thread.join)
@@ -183,25 +190,29 @@ class AsyncServerLoop:
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
             self._server._failed(event, error)
 
-    def _answer_later(self, session: Session, question: Question, value: Awaitable[Any]) -> None:
+    def _answer_later(self, session: Session, question: IncomingRequest, value: Awaitable[Any]) -> None:
         task = self._loop.create_task(self._answer(session, question, value))
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
 
-    async def _answer(self, session: Session, question: Question, value: Awaitable[Any]) -> None:
+    async def _answer(self, session: Session, question: IncomingRequest, value: Awaitable[Any]) -> None:
         try:
-            async with asyncio.timeout(None if question.left is None else question.left / 1000) as bound:
-                outcome = reply(session.codec, await value)
+            async with asyncio.timeout(
+                None if question.remaining_ms is None else question.remaining_ms / 1000
+            ) as bound:
+                outcome = value_reply(session.codec, await value)
         except TimeoutError as error:
-            outcome = late(session.codec) if bound.expired() else told(session.codec, error)
+            outcome = late_reply(session.codec) if bound.expired() else error_reply(session.codec, error)
         except asyncio.CancelledError as error:
             if _cancelled():
-                send(self._server.post, session, question.id, told(session.codec, LinkClosed("the server ends")))
+                send_reply(
+                    self._server.post, session, question.id, error_reply(session.codec, LinkClosed("the server ends"))
+                )
                 raise
-            outcome = told(session.codec, error)
+            outcome = error_reply(session.codec, error)
         except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
-            outcome = told(session.codec, error)
-        send(self._server.post, session, question.id, outcome)
+            outcome = error_reply(session.codec, error)
+        send_reply(self._server.post, session, question.id, outcome)
 
 
 def _cancelled() -> bool:

@@ -169,8 +169,8 @@ class Line:
         self.gate = SendQueue(self.outbox, settings, self._codec.encode, capabilities.max_frame - HEAD_BYTES)
         self.asking = RequestClient(self._codec, self.outbox, self._post, self._cancel)
         self.inbound = Dispatcher(router, dispatch, self.wheel.call)
-        router.register_io(REPLY, self.asking.heard)
-        router.register_io(PROGRESS, self.asking.progressed)
+        router.register_io(REPLY, self.asking.on_reply)
+        router.register_io(PROGRESS, self.asking.on_progress)
         self.closing = False
         """Nothing more will come, and nothing more be confirmed: whoever waits for it waits no longer."""
         self._telling = 0
@@ -196,7 +196,7 @@ class Line:
         """Wait until something comes, somebody calls, or a request is late; ``seconds`` at the most."""
         with self.endpoint.lock:
             if not self.closing:
-                until = min(seconds, self.asking.due - time.monotonic()) if len(self.asking) else seconds
+                until = min(seconds, self.asking.next_deadline - time.monotonic()) if len(self.asking) else seconds
                 self.endpoint.wait(max(0.0, until), self.wheel.waker)
             self.wheel.waker.clear()
 

@@ -56,14 +56,14 @@ class Dispatcher:
             self.sort(machine.ready)
         if machine.disconnects != self._losses:
             self._losses = machine.disconnects
-            asking.lost("the connection was lost")
+            asking.on_disconnect("the connection was lost")
         if machine.server_restarts != self._renewals:
             self._renewals = machine.server_restarts
-            asking.renewed()
+            asking.on_server_restart()
             self.renewed(machine.session)
         if len(asking):
             if machine.refusal is not None:
-                asking.refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
+                asking.on_session_refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
             asking.expire(now)
 
     def sort(self, ready: deque[Received]) -> None:

@@ -61,7 +61,7 @@ class CallerDriver:
         answer = InlineResult()
         pose(answer)
         self._line.pump()  # It may still be gathering.
-        while not answer.over and not self._line.closing:
+        while not answer.finished and not self._line.closing:
             self._line.drive(IDLE_WAIT)
         return answer.result()
 
@@ -156,7 +156,7 @@ class ThreadDriver:
             self._gate.idle = False
             pose(answer)
             self._send()
-            while not answer.over and not self._line.closing:
+            while not answer.finished and not self._line.closing:
                 self._rest()
                 self._gate.idle = False
                 self._pump_and_tell()

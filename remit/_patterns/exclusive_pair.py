@@ -40,21 +40,21 @@ class PairServer:
     def __init__(
         self, router: EventRouter, post: Post, hear: Hear, *, lease: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.seat = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
+        self.slot = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
         router.register(PAIR_SIGNAL, self._signalled)
         router.register_request(PAIR_JOIN, self._join)
         router.register_request(PAIR_CHECK, self._present)
-        router.on_session_closed(self.left)
+        router.on_session_closed(self.on_session_closed)
         self._post = post
         self._hear = hear
         self._lease = lease
         self._clock = clock
         self._seated = threading.Condition()
 
-    def await_guest(self, deadline: float) -> bool:
+    def wait_for_member(self, deadline: float) -> bool:
         """Wait until somebody has the seat; False after ``deadline``."""
         with self._seated:
-            while self.seat.holder is None:
+            while self.slot.holder is None:
                 left = deadline - self._clock()
                 if left <= 0:
                     return False
@@ -63,35 +63,35 @@ class PairServer:
 
     def signal(self, value: Any) -> None:
         """Signal the holder. Raises PeerLost, CodecError, FrameTooLarge."""
-        holder: Any = self.seat.holder
+        holder: Any = self.slot.holder
         if holder is None:
             raise PeerLost("the other one has left")
         try:
-            self._post(holder, PAIR_SIGNAL, (self.seat.epoch, value))
+            self._post(holder, PAIR_SIGNAL, (self.slot.epoch, value))
         except EmitError as error:
             raise PeerLost(f"the other one has left: {error}") from error
 
     def advance(self, caught_up: float) -> None:
         """Take the seat from a holder that was silent for too long. What it said until ``caught_up`` has been heard."""
-        holder: Any = self.seat.holder
-        if holder is not None and self.seat.has_expired(caught_up - holder.last_received_at):
-            self.part()  # should it ever come back
-            self.left(holder)
+        holder: Any = self.slot.holder
+        if holder is not None and self.slot.has_expired(caught_up - holder.last_received_at):
+            self.leave()  # should it ever come back
+            self.on_session_closed(holder)
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Let the holder know that it is over."""
-        holder: Any = self.seat.holder
+        holder: Any = self.slot.holder
         with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             if holder is not None:
-                self._post(holder, PAIR_ENDED, (self.seat.epoch,))
+                self._post(holder, PAIR_ENDED, (self.slot.epoch,))
 
-    def left(self, session: Session) -> None:
+    def on_session_closed(self, session: Session) -> None:
         """A session has ended: if it held the seat, that is free."""
-        if self.seat.release(session):
+        if self.slot.release(session):
             self._hear(PeerLost("the other one has left, or is dead"))
 
     def _join(self, session: Session, _: float) -> tuple[int, float]:
-        epoch = self.seat.claim(session)
+        epoch = self.slot.claim(session)
         if epoch is None:
             raise PairBusy("two have met here already")
         with self._seated:
@@ -101,29 +101,29 @@ class PairServer:
     def _signalled(self, wire: EventMessage, sender: Sender | None, _: bool) -> None:
         session = session_of(sender)
         epoch, value = msgspec.convert(wire.args, tuple[int, Any])
-        if self.seat.is_held_by(session, epoch):
+        if self.slot.is_held_by(session, epoch):
             self._hear((value,))
         else:
             self._refuse(session, epoch)
 
     def _present(self, session: Session, epoch: int) -> bool:
-        if self.seat.is_held_by(session, epoch):
+        if self.slot.is_held_by(session, epoch):
             return True
-        self.left(session)
+        self.on_session_closed(session)
         return False
 
     def _refuse(self, session: Session, epoch: int) -> None:
         """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
         with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
             self._post(session, PAIR_ENDED, (epoch,))
-        self.left(session)
+        self.on_session_closed(session)
 
 
 class PairClient:
     """The one who takes the seat."""
 
     def __init__(self, router: EventRouter, client: Speaker, hear: Hear, *, lease: float) -> None:
-        self.lost = ""
+        self.ended = ""
         """Why it is no longer one of two; empty while it is."""
         self.epoch = 0
         router.register(PAIR_SIGNAL, self._signalled)
@@ -133,7 +133,7 @@ class PairClient:
         self._hear = hear
         self._lease = lease
 
-    def joined(self, answer: tuple[int, float]) -> float:
+    def on_joined(self, answer: tuple[int, float]) -> float:
         """The owner has given the seat. Return the seconds within which each of the two has to hear of the other."""
         self.epoch, owners = msgspec.convert(answer, tuple[int, float])
         self._doubt()  # The owner may have begun anew since, and nobody would have noticed.
@@ -141,17 +141,17 @@ class PairClient:
 
     def signal(self, value: Any) -> None:
         """Signal the owner. Raises PeerLost, and what emitting raises."""
-        why = self.gone()
+        why = self.lost_reason()
         if why:
             raise PeerLost(why)
         self._client.emit(PAIR_SIGNAL, self.epoch, value)
 
-    def gone(self) -> str:
+    def lost_reason(self) -> str:
         """Say why the owner is gone; empty while it is there."""
-        if not self.lost and self._client.silence > self._lease:
-            self.lost = f"nothing was heard of the other one for {self._lease} s"
+        if not self.ended and self._client.silence > self._lease:
+            self.ended = f"nothing was heard of the other one for {self._lease} s"
             self._client.submit(PAIR_CHECK, NONE, timeout=FOREVER, idempotent=True)  # It may be there still.
-        return self.lost
+        return self.ended
 
     def _signalled(self, wire: EventMessage, *_: Any) -> None:
         epoch, value = msgspec.convert(wire.args, tuple[int, Any])
@@ -173,5 +173,5 @@ class PairClient:
             self._lose("the other one has begun anew, or has taken us for dead")
 
     def _lose(self, why: str) -> None:
-        self.lost = why
+        self.ended = why
         self._hear(PeerLost(why))

@@ -31,11 +31,11 @@ from remit._patterns.request_reply import (
     RequestServer,
     decode_nested,
     encode_nested,
-    late,
-    read_question,
-    send,
+    error_reply,
+    late_reply,
+    read_request,
+    send_reply,
     session_of,
-    told,
 )
 from remit._protocol.job_queue import JobQueue, QueuedJob
 from remit._protocol.leases import Leases
@@ -46,7 +46,7 @@ from remit.event import Sender
 from remit.listeners import matcher
 
 __all__ = [
-    "SWEEP",
+    "SWEEP_INTERVAL_S",
     "BrokerCore",
     "Job",
     "Speaker",
@@ -56,7 +56,7 @@ __all__ = [
 
 TOKEN_BITS: Final = 48
 """Bits of a broker's first token: what a worker still has from a broker that died must not name a job of another."""
-SWEEP: Final = 0.25
+SWEEP_INTERVAL_S: Final = 0.25
 """Seconds between two looks at leases and deadlines."""
 FOREVER: Final = float("inf")
 
@@ -89,8 +89,8 @@ class BrokerCore:
         router.register(JOB_DONE, _of_session(self._done))
         router.register_request(WORKER_READY, self._ready)
         router.register_request(WORKER_LEAVE, self.jobs.retire_worker)
-        router.on_session_closed(self.ended)
-        router.on_request_cancelled(self.cancelled)
+        router.on_session_closed(self.on_session_closed)
+        router.on_request_cancelled(self.on_request_cancelled)
 
     def advance(self, caught_up: float) -> None:
         """Do what time demands, and give waiting jobs to idle workers.
@@ -99,7 +99,7 @@ class BrokerCore:
         """
         now = self._clock()
         if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP
+            self._sweep_at = now + SWEEP_INTERVAL_S
             for session in self.workers.remove_expired(caught_up):
                 self._bury(session)
                 with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
@@ -125,24 +125,24 @@ class BrokerCore:
     # -- what clients say --------------------------------------------------------------------------------------
 
     def _requested(self, wire: EventMessage, session: Session, redelivered: bool) -> None:
-        question = read_question(wire)
-        if not self._answering.waited_for(session, question, redelivered):
+        question = read_request(wire)
+        if not self._answering.should_answer(session, question, redelivered):
             return
-        name = decode_nested(session.codec, question.sealed).name
+        name = decode_nested(session.codec, question.body).name
         if name.startswith(RESERVED):
-            self._answering.requested(wire, session.sender, redelivered)
+            self._answering.handle_request(wire, session.sender, redelivered)
             return
-        deadline = FOREVER if question.left is None else self._clock() + question.left / 1000
-        job = QueuedJob(session, question.id, name, question.sealed, session.codec.name, deadline)
+        deadline = FOREVER if question.remaining_ms is None else self._clock() + question.remaining_ms / 1000
+        job = QueuedJob(session, question.id, name, question.body, session.codec.name, deadline)
         if self.draining:
             self._refuse(session, question.id, "the broker drains and takes no more")
         elif not self.jobs.submit(job):
             self._refuse(session, question.id, "the broker is full")
 
     def _refuse(self, session: Session, question: int, why: str) -> None:
-        send(self._post, session, question, ("refused", encode_nested(session.codec, "", (why,), {})))
+        send_reply(self._post, session, question, ("refused", encode_nested(session.codec, "", (why,), {})))
 
-    def cancelled(self, session: Session, question: int) -> None:
+    def on_request_cancelled(self, session: Session, question: int) -> None:
         """Nobody waits: what nobody has begun is dropped. Code of the user's that runs is not stopped half way."""
         self.jobs.cancel(session, question)
 
@@ -172,7 +172,7 @@ class BrokerCore:
         job = self.jobs.finish_job(session, token)
         if job is not None:
             client: Any = job.client
-            send(self._post, client, job.request_id, (outcome, sealed))
+            send_reply(self._post, client, job.request_id, (outcome, sealed))
 
     def _tell(self, job: QueuedJob, name: str, args: tuple[Any, ...]) -> None:
         client: Any = job.client
@@ -181,7 +181,7 @@ class BrokerCore:
 
     # -- what time and death say -------------------------------------------------------------------------------
 
-    def ended(self, session: Session) -> None:
+    def on_session_closed(self, session: Session) -> None:
         """A client or a worker has ended its session, or was silent for so long that it was forgotten."""
         if self.workers.remove(session):
             self._bury(session)
@@ -194,12 +194,14 @@ class BrokerCore:
                 f"{DeadLetter.__module__}.{DeadLetter.__qualname__}",
                 f"{job.attempt} workers died of {job.name!r}",
             )
-            send(self._post, client, job.request_id, ("dead", encode_nested(client.codec, "", (kind, why, ""), {})))
+            send_reply(
+                self._post, client, job.request_id, ("dead", encode_nested(client.codec, "", (kind, why, ""), {}))
+            )
 
     def _tell_the_late(self, now: float) -> None:
         for job in self.jobs.expire_jobs(now):
             client: Any = job.client
-            send(self._post, client, job.request_id, late(client.codec))
+            send_reply(self._post, client, job.request_id, late_reply(client.codec))
 
     def _assign(self, now: float) -> None:
         for worker, job in self.jobs.assign():
@@ -210,7 +212,7 @@ class BrokerCore:
             except FrameTooLarge as error:
                 self.jobs.finish_job(session, job.token)
                 client: Any = job.client
-                send(self._post, client, job.request_id, told(client.codec, error))
+                send_reply(self._post, client, job.request_id, error_reply(client.codec, error))
             except EmitError:
                 self.workers.remove(session)
                 self._bury(session)
@@ -238,10 +240,10 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
 
     token: int
     attempt: int
-    left: int | None
+    remaining_ms: int | None
     """Milliseconds until nobody waits for the answer; None: for ever."""
     codec: str
-    sealed: bytes
+    body: bytes
     term: int = 0
     """To which announcement of the worker it was given."""
 
@@ -264,7 +266,7 @@ class WorkerJobs:
     """The jobs of one worker. They come on the link's thread; any thread takes them."""
 
     def __init__(self, client: Speaker, names: Callable[[], list[str]], capacity: int) -> None:
-        self.lease = float("inf")
+        self.lease_s = float("inf")
         """Seconds of silence after which the broker takes this worker for dead."""
         self._client = client
         self._names = names
@@ -280,22 +282,22 @@ class WorkerJobs:
         """
         with self._announcing:  # In the order of the terms.
             self._term += 1
-            self.purge()
+            self.discard_unstarted()
             return self._client.submit(
                 WORKER_READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
             )
 
-    def taken(self, wire: EventMessage) -> None:
+    def on_job(self, wire: EventMessage) -> None:
         """On the link's thread: the broker gives a job. Raises msgspec.ValidationError, CodecError: it is none."""
         job = msgspec.convert(wire.args, Job)
         find_codec(job.codec)
         self._jobs.put(job)
 
-    def lapsed(self) -> None:
+    def on_lease_lost(self) -> None:
         """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""
         self.announce(timeout=float("inf"))
 
-    def take(self, timeout: float) -> Job | None:
+    def wait_for_job(self, timeout: float) -> Job | None:
         """Return the next job to run, within ``timeout`` seconds; None: there is none, or `interrupt` was called."""
         try:
             job = self._jobs.get(timeout=timeout) if timeout > 0 else self._jobs.get_nowait()
@@ -305,29 +307,29 @@ class WorkerJobs:
             return None
         if job is None:
             self._jobs.put(None)  # for the other threads
-        elif self._client.silence > self.lease:
-            self.lapsed()
+        elif self._client.silence > self.lease_s:
+            self.on_lease_lost()
             return None
         return job
 
-    def interrupt(self) -> None:
+    def interrupt_waits(self) -> None:
         """End the waits of all threads until `purge`."""
         self._jobs.put(None)
 
-    def purge(self) -> None:
+    def discard_unstarted(self) -> None:
         """Forget what is held and has not begun, and that the waits were ended."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait()
 
-    def begin(self, job: Job) -> None:
+    def report_started(self, job: Job) -> None:
         """Say that a job begins."""
         self._client.emit(JOB_STARTED, job.token)
 
-    def progress(self, job: Job, done: Any, total: Any) -> None:
+    def report_progress(self, job: Job, done: Any, total: Any) -> None:
         """Say how far a job is."""
         self._client.emit(JOB_PROGRESS, job.token, done, total)
 
-    def finish(self, job: Job, outcome: tuple[str, bytes]) -> None:
+    def report_done(self, job: Job, outcome: tuple[str, bytes]) -> None:
         """Say what became of a job. Raises FrameTooLarge."""
         self._client.emit(JOB_DONE, job.token, *outcome)

@@ -96,7 +96,7 @@ class Publisher:
         with self.lock:
             self._drop(session, identifier)
 
-    def forget(self, session: Session) -> None:
+    def remove_session(self, session: Session) -> None:
         """A session has ended, and its subscriptions with it."""
         with self.lock:
             self._ended.pop(session, None)
@@ -222,7 +222,7 @@ class Subscription:
         self._stop: Callable[[Subscription], None] = lambda _: None
 
     @property
-    def wanted(self) -> tuple[Any, ...]:
+    def _request_args(self) -> tuple[Any, ...]:
         """What is asked of the server."""
         return (self.id, self.pattern, *self._options)
 
@@ -230,11 +230,11 @@ class Subscription:
         """Hear no more of it. May be called twice."""
         self._stop(self)
 
-    def began(self, stop: Callable[[Subscription], None]) -> None:
+    def _set_unsubscribe(self, stop: Callable[[Subscription], None]) -> None:
         """Note how it is ended."""
         self._stop = stop
 
-    def heard(self, number: int, wire: EventMessage) -> Any:
+    def _on_publication(self, number: int, wire: EventMessage) -> Any:
         """Tell of a gap before this publication, then give it to the listener, and return what that does.
 
         Raises what the two raise.
@@ -245,7 +245,7 @@ class Subscription:
             self._gap(missing)
         return self._listener(wire.event()) if self._pass_event else self._listener(*wire.args, **wire.kwargs)
 
-    def renewed(self) -> None:
+    def _on_server_restart(self) -> None:
         """The server began anew: nobody knows what was published meanwhile."""
         self._last = 0
         self._gap(None)
@@ -271,20 +271,20 @@ class SubscriberState:
         """Follow from now on."""
         self._subscriptions[subscription.id] = subscription
 
-    def drop(self, subscription: Subscription) -> bool:
+    def remove(self, subscription: Subscription) -> bool:
         """Follow no more; False if it was not followed."""
         return self._subscriptions.pop(subscription.id, None) is not None
 
-    def published(self, codec: Codec, wire: EventMessage) -> Any:
+    def on_publication(self, codec: Codec, wire: EventMessage) -> Any:
         """Take a publication; return what its listener does. Raises CodecError, msgspec.ValidationError, and so on."""
         identifier, number, sealed = msgspec.convert(wire.args, tuple[int, int, bytes])
         subscription = self._subscriptions.get(identifier)
-        return None if subscription is None else subscription.heard(number, decode_nested(codec, sealed))
+        return None if subscription is None else subscription._on_publication(number, decode_nested(codec, sealed))
 
-    def unsubscribed(self, wire: EventMessage) -> None:
+    def on_unsubscribed(self, wire: EventMessage) -> None:
         """The server has ended a subscription. Raises msgspec.ValidationError."""
         identifier, why = msgspec.convert(wire.args, tuple[int, str])
         subscription = self._subscriptions.pop(identifier, None)
         if subscription is not None:
             subscription.ended = why
-            subscription.renewed()
+            subscription._on_server_restart()

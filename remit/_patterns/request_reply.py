@@ -37,22 +37,22 @@ from remit.listeners import ASYNC
 
 __all__ = [
     "FutureResult",
+    "IncomingRequest",
     "InlineResult",
     "OnProgress",
     "Pose",
     "Post",
-    "Question",
     "RequestClient",
     "RequestServer",
     "ResultSink",
     "decode_nested",
     "encode_nested",
-    "late",
-    "read_question",
-    "reply",
-    "send",
+    "error_reply",
+    "late_reply",
+    "read_request",
+    "send_reply",
     "session_of",
-    "told",
+    "value_reply",
 ]
 
 
@@ -73,15 +73,15 @@ class ResultSink(Protocol):
     """Who waits for an answer. What is said to one who is `over` already goes nowhere."""
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether it waits no more."""
         ...
 
-    def give(self, value: Any) -> None:
+    def set_result(self, value: Any) -> None:
         """Take the answer."""
         ...
 
-    def fail(self, error: BaseException) -> None:
+    def set_exception(self, error: BaseException) -> None:
         """Take it that there is none."""
         ...
 
@@ -93,27 +93,27 @@ Pose: TypeAlias = Callable[[ResultSink], None]
 class InlineResult:
     """What one thread waits for that serves the link itself: it needs no lock, and nobody has to be notified."""
 
-    __slots__ = ("_error", "_value", "over")
+    __slots__ = ("_error", "_value", "finished")
 
     def __init__(self) -> None:
-        self.over = False
+        self.finished = False
         self._value: Any = None
         self._error: BaseException | None = None
 
-    def give(self, value: Any) -> None:
+    def set_result(self, value: Any) -> None:
         """Keep the answer."""
-        self._value, self.over = value, True
+        self._value, self.finished = value, True
 
-    def fail(self, error: BaseException) -> None:
+    def set_exception(self, error: BaseException) -> None:
         """Keep why there is none."""
-        if not self.over:
-            self._error, self.over = error, True
+        if not self.finished:
+            self._error, self.finished = error, True
 
     def result(self) -> Any:
         """Return the answer, or raise why there is none. Raises LinkClosed if that is because the client closes."""
         if self._error is not None:
             raise self._error
-        if not self.over:
+        if not self.finished:
             raise LinkClosed("the client was closed before the request was answered")
         return self._value
 
@@ -127,18 +127,18 @@ class FutureResult:
         self.future: Future[Any] = Future()
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether it has its answer, or was cancelled."""
         return self.future.done()
 
-    def give(self, value: Any) -> None:
+    def set_result(self, value: Any) -> None:
         """Pass the answer on."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(value)
 
-    def fail(self, error: BaseException) -> None:
+    def set_exception(self, error: BaseException) -> None:
         """Pass on why there is none."""
-        if not self.over and self.future.set_running_or_notify_cancel():
+        if not self.finished and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
@@ -181,13 +181,13 @@ class RequestClient:
         return len(self._requests)
 
     @property
-    def due(self) -> float:
+    def next_deadline(self) -> float:
         """The monotonic moment of the next deadline."""
         return self._requests.next_deadline
 
     # -- asking ------------------------------------------------------------------------------------------------
 
-    def ask(
+    def submit(
         self,
         name: str,
         args: Sequence[Any],
@@ -202,11 +202,11 @@ class RequestClient:
         Raises as `pose`.
         """
         waiter = FutureResult()
-        asked = self.pose(waiter, name, args, kwargs, timeout=timeout, idempotent=idempotent, on_progress=on_progress)
+        asked = self.send(waiter, name, args, kwargs, timeout=timeout, idempotent=idempotent, on_progress=on_progress)
         waiter.future.add_done_callback(lambda done: self._gave_up(asked) if done.cancelled() else None)
         return waiter.future
 
-    def pose(
+    def send(
         self,
         waiter: ResultSink,
         name: str,
@@ -249,7 +249,7 @@ class RequestClient:
 
     # -- being told --------------------------------------------------------------------------------------------
 
-    def heard(self, wire: EventMessage) -> None:
+    def on_reply(self, wire: EventMessage) -> None:
         """Take an answer. Raises msgspec.ValidationError, CodecError: it cannot be read."""
         identifier, outcome, sealed = msgspec.convert(wire.args, tuple[int, str, bytes])
         request = self._requests.pop(identifier)
@@ -263,11 +263,11 @@ class RequestClient:
             self._fail(request, RequestError(f"the answer to {request.name!r} cannot be read: {error}"))
             raise
         if outcome == "done":
-            request.waiter.who.give(answer.args[0] if answer.args else None)
+            request.waiter.who.set_result(answer.args[0] if answer.args else None)
         else:
             self._fail(request, _error(request.name, outcome, answer.args))
 
-    def progressed(self, wire: EventMessage) -> EventMessage | None:
+    def on_progress(self, wire: EventMessage) -> EventMessage | None:
         """Find out whom to tell how far a request has come, while it is still open; tell it in the listeners' turn.
 
         Raises msgspec.ValidationError.
@@ -278,12 +278,12 @@ class RequestClient:
             return None
         return EventMessage(PROGRESS, (request.waiter.on_progress, done, total))
 
-    def lost(self, why: str) -> None:
+    def on_disconnect(self, why: str) -> None:
         """The connection is gone: fail what was sent and may not be sent again."""
         for request in self._requests.pop_lost(self._outbox.unfinished_ids(sent=False)):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
-    def renewed(self) -> None:
+    def on_server_restart(self) -> None:
         """A server began anew: ask it what the one before has not answered, where that may run twice; fail the rest."""
         for request in self._requests.pop_lost(self._outbox.unfinished_ids(marked=False)):
             self._fail(
@@ -291,7 +291,7 @@ class RequestClient:
             )
         self._outbox.pending.extend(each.data for each in self._requests.resendable(self._outbox.unfinished_ids()))
 
-    def refused(self, why: Exception) -> None:
+    def on_session_refused(self, why: Exception) -> None:
         """The server will not continue this session: nobody is going to answer."""
         for request in self._requests.pop_all():
             self._fail(request, why)
@@ -311,7 +311,7 @@ class RequestClient:
 
     def _fail(self, request: _Asked, error: BaseException) -> None:
         self._requests.pop(request.id)
-        request.waiter.who.fail(error)
+        request.waiter.who.set_exception(error)
 
 
 def _check(timeout: object, on_progress: object) -> None:
@@ -339,14 +339,14 @@ Post: TypeAlias = Callable[[Session, str, tuple[Any, ...]], None]
 """Sends an event to whoever asked; what was asked must be answered, so no queue is too full for it."""
 
 
-class Question(msgspec.Struct, array_like=True, frozen=True):
+class IncomingRequest(msgspec.Struct, array_like=True, frozen=True):
     """A request as it arrives."""
 
     id: int
-    left: int | None
+    remaining_ms: int | None
     """Milliseconds until nobody waits for the answer; None: for ever."""
     idempotent: bool
-    sealed: bytes
+    body: bytes
 
 
 class RequestServer:
@@ -355,53 +355,53 @@ class RequestServer:
     def __init__(
         self, router: EventRouter, ask: Callable[[EventMessage, Sender | None], tuple[bool, Any]], post: Post
     ) -> None:
-        router.register(REQUEST, self.requested)
+        router.register(REQUEST, self.handle_request)
         self._services = router.request_handlers
-        self.later: Callable[[Session, Question, Awaitable[Any]], None] | None = None
+        self.answer_later: Callable[[Session, IncomingRequest, Awaitable[Any]], None] | None = None
         """Has a question answered by what an async listener returned, where there is an event loop."""
-        self.passed_over = 0
+        self.skipped = 0
         """Requests that nobody waited for any more, or that may not run twice."""
         self._ask = ask
         self._post = post
 
-    def requested(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
+    def handle_request(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         """Control: somebody asks. Raises msgspec.ValidationError."""
-        question = read_question(wire)
+        question = read_request(wire)
         session = session_of(sender)
-        if self.waited_for(session, question, redelivered):
+        if self.should_answer(session, question, redelivered):
             outcome = self._answer(session, question, sender)
             if outcome is not None:
-                send(self._post, session, question.id, outcome)
+                send_reply(self._post, session, question.id, outcome)
 
-    def waited_for(self, session: Session, question: Question, redelivered: bool) -> bool:
+    def should_answer(self, session: Session, question: IncomingRequest, redelivered: bool) -> bool:
         """Whether a question is to be answered at all."""
         if question.id in session.cancelled_requests or (redelivered and not question.idempotent):
-            self.passed_over += 1
+            self.skipped += 1
             return False
         return True
 
-    def _answer(self, session: Session, question: Question, sender: Sender | None) -> tuple[str, bytes] | None:
+    def _answer(self, session: Session, question: IncomingRequest, sender: Sender | None) -> tuple[str, bytes] | None:
         """Have a question answered; return the outcome, sealed. None: it comes later."""
         codec = session.codec
         try:
-            wire = decode_nested(codec, question.sealed)
+            wire = decode_nested(codec, question.body)
             service = self._services.get(wire.name)
             found, value = self._ask(wire, sender) if service is None else (True, service(session, *wire.args))
             if inspect.isawaitable(value):
-                if self.later is not None:
-                    self.later(session, question, value)
+                if self.answer_later is not None:
+                    self.answer_later(session, question, value)
                     return None
                 if inspect.iscoroutine(value):
                     value.close()
                 raise TypeError(ASYNC)
-            return reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
+            return value_reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
         except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
-            return told(codec, error)
+            return error_reply(codec, error)
 
 
-def read_question(wire: EventMessage) -> Question:
+def read_request(wire: EventMessage) -> IncomingRequest:
     """Read a request. Raises msgspec.ValidationError."""
-    return msgspec.convert(wire.args, Question)
+    return msgspec.convert(wire.args, IncomingRequest)
 
 
 def session_of(sender: Sender | None) -> Session:
@@ -411,32 +411,32 @@ def session_of(sender: Sender | None) -> Session:
     return sender.session
 
 
-def reply(codec: Codec, value: Any) -> tuple[str, bytes]:
+def value_reply(codec: Codec, value: Any) -> tuple[str, bytes]:
     """Return the outcome of a question that was answered with a value."""
     try:
         return "done", encode_nested(codec, "", (value,), {})
     except CodecError as error:
-        return told(codec, error)
+        return error_reply(codec, error)
 
 
-def told(codec: Codec, error: BaseException, outcome: str = "failed") -> tuple[str, bytes]:
+def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> tuple[str, bytes]:
     """Return the outcome of a question whose listener raised."""
     kind = type(error)
     text = "".join(traceback.format_exception(error))
     return outcome, encode_nested(codec, "", (f"{kind.__module__}.{kind.__qualname__}", str(error), text), {})
 
 
-def late(codec: Codec) -> tuple[str, bytes]:
+def late_reply(codec: Codec) -> tuple[str, bytes]:
     """Return the outcome of a question that was not answered by its deadline."""
     return "late", encode_nested(codec, "", (), {})
 
 
-def send(post: Post, session: Session, question: int, outcome: tuple[str, bytes]) -> None:
+def send_reply(post: Post, session: Session, question: int, outcome: tuple[str, bytes]) -> None:
     """Send an outcome; one that is too large for a frame is told as a failure. One that nobody can hear is dropped."""
     try:
         post(session, REPLY, (question, *outcome))
     except FrameTooLarge as error:
         with contextlib.suppress(FrameTooLarge, EmitError):  # It takes no frames to speak of.
-            post(session, REPLY, (question, *told(session.codec, error)))
+            post(session, REPLY, (question, *error_reply(session.codec, error)))
     except EmitError:
         return

@@ -85,7 +85,7 @@ def asking_with(outbox: Outbox) -> RequestClient:
 
 
 def ask(asking: RequestClient, *, idempotent: bool = False) -> Future[Any]:
-    return asking.ask("question", (), {}, timeout=FOREVER, idempotent=idempotent, on_progress=None)
+    return asking.submit("question", (), {}, timeout=FOREVER, idempotent=idempotent, on_progress=None)
 
 
 def test_a_lost_question_is_told_though_one_before_it_was_taken_back() -> None:
@@ -94,7 +94,7 @@ def test_a_lost_question_is_told_though_one_before_it_was_taken_back() -> None:
     first, second = ask(asking), ask(asking)
     first.cancel()
     outbox.pop_frame()
-    asking.lost("cut")
+    asking.on_disconnect("cut")
     assert isinstance(second.exception(0), PeerLost)
 
 
@@ -108,7 +108,7 @@ def test_what_another_server_may_have_run_is_told_as_lost_when_it_began_anew(con
         outbox.confirm(2, 2)
     outbox.redeliver()
     unsent = ask(asking)
-    asking.renewed()
+    asking.on_server_restart()
     assert isinstance(once.exception(0), PeerLost)
     assert not again.done()
     assert not unsent.done()
@@ -202,11 +202,11 @@ def test_a_worker_passes_over_what_was_given_before_it_announced_itself_anew() -
     talk = Talk()
     working = WorkerJobs(talk, lambda: ["work"], 2)
     working.announce()
-    working.lapsed()
+    working.on_lease_lost()
     assert [said[-1] for said in talk.said] == [1, 2]
-    working.taken(EventMessage(JOB, (7, 1, None, "msgpack", b"", 1)))
-    working.taken(EventMessage(JOB, (8, 1, None, "msgpack", b"", 2)))
-    assert working.take(0) == Given(8, 1, None, "msgpack", b"", 2)
+    working.on_job(EventMessage(JOB, (7, 1, None, "msgpack", b"", 1)))
+    working.on_job(EventMessage(JOB, (8, 1, None, "msgpack", b"", 2)))
+    assert working.wait_for_job(0) == Given(8, 1, None, "msgpack", b"", 2)
 
 
 # -- publications ----------------------------------------------------------------------------------------------
@@ -241,19 +241,19 @@ def test_one_who_speaks_in_an_epoch_that_is_over_does_not_keep_the_seat() -> Non
     table, session = Table(), new_session()
     epoch, _ = table.services[PAIR_JOIN](session, LEASE)
     table.router.handlers[PAIR_SIGNAL][0](EventMessage(PAIR_SIGNAL, (epoch - 1, "old")), session.sender, True)
-    assert table.owner.seat.holder is None
+    assert table.owner.slot.holder is None
     assert all(isinstance(each, PeerLost) for each in table.heard)
 
 
 def test_a_guest_that_lost_its_owner_by_silence_gives_the_seat_up() -> None:
     table, session, talk = Table(), new_session(), Talk()
     guest = PairClient(EventRouter(), talk, lambda _: None, lease=LEASE)
-    guest.joined(table.services[PAIR_JOIN](session, LEASE))
+    guest.on_joined(table.services[PAIR_JOIN](session, LEASE))
     talk.silence = LEASE + 1
-    assert guest.gone()
+    assert guest.lost_reason()
     name, epoch = talk.said[-1]
     assert table.services[name](session, epoch) is False
-    assert table.owner.seat.holder is None
+    assert table.owner.slot.holder is None
 
 
 def test_a_guest_that_joins_a_server_that_began_anew_is_not_lost() -> None:
@@ -261,11 +261,11 @@ def test_a_guest_that_joins_a_server_that_began_anew_is_not_lost() -> None:
     router = EventRouter()
     guest = PairClient(router, talk, lambda _: None, lease=LEASE)
     router.handlers[SERVER_RESTARTED][0](EventMessage(SERVER_RESTARTED), None, False)
-    guest.joined((5, LEASE))
-    assert not guest.gone()
+    guest.on_joined((5, LEASE))
+    assert not guest.lost_reason()
     router.handlers[SERVER_RESTARTED][0](EventMessage(SERVER_RESTARTED), None, False)
     talk.asked[-1].set_result(False)
-    assert guest.gone()
+    assert guest.lost_reason()
 
 
 def test_no_two_owners_have_the_same_epochs() -> None:

@@ -119,6 +119,6 @@ MUTATIONS: list[Mutation] = [
     (Leases, "remove_expired", never_end_a_lease),
     (Leases, "_over", end_leases_early),
     (Leases, "_over", hold_an_old_loss_against_it),
-    (WorkerJobs, "lapsed", never_come_back),
+    (WorkerJobs, "on_lease_lost", never_come_back),
     (remit._patterns.jobs, "TOKEN_BITS", 0),
 ]

@@ -44,7 +44,7 @@ def never_doubt(self: PairClient) -> None:
 
 
 def seat_one_that_is_lost(self: PairServer, session: Session, epoch: int) -> bool:
-    return self.seat.is_held_by(session, epoch)
+    return self.slot.is_held_by(session, epoch)
 
 
 original_claim = ExclusiveSlot.claim

@@ -70,8 +70,8 @@ MUTATIONS: list[Mutation] = [
     (OpenRequests, "resendable", never_ask_again),
     (OpenRequests, "resendable", ask_everything_again),
     (OpenRequests, "pop", answer_the_oldest),
-    (RequestServer, "waited_for", run_what_was_redelivered),
+    (RequestServer, "should_answer", run_what_was_redelivered),
     (Outbox, "unfinished_ids", forget_what_another_server_may_have_run),
-    (RequestClient, "renewed", tell_nobody_that_the_server_began_anew),
+    (RequestClient, "on_server_restart", tell_nobody_that_the_server_began_anew),
     (ClientSession, "_welcomed", renew_at_every_welcome),
 ]

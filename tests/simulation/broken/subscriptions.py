@@ -52,7 +52,7 @@ def tell_nobody_of_the_end(self: Publisher, session: Any, subscription: Subscrib
 
 original_offer = SubscriberQueue.enqueue
 original_take = SubscriberQueue.pop_publications
-original_heard = Followed.heard
+original_heard = Followed._on_publication
 original_gap = Followed._gap
 original_subscribe = Publisher.subscribe
 
@@ -60,7 +60,7 @@ MUTATIONS: list[Mutation] = [
     (SubscriberQueue, "enqueue", number_only_what_is_kept),
     (SubscriberQueue, "pop_publications", newest_first),
     (SubscriberQueue, "pop_publications", repeat),
-    (Followed, "heard", count_a_gap_too_far),
+    (Followed, "_on_publication", count_a_gap_too_far),
     (Followed, "_gap", tell_of_no_gap),
     (Publisher, "subscribe", begin_anew),
     (Publisher, "_end", tell_nobody_of_the_end),

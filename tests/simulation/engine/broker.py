@@ -10,7 +10,7 @@ from engine.job_oracle import Rota
 from engine.network import Host
 from engine.server import SimulatedServer
 from engine.virtual_clock import World
-from remit._patterns.jobs import SWEEP, BrokerCore
+from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
 from remit._patterns.names import JOB, JOB_STARTED, REPLY, REQUEST, WORKER_LEAVE, WORKER_READY
 from remit._patterns.request_reply import decode_nested, session_of
 from remit._protocol.leases import RECONNECT_GRACE_S
@@ -28,7 +28,7 @@ DRAINS: Final = 0.5
 class SimulatedBroker(SimulatedServer):
     """A broker."""
 
-    look = SWEEP
+    look = SWEEP_INTERVAL_S
 
     def __init__(self, world: World, host: Host, book: Book, *, limit: int, window: int, ttl: float) -> None:
         super().__init__(world, host, book, limit=limit, window=window, ttl=ttl)

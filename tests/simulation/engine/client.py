@@ -50,8 +50,8 @@ class SimulatedClient(Actor):
         self.machine.session.ack_delay = world.random.choice((0.0, ACK_DELAY))
         self.asking = RequestClient(book.codec, self.outbox, self._post, self._cancel, world.clock)
         self.router = EventRouter()
-        self.router.register_io(REPLY, self.asking.heard)
-        self.router.register_io(PROGRESS, self.asking.progressed)
+        self.router.register_io(REPLY, self.asking.on_reply)
+        self.router.register_io(PROGRESS, self.asking.on_progress)
         self.inbound = Dispatcher(self.router, lambda: self._dispatch, lambda: None)
         self.endpoint = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
         self.wake(world.now)
@@ -78,7 +78,7 @@ class SimulatedClient(Actor):
     def submit(self, name: str, /, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Future[Any]:
         """Ask a question."""
         bound = float("inf") if timeout is None else timeout
-        return self.asking.ask(name, args, {}, timeout=bound, idempotent=idempotent, on_progress=None)
+        return self.asking.submit(name, args, {}, timeout=bound, idempotent=idempotent, on_progress=None)
 
     @property
     def silence(self) -> float:
@@ -126,7 +126,7 @@ class SimulatedClient(Actor):
             raise SimulationFailed(f"{self} was refused: {self.machine.refusal}")
         self.settled()
         self.endpoint.wait(LONG)
-        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.asking.due)))
+        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.asking.next_deadline)))
         if len(self.inbound):
             self.wake(self.deaf_until)
 

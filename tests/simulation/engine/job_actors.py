@@ -12,7 +12,7 @@ from engine.request_oracle import Asker, Inquiry
 from engine.virtual_clock import World
 from remit._patterns.jobs import Job, WorkerJobs
 from remit._patterns.names import JOB, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
-from remit._patterns.request_reply import decode_nested, reply
+from remit._patterns.request_reply import decode_nested, value_reply
 from remit.codec import EventMessage
 from remit.errors import RequestTimeout
 
@@ -83,8 +83,8 @@ class SimulatedWorker(SimulatedClient):
         )
         self.working = WorkerJobs(self, lambda: list(self._names), random.choice((2, 4, 16)))
         self.router.register_io(JOB, self._taken)
-        self.router.register(SERVER_RESTARTED, lambda *_: self.working.lapsed())
-        self.router.register(WORKER_UNKNOWN, lambda *_: self.working.lapsed())
+        self.router.register(SERVER_RESTARTED, lambda *_: self.working.on_lease_lost())
+        self.router.register(WORKER_UNKNOWN, lambda *_: self.working.on_lease_lost())
         self._running: set[int] = set()
         self._stopping = self._left = False
         self.start()
@@ -92,7 +92,7 @@ class SimulatedWorker(SimulatedClient):
     def start(self) -> None:
         """Announce itself."""
         self._stopping = self._left = False
-        self.working.purge()
+        self.working.discard_unstarted()
         self.working.announce().add_done_callback(self._welcomed)
 
     def stop(self) -> None:
@@ -105,15 +105,19 @@ class SimulatedWorker(SimulatedClient):
         return SimulatedWorker(self.world, self.host, self.book, window=self.window, names=self._names)
 
     def _welcomed(self, future: Future[Any]) -> None:
-        self.working.lease = lease = future.result()
+        self.working.lease_s = lease = future.result()
         self.machine.set_heartbeat(lease / BEATS)
 
     def _taken(self, wire: EventMessage) -> None:
-        self.working.taken(wire)
+        self.working.on_job(wire)
 
     def settled(self) -> None:
         """Begin what there are threads for; leave once nothing runs."""
-        while not self._stopping and len(self._running) < self._threads and (job := self.working.take(0)) is not None:
+        while (
+            not self._stopping
+            and len(self._running) < self._threads
+            and (job := self.working.wait_for_job(0)) is not None
+        ):
             self._begin(job)
         if self._stopping and not self._running and not self._left:
             self._left = True
@@ -122,8 +126,8 @@ class SimulatedWorker(SimulatedClient):
     def _begin(self, job: Job) -> None:
         random = self.world.random
         self._running.add(job.token)
-        self.working.begin(job)
-        inquiry: Inquiry = self.book.inquiries[decode_nested(self.book.codec, job.sealed).args[0]]
+        self.working.report_started(job)
+        inquiry: Inquiry = self.book.inquiries[decode_nested(self.book.codec, job.body).args[0]]
         inquiry.run()
         seconds = random.expovariate(1 / EASY) * (100 if random.random() < HARD else 1)
         self.world.after(seconds, self._finish, job, inquiry.serial)
@@ -137,7 +141,7 @@ class SimulatedWorker(SimulatedClient):
             self.world.at(self.stalled_until, self._finish, job, serial)
             return
         self._running.discard(job.token)
-        self.working.finish(job, reply(self.book.codec, (serial, job.token)))
+        self.working.report_done(job, value_reply(self.book.codec, (serial, job.token)))
 
     def _die(self) -> None:
         if self.alive:
@@ -148,7 +152,7 @@ class SimulatedWorker(SimulatedClient):
     def _ended(self, future: Future[Any]) -> None:
         if future.exception() is not None and not isinstance(future.exception(), RequestTimeout | ConnectionError):
             self.world.fail(f"a worker cannot leave: {future.exception()!r}")
-        self.working.purge()
+        self.working.discard_unstarted()
         self.world.after(self.world.random.random(), self._go)
 
     def _go(self) -> None:

@@ -32,7 +32,7 @@ class Newsroom:
         """For each subscription: the session that has it, and how much had been published before it."""
         self._publishing = Publisher(server.has_more, server.world.clock)
         self._server = server
-        server.router.on_session_closed(self._publishing.forget)
+        server.router.on_session_closed(self._publishing.remove_session)
         server.router.register_request(SUBSCRIBE, self._subscribe)
         server.router.register(UNSUBSCRIBE, self._unsubscribed)
 
@@ -83,7 +83,7 @@ class Newsreader:
         """Whether the server has confirmed the subscription."""
         self.subscription: Subscription
         register = client.router.register
-        register(PUBLISHED, lambda wire, *_: self._following.published(client.book.codec, wire))
+        register(PUBLISHED, lambda wire, *_: self._following.on_publication(client.book.codec, wire))
         register(UNSUBSCRIBED, self._unsubscribed)
         register(SERVER_RESTARTED, lambda *_: self._renewed())
         self._subscribe()
@@ -95,7 +95,7 @@ class Newsreader:
         self._ask(self.subscription)
 
     def _ask(self, subscription: Subscription) -> None:
-        future = self._client.submit(SUBSCRIBE, *subscription.wanted, idempotent=True)
+        future = self._client.submit(SUBSCRIBE, *subscription._request_args, idempotent=True)
         future.add_done_callback(self._confirmed)
 
     def _confirmed(self, future: Future[Any]) -> None:
@@ -105,11 +105,11 @@ class Newsreader:
     def _renewed(self) -> None:
         """As `Client` does: subscribe again with a server that knows nothing of it."""
         for subscription in self._following:
-            subscription.renewed()
+            subscription._on_server_restart()
             self._ask(subscription)
 
     def _unsubscribed(self, wire: EventMessage, *_: Any) -> None:
-        self._following.unsubscribed(wire)
+        self._following.on_unsubscribed(wire)
         if self.subscription.ended:
             self._client.book.counts["subscriptions ended"] += 1
             self._client.world.after(self._client.world.random.random(), self._again)
