@@ -1,4 +1,4 @@
-"""Remit over ZeroMQ: the plugin's door. The rest is imported when the first location is opened."""
+"""Remit over ZeroMQ. Only the plugin's hook: pyzmq is imported when the first location is opened."""
 
 from __future__ import annotations
 

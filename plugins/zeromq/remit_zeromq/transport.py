@@ -1,4 +1,4 @@
-"""Transport: opens ROUTER sockets for servers and DEALER sockets for clients."""
+"""Opens ROUTER sockets for servers and DEALER sockets for clients, from the URLs and options of locations."""
 
 from __future__ import annotations
 
@@ -11,37 +11,51 @@ from typing import Any, Final
 
 import zmq
 
-from remit.errors import LocationInUse, TransportError
-from remit.location import Location
+from remit.errors import BadLocation, LocationInUse, TransportError
+from remit.location import Location, read_count, read_size
+from remit.runtime_dirs import remove_socket, socket_path
 from remit.transport import Capabilities, FileLock, Link
-from remit_zeromq import addresses as inproc
-from remit_zeromq import link as context
-from remit_zeromq.addresses import endpoint_of, read_frames, read_limit, refuse_file
-from remit_zeromq.client import ClientLink, NeighbourLink
-from remit_zeromq.server import ServerLink
+from remit_zeromq.context import acquire_context, bind_inproc, release_context
+from remit_zeromq.links import ClientLink, InprocClientLink, ServerLink
 
 __all__ = ["ZeroMQTransport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
-"""Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
-HWM: Final = 1000
-"""Frames that may wait in one direction of a connection, unless the location's ``hwm`` says otherwise."""
-ENVELOPE: Final = 1024
-"""Bytes by which the wire's own limit is above ours: ZeroMQ drops the connection over it, we raise before."""
-HEARTBEAT: Final = 2_000
-"""Milliseconds between two heartbeats of a connection."""
-DEAD: Final = 8_000
-"""Milliseconds without an answer after which a connection is dead."""
-RECONNECT: Final = (10, 250)
-"""Milliseconds before a client connects again, at first and at the most."""
-DEFAULT_LINGER: Final = 1_000
-"""Milliseconds for which frames may outlive a socket that nobody closed in so many words."""
+"""Default of the option ``max_frame``, in bytes."""
+HIGH_WATER_MARK: Final = 1000
+"""Default of the option ``hwm``: frames queued in one direction of a connection."""
+MAX_OPTION: Final = 2**30
+"""Largest value of either option. libzmq reads them as 32-bit integers."""
+ENVELOPE_BYTES: Final = 1024
+"""Margin of ZMQ_MAXMSGSIZE over ``max_frame``: libzmq drops a connection over the limit, so `send` must raise first."""
+HEARTBEAT_MS: Final = 2_000
+HEARTBEAT_TIMEOUT_MS: Final = 8_000
+RECONNECT_MS: Final = (10, 250)
+"""Delay of the first attempt to reconnect, and the longest delay."""
+DEFAULT_LINGER_MS: Final = 1_000
+"""Linger of a socket that is not closed explicitly. libzmq's default is infinite and can block the process's exit."""
+MAX_INPROC_NAME_BYTES: Final = 240
+"""Bytes that libzmq allows in an inproc name, less a margin."""
+
+
+def _read_frames(text: str) -> int:
+    return _bounded(read_count(text))
+
+
+def _read_bytes(text: str) -> int:
+    return _bounded(read_size(text))
+
+
+def _bounded(value: int) -> int:
+    if value > MAX_OPTION:
+        raise ValueError(f"over {MAX_OPTION}, the most that is allowed")
+    return value
 
 
 class ZeroMQTransport:
     """Remit over ``zmq+tcp:``, ``zmq+ipc:`` or ``zmq+inproc:``."""
 
-    options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_limit, "hwm": read_frames}
+    options: Mapping[str, Callable[[str], Any]] = {"max_frame": _read_bytes, "hwm": _read_frames}
 
     def __init__(self, scheme: str) -> None:
         self.capabilities = Capabilities(
@@ -54,28 +68,29 @@ class ZeroMQTransport:
     def bind(self, location: Location) -> Link:
         """Open a server. Raises LocationInUse, BadLocation, TransportError."""
         capabilities, options = self._read(location)
-        endpoint = endpoint_of(location, binding=True)
-        # libzmq lets a second server take a socket file from the first, which then hears nothing any more.
-        claim = FileLock(location.path) if location.scheme == "zmq+ipc" else None
+        endpoint = _endpoint(location, binding=True)
+        # libzmq lets a second bind replace the socket file of the first server, which then receives nothing any more.
+        lock = FileLock(location.path) if location.scheme == "zmq+ipc" else None
         try:
-            with _opened(zmq.ROUTER, location, capabilities, options) as socket:
+            with _open_socket(zmq.ROUTER, location, capabilities, options) as socket:
+                # Without it, ROUTER drops frames for unknown peers and at the high-water mark without an error.
                 socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-                return ServerLink(_bound(socket, endpoint, location), capabilities, socket, claim)
+                return ServerLink(_bind_socket(socket, endpoint, location), capabilities, socket, lock)
         except BaseException:
-            if claim is not None:
-                claim.release()
+            if lock is not None:
+                lock.release()
             raise
 
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
         capabilities, options = self._read(location)
-        endpoint = endpoint_of(location, binding=False)
-        with _opened(zmq.DEALER, location, capabilities, options) as socket:
-            # Without it, frames would be queued for a server that is not there, and lost when it comes.
+        endpoint = _endpoint(location, binding=False)
+        with _open_socket(zmq.DEALER, location, capabilities, options) as socket:
+            # Without it, frames are queued for a server that is not there, and lost when it comes.
             socket.setsockopt(zmq.IMMEDIATE, 1)
-            socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT[0])
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT[1])
-            kind = NeighbourLink if location.scheme == "zmq+inproc" else ClientLink
+            socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[0])
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS[1])
+            kind = InprocClientLink if location.scheme == "zmq+inproc" else ClientLink
             return kind(location, capabilities, socket, endpoint)
 
     def _read(self, location: Location) -> tuple[Capabilities, dict[str, Any]]:
@@ -83,13 +98,40 @@ class ZeroMQTransport:
         return replace(self.capabilities, max_frame=options.get("max_frame", MAX_FRAME)), options
 
 
-def _bound(socket: zmq.Socket[bytes], endpoint: str, location: Location) -> Location:
-    """Bind a server's socket; return where that is. Raises ZMQError, TransportError."""
+def _endpoint(location: Location, *, binding: bool) -> str:
+    """Return ZeroMQ's form of a location. Raises BadLocation."""
+    if location.username or location.password:
+        raise BadLocation(f"{location} names a user, which ZeroMQ does not support: remove the part before the @")
+    if location.scheme == "zmq+tcp":
+        return _tcp_endpoint(location, binding=binding)
+    return f"ipc://{socket_path(location)}" if location.scheme == "zmq+ipc" else _inproc_endpoint(location)
+
+
+def _tcp_endpoint(location: Location, *, binding: bool) -> str:
+    if not location.host or location.port is None or location.path.strip("/"):
+        raise BadLocation(f"{location} needs a host and a port and no more, as in zmq+tcp://127.0.0.1:5555")
+    if not binding and (location.port == 0 or location.host == "*"):
+        raise BadLocation(f"{location} is no place to connect to: write the server's host and its own `location.port`")
+    host = f"[{location.host}]" if ":" in location.host else location.host
+    return f"tcp://{host}:{location.port}"
+
+
+def _inproc_endpoint(location: Location) -> str:
+    name = location.host + location.path
+    if not name or location.port is not None:
+        raise BadLocation(f"{location} needs a name and no more, as in zmq+inproc://events")
+    if len(os.fsencode(name)) > MAX_INPROC_NAME_BYTES:
+        raise BadLocation(f"the name of {location} is over {MAX_INPROC_NAME_BYTES} bytes; choose a shorter one")
+    return f"inproc://{name}"
+
+
+def _bind_socket(socket: zmq.Socket[bytes], endpoint: str, location: Location) -> Location:
+    """Bind a server's socket; return its location with the actual port. Raises ZMQError, TransportError."""
     if location.scheme == "zmq+inproc":
-        inproc.bind(socket, endpoint)
+        bind_inproc(socket, endpoint)
         return location
     if location.scheme == "zmq+ipc":
-        refuse_file(location.path)
+        remove_socket(location.path)  # libzmq would delete a file of any kind
         socket.bind(endpoint)
         os.chmod(location.path, 0o600)  # noqa: PTH101
         return location
@@ -98,42 +140,45 @@ def _bound(socket: zmq.Socket[bytes], endpoint: str, location: Location) -> Loca
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_socket(
     kind: int, location: Location, capabilities: Capabilities, options: Mapping[str, Any]
 ) -> Iterator[zmq.Socket[bytes]]:
-    """Make a socket; if the block fails, close it again and translate what ZeroMQ says."""
+    """Create a socket. If the block fails, close it and translate the error."""
     try:
-        held = context.acquire()
+        context = acquire_context()
     except OSError as error:
-        raise _translated(error, location) from error
+        raise _translate(error, location) from error
     socket = None
     try:
-        socket = held.socket(kind)
-        socket.setsockopt(zmq.LINGER, DEFAULT_LINGER)
-        socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE)
-        socket.setsockopt(zmq.SNDHWM, options.get("hwm", HWM))
-        socket.setsockopt(zmq.RCVHWM, options.get("hwm", HWM))
+        socket = context.socket(kind)
+        socket.setsockopt(zmq.LINGER, DEFAULT_LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE_BYTES)
+        socket.setsockopt(zmq.SNDHWM, options.get("hwm", HIGH_WATER_MARK))
+        socket.setsockopt(zmq.RCVHWM, options.get("hwm", HIGH_WATER_MARK))
         socket.setsockopt(zmq.IPV6, ":" in location.host)
         if location.scheme == "zmq+tcp":
-            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAD)
-            socket.setsockopt(zmq.HEARTBEAT_TTL, DEAD)
+            # Answered by ZeroMQ's own thread: a slow server stays connected, only a stopped process is dropped.
+            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
         yield socket
     except BaseException as error:
         if socket is not None:
             socket.close(linger=0)
-        context.release(0.0)
+        release_context(0.0)
         if isinstance(error, zmq.ZMQError | OSError):
-            raise _translated(error, location) from error
+            raise _translate(error, location) from error
         raise
 
 
-def _translated(error: zmq.ZMQError | OSError, location: Location) -> TransportError:
+def _translate(error: zmq.ZMQError | OSError, location: Location) -> TransportError:
     if error.errno == errno.EADDRINUSE:
-        return LocationInUse(f"{location} has a server already; end that one or choose another place")
+        return LocationInUse(f"{location} has a server already; stop it or choose another place")
     if error.errno == errno.EMFILE:
         return TransportError(f"cannot open {location}: out of sockets or descriptors; raise `ulimit -n`")
     advice = (
-        "is its folder there, and may you write to it?" if location.path else "a server's address is its host's own"
+        "does its folder exist, and may you write to it?"
+        if location.path
+        else "a server can bind only to an address of its own host"
     )
     return TransportError(f"cannot open {location}: {error}; {advice}")

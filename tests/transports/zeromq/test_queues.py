@@ -106,8 +106,8 @@ def test_a_killed_client_is_noticed_once_by_sending(place: Location) -> None:
 
 def test_a_server_that_stands_still_is_dead_and_one_that_is_only_slow_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody ticks either of the two; but ZeroMQ's own thread of the slow one answers."""
-    monkeypatch.setattr("remit_zeromq.transport.HEARTBEAT", 100)
-    monkeypatch.setattr("remit_zeromq.transport.DEAD", 1000)
+    monkeypatch.setattr("remit_zeromq.transport.HEARTBEAT_MS", 100)
+    monkeypatch.setattr("remit_zeromq.transport.HEARTBEAT_TIMEOUT_MS", 1000)
     with another_process(SERVING, TCP) as still, another_process(SERVING, TCP) as slow:
         ends = [(transport_of(TCP).connect(Location(said(process))), list[Arrival]()) for process in (still, slow)]
         (_, at_still), (_, at_slow) = ends

@@ -180,10 +180,10 @@ def test_a_client_of_a_publisher_never_comes_up(place: Location, raw: Raw) -> No
 FLOOD = """
 import os, zmq
 from links import DEADLINE
-from remit_zeromq.link import reported, watch
+from remit_zeromq.context import open_monitor, read_monitor
 context = zmq.Context()
 flapping, puller, pusher = (context.socket(kind) for kind in (zmq.DEALER, zmq.PULL, zmq.PUSH))
-reports = watch(flapping, zmq.EVENT_ALL)
+reports = open_monitor(flapping, zmq.EVENT_ALL)
 for _ in range(3000):
     flapping.connect("tcp://127.0.0.1:1")
     flapping.disconnect("tcp://127.0.0.1:1")
@@ -191,7 +191,7 @@ pusher.connect(f"tcp://127.0.0.1:{puller.bind_to_random_port('tcp://127.0.0.1')}
 pusher.send(b"past all that")
 if not puller.poll(DEADLINE / 2 * 1000):
     os._exit(1)
-assert sum(1 for _ in reported(reports)) > 2000
+assert sum(1 for _ in read_monitor(reports)) > 2000
 flapping.disable_monitor()
 reports.close()
 context.destroy(linger=0)

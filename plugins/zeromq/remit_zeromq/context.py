@@ -1,0 +1,184 @@
+"""ZeroMQ state of the process: the shared context, socket monitors, and the servers on inproc names."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+import zmq
+
+from remit.transport import register_after_fork
+
+__all__ = [
+    "acquire_context",
+    "bind_inproc",
+    "connect_inproc",
+    "disconnect_inproc",
+    "has_context",
+    "inproc_server",
+    "keep_inherited",
+    "open_monitor",
+    "read_monitor",
+    "release_context",
+    "unbind_inproc",
+]
+
+
+TERM_WAIT_S: Final = 0.1
+"""Time beyond the linger for the context's own threads to end."""
+SPARE_DESCRIPTORS: Final = 16
+"""Descriptors that must be free when a link is opened."""
+
+_lock = threading.Lock()
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+_users = 0
+_inherited: list[Any] = []
+"""Sockets and contexts of the parent. Never dropped: pyzmq's finalizers could act on what the parent still uses."""
+
+
+def acquire_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return the process's context, created for the first link. Raises OSError if descriptors run out."""
+    global _context, _users
+    _require_descriptors()
+    with _lock:
+        if _context is None:
+            _context = zmq.Context(io_threads=1)
+            _context.setsockopt(zmq.MAX_SOCKETS, 65_535)
+        _users += 1
+        return _context
+
+
+def _require_descriptors() -> None:
+    # libzmq 4.3.5 may abort the process if it finds no descriptor for a socket or a thread.
+    spare: list[int] = []
+    try:
+        while len(spare) < SPARE_DESCRIPTORS:
+            spare += os.pipe()
+    finally:
+        for descriptor in spare:
+            os.close(descriptor)
+
+
+def release_context(linger: float) -> None:
+    """Release the context. The last user terminates it and waits up to ``linger`` seconds for unsent frames.
+
+    Without zmq_ctx_term() the process may exit before ZeroMQ's I/O thread has written the frames of closed sockets.
+    """
+    global _context, _users
+    with _lock:
+        _users -= 1
+        if _users or _context is None:
+            return
+        context, _context = _context, None
+    # In a thread, since term() has no timeout. The thread ends by itself: each socket has a finite linger.
+    ending = threading.Thread(target=context.term, name="zmq-term", daemon=True)
+    try:
+        ending.start()
+    except RuntimeError:  # Python 3.12 and later start no threads at interpreter shutdown.
+        context.term()
+    else:
+        ending.join(linger + TERM_WAIT_S)
+
+
+def has_context() -> bool:
+    """Return whether a context is open in this process."""
+    return _context is not None
+
+
+def keep_inherited(inherited: object) -> None:
+    """Keep an object of the parent alive and unused for the life of this forked child."""
+    _inherited.append(inherited)
+
+
+def _after_fork_in_child() -> None:
+    # libzmq's I/O thread exists only in the parent: in the child a send reports success and sends nothing.
+    global _context, _users, _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    if _context is not None:
+        keep_inherited(_context)
+    _context, _users = None, 0
+    _servers.clear()
+
+
+register_after_fork(_after_fork_in_child)
+
+# -- monitors -------------------------------------------------------------------------------------------------------
+
+_EVENT: Final = struct.Struct("=HI")
+"""Number and value of an event. Parsed here, since zmq.utils.monitor imports asyncio, which takes 20 ms."""
+
+_monitor_numbers = itertools.count(1)
+
+
+def open_monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Return a socket that receives the events of ``socket`` until `socket.disable_monitor()`. Raises ZMQError."""
+    monitor: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    try:
+        # No limit: a full monitor blocks libzmq's I/O thread, which all links share, while it holds the lock that
+        # closing this socket needs.
+        monitor.setsockopt(zmq.RCVHWM, 0)
+        address = f"inproc://remit-monitor-{next(_monitor_numbers)}"
+        socket.monitor(address, events)
+        monitor.connect(address)
+    except zmq.ZMQError:
+        monitor.close(linger=0)
+        raise
+    return monitor
+
+
+def read_monitor(monitor: zmq.Socket[bytes]) -> Iterator[int]:
+    """Yield the numbers of the events that have been reported."""
+    while True:
+        try:
+            parts = monitor.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        yield _EVENT.unpack(parts[0])[0]
+
+
+# -- inproc ---------------------------------------------------------------------------------------------------------
+# libzmq neither monitors nor reconnects inproc connections, and connects to a name that is not bound without an
+# error. So the servers are registered here, and clients compare what they are connected to with what is bound.
+
+_servers: Final[dict[str, object]] = {}
+"""A new object for each bind, by endpoint."""
+
+
+def bind_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Bind a server's socket. Raises ZMQError."""
+    with _lock:
+        socket.bind(endpoint)
+        _servers[endpoint] = object()
+
+
+def unbind_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Unbind a server's socket. Its clients notice at their next check."""
+    with _lock:
+        del _servers[endpoint]
+        socket.unbind(endpoint)
+
+
+def inproc_server(endpoint: str) -> object:
+    """Return the object of the server that is bound now, or None."""
+    return _servers.get(endpoint)
+
+
+def connect_inproc(socket: zmq.Socket[bytes], endpoint: str) -> object:
+    """Connect to the server that is bound, if any, and return its object."""
+    # Under the lock, so that the server cannot unbind between the check and the connect.
+    with _lock:
+        server = _servers.get(endpoint)
+        if server is not None:
+            socket.connect(endpoint)
+        return server
+
+
+def disconnect_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Disconnect from a server that was unbound."""
+    with contextlib.suppress(zmq.ZMQError):  # libzmq may have removed the connection already
+        socket.disconnect(endpoint)
