@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from collections import Counter
+import pickle
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from doorman._scheduler.attempt import Orders
+from doorman._scheduler.attempt import Timeouts
 from doorman._scheduler.base_manager import BaseManager, check_listeners
-from doorman._scheduler.handshake import HandshakeServer
+from doorman._scheduler.handshake import Handshake
+from doorman._scheduler.lifecycle import ManagerClosed, ManagerClosing, step
 from doorman._scheduler.output import Logs, Streams
 from doorman._scheduler.run_queue import RunQueue
-from doorman._scheduler.supervisor import Cancellation, Ending, Launching, Running
+from doorman._scheduler.supervisor import Supervisor
 from doorman._worker.pickling import pickle_initializer
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
@@ -121,33 +122,35 @@ class ProcessManager(BaseManager):
         check_listeners(on_output=on_output, on_progress=on_progress)
         first_call = pickle_initializer(initializer)
         logs = Logs(log_path, shared=shared_log)
-        self._admission = admission = RunQueue(rules)
-        self.rules = admission.rules
-        self._recorder = recorder = Recorder(journal)
-        self._running = running = Running(grace=grace, stopped=recorder.stopped)
-        self._cancellation = Cancellation()
-        self.refused: Counter[str] = Counter()
-        """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
         self._shutdown_timeout = grace + KILL_TIMEOUT_S
         self._closed = self._ticking = False
         self._owner = os.getpid()
+        self._clock = time.monotonic
+        self._run_queue = RunQueue(rules)
+        self.rules = self._run_queue.rules
+        self._recorder = recorder = Recorder(journal)
         self._shares = isinstance(location, Server)
         self._launcher, self.server = opened(location, launcher, preload, recorder)
-        inheriting = AdoptedProcessLauncher(self._launcher) if recorder.journal is not None else None
-        self._launcher = inheriting or self._launcher
-        self._streams = streams = Streams(logs, self._launcher, on_output)
-        self._ending = ending = Ending(
-            running, admission, recorder, streams, self._cancellation, hear=self.server.tick, refused=self.refused
-        )
-        self._reception = HandshakeServer(self.server, running, ending.conclude, recorder, self.refused, on_progress)
-        orders = Orders(self.server.location, first_call)
-        self._launching = Launching(
-            self._launcher, orders, running, admission, recorder, streams, self._reception, ending, hello_timeout
+        adopting = None if recorder.journal is None else AdoptedProcessLauncher(self._launcher)
+        self._launcher = adopting or self._launcher
+        self._output = Streams(logs, self._launcher, on_output)
+        self._handshake = Handshake(self.server)
+        self.refused = self._handshake.refused
+        """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
+        self._supervisor = Supervisor(
+            self._launcher,
+            self._run_queue,
+            recorder,
+            self._output,
+            self._handshake,
+            timeouts=Timeouts(grace, hello_timeout),
+            payload=(pickle.dumps(self.server.location), first_call),
+            on_progress=on_progress,
         )
         self.recovered: tuple[Task, ...] = ()
         """What the journal told of when it was opened, in the order in which it was added."""
-        if inheriting is not None and recorder.journal is not None:
-            recovery = Recovery(recorder, admission, running, inheriting, over=ending.over, patience=hello_timeout)
+        if adopting is not None and recorder.journal is not None:
+            recovery = Recovery(recorder, self._run_queue, self._supervisor, adopting)
             try:
                 self.recovered = recovery.run(self, recorder.journal.entries())
             except BaseException:
@@ -164,20 +167,20 @@ class ProcessManager(BaseManager):
             raise ValueError("this manager is closed")
         call = task._adopt(self)
         self._recorder.added(task, call)
-        self._admission.add(task, call)
-        self._cancellation.add(task)
+        self._run_queue.add(task, call)
+        self._supervisor.watch(task)
         self._wake_loop()
         return task
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have no process yet, in the order in which they were added."""
-        return self._admission.tasks
+        return self._run_queue.tasks
 
     @property
     def running(self) -> tuple[Task, ...]:
         """The tasks that have a process, or are about to."""
-        return self._running.tasks
+        return self._supervisor.tasks
 
     @property
     def closed(self) -> bool:
@@ -187,25 +190,25 @@ class ProcessManager(BaseManager):
     @property
     def busy(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(len(self._admission) or len(self._running))
+        return bool(len(self._run_queue) or len(self._supervisor))
 
     def why(self, task: Task) -> str | None:
         """Return what holds a waiting task back as of the last tick, in words with figures; None if nothing does."""
-        return self._admission.why(task)
+        return self._run_queue.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to a running task, which hears it by ``current_task().on(name, listener)``; acknowledged.
 
         Raises ValueError if it does not run, EmitError, CodecError.
         """
-        attempt = self._running.of(task)
+        attempt = self._supervisor.attempt_of(task)
         if attempt is None or attempt.sender is None:
             raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
         attempt.sender.emit(name, *args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
         """Drop a waiting task or stop a running one; False, and nothing is signalled, if it has ended."""
-        if not self._ending.cancel(task):
+        if not self._supervisor.cancel(task):
             return False
         self._wake_loop()
         return True
@@ -213,8 +216,7 @@ class ProcessManager(BaseManager):
     def kill(self) -> None:
         """Like `stop`, without any grace: SIGKILL now."""
         self.stop()
-        for attempt in self._running:
-            attempt.signal(signal.SIGKILL)
+        self._supervisor.kill()
 
     # -- making progress ---------------------------------------------------------------------------------------
 
@@ -227,35 +229,34 @@ class ProcessManager(BaseManager):
         try:
             if not self._closed:
                 self._recorder.check()
-            self._launching.hear()
-            self.server.tick()
+            for attempt, event in self._supervisor.gather():
+                self._supervisor.execute(attempt, step(attempt, event, self._clock()))
             self._run_scheduled_calls()
-            self._streams.read()
-            self._ending.keep_time()
-            self._cancellation.ask(self.cancel, self._ending.fail)
-            self._ending.settle()
-            self._admit()
+            self._supervisor.call_cancel_when()
+            self._supervisor.end_dependents()
+            if not self._closed:
+                self._supervisor.start(self._run_queue.admit(self._supervisor.attempts, self._supervisor.room))
         finally:
             self._ticking = False
         return self.busy
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        if self._cancellation:
-            timeout = min(timeout, SAMPLE_INTERVAL_S)  # Nobody tells when a question has another answer.
-        timeout = self._admission.patience(timeout, full=self._launching.full)
-        at_once = self._scheduled_calls or self._launching.pending or self._streams.pending
-        self.server.wait(0.0 if at_once else self._running.patience(timeout), self._streams.waker)
+        if self._supervisor.watches:
+            timeout = min(timeout, SAMPLE_INTERVAL_S)  # Nothing reports that a `cancel_when` has another answer.
+        timeout = self._run_queue.next_timeout(timeout, full=self._supervisor.room <= 0)
+        timeout = 0.0 if self._scheduled_calls or self._output.pending else self._supervisor.next_timeout(timeout)
+        self.server.wait(timeout, self._output.waker)
 
     def close(self) -> None:
         """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
         if self._closed:
             return
-        self._closed = self._ending.for_good = True
+        self._closed = True
         if self._owner != os.getpid():
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
             self._recorder.close()
-            self._streams.close()
+            self._output.close()
             return
         self._detach_loop()
         try:
@@ -263,22 +264,18 @@ class ProcessManager(BaseManager):
             self._run(self._shutdown_timeout)
         finally:
             self._give_back()
-            self._ending.give_up()
+            self._supervisor.handle_all(ManagerClosed())
             self._recorder.close()
-            self._streams.close()
+            self._output.close()
 
     def _begin_shutdown(self) -> None:
         """Begin to leave: let go of what is detached, and cancel the rest; the journal's next manager has it again."""
         self._recorder.leaving()
-        self._ending.let_go()
+        self._supervisor.handle_all(ManagerClosing())
         self.stop()
 
     def _give_back(self) -> None:
         self._launcher.close(KILL_TIMEOUT_S)
-        self._reception.close()
+        self._handshake.close()
         if not self._shares:
             self.server.close()
-
-    def _admit(self) -> None:
-        if not self._closed:
-            self._launching.admit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ENDED", "State", "is_legal"]
+__all__ = ["ENDED", "WAYS", "State", "is_legal"]
 
 
 class State(StrEnum):
@@ -33,7 +33,7 @@ class State(StrEnum):
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST})
 
 _UNPROVEN = {State.STOPPING, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST, State.WAITING}
-_WAYS: Final[dict[State, set[State]]] = {
+WAYS: Final[dict[State, set[State]]] = {
     State.WAITING: {State.LAUNCHING, State.RUNNING, State.CANCELLED, State.FAILED},
     State.LAUNCHING: {State.PROVING, *_UNPROVEN},
     State.PROVING: {State.RUNNING, *_UNPROVEN},
@@ -45,4 +45,4 @@ _WAYS: Final[dict[State, set[State]]] = {
 
 def is_legal(before: State, after: State) -> bool:
     """Whether a task may go from one state to the other."""
-    return after in _WAYS[before]
+    return after in WAYS[before]

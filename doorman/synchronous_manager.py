@@ -17,9 +17,9 @@ from typing import IO, Any, Final, TypeAlias
 
 from doorman._scheduler.base_manager import BaseManager, check_listeners
 from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_streamed
-from doorman._scheduler.run_queue import QueuedTask, RunQueue
+from doorman._scheduler.run_queue import RunQueue
 from doorman.current import CurrentTask, task_context
-from doorman.errors import TaskFailed, WorkerDied
+from doorman.errors import RestartedTooOften, TaskFailed, WorkerDied
 from doorman.identity import Credential, Identity, hello, verify
 from doorman.launcher.process_exit import exit_code
 from doorman.process import Process
@@ -123,8 +123,8 @@ class SynchronousManager(BaseManager):
         check_listeners(on_output=on_output, on_progress=on_progress)
         self._on_output, self._on_progress = on_output, on_progress
         self.server = Server(f"memory://doorman-{secrets.token_hex(8)}", threaded=False)
-        self._admission = RunQueue(rules)
-        self.rules = self._admission.rules
+        self._run_queue = RunQueue(rules)
+        self.rules = self._run_queue.rules
         self._task_listeners: dict[str, list[Callable[..., Any]]] = {}
         self._running: Task | None = None
         self._closed = False
@@ -135,14 +135,14 @@ class SynchronousManager(BaseManager):
             raise ValueError("this manager is closed")
         if task.limits is not None:
             raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
-        self._admission.add(task, task._adopt(self))
+        self._run_queue.add(task, task._adopt(self))
         self._wake_loop()
         return task
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have not run yet."""
-        return self._admission.tasks
+        return self._run_queue.tasks
 
     @property
     def running(self) -> tuple[Task, ...]:
@@ -151,7 +151,7 @@ class SynchronousManager(BaseManager):
 
     def why(self, task: Task) -> str | None:
         """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
-        return self._admission.why(task)
+        return self._run_queue.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
@@ -171,7 +171,14 @@ class SynchronousManager(BaseManager):
         self.server.tick()
         self._run_scheduled_calls()
         self._release_dependents()
-        self._admission.admit((), self._start, lambda task, error: self._end(task, State.FAILED, error))
+        with contextlib.closing(self._run_queue.admit((), sys.maxsize)) as admitted:
+            for queued, error in admitted:
+                if error is not None:
+                    self._end(queued.task, State.FAILED, error)
+                elif self._still_wanted(queued.task):
+                    self._run_queue.remove(queued.task)
+                    self._run_task(queued.task)
+                    self._release_dependents()
         self._release_dependents()
         for task in self.waiting:
             self._still_wanted(task)
@@ -190,15 +197,8 @@ class SynchronousManager(BaseManager):
 
     def _release_dependents(self) -> None:
         """Let go on what came after tasks that are done, and end what came after others."""
-        for task, error in self._admission.settle():
+        for task, error in self._run_queue.release_dependents():
             task._finish(State.CANCELLED, error=error)
-
-    def _start(self, entry: QueuedTask) -> bool:
-        if self._still_wanted(entry.task):
-            self._admission.drop(entry.task)
-            self._run_task(entry.task)
-            self._release_dependents()
-        return True
 
     def _still_wanted(self, task: Task) -> bool:
         """Ask whether the task is to be cancelled; a question that raises fails its task."""
@@ -211,7 +211,7 @@ class SynchronousManager(BaseManager):
 
     def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
         """End a task that waits; False if it does not."""
-        if not self._admission.drop(task):
+        if not self._run_queue.remove(task):
             return False
         task._finish(state, error=error)
         return True
@@ -229,13 +229,22 @@ class SynchronousManager(BaseManager):
         finally:
             self._running = None
             self._task_listeners.clear()
-            state, value, error, pause = task._next_attempt(state, value, error, wanted=not self._closed)
-            if pause is not None:
-                self._admission.rest(task, b"", pause)
-            else:
-                if state in (State.CANCELLED, State.EXPIRED):
-                    task._set_state(State.STOPPING)
-                task._finish(state, value, error)
+            self._retry_or_finish(task, state, value, error)
+
+    def _retry_or_finish(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
+        delay, now = None, time.monotonic()
+        if not (self._closed or task._last_attempt):
+            try:
+                delay = task._retry_policy.delay(state, error, attempt=task.attempt, ran=task.duration, now=now)
+            except RestartedTooOften as often:
+                state, value, error = State.FAILED, None, often
+        if delay is not None:
+            task._retry(state, error, delay)
+            self._run_queue.delay(task, b"", delay)
+            return
+        if state in (State.CANCELLED, State.EXPIRED):
+            task._set_state(State.STOPPING)
+        task._finish(state, value, error)
 
     def _call(self, task: Task) -> _End:
         def report(progress: Progress) -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from doorman._scheduler.output import Line
 from doorman._worker.pickling import pickle_call
-from doorman.errors import IdentityRefused, RestartedTooOften, TaskAlreadyAdded, TaskCancelled, TaskExpired
+from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, TaskExpired
 from doorman.futures import TaskFuture, future_of
 from doorman.identity import Identity
 from doorman.limits import Limits
 from doorman.progress import Progress
 from doorman.retry import Backoff, Intensity, Restart, RetryPolicy
-from doorman.states import ENDED, State, is_legal
+from doorman.states import ENDED, WAYS, State
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -244,7 +244,7 @@ class Task:
 
     def _set_state(self, state: State) -> None:
         """Change the state; the only place that does."""
-        if not is_legal(self.state, state):
+        if state not in WAYS[self.state]:
             raise AssertionError(f"a task cannot go from {self.state} to {state}")
         self.state = state
         if state is State.RUNNING:
@@ -258,25 +258,15 @@ class Task:
         """Measure the duration from a monotonic moment: an adopted task started under an earlier manager."""
         self._started = moment
 
-    def _next_attempt(
-        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
-    ) -> tuple[State, Any, BaseException | None, float | None]:
-        """Return to WAITING after an attempt with this end, if the policy asks for another and it is ``wanted``.
+    @property
+    def _last_attempt(self) -> bool:
+        """Whether there is no further attempt, whatever the policy says."""
+        return self._killed
 
-        Returns the end of the task, which may differ from that of the attempt, and the seconds until the next attempt
-        or None.
-        """
-        ran = None if self.identity is None else self.duration
-        delay = None
-        if wanted and not self._killed:
-            try:
-                delay = self._retry_policy.delay(state, error, attempt=self.attempt, ran=ran, now=time.monotonic())
-            except RestartedTooOften as often:
-                return State.FAILED, None, often, None
-        if delay is not None:
-            self.identity = None
-            self._set_state(State.WAITING)
-        return state, value, error, delay
+    def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
+        """Return to WAITING, for another attempt ``delay`` seconds after one with this end."""
+        self.identity = None
+        self._set_state(State.WAITING)
 
     def _finish(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
         """Enter a final state with a result, and call the callbacks of `_on_done`."""

@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("doorman", "remit", "plugins/zeromq/remit_zeromq", "plugins/redis/remit_redis", "plugins/nng/remit_nng")
 KNOWN = [
-    ("doorman._scheduler", "doorman.journal"),
     ("doorman._worker", "doorman.journal"),
     ("doorman._worker", "doorman.launcher"),
     ("doorman.journal", "doorman.launcher"),

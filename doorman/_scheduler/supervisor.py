@@ -1,534 +1,435 @@
-"""Launching: the manager's side of its launcher: a process is ordered for what may start, and comes, or does not."""
+"""All attempts of one manager: gathers their events, and executes the actions that `lifecycle.step` returns."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from enum import Enum, auto
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
-from doorman._scheduler.attempt import Attempt, Orders
-from doorman._scheduler.handshake import HandshakeServer
+from doorman._scheduler import lifecycle
+from doorman._scheduler.attempt import Attempt, Timeouts, launch_request
+from doorman._scheduler.handshake import Handshake
+from doorman._scheduler.lifecycle import (
+    Action,
+    Actions,
+    CancelRequested,
+    Deadline,
+    DeadlineReached,
+    Event,
+    FailRequested,
+    Target,
+    step,
+)
 from doorman._scheduler.output import Streams
 from doorman._scheduler.run_queue import QueuedTask, RunQueue
-from doorman.errors import LaunchRefused, TaskDetached, WorkerDied
-from doorman.identity import Credential, Identity
-from doorman.journal.recorder import Recorder
-from doorman.launcher import Event, Exited, Launched, Launcher
+from doorman.errors import JournalError, LaunchRefused
+from doorman.identity import Credential
+from doorman.launcher import Event as Report
+from doorman.launcher import Exited, Launched, Launcher
 from doorman.process import Process
 from doorman.states import State
-from doorman.task import Task
 from remit._protocol.deadlines import DeadlineHeap
 
-__all__ = ["Cancellation", "Due", "Ending", "Launching", "Running"]
+if TYPE_CHECKING:
+    from doorman.journal.recorder import Recorder
+    from doorman.task import OnProgress, Task
+
+__all__ = ["Supervisor"]
+
+AT_ONCE: Final = 64
+"""Processes that may be between launch and proof: more only delay each other."""
+DESCRIPTORS: Final = 5
+"""Descriptors that a process may need in the manager until its proof: two pidfds, two pipes and its connection."""
+SPARE_DESCRIPTORS: Final = 16
+"""Descriptors that are left to the rest of the program."""
+ENDED: Final = 1024
+"""Ended attempts whose credentials are kept, so that a late process of theirs can be told to die."""
+SPARE_DEADLINES: Final = 1024
+"""Deadlines of ended attempts beyond which they are taken out of the heap before they pass."""
 
 
-OVER: Final = 1024
-"""Attempts that are remembered after their end, so that a process of theirs that turns up late can be told to die."""
-TIDY: Final = 1024
-"""Dues, beside those of the attempts that exist, beyond which those of attempts that have ended are taken out."""
+class Supervisor:
+    """The attempts of one manager, by id, task and handler.
 
-
-class Due(Enum):
-    """What may come due for an attempt."""
-
-    HELLO = auto()
-    """It should have proven itself by now."""
-    EXPIRY = auto()
-    """Its task's own code has run for as long as it may."""
-    LINGERED = auto()
-    """Its time was over when it had told its result, and it has had the grace to end by itself."""
-    KILL = auto()
-    """It was told to end, and the grace is over."""
-    LAST_WORDS = auto()
-    """Its process has ended, and a result that was under way would be here by now."""
-
-
-class Running:
-    """The attempts of one manager, by id and by task.
-
-    ``grace`` is the seconds between SIGTERM and SIGKILL; ``stopped`` is called before an attempt is told to end.
+    Every event goes through `handle` or `execute`; the actions of all of them form one queue.
     """
 
-    def __init__(self, *, grace: float, stopped: Callable[[Attempt, State], object]) -> None:
-        self._grace: Final = grace
-        self._stopped = stopped
+    def __init__(
+        self,
+        launcher: Launcher,
+        run_queue: RunQueue,
+        recorder: Recorder,
+        output: Streams,
+        handshake: Handshake,
+        *,
+        timeouts: Timeouts,
+        payload: tuple[bytes, bytes],
+        on_progress: OnProgress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._launcher = launcher
+        self._run_queue = run_queue
+        self._recorder = recorder
+        self._output = output
+        self._handshake = handshake
+        self.timeouts: Final = timeouts
+        self._payload = payload
+        self._on_progress = on_progress
+        self._clock = clock
         self._attempts: dict[str, Attempt] = {}
         self._by_task: dict[Task, Attempt] = {}
         self._by_handler: dict[str, dict[Attempt, None]] = {}
-        self._over: dict[str, Credential] = {}
-        self._dues: DeadlineHeap[tuple[Due, str]] = DeadlineHeap()
-        self.unproven = 0
-        """How many are on their way from launch to proof."""
+        self._unproven: set[Attempt] = set()
+        self._ended: dict[str, Credential] = {}
+        self._cancel_when: dict[Task, None] = {}
+        self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(clock)
+        self._reports: deque[Report] = deque()
+        self._exits: deque[tuple[Attempt, Exited]] = deque()
+        self._actions: deque[tuple[Attempt, Action]] = deque()
+        handshake.open(self)
 
     def __len__(self) -> int:
         return len(self._attempts)
 
-    def __iter__(self) -> Iterator[Attempt]:
-        return iter(tuple(self._attempts.values()))
-
-    def __contains__(self, attempt: Attempt) -> bool:
-        return attempt.id in self._attempts
+    @property
+    def attempts(self) -> Iterable[Attempt]:
+        """The attempts that have not ended."""
+        return self._attempts.values()
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks of the attempts."""
+        """Their tasks."""
         return tuple(self._by_task)
 
-    def named(self, attempt_id: object) -> Attempt | None:
-        """Return the attempt of that id; None if there is none, or if that is no id at all."""
+    @property
+    def room(self) -> int:
+        """How many processes may be asked for now."""
+        return AT_ONCE - len(self._unproven)
+
+    def attempt(self, attempt_id: object) -> Attempt | None:
+        """Return the attempt of an id; None if there is none, or if that is no id at all."""
         return self._attempts.get(attempt_id) if isinstance(attempt_id, str) else None
 
-    def over(self, attempt_id: object) -> Credential | None:
-        """Return the credential of an attempt that has ended not long ago; no hello under it is believed."""
-        return self._over.get(attempt_id) if isinstance(attempt_id, str) else None
-
-    def of(self, task: Task) -> Attempt | None:
+    def attempt_of(self, task: Task) -> Attempt | None:
         """Return the attempt that is under way for a task."""
         return self._by_task.get(task)
 
-    def siblings(self, task: Task) -> tuple[Attempt, ...]:
-        """Return the attempts of other tasks with the same handler."""
-        return tuple(attempt for attempt in self._by_handler.get(task.handler, ()) if attempt.task is not task)
+    def ended_credential(self, attempt_id: object) -> Credential | None:
+        """Return the revoked credential of an attempt that has ended not long ago."""
+        return self._ended.get(attempt_id) if isinstance(attempt_id, str) else None
 
-    # -- the life of an attempt --------------------------------------------------------------------------------
+    def next_timeout(self, most: float) -> float:
+        """Return the seconds until there is something to do, ``most`` at the most, if no message or report comes."""
+        if self._actions or self._reports or self._exits:
+            return 0.0
+        return self._deadlines.patience(most)
 
-    def add(self, attempt: Attempt) -> None:
-        """Begin: its process was asked for."""
-        attempt.task._set_state(State.LAUNCHING)
+    # -- events ------------------------------------------------------------------------------------------------
+
+    def gather(self) -> Iterator[tuple[Attempt, Event]]:
+        """Yield what has happened to which attempt. The actions of each event are executed before the next."""
+        self._perform()
+        self._reports.extend(self._launcher.poll())
+        while self._reports:
+            report = self._reports.popleft()
+            attempt = self._attempts.get(report.attempt)
+            if attempt is None:
+                if isinstance(report, Launched):
+                    report.process.close()
+            elif isinstance(report, Exited):
+                self._exits.append((attempt, report))
+            else:
+                yield attempt, report
+        # Before the exits: what a process sent before its end counts. The handshake's listeners handle it.
+        self._handshake.receive()
+        while self._exits:
+            yield self._exits.popleft()
+        self._output.read()
+        for deadline, attempt_id in self._deadlines.due():
+            attempt = self._attempts.get(attempt_id)
+            if attempt is not None:
+                yield attempt, DeadlineReached(deadline)
+
+    def handle(self, attempt: Attempt, event: Event) -> None:
+        """Do what follows from an event."""
+        self.execute(attempt, step(attempt, event, self._clock()))
+
+    def start(self, admitted: Generator[tuple[QueuedTask, Exception | None], None, None]) -> None:
+        """Start what the run queue admits."""
+        with contextlib.closing(admitted):
+            self._start(admitted)
+
+    def _start(self, admitted: Iterable[tuple[QueuedTask, Exception | None]]) -> None:
+        for queued, error in admitted:
+            if error is not None:
+                self.fail(queued.task, error)
+            elif not _descriptors_left((len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS):
+                self._run_queue.hold("few descriptors are left to this process: see `ulimit -n`")
+            else:
+                number = queued.task.attempt + 1
+                attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
+                self.handle(attempt, lifecycle.Admitted())
+
+    def restore(self, attempt: Attempt, event: Event) -> None:
+        """Go on with an attempt of an earlier manager: ``event`` says what became of its process."""
+        self._run_queue.take_slot(attempt)
         self._register(attempt)
-        self.unproven += 1
+        self.handle(attempt, event)
 
-    def launched(self, attempt: Attempt, process: Process, patience: float) -> None:
-        """Go on: a process is there, and has ``patience`` seconds to prove itself."""
-        attempt.launched = process
-        if attempt.stopping is not None:
-            attempt.signal(signal.SIGKILL)
-            return
-        attempt.task._set_state(State.PROVING)
-        self.expect(Due.HELLO, attempt, patience)
+    # -- requests ----------------------------------------------------------------------------------------------
 
-    def proven(self, attempt: Attempt, identity: Identity) -> None:
-        """Go on: the process is the task's, and its code begins. Raises IdentityRefused if it has ended meanwhile."""
-        if attempt.launched is not None and identity.here and identity.pid != attempt.launched.pid:
-            attempt.own = identity.open()
-        attempt.task.identity = identity
-        self.unproven -= 1
-        attempt.task._set_state(State.RUNNING)
-        if attempt.task.expires_in is not None:
-            self.expect(Due.EXPIRY, attempt, attempt.task.expires_in)
+    def watch(self, task: Task) -> None:
+        """Call the `cancel_when` of a task in each tick, if it has one."""
+        if task.cancel_when is not None:
+            self._cancel_when[task] = None
 
-    def resume(self, attempt: Attempt, identity: Identity, began: float) -> None:
-        """Go on with what a manager before this one has proven; ``began`` is when, by the monotonic clock."""
+    @property
+    def watches(self) -> bool:
+        """Whether there is any `cancel_when` to call."""
+        return bool(self._cancel_when)
+
+    def call_cancel_when(self) -> None:
+        """Cancel the tasks whose `cancel_when` is true; fail those whose `cancel_when` raises."""
+        for task in list(self._cancel_when):
+            try:
+                wanted = task.cancel_when is None or not task.cancel_when()
+            except Exception as error:  # noqa: BLE001 - the function of one task must not stop the others
+                self.fail(task, error)
+                continue
+            if not wanted:
+                self.cancel(task)
+
+    def end_dependents(self) -> None:
+        """End the waiting tasks that come after one which did not end well."""
+        for task, error in self._run_queue.release_dependents():
+            self._finish_waiting(task, State.CANCELLED, error)
+
+    def cancel(self, task: Task) -> bool:
+        """Stop a task that runs, drop one that waits; False if it has ended."""
+        return self._end(task, CancelRequested(), State.CANCELLED, None)
+
+    def fail(self, task: Task, error: Exception) -> bool:
+        """Do the same because a function of its policy raised."""
+        return self._end(task, FailRequested(error), State.FAILED, error)
+
+    def kill(self) -> None:
+        """Kill all processes now."""
+        for attempt in self.attempts:
+            _signal(attempt, lifecycle.Signal(signal.SIGKILL, Target.ALL))
+
+    def handle_all(self, event: Event) -> None:
+        """Do what follows from an event for each attempt."""
+        for attempt in tuple(self.attempts):
+            self.handle(attempt, event)
+
+    def _end(self, task: Task, event: Event, state: State, error: Exception | None) -> bool:
+        self._cancel_when.pop(task, None)
+        attempt = self._by_task.get(task)
+        if attempt is not None:
+            self.handle(attempt, event)
+        elif self._run_queue.remove(task):
+            self._finish_waiting(task, state, error)
+        else:
+            return False
+        return True
+
+    def _finish_waiting(self, task: Task, state: State, error: Exception | None) -> None:
+        self._recorder.ended(task, state, None, error)
+        self._cancel_when.pop(task, None)
+        task._finish(state, error=error)
+
+    # -- actions -----------------------------------------------------------------------------------------------
+
+    def execute(self, attempt: Attempt, actions: Actions) -> None:
+        """Execute actions in order, behind those that are being executed already."""
+        self._actions.extend((attempt, action) for action in actions)
+        self._perform()
+
+    def _perform(self) -> None:
+        while self._actions:
+            attempt, action = self._actions.popleft()
+            try:
+                _PERFORM[type(action)](self, attempt, action)
+            except JournalError:
+                # The manager has to end now. What must not happen without the record is dropped; ends go on.
+                needs_record = lifecycle.TakeSlot | lifecycle.Launch | lifecycle.Reply
+                self._actions = deque(item for item in self._actions if not isinstance(item[1], needs_record))
+                raise
+            except BaseException:  # Such as a Ctrl-C in a callback: what was decided happens all the same.
+                self._perform()
+                raise
+
+    def _journal(self, attempt: Attempt, action: lifecycle.Journal) -> None:
+        self._recorder.write(attempt, action)
+
+    def _take_slot(self, attempt: Attempt, _: lifecycle.TakeSlot) -> None:
         task = attempt.task
-        task.identity = identity
-        task._set_state(State.RUNNING)
-        task._set_started(began)
+        self._run_queue.remove(task)
+        self._run_queue.take_slot(attempt)
         self._register(attempt)
-        if task.expires_in is not None:
-            self.expect(Due.EXPIRY, attempt, began + task.expires_in - time.monotonic())
-
-    def resume_unproven(self, attempt: Attempt, patience: float) -> None:
-        """The same where the kernel cannot tell which process it is: it has ``patience`` seconds to prove itself."""
-        self.add(attempt)
-        attempt.task._set_state(State.PROVING)
-        self.expect(Due.HELLO, attempt, patience)
+        self._unproven.add(attempt)
+        task.attempt, task.progress = attempt.number, None
+        task.output = self._output.files(task, attempt.id)
+        task._set_state(State.LAUNCHING)
 
     def _register(self, attempt: Attempt) -> None:
         self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
         self._by_handler.setdefault(attempt.handler, {})[attempt] = None
 
-    def remember(self, credential: Credential) -> None:
-        """Believe no hello under this credential any more; a process that says one is told to die."""
-        credential.revoke()
-        self._over[credential.attempt] = credential
-        if len(self._over) > OVER:
-            del self._over[next(iter(self._over))]
+    def _launch(self, attempt: Attempt, _: lifecycle.Launch) -> None:
+        event: Event = lifecycle.LaunchDeclined("its launch was interrupted")
+        try:
+            with contextlib.closing(self._output.open(attempt.task, attempt.id)) as outputs:
+                record = self._recorder.place_of(attempt)
+                self._launcher.launch(launch_request(attempt, self._payload, outputs, record))
+            event = lifecycle.LaunchAccepted()
+        except LaunchRefused as error:
+            event = lifecycle.LaunchDeclined(str(error))
+        except (OSError, ValueError) as error:  # Such as a wrapper whose words are no text.
+            event = lifecycle.LaunchInvalid(error)
+        finally:
+            self.handle(attempt, event)
 
-    def let_go(self, attempt: Attempt) -> None:
-        """Leave a detached process to itself: nothing is said to it."""
-        self.forget(attempt)
-        del self._over[attempt.id]
+    def _stop_siblings(self, attempt: Attempt, _: lifecycle.StopSiblings) -> None:
+        for sibling in tuple(self._by_handler.get(attempt.handler, ())):
+            if sibling.task is not attempt.task:
+                self.handle(sibling, lifecycle.SiblingStarted())
 
-    def stop(self, attempt: Attempt, ends_as: State) -> None:
-        """TERM now, KILL to the whole group after the grace; at once KILL to what has not even proven itself."""
-        if attempt.stopping is not None:
+    def _verify_hello(self, attempt: Attempt, action: lifecycle.VerifyHello) -> None:
+        self.handle(attempt, self._handshake.verify(attempt, action.hello, action.sender))
+
+    def _challenge(self, attempt: Attempt, action: lifecycle.Challenge) -> None:
+        self._handshake.challenge(attempt, action.sender)
+
+    def _reply(self, attempt: Attempt, action: lifecycle.Reply) -> None:
+        self._handshake.reply(attempt.credential, action.word, action.sender)
+
+    def _refuse(self, _: Attempt, action: lifecycle.Refuse) -> None:
+        self._handshake.refused[action.reason] += 1
+
+    def _set_deadline(self, attempt: Attempt, action: lifecycle.SetDeadline) -> None:
+        self._deadlines.expect((action.deadline, attempt.id), action.at - self._clock())
+
+    def _set_state(self, attempt: Attempt, action: lifecycle.SetState) -> None:
+        task = attempt.task
+        if action.state is not State.RUNNING:
+            task._set_state(action.state)
             return
-        self._stopped(attempt, ends_as)
-        attempt.stopping = ends_as
-        proven = attempt.task.state is State.RUNNING
-        attempt.task._set_state(State.STOPPING)
-        if proven:
-            attempt.terminate()
-        else:
-            attempt.signal(signal.SIGKILL)
-        self.expect(Due.KILL, attempt, self._grace)
+        task.identity = attempt.identity
+        self._unproven.discard(attempt)
+        task._set_state(action.state)
+        task._set_started(action.at)
 
-    def linger(self, attempt: Attempt) -> None:
-        """Let it end by itself, though its time is over: its result is here. It has the grace for that."""
-        self.expect(Due.LINGERED, attempt, self._grace)
+    def _set_exit(self, attempt: Attempt, action: lifecycle.SetExit) -> None:
+        task = attempt.task
+        task.exit_code, task.signal, task.max_rss = action.exited[1:4]
 
-    def forget(self, attempt: Attempt) -> None:
-        """End: let go of its processes; every later hello is late."""
-        self.remember(attempt.credential)
+    def _report_progress(self, attempt: Attempt, action: lifecycle.ReportProgress) -> None:
+        attempt.task._report_progress(action.progress, self._on_progress)
+
+    def _read_files(self, attempt: Attempt, _: lifecycle.ReadFiles) -> None:
+        self.handle(attempt, lifecycle.FilesRead(*self._recorder.read_files(attempt)))
+
+    def _open_outcome(self, attempt: Attempt, _: lifecycle.OpenOutcome) -> None:
+        assert attempt.outcome is not None
+        self.handle(attempt, lifecycle.OutcomeOpened(*attempt.outcome.unpickle()))
+
+    def _collect_output(self, attempt: Attempt, _: lifecycle.CollectOutput) -> None:
+        self._output.finish_attempt(attempt.id)
+
+    def _free_slot(self, attempt: Attempt, _: lifecycle.FreeSlot) -> None:
         del self._attempts[attempt.id]
         del self._by_task[attempt.task]
         siblings = self._by_handler[attempt.handler]
         del siblings[attempt]
         if not siblings:
             del self._by_handler[attempt.handler]
-        if attempt.task.identity is None:
-            self.unproven -= 1
-        attempt.close()
-        if len(self._dues) > TIDY + len(Due) * len(self._attempts):
-            self._dues.tidy(lambda due: due[1] in self._attempts)
+        self._unproven.discard(attempt)
+        self._run_queue.free_slot(attempt)
+        if len(self._deadlines) > SPARE_DEADLINES + len(Deadline) * len(self._attempts):
+            self._deadlines.tidy(lambda deadline: deadline[1] in self._attempts)
 
-    # -- time --------------------------------------------------------------------------------------------------
+    def _close_process(self, attempt: Attempt, action: lifecycle.CloseProcess) -> None:
+        attempt.credential.revoke()
+        for process in (attempt.launched, attempt.own):
+            if process is not None:
+                process.close()
+        if not action.leave:
+            self._ended[attempt.id] = attempt.credential
+            if len(self._ended) > ENDED:
+                del self._ended[next(iter(self._ended))]
+            self._recorder.remove_files(attempt)
 
-    def expect(self, due: Due, attempt: Attempt, seconds: float) -> None:
-        """Let something come due for an attempt, unless it is over by then."""
-        self._dues.expect((due, attempt.id), seconds)
+    def _requeue(self, attempt: Attempt, action: lifecycle.Requeue) -> None:
+        task = attempt.task
+        if action.counted:
+            assert action.state is not None
+            task._retry(action.state, action.error, action.delay)
+            self._run_queue.delay(task, attempt.call, action.delay)
+            return
+        task.attempt = attempt.number - 1
+        if task.state is not State.WAITING:
+            task._set_state(State.WAITING)
+        self._run_queue.requeue(task, attempt.call, attempt.turn)
+        if action.why is not None:
+            self._run_queue.hold(action.why)
 
-    def due(self) -> Iterator[tuple[Due, Attempt]]:
-        """Yield what has come due since the last call."""
-        for due, attempt_id in self._dues.due():
-            attempt = self._attempts.get(attempt_id)
-            if attempt is not None:
-                yield due, attempt
-
-    def patience(self, most: float) -> float:
-        """Return the seconds until something comes due, ``most`` at the most."""
-        return self._dues.patience(most)
-
-
-class Cancellation:
-    """The tasks of one manager that have a `cancel_when`."""
-
-    def __init__(self) -> None:
-        self._asked: dict[Task, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._asked)
-
-    def add(self, task: Task) -> None:
-        """Ask a task from now on, if it has anything to ask."""
-        if task.cancel_when is not None:
-            self._asked[task] = None
-
-    def forget(self, task: Task) -> None:
-        """Ask it no more."""
-        self._asked.pop(task, None)
-
-    def ask(self, cancel: Callable[[Task], object], fail: Callable[[Task, BaseException], object]) -> None:
-        """Give those that are not wanted any more to ``cancel``, those whose question raises to ``fail``."""
-        for task in list(self._asked):
-            try:
-                cancelled = task.cancel_when is not None and task.cancel_when()
-            except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
-                self.forget(task)
-                fail(task, error)
-                continue
-            if cancelled:
-                self.forget(task)
-                cancel(task)
+    def _finish(self, attempt: Attempt, action: lifecycle.Finish) -> None:
+        self._cancel_when.pop(attempt.task, None)
+        attempt.task._finish(action.state, action.value, action.error)
 
 
-LAST_WORDS: Final = 0.5
-"""Seconds for which the result of a process that died unexpectedly may still be under way."""
+_PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
+    lifecycle.Journal: Supervisor._journal,
+    lifecycle.TakeSlot: Supervisor._take_slot,
+    lifecycle.Launch: Supervisor._launch,
+    lifecycle.StopSiblings: Supervisor._stop_siblings,
+    lifecycle.VerifyHello: Supervisor._verify_hello,
+    lifecycle.Challenge: Supervisor._challenge,
+    lifecycle.Reply: Supervisor._reply,
+    lifecycle.Refuse: Supervisor._refuse,
+    lifecycle.Signal: lambda _, attempt, action: _signal(attempt, action),
+    lifecycle.SetDeadline: Supervisor._set_deadline,
+    lifecycle.SetState: Supervisor._set_state,
+    lifecycle.SetExit: Supervisor._set_exit,
+    lifecycle.ReportProgress: Supervisor._report_progress,
+    lifecycle.ReadFiles: Supervisor._read_files,
+    lifecycle.OpenOutcome: Supervisor._open_outcome,
+    lifecycle.CollectOutput: Supervisor._collect_output,
+    lifecycle.FreeSlot: Supervisor._free_slot,
+    lifecycle.CloseProcess: Supervisor._close_process,
+    lifecycle.Requeue: Supervisor._requeue,
+    lifecycle.Finish: Supervisor._finish,
+}
 
 
-class Ending:
-    """Takes what ends an attempt, from wherever it comes, to its task, to the journal and to those who wait.
+def _signal(attempt: Attempt, action: lifecycle.Signal) -> None:
+    """Signal through pidfds alone, which never come to mean another process.
 
-    ``hear`` hears what the processes have said by now; ``refused`` counts those that never proved themselves.
+    The end of a wrapper would be the end of the task's grace: the task's own process is asked first.
     """
-
-    def __init__(
-        self,
-        running: Running,
-        admission: RunQueue,
-        recorder: Recorder,
-        streams: Streams,
-        cancellation: Cancellation,
-        *,
-        hear: Callable[[], object],
-        refused: Counter[str],
-    ) -> None:
-        self._running = running
-        self._admission = admission
-        self._recorder = recorder
-        self._streams = streams
-        self._cancellation = cancellation
-        self._hear = hear
-        self._refused = refused
-        self.for_good = False
-        """Whether nothing is tried again: its manager closes."""
-
-    # -- what ends an attempt ----------------------------------------------------------------------------------
-
-    def cancel(self, task: Task) -> bool:
-        """End a task that nobody wants any more, waiting or running; False if it has ended."""
-        return self._cut_short(task, State.CANCELLED)
-
-    def fail(self, task: Task, error: BaseException) -> None:
-        """End a task because of what its policy raised, or because it cannot be started at all."""
-        self._cut_short(task, State.FAILED, error)
-
-    def cancel_siblings(self, task: Task) -> None:
-        """Stop the running tasks with the same handler."""
-        for sibling in self._running.siblings(task):
-            self._stop_for_good(sibling, State.CANCELLED)
-
-    def settle(self) -> None:
-        """Let go on what came after tasks that are done, and end what came after others."""
-        for task, error in self._admission.settle():
-            self._end(task, State.CANCELLED, error=error)
-
-    def keep_time(self) -> None:
-        """Do what has come due."""
-        for due, attempt in self._running.due():
-            if due is Due.KILL:
-                attempt.signal(signal.SIGKILL)
-            elif due is Due.LAST_WORDS:
-                self.conclude(attempt)
-            elif due is Due.EXPIRY and attempt.outcome is None:
-                self._running.stop(attempt, State.EXPIRED)
-            elif due is Due.EXPIRY:
-                self._running.linger(attempt)
-            elif due is Due.LINGERED:
-                self._running.stop(attempt, State.FAILED)  # No matter which: it ends as its result says.
-            elif due is Due.HELLO and attempt.task.identity is None:
-                self._refused["no hello in time"] += 1
-                if attempt.salt:  # Nobody knows that it is the task's: it is left alone.
-                    self.conclude(attempt)
-                else:
-                    self._running.stop(attempt, State.FAILED)
-
-    def not_launched(self, attempt: Attempt, why: str) -> None:
-        """No process could be made."""
-        stopped = attempt.stopping not in (None, State.FAILED)
-        error = None if stopped else attempt.error or WorkerDied(None, None, None, why)
-        self.over(attempt, attempt.stopping or State.FAILED, error=error)
-
-    def exited(self, attempt: Attempt, event: Exited) -> None:
-        """Its process has ended. Its result may still be under way: then the end waits for it a little."""
-        attempt.exited = event
-        task = attempt.task
-        task.exit_code, task.signal, task.max_rss = event.exit_code, event.signal, event.max_rss
-        if not task.detach:
-            attempt.end_own()  # A wrapper's end is the attempt's, and nothing of it goes on.
-        unexpected = attempt.outcome is None and attempt.stopping is None and not task.argv
-        if (unexpected and task.state is State.RUNNING) or self._recorder.awaits_end(attempt):
-            self._running.expect(Due.LAST_WORDS, attempt, LAST_WORDS)
-        else:
-            self._hear()
-            self.conclude(attempt)
-
-    def let_go(self) -> None:
-        """Leave detached processes that are at work to themselves, and to the journal's next manager."""
-        for attempt in self._running:
-            task = attempt.task
-            at_work = task.identity is not None or attempt.salt
-            if task.detach and at_work and attempt.stopping is None:
-                self._running.let_go(attempt)
-                self._admission.ended(attempt)
-                left = TaskDetached(f"{task!r} runs on without this manager; open its journal to take it over")
-                task._finish(State.LOST, error=left)
-
-    def give_up(self) -> None:
-        """End what has not ended in all the time that there was."""
-        for attempt in self._running:
-            self.over(attempt, attempt.stopping or State.LOST, error=attempt.error)
-
-    # -- the end -----------------------------------------------------------------------------------------------
-
-    def conclude(self, attempt: Attempt) -> None:
-        """End an attempt whose process has ended, as it says itself."""
-        if attempt in self._running:
-            self._recorder.recall(attempt)
-            self.over(attempt, *attempt.verdict())
-
-    def over(self, attempt: Attempt, state: State, value: Any = None, error: BaseException | None = None) -> None:
-        """End an attempt, and its task with it unless it is to be tried again."""
-        try:
-            self._streams.finish_attempt(attempt.id)
-        finally:  # Whoever listens may be interrupted, as by Ctrl-C; the attempt is over all the same.
-            self._decide(attempt, state, value, error)
-
-    def forget(self, attempt: Attempt) -> None:
-        """Count an attempt no more: its process is gone, or never came."""
-        self._running.forget(attempt)
-        self._admission.ended(attempt)
-
-    def _decide(self, attempt: Attempt, state: State, value: Any, error: BaseException | None) -> None:
-        task = attempt.task
-        self.forget(attempt)
-        # What was cancelled under the manager before this one is not wanted either, whatever its process still told.
-        wanted = not (attempt.final or attempt.stopping is State.CANCELLED or self.for_good)
-        state, value, error, pause = task._next_attempt(state, value, error, wanted=wanted)
-        if pause is None:
-            self._end(task, state, value, error)
-        else:
-            self._recorder.again(task)
-            self._admission.rest(task, attempt.call, pause)
-        self._recorder.forget(attempt)
-
-    def _cut_short(self, task: Task, state: State, error: BaseException | None = None) -> bool:
-        """Stop a task that runs, drop one that waits; False if it has ended."""
-        attempt = self._running.of(task)
-        if attempt is not None:
-            attempt.error = error or attempt.error
-            self._stop_for_good(attempt, state)
-        elif self._admission.drop(task):
-            self._end(task, state, error=error)
-        else:
-            return False
-        return True
-
-    def _stop_for_good(self, attempt: Attempt, ends_as: State) -> None:
-        attempt.final = True  # Also if it is being stopped already, for another reason.
-        self._running.stop(attempt, ends_as)
-
-    def _end(self, task: Task, state: State, value: Any = None, error: BaseException | None = None) -> None:
-        self._cancellation.forget(task)
-        self._recorder.ended(task, state, value, error)
-        task._finish(state, value, error)
+    launched, own = attempt.launched, attempt.own
+    if action.target is Target.TASK and own is not None and _sent(own, own.signal, action.number):
+        return
+    for process in (own,) if action.target is Target.OWN else (launched, own):
+        if process is not None and not _sent(process, process.signal_group, action.number):
+            _sent(process, process.signal, action.number)
 
 
-AT_ONCE: Final = 64
-"""Processes that may be on their way from launch to proof: more only make each other wait."""
-DESCRIPTORS: Final = 5
-"""Descriptors that a process may take up here until it has proven itself: two pidfds, two pipes and its connection."""
-SPARE: Final = 16
-"""Descriptors that are left to whatever else opens one."""
-
-
-class Launching:
-    """Orders the processes of those tasks that are admitted, and hears what becomes of them.
-
-    ``patience`` is how many seconds a process has to prove itself.
-    """
-
-    def __init__(
-        self,
-        launcher: Launcher,
-        orders: Orders,
-        running: Running,
-        admission: RunQueue,
-        recorder: Recorder,
-        streams: Streams,
-        reception: HandshakeServer,
-        ending: Ending,
-        patience: float,
-    ) -> None:
-        self._launcher = launcher
-        self._orders = orders
-        self._running = running
-        self._admission = admission
-        self._recorder = recorder
-        self._streams = streams
-        self._reception = reception
-        self._ending = ending
-        self._patience = patience
-        self._events: deque[Event] = deque()
-
-    @property
-    def full(self) -> bool:
-        """Whether so many processes are on their way that no other is asked for."""
-        return self._running.unproven >= AT_ONCE
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is word of the launcher's that was heard and not obeyed."""
-        return bool(self._events)
-
-    # -- from a task that waits to an order --------------------------------------------------------------------
-
-    def admit(self) -> None:
-        """Start what may start."""
-        if len(self._admission) and not self.full:
-            self._admission.admit(self._running, self._start, self._ending.fail)
-
-    def _start(self, entry: QueuedTask) -> bool:
-        """Ask for a process; False if no other is to be asked for just now."""
-        if not _descriptors_left((self._running.unproven + 1) * DESCRIPTORS + SPARE):
-            self._admission.refused("few descriptors are left to this process: see `ulimit -n`")
-            return False
-        task = entry.task
-        attempt = Attempt(task, entry.call, task.attempt + 1, entry.turn)
-        self._recorder.started(attempt)
-        try:
-            self._order(attempt)
-        except LaunchRefused as error:
-            self._recorder.again(task)
-            self._admission.refused(str(error))
-            return False
-        except (OSError, ValueError) as error:  # It cannot be written down, as a wrapper whose words are no text.
-            self._ending.fail(task, error)
-            return True
-        self._admission.drop(task)
-        self._admission.started(attempt)
-        task.attempt, task.progress = attempt.number, None
-        task.output = self._streams.files(task, attempt.id)
-        self._running.add(attempt)
-        if task.stops_siblings:
-            self._ending.cancel_siblings(task)
-        return not self.full
-
-    def _order(self, attempt: Attempt) -> None:
-        """Order a process. Raises LaunchRefused; OSError for a file of its output, ValueError for the order itself."""
-        outputs = self._streams.open(attempt.task, attempt.id)
-        try:
-            self._launcher.launch(self._orders.written(attempt, outputs, record=self._recorder.place_of(attempt)))
-        except BaseException:
-            self._streams.finish_attempt(attempt.id)
-            raise
-        finally:
-            outputs.close()
-
-    # -- from an order to a process, and to its end ------------------------------------------------------------
-
-    def hear(self) -> None:
-        """Obey what the launcher has to say."""
-        self._events.extend(self._launcher.poll())
-        while self._events:  # Kept: who is interrupted in one, as by Ctrl-C, goes on with the next.
-            event = self._events.popleft()
-            attempt = self._running.named(event.attempt)
-            if attempt is None:
-                if isinstance(event, Launched):
-                    event.process.close()
-            elif isinstance(event, Launched):
-                self._launched(attempt, event)
-            elif isinstance(event, Exited):
-                self._ending.exited(attempt, event)
-            elif event.back_pressure and attempt.stopping is None:
-                self._put_back(attempt, event.why)
-            else:
-                self._ending.not_launched(attempt, event.why)
-
-    def _launched(self, attempt: Attempt, event: Launched) -> None:
-        attempt.reach = event.reach
-        self._recorder.launched(attempt, event.process)
-        self._running.launched(attempt, event.process, self._patience)
-        self._reception.admit_early(attempt)
-
-    def _put_back(self, attempt: Attempt, why: str) -> None:
-        """Let its task wait where it stood, as if no process had been asked for: the system has none to give."""
-        task = attempt.task
-        self._ending.forget(attempt)
-        self._streams.finish_attempt(attempt.id)
-        task._set_state(State.WAITING)
-        task.attempt -= 1
-        self._recorder.again(task)
-        self._admission.put_back(attempt, f"no process can be started now: {why}")
+def _sent(process: Process, send: Callable[[int], bool], number: int) -> bool:
+    """Send a signal; False if nothing received it, or if a process that others started is another user's."""
+    with contextlib.suppress(PermissionError):
+        return send(number)
+    return False
 
 
 def _descriptors_left(count: int) -> bool:
-    """Tell whether so many more can be opened, as far as the lowest free one tells: without one no proof is heard."""
+    """Return whether so many more can be opened, judged by the lowest free one: without them no proof is received."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         lowest = os.open("/", os.O_PATH | os.O_CLOEXEC)

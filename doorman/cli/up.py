@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import chain, cycle
 from pathlib import Path
-from typing import Any, Final, TextIO, cast
+from typing import Final, TextIO, cast
 
 from doorman.cli import discard_output
 from doorman.cli.manager_session import ManagerSession, open_manager
@@ -72,14 +72,13 @@ class _ProgramTask(Task):
 
     programs: _Programs
 
-    def _next_attempt(
-        self, state: State, value: Any, error: BaseException | None, *, wanted: bool
-    ) -> tuple[State, Any, BaseException | None, float | None]:
-        reason = _end_text(self, state, error)
-        end = super()._next_attempt(state, value, error, wanted=wanted and not self.programs.stopping)
-        if end[3] is not None:
-            self.programs.printer.print_note(self.name, f"{reason}; again in {end[3]:.2g} s")
-        return end
+    @property
+    def _last_attempt(self) -> bool:
+        return super()._last_attempt or self.programs.stopping
+
+    def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
+        self.programs.printer.print_note(self.name, f"{_end_text(self, state, error)}; again in {delay:.2g} s")
+        super()._retry(state, error, delay)
 
 
 class _Programs:

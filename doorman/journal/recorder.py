@@ -1,4 +1,4 @@
-"""Recorder: the manager's pen: each turn in a task's life goes into the journal before it matters."""
+"""Writes what happens to tasks into a journal, before it takes effect."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import io
 import logging
 import os
 import pickle
-import time
 from collections.abc import Container, Mapping
 from typing import Any, Final
 
 import cloudpickle
 
+from doorman._scheduler import lifecycle
 from doorman._scheduler.attempt import Attempt
+from doorman._scheduler.lifecycle import JournalEntry
+from doorman._worker.outcome import Outcome
 from doorman.errors import JournalError, TaskFailed
-from doorman.identity import Identity, boot_id
-from doorman.journal import outcome_files as lastwords
+from doorman.identity import boot_id
+from doorman.journal import outcome_files
 from doorman.journal.journal import Journal
 from doorman.journal.records import (
     Added,
@@ -30,7 +32,7 @@ from doorman.journal.records import (
     Started,
     Stopped,
 )
-from doorman.process import Process
+from doorman.launcher import Exited
 from doorman.states import State
 from doorman.task import Task
 from remit import Location
@@ -104,34 +106,29 @@ class Recorder:
         after = tuple(first.id for first in task.after)
         self._write(Added(task.id, _plain(task.name), command, _pickled_policy(task), call, after))
 
-    def started(self, attempt: Attempt) -> None:
-        """A process is about to be asked for."""
-        self._told.discard(attempt.task.id)
-        secret, detach = attempt.credential.secret, attempt.task.detach
-        self._write(Started(attempt.task.id, attempt.id, attempt.number, secret, detach, boot_id()))
-
-    def launched(self, attempt: Attempt, process: Process) -> None:
-        """A process is there."""
-        self._write(Launched(attempt.task.id, process.pid, process.inode))
-
-    def proven(self, attempt: Attempt, identity: Identity) -> None:
-        """The process has proven itself, and is about to be told to go."""
-        self._write(Proven(attempt.task.id, identity, time.monotonic()))
-
-    def stopped(self, attempt: Attempt, ends_as: State) -> None:
-        """The process is about to be told to end."""
-        if not self._leaving:
-            self._write(Stopped(attempt.task.id, ends_as))
-
-    def told(self, attempt: Attempt) -> None:
-        """The outcome is here, and about to be confirmed."""
-        if attempt.outcome is not None and self.journal is not None:
-            self._told.add(attempt.task.id)
-            self._write(OutcomeReceived(attempt.task.id, attempt.outcome.encode()))
-
-    def again(self, task: Task) -> None:
-        """The task waits again."""
-        self._write(Requeued(task.id, task.attempt))
+    def write(self, attempt: Attempt, action: lifecycle.Journal) -> None:
+        """Write the record of an attempt that an action asks for. Raises JournalError."""
+        if self.journal is None:
+            return
+        task = attempt.task
+        match action.entry:
+            case JournalEntry.STARTED:
+                self._told.discard(task.id)
+                secret = attempt.credential.secret
+                self._write(Started(task.id, attempt.id, attempt.number, secret, task.detach, boot_id()))
+            case JournalEntry.LAUNCHED if attempt.launched is not None:
+                self._write(Launched(task.id, attempt.launched.pid, attempt.launched.inode))
+            case JournalEntry.PROVEN if attempt.identity is not None:
+                self._write(Proven(task.id, attempt.identity, attempt.proven_at))
+            case JournalEntry.STOPPED if attempt.stopping is not None and not self._leaving:
+                self._write(Stopped(task.id, attempt.stopping))
+            case JournalEntry.OUTCOME if attempt.outcome is not None:
+                self._told.add(task.id)
+                self._write(OutcomeReceived(task.id, attempt.outcome.encode()))
+            case JournalEntry.REQUEUED:
+                self._write(Requeued(task.id, attempt.number if attempt.counted else attempt.number - 1))
+            case JournalEntry.ENDED if action.state is not None:
+                self.ended(task, action.state, action.value, action.error)
 
     def ended(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
         """The task has ended."""
@@ -166,37 +163,23 @@ class Recorder:
             return None
         return str(self.journal.make_folder() / attempt.id)
 
-    def recall(self, attempt: Attempt) -> None:
-        """Take in what a detached process has left behind, as far as it is not known already."""
+    def read_files(self, attempt: Attempt) -> tuple[Outcome | None, Exited | None]:
+        """Return the outcome that a detached process has left in a file, and how it ended, as far as it has."""
         place = self.place_of(attempt)
         if place is None:
-            return
-        if attempt.outcome is None:
-            attempt.outcome = lastwords.read_outcome(place, attempt.credential)
-            self.told(attempt)
-        if attempt.exited is None or (attempt.exited.exit_code is None and attempt.exited.signal is None):
-            attempt.exited = lastwords.read_exit(place) or attempt.exited
-        if attempt.exited is not None:
-            task = attempt.task
-            task.exit_code, task.signal, task.max_rss = attempt.exited[1:4]
+            return None, None
+        return outcome_files.read_outcome(place, attempt.credential), outcome_files.read_exit(place)
 
-    def awaits_end(self, attempt: Attempt) -> bool:
-        """Tell whether a process, nobody's child here, has ended so lately that how is yet to be written down."""
-        if attempt.salt:
-            self.recall(attempt)
-        exited = attempt.exited
-        return bool(attempt.salt) and exited is not None and exited.exit_code is None and exited.signal is None
-
-    def forget(self, attempt: Attempt) -> None:
-        """Remove what a detached process left behind: it is in the journal now."""
+    def remove_files(self, attempt: Attempt) -> None:
+        """Remove the files that a detached process has left: the journal has what they say."""
         place = self.place_of(attempt)
         if place is not None:
-            lastwords.remove_files(place)
+            outcome_files.remove_files(place)
 
     def sweep(self, kept: Container[str]) -> None:
         """Remove what other attempts than these have left behind."""
         if self.journal is not None:
-            lastwords.remove_stale(self.journal.folder, kept)
+            outcome_files.remove_stale(self.journal.folder, kept)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped

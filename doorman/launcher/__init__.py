@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from doorman.process import Process
+if TYPE_CHECKING:
+    from doorman.process import Process
 
 __all__ = ["Event", "Exited", "LaunchFailed", "Launched", "Launcher", "Order", "Reach"]
 

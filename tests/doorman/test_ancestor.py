@@ -17,7 +17,7 @@ from chores import sign_in, stay
 from managing import behind, end, run, tick_until
 
 from doorman import GroupManager, ProcessManager, Rule, Rules, State, Task
-from doorman._scheduler.attempt import Attempt
+from doorman._scheduler.attempt import Attempt, Timeouts
 from doorman.errors import TaskFailed
 from doorman.load import Load
 
@@ -80,7 +80,7 @@ def test_B04_nothing_that_names_a_task_is_used_twice_and_a_broken_start_is_told(
     addresses, names, secrets = set(), set(), set()
     for _ in range(500):
         task = Task(len, "abc")
-        attempt = Attempt(task, b"", 1)
+        attempt = Attempt(task, b"", 1, Timeouts(3.0, 30.0))
         addresses.add(id(task))
         names |= {task.id, attempt.id}
         secrets.add(attempt.credential.secret)

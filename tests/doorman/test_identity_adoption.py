@@ -45,7 +45,7 @@ def restarted(place: Location, folder: Path, **settings: Any) -> Iterator[Proces
 
 def comes_back(manager: ProcessManager, task: Task) -> None:
     """Tick until the process of a detached task has proven itself anew."""
-    attempt = manager._running.of(task)
+    attempt = manager._supervisor.attempt_of(task)
     assert attempt is not None
     tick_until(manager, lambda: attempt.sender)
 
@@ -78,7 +78,7 @@ def test_I16_it_outlives_one_manager_after_the_other(place, tmp_path):
     again = """
 manager = ProcessManager(location, journal=folder / "journal")
 [task] = manager.recovered
-until(lambda: manager._running.of(task).sender)
+until(lambda: manager._supervisor.attempt_of(task).sender)
 say(task.identity.pid)
 """
     with held(int(pid)):
@@ -225,7 +225,7 @@ def test_I16_an_old_hello_that_was_overheard_is_worth_nothing(crossing_location,
         process.signal(signal.SIGSTOP)
         with restarted(place, tmp_path) as manager:
             [task] = manager.recovered
-            attempt = manager._running.of(task)
+            attempt = manager._supervisor.attempt_of(task)
             say(manager, old)
             say(
                 manager, (old, b"s" * 32), (old,), (None, None), (old, "s"), ({"attempt": 3}, b""), name="doorman.again"
@@ -287,8 +287,15 @@ def test_I16_a_stranger_with_the_number_is_neither_believed_nor_signalled(place,
 def test_I16_what_was_never_told_to_go_begins_anew_whatever_its_retries(place, tmp_path, detach):
     """The manager dies when a process has proven itself, and neither the journal nor the process has heard of it."""
     code = f"""
+from doorman._scheduler.lifecycle import JournalEntry
 from doorman.journal.recorder import Recorder
-Recorder.proven = lambda self, attempt, identity: (say(identity.pid), os.kill(os.getpid(), 9))
+write = Recorder.write
+def slain(self, attempt, action):
+    if action.entry is JournalEntry.PROVEN:
+        say(attempt.identity.pid)
+        os.kill(os.getpid(), 9)
+    write(self, attempt, action)
+Recorder.write = slain
 manager = ProcessManager(location, journal=folder / "journal")
 manager.add_task(Task(impostors.marked, folder / "ran", detach={detach}))
 forever()
@@ -307,8 +314,8 @@ forever()
 def test_I16_a_manager_that_dies_before_its_go_leaves_it_to_the_next(place, tmp_path):
     """The journal says that the process is proven; it was not told, and says hello to the next manager."""
     code = """
-import doorman._scheduler.handshake
-doorman._scheduler.handshake._answer = lambda sender, credential, word: (say(word), os.kill(os.getpid(), 9))
+from doorman._scheduler.handshake import Handshake
+Handshake.reply = lambda self, credential, word, sender: (say(word), os.kill(os.getpid(), 9))
 manager = ProcessManager(location, journal=folder / "journal")
 manager.add_task(Task(impostors.marked, folder / "ran", detach=True))
 forever()

@@ -116,7 +116,7 @@ def test_I13_a_late_hello_is_told_to_die_and_runs_nothing(place, tmp_path, end):
         if end == "cancelled":
             manager.cancel(task)
         elif end == "tried again":
-            manager._running.of(task).launched.signal_group(signal.SIGKILL)
+            manager._supervisor.attempt_of(task).launched.signal_group(signal.SIGKILL)
             tick_until(manager, lambda: task.attempt == 2)
         else:
             tick_until(manager, task.done)

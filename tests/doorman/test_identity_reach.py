@@ -65,7 +65,7 @@ def test_I02_its_end_is_its_wrappers(short_path, tmp_path):
         task = manager.add_task(Task(stay, tmp_path / "up"))
         tick_until(manager, (tmp_path / "up").exists)
         with task.identity.open() as process:
-            [attempt] = manager._running
+            [attempt] = manager._supervisor.attempts
             attempt.launched.signal_group(signal.SIGKILL)
             with pytest.raises(WorkerDied):
                 task.result(DEADLINE)

@@ -189,15 +189,15 @@ def test_what_runs_on_behind_its_result_ends_when_its_time_and_the_grace_are_ove
 
 
 def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
-    monkeypatch.setattr("doorman._scheduler.supervisor.TIDY", 8)
+    monkeypatch.setattr("doorman._scheduler.supervisor.SPARE_DEADLINES", 8)
     run(local, *(Task(pow, 2, 3, expires_in=1000.0) for _ in range(20)))
-    assert len(local._running._dues) <= 8
+    assert len(local._supervisor._deadlines) <= 8
 
 
 def test_tasks_that_are_cancelled_while_they_rest_leave_nothing_behind(local, monkeypatch):
-    monkeypatch.setattr("doorman._scheduler.run_queue.TIDY", 8)
+    monkeypatch.setattr("doorman._scheduler.run_queue.SPARE_DELAYS", 8)
     tasks = [local.add_task(Task(int, "no number", retries=1, backoff=Backoff(first=30.0))) for _ in range(20)]
     tick_until(local, lambda: all(task.attempt == 1 and task.state is State.WAITING for task in tasks))
     for task in tasks:
         task.cancel()
-    assert len(local._admission._resting) <= 8
+    assert len(local._run_queue._delays) <= 8

@@ -223,7 +223,7 @@ def test_an_interrupted_listener_loses_only_its_own_line(manager, heard):
 
 
 def test_who_is_interrupted_in_the_last_line_finds_the_task_ended(manager, monkeypatch):
-    monkeypatch.setattr(manager._streams, "read", lambda: None)  # As if the line came just before the end.
+    monkeypatch.setattr(manager._output, "read", lambda: None)  # As if the line came just before the end.
 
     def interrupt(task: Task, stream: str, line: str) -> None:
         raise KeyboardInterrupt
@@ -369,7 +369,7 @@ def test_a_pipe_that_a_fork_of_the_manager_still_holds_makes_no_noise(manager, s
 
 
 def test_a_task_that_detaches_is_not_streamed(manager):
-    assert not manager._streams.is_streamed(Task(print, detach=True))
-    assert manager._streams.is_streamed(Task(print))
+    assert not manager._output.is_streamed(Task(print, detach=True))
+    assert manager._output.is_streamed(Task(print))
     with pytest.raises(ValueError, match="log_path"):
         Task(print, detach=True, stream=True)

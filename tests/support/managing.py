@@ -74,7 +74,7 @@ def behind(manager: ProcessManager, wrappers: Mapping[str, tuple[str, ...]], fol
     found = []
     for name, task in tasks.items():
         pid, inode, _ = map(int, (folder / name).read_text().split())
-        attempt = manager._running.of(task)
+        attempt = manager._supervisor.attempt_of(task)
         assert attempt is not None
         assert attempt.launched is not None
         found.append(Behind(name, task, (pid, inode), attempt.launched.pid))

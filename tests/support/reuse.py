@@ -182,7 +182,7 @@ def of_another_host(pid: int) -> dict[str, bool]:
         LAST_PID.write_text(str(pid - 1))
         task = manager.add_task(Task(stay))
         tick_until(manager, lambda: task.identity is not None)
-        attempt, identity = manager._running.of(task), task.identity
+        attempt, identity = manager._supervisor.attempt_of(task), task.identity
         assert attempt is not None
         assert identity is not None
         secret = attempt.credential.secret

@@ -1,0 +1,807 @@
+"""State machine of one attempt of a task: `step` turns an event into the actions that follow from it.
+
+Nothing else decides what becomes of an attempt. `step` reads and changes the `Attempt` alone: it reads no clock,
+touches no process, socket or journal, and calls no code of the user's. The supervisor executes the actions in order.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from doorman.errors import RestartedTooOften, TaskDetached, WorkerDied
+from doorman.launcher import Exited, Launched, LaunchFailed
+from doorman.states import State
+
+if TYPE_CHECKING:
+    from doorman._scheduler.attempt import Attempt
+    from doorman._worker.outcome import Outcome
+    from doorman.identity import Identity
+    from doorman.process import Process
+    from doorman.progress import Progress
+    from remit import Sender
+
+__all__ = ["Action", "Event", "Phase", "step"]
+
+RESULT_GRACE_S: Final = 0.5
+"""Seconds for which the result of a process that has ended may still be on its way."""
+
+
+class Phase(enum.Enum):
+    """Where an attempt stands."""
+
+    LAUNCHING = enum.auto()
+    """A process is asked for."""
+    PROVING = enum.auto()
+    """A process exists and has not yet proven that it is the task's. No user code runs."""
+    RUNNING = enum.auto()
+    """Proven. The user's code runs."""
+    STOPPING = enum.auto()
+    """Stopped by the manager; `Attempt.stopping` is the state that the task goes to. It may not be proven."""
+    EXITED = enum.auto()
+    """The process has ended. Its result may still arrive."""
+    ENDED = enum.auto()
+    """Every later event is ignored."""
+
+
+class Deadline(enum.Enum):
+    """Deadlines of an attempt."""
+
+    HELLO = enum.auto()
+    """The process should have proven itself."""
+    EXPIRY = enum.auto()
+    """The user's code has run for as long as it may."""
+    LINGER = enum.auto()
+    """The process was over its time but had sent its result; it should have ended by itself."""
+    KILL = enum.auto()
+    """The grace period after SIGTERM is over."""
+    RESULT = enum.auto()
+    """A result that was on its way when the process ended would be here."""
+
+
+class JournalEntry(enum.Enum):
+    """Records of a journal that are about an attempt."""
+
+    STARTED = enum.auto()
+    LAUNCHED = enum.auto()
+    PROVEN = enum.auto()
+    STOPPED = enum.auto()
+    OUTCOME = enum.auto()
+    REQUEUED = enum.auto()
+    ENDED = enum.auto()
+
+
+class Target(enum.Enum):
+    """Receivers of a signal."""
+
+    TASK = enum.auto()
+    """The task's process. The group of the launched process if that is the same or cannot be told apart."""
+    ALL = enum.auto()
+    """The groups of the launched process and of the task's process."""
+    OWN = enum.auto()
+    """The task's process where that is not the launched one, and its group."""
+
+
+# -- events ----------------------------------------------------------------------------------------------------
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """The run queue lets the task start."""
+
+
+class LaunchAccepted(msgspec.Struct, frozen=True):
+    """The launcher has accepted the request."""
+
+
+class LaunchDeclined(msgspec.Struct, frozen=True):
+    """The launcher accepts no request just now."""
+
+    why: str
+
+
+class LaunchInvalid(msgspec.Struct, frozen=True):
+    """The request cannot be written down, or a file for the output cannot be opened."""
+
+    error: Exception
+
+
+class HelloReceived(msgspec.Struct, frozen=True):
+    """A process claims to be this attempt's. Anybody may have sent it."""
+
+    hello: Any
+    sender: Any
+
+
+class Proven(msgspec.Struct, frozen=True):
+    """A hello was verified. ``launched`` and ``own`` are handles that were opened for it, if any were."""
+
+    identity: Identity
+    sender: Sender
+    launched: Process | None = None
+    own: Process | None = None
+
+
+class ProofRefused(msgspec.Struct, frozen=True):
+    """A hello was not believed."""
+
+    reason: str
+
+
+class ProgressReceived(msgspec.Struct, frozen=True):
+    """The process has sent a progress report, signed."""
+
+    number: int
+    progress: Progress
+
+
+class ResultReceived(msgspec.Struct, frozen=True):
+    """The process has sent its whole result, signed."""
+
+    outcome: Outcome
+
+
+class FilesRead(msgspec.Struct, frozen=True):
+    """What a detached process has left in files: its outcome, and how it ended. None for what is not there."""
+
+    outcome: Outcome | None
+    exited: Exited | None
+
+
+class OutcomeOpened(msgspec.Struct, frozen=True):
+    """The outcome was unpickled."""
+
+    value: Any
+    error: BaseException | None
+
+
+class CancelRequested(msgspec.Struct, frozen=True):
+    """The task is not wanted any more."""
+
+
+class FailRequested(msgspec.Struct, frozen=True):
+    """A function of the task's policy raised."""
+
+    error: BaseException | None
+
+
+class SiblingStarted(msgspec.Struct, frozen=True):
+    """A task with the same handler has started that stops its siblings."""
+
+
+class DeadlineReached(msgspec.Struct, frozen=True):
+    """A deadline has passed."""
+
+    deadline: Deadline
+
+
+class ManagerClosing(msgspec.Struct, frozen=True):
+    """The manager is being left. Detached processes run on, all others are stopped."""
+
+
+class ManagerClosed(msgspec.Struct, frozen=True):
+    """The manager has waited for as long as it may, and has killed what was left."""
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """The process of an attempt of an earlier manager is alive, and is held."""
+
+    launched: Process
+    own: Process | None
+
+
+class AdoptedUnverified(msgspec.Struct, frozen=True):
+    """The same, but the kernel cannot tell whether it is that process (before Linux 6.9): it has to prove itself."""
+
+
+class ProcessGone(msgspec.Struct, frozen=True):
+    """The process of an attempt of an earlier manager is gone, or must not be adopted."""
+
+
+Event: TypeAlias = (
+    Admitted
+    | LaunchAccepted
+    | LaunchDeclined
+    | LaunchInvalid
+    | LaunchFailed
+    | Launched
+    | HelloReceived
+    | Proven
+    | ProofRefused
+    | ProgressReceived
+    | ResultReceived
+    | Exited
+    | FilesRead
+    | OutcomeOpened
+    | CancelRequested
+    | FailRequested
+    | SiblingStarted
+    | DeadlineReached
+    | ManagerClosing
+    | ManagerClosed
+    | Adopted
+    | AdoptedUnverified
+    | ProcessGone
+)
+
+
+# -- actions ---------------------------------------------------------------------------------------------------
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """Write a record. It is durable before the next action is executed."""
+
+    entry: JournalEntry
+    state: State | None = None
+    value: Any = None
+    error: BaseException | None = None
+
+
+class TakeSlot(msgspec.Struct, frozen=True):
+    """Count the attempt among those that run, and remove its task from the run queue."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Ask the launcher for a process. Leads to `LaunchAccepted`, `LaunchDeclined` or `LaunchInvalid`."""
+
+
+class StopSiblings(msgspec.Struct, frozen=True):
+    """Send `SiblingStarted` to the attempts of other tasks with the same handler."""
+
+
+class VerifyHello(msgspec.Struct, frozen=True):
+    """Check a hello. Leads to `Proven` or `ProofRefused`."""
+
+    hello: Any
+    sender: Sender
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    """Ask the sender of a hello to sign a nonce: an overheard hello must not be believed. May lead to `Proven`."""
+
+    sender: Sender
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answer a hello, signed: ``"go"`` lets the user's code begin, ``"die"`` ends the process."""
+
+    word: str
+    sender: Sender
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Count something that was not believed."""
+
+    reason: str
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """Signal processes that are held by pidfd. Does nothing if none is held."""
+
+    number: signal.Signals
+    target: Target
+
+
+class SetDeadline(msgspec.Struct, frozen=True):
+    """Expect `DeadlineReached` at a moment of the monotonic clock."""
+
+    deadline: Deadline
+    at: float
+
+
+class SetState(msgspec.Struct, frozen=True):
+    """Show another state of the task. ``at`` is when it was entered, by the monotonic clock."""
+
+    state: State
+    at: float
+
+
+class SetExit(msgspec.Struct, frozen=True):
+    """Show how the task's process ended."""
+
+    exited: Exited
+
+
+class ReportProgress(msgspec.Struct, frozen=True):
+    """Give a progress report to those who listen."""
+
+    progress: Progress
+
+
+class ReadFiles(msgspec.Struct, frozen=True):
+    """Read what a detached process has left in files. Leads to `FilesRead`."""
+
+
+class OpenOutcome(msgspec.Struct, frozen=True):
+    """Unpickle the outcome, which runs code of the user's. Leads to `OutcomeOpened`."""
+
+
+class CollectOutput(msgspec.Struct, frozen=True):
+    """Read what is left in the pipes of the process, and close them."""
+
+
+class FreeSlot(msgspec.Struct, frozen=True):
+    """Count the attempt no more."""
+
+
+class CloseProcess(msgspec.Struct, frozen=True):
+    """Close the handles. Unless ``leave``, refuse later hellos and remove the files that the process has left."""
+
+    leave: bool = False
+
+
+class Requeue(msgspec.Struct, frozen=True):
+    """Put the task back into the run queue, after ``delay`` seconds.
+
+    Unless ``counted``, the attempt is as if it had never been, and the task waits where it stood. ``why`` says what
+    kept it from starting; then no other process is asked for during a short time. ``state`` and ``error`` say how
+    an attempt that counts has ended.
+    """
+
+    delay: float = 0.0
+    counted: bool = True
+    why: str | None = None
+    state: State | None = None
+    error: BaseException | None = None
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """End the task, with what its result is."""
+
+    state: State
+    value: Any = None
+    error: BaseException | None = None
+
+
+Action: TypeAlias = (
+    Journal
+    | TakeSlot
+    | Launch
+    | StopSiblings
+    | VerifyHello
+    | Challenge
+    | Reply
+    | Refuse
+    | Signal
+    | SetDeadline
+    | SetState
+    | SetExit
+    | ReportProgress
+    | ReadFiles
+    | OpenOutcome
+    | CollectOutput
+    | FreeSlot
+    | CloseProcess
+    | Requeue
+    | Finish
+)
+Actions: TypeAlias = list[Action]
+
+
+def step(attempt: Attempt, event: Event, now: float) -> Actions:
+    """Return the actions that follow from an event, in order; ``now`` is a moment of the monotonic clock."""
+    row = TABLE[event.deadline if type(event) is DeadlineReached else type(event)]
+    function = row.get(attempt.phase)
+    return [] if function is None else function(attempt, event, now)
+
+
+# -- starting --------------------------------------------------------------------------------------------------
+
+
+def _admit(attempt: Attempt, event: Admitted, now: float) -> Actions:
+    return [Journal(JournalEntry.STARTED), TakeSlot(), Launch()]
+
+
+def _stop_siblings(attempt: Attempt, event: LaunchAccepted, now: float) -> Actions:
+    return [StopSiblings()] if attempt.task.stops_siblings else []
+
+
+def _declined(attempt: Attempt, event: LaunchDeclined, now: float) -> Actions:
+    return _requeue(attempt, Requeue(counted=False, why=event.why))
+
+
+def _fail_invalid(attempt: Attempt, event: LaunchInvalid, now: float) -> Actions:
+    return _finish(attempt, State.FAILED, None, event.error)
+
+
+def _launch_failed(attempt: Attempt, event: LaunchFailed, now: float) -> Actions:
+    """Put the task back if the system had no process to give; such an attempt does not count."""
+    if event.back_pressure and attempt.stopping is None:
+        return _requeue(attempt, Requeue(counted=False, why=f"no process can be started now: {event.why}"))
+    error = attempt.error
+    if error is None and attempt.stopping in (None, State.FAILED):
+        error = WorkerDied(None, None, None, event.why)
+    return _retry_or_finish(attempt, attempt.stopping or State.FAILED, None, error, now)
+
+
+def _launched(attempt: Attempt, event: Launched, now: float) -> Actions:
+    attempt.phase = Phase.PROVING
+    attempt.launched, attempt.reach = event.process, event.reach
+    until = now + attempt.timeouts.hello
+    return [
+        Journal(JournalEntry.LAUNCHED),
+        SetState(State.PROVING, now),
+        SetDeadline(Deadline.HELLO, until),
+        *_kept_hellos(attempt),
+    ]
+
+
+def _launched_late(attempt: Attempt, event: Launched, now: float) -> Actions:
+    """Kill a process that was stopped before it existed."""
+    attempt.launched, attempt.reach = event.process, event.reach
+    kill = Signal(signal.SIGKILL, Target.ALL)
+    return [Journal(JournalEntry.LAUNCHED), kill, *_kept_hellos(attempt)]
+
+
+# -- proving ---------------------------------------------------------------------------------------------------
+
+
+def _keep_hello(attempt: Attempt, event: HelloReceived, now: float) -> Actions:
+    """Keep a hello that overtook the launcher's report: without the process it cannot be verified."""
+    attempt.hellos.append(event)
+    return []
+
+
+def _kept_hellos(attempt: Attempt) -> Actions:
+    kept: Actions = [VerifyHello(event.hello, event.sender) for event in attempt.hellos]
+    attempt.hellos.clear()
+    return kept
+
+
+def _check_hello(attempt: Attempt, event: HelloReceived, now: float) -> Actions:
+    if attempt.adopted:
+        return [Challenge(event.sender)]
+    if attempt.launched is None:
+        return _keep_hello(attempt, event, now)
+    return [VerifyHello(event.hello, event.sender)]
+
+
+def _proven(attempt: Attempt, event: Proven, now: float) -> Actions:
+    """Let the user's code begin. The journal must know the process before that: recovery looks for it there."""
+    attempt.phase = Phase.RUNNING
+    attempt.identity, attempt.sender, attempt.proven_at = event.identity, event.sender, now
+    attempt.launched, attempt.own = event.launched or attempt.launched, event.own
+    return [
+        Journal(JournalEntry.PROVEN),
+        SetState(State.RUNNING, now),
+        *_expiry(attempt, now),
+        Reply("go", event.sender),
+    ]
+
+
+def _proven_again(attempt: Attempt, event: Proven, now: float) -> Actions:
+    """Repeat the answer: it may have been lost. Another sender repeats an overheard hello."""
+    if attempt.sender is not None and attempt.sender.id != event.sender.id:
+        return [Refuse(REPLAYED)]
+    attempt.sender = event.sender
+    return [Reply("go", event.sender)]
+
+
+def _proven_late(attempt: Attempt, event: Proven, now: float) -> Actions:
+    if attempt.sender is not None and attempt.sender.id != event.sender.id:
+        return [Refuse(REPLAYED)]
+    if event.launched is None:
+        return [Reply("die", event.sender)]
+    attempt.launched = event.launched  # Adopted, and not held before: it has its grace from now on.
+    kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
+    return [Reply("die", event.sender), *_term(), kill]
+
+
+def _refuse(attempt: Attempt, event: ProofRefused, now: float) -> Actions:
+    return [Refuse(event.reason)]
+
+
+def _no_hello(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+    late = Refuse("no hello in time")
+    if attempt.adopted:  # It may not be the task's process at all: leave it alone.
+        return [late, *_exit_unseen(attempt, now)]
+    return [late, *_stop(attempt, State.FAILED, now)]
+
+
+def _no_hello_stopping(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+    if attempt.adopted and attempt.launched is None:
+        return _exit_unseen(attempt, now)
+    return []
+
+
+# -- running ---------------------------------------------------------------------------------------------------
+
+
+def _expiry(attempt: Attempt, since: float) -> Actions:
+    """Return the deadline of the user's code; it does not include the time until the proof."""
+    seconds = attempt.task.expires_in
+    return [] if seconds is None else [SetDeadline(Deadline.EXPIRY, since + seconds)]
+
+
+def _progress(attempt: Attempt, event: ProgressReceived, now: float) -> Actions:
+    if attempt.identity is None:
+        return [Refuse("progress of a process that has not proven itself")]
+    if event.number <= attempt.reports:
+        return []  # Received before, and again after a restart of the server.
+    attempt.reports = event.number
+    return [ReportProgress(event.progress)]
+
+
+def _result(attempt: Attempt, event: ResultReceived, now: float) -> Actions:
+    """Keep the result. It is journalled before the server acknowledges it and the process forgets it."""
+    if attempt.identity is None:
+        return [Refuse("result of a process that has not proven itself")]
+    if attempt.outcome is not None:
+        return []
+    attempt.outcome = event.outcome
+    return [Journal(JournalEntry.OUTCOME), *(_no_more_waiting(attempt, now) if attempt.phase is Phase.EXITED else [])]
+
+
+def _expired(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+    """Stop user code that ran for too long. Once its result is here, only the process is late: it gets the grace."""
+    if attempt.outcome is None:
+        return _stop(attempt, State.EXPIRED, now)
+    return [SetDeadline(Deadline.LINGER, now + attempt.timeouts.grace)]
+
+
+# -- stopping --------------------------------------------------------------------------------------------------
+
+
+def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
+    """Return TERM now and KILL after the grace; KILL now for a process that has not even proven itself."""
+    if attempt.stopping is not None:
+        return []
+    attempt.stopping = ends_as
+    actions: Actions = [Journal(JournalEntry.STOPPED), SetState(State.STOPPING, now)]
+    if attempt.phase is Phase.EXITED:
+        return actions
+    actions += _term() if attempt.phase is Phase.RUNNING else [Signal(signal.SIGKILL, Target.ALL)]
+    attempt.phase = Phase.STOPPING
+    return [*actions, SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)]
+
+
+def _term() -> Actions:
+    """Return SIGTERM, and SIGCONT so that a stopped process can obey it."""
+    return [Signal(signal.SIGTERM, Target.TASK), Signal(signal.SIGCONT, Target.TASK)]
+
+
+def _cancel(attempt: Attempt, event: CancelRequested | SiblingStarted, now: float) -> Actions:
+    attempt.final = True  # Also if it is being stopped already for another reason.
+    return _stop(attempt, State.CANCELLED, now)
+
+
+def _fail(attempt: Attempt, event: FailRequested, now: float) -> Actions:
+    attempt.final = True
+    attempt.error = event.error or attempt.error
+    return _stop(attempt, State.FAILED, now)
+
+
+def _linger_over(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+    return _stop(attempt, State.FAILED, now)  # Its result is here, and decides how it ends.
+
+
+def _kill(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+    return [] if attempt.stopping is None else [Signal(signal.SIGKILL, Target.ALL)]
+
+
+def _closing(attempt: Attempt, event: ManagerClosing, now: float) -> Actions:
+    """Leave a detached process to the next manager of the journal; stop any other, for good."""
+    attempt.final = True
+    task = attempt.task
+    if not task.detach or attempt.stopping is not None or not (attempt.identity or attempt.adopted):
+        return _stop(attempt, State.CANCELLED, now)
+    attempt.phase = Phase.ENDED
+    left = TaskDetached(f"{task!r} runs on without this manager; open its journal to take it over")
+    return [CollectOutput(), FreeSlot(), CloseProcess(leave=True), Finish(State.LOST, None, left)]
+
+
+def _closed(attempt: Attempt, event: ManagerClosed, now: float) -> Actions:
+    return _finish(attempt, attempt.stopping or State.LOST, None, attempt.error)
+
+
+# -- the end of the process ------------------------------------------------------------------------------------
+
+
+def _exited(attempt: Attempt, event: Exited, now: float) -> Actions:
+    """End with the process that was launched; if that was a wrapper, nothing of the task goes on behind it."""
+    attempt.phase, attempt.exited = Phase.EXITED, event
+    actions: Actions = [SetExit(event)]
+    # If a launcher has lost a detached process, nothing is known of its end: it may run on.
+    lost = attempt.task.detach and not attempt.adopted and _exit_unknown(attempt)
+    if attempt.own is not None and not lost:
+        actions.append(Signal(signal.SIGKILL, Target.OWN))
+    return [*actions, *([ReadFiles()] if attempt.task.detach else _wait_or_conclude(attempt, now))]
+
+
+def _exit_unseen(attempt: Attempt, now: float) -> Actions:
+    """End without a report of how the process ended: there is none to come."""
+    attempt.phase = Phase.EXITED
+    return _no_more_waiting(attempt, now)
+
+
+def _files(attempt: Attempt, event: FilesRead, now: float) -> Actions:
+    """Take what a detached process has left, as far as it is not known already."""
+    actions: Actions = []
+    if attempt.outcome is None and event.outcome is not None:
+        attempt.outcome = event.outcome
+        actions.append(Journal(JournalEntry.OUTCOME))
+    if attempt.phase is not Phase.EXITED:
+        return actions
+    if event.exited is not None and _exit_unknown(attempt):
+        attempt.exited = event.exited
+        actions.append(SetExit(event.exited))
+    return [*actions, *_wait_or_conclude(attempt, now)]
+
+
+def _exit_unknown(attempt: Attempt) -> bool:
+    exited = attempt.exited
+    return exited is None or (exited.exit_code is None and exited.signal is None)
+
+
+def _wait_or_conclude(attempt: Attempt, now: float) -> Actions:
+    """Wait a little for a result, or for the file that says how an adopted process ended, if it may still come."""
+    unexpected = attempt.outcome is None and attempt.stopping is None and not attempt.task.argv
+    result_may_come = unexpected and attempt.identity is not None
+    file_may_come = attempt.adopted and _exit_unknown(attempt)
+    if (result_may_come or file_may_come) and not attempt.waited:
+        return [SetDeadline(Deadline.RESULT, now + RESULT_GRACE_S)]
+    return _conclude(attempt, now)
+
+
+def _no_result(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+    return _no_more_waiting(attempt, now)
+
+
+def _no_more_waiting(attempt: Attempt, now: float) -> Actions:
+    attempt.waited = True
+    return [ReadFiles()] if attempt.task.detach else _conclude(attempt, now)
+
+
+def _conclude(attempt: Attempt, now: float) -> Actions:
+    """Decide how the attempt ended. Its result counts first, unless its time was over."""
+    if attempt.outcome is not None and attempt.stopping is not State.EXPIRED:
+        return [OpenOutcome()]
+    return _retry_or_finish(attempt, *_verdict(attempt), now)
+
+
+def _opened(attempt: Attempt, event: OutcomeOpened, now: float) -> Actions:
+    state = State.DONE if event.error is None else State.FAILED
+    actions = _retry_or_finish(attempt, state, event.value, event.error, now)
+    if attempt.identity is None and attempt.stopping is None:  # Adopted, and not held when it left its result.
+        actions.insert(0, SetState(State.RUNNING, attempt.proven_at))
+    return actions
+
+
+def _verdict(attempt: Attempt) -> tuple[State, Any, BaseException | None]:
+    """Return state, value and error of an attempt without a result. Three cases: stopped; a command; it died."""
+    exit_code, number = (None, None) if attempt.exited is None else attempt.exited[1:3]
+    if attempt.stopping is not None and attempt.stopping is not State.FAILED:
+        return attempt.stopping, None, None
+    if attempt.stopping is None and exit_code == 0 and attempt.identity is not None and attempt.task.argv:
+        return State.DONE, 0, None
+    lost = attempt.stopping is None and _exit_unknown(attempt)
+    detail = "it ended with its manager or while there was none" if lost and attempt.abandoned else ""
+    died = attempt.error or WorkerDied(attempt.pid, exit_code, number, detail)
+    # Nobody can know how a process ended that was abandoned by its manager: it may be tried again if retries are left.
+    retried = attempt.abandoned and attempt.number <= attempt.task.retries
+    return State.LOST if lost and not retried else State.FAILED, None, died
+
+
+# -- the end of the attempt ------------------------------------------------------------------------------------
+
+
+def _retry_or_finish(attempt: Attempt, state: State, value: Any, error: BaseException | None, now: float) -> Actions:
+    """Ask the task's policy for another try."""
+    task = attempt.task
+    ran = None if attempt.identity is None else now - attempt.proven_at
+    # A task that was cancelled under an earlier manager is not wanted either.
+    wanted = not (attempt.final or attempt.stopping is State.CANCELLED or task._last_attempt)
+    try:
+        delay = task._retry_policy.delay(state, error, attempt=attempt.number, ran=ran, now=now) if wanted else None
+    except RestartedTooOften as often:
+        return _finish(attempt, State.FAILED, None, often)
+    if delay is None:
+        return _finish(attempt, state, value, error)
+    return _requeue(attempt, Requeue(delay, state=state, error=error))
+
+
+def _finish(attempt: Attempt, state: State, value: Any, error: BaseException | None) -> Actions:
+    attempt.phase = Phase.ENDED
+    return [
+        CollectOutput(),
+        Journal(JournalEntry.ENDED, state, value, error),
+        FreeSlot(),
+        CloseProcess(),
+        Finish(state, value, error),
+    ]
+
+
+def _requeue(attempt: Attempt, requeue: Requeue) -> Actions:
+    attempt.phase = Phase.ENDED
+    attempt.counted = requeue.counted
+    return [CollectOutput(), Journal(JournalEntry.REQUEUED), FreeSlot(), CloseProcess(), requeue]
+
+
+# -- recovery: the events of the journal have been replayed, their actions dropped; the last event is one of these --
+
+
+def _adopted(attempt: Attempt, event: Adopted, now: float) -> Actions:
+    """Go on with a process of an earlier manager. Its time runs since its proof."""
+    attempt.launched, attempt.own = event.launched, event.own
+    actions: Actions = [SetState(State.RUNNING, attempt.proven_at), ReadFiles()]
+    if attempt.stopping is None:
+        return [*actions, *_expiry(attempt, attempt.proven_at)]
+    kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
+    return [*actions, SetState(State.STOPPING, now), *_term(), kill]
+
+
+def _unverified(attempt: Attempt, event: AdoptedUnverified, now: float) -> Actions:
+    attempt.identity = attempt.launched = attempt.own = None
+    if attempt.stopping is None:
+        attempt.phase = Phase.PROVING
+    state = State.PROVING if attempt.stopping is None else State.STOPPING
+    until = now + attempt.timeouts.hello
+    return [SetState(State.LAUNCHING, now), SetState(state, now), ReadFiles(), SetDeadline(Deadline.HELLO, until)]
+
+
+def _gone_early(attempt: Attempt, event: ProcessGone, now: float) -> Actions:
+    """Begin anew: no user code has run, so the attempt does not count."""
+    return _requeue(attempt, Requeue(counted=False))
+
+
+def _gone(attempt: Attempt, event: ProcessGone, now: float) -> Actions:
+    attempt.abandoned = True
+    return [SetState(State.RUNNING, attempt.proven_at), *_exit_unseen(attempt, now)]
+
+
+def _gone_stopping(attempt: Attempt, event: ProcessGone, now: float) -> Actions:
+    assert attempt.stopping is not None
+    if attempt.identity is not None:
+        first, *rest = _gone(attempt, event, now)
+        return [first, SetState(State.STOPPING, now), *rest]
+    died = WorkerDied(None, None, None, "its process never proved itself")
+    error = died if attempt.stopping is State.FAILED else None
+    shown: Actions = [SetState(State.LAUNCHING, now), SetState(State.STOPPING, now)]
+    return [*shown, *_finish(attempt, attempt.stopping, None, error)]
+
+
+REPLAYED: Final = "another process has already proven this attempt"
+_Step: TypeAlias = Callable[[Any, Any, float], Actions]
+
+
+def _row(*functions: _Step | None) -> Mapping[Phase, _Step]:
+    phases = (Phase.LAUNCHING, Phase.PROVING, Phase.RUNNING, Phase.STOPPING, Phase.EXITED)
+    return {phase: function for phase, function in zip(phases, functions, strict=True) if function is not None}
+
+
+# In the phase ENDED every event is ignored.
+# fmt: off
+TABLE: Final[Mapping[type | Deadline, Mapping[Phase, _Step]]] = {
+    #                       LAUNCHING       PROVING         RUNNING         STOPPING            EXITED
+    Admitted:          _row(_admit,         None,           None,           None,               None),
+    LaunchAccepted:    _row(_stop_siblings, None,           None,           None,               None),
+    LaunchDeclined:    _row(_declined,      None,           None,           None,               None),
+    LaunchInvalid:     _row(_fail_invalid,  None,           None,           None,               None),
+    LaunchFailed:      _row(_launch_failed, _launch_failed, _launch_failed, _launch_failed,     None),
+    Launched:          _row(_launched,      None,           None,           _launched_late,     None),
+    HelloReceived:     _row(_keep_hello,    _check_hello,   _check_hello,   _check_hello,       None),
+    Proven:            _row(None,           _proven,        _proven_again,  _proven_late,       None),
+    ProofRefused:      _row(_refuse,        _refuse,        _refuse,        _refuse,            _refuse),
+    ProgressReceived:  _row(_progress,      _progress,      _progress,      _progress,          _progress),
+    ResultReceived:    _row(_result,        _result,        _result,        _result,            _result),
+    Exited:            _row(_exited,        _exited,        _exited,        _exited,            None),
+    FilesRead:         _row(None,           _files,         _files,         _files,             _files),
+    OutcomeOpened:     _row(None,           None,           None,           None,               _opened),
+    CancelRequested:   _row(_cancel,        _cancel,        _cancel,        _cancel,            _cancel),
+    SiblingStarted:    _row(_cancel,        _cancel,        _cancel,        _cancel,            _cancel),
+    FailRequested:     _row(_fail,          _fail,          _fail,          _fail,              _fail),
+    ManagerClosing:    _row(_closing,       _closing,       _closing,       _closing,           _closing),
+    ManagerClosed:     _row(_closed,        _closed,        _closed,        _closed,            _closed),
+    Deadline.HELLO:    _row(None,           _no_hello,      None,           _no_hello_stopping, None),
+    Deadline.EXPIRY:   _row(None,           None,           _expired,       None,               None),
+    Deadline.LINGER:   _row(None,           None,           _linger_over,   None,               None),
+    Deadline.KILL:     _row(None,           None,           None,           _kill,              _kill),
+    Deadline.RESULT:   _row(None,           None,           None,           None,               _no_result),
+    Adopted:           _row(None,           None,           _adopted,       _adopted,           None),
+    AdoptedUnverified: _row(None,           None,           _unverified,    _unverified,        None),
+    ProcessGone:       _row(_gone_early,    _gone_early,    _gone,          _gone_stopping,     None),
+}
+# fmt: on
