@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final
+
+from remit.options import argument, read_count, read_seconds
 
 __all__ = ["parse_arguments"]
 
@@ -60,7 +61,10 @@ examples:
   doorman stop map-4711-1/17
   doorman stop --location unix:///tmp/jobs.sock web
 """
-T = TypeVar("T", int, float)
+
+_SECONDS: Final = argument(read_seconds, above_zero=True)
+_POSITIVE: Final = argument(read_count)
+_COUNT: Final = argument(read_count, least=0)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -92,8 +96,8 @@ def _add_run(commands: Any) -> None:
     run = _command(commands, "run", "run one command as a proven task", RUN)
     run.usage = "doorman run [options] -- CMD [ARG ...]"
     run.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
-    run.add_argument("--expires", type=_seconds, metavar="SECONDS", help="stop the command after this time")
-    run.add_argument("--retries", type=_count, default=0, metavar="N", help="retry a failed command N times (0)")
+    run.add_argument("--expires", type=_SECONDS, metavar="SECONDS", help="stop the command after this time")
+    run.add_argument("--retries", type=_COUNT, default=0, metavar="N", help="retry a failed command N times (0)")
     run.add_argument("-v", "--verbose", action="store_true", help="print the proven pid and the end on standard error")
     _add_manager_options(run)
 
@@ -104,11 +108,13 @@ def _add_map(commands: Any) -> None:
     map_.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command; inputs follow ':::'")
     cores = os.cpu_count() or 1
     map_.add_argument(
-        "-j", "--processes", type=_positive, default=cores, metavar="N", help=f"processes at a time ({cores})"
+        "-j", "--processes", type=_POSITIVE, default=cores, metavar="N", help=f"processes at a time ({cores})"
     )
-    map_.add_argument("--max-load", type=_per_cent, metavar="PERCENT", help="start no process above this CPU load")
-    map_.add_argument("--retries", type=_count, default=0, metavar="N", help="retry a failed input N times (0)")
-    map_.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop a process after this time; it failed")
+    map_.add_argument(
+        "--max-load", type=argument(_per_cent), metavar="PERCENT", help="start no process above this CPU load"
+    )
+    map_.add_argument("--retries", type=_COUNT, default=0, metavar="N", help="retry a failed input N times (0)")
+    map_.add_argument("--timeout", type=_SECONDS, metavar="SECONDS", help="stop a process after this time; it failed")
     map_.add_argument("--halt", choices=("soon", "now"), help="after a failure start no more; now: also stop the rest")
     map_.add_argument("-k", "--keep-order", action="store_true", help="print outputs in the order of the inputs")
     map_.add_argument("--shell", action="store_true", help="run the command in a shell; inputs are quoted for it")
@@ -135,7 +141,7 @@ def _add_stop(commands: Any) -> None:
     stop = _command(commands, "stop", "stop a task, or a whole manager", STOP)
     stop.add_argument("what", metavar="WHAT", help="a task's name or id, MANAGER/TASK, or a manager's name")
     stop.add_argument(
-        "--wait", type=_seconds, default=10.0, metavar="SECONDS", help="how long to wait for the end (10)"
+        "--wait", type=_SECONDS, default=10.0, metavar="SECONDS", help="how long to wait for the end (10)"
     )
     _add_selection(stop)
 
@@ -143,7 +149,7 @@ def _add_stop(commands: Any) -> None:
 def _add_top(commands: Any) -> None:
     top = _command(commands, "top", "watch the tasks of running managers; q quits")
     top.add_argument("--once", action="store_true", help="print one table and exit")
-    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help="time between refreshes (1)")
+    top.add_argument("--interval", type=_SECONDS, default=1.0, metavar="SECONDS", help="time between refreshes (1)")
     _add_selection(top)
 
 
@@ -166,36 +172,21 @@ def _add_manager_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the name for ps, stop and top")
     parser.add_argument("--cwd", metavar="DIR", help="the working directory of the processes")
     parser.add_argument("--log-path", metavar="DIR", help="keep the output of each process in files there")
-    parser.add_argument("--grace", type=_seconds, default=3.0, metavar="SECONDS", help="between TERM and KILL (3)")
+    parser.add_argument("--grace", type=_SECONDS, default=3.0, metavar="SECONDS", help="between TERM and KILL (3)")
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--manager", metavar="NAME", help="ask this manager only")
     which.add_argument("--location", metavar="URL", help="ask the manager at this location")
-    parser.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="wait for an answer (5)")
+    parser.add_argument("--timeout", type=_SECONDS, default=5.0, metavar="SECONDS", help="wait for an answer (5)")
 
 
-def _number(convert: Callable[[str], T], valid: Callable[[T], bool], meaning: str) -> Callable[[str], T]:
-    """Return an argparse type that accepts the valid numbers only."""
-
-    def read(text: str) -> T:
-        try:
-            value = convert(text)
-            if valid(value):
-                return value
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-
-    return read
-
-
-_seconds: Final = _number(float, lambda value: 0 < value < math.inf, "a number of seconds above 0, such as 30 or 0.5")
-_positive: Final = _number(int, lambda value: value > 0, "a positive whole number, such as 4")
-_count: Final = _number(int, lambda value: value >= 0, "a whole number from 0, such as 2")
-_per_cent: Final = _number(
-    lambda text: float(text.removesuffix("%")),
-    lambda value: 0 < value <= 100,
-    "a percentage of the machine above 0 and up to 100, such as 80",
-)
+def _per_cent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise ValueError(f"{text!r} is not a percentage above 0 and up to 100, such as 80")
+    return value

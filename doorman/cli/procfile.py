@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 import tomllib
@@ -14,6 +13,7 @@ import msgspec
 
 from doorman.errors import BadCommandLine
 from doorman.retry import Backoff, Intensity, Restart
+from remit.options import check_choice, check_count, check_seconds, suggest
 
 __all__ = ["Plan", "Program", "load_plan", "read_procfile", "read_table"]
 
@@ -110,18 +110,12 @@ def read_table(table: Mapping[str, Any]) -> dict[str, Program]:
             raise BadCommandLine(f"{name!r} is not a table: write, for example, [{name}] and below it command = '...'")
         for key in keys:
             if key not in Program.__struct_fields__:
-                raise BadCommandLine(f"[{name}] has no key {key!r}: {_suggestion(key)}")
+                raise BadCommandLine(f"[{name}] has no key {key!r}{suggest(key, Program.__struct_fields__)}")
         try:
             programs[name] = msgspec.convert(keys, Program)
         except msgspec.ValidationError as error:
             raise BadCommandLine(f"[{name}]: {error}") from error
     return _checked(programs)
-
-
-def _suggestion(key: str) -> str:
-    known = Program.__struct_fields__
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
 
 
 def _checked(programs: dict[str, Program]) -> dict[str, Program]:
@@ -139,13 +133,10 @@ def _checked(programs: dict[str, Program]) -> dict[str, Program]:
 
 def _check(program: Program) -> None:
     """Raise ValueError if a key has a value that is out of range."""
-    choices = get_args(Restart)
-    if program.restart not in choices:
-        raise ValueError(f"restart must be {' or '.join(map(repr, choices))}, not {program.restart!r}")
-    if program.expires is not None and not program.expires > 0:
-        raise ValueError(f"expires must be a number of seconds above 0, not {program.expires!r}")
-    if program.processes < 1:
-        raise ValueError(f"processes must be 1 or more, not {program.processes}")
+    check_choice("restart", program.restart, get_args(Restart))
+    check_count("processes", program.processes)
+    if program.expires is not None:
+        check_seconds("expires", program.expires, above_zero=True)
     program.restart_options  # noqa: B018 - raises ValueError
     try:
         words = program.argv

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self
 
@@ -13,6 +12,7 @@ from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent
 from remit import Client, Location
 from remit.config import resolve
 from remit.errors import NoListener, PeerLost, RequestFailed, RequestTimeout
+from remit.options import suggest
 
 __all__ = ["Remote", "find", "look_at_all"]
 
@@ -93,9 +93,7 @@ def find(name: str | None = None, location: str | None = None, *, timeout: float
         return [Remote(where, key=known.key if known else b"", name=known.name if known else "", timeout=timeout)]
     names = [entry.name for entry in entries]
     if name is not None and name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ManagerNotFound(f"no manager named {name!r} runs here (running: {', '.join(names) or 'none'}){hint}")
+        raise ManagerNotFound(f"no manager named {name!r} runs here{suggest(name, names)}")
     wanted = [entry for entry in entries if name in (None, entry.name)]
     return [Remote(entry.location, key=entry.key, name=entry.name, timeout=timeout) for entry in wanted]
 

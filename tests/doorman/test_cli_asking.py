@@ -130,7 +130,7 @@ def test_what_lives_on_is_told() -> None:
     ("words", "told"),
     [
         (("stop", "nobody"), "no task or manager is named 'nobody' (running: nothing)"),
-        (("ps", "--manager", "nobody"), "no manager named 'nobody' runs here (running: none)"),
+        (("ps", "--manager", "nobody"), "no manager named 'nobody' runs here (known: none)"),
         (("ps", "--manager", "a", "--location", "b"), "not allowed with argument"),
         (("top", "--once", "--location", "nowhere"), "no location is named 'nowhere'"),
     ],

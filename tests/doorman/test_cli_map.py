@@ -228,7 +228,7 @@ def _some(descriptor: int) -> bytes:
         (("map", ":::", "a"), "no command given"),
         (("map", "echo", ":::", "a", ":::", "b"), "':::' is given twice"),
         (("map", "-j", "0", "echo"), "'0' is not a positive whole number"),
-        (("map", "--max-load", "120", "echo"), "percentage of the machine"),
+        (("map", "--max-load", "120", "echo"), "is not a percentage"),
         (("map", "--halt", "later", "echo"), "invalid choice: 'later'"),
         (("map", "--resume", "/dev/null/j", "echo", ":::", "a"), "/dev/null/j"),
         (("map", "--resume", "README.md", "echo", ":::", "a"), "README.md"),
