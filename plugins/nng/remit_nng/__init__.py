@@ -1,4 +1,4 @@
-"""Remit over nng: the plugin's door. The rest is imported when the first location is opened."""
+"""Remit over nng. Only the plugin's hook: pynng is imported when the first location is opened."""
 
 from __future__ import annotations
 

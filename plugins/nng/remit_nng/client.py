@@ -1,4 +1,4 @@
-"""Client: asks in the lobby for a channel, claims it, and begins again when it is lost."""
+"""The client's end over nng: requests a channel in the lobby, claims it, and starts again when it is lost."""
 
 from __future__ import annotations
 
@@ -10,163 +10,161 @@ import pynng
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Down, Frame, Peer, Sent, Up
-from remit_nng import addresses as places
-from remit_nng.channel import Channel, received
-from remit_nng.link import CLAIM, Descriptor, NngLink
-from remit_nng.server import ASK, TOKEN
+from remit_nng.addresses import channel_address, lobby_address
+from remit_nng.link import CLAIM_TIMEOUT_S, Channel, Descriptor, NngLink, receive_frame
+from remit_nng.server import REQUEST, TOKEN_BYTES
 
 __all__ = ["ClientLink"]
 
-RECONNECT: Final = (0.01, 0.25)
-"""Seconds before a client asks again, at first and at the most."""
-LONGEST_ANSWER: Final = 256
-"""Bytes that a lobby may answer."""
-NEVER: Final = 86_400_000
-"""Milliseconds after which nng would ask again by itself: we do, and sooner."""
+RECONNECT_S: Final = (0.01, 0.25)
+"""Delay of the first new request, and the longest delay."""
+MAX_REPLY_BYTES: Final = 256
+NEVER_MS: Final = 86_400_000
+"""Interval at which Req0 repeats a request by itself: never, since the link repeats it sooner."""
 
 
 class ClientLink(NngLink):
-    """The client's end. Four states: pausing; asking in the lobby; claiming its channel; up."""
+    """The client's end. It is pausing, waiting for the lobby's reply, claiming its channel, or up."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         super().__init__(location, capabilities)
-        self._place = places.lobby_name(location, binding=False)
+        self._address = lobby_address(location, binding=False)
         self._lobby: Any = None
-        self._asked: Descriptor | None = None
+        self._reply: Descriptor | None = None
         self._channel: Channel | None = None
-        self._pause = RECONNECT[0]
+        self._retry_delay = RECONNECT_S[0]
         try:
-            self._ask()
+            self._dial_lobby()
         except BaseException:
-            self._leave_lobby()
-            self._discard()
+            self._close_lobby()
+            self._close_descriptors()
             raise
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame to the server."""
+        """Send one frame to the server."""
         self._check(frame)
         if self._channel is None or not self._channel.up:
             return Sent.GONE
-        return self._offer(self._channel, frame)
+        return self._send_on(self._channel, frame)
 
-    # -- asking ------------------------------------------------------------------------------------------------
+    # -- lobby -------------------------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
-        """Dial the lobby; nng does that, and again and again, by itself."""
+    def _dial_lobby(self) -> None:
         self._lobby = pynng.Req0(
-            resend_time=NEVER,
-            recv_max_size=LONGEST_ANSWER,
-            reconnect_time_min=int(RECONNECT[0] * 1000),
-            reconnect_time_max=int(RECONNECT[1] * 1000),
+            resend_time=NEVER_MS,
+            recv_max_size=MAX_REPLY_BYTES,
+            reconnect_time_min=int(RECONNECT_S[0] * 1000),
+            reconnect_time_max=int(RECONNECT_S[1] * 1000),
         )
-        self._lobby.add_post_pipe_connect_cb(self._notes.on(self._lobby, "lobby"))
-        self._lobby.dial(self._place, block=False)
-        self._due = float("inf")
+        self._lobby.add_post_pipe_connect_cb(self._events.callback(self._lobby, "lobby"))
+        # block=False: nng repeats a failed dial by itself. pynng's default logs a traceback first.
+        self._lobby.dial(self._address, block=False)
+        self.next_deadline = float("inf")
 
-    def _say(self) -> None:
-        self._due = time.monotonic() + CLAIM
+    def _send_request(self) -> None:
+        self.next_deadline = time.monotonic() + CLAIM_TIMEOUT_S
         with contextlib.suppress(pynng.NNGException):
-            self._lobby.send(ASK, block=False)
-            self._asked = Descriptor(self._lobby.recv_fd)
-            self._watch(self._asked, self._answered)
+            self._lobby.send(REQUEST, block=False)
+            self._reply = Descriptor(self._lobby.recv_fd)
+            self._add_reader(self._reply, self._handle_reply)
 
-    def _answered(self) -> None:
+    def _handle_reply(self) -> None:
         try:
-            answer = received(self._lobby)
+            reply = receive_frame(self._lobby)
         except pynng.TryAgain:
             return
         except pynng.NNGException:
-            answer = b""
-        self._leave_lobby()
-        token, where = answer[:TOKEN], answer[TOKEN:]
-        if where.isalnum():  # a port or the end of a path, and nothing that leads elsewhere
+            reply = b""
+        self._close_lobby()
+        token, where = reply[:TOKEN_BYTES], reply[TOKEN_BYTES:]
+        if where.isalnum():  # a port or the end of a path, and nothing that leads to another place
             with contextlib.suppress(pynng.NNGException):
-                self._claim(token, where.decode())
+                self._open_channel(token, where.decode())
                 return
-        self._retry()
+        self._schedule_retry()
 
-    def _leave_lobby(self) -> None:
-        if self._asked is not None:
-            self._unwatch(self._asked)
-            self._asked = None
+    def _close_lobby(self) -> None:
+        if self._reply is not None:
+            self._remove_reader(self._reply)
+            self._reply = None
         if self._lobby is not None:
             self._lobby.close()
             self._lobby = None
 
-    # -- claiming ----------------------------------------------------------------------------------------------
+    # -- channel -----------------------------------------------------------------------------------------------
 
-    def _claim(self, token: bytes, where: str) -> None:
-        channel = Channel(self._notes, token, self.capabilities.max_frame)
+    def _open_channel(self, token: bytes, where: str) -> None:
+        channel = Channel(self._events, token, self.capabilities.max_frame)
         try:
-            channel.socket.dial(places.channel_name(self.location, where), block=False)
+            channel.socket.dial(channel_address(self.location, where), block=False)
         except pynng.NNGException:
             channel.close()
             raise
         self._channel = channel
-        self._due = time.monotonic() + CLAIM
-        self._watch(channel, self._read)
+        self.next_deadline = time.monotonic() + CLAIM_TIMEOUT_S
+        self._add_reader(channel, self._read)
 
-    def _connected(self, channel: Channel) -> None:
+    def _claim(self, channel: Channel) -> None:
         if channel.send(channel.token) is Sent.ACCEPTED:
             channel.up = True
-            self._pause = RECONNECT[0]
-            self._due = float("inf")
+            self._retry_delay = RECONNECT_S[0]
+            self.next_deadline = float("inf")
             self._arrivals.append(Up(SERVER))
 
     def _read(self) -> int:
-        """Read some frames; return how many there were."""
+        """Read some frames; return their number."""
         channel = self._channel
         if channel is None:
             return 0
         frames = channel.read()
         for frame in frames:
             if frame == channel.token:
-                self._lose("the server closed it")
+                self._lose_channel("the server closed it")
                 return 0
             if channel.up:
                 self._arrivals.append(Frame(SERVER, frame))
         return len(frames)
 
-    def _lose(self, why: str) -> None:
+    def _lose_channel(self, why: str) -> None:
         channel, self._channel = self._channel, None
         if channel is None:
             return
-        self._unwatch(channel)
+        self._remove_reader(channel)
         channel.close()
         if channel.up:
             self._arrivals.append(Down(SERVER, why))
-        self._retry()
+        self._schedule_retry()
 
-    def _retry(self) -> None:
-        self._due = time.monotonic() + self._pause
-        self._pause = min(self._pause * 2, RECONNECT[1])
+    def _schedule_retry(self) -> None:
+        self.next_deadline = time.monotonic() + self._retry_delay
+        self._retry_delay = min(self._retry_delay * 2, RECONNECT_S[1])
 
-    # -- what nng and the clock say ----------------------------------------------------------------------------
+    # -- events and deadlines ----------------------------------------------------------------------------------
 
-    def _noted(self, subject: Any, what: str) -> None:
-        if what == "lobby" and subject is self._lobby and self._asked is None:
-            self._say()
-        elif subject is self._channel and what == "connected" and self._channel is not None:
-            self._connected(self._channel)
-        elif subject is self._channel and what == "removed":
+    def _handle_event(self, subject: Any, event: str) -> None:
+        if event == "lobby" and subject is self._lobby and self._reply is None:
+            self._send_request()
+        elif subject is self._channel and event == "connected" and self._channel is not None:
+            self._claim(self._channel)
+        elif subject is self._channel and event == "removed":
             while self._read():
-                pass  # what came before it left
-            self._lose("its connection has ended")
+                pass  # `Down` must follow the frames that nng received before the pipe was removed
+            self._lose_channel("its connection has ended")
 
-    def _keep_time(self) -> None:
-        """Three cases: the lobby did not answer; nobody was at the channel; the pause is over."""
-        self._due = float("inf")
+    def handle_deadline(self) -> None:
+        """Retry: the lobby did not reply, the channel had no peer, or the retry delay has passed."""
+        self.next_deadline = float("inf")
         if self._lobby is not None:
-            self._leave_lobby()
-            self._retry()
+            self._close_lobby()
+            self._schedule_retry()
         elif self._channel is not None:
-            self._lose("nobody was there")
+            self._lose_channel("the server did not accept the connection")
         else:
-            self._ask()
+            self._dial_lobby()
 
-    def _leave(self, deadline: float) -> None:
-        self._leave_lobby()
+    def _close_channels(self, deadline: float) -> None:
+        self._close_lobby()
         channel = self._channel
         if channel is not None:
-            self._finish([channel], deadline)
+            self._drain([channel], deadline)
             channel.close()

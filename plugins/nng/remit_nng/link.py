@@ -1,8 +1,9 @@
-"""Link: what both ends share: channels read by descriptor, notes of nng's threads, and the things that are due."""
+"""What both ends over nng share: Pair0 channels, events of nng's threads, and the polling of descriptors."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import select
 import time
 from collections import deque
@@ -13,18 +14,17 @@ import pynng.nng
 
 from remit.errors import TransportError
 from remit.location import Location
-from remit.transport import Arrival, Capabilities, OwnedLink, Poller, Sent, Wakeable, register_after_fork
-from remit_nng.channel import Channel, Notes
+from remit.transport import Arrival, Capabilities, OwnedLink, Poller, Sent, Wakeable, Waker, register_after_fork
 
-__all__ = ["CLAIM", "Descriptor", "NngLink", "used"]
+__all__ = ["CLAIM_TIMEOUT_S", "Channel", "Descriptor", "NngLink", "mark_used", "receive_frame"]
 
 
 _used = False
 _inherited = False
 
 
-def used() -> None:
-    """Note that nng is about to be used here. Raises TransportError where it must not be."""
+def mark_used() -> None:
+    """Record that nng is used in this process. Raises TransportError in a child forked after its parent used nng."""
     global _used
     if _inherited:
         raise TransportError(
@@ -35,148 +35,263 @@ def used() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Keep what was inherited from calling nng by itself: at exit, and whenever a socket is collected."""
+    # nng 1.11 (pynng 0.9) aborts a forked child at the first call if the parent has used nng. pynng calls it when a
+    # socket is collected and at interpreter exit, so both calls are disabled.
     global _inherited
     if _used:
         _inherited = True
         atexit.unregister(pynng.nng._pynng_atexit)
-        pynng.Socket.__del__ = _leave
+        pynng.Socket.__del__ = _do_nothing
 
 
-def _leave(inherited: object) -> None:
+def _do_nothing(inherited: object) -> None:
     pass
 
 
 register_after_fork(_after_fork_in_child)
 
 
-CLAIM: Final = 2.0
-"""Seconds within which a channel that was given out must be claimed, and a lobby must have answered."""
-LAST_WORD: Final = 0.5
-"""Seconds that `close` waits at the most for the other side to have read all: it may not be reading at all."""
+CLAIM_TIMEOUT_S: Final = 2.0
+"""Time within which a client must claim its channel, and within which a lobby must answer."""
+MAX_CLOSE_WAIT_S: Final = 0.5
+"""Longest wait of `close` for the peer to read everything: it may not be reading at all."""
+FULL_RETRY_S: Final = 0.005
+"""Interval of attempts to send to a full channel for which no descriptor is left to poll."""
+ENVELOPE_BYTES: Final = 1024
+"""Margin of nng's size limit over ``max_frame``."""
+BUFFER_FRAMES: Final = 64
+"""Frames that nng buffers in each direction of a channel."""
+READS_PER_TURN: Final = 32
+"""Frames read from one channel before the others are served."""
 
-FULL_WAIT: Final = 0.005
-"""Seconds between two tries to send to a peer that was full, where no descriptor is left to be told by."""
+
+class PipeEvents:
+    """Queue of pipe events from nng's threads to the link's owner, which it wakes."""
+
+    def __init__(self) -> None:
+        self.waker = Waker()
+        self._events: deque[tuple[Any, str]] = deque()
+
+    def callback(self, subject: Any, event: str) -> Callable[[Any], None]:
+        """Return a callback for pynng that queues ``event`` of ``subject``."""
+
+        # Nothing but a queue: pynng calls it on a thread of nng, holding a lock that most calls on the socket need.
+        def queue_event(pipe: Any) -> None:
+            self._events.append((subject, event))
+            self.waker.wake()
+
+        return queue_event
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def pop_all(self) -> list[tuple[Any, str]]:
+        """Return the queued events in order."""
+        self.waker.clear()  # before the queue is emptied, or the wake of a new event would be lost
+        events = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events
 
 
 class Descriptor:
-    """A descriptor that outlives the question for it: nng answers none about a closed socket."""
+    """A descriptor that can be unregistered after its socket was closed: nng refuses to name it then."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def fileno(self) -> int:
-        """Return it."""
+        """Return the descriptor."""
         return self._descriptor
 
 
+class Channel:
+    """A Pair0 socket between a server and one client.
+
+    Its ``token``, a random text from the lobby, is the first frame of the client and the last one of both ends.
+    """
+
+    def __init__(self, events: PipeEvents, token: bytes, max_frame: int) -> None:
+        self.token = token
+        self.up = False
+        self.has_peer = False
+        self.deadline = 0.0
+        """Monotonic time at which an unclaimed channel is closed."""
+        self.socket = pynng.Pair0(
+            recv_max_size=max_frame + ENVELOPE_BYTES, send_buffer_size=BUFFER_FRAMES, recv_buffer_size=BUFFER_FRAMES
+        )
+        try:
+            self._descriptor: int = self.socket.recv_fd
+        except pynng.NNGException:
+            self.socket.close()
+            raise
+        self.socket.add_pre_pipe_connect_cb(self._admit_pipe)
+        self.socket.add_post_pipe_connect_cb(events.callback(self, "connected"))
+        self.socket.add_post_pipe_remove_cb(events.callback(self, "removed"))
+
+    def _admit_pipe(self, pipe: Any) -> None:
+        # Pair0 accepts another peer after the first has left, and reports "removed" also for a peer that it refuses.
+        if self.has_peer:
+            pipe.close()
+        self.has_peer = True
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while a frame waits. nng's is level-triggered."""
+        return self._descriptor
+
+    def writable_descriptor(self) -> int:
+        """Return the descriptor that is readable while a frame can be sent, or -1 if descriptors ran out."""
+        try:
+            descriptor: int = self.socket.send_fd
+        except pynng.NNGException:
+            return -1
+        return descriptor
+
+    def send(self, frame: bytes) -> Sent:
+        """Send a frame."""
+        try:
+            self.socket.send(frame, block=False)
+        except pynng.TryAgain:
+            return Sent.FULL
+        except pynng.NNGException:
+            return Sent.GONE
+        return Sent.ACCEPTED
+
+    def read(self) -> list[bytes]:
+        """Return up to `READS_PER_TURN` of the waiting frames."""
+        frames: list[bytes] = []
+        with contextlib.suppress(pynng.TryAgain, pynng.Closed):
+            while len(frames) < READS_PER_TURN:
+                frames.append(receive_frame(self.socket))
+        return frames
+
+    def close(self) -> None:
+        """Close the socket. nng 1.11 has no linger: frames that it has not sent yet are lost."""
+        self.socket.close()
+
+
+def receive_frame(socket: Any) -> bytes:
+    """Return the next frame. Raises TryAgain if there is none, and other NNGExceptions."""
+    try:
+        frame: bytes = socket.recv(block=False)
+    except RuntimeError:
+        return b""  # pynng 0.9 receives an empty frame, but fails to unpack its null pointer
+    return frame
+
+
 class NngLink(OwnedLink):
-    """One end of the wire. nng's threads only take notes; everything is done by the link's owner."""
+    """Base of both ends. nng's threads only queue events; the link's owner does everything else."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         super().__init__(location, capabilities)
+        self.next_deadline = float("inf")
+        """Monotonic time of the next `handle_deadline`."""
         self._poller = Poller()
-        self._notes = Notes()
+        self._events = PipeEvents()
         self._arrivals: deque[Arrival] = deque()
-        self._poller.register(self._notes.waker, select.POLLIN)
+        self._poller.register(self._events.waker, select.POLLIN)
         self._readers: dict[int, Callable[[], object]] = {}
         self._full: dict[Channel, int] = {}
-        """Channels without room, and the descriptors that tell when there is some again."""
-        self._due = float("inf")
+        """Channels without room, each with the descriptor that reports room, or -1."""
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, or None."""
+        """Return the next arrival, or None."""
         self._check()
         if not self._arrivals:
-            self._turn(0.0)
+            self._poll_once(0.0)
         return self._arrivals.popleft() if self._arrivals else None
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or earlier if something is there to be done."""
+        """Wait up to ``timeout`` seconds for an arrival, room to send, or ``waker``."""
         self._check()
         if self._arrivals:
             return
         if -1 in self._full.values():
-            timeout = min(timeout, FULL_WAIT)
-        timeout = max(0.0, min(timeout, self._due - time.monotonic()))
+            timeout = min(timeout, FULL_RETRY_S)
+        timeout = max(0.0, min(timeout, self.next_deadline - time.monotonic()))
         try:
             self._poller.watch_waker(waker)
-            told = self._turn(timeout)
+            ready = self._poll_once(timeout)
         finally:
             self._poller.unwatch_waker()
-        for channel in [channel for channel, room in self._full.items() if room in told]:
-            self._has_room(channel)
+        for channel in [channel for channel, writable in self._full.items() if writable in ready]:
+            self._mark_writable(channel)
 
     def close(self, linger: float) -> None:
-        """End the link; frames already accepted leave within ``linger`` seconds."""
+        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
         if self._ending():
-            self._leave(time.monotonic() + min(linger, LAST_WORD))
-            self._discard()
+            self._close_channels(time.monotonic() + min(linger, MAX_CLOSE_WAIT_S))
+            self._close_descriptors()
 
-    def _discard(self) -> None:
+    def handle_deadline(self) -> None:
+        """Act on `next_deadline`, which has passed, and set the next one."""
+        raise NotImplementedError
+
+    def _handle_event(self, subject: Any, event: str) -> None:
+        """Handle an event that a thread of nng has queued."""
+        raise NotImplementedError
+
+    def _close_channels(self, deadline: float) -> None:
+        """Close all sockets of the link."""
+        raise NotImplementedError
+
+    def _close_descriptors(self) -> None:
         self._poller.close()
-        self._notes.waker.close()
+        self._events.waker.close()
 
-    def _turn(self, timeout: float) -> set[int]:
-        told = self._look(timeout)
-        for subject, what in self._notes.take() if self._notes else ():
-            self._noted(subject, what)
-        if self._due != float("inf") and time.monotonic() >= self._due:
-            self._keep_time()
-        return told
+    def _poll_once(self, timeout: float) -> set[int]:
+        """Handle frames, events and the deadline; return the descriptors that were ready."""
+        ready = self._read_ready(timeout)
+        for subject, event in self._events.pop_all() if self._events else ():
+            self._handle_event(subject, event)
+        if self.next_deadline != float("inf") and time.monotonic() >= self.next_deadline:
+            self.handle_deadline()
+        return ready
 
-    def _look(self, timeout: float) -> set[int]:
-        """Read from what can be read; return the descriptors that had something to say."""
-        told = {descriptor for descriptor, _ in self._poller.poll(timeout)}
-        for descriptor in told:
+    def _read_ready(self, timeout: float) -> set[int]:
+        ready = {descriptor for descriptor, _ in self._poller.poll(timeout)}
+        for descriptor in ready:
             reader = self._readers.get(descriptor)
             if reader is not None:
                 reader()
-        return told
+        return ready
 
-    def _watch(self, channel: Channel | Descriptor, reader: Callable[[], object]) -> None:
-        self._poller.register(channel, select.POLLIN)
-        self._readers[channel.fileno()] = reader
+    def _add_reader(self, source: Channel | Descriptor, reader: Callable[[], object]) -> None:
+        self._poller.register(source, select.POLLIN)
+        self._readers[source.fileno()] = reader
 
-    def _unwatch(self, channel: Channel | Descriptor) -> None:
-        if self._readers.pop(channel.fileno(), None) is not None:
-            self._poller.unregister(channel)
-        if isinstance(channel, Channel):
-            self._has_room(channel)
+    def _remove_reader(self, source: Channel | Descriptor) -> None:
+        if self._readers.pop(source.fileno(), None) is not None:
+            self._poller.unregister(source)
+        if isinstance(source, Channel):
+            self._mark_writable(source)
 
-    def _offer(self, channel: Channel, frame: bytes) -> Sent:
+    def _send_on(self, channel: Channel, frame: bytes) -> Sent:
         sent = channel.send(frame)
         if sent is not Sent.FULL:
-            self._has_room(channel)
+            self._mark_writable(channel)
         elif channel not in self._full:
-            self._full[channel] = room = channel.room()
-            if room >= 0:
-                self._poller.register(Descriptor(room), select.POLLIN)
+            self._full[channel] = writable = channel.writable_descriptor()
+            if writable >= 0:
+                self._poller.register(Descriptor(writable), select.POLLIN)
         return sent
 
-    def _has_room(self, channel: Channel) -> None:
-        room = self._full.pop(channel, -1)
-        if room >= 0:
-            self._poller.unregister(Descriptor(room))
+    def _mark_writable(self, channel: Channel) -> None:
+        writable = self._full.pop(channel, -1)
+        if writable >= 0:
+            self._poller.unregister(Descriptor(writable))
 
-    def _finish(self, channels: list[Channel], deadline: float) -> None:
-        """Say the last word on channels, and wait until the other side has closed them: then it has read all."""
-        saying = [channel for channel in channels if channel.up]
-        waiting = set(saying)
+    def _drain(self, channels: list[Channel], deadline: float) -> None:
+        """Send the token on each channel, and wait until its peer has closed it: the peer has read everything then."""
+        unsent = [channel for channel in channels if channel.up]
+        waiting = set(unsent)
         while waiting and (left := deadline - time.monotonic()) > 0:
-            saying = [
-                channel for channel in saying if channel in waiting and self._offer(channel, channel.token) is Sent.FULL
+            unsent = [
+                channel
+                for channel in unsent
+                if channel in waiting and self._send_on(channel, channel.token) is Sent.FULL
             ]
-            self._look(min(left, FULL_WAIT) if -1 in self._full.values() else left)
-            for subject, what in self._notes.take():
-                if what == "removed":
+            self._read_ready(min(left, FULL_RETRY_S) if -1 in self._full.values() else left)
+            for subject, event in self._events.pop_all():
+                if event == "removed":
                     waiting.discard(subject)
-
-    def _noted(self, subject: Any, what: str) -> None:
-        raise NotImplementedError
-
-    def _keep_time(self) -> None:
-        raise NotImplementedError
-
-    def _leave(self, deadline: float) -> None:
-        raise NotImplementedError

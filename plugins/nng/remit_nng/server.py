@@ -1,4 +1,7 @@
-"""Server: a lobby that gives each newcomer a channel of its own, and the channels."""
+"""The server's end over nng: a Rep0 lobby that gives each client a Pair0 channel of its own.
+
+Pair1 in polyamorous mode would need no lobby, but nng has deprecated it, and it loses frames in bursts.
+"""
 
 from __future__ import annotations
 
@@ -13,154 +16,153 @@ import pynng
 
 from remit.location import Location
 from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up
-from remit_nng import addresses as places
-from remit_nng.channel import Channel, received
-from remit_nng.link import CLAIM, Descriptor, NngLink
+from remit_nng.addresses import channel_address, lobby_address, make_private, remove_stale_sockets, uses_files
+from remit_nng.link import CLAIM_TIMEOUT_S, Channel, Descriptor, NngLink, receive_frame
 
-__all__ = ["ASK", "TOKEN", "ServerLink"]
+__all__ = ["REQUEST", "TOKEN_BYTES", "ServerLink"]
 
-ASK: Final = b"remit 1"
-"""What a newcomer says in the lobby."""
-TOKEN: Final = 16
-"""Bytes of a token."""
-LONGEST_WORD: Final = 1024
-"""Bytes that may be said in the lobby; nng hangs up on whoever says more."""
-GREETED: Final = 8
-"""Newcomers answered before the channels have their turn."""
-UNCLAIMED: Final = 128
-"""Channels that may wait for their newcomers; a crowd beyond that is told to ask again."""
+REQUEST: Final = b"remit 1"
+"""A client's request for a channel."""
+TOKEN_BYTES: Final = 16
+MAX_REQUEST_BYTES: Final = 1024
+"""nng closes the connection of a client that sends a larger request."""
+REQUESTS_PER_TURN: Final = 8
+"""Requests answered before the channels are served."""
+MAX_UNCLAIMED: Final = 128
+"""Channels without a client. Further clients get an empty reply and request again."""
 
-_peers = itertools.count(1)
+_peer_numbers = itertools.count(1)
 
 
 class ServerLink(NngLink):
-    """The server's end. A peer is the number of its channel."""
+    """The server's end. A peer token is the number of its channel."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, claim: FileLock | None) -> None:
-        self._claim = claim
-        self._channels: dict[int, Channel] = {}
+    def __init__(self, location: Location, capabilities: Capabilities, lock: FileLock | None) -> None:
+        self._file_lock = lock
+        self.channels: dict[int, Channel] = {}
+        self.unclaimed: dict[Channel, None] = {}
         self._numbers: dict[Channel, int] = {}
-        self._unclaimed: dict[Channel, None] = {}
         super().__init__(location, capabilities)
         try:
-            self._lobby = pynng.Rep0(recv_max_size=LONGEST_WORD)
+            self._lobby = pynng.Rep0(recv_max_size=MAX_REQUEST_BYTES)
             try:
-                self._open()
+                self._listen_in_lobby()
             except BaseException:
                 self._lobby.close()
                 raise
         except BaseException:
-            self._discard()
+            self._close_descriptors()
             raise
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame to a peer."""
+        """Send one frame to a peer."""
         self._check(frame)
-        channel = self._channels.get(peer)  # type: ignore[call-overload]
-        return Sent.GONE if channel is None else self._offer(channel, frame)
+        channel = self.channels.get(peer)  # type: ignore[call-overload]
+        return Sent.GONE if channel is None else self._send_on(channel, frame)
 
-    def _open(self) -> None:
-        name = places.lobby_name(self.location, binding=True)
-        if places.on_files(self.location):
-            places.clear(self.location)
-        listener = self._lobby.listen(name)
-        places.keep_private(name)
-        if not places.on_files(self.location):
+    def _listen_in_lobby(self) -> None:
+        address = lobby_address(self.location, binding=True)
+        if uses_files(self.location):
+            remove_stale_sockets(self.location)
+        listener = self._lobby.listen(address)
+        make_private(address)
+        if not uses_files(self.location):
             self.location = self.location.replace(port=_port(listener))
         self._lobby_descriptor = Descriptor(self._lobby.recv_fd)
-        self._watch(self._lobby_descriptor, self._answer)
+        self._add_reader(self._lobby_descriptor, self._answer_requests)
 
-    def _answer(self) -> None:
-        """Answer some of those in the lobby; an answer of nothing says: ask again."""
+    def _answer_requests(self) -> None:
         with contextlib.suppress(pynng.NNGException):
-            for _ in range(GREETED):
-                answer = b""
-                if received(self._lobby) == ASK and len(self._unclaimed) < UNCLAIMED:
+            for _ in range(REQUESTS_PER_TURN):
+                reply = b""
+                if receive_frame(self._lobby) == REQUEST and len(self.unclaimed) < MAX_UNCLAIMED:
                     with contextlib.suppress(pynng.NNGException, OSError):
-                        answer = self._give()
-                self._lobby.send(answer, block=False)
+                        reply = self.open_channel()
+                self._lobby.send(reply, block=False)
 
-    def _give(self) -> bytes:
-        """Open a channel for a newcomer; return its token and where it is."""
-        channel = Channel(self._notes, secrets.token_bytes(TOKEN), self.capabilities.max_frame)
+    def open_channel(self) -> bytes:
+        """Open a channel for a new client; return the reply: its token and its place."""
+        channel = Channel(self._events, secrets.token_bytes(TOKEN_BYTES), self.capabilities.max_frame)
         try:
             where = self._listen(channel)
         except BaseException:
             channel.close()
             raise
-        channel.deadline = time.monotonic() + CLAIM
-        self._unclaimed[channel] = None
-        self._due = min(self._due, channel.deadline)
-        self._watch(channel, lambda: self._read(channel))
+        channel.deadline = time.monotonic() + CLAIM_TIMEOUT_S
+        self.unclaimed[channel] = None
+        self.next_deadline = min(self.next_deadline, channel.deadline)
+        self._add_reader(channel, lambda: self._read(channel))
         return channel.token + where.encode()
 
     def _listen(self, channel: Channel) -> str:
-        if not places.on_files(self.location):
-            return str(_port(channel.socket.listen(places.channel_name(self.location, "0"))))
+        if not uses_files(self.location):
+            return str(_port(channel.socket.listen(channel_address(self.location, "0"))))
         where = secrets.token_hex(4)
-        name = places.channel_name(self.location, where)
-        channel.socket.listen(name)
-        places.keep_private(name)
+        address = channel_address(self.location, where)
+        channel.socket.listen(address)
+        make_private(address)
         return where
 
     def _read(self, channel: Channel) -> int:
-        """Read some frames of a channel; return how many there were."""
+        """Read some frames of a channel; return their number."""
         frames = channel.read()
         for frame in frames:
             if not channel.up:
                 if frame != channel.token:
-                    self._drop(channel, "it did not know the token")
+                    self._remove_channel(channel, "it did not know the token")
                     return 0
-                self._claimed(channel)
+                self._accept(channel)
             elif frame == channel.token:
-                self._drop(channel, "closed")
+                self._remove_channel(channel, "closed")
                 return 0
             else:
                 self._arrivals.append(Frame(self._numbers[channel], frame))
         return len(frames)
 
-    def _claimed(self, channel: Channel) -> None:
+    def _accept(self, channel: Channel) -> None:
         channel.up = True
-        self._unclaimed.pop(channel, None)
-        number = self._numbers[channel] = next(_peers)
-        self._channels[number] = channel
+        self.unclaimed.pop(channel, None)
+        number = self._numbers[channel] = next(_peer_numbers)
+        self.channels[number] = channel
         self._arrivals.append(Up(number))
 
-    def _drop(self, channel: Channel, why: str) -> None:
-        self._unwatch(channel)
-        self._unclaimed.pop(channel, None)
+    def _remove_channel(self, channel: Channel, why: str) -> None:
+        self._remove_reader(channel)
+        self.unclaimed.pop(channel, None)
         channel.close()
         number = self._numbers.pop(channel, None)
         if number is not None:
-            del self._channels[number]
+            del self.channels[number]
             self._arrivals.append(Down(number, why))
 
-    def _noted(self, subject: Channel, what: str) -> None:
-        if what == "removed" and (subject in self._numbers or subject in self._unclaimed):
+    def _handle_event(self, subject: Channel, event: str) -> None:
+        if event == "removed" and (subject in self._numbers or subject in self.unclaimed):
             while self._read(subject):
-                pass  # what came before it left
-            if subject in self._numbers or subject in self._unclaimed:
-                self._drop(subject, "its connection has ended")
+                pass  # `Down` must follow the frames that nng received before the pipe was removed
+            if subject in self._numbers or subject in self.unclaimed:
+                self._remove_channel(subject, "its connection has ended")
 
-    def _keep_time(self) -> None:
+    def handle_deadline(self) -> None:
+        """Close the channels that were not claimed in time."""
         now = time.monotonic()
-        for channel in [channel for channel in self._unclaimed if channel.deadline <= now]:
-            self._read(channel)  # it may have been claimed while nobody looked
-            if channel in self._unclaimed:
-                self._drop(channel, "nobody claimed it")
-        self._due = min((channel.deadline for channel in self._unclaimed), default=float("inf"))
+        for channel in [channel for channel in self.unclaimed if channel.deadline <= now]:
+            self._read(channel)  # the token may have arrived while this thread was busy
+            if channel in self.unclaimed:
+                self._remove_channel(channel, "no client claimed it")
+        self.next_deadline = min((channel.deadline for channel in self.unclaimed), default=float("inf"))
 
-    def _leave(self, deadline: float) -> None:
+    def _close_channels(self, deadline: float) -> None:
         channels = list(self._numbers)
-        self._unwatch(self._lobby_descriptor)
+        self._remove_reader(self._lobby_descriptor)
         self._lobby.close()
-        self._finish(channels, deadline)
-        for channel in (*self._numbers, *self._unclaimed):
+        self._drain(channels, deadline)
+        for channel in (*self._numbers, *self.unclaimed):
             channel.close()
-        if self._claim is not None:
-            self._claim.release()
+        if self._file_lock is not None:
+            self._file_lock.release()
 
 
 def _port(listener: Any) -> int:
-    """Return the port that the system chose; nng has it in the network's order of bytes."""
+    """Return the port that the system chose."""
+    # pynng 0.9 passes on the sockaddr's port in network byte order.
     return socket.ntohs(listener.local_address.port)

@@ -1,4 +1,4 @@
-"""Transport: opens lobbies for servers, and clients that ask there for a channel of their own."""
+"""Opens servers and clients over nng, from the URLs and options of locations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pynng
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
 from remit.transport import Capabilities, FileLock, Link
-from remit_nng import addresses as places
-from remit_nng import link as forks
+from remit_nng.addresses import lobby_address, uses_files
 from remit_nng.client import ClientLink
+from remit_nng.link import mark_used
 from remit_nng.server import ServerLink
 
 __all__ = ["NngTransport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
-"""Bytes of the largest frame, unless the location's ``max_frame`` says otherwise."""
+"""Default of the option ``max_frame``, in bytes."""
 
 
 class NngTransport:
@@ -34,24 +34,24 @@ class NngTransport:
 
     def bind(self, location: Location) -> Link:
         """Open a server. Raises LocationInUse, BadLocation, TransportError."""
-        forks.used()
+        mark_used()
         capabilities = self._read(location)
-        places.lobby_name(location, binding=True)
-        claim = FileLock(location.path) if places.on_files(location) else None
+        lobby_address(location, binding=True)  # raises BadLocation before anything is created
+        lock = FileLock(location.path) if uses_files(location) else None
         try:
-            with _translating(location):
-                return ServerLink(location, capabilities, claim)
+            with _translated_errors(location):
+                return ServerLink(location, capabilities, lock)
         except BaseException:
-            if claim is not None:
-                claim.release()
+            if lock is not None:
+                lock.release()
             raise
 
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
-        forks.used()
+        mark_used()
         capabilities = self._read(location)
-        places.lobby_name(location, binding=False)
-        with _translating(location):
+        lobby_address(location, binding=False)  # as above
+        with _translated_errors(location):
             return ClientLink(location, capabilities)
 
     def _read(self, location: Location) -> Capabilities:
@@ -60,17 +60,21 @@ class NngTransport:
 
 
 @contextlib.contextmanager
-def _translating(location: Location) -> Iterator[None]:
+def _translated_errors(location: Location) -> Iterator[None]:
     try:
         yield
     except (pynng.NNGException, OSError) as error:
-        raise _translated(error, location) from error
+        raise _translate(error, location) from error
 
 
-def _translated(error: Exception, location: Location) -> TransportError:
+def _translate(error: Exception, location: Location) -> TransportError:
     if isinstance(error, pynng.AddressInUse):
-        return LocationInUse(f"{location} has a server already; end that one or choose another place")
+        return LocationInUse(f"{location} has a server already; stop it or choose another place")
     if isinstance(error, pynng.OutOfFiles) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
         return TransportError(f"cannot open {location}: out of descriptors; raise `ulimit -n`")
-    advice = "is its folder there, and may you write to it?" if location.path else "is the address this host's own?"
+    advice = (
+        "does its folder exist, and may you write to it?"
+        if location.path
+        else "check the host; a server can bind only to an address of its own host"
+    )
     return TransportError(f"cannot open {location}: {error}; {advice}")

@@ -179,6 +179,6 @@ def _translate(error: zmq.ZMQError | OSError, location: Location) -> TransportEr
     advice = (
         "does its folder exist, and may you write to it?"
         if location.path
-        else "a server can bind only to an address of its own host"
+        else "check the host; a server can bind only to an address of its own host"
     )
     return TransportError(f"cannot open {location}: {error}; {advice}")

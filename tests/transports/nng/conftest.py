@@ -44,8 +44,8 @@ def claims_within(monkeypatch: pytest.MonkeyPatch) -> Limit:
     @contextlib.contextmanager
     def within(seconds: float) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr("remit_nng.server.CLAIM", seconds)
-            patch.setattr("remit_nng.client.CLAIM", seconds)
+            patch.setattr("remit_nng.server.CLAIM_TIMEOUT_S", seconds)
+            patch.setattr("remit_nng.client.CLAIM_TIMEOUT_S", seconds)
             yield
 
     return within

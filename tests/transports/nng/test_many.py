@@ -80,7 +80,7 @@ def test_what_is_asked_for_at_once_has_a_bound(tcp: Location) -> None:
             stranger.send(ASK)
         for stranger in strangers:
             answered(stranger, lambda: turn((server, [])))
-    unclaimed = len(link._unclaimed)
+    unclaimed = len(link.unclaimed)
     assert 100 <= unclaimed <= 128
     assert open_descriptors() - before - connections <= 3 * unclaimed
     for stranger in strangers:
@@ -107,7 +107,7 @@ def test_a_server_out_of_descriptors_refuses_and_recovers(place: Location) -> No
 
 def test_a_client_out_of_descriptors_asks_again(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has none for the session that it was given, three times, and comes up at the fourth."""
-    from remit_nng.channel import Channel
+    from remit_nng.link import Channel
 
     refusals: list[object] = []
 

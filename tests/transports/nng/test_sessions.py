@@ -42,7 +42,7 @@ def test_a_session_told_to_nobody_does_not_wake_the_server_for_ever(tcp: Locatio
     with claims_within(SOON):
         _, where = asked(server.location, lambda: turn((server, [])))
     until(lambda: gone(server.location, where), lambda: turn((server, [])))
-    assert server._due == float("inf")  # type: ignore[attr-defined]
+    assert server.next_deadline == float("inf")  # type: ignore[attr-defined]
     server.close(0.0)
 
 
@@ -58,11 +58,11 @@ def test_a_claim_is_heard_although_the_server_was_busy_when_its_time_ended(
     for session, (token, _) in zip(sessions, given, strict=True):
         session.send(token)
     link: Any = server
-    assert len(link._unclaimed) == 5
-    for channel in link._unclaimed:
+    assert len(link.unclaimed) == 5
+    for channel in link.unclaimed:
         wait_until(lambda: select.select([channel], [], [], 0)[0])  # noqa: B023
         channel.deadline = time.monotonic()
-    link._keep_time()
+    link.handle_deadline()
     arrivals: list[Arrival] = []
     turn((server, arrivals))
     assert [type(arrival) for arrival in arrivals] == [Up] * 5
@@ -111,7 +111,7 @@ def test_a_token_opens_its_session_once(place: Location) -> None:
 def test_a_second_at_a_taken_session_is_sent_away(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows the token, and may not even disturb: the session is its first visitor's."""
     with undisturbed(place) as pair:
-        (channel,) = pair.server._channels.values()  # type: ignore[attr-defined]
+        (channel,) = pair.server.channels.values()  # type: ignore[attr-defined]
         (listener,) = channel.socket.listeners
         left: list[object] = []
         with pynng.Pair0(reconnect_time_min=1, reconnect_time_max=1) as stranger:
@@ -129,21 +129,21 @@ def test_a_client_whose_seat_was_taken_asks_for_another(place: Location, claims_
     client = transport_of(place).connect(server.location)
     at_server, at_client, strangers = list[Arrival](), list[Arrival](), list[Any]()
     link: Any = server
-    give = link._give
+    give = link.open_channel
 
     def give_away() -> bytes:
         answer: bytes = give()
         if len(strangers) < 2:
             strangers.append(opened(server.location, answer[TOKEN:].decode()))
-            (*_, channel) = link._unclaimed
-            wait_until(lambda: channel._visited)
+            (*_, channel) = link.unclaimed
+            wait_until(lambda: channel.has_peer)
         return answer
 
     def speak() -> None:
         turn((server, at_server), (client, at_client))
         client.send(SERVER, b"hello")  # what is sent to a seat that is taken is lost, and Down says so
 
-    link._give = give_away
+    link.open_channel = give_away
     with claims_within(SOON):
         until(lambda: len(strangers) == 2, speak)
     until(lambda: frames(at_server), speak)
