@@ -1,4 +1,4 @@
-"""Remit over Redis pub/sub: the plugin's door. The rest is imported when the first location is opened."""
+"""Remit over Redis pub/sub. Only the plugin's hook: hiredis is imported when the first location is opened."""
 
 from __future__ import annotations
 

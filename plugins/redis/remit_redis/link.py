@@ -1,251 +1,301 @@
-"""Link: what both ends on Redis share: the verbs, and coming back after a connection was lost."""
+"""What both ends over Redis share: channel names, the calls of a link, and reconnecting."""
 
 from __future__ import annotations
 
 import math
+import secrets
 import select
 from collections import deque
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Down, OwnedLink, Peer, Sent, Wakeable
-from remit_redis.channel_names import Names, Route
-from remit_redis.connect import Address, Dialling, Refused
-from remit_redis.resp_connection import Denied, Lost, Wire
+from remit_redis.connection import (
+    Address,
+    BackgroundConnect,
+    CommandRefused,
+    ConnectionLost,
+    RedisRefused,
+    RespConnection,
+)
 
-__all__ = ["RedisLink"]
+__all__ = ["FRAME", "JOIN", "LEAVE", "TOKEN_BYTES", "ChannelNames", "RedisLink", "Route", "is_token", "new_token"]
 
-SOON: Final = 0.01
-"""Seconds from a lost connection to the first attempt to come back; each further wait is twice as long..."""
-LATE: Final = 0.25
-"""... up to this many seconds."""
-HELD: Final = 64
-"""Arrivals that may wait to be received while `send` reads more to see its answers."""
-FAREWELL: Final = 0.05
-"""Seconds for which `close` waits for Redis to hear the farewell even if its linger is shorter."""
+FRAME, JOIN, LEAVE = b"F", b"J", b"L"
+"""First byte of a message to the server. The sender's token follows and, for a frame, its data."""
+TOKEN_BYTES: Final = 16
+"""Size of a token, which consists of hexadecimal digits."""
+
+Route: TypeAlias = tuple[bytes, bytes]
+"""A channel, and the prefix of each frame sent to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelNames:
+    """The key and the channels of one location. Pub/sub ignores databases, so the channel names contain the number."""
+
+    lease: bytes
+    """Key whose value is the channel of the server that holds the location."""
+    hubs: bytes
+    """Prefix of the servers' channels."""
+    inboxes: bytes
+    """Prefix of the clients' channels. The client's token follows."""
+    announcements: bytes
+    """Channel on which a server sends ``+hub`` when it starts and ``-hub`` when it closes."""
+
+    @classmethod
+    def of(cls, prefix: str, database: int) -> ChannelNames:
+        """Return the names for a prefix and a database."""
+        parts = [f"{prefix}:lease"] + [f"{prefix}:{database}:{part}" for part in ("hub:", "inbox:", "news")]
+        return cls(*(part.encode() for part in parts))
+
+
+def new_token() -> bytes:
+    """Return a random token."""
+    return secrets.token_hex(TOKEN_BYTES // 2).encode()
+
+
+def is_token(token: bytes) -> bool:
+    """Return whether the bytes have the form of a token."""
+    return len(token) == TOKEN_BYTES and all(digit in b"0123456789abcdef" for digit in token)
+
+
+RECONNECT_S: Final = (0.01, 0.25)
+"""Delay of the first attempt to reconnect, which each failure doubles, and the longest delay."""
+MAX_QUEUED_ARRIVALS: Final = 64
+"""With more arrivals queued, a full `send` does not read further replies."""
+MIN_CLOSE_WAIT_S: Final = 0.05
+"""Time for which `close` waits for Redis to confirm the leave message, even if its linger is shorter."""
 
 
 class RedisLink(OwnedLink):
-    """One end: a connection to Redis that is replaced when it is lost."""
+    """Base of both ends: a connection to Redis that is replaced when it is lost."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, address: Address, names: Names) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, address: Address, names: ChannelNames) -> None:
         super().__init__(location, capabilities)
         self.dropped = 0
-        """Messages that were no frames of a peer."""
+        """Messages received that were not a frame of a peer."""
         self._names = names
         self._address = address
         self._arrivals: deque[Arrival] = deque()
-        self._wire: Wire | None = None
-        self._dialling: Dialling | None = None
-        self._dial_at = 0.0
-        self._pause = SOON
-        self._beat_at = math.inf
-        self._wanted: int | None = None
-        self._settled = False
-        self._trouble: TransportError | None = None
-        self._failure: TransportError | None = None
+        self.connection: RespConnection | None = None
+        self._connecting: BackgroundConnect | None = None
+        self._retry_at = 0.0
+        self._retry_delay = RECONNECT_S[0]
+        self.heartbeat_at = math.inf
+        self._wanted_bytes: int | None = None
+        """Size of the command that `send` refused as FULL."""
+        self._ready = False
+        """True once Redis has accepted the first exchange of the link."""
+        self._last_error: TransportError | None = None
+        self._fatal_error: TransportError | None = None
+        """Set when the link can never be used again."""
 
-    # -- what the two ends add ---------------------------------------------------------------------------------
+    # -- hooks of the two ends ---------------------------------------------------------------------------------
 
     period: float
-    """Seconds between two beats."""
+    """Seconds between two heartbeats."""
 
-    def _opened(self, wire: Wire) -> None:
-        """A new connection is there: subscribe and introduce yourself."""
+    def _on_connected(self, connection: RespConnection) -> None:
+        """Subscribe, and start the exchange that makes the link ready."""
         raise NotImplementedError
 
-    def _lost(self, why: str) -> None:
-        """The connection is gone: nobody can be reached."""
+    def _on_disconnected(self, why: str) -> None:
+        """Report every peer as down."""
         raise NotImplementedError
 
-    def _heard(self, channel: bytes, data: bytes) -> None:
+    def _on_message(self, channel: bytes, data: bytes) -> None:
+        """Handle a pub/sub message."""
         raise NotImplementedError
 
-    def _beat(self, wire: Wire) -> None:
-        """Do what must be done every `period` seconds."""
+    def _on_heartbeat(self, connection: RespConnection) -> None:
+        """Renew or check what must be renewed or checked every `period` seconds."""
         raise NotImplementedError
 
-    def _farewell(self, wire: Wire) -> None:
+    def _send_leave(self, connection: RespConnection) -> None:
+        """Announce that this end closes."""
         raise NotImplementedError
 
     def _route(self, peer: Peer) -> Route | None:
-        """Return the way to a reachable peer, else None."""
+        """Return the route to a peer, or None if it is not connected."""
         raise NotImplementedError
 
-    def _published(self, route: Route, readers: int) -> None:
-        """Redis has passed a frame on to so many readers."""
+    def _on_published(self, route: Route, readers: int) -> None:
+        """Handle the reply to PUBLISH, the number of subscribers that got the frame: 0 means that the peer is gone."""
         raise NotImplementedError
 
-    # -- the verbs ---------------------------------------------------------------------------------------------
+    # -- contract ---------------------------------------------------------------------------------------------
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
-        """Offer one frame. Never blocks. Raises FrameTooLarge."""
+        """Send one frame. Never blocks. Raises FrameTooLarge."""
         self._check(frame)
         try:
-            if monotonic() >= self._beat_at:
-                self._tend()
+            if monotonic() >= self.heartbeat_at:
+                self._process()
             full = not self._has_room(len(frame))
             route = self._route(peer)
-            if self._wire is None or route is None:
+            if self.connection is None or route is None:
                 return Sent.GONE
             if full:
                 return Sent.FULL
-            self._wire.ask(self._published, route, b"PUBLISH", route[0], route[1] + frame)
-        except Lost as lost:
-            self._disconnected(lost)
+            self.connection.send_command(self._on_published, route, b"PUBLISH", route[0], route[1] + frame)
+        except ConnectionLost as lost:
+            self._drop_connection(lost)
             return Sent.GONE
         return Sent.ACCEPTED
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, or None. Raises LocationInUse if another server took the location over."""
+        """Return the next arrival, or None. Raises LocationInUse if another server has taken over the location."""
         self._check()
         if not self._arrivals:
-            self._tend()
+            self._process()
             if not self._arrivals:
-                if self._failure is not None:
-                    raise self._failure
+                if self._fatal_error is not None:
+                    raise self._fatal_error
                 return None
         return self._arrivals.popleft()
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds or when there is something to do."""
+        """Wait up to ``timeout`` seconds for an arrival, room to send, or ``waker``."""
         self._check()
         deadline = monotonic() + timeout
         while not self._arrivals:
-            self._tend()
+            self._process()
             remaining = deadline - monotonic()
-            if self._arrivals or self._failure or self._relieved() or remaining <= 0:
+            if self._arrivals or self._fatal_error or self._has_regained_room() or remaining <= 0:
                 return
             if self._sleep(remaining, waker):
                 return
 
     def close(self, linger: float) -> None:
-        """Say farewell and end within ``linger`` seconds."""
+        """Announce the end and close within ``linger`` seconds."""
         if not self._ending():
             return
-        if self._dialling is not None:
-            self._dialling.abandon()
-            self._dialling = None
-        wire, self._wire = self._wire, None
-        if wire is not None:
+        if self._connecting is not None:
+            self._connecting.abandon()
+            self._connecting = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
             try:
-                self._farewell(wire)
-                wire.drain(max(linger, FAREWELL))
-            except Lost:
-                pass  # so is the farewell: the others will notice by themselves
+                self._send_leave(connection)
+                connection.drain(max(linger, MIN_CLOSE_WAIT_S))
+            except ConnectionLost:
+                pass  # so is the leave message: the peers notice at their next heartbeat
             finally:
-                wire.close()
+                connection.close()
 
     def after_fork(self) -> None:
-        """Give the child's copies of the descriptors back, without a word to Redis."""
+        """Close the copies of the descriptors in a forked child, without sending anything."""
         super().after_fork()
-        if self._wire is not None:
-            self._wire.forked()
-        if self._dialling is not None:
-            self._dialling.forked()
+        if self.connection is not None:
+            self.connection.close_inherited()
+        if self._connecting is not None:
+            self._connecting.close_inherited()
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- connection ------------------------------------------------------------------------------------------------
 
-    def _tend(self) -> None:
-        """Take in what has come, and do what time demands."""
-        wire = self._wire
-        if wire is None:
+    def _process(self) -> None:
+        """Handle what has arrived and what is due, or reconnect."""
+        connection = self.connection
+        if connection is None:
             self._reconnect()
             return
         try:
-            wire.tend()
+            connection.process()
             now = monotonic()
-            if now >= self._beat_at:
-                self._beat_at = now + self.period
-                wire.check(now)
-                self._beat(wire)
-        except Lost as lost:
-            self._disconnected(lost)
+            if now >= self.heartbeat_at:
+                self.heartbeat_at = now + self.period
+                connection.check_alive(now)
+                self._on_heartbeat(connection)
+        except ConnectionLost as lost:
+            self._drop_connection(lost)
 
     def _has_room(self, size: int) -> bool:
-        wire = self._wire
-        if wire is None or wire.room(size):
+        connection = self.connection
+        if connection is None or connection.has_room(size):
             return True
-        if len(self._arrivals) < HELD:
-            wire.tend()
-        self._wanted = None if wire.room(size) else size
-        return self._wanted is None
+        if len(self._arrivals) < MAX_QUEUED_ARRIVALS:
+            connection.process()
+        self._wanted_bytes = None if connection.has_room(size) else size
+        return self._wanted_bytes is None
 
-    def _relieved(self) -> bool:
-        if self._wanted is None or (self._wire is not None and not self._wire.room(self._wanted)):
+    def _has_regained_room(self) -> bool:
+        if self._wanted_bytes is None or (
+            self.connection is not None and not self.connection.has_room(self._wanted_bytes)
+        ):
             return False
-        self._wanted = None
+        self._wanted_bytes = None
         return True
 
     def _sleep(self, seconds: float, waker: Wakeable | None = None) -> bool:
-        """Wait until Redis says something or something is due; True if it was the waker."""
-        poll, own = select.poll(), self._wire or self._dialling
-        if self._wire is not None:
-            poll.register(self._wire, self._wire.events)
+        """Wait for Redis, the next due time or ``waker``; return True if it was the waker."""
+        poll, own = select.poll(), self.connection or self._connecting
+        if self.connection is not None:
+            poll.register(self.connection, self.connection.events)
         elif own is not None:
             poll.register(own, select.POLLIN)
         if waker is not None:
             poll.register(waker, select.POLLIN)
-        due = math.inf if self._dialling else self._beat_at if self._wire else self._dial_at
+        due = math.inf if self._connecting else self.heartbeat_at if self.connection else self._retry_at
         ready = poll.poll(max(0.0, min(seconds, due - monotonic())) * 1000)
         return waker is not None and any(descriptor == waker.fileno() for descriptor, _ in ready)
 
     def _reconnect(self) -> None:
-        if self._failure is not None:
+        if self._fatal_error is not None:
             return
-        if self._dialling is None:
-            if monotonic() >= self._dial_at:
-                self._dial()
+        if self._connecting is None:
+            if monotonic() >= self._retry_at:
+                self._start_connecting()
             return
         try:
-            connection = self._dialling.result()
+            opened = self._connecting.result()
         except TransportError as error:
-            self._dialling = None
-            self._trouble = error
-            self._later()
+            self._connecting = None
+            self._last_error = error
+            self._schedule_retry()
             return
-        if connection is None:
+        if opened is None:
             return
-        self._dialling = None
-        self._wire = wire = Wire(connection, self._heard)
-        self._beat_at = monotonic() + self.period
+        self._connecting = None
+        self.connection = connection = RespConnection(opened, self._on_message)
+        self.heartbeat_at = monotonic() + self.period
         try:
-            self._opened(wire)
-        except Lost as lost:
-            self._disconnected(lost)
+            self._on_connected(connection)
+        except ConnectionLost as lost:
+            self._drop_connection(lost)
 
-    def _dial(self) -> None:
+    def _start_connecting(self) -> None:
         try:
-            self._dialling = Dialling(self._address)
-        except OSError as error:  # No descriptor is left now; one may be later.
-            self._trouble = TransportError(f"cannot connect to redis at {self._address.where}: {error.strerror}")
-            self._later()
+            self._connecting = BackgroundConnect(self._address)
+        except OSError as error:  # out of descriptors: try again later
+            self._last_error = TransportError(f"cannot connect to redis at {self._address.where}: {error.strerror}")
+            self._schedule_retry()
 
-    def _disconnected(self, lost: Lost) -> None:
-        if self._wire is not None:
-            self._wire.close()
-        self._wire = None
-        self._beat_at = math.inf
-        kind = Refused if isinstance(lost, Denied) else TransportError
+    def _drop_connection(self, lost: ConnectionLost) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+        self.heartbeat_at = math.inf
+        kind = RedisRefused if isinstance(lost, CommandRefused) else TransportError
         hint = "; the README of remit-redis lists what a user must be allowed" if "NOPERM" in str(lost) else ""
-        self._trouble = kind(f"{lost} (at {self._address.where}){hint}")
-        self._later()
-        self._lost(str(lost))
+        self._last_error = kind(f"{lost} (at {self._address.where}){hint}")
+        self._schedule_retry()
+        self._on_disconnected(str(lost))
 
-    def _later(self) -> None:
-        self._dial_at = monotonic() + self._pause
-        self._pause = min(2 * self._pause, LATE)
+    def _schedule_retry(self) -> None:
+        self._retry_at = monotonic() + self._retry_delay
+        self._retry_delay = min(2 * self._retry_delay, RECONNECT_S[1])
 
-    def _settle(self) -> None:
-        """Redis has answered as it should: the next loss begins with a short pause again."""
-        self._settled = True
-        self._trouble = None
-        self._pause = SOON
+    def _mark_ready(self) -> None:
+        self._ready = True
+        self._last_error = None
+        self._retry_delay = RECONNECT_S[0]
 
     def _down(self, peer: Peer, why: str) -> None:
         self._arrivals.append(Down(peer, why))
 
-    def _ignore(self, _about: Any, _answer: Any) -> None:
-        """An answer that says nothing new."""
+    def _ignore(self, _context: Any, _reply: Any) -> None:
+        """Drop a reply that has no information."""

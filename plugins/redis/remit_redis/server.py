@@ -1,4 +1,4 @@
-"""Server: the server's end on Redis: hold the lease, hear the hub channel, know who has joined."""
+"""The server's end over Redis: holds the lease of the location, receives in its channel, and tracks the clients."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from typing import Any, Final
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location
 from remit.transport import Capabilities, Frame, Peer, Up
-from remit_redis.channel_names import FRAME, JOIN, LEAVE, TOKEN, Names, Route, is_token, mint
-from remit_redis.connect import DIAL, Address
-from remit_redis.link import RedisLink
-from remit_redis.resp_connection import Lost, Wire
+from remit_redis.connection import CONNECT_TIMEOUT_S, Address, ConnectionLost, RespConnection
+from remit_redis.link import FRAME, JOIN, LEAVE, TOKEN_BYTES, ChannelNames, RedisLink, Route, is_token, new_token
 
 __all__ = ["ServerLink"]
 
-BEATS: Final = 3
-"""Renewals of the lease within its length."""
-AGAIN: Final = 0.02
-"""Seconds between two looks at the lease of a server that seems to be dead."""
-SLACK: Final = 1.0
-"""Seconds after a dead server's lease should have run out until `bind` gives up."""
-COUNTED: Final = 1000
-"""Peers asked for in one beat, so that a beat of a server with very many stays short."""
+RENEWALS_PER_LEASE: Final = 3
+CLAIM_RETRY_S: Final = 0.02
+"""Interval at which `bind` tries to take over the lease of a server that seems dead."""
+LEASE_SLACK_S: Final = 1.0
+"""`bind` fails when the lease of a dead server has not expired this long after it should have."""
+PEERS_PER_HEARTBEAT: Final = 1000
+"""Peers checked in one heartbeat, so that it stays short with very many peers."""
 
-# Keys: the lease. Arguments: our channel, the start of all channels that we ever had, milliseconds, the news channel.
-# Answers 1 if the lease is ours; else how many hear the holder's channel, and for how many ms the lease still runs.
+# Scripts, so that check and change of the lease are one atomic step.
+# Keys: the lease. Arguments: this server's channel, the prefix of all its channels, milliseconds, announcements.
+# Returns {1, 0, 0} if the lease is held; otherwise the subscribers of the holder's channel and the lease's rest in ms.
 CLAIM: Final = b"""
 local holder = redis.call('GET', KEYS[1])
 if holder and string.sub(holder, 1, #ARGV[2]) ~= ARGV[2] then
@@ -47,120 +45,125 @@ return redis.call('PUBLISH', ARGV[2], '-' .. ARGV[1])
 
 
 class ServerLink(RedisLink):
-    """Many clients. Its channel has a new name after each connection: what was meant for an old one stays away."""
+    """The server's end. Its channel gets a new name with each connection, so that no message for an old one arrives."""
 
     def __init__(
-        self, location: Location, capabilities: Capabilities, address: Address, names: Names, *, lease: float
+        self, location: Location, capabilities: Capabilities, address: Address, names: ChannelNames, *, lease: float
     ) -> None:
         super().__init__(location, capabilities, address, names)
-        self.period = lease / BEATS
-        self._lease = round(lease * 1000)
-        self._mine = names.hubs + mint() + b"."
+        self.period = lease / RENEWALS_PER_LEASE
+        self._lease_ms = round(lease * 1000)
+        self._hub_prefix = names.hubs + new_token() + b"."
         self._epoch = 0
         self._hub = b""
-        self._peers: dict[Peer, Route] = {}
-        self._uncounted: list[bytes] = []
-        self._free_by: float | None = None
+        self.peers: dict[Peer, Route] = {}
+        self._unchecked: list[bytes] = []
+        self._expected_free_at: float | None = None
 
     def open(self) -> None:
-        """Wait until the location is ours, at most for the lease of a dead server. Raises TransportError."""
-        answer_by = monotonic() + 2 * DIAL
+        """Wait for the lease, at most until that of a dead server expires. Raises TransportError."""
+        answer_by = monotonic() + 2 * CONNECT_TIMEOUT_S
         try:
-            while not self._settled:
-                self._tend()
-                error = self._failure or self._trouble
+            while not self._ready:
+                self._process()
+                error = self._fatal_error or self._last_error
                 if error is not None:
                     raise error
-                deadline = answer_by if self._free_by is None else self._free_by + SLACK
+                deadline = answer_by if self._expected_free_at is None else self._expected_free_at + LEASE_SLACK_S
                 if monotonic() >= deadline:
                     raise TransportError(f"redis at {self.location} does not answer; is it busy or stopped?")
-                if not self._settled:
+                if not self._ready:
                     self._sleep(deadline - monotonic())
         except BaseException:
             self.close(0.0)
             raise
 
-    def _opened(self, wire: Wire) -> None:
+    def _on_connected(self, connection: RespConnection) -> None:
         self._epoch += 1
-        self._hub = self._mine + str(self._epoch).encode()
-        # First the ears, then the claim: who holds a lease and has no reader is dead or away.
-        wire.subscribe(self._hub)
-        self._claim(wire)
+        self._hub = self._hub_prefix + str(self._epoch).encode()
+        # Subscribe before claiming: a holder of the lease whose channel has no subscriber counts as dead.
+        connection.subscribe(self._hub)
+        self._send_claim(connection)
 
-    def _beat(self, wire: Wire) -> None:
-        self._claim(wire)
-        if not self._settled:
-            self._beat_at = monotonic() + AGAIN
+    def _on_heartbeat(self, connection: RespConnection) -> None:
+        self._send_claim(connection)
+        if not self._ready:
+            self.heartbeat_at = monotonic() + CLAIM_RETRY_S
             return
-        if not self._uncounted:
-            self._uncounted = [inbox for inbox, _ in self._peers.values()]
-        if self._uncounted:
-            wire.ask(self._counted, None, b"PUBSUB", b"NUMSUB", *self._uncounted[-COUNTED:])
-            del self._uncounted[-COUNTED:]
+        if not self._unchecked:
+            self._unchecked = [inbox for inbox, _ in self.peers.values()]
+        if self._unchecked:
+            connection.send_command(
+                self._on_subscriber_counts, None, b"PUBSUB", b"NUMSUB", *self._unchecked[-PEERS_PER_HEARTBEAT:]
+            )
+            del self._unchecked[-PEERS_PER_HEARTBEAT:]
 
-    def _claim(self, wire: Wire) -> None:
-        words = (b"EVAL", CLAIM, 1, self._names.lease, self._hub, self._mine, self._lease, self._names.news)
-        wire.ask(self._claimed, None, *words)
+    def _send_claim(self, connection: RespConnection) -> None:
+        names = self._names
+        words = (CLAIM, 1, names.lease, self._hub, self._hub_prefix, self._lease_ms, names.announcements)
+        connection.send_command(self._on_claim, None, b"EVAL", *words)
 
-    def _claimed(self, _: object, answer: list[int]) -> None:
+    def _on_claim(self, _: object, answer: list[int]) -> None:
         claimed, readers, left = answer
         if claimed:
-            self._settle()
-        elif self._epoch > 1 or self._settled:
-            self._forfeit()
-        elif readers or left < 0 or self._renewed(left / 1000):
-            self._failure = LocationInUse(f"another server holds {self.location}; stop it or use another prefix")
-            raise Lost("another server holds the location")
+            self._mark_ready()
+        elif self._epoch > 1 or self._ready:
+            self._lose_lease()
+        elif readers or left < 0 or self._was_renewed(left / 1000):
+            self._fatal_error = LocationInUse(f"another server holds {self.location}; stop it or use another prefix")
+            raise ConnectionLost("another server holds the location")
         else:
-            self._beat_at = monotonic() + AGAIN
+            self.heartbeat_at = monotonic() + CLAIM_RETRY_S
 
-    def _renewed(self, left: float) -> bool:
-        """Whether the holder, of whom nothing is heard, has renewed its lease since we looked first."""
+    def _was_renewed(self, left: float) -> bool:
+        """Return whether the holder, which has no subscriber, has renewed its lease since the first attempt."""
         ends = monotonic() + left
-        if self._free_by is None:
-            self._free_by = ends
-        return ends > self._free_by + SLACK / 2
+        if self._expected_free_at is None:
+            self._expected_free_at = ends
+        return ends > self._expected_free_at + LEASE_SLACK_S / 2
 
-    def _forfeit(self) -> None:
-        self._failure = LocationInUse(
-            f"another server took {self.location} over, since this one was not heard of for {self._lease / 1000:g} s: "
-            "tick it more often, or give the location a longer lease"
+    def _lose_lease(self) -> None:
+        self._fatal_error = LocationInUse(
+            f"another server took {self.location} over, since this one did not renew its lease of "
+            f"{self._lease_ms / 1000:g} s: tick it more often, or give the location a longer lease"
         )
-        raise Lost("another server took the location over")
+        raise ConnectionLost("another server took the location over")
 
-    def _heard(self, channel: bytes, data: bytes) -> None:
-        kind, token = data[:1], data[1 : 1 + TOKEN]
-        if kind == FRAME and token in self._peers:
-            self._arrivals.append(Frame(token, data[1 + TOKEN :]))
-        elif kind == JOIN and len(data) == 1 + TOKEN and is_token(token) and token not in self._peers:
-            self._peers[token] = self._names.inboxes + token, b""
+    def _on_message(self, channel: bytes, data: bytes) -> None:
+        kind, token = data[:1], data[1 : 1 + TOKEN_BYTES]
+        if kind == FRAME and token in self.peers:
+            self._arrivals.append(Frame(token, data[1 + TOKEN_BYTES :]))
+        elif kind == JOIN and len(data) == 1 + TOKEN_BYTES and is_token(token) and token not in self.peers:
+            self.peers[token] = self._names.inboxes + token, b""
             self._arrivals.append(Up(token))
-        elif kind == LEAVE and len(data) == 1 + TOKEN:
-            self._gone(token, "it left")
+        elif kind == LEAVE and len(data) == 1 + TOKEN_BYTES:
+            self._remove_peer(token, "it left")
         else:
             self.dropped += 1
 
-    def _counted(self, _: object, answer: list[Any]) -> None:
+    def _on_subscriber_counts(self, _: object, answer: list[Any]) -> None:
         for inbox, readers in zip(islice(answer, 0, None, 2), islice(answer, 1, None, 2), strict=True):
             if not readers:
-                self._gone(inbox[-TOKEN:], "it is not heard of any more")
+                self._remove_peer(inbox[-TOKEN_BYTES:], "it is gone")
 
-    def _published(self, route: Route, readers: int) -> None:
+    def _on_published(self, route: Route, readers: int) -> None:
         if not readers:
-            self._gone(route[0][-TOKEN:], "it left without a word")
+            self._remove_peer(route[0][-TOKEN_BYTES:], "it is gone")
 
-    def _gone(self, peer: Peer, why: str) -> None:
-        if self._peers.pop(peer, None) is not None:
+    def _remove_peer(self, peer: Peer, why: str) -> None:
+        if self.peers.pop(peer, None) is not None:
             self._down(peer, why)
 
     def _route(self, peer: Peer) -> Route | None:
-        return self._peers.get(peer)
+        return self.peers.get(peer)
 
-    def _lost(self, why: str) -> None:
-        self._uncounted.clear()
-        for peer in list(self._peers):
-            self._gone(peer, why)
+    def _on_disconnected(self, why: str) -> None:
+        self._unchecked.clear()
+        for peer in list(self.peers):
+            self._remove_peer(peer, why)
 
-    def _farewell(self, wire: Wire) -> None:
-        if self._settled and self._failure is None:
-            wire.ask(self._ignore, None, b"EVAL", RELEASE, 1, self._names.lease, self._hub, self._names.news)
+    def _send_leave(self, connection: RespConnection) -> None:
+        if self._ready and self._fatal_error is None:
+            connection.send_command(
+                self._ignore, None, b"EVAL", RELEASE, 1, self._names.lease, self._hub, self._names.announcements
+            )

@@ -1,4 +1,4 @@
-"""Transport: the step from a location's URL to an open link to Redis."""
+"""Opens servers and clients over Redis, from the URLs and options of locations."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from typing import Any, Final
 from remit.errors import BadLocation
 from remit.location import Location, read_seconds, read_size
 from remit.transport import Capabilities, Link
-from remit_redis.channel_names import Names
 from remit_redis.client import ClientLink
-from remit_redis.connect import Address
+from remit_redis.connection import Address
+from remit_redis.link import ChannelNames
 from remit_redis.server import ServerLink
 
 __all__ = ["RedisTransport"]
 
 PORT: Final = 6379
-LEASE: Final = 3.0
-"""Seconds for which a server that is not heard of keeps its location, unless the option ``lease`` says else."""
-SHORTEST_LEASE: Final = 0.2
-LONGEST_LEASE: Final = 3600.0
-LARGEST_FRAME: Final = 8 * 1024 * 1024
-"""Bytes: by default Redis drops a subscriber that is 32 MiB behind, or 8 MiB for a minute."""
+LEASE_S: Final = 3.0
+"""Default of the option ``lease``: time for which a server that does not renew it keeps its location."""
+MIN_LEASE_S: Final = 0.2
+MAX_LEASE_S: Final = 3600.0
+MAX_FRAME: Final = 8 * 1024 * 1024
+"""Limit of the option ``max_frame``. By default Redis disconnects a subscriber that is 32 MiB behind, or 8 MiB for a
+minute (client-output-buffer-limit pubsub)."""
 
 
 def _read_max_frame(text: str) -> int:
     size = read_size(text)
-    if size > LARGEST_FRAME:
-        raise ValueError(f"over {LARGEST_FRAME} bytes, redis would drop a subscriber that is a little slow")
+    if size > MAX_FRAME:
+        raise ValueError(f"over {MAX_FRAME} bytes, redis would drop a subscriber that is a little slow")
     return size
 
 
 def _read_lease(text: str) -> float:
     seconds = read_seconds(text)
-    if not SHORTEST_LEASE <= seconds <= LONGEST_LEASE:
-        raise ValueError(f"a lease is {SHORTEST_LEASE} to {LONGEST_LEASE:.0f} seconds long")
+    if not MIN_LEASE_S <= seconds <= MAX_LEASE_S:
+        raise ValueError(f"a lease is {MIN_LEASE_S} to {MAX_LEASE_S:.0f} seconds long")
     return seconds
 
 
@@ -75,36 +76,36 @@ class RedisTransport:
     def __init__(self, scheme: str) -> None:
         self.capabilities = Capabilities(
             max_frame=1024 * 1024,
-            # Redis keeps what a slow subscriber has not read, and drops the subscriber when it is too much: 16
-            # clients that fill their windows must stay below 4 MiB.
+            # Redis buffers what a slow subscriber has not read, and disconnects it above the limit. 16 clients that
+            # fill their windows stay below 4 MiB.
             window=256 * 1024,
             crosses_hosts=scheme != "redis+unix",
         )
 
     def bind(self, location: Location) -> Link:
-        """Open the server's end. Waits for the lease of a server that died to run out.
+        """Open a server. Waits until the lease of a dead server expires.
 
         Raises LocationInUse, TransportError, LocationError.
         """
         values, address, names = self._read(location)
-        link = ServerLink(location, self._capable(values), address, names, lease=values.get("lease", LEASE))
+        link = ServerLink(location, self._capabilities(values), address, names, lease=values.get("lease", LEASE_S))
         link.open()
         return link
 
     def connect(self, location: Location) -> Link:
-        """Open the client's end, which comes up when Redis and a server are there.
+        """Open a client, which comes up when Redis and a server are there.
 
         Raises TransportError if Redis refuses the client, LocationError.
         """
         values, address, names = self._read(location)
-        link = ClientLink(location, self._capable(values), address, names)
+        link = ClientLink(location, self._capabilities(values), address, names)
         link.open()
         return link
 
-    def _capable(self, values: Mapping[str, Any]) -> Capabilities:
+    def _capabilities(self, values: Mapping[str, Any]) -> Capabilities:
         return replace(self.capabilities, max_frame=values.get("max_frame", self.capabilities.max_frame))
 
-    def _read(self, location: Location) -> tuple[dict[str, Any], Address, Names]:
+    def _read(self, location: Location) -> tuple[dict[str, Any], Address, ChannelNames]:
         values = location.read(self.options)
         local = location.scheme == "redis+unix"
         if local and (location.host or not location.path.strip("/")):
@@ -126,4 +127,4 @@ class RedisTransport:
             tls=location.scheme == "rediss",
             authorities=values.get("ca"),
         )
-        return values, address, Names.of(values.get("prefix", "remit"), database)
+        return values, address, ChannelNames.of(values.get("prefix", "remit"), database)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis_ends import arrive, pair, transport, until, works
 from redis_server import Redis
-from remit_redis import connect as dial
+from remit_redis import connection
 
 from remit.errors import TransportError
 from remit.location import Location
@@ -52,7 +52,7 @@ def test_both_ends_come_back_once_there_are_descriptors_again(redis: Redis, monk
         raise OSError(errno.EMFILE, "Too many open files")
 
     server, client, _ = pair(redis.location)
-    monkeypatch.setattr(dial, "Waker", exhausted)
+    monkeypatch.setattr(connection, "Waker", exhausted)
     redis.kill()
     arrive(client, Down, server)
     until(lambda: (client.receive(), server.receive(), len(tries) > 4)[2])

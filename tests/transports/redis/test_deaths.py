@@ -43,7 +43,7 @@ def test_a_killed_server_is_noticed_when_redis_finds_no_reader(redis: Redis, mon
     with child("bind", redis.location) as process:
         arrive(client, Up)
         client.wait(0)
-        client._beat_at += 1000.0
+        client.heartbeat_at += 1000.0
         process.kill()
         process.wait()
         until(lambda: not redis.say("PUBSUB", "CHANNELS", "*:hub:*"))
@@ -87,7 +87,7 @@ def test_a_stopped_server_loses_its_location_and_is_told(redis: Redis) -> None:
     assert stale.send(peer, b"") is Sent.GONE
     assert redis.say("CLIENT", "LIST").count(b" name=remit ") == 2
     stale.close(1)
-    works(fresh, client, next(iter(fresh._peers)))
+    works(fresh, client, next(iter(fresh.peers)))
     fresh.close(1)
     client.close(1)
 

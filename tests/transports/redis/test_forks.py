@@ -26,7 +26,7 @@ def test_importing_the_plugin_imports_no_backend() -> None:
 def test_a_forked_child_touches_nothing(redis: Redis) -> None:
     """It may close, forget or keep its copies: the parent's connection stays, and ends when the parent says so."""
     server, client, peer = pair(redis.location)
-    descriptors = [link._wire.fileno() for link in (server, client)]
+    descriptors = [link.connection.fileno() for link in (server, client)]
     reader, writer = os.pipe()
     done_reader, done_writer = os.pipe()
     with warnings.catch_warnings():  # the child only closes and exits

@@ -1,0 +1,381 @@
+"""Connections to Redis: opening one without blocking the link, and RESP3 over a non-blocking socket.
+
+hiredis packs and parses. redis-py's own Connection is not used to connect: importing redis 8.1 takes about 18 times
+as long as hiredis and ssl (it loads asyncio and cluster support), in each process that opens a link; and its socket,
+which must become non-blocking here, is a private attribute.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Final
+
+import hiredis
+
+from remit.errors import TransportError
+from remit.transport import Waker
+
+__all__ = [
+    "CONNECT_TIMEOUT_S",
+    "Address",
+    "BackgroundConnect",
+    "CommandRefused",
+    "ConnectionLost",
+    "OnReply",
+    "RedisRefused",
+    "RespConnection",
+    "open_connection",
+]
+
+
+CONNECT_TIMEOUT_S: Final = 3.0
+"""Time within which Redis must accept a connection, and answer each command of the handshake."""
+MAX_UNANSWERED_BYTES: Final = 1024 * 1024
+"""Bytes of commands that may wait for their replies."""
+REPLY_TIMEOUT_S: Final = 10.0
+"""A connection without a received byte for this time, while replies are due, counts as dead."""
+HANDSHAKE_READ_BYTES: Final = 4096
+READ_BYTES: Final = 64 * 1024
+"""Size of a read: small enough to be parsed within the time of a call, and larger than a TLS record of 16 KiB, since
+poll does not see a rest that stays decrypted in the SSL object."""
+INCOMPLETE: Final = object()
+"""hiredis's result while a reply is incomplete. Its default, False, is also a reply of RESP3."""
+TEMPORARY_ERRORS: Final = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN")
+"""Errors of a Redis that will work later."""
+
+_pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+
+OnReply = Callable[[Any, Any], None]
+"""Called with the context of the command, and with its reply."""
+
+
+class RedisRefused(TransportError):
+    """Raised when Redis answers with an error that another attempt will not change."""
+
+
+class ConnectionLost(Exception):
+    """Raised when a connection has ended or cannot be used any more. The text has the reason."""
+
+
+class CommandRefused(ConnectionLost):
+    """Raised when Redis refuses a command, for example by its access rules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Everything needed to open a connection. Only ``where`` may appear in messages."""
+
+    where: str
+    host: str
+    port: int
+    path: str
+    username: str
+    password: str = field(repr=False)
+    database: int
+    tls: bool
+    authorities: str | None
+
+
+# -- connecting -----------------------------------------------------------------------------------------------------
+
+
+def open_connection(address: Address) -> socket.socket:
+    """Return a connection that speaks RESP3 and has selected its database. Blocks. Raises TransportError."""
+    try:
+        connection = _connect(address)
+    except ssl.SSLCertVerificationError as error:
+        raise RedisRefused(
+            f"the certificate of redis at {address.where} is not trusted: {error.verify_message}; "
+            "name the file of its authority in the option 'ca'"
+        ) from error
+    except OSError as error:
+        raise TransportError(
+            f"cannot reach redis at {address.where}: {error}; check that redis-server runs there and listens"
+        ) from error
+    try:
+        _greet(connection, address)
+        connection.setblocking(False)
+    except OSError as error:
+        connection.close()
+        raise TransportError(f"redis at {address.where} does not answer: {error or 'it closed'}") from error
+    except TransportError:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(address: Address) -> socket.socket:
+    if not address.path:
+        connection = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+    else:
+        connection = socket.socket(socket.AF_UNIX)
+    try:
+        if address.path:
+            connection.settimeout(CONNECT_TIMEOUT_S)
+            connection.connect(address.path)
+            return connection
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not address.tls:
+            return connection
+        context = ssl.create_default_context(cafile=address.authorities)
+        return context.wrap_socket(connection, server_hostname=address.host)
+    except OSError:
+        connection.close()
+        raise
+
+
+def _greet(connection: socket.socket, address: Address) -> None:
+    reader = hiredis.Reader(notEnoughData=INCOMPLETE)
+    hello: list[str | int] = ["HELLO", 3, "SETNAME", "remit"]
+    if address.password:
+        # HELLO requires a user name, also where the server has only a password: it is "default" then.
+        hello[2:2] = ["AUTH", address.username or "default", address.password]
+    select_database: list[str | int] = ["SELECT", address.database]
+    for words in (hello, select_database):
+        connection.sendall(_pack(tuple(words)))
+        reply = _receive_reply(connection, reader)
+        if isinstance(reply, hiredis.ReplyError):
+            raise _greeting_error(str(reply), str(words[0]), address)
+
+
+def _receive_reply(connection: socket.socket, reader: hiredis.Reader) -> Any:
+    while (reply := reader.gets()) is INCOMPLETE:
+        data = connection.recv(HANDSHAKE_READ_BYTES)
+        if not data:
+            raise ConnectionResetError("it closed the connection")
+        try:
+            reader.feed(data)
+        except hiredis.HiredisError as error:
+            raise RedisRefused(f"this is not a redis-server: {error}") from error
+    return reply
+
+
+def _greeting_error(reply: str, command: str, address: Address) -> TransportError:
+    code = reply.partition(" ")[0]
+    if code in ("WRONGPASS", "NOAUTH", "NOPERM"):
+        return RedisRefused(
+            f"redis at {address.where} refuses the user: {reply}; check the URL's username and password"
+        )
+    if command == "HELLO" and ("unknown command" in reply or code == "NOPROTO"):
+        return RedisRefused(f"redis at {address.where} is too old: {reply}; it must be 6.2 or newer")
+    if command == "SELECT":
+        return RedisRefused(f"redis at {address.where} has no database {address.database}: {reply}")
+    return TransportError(f"redis at {address.where} refuses the handshake: {reply}")
+
+
+class BackgroundConnect:
+    """One attempt to connect, in a thread: a host that does not respond blocks `open_connection` for seconds."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._waker = Waker()
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._connection: socket.socket | None = None
+        self._error: TransportError | None = None
+        self._done = False
+        self._thread = threading.Thread(target=self._run, name="remit-redis-dial", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # too many threads, or Python 3.12 and later at interpreter shutdown
+            self._done = True
+            self._error = TransportError(f"cannot connect to redis at {address.where}: {error}")
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable once the attempt has ended."""
+        return self._waker.fileno()
+
+    def result(self) -> socket.socket | None:
+        """Return the connection once, or None while the attempt lasts. Raises TransportError."""
+        if not self._done:
+            return None
+        self._join()
+        if self._error is not None:
+            raise self._error
+        connection, self._connection = self._connection, None
+        return connection
+
+    def abandon(self) -> None:
+        """Close the connection as soon as the attempt has ended."""
+        # Under the lock, either this thread sees `_done` or the other one sees `_abandoned`: one of them closes.
+        with self._lock:
+            self._abandoned = True
+            if not self._done:
+                return
+        self._join()
+        if self._connection is not None:
+            self._connection.close()
+
+    def close_inherited(self) -> None:
+        """Close the descriptors in a forked child. The thread exists in the parent only."""
+        self._waker.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _join(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()  # short: after `_done` the thread only wakes this one
+        self._waker.close()
+
+    def _run(self) -> None:
+        try:
+            self._connection = open_connection(self._address)
+        except TransportError as error:
+            self._error = error
+        with self._lock:
+            self._done = True
+            abandoned = self._abandoned
+        self._waker.wake()
+        if abandoned:
+            self._waker.close()
+            if self._connection is not None:
+                self._connection.close()
+
+
+# -- RESP3 ----------------------------------------------------------------------------------------------------------
+
+
+class RespConnection:
+    """A connection that speaks RESP3, in which replies and pub/sub messages arrive in one ordered stream.
+
+    In RESP2 a connection with subscriptions accepts no other commands. ``on_message`` is called with the channel and
+    the data of each message.
+    """
+
+    def __init__(self, connection: socket.socket, on_message: Callable[[bytes, bytes], None]) -> None:
+        self._connection = connection
+        self._on_message = on_message
+        self._reader = hiredis.Reader(notEnoughData=INCOMPLETE)
+        self._feed: Callable[[bytearray, int, int], None] = self._reader.feed  # type: ignore[assignment]
+        self._buffer = bytearray(READ_BYTES)
+        self._unsent = bytearray()
+        self._pending: deque[tuple[OnReply, Any, int]] = deque()
+        self._last_received = 0.0
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._unanswered_bytes = 0
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self._connection.fileno()
+
+    @property
+    def events(self) -> int:
+        """The events to poll for."""
+        return select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
+
+    def has_room(self, size: int) -> bool:
+        """Return whether a command of ``size`` bytes may be sent now."""
+        return self._unanswered_bytes + size <= MAX_UNANSWERED_BYTES or not self._unanswered_bytes
+
+    def send_command(self, on_reply: OnReply, context: Any, *words: bytes | int) -> None:
+        """Send a command and call ``on_reply(context, reply)`` later. Raises ConnectionLost."""
+        command = _pack(words)
+        size = len(command)
+        if not self._pending:
+            self._last_received = monotonic()
+        self._pending.append((on_reply, context, size))
+        self._unanswered_bytes += size
+        self._write(command)
+
+    def subscribe(self, *channels: bytes) -> None:
+        """Subscribe to channels. Raises ConnectionLost."""
+        self._write(_pack((b"SUBSCRIBE", *channels)))
+
+    def unsubscribe(self, *channels: bytes) -> None:
+        """Unsubscribe from channels. Raises ConnectionLost."""
+        self._write(_pack((b"UNSUBSCRIBE", *channels)))
+
+    def process(self) -> None:
+        """Read and handle what has arrived, and write what is unsent. Never blocks. Raises ConnectionLost."""
+        if self._poll.poll(0):
+            self._read()
+        if self._unsent:
+            self._flush()
+
+    def check_alive(self, now: float) -> None:
+        """Raise ConnectionLost if replies have been due for too long."""
+        if self._pending and now - self._last_received > REPLY_TIMEOUT_S:
+            raise ConnectionLost(f"redis has not answered for {REPLY_TIMEOUT_S:.0f} s")
+
+    def drain(self, seconds: float) -> None:
+        """Wait up to ``seconds`` until every command is answered. Raises ConnectionLost."""
+        deadline = monotonic() + seconds
+        while self._pending and (remaining := deadline - monotonic()) > 0:
+            poll = select.poll()
+            poll.register(self._connection, self.events)
+            poll.poll(remaining * 1000)
+            self.process()
+
+    def close(self) -> None:
+        """End the connection, also for the processes that inherited it by fork."""
+        with suppress(OSError):  # it may have ended already
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def close_inherited(self) -> None:
+        """Close the descriptor in a forked child. A shutdown would end the parent's connection."""
+        self._connection.close()
+
+    def _read(self) -> None:
+        try:
+            count = self._connection.recv_into(self._buffer)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            raise ConnectionLost(f"the connection to redis broke: {error}") from error
+        if not count:
+            raise ConnectionLost("redis closed the connection")
+        self._last_received = monotonic()
+        try:
+            self._feed(self._buffer, 0, count)
+            self._parse()
+        except hiredis.ProtocolError as error:
+            raise ConnectionLost(f"redis sent invalid RESP: {error}") from error
+
+    def _parse(self) -> None:
+        while (reply := self._reader.gets()) is not INCOMPLETE:
+            if type(reply) is hiredis.PushNotification:
+                if reply[0] == b"message":
+                    self._on_message(reply[1], reply[2])
+                continue
+            if isinstance(reply, hiredis.ReplyError):
+                kind = ConnectionLost if str(reply).startswith(TEMPORARY_ERRORS) else CommandRefused
+                raise kind(f"redis answered: {reply}")
+            if not self._pending:
+                raise ConnectionLost("redis sent a reply without a command")
+            on_reply, context, size = self._pending.popleft()
+            self._unanswered_bytes -= size
+            on_reply(context, reply)
+
+    def _write(self, command: bytes) -> None:
+        if self._unsent:
+            self._unsent += command
+            self._flush()
+            return
+        sent = self._send_now(command)
+        if sent < len(command):
+            self._unsent += memoryview(command)[sent:]
+
+    def _flush(self) -> None:
+        while self._unsent:
+            sent = self._send_now(self._unsent)
+            if not sent:
+                return
+            del self._unsent[:sent]
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        try:
+            return self._connection.send(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        except OSError as error:
+            raise ConnectionLost(f"the connection to redis broke: {error}") from error
