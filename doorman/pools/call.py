@@ -1,81 +1,84 @@
-"""Backlog: the calls that no worker has yet, in their order."""
+"""Calls of a pool as futures, the queue of waiting calls, and the base of the pools."""
 
 from __future__ import annotations
 
 import logging
 import pickle
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from doorman._worker.outcome import Outcome
 from doorman._worker.pickling import not_picklable, pickle_value
-from doorman.errors import TaskFailed
+from doorman.errors import PoolFailed, TaskCancelled, TaskFailed
 from doorman.futures import ManagedFuture
+from doorman.task import check_listeners
 
 if TYPE_CHECKING:
-    from doorman._scheduler.base_manager import BaseManager
     from doorman.identity import Identity
+    from doorman.limits import Limits
+    from doorman.manager import ProcessManager
     from doorman.progress import Progress
+    from doorman.task import Task
 
-__all__ = ["Call", "OnCallProgress", "PendingCalls"]
+__all__ = ["Call", "CallPool", "OnCallProgress", "PendingCalls"]
 
 
 logger = logging.getLogger("doorman")
 
 OnCallProgress: TypeAlias = "Callable[[Call, Progress], object]"
-"""Called with a call and how far it has come."""
+"""Called with a call and its latest progress."""
 
 
 class Call(ManagedFuture):
-    """What `submit` returns: a `concurrent.futures.Future` that also knows who ran the call.
+    """The result of `submit`: a `concurrent.futures.Future` that also names the process of the call.
 
-    It can be cancelled while it waits, from any thread; once a worker has it, it runs to its end.
+    It can be cancelled from any thread while it waits; once a worker has it, it runs to its end.
     """
 
+    # Class attributes: a default costs a new call neither time nor memory.
     worker: Identity | None = None
-    """The process that the call was given to; None until then."""
-
+    """The process that the call was sent to; None while it waits."""
     progress: Progress | None = None
-    """How far it has come, as it last reported with ``current_task().progress(...)``; None before the first."""
-
+    """The latest report of ``current_task().progress(...)``."""
     name = ""
-    """What its function is called."""
+    """Name of the function."""
     number = 0
-    """Names it between the manager and its worker; 0 until it is given to one."""
+    """Number of the call between its manager and its worker; 0 until it is first sent."""
     data = b""
-    """The function and its arguments."""
+    """The pickled function and arguments."""
 
-    def __init__(self, owner: BaseManager | None = None) -> None:
+    def __init__(self, manager: ProcessManager) -> None:
         Future.__init__(self)
-        self._owner = owner
+        self._owner = manager
 
     @property
-    def _manager(self) -> BaseManager | None:
-        """The manager whose worker runs it."""
+    def _manager(self) -> ProcessManager:
         return self._owner
 
     def pickle_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Keep what is to be called; False if it cannot travel, which the future then tells."""
+        """Pickle the call; if that fails, set the error and return False."""
         self.name = str(getattr(fn, "__name__", type(fn).__name__))
         try:
             self.data = pickle_value((fn, args, kwargs))
-        except Exception as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+        except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             name = getattr(fn, "__qualname__", type(fn).__qualname__)
             self.set_exception(not_picklable(f"a call of {name}", error, fn, args, kwargs))
             return False
         return True
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return the value or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
+        """Return the result or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
         if self._state == "FINISHED" and self._exception is None:
-            return self._result  # Without a lock: it is the last state, and both were there before it.
+            return self._result  # No lock: FINISHED is the last state, and the result was set before it.
         return super().result(timeout)
 
     def start(self) -> bool:
-        """A worker is given it: from now on it cannot be cancelled; False if it was before."""
+        """Mark the call as running, which ends the time for cancelling it; False if it was cancelled."""
+        # `set_running_or_notify_cancel` inlined for the common case: it runs once for each call.
         condition = self._condition
         condition.acquire()
         waits = self._state == "PENDING"
@@ -85,47 +88,51 @@ class Call(ManagedFuture):
         return waits or self.set_running_or_notify_cancel()
 
     def requeue(self) -> None:
-        """A worker that was given it gives it back unbegun: it may be cancelled again."""
+        """Mark the call as waiting again: its worker has returned it before its start."""
         self.worker = None
         with self._condition:
-            self._state = "PENDING"  # concurrent.futures knows no way back; nobody has seen more than "running".
+            self._state = "PENDING"  # concurrent.futures has no such transition; waits have seen "running" at most.
 
     def set_progress(self, progress: Progress, listener: OnCallProgress | None) -> None:
-        """Keep how far it has come, and tell whoever listens."""
+        """Store a progress report and call the listener."""
         self.progress = progress
         try:
             if listener is not None:
                 listener(self, progress)
-        except Exception as error:  # A listener of one call's must not stop the others.
-            logger.error("the listener of the progress of %r raised", self, exc_info=error)
+        except Exception as error:  # One listener must not stop the other calls.
+            logger.error("the progress listener of %r raised", self, exc_info=error)
 
     def set_pickled_result(self, data: bytes) -> None:
-        """Settle it with a pickled value."""
+        """Finish the call with a pickled result."""
         self.data = b""
         try:
             value = pickle.loads(data)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling runs the user's code
-            self.set_exception(_unreadable("value", error))
+            self.set_exception(_not_unpicklable("result", error))
         else:
             self.set_result(value)
 
     def set_pickled_error(self, data: bytes) -> None:
-        """Settle it with an encoded `Outcome` that failed."""
+        """Finish the call with an encoded `Outcome` that failed."""
         self.data = b""
         try:
             error = Outcome.decode(data).unpickle()[1]
         except SystemExit as leaving:
-            error = _unreadable("exception", leaving)
+            error = _not_unpicklable("exception", leaving)
         self.set_exception(error)
 
 
-def _unreadable(what: str, error: BaseException) -> TaskFailed:
-    told = "".join(traceback.format_exception(error))
-    return TaskFailed(f"the call ended, but its {what} cannot be unpickled here:\n{told}")
+def _not_unpicklable(what: str, error: BaseException) -> TaskFailed:
+    trace = "".join(traceback.format_exception(error))
+    return TaskFailed(f"the call ended, but its {what} cannot be unpickled here:\n{trace}")
 
 
 class PendingCalls:
-    """What waits in a pool. `add` and `cancel` are safe from any thread, beside the one that takes."""
+    """The waiting calls of a pool, in order. One thread pops; any thread may `add` and `cancel_all`.
+
+    There is no lock: `add`, `close` and `fail` first change their own state and then look at that of the others, so
+    that of two racing threads at least one settles the call.
+    """
 
     def __init__(self) -> None:
         self._calls: deque[Call] = deque()
@@ -136,48 +143,47 @@ class PendingCalls:
         return len(self._calls)
 
     def add(self, call: Call) -> None:
-        """Let a call wait behind all others; or cancel it, after `close`, or settle it, after `fail`."""
+        """Append a call. After `close` it is cancelled, after `fail` it gets the error."""
         self._calls.append(call)
         self._settle()
 
     def pop(self, most: int) -> list[Call]:
-        """Return up to ``most`` calls that nobody has cancelled; from now on they cannot be."""
-        taken: list[Call] = []
-        while len(taken) < most and (call := self._next()) is not None:
+        """Remove and return up to ``most`` calls, skipping cancelled ones. From now on they cannot be cancelled."""
+        calls: list[Call] = []
+        while len(calls) < most and (call := self._next()) is not None:
             if call.start():
-                taken.append(call)
-        return taken
+                calls.append(call)
+        return calls
 
     def requeue(self, calls: Iterable[Call]) -> None:
-        """Let calls that were not begun wait again, before all others; or cancel them, after `close`."""
-        back = list(calls)
-        for call in back:
+        """Put calls that were popped and not run in front of all others. After `close` they are cancelled."""
+        returned = list(calls)
+        for call in returned:
             call.requeue()
-        self._calls.extendleft(reversed(back))
+        self._calls.extendleft(reversed(returned))
         self._settle()
 
     def cancel_all(self) -> int:
-        """Cancel what waits; return how many were not cancelled before."""
+        """Cancel the waiting calls; return how many were not cancelled before."""
         cancelled = 0
         while (call := self._next()) is not None:
             cancelled += not call.cancelled() and call.cancel()
-            call.start()  # It cannot; but those who wait for several futures are told only now.
+            call.start()  # Only this ends a wait for several futures: see `set_running_or_notify_cancel`.
         return cancelled
 
     def close(self) -> None:
-        """Cancel what waits, and from now on what is put back."""
+        """Cancel the waiting calls, and those that are added or requeued from now on."""
         self._closed = True
         self.cancel_all()
 
     def fail(self, error: Exception) -> None:
-        """Settle what waits with an error, and from now on what comes."""
+        """Finish the waiting calls with an error, and those that are added from now on."""
         self._error = error
         while (call := self._next()) is not None:
             if call.set_running_or_notify_cancel():
                 call.set_exception(error)
 
     def _settle(self) -> None:
-        """Looked at after a call was put there: another thread may have closed meanwhile, and looked before."""
         if self._error is not None:
             self.fail(self._error)
         elif self._closed:
@@ -187,4 +193,122 @@ class PendingCalls:
         try:
             return self._calls.popleft()
         except IndexError:
-            return None  # There is none, or another thread has just cancelled them all.
+            return None  # The queue is empty, perhaps because another thread has just cancelled all calls.
+
+
+class CallPool(ABC):
+    """Up to ``size`` processes of a manager that run submitted calls. A subclass assigns the calls to the processes.
+
+    `submit` and `cancel_waiting` are safe from any thread. All else is for the thread that owns the manager.
+    """
+
+    def __init__(
+        self,
+        manager: ProcessManager,
+        size: int,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        limits: Limits | None = None,
+        on_progress: OnCallProgress | None = None,
+    ) -> None:
+        check_listeners(on_progress=on_progress)
+        self.manager = manager
+        self.size = size
+        self.failed: PoolFailed | None = None
+        """The error because of which it accepts no more calls."""
+        self._initializer = b"" if initializer is None else pickle_value((initializer, tuple(initargs)))
+        self._limits, self._on_progress = limits, on_progress
+        self._waiting = PendingCalls()
+        self._dispatch_scheduled = self._closed = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
+        """Call ``fn(*args, **kwargs)`` in a process; return the future of its result. Safe from any thread.
+
+        The future raises the function's exception with `TaskFailed`, which holds the traceback of the process, as its
+        cause; TaskNotPicklable if the call cannot be pickled. Raises PoolFailed; ValueError once the pool or its
+        manager is closed.
+        """
+        if self.failed is not None:
+            raise self.failed
+        if self._closed or self.manager.closed:
+            raise ValueError("this pool is closed, or its manager is")
+        call = Call(self.manager)
+        if call.pickle_call(fn, args, kwargs):
+            self._waiting.add(call)
+            self._schedule_dispatch()
+        return call
+
+    def cancel_waiting(self) -> int:
+        """Cancel the calls that no process has yet; return how many. Safe from any thread."""
+        return self._waiting.cancel_all()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any call waits or runs."""
+        return self._unfinished > 0
+
+    def stop_workers(self, *, kill: bool = False) -> None:
+        """Stop the processes, with their calls: by SIGTERM and after the manager's grace SIGKILL, or SIGKILL now."""
+        for task in self._tasks():
+            task.stop(kill=kill)
+
+    def close(self) -> None:
+        """Cancel waiting calls and stop the processes. May be called twice."""
+        self._closed = True
+        self._waiting.close()
+        self.stop_workers()
+
+    @property
+    def _unfinished(self) -> int:
+        """Number of calls that wait or run."""
+        return len(self._waiting) + self._running_calls()
+
+    @abstractmethod
+    def _running_calls(self) -> int:
+        """Return the number of calls that processes have."""
+
+    @abstractmethod
+    def _tasks(self) -> list[Task]:
+        """Return the tasks that are its processes."""
+
+    @abstractmethod
+    def _assign_calls(self) -> None:
+        """Send waiting calls to processes, and start processes as needed."""
+
+    def _schedule_dispatch(self) -> None:
+        """Have `_dispatch` called in the next tick, once for any number of calls."""
+        # The flag is read after the call was queued, and cleared before the queue is read: so no call is missed, and
+        # the usual submit costs no wake of the manager's thread.
+        if not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            self.manager._call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_scheduled = False
+        if self.manager.closed:
+            self._fail_waiting()
+        else:
+            self._assign_calls()
+
+    def _on_process_done(self) -> None:
+        """Go on after the end of a process."""
+        if self.manager.closed:
+            self._fail_waiting()
+        elif self._waiting:
+            self._schedule_dispatch()
+
+    def _cancel_rest(self) -> None:
+        """Cancel waiting calls, and from now on those that workers return unstarted."""
+        self._waiting.close()
+
+    def _give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
+        """Fail the waiting calls and every later `submit`."""
+        failure.__cause__ = cause
+        self.failed = failure
+        self._waiting.fail(failure)
+
+    def _fail_waiting(self) -> None:
+        """Fail the waiting calls, because the manager is closed."""
+        self._closed = True
+        self._waiting.fail(TaskCancelled("the call waited when its manager was closed"))

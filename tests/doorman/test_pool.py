@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from chores import answer, die
 from waiting import DEADLINE, wait_until
 
-from doorman import WorkerPool
-from doorman.errors import PoolFailed
+from doorman import State, WorkerPool
+from doorman.errors import PoolFailed, RestartedTooOften
 from remit import Client
 
 
@@ -63,10 +63,21 @@ def test_several_handlers_and_a_drain(short_path):
 
 
 def test_a_pool_whose_workers_only_die_is_given_up(short_path):
-    with WorkerPool({"job": divmod}, processes=1, location=f"unix://{short_path}/p") as pool:
-        pool._handlers = {}  # what no caller can do: workers that end at once
-        with pytest.raises(PoolFailed, match="workers died within"):
+    without_handlers: dict[str, Callable[..., object]] = {}  # Each worker ends at once.
+    with WorkerPool(without_handlers, processes=1, location=f"unix://{short_path}/p") as pool:
+        with pytest.raises(PoolFailed, match=r"a worker died too often: .* more than 10 times within 10 s"):
             pool.run(DEADLINE)
+        assert isinstance(pool.workers[0].exception(), RestartedTooOften)
+
+
+def test_a_cancelled_worker_is_replaced(short_path):
+    with WorkerPool(answer, processes=1, location=f"unix://{short_path}/p") as pool, running(pool):
+        (worker,) = pool.workers
+        worker.future.cancel()
+        wait_until(lambda: pool.workers != (worker,))
+        assert worker.state is State.CANCELLED
+        with Client(pool.location) as client:
+            assert client.request("job", 2)[0] == 4
 
 
 def test_a_pool_has_a_process():
