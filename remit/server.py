@@ -74,7 +74,7 @@ class Opened(ListenerRegistry):
         machine = ServerSessions(
             self._way_back.outbox,
             max_frame=link.capabilities.max_frame,
-            patience=PATIENCE if self._threaded else 0.0,
+            liveness_timeout=PATIENCE if self._threaded else 0.0,
             session_ttl=self._settings.session_ttl,
             sees_peers=link.capabilities.sees_peers,
         )

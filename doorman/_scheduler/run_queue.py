@@ -24,8 +24,6 @@ __all__ = ["QueuedTask", "RunQueue"]
 
 HOLD_S: Final = 0.1
 """Seconds for which no process is asked for after none could be had; it is less if another one ends."""
-SPARE_DELAYS: Final = 1024
-"""Removed tasks whose delay still runs, beyond which they are taken out of the heap before it is over."""
 SPARE_ENTRIES: Final = 64
 """Rebuild the heap of a group when it has more removed tasks than this and they outnumber those that wait."""
 NAMED: Final = 3
@@ -68,8 +66,8 @@ class RunQueue:
         self._queued: dict[Task, QueuedTask] = {}
         self._groups = _Groups()
         self._dependencies = _Dependencies()
-        self._delays: DeadlineHeap[QueuedTask] = DeadlineHeap(clock)
         self._due: dict[QueuedTask, float] = {}
+        self._delays: DeadlineHeap[QueuedTask] = DeadlineHeap(self._due.__contains__)
         self._occupancy = Occupancy(clock=clock)
         self._turns = 0
         self._seen: tuple[Rule, ...] = ()
@@ -105,7 +103,7 @@ class RunQueue:
             self._ready(queued)
             return
         self._due[queued] = self._clock() + seconds
-        self._delays.expect(queued, seconds)
+        self._delays.schedule(self._due[queued], queued)
 
     def requeue(self, task: Task, call: bytes, turn: int) -> None:
         """Add a task where it stood before: it was admitted, and no process could be had."""
@@ -119,8 +117,8 @@ class RunQueue:
             return False
         self._groups.remove(queued)
         self._dependencies.remove(task)
-        if self._due.pop(queued, None) is not None and len(self._delays) > SPARE_DELAYS + 2 * len(self._due):
-            self._delays.tidy(self._due.__contains__)
+        if self._due.pop(queued, None) is not None:
+            self._delays.compact(len(self._due))
         return True
 
     def take_slot(self, attempt: Attempt) -> None:
@@ -198,7 +196,7 @@ class RunQueue:
             return 0.0
         if full or not self._queued:
             return most
-        most = self._delays.patience(most)
+        most = self._delays.next_timeout(self._clock(), most)
         if self._not_before:
             return max(0.0, min(most, self._not_before - self._clock()))
         if self._changed:
@@ -238,9 +236,9 @@ class RunQueue:
         self._changed = True
 
     def _end_delays(self) -> None:
-        for queued in self._delays.due():
-            if self._due.pop(queued, None) is not None:
-                self._ready(queued)
+        for queued in self._delays.pop_due(self._clock()):
+            del self._due[queued]
+            self._ready(queued)
 
     def _worth_examining(self, running: Iterable[Attempt]) -> bool:
         if self._not_before:

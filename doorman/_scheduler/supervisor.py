@@ -49,8 +49,6 @@ SPARE_DESCRIPTORS: Final = 16
 """Descriptors that are left to the rest of the program."""
 ENDED: Final = 1024
 """Ended attempts whose credentials are kept, so that a late process of theirs can be told to die."""
-SPARE_DEADLINES: Final = 1024
-"""Deadlines of ended attempts beyond which they are taken out of the heap before they pass."""
 
 
 class Supervisor:
@@ -87,7 +85,9 @@ class Supervisor:
         self._unproven: set[Attempt] = set()
         self._ended: dict[str, Credential] = {}
         self._cancel_when: dict[Task, None] = {}
-        self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(clock)
+        self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(
+            lambda deadline: deadline[1] in self._attempts
+        )
         self._reports: deque[Report] = deque()
         self._exits: deque[tuple[Attempt, Exited]] = deque()
         self._actions: deque[tuple[Attempt, Action]] = deque()
@@ -127,7 +127,7 @@ class Supervisor:
         """Return the seconds until there is something to do, ``most`` at the most, if no message or report comes."""
         if self._actions or self._reports or self._exits:
             return 0.0
-        return self._deadlines.patience(most)
+        return self._deadlines.next_timeout(self._clock(), most)
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Supervisor:
         while self._exits:
             yield self._exits.popleft()
         self._output.read()
-        for deadline, attempt_id in self._deadlines.due():
+        for deadline, attempt_id in self._deadlines.pop_due(self._clock()):
             attempt = self._attempts.get(attempt_id)
             if attempt is not None:
                 yield attempt, DeadlineReached(deadline)
@@ -313,7 +313,7 @@ class Supervisor:
         self._handshake.refused[action.reason] += 1
 
     def _set_deadline(self, attempt: Attempt, action: lifecycle.SetDeadline) -> None:
-        self._deadlines.expect((action.deadline, attempt.id), action.at - self._clock())
+        self._deadlines.schedule(action.at, (action.deadline, attempt.id))
 
     def _set_state(self, attempt: Attempt, action: lifecycle.SetState) -> None:
         task = attempt.task
@@ -351,8 +351,7 @@ class Supervisor:
             del self._by_handler[attempt.handler]
         self._unproven.discard(attempt)
         self._run_queue.free_slot(attempt)
-        if len(self._deadlines) > SPARE_DEADLINES + len(Deadline) * len(self._attempts):
-            self._deadlines.tidy(lambda deadline: deadline[1] in self._attempts)
+        self._deadlines.compact(len(Deadline) * len(self._attempts))
 
     def _close_process(self, attempt: Attempt, action: lifecycle.CloseProcess) -> None:
         attempt.credential.revoke()

@@ -1,16 +1,40 @@
-"""Guard: stands before a protocol machine where both ends share a key, and lets in only what is signed and fresh.
+"""Authentication of frames with a pre-shared key: a handshake with two nonces, then a MAC on every frame.
 
-Between a machine and its link::
+Specification, version 1. ``K`` is the shared key, ``MAC(key, person, data)`` is keyed BLAKE2b with that personalization
+and 16 bytes of output, ``+`` concatenates. All nonces are random and used once.
 
-    client                             server
-    HELLO   -> KNOCK number        ->
-               ADMIT both numbers  <-             both have a channel now
-               SEALED HELLO        ->  HELLO
-    WELCOME <- SEALED WELCOME      <-  WELCOME    and so on, each frame sealed
+| value  | definition                                                                                         |
+|--------|----------------------------------------------------------------------------------------------------|
+| K'     | BLAKE2b-256(K, person "remit key"); accepts keys of any length, and separates them from other uses |
+| Nc, Ns | nonces of client and server, 16 bytes each                                                         |
+| id     | Nc[:8], the channel id                                                                             |
+| Kc, Ks | keyed BLAKE2b-512(K', "remit channel", Nc+Ns); 32 bytes for each direction: client, server         |
 
-Each HELLO knocks anew, so that each greeting has keys of its own, and a HELLO of old that somebody recorded is never
-heard again, by this server or by its next instance. What is lost on the way is knocked for again by the machine's own
-repeated HELLO: a guard has no clock and no timer.
+| message         | direction | content after the four bytes of every frame                                          |
+|-----------------|-----------|--------------------------------------------------------------------------------------|
+| AUTH_REQUEST    | C -> S    | Nc, MAC(K', "remit knock", Nc)                                                       |
+| AUTH_ACCEPT     | S -> C    | Nc, Ns, MAC(K', "remit admit", Nc+Ns)                                                |
+| AUTHENTICATED   | both      | id, counter u64, inner frame, MAC(Kc or Ks, "remit frame", all bytes before the MAC) |
+| UNKNOWN_CHANNEL | S -> C    | id, MAC(K', "remit stranger", id)                                                    |
+| REFUSE          | S -> C    | reason, and a copy of the refused AUTH_REQUEST; not authenticated                    |
+
+Sequence. Each HELLO of the client session starts a handshake::
+
+    client                               server
+    HELLO   -> AUTH_REQUEST          ->
+               AUTH_ACCEPT           <-             both derive the channel
+               AUTHENTICATED(HELLO)  ->  HELLO      the server confirms the channel with the first valid frame
+    WELCOME <- AUTHENTICATED(...)    <-  WELCOME
+
+* The server authenticates a client by the first AUTHENTICATED frame, whose key depends on Ns. A replayed AUTH_REQUEST
+  only makes it offer a channel that the attacker cannot use. The client authenticates the server by AUTH_ACCEPT.
+* Replay: the counter of each direction must increase strictly. There is no window: a frame that others have overtaken
+  is dropped, and the session above resends its events. New nonces per handshake exclude replays across connections.
+* Loss: this layer has no clock and no timer. A lost message is repeated because the session repeats its HELLO.
+* Protected: integrity and origin of each frame, order, against replay and reflection (one key for each direction).
+* Not protected: confidentiality, traffic analysis, forward secrecy, and denial of service by an attacker who can drop
+  or delay frames, or answer an AUTH_REQUEST with a forged REFUSE. All holders of the key are equal: each can act as
+  any other, and as the server.
 """
 
 from __future__ import annotations
@@ -28,6 +52,7 @@ from remit.errors import ProtocolError
 from remit.transport import Peer
 
 __all__ = [
+    "MAX_OFFERS_PER_PEER",
     "OVERHEAD_BYTES",
     "AuthChannel",
     "ClientAuth",
@@ -41,347 +66,357 @@ __all__ = [
 
 
 TAG_BYTES: Final = 16
-"""Bytes of a tag."""
 NONCE_BYTES: Final = 16
-"""Bytes of a number drawn for this once."""
 CHANNEL_ID_BYTES: Final = 8
-"""Bytes of the number by which a channel is named: the first of the client's."""
-_SEALED: Final = struct.Struct(f">4s{CHANNEL_ID_BYTES}sQ")
-OVERHEAD_BYTES: Final = _SEALED.size + TAG_BYTES
-"""Bytes by which a sealed frame is longer."""
+_HEADER: Final = struct.Struct(f">4s{CHANNEL_ID_BYTES}sQ")
+OVERHEAD_BYTES: Final = _HEADER.size + TAG_BYTES
+"""Bytes that an AUTHENTICATED frame adds to its inner frame."""
+MAX_OFFERS_PER_PEER: Final = 4
+"""Handshakes of one peer that are accepted and not confirmed. Older ones are discarded."""
+PAST_CHANNELS_KEPT: Final = 8
+"""Earlier channels of one peer whose AUTH_REQUEST is recognised as a late duplicate."""
+MAX_PENDING_PEERS: Final = 4096
+"""Peers with unconfirmed handshakes."""
+MAX_CHANNELS: Final = 65_536
+"""Channels of a server. A client whose channel is discarded repeats the handshake, and loses no event."""
+REFUSALS: Final = {
+    "key": "its key is another one: give both ends the same key= or key_file=",
+    "keyed": "it has no key: give it the key= or key_file= of this client, or take it from this client",
+    "unsigned": "it accepts authenticated frames only: give this client the key= or key_file= of the server",
+}
+"""What to do, by the reason of a refusal. The client uses its own texts, because a REFUSE is not authenticated."""
 
 
 class SharedKey:
-    """What both ends share. Makes and checks the frames by which a channel begins."""
+    """The pre-shared key of both ends. It makes and verifies the messages of the handshake."""
 
     __slots__ = ("_key",)
 
     def __init__(self, key: bytes) -> None:
-        # Of any length, and never used as it is: what else it may be used for, that tells nothing of this.
         self._key = blake2b(key, digest_size=32, person=b"remit key").digest()
 
     def auth_request(self) -> bytes:
-        """Return a KNOCK frame, with a fresh number."""
+        """Return an AUTH_REQUEST with a new nonce."""
         nonce = secrets.token_bytes(NONCE_BYTES)
-        return head(Kind.AUTH_REQUEST) + nonce + self._tag(b"remit knock", nonce)
+        return head(Kind.AUTH_REQUEST) + nonce + self._mac(b"remit knock", nonce)
 
     def verify_request(self, frame: bytes) -> bytes:
-        """Return the number of a KNOCK frame. Raises ProtocolError: it was not made with this key."""
-        nonce, tag = read_auth_request(frame)
-        self._expect(tag, b"remit knock", nonce)
-        return nonce
+        """Return the client nonce of an AUTH_REQUEST. Raises ProtocolError."""
+        client_nonce, tag = read_auth_request(frame)
+        self._verify(tag, b"remit knock", client_nonce)
+        return client_nonce
 
-    def auth_accept(self, nonce: bytes, own: bytes) -> bytes:
-        """Return the ADMIT frame that answers a knock."""
-        return head(Kind.AUTH_ACCEPT) + nonce + own + self._tag(b"remit admit", nonce + own)
+    def auth_accept(self, client_nonce: bytes, server_nonce: bytes) -> bytes:
+        """Return the AUTH_ACCEPT that answers a request."""
+        nonces = client_nonce + server_nonce
+        return head(Kind.AUTH_ACCEPT) + nonces + self._mac(b"remit admit", nonces)
 
     def verify_accept(self, frame: bytes) -> tuple[bytes, bytes]:
-        """Return both numbers of an ADMIT frame. Raises ProtocolError."""
-        nonce, own, tag = read_auth_accept(frame)
-        self._expect(tag, b"remit admit", nonce + own)
-        return nonce, own
+        """Return both nonces of an AUTH_ACCEPT. Raises ProtocolError."""
+        client_nonce, server_nonce, tag = read_auth_accept(frame)
+        self._verify(tag, b"remit admit", client_nonce + server_nonce)
+        return client_nonce, server_nonce
 
     def unknown_channel(self, identifier: bytes) -> bytes:
-        """Return the STRANGER frame about a channel that is not known."""
-        return head(Kind.UNKNOWN_CHANNEL) + identifier + self._tag(b"remit stranger", identifier)
+        """Return the UNKNOWN_CHANNEL frame for a channel id."""
+        return head(Kind.UNKNOWN_CHANNEL) + identifier + self._mac(b"remit stranger", identifier)
 
     def verify_unknown_channel(self, frame: bytes) -> bytes:
-        """Return which channel a STRANGER frame is about. Raises ProtocolError."""
+        """Return the channel id of an UNKNOWN_CHANNEL frame. Raises ProtocolError."""
         identifier, tag = read_unknown_channel(frame)
-        self._expect(tag, b"remit stranger", identifier)
+        self._verify(tag, b"remit stranger", identifier)
         return identifier
 
-    def derive_channel(self, nonce: bytes, own: bytes, *, client: bool) -> AuthChannel:
-        """Return one end of the channel that two numbers make."""
-        material = blake2b(nonce + own, key=self._key, digest_size=64, person=b"remit channel").digest()
-        upwards, downwards = material[:32], material[32:]
-        return AuthChannel(nonce[:CHANNEL_ID_BYTES], *((upwards, downwards) if client else (downwards, upwards)))
+    def derive_channel(self, client_nonce: bytes, server_nonce: bytes, *, client: bool) -> AuthChannel:
+        """Return the channel of a handshake, as seen by the client or by the server."""
+        nonces = client_nonce + server_nonce
+        material = blake2b(nonces, key=self._key, digest_size=64, person=b"remit channel").digest()
+        to_server, to_client = material[:32], material[32:]
+        keys = (to_server, to_client) if client else (to_client, to_server)
+        return AuthChannel(client_nonce[:CHANNEL_ID_BYTES], *keys)
 
-    def _tag(self, purpose: bytes, data: bytes) -> bytes:
-        return blake2b(data, key=self._key, digest_size=TAG_BYTES, person=purpose).digest()
+    def _mac(self, person: bytes, data: bytes) -> bytes:
+        return blake2b(data, key=self._key, digest_size=TAG_BYTES, person=person).digest()
 
-    def _expect(self, tag: bytes, purpose: bytes, data: bytes) -> None:
-        if not compare_digest(tag, self._tag(purpose, data)):
-            raise ProtocolError("forged", "a frame that was made with another key, or altered on its way")
+    def _verify(self, tag: bytes, person: bytes, data: bytes) -> None:
+        if not compare_digest(tag, self._mac(person, data)):
+            raise ProtocolError("forged", "the MAC does not match: another key, or a modified frame")
 
 
 class AuthChannel:
-    """One end of a channel: seals what leaves and opens what comes, with a key for each direction."""
+    """One end of a channel: wraps frames to send and unwraps received ones, with a key and a counter for each way."""
 
-    __slots__ = ("_heard", "_opening", "_sealing", "_sent", "id")
+    __slots__ = ("_receive_mac", "_received", "_send_mac", "_sent", "id")
 
-    def __init__(self, identifier: bytes, out: bytes, back: bytes) -> None:
+    def __init__(self, identifier: bytes, send_key: bytes, receive_key: bytes) -> None:
         self.id = identifier
-        self._sealing = blake2b(key=out, digest_size=TAG_BYTES, person=b"remit frame")
-        self._opening = blake2b(key=back, digest_size=TAG_BYTES, person=b"remit frame")
+        # Hash states with the key already absorbed: copy() saves one compression for each frame.
+        self._send_mac = blake2b(key=send_key, digest_size=TAG_BYTES, person=b"remit frame")
+        self._receive_mac = blake2b(key=receive_key, digest_size=TAG_BYTES, person=b"remit frame")
         self._sent = 0
-        self._heard = 0
+        self._received = 0
 
     def wrap(self, frame: bytes) -> bytes:
-        """Return a frame with the next number and its tag."""
+        """Return an AUTHENTICATED frame with the next counter."""
         self._sent += 1
-        before = _SEALED.pack(head(Kind.AUTHENTICATED), self.id, self._sent)
-        tag = self._sealing.copy()
-        tag.update(before)
-        tag.update(frame)
-        return b"".join((before, frame, tag.digest()))
+        header = _HEADER.pack(head(Kind.AUTHENTICATED), self.id, self._sent)
+        mac = self._send_mac.copy()
+        mac.update(header)
+        mac.update(frame)
+        return b"".join((header, frame, mac.digest()))
 
     def unwrap(self, frame: bytes) -> bytes:
-        """Return the frame within a sealed one. Raises ProtocolError: replayed, forged."""
-        _, identifier, number = _SEALED.unpack_from(frame)
+        """Return the inner frame of an AUTHENTICATED frame. Raises ProtocolError: stale, replayed, forged."""
+        _, identifier, counter = _HEADER.unpack_from(frame)
         if identifier != self.id:
             raise ProtocolError("stale", "a frame of another channel")
-        if number <= self._heard:
-            raise ProtocolError("replayed", f"frame {number} came after frame {self._heard}")
+        if counter <= self._received:
+            raise ProtocolError("replayed", f"frame {counter} arrived after frame {self._received}")
         view = memoryview(frame)
-        tag = self._opening.copy()
-        tag.update(view[:-TAG_BYTES])
-        if not compare_digest(tag.digest(), view[-TAG_BYTES:]):
-            raise ProtocolError("forged", "a frame that was made with another key, or altered on its way")
-        self._heard = number
-        return bytes(view[_SEALED.size : -TAG_BYTES])
+        mac = self._receive_mac.copy()
+        mac.update(view[:-TAG_BYTES])
+        if not compare_digest(mac.digest(), view[-TAG_BYTES:]):
+            raise ProtocolError("forged", "the MAC does not match: another key, or a modified frame")
+        self._received = counter  # Only after the MAC: a forged counter must not block later frames.
+        return bytes(view[_HEADER.size : -TAG_BYTES])
 
 
 def channel_id_of(frame: bytes) -> bytes:
-    """Return the channel that a SEALED frame says it belongs to. Raises ProtocolError."""
+    """Return the channel id of an AUTHENTICATED frame, not verified. Raises ProtocolError."""
     if len(frame) < OVERHEAD_BYTES:
-        raise ProtocolError("truncated", f"a sealed frame of {len(frame)} bytes")
-    identifier: bytes = _SEALED.unpack_from(frame)[1]
+        raise ProtocolError("truncated", f"an AUTHENTICATED frame of {len(frame)} bytes")
+    identifier: bytes = _HEADER.unpack_from(frame)[1]
     return identifier
 
 
 def read_auth_request(frame: bytes) -> tuple[bytes, bytes]:
-    """Return number and tag of a KNOCK frame, unchecked. Raises ProtocolError."""
-    nonce, tag = _parts(frame, NONCE_BYTES, TAG_BYTES)
+    """Return nonce and tag of an AUTH_REQUEST, not verified. Raises ProtocolError."""
+    nonce, tag = _split(frame, NONCE_BYTES, TAG_BYTES)
     return nonce, tag
 
 
 def read_auth_accept(frame: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return both numbers and the tag of an ADMIT frame, unchecked. Raises ProtocolError."""
-    nonce, own, tag = _parts(frame, NONCE_BYTES, NONCE_BYTES, TAG_BYTES)
-    return nonce, own, tag
+    """Return both nonces and the tag of an AUTH_ACCEPT, not verified. Raises ProtocolError."""
+    client_nonce, server_nonce, tag = _split(frame, NONCE_BYTES, NONCE_BYTES, TAG_BYTES)
+    return client_nonce, server_nonce, tag
 
 
 def read_unknown_channel(frame: bytes) -> tuple[bytes, bytes]:
-    """Return channel and tag of a STRANGER frame, unchecked. Raises ProtocolError."""
-    identifier, tag = _parts(frame, CHANNEL_ID_BYTES, TAG_BYTES)
+    """Return channel id and tag of an UNKNOWN_CHANNEL frame, not verified. Raises ProtocolError."""
+    identifier, tag = _split(frame, CHANNEL_ID_BYTES, TAG_BYTES)
     return identifier, tag
 
 
-def _parts(frame: bytes, *sizes: int) -> list[bytes]:
+def _split(frame: bytes, *sizes: int) -> list[bytes]:
     data, parts = frame[4:], []
     if len(data) != sum(sizes):
-        raise ProtocolError("truncated", f"a greeting of {len(frame)} bytes")
+        raise ProtocolError("truncated", f"a handshake frame of {len(frame)} bytes")
     for size in sizes:
         parts.append(bytes(data[:size]))
         data = data[size:]
     return parts
 
 
-MAX_OFFERS_PER_PEER: Final = 4
-"""Knocks of one peer that may be answered and not yet followed by a sealed frame."""
-PAST_CHANNELS_KEPT: Final = 8
-"""Channels of one peer that are remembered once it has another one."""
-MAX_PENDING_PEERS: Final = 4096
-"""Peers that may have knocked and not yet sent a sealed frame."""
-MAX_CHANNELS: Final = 65_536
-"""Channels of a server. One that has to make room costs its client another greeting, and no event."""
-REFUSALS: Final = {
-    "key": "its key is another one: give both ends the same key= or key_file=",
-    "keyed": "it has no key: give it the key= or key_file= of this client, or take it from this client",
-    "unsigned": "it hears signed frames only: give this client the key= or key_file= of the server",
-}
-"""What to do, by the reason of a refusal. A client says it in its own words: a refusal is not signed."""
-
-
 class ClientAuth:
-    """Before a `Connector`. ``rejected`` counts what was not let in, by reason."""
+    """Authentication between a `ClientSession` and its link. ``rejected`` counts dropped frames by reason."""
 
-    def __init__(self, secret: SharedKey, rejected: Counter[str]) -> None:
+    def __init__(self, key: SharedKey, rejected: Counter[str]) -> None:
         self.rejected = rejected
         self.pending_hello: bytes | None = None
-        """A frame that has to be sent before any other: the HELLO that was knocked for, sealed."""
-        self._secret = secret
+        """The wrapped HELLO, which must be sent before any other frame."""
+        self._key = key
         self._channel: AuthChannel | None = None
-        self._hello = self._knock = b""
+        self._hello = self._request = b""
         self._plain: bytes | None = None
-        self._sealed = b""
+        self._wrapped = b""
 
     def wrap_frame(self, frame: bytes) -> bytes | None:
-        """Return what to send for a machine's frame, the same until `sent`; None: it has to wait for its admission."""
+        """Return what to send for a frame, the same until `mark_sent`. None: the handshake is not complete yet."""
         if frame[3] == Kind.HELLO:
             if frame is not self._hello:
                 self.reset()
-                self._hello, self._knock = frame, self._secret.auth_request()
-            return self._knock
+                self._hello, self._request = frame, self._key.auth_request()
+            return self._request
         if self._channel is None:
             return None
+        # A frame that the link did not accept is offered again as the same object. Wrapping it twice would use up
+        # a counter for each attempt, and cost a MAC.
         if frame is not self._plain:
-            self._plain, self._sealed = frame, self._channel.wrap(frame)
-        return self._sealed
+            self._plain, self._wrapped = frame, self._channel.wrap(frame)
+        return self._wrapped
 
     def mark_sent(self) -> None:
-        """Note that the link took what `seal` returned: the same frame again would be another one."""
+        """Note that the link accepted the frame from `wrap_frame`: an equal frame gets another counter."""
         self._plain = None
 
     def reset(self) -> None:
-        """The connection has ended, or another one begins."""
+        """End the channel: the connection has ended, or another handshake starts."""
         self._channel = self._plain = self.pending_hello = None
-        self._hello = self._knock = b""
+        self._hello = self._request = b""
 
     def unwrap_frame(self, frame: bytes) -> bytes | None:
-        """Return what to give the machine for a frame that came in; None: nothing, and it may be counted."""
+        """Return the frame for the session, or None if there is none or the frame was rejected."""
         try:
-            return self._heard(frame)
+            return self._handle(frame)
         except ProtocolError as error:
             self.rejected[error.reason] += 1
             return None
 
-    def _heard(self, frame: bytes) -> bytes | None:
+    def _handle(self, frame: bytes) -> bytes | None:
         kind = frames.kind_of(frame)
         if kind is Kind.AUTHENTICATED:
-            return self._opened(frame)
+            return self._unwrap(frame)
         if kind is Kind.AUTH_ACCEPT:
-            self._admitted(frame)
+            self._handle_accept(frame)
             return None
         if kind is Kind.UNKNOWN_CHANNEL:
-            if self._channel is None or self._secret.verify_unknown_channel(frame) != self._channel.id:
-                raise ProtocolError("stale", "a word about another channel")
-            return frames.identify()
+            if self._channel is None or self._key.verify_unknown_channel(frame) != self._channel.id:
+                raise ProtocolError("stale", "UNKNOWN_CHANNEL for another channel")
+            return frames.identify()  # The session answers with HELLO, which starts a handshake.
         if kind is Kind.REFUSE:
-            return self._refused(frame)
-        raise ProtocolError("unsigned", f"{kind.name} without a tag")
+            return self._handle_refuse(frame)
+        raise ProtocolError("unsigned", f"{kind.name} is not authenticated")
 
-    def _opened(self, frame: bytes) -> bytes:
+    def _unwrap(self, frame: bytes) -> bytes:
         identifier = channel_id_of(frame)
         if self._channel is None or identifier != self._channel.id:
             raise ProtocolError("stale", "a frame of another channel")
         return self._channel.unwrap(frame)
 
-    def _admitted(self, frame: bytes) -> None:
-        nonce, own = self._secret.verify_accept(frame)
-        if not self._knock or nonce != read_auth_request(self._knock)[0]:
-            raise ProtocolError("stale", "an answer to another knock")
-        self._channel = self._secret.derive_channel(nonce, own, client=True)
-        # Numbered now, and so to leave before all that is numbered later.
-        self.pending_hello, self._knock = self._channel.wrap(self._hello), b""
+    def _handle_accept(self, frame: bytes) -> None:
+        client_nonce, server_nonce = self._key.verify_accept(frame)
+        if not self._request or client_nonce != read_auth_request(self._request)[0]:
+            raise ProtocolError("stale", "AUTH_ACCEPT for another request")
+        self._channel = self._key.derive_channel(client_nonce, server_nonce, client=True)
+        # Wrapped now, so that it has the first counter and nothing can be sent before it.
+        self.pending_hello, self._request = self._channel.wrap(self._hello), b""
 
-    def _refused(self, frame: bytes) -> bytes:
-        """Believe an unsigned refusal only while nobody has admitted us, and if it repeats our very knock."""
+    def _handle_refuse(self, frame: bytes) -> bytes:
+        """Return a refusal for the session. It is not authenticated, so it must repeat our own open request."""
         refusal = frames.unpack(Kind.REFUSE, frame)
-        if not isinstance(refusal, Refuse) or not self._knock or refusal.echo != frames.echo_of(self._knock):
-            raise ProtocolError("unsigned", "REFUSE without a tag")
-        detail = REFUSALS.get(refusal.reason, "it does not speak as this client does: use the same version of Remit")
+        if not isinstance(refusal, Refuse) or not self._request or refusal.echo != frames.echo_of(self._request):
+            raise ProtocolError("unsigned", "REFUSE is not authenticated")
+        detail = REFUSALS.get(refusal.reason, "it uses another version of the protocol: install the same Remit on both")
         return frames.pack(Refuse(refusal.reason, detail))
 
 
 class ServerAuth:
-    """Before an `Acceptor`. ``rejected`` counts what was not let in, by reason."""
+    """Authentication between `ServerSessions` and the link. ``rejected`` counts dropped frames by reason.
 
-    def __init__(self, secret: SharedKey, rejected: Counter[str]) -> None:
+    | received                            | effect                                                       |
+    |-------------------------------------|--------------------------------------------------------------|
+    | AUTH_REQUEST, new                   | offer a channel: AUTH_ACCEPT                                 |
+    | AUTH_REQUEST, already offered       | repeat the same AUTH_ACCEPT                                  |
+    | AUTH_REQUEST of a confirmed channel | rejected: replayed                                           |
+    | AUTHENTICATED, confirmed channel    | pass on the inner frame                                      |
+    | AUTHENTICATED, offered channel      | confirm it in place of the last one; pass on the inner frame |
+    | AUTHENTICATED, unknown channel      | UNKNOWN_CHANNEL                                              |
+    | anything else                       | rejected: unsigned; a HELLO is answered with REFUSE          |
+    """
+
+    def __init__(self, key: SharedKey, rejected: Counter[str]) -> None:
         self.rejected = rejected
         self.replies: deque[tuple[Peer, bytes]] = deque()
-        """What to send that is not sealed. Not to be kept if it is not taken: whoever waits for it asks again."""
-        self._secret = secret
+        """Frames to send as they are. If the link does not accept one, it may be dropped: the client repeats itself."""
+        self._key = key
         self._channels: dict[Peer, AuthChannel] = {}
-        self._offered: dict[Peer, dict[bytes, tuple[bytes, AuthChannel]]] = {}
-        self._held: dict[Peer, tuple[bytes, bytes]] = {}
-        self._past: dict[Peer, deque[bytes]] = {}
-        """Channels that a peer had before its present one: a knock for one of them comes late."""
+        self.offers: dict[Peer, dict[bytes, tuple[bytes, AuthChannel]]] = {}
+        """Unconfirmed handshakes by channel id: server nonce and channel."""
+        self._retries: dict[Peer, tuple[bytes, bytes]] = {}
+        self._past_ids: dict[Peer, deque[bytes]] = {}
 
     def wrap_frame(self, peer: Peer, frame: bytes) -> bytes | None:
-        """Return what to send for a machine's frame, the same until `sent`; None: there is no channel to this peer."""
+        """Return what to send for a frame, the same until `mark_sent`. None: there is no channel to this peer."""
         channel = self._channels.get(peer)
         if channel is None:
             return None
-        held = self._held.get(peer)
-        if held is not None and held[0] is frame:
-            return held[1]
+        retry = self._retries.get(peer)
+        if retry is not None and retry[0] is frame:
+            return retry[1]
         return channel.wrap(frame)
 
-    def keep_for_retry(self, peer: Peer, frame: bytes, sealed: bytes) -> None:
-        """Note that the link had no room for what `seal` returned: the same is going to be tried again."""
-        self._held[peer] = frame, sealed
+    def keep_for_retry(self, peer: Peer, frame: bytes, wrapped: bytes) -> None:
+        """Note that the link was full: the same frame will be sent again, and keeps its counter."""
+        self._retries[peer] = frame, wrapped
 
     def mark_sent(self, peer: Peer) -> None:
-        """Note that the link took what `seal` returned: the same frame again would be another one."""
-        if self._held:
-            self._held.pop(peer, None)
+        """Note that the link accepted the frame from `wrap_frame`: an equal frame gets another counter."""
+        if self._retries:
+            self._retries.pop(peer, None)
 
     def remove_peer(self, peer: Peer) -> None:
-        """A connection has ended."""
-        for each in (self._channels, self._offered, self._held, self._past):
+        """Remove the channels of a connection that has ended."""
+        for each in (self._channels, self.offers, self._retries, self._past_ids):
             each.pop(peer, None)
 
     def unwrap_frame(self, peer: Peer, frame: bytes) -> bytes | None:
-        """Return what to give the machine for a frame that came in; None: nothing, and it may be counted."""
+        """Return the frame for the sessions, or None if there is none or the frame was rejected."""
         try:
             kind = frames.kind_of(frame)
             if kind is Kind.AUTHENTICATED:
-                return self._opened(peer, frame)
+                return self._unwrap(peer, frame)
             if kind is not Kind.AUTH_REQUEST:
-                raise ProtocolError("unsigned", f"{kind.name} without a tag")
-            self._knocked(peer, frame)
+                raise ProtocolError("unsigned", f"{kind.name} is not authenticated")
+            self._handle_request(peer, frame)
         except ProtocolError as error:
             self.rejected[error.reason] += 1
             self._refuse(peer, frame, error.reason)
         return None
 
-    def _opened(self, peer: Peer, frame: bytes) -> bytes | None:
-        """Three cases: 1. this peer's channel; 2. one that was offered to it, which begins now; 3. unknown here."""
+    def _unwrap(self, peer: Peer, frame: bytes) -> bytes:
         identifier = channel_id_of(frame)
         channel = self._channels.get(peer)
         if channel is not None and channel.id == identifier:
             return channel.unwrap(frame)
-        offered = self._offered.get(peer, {}).get(identifier)
-        if offered is not None:
-            opened = offered[1].unwrap(frame)
-            self._begin(peer, offered[1])
-            return opened
-        self.replies.append((peer, self._secret.unknown_channel(identifier)))
-        raise ProtocolError("unknown_channel", "a frame of a channel that is not known here")
+        offer = self.offers.get(peer, {}).get(identifier)
+        if offer is not None:
+            inner = offer[1].unwrap(frame)
+            self._confirm(peer, offer[1])
+            return inner
+        self.replies.append((peer, self._key.unknown_channel(identifier)))
+        raise ProtocolError("unknown_channel", "a frame of a channel that this server does not know")
 
-    def _begin(self, peer: Peer, channel: AuthChannel) -> None:
-        offers = self._offered.pop(peer, {})
-        self._held.pop(peer, None)
-        before = self._channels.pop(peer, None)
-        if before is not None:
-            self._past.setdefault(peer, deque(maxlen=PAST_CHANNELS_KEPT)).append(before.id)
-        # What was offered later may be what the client is about to use: this one's first frame was late.
+    def _confirm(self, peer: Peer, channel: AuthChannel) -> None:
+        offers = self.offers.pop(peer, {})
+        self._retries.pop(peer, None)
+        last = self._channels.pop(peer, None)
+        if last is not None:
+            self._past_ids.setdefault(peer, deque(maxlen=PAST_CHANNELS_KEPT)).append(last.id)
+        # The first frame of this channel may be late: the client may already use a channel that was offered later.
         later = list(offers)[list(offers).index(channel.id) + 1 :]
         if later:
-            self._offered[peer] = {identifier: offers[identifier] for identifier in later}
+            self.offers[peer] = {identifier: offers[identifier] for identifier in later}
         while len(self._channels) >= MAX_CHANNELS:
             oldest = next(iter(self._channels))
             del self._channels[oldest]
-            self._past.pop(oldest, None)
+            self._past_ids.pop(oldest, None)
         self._channels[peer] = channel
 
-    def _knocked(self, peer: Peer, frame: bytes) -> None:
-        nonce = self._secret.verify_request(frame)
-        identifier = nonce[:8]
+    def _handle_request(self, peer: Peer, frame: bytes) -> None:
+        client_nonce = self._key.verify_request(frame)
+        identifier = client_nonce[:CHANNEL_ID_BYTES]
         channel = self._channels.get(peer)
-        if (channel is not None and channel.id == identifier) or identifier in self._past.get(peer, ()):
-            # To answer it with another number would make its channel's late frames look forged.
-            raise ProtocolError("replayed", "a knock that was answered")
-        offers = self._offered.setdefault(peer, {})
+        if (channel is not None and channel.id == identifier) or identifier in self._past_ids.get(peer, ()):
+            # Another server nonce would derive other keys, and frames of the confirmed channel would look forged.
+            raise ProtocolError("replayed", "the AUTH_REQUEST of a confirmed channel")
+        offers = self.offers.setdefault(peer, {})
         if identifier not in offers:
-            own = secrets.token_bytes(NONCE_BYTES)
-            offers[identifier] = own, self._secret.derive_channel(nonce, own, client=False)
-        # A knock that came twice has one answer, so that it does not matter which of the two is heard first.
-        self.replies.append((peer, self._secret.auth_accept(nonce, offers[identifier][0])))
+            server_nonce = secrets.token_bytes(NONCE_BYTES)
+            offers[identifier] = server_nonce, self._key.derive_channel(client_nonce, server_nonce, client=False)
+        # A duplicate request gets the same answer, so that it does not matter which of the answers arrives first.
+        self.replies.append((peer, self._key.auth_accept(client_nonce, offers[identifier][0])))
         while len(offers) > MAX_OFFERS_PER_PEER:
             del offers[next(iter(offers))]
-        while len(self._offered) > MAX_PENDING_PEERS:
-            del self._offered[next(iter(self._offered))]
+        while len(self.offers) > MAX_PENDING_PEERS:
+            del self.offers[next(iter(self.offers))]
 
     def _refuse(self, peer: Peer, frame: bytes, reason: str) -> None:
-        """Say what to do to one who greets without our key. One who is here already is told nothing."""
+        """Refuse a client that starts without the key. A peer with a channel gets no answer to a rejected frame."""
         if peer in self._channels or len(frame) < 4:
             return
         if frame[3] == Kind.AUTH_REQUEST and reason == "forged":
             reason = "key"
         elif reason != "version" and not (frame[3] == Kind.HELLO and reason == "unsigned"):
             return
-        detail = REFUSALS.get(reason, f"it speaks version {frames.VERSION} of the protocol")
+        detail = REFUSALS.get(reason, f"it uses version {frames.VERSION} of the protocol")
         self.replies.append((peer, frames.pack(Refuse(reason, detail, frames.echo_of(frame)))))

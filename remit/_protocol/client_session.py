@@ -1,4 +1,14 @@
-"""Connector: the client's end of one session: say HELLO on each connection, know when the server is dead."""
+"""Client end of a session: the HELLO on each connection, heartbeats, and the detection of a stale link.
+
+| state        | link Up, IDENTIFY | WELCOME     | REFUSE  | link Down, BYE | time                         |
+|--------------|-------------------|-------------|---------|----------------|------------------------------|
+| DISCONNECTED | HELLO_SENT        |             | REFUSED |                | after BYE: HELLO_SENT        |
+| HELLO_SENT   | HELLO_SENT        | ESTABLISHED | REFUSED | DISCONNECTED   | HELLO is repeated            |
+| ESTABLISHED  | HELLO_SENT        |             | REFUSED | DISCONNECTED   | PING; then the link is stale |
+| REFUSED      |                   |             |         |                |                              |
+
+An empty cell leaves the state as it is. Each transition to HELLO_SENT starts another connection (generation).
+"""
 
 from __future__ import annotations
 
@@ -19,25 +29,24 @@ __all__ = ["HEARTBEAT_INTERVAL_S", "HELLO_RETRY_S", "ClientSession", "Connection
 
 
 HEARTBEAT_INTERVAL_S: Final = 5.0
-"""Seconds of silence after which a client asks whether its server is there."""
+"""Seconds of silence after which a client sends PING."""
 HELLO_RETRY_S: Final = 1.0
 """Seconds after which an unanswered HELLO is repeated."""
 EARLY_FRAME_BYTES: Final = 64 * 1024
-"""Bytes of a frame that may leave before the server has named its own limit."""
+"""Largest frame that is sent before the server has announced its own limit."""
 
 
 class ConnectionState(enum.Enum):
-    """Where the client's end stands."""
+    """State of the client's connection."""
 
     DISCONNECTED = "down"
     HELLO_SENT = "greeting"
     ESTABLISHED = "up"
     REFUSED = "refused"
-    CLOSED = "closed"
 
 
 class ClientSession:
-    """The client's end. Fed with arrivals and the time; says which session has frames to send."""
+    """State machine of the client. It is fed with arrivals of the link and the time, and returns frames to send."""
 
     def __init__(
         self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT_INTERVAL_S
@@ -46,80 +55,81 @@ class ClientSession:
         self.state = ConnectionState.DISCONNECTED
         self.refusal: Refuse | None = None
         self.instance = b""
-        """The server instance met last."""
+        """Id of the server instance that welcomed the session last; empty before the first WELCOME."""
         self.ready: deque[Received] = deque()
-        """Events from the server, to be handled."""
+        """Events from the server, to be dispatched."""
         self.rejected: Counter[str] = Counter()
         self.disconnects = 0
-        """How often a connection was lost, so that those who wait for an answer hear of it."""
+        """Number of lost connections. The owner compares it to fail requests that cannot be repeated."""
         self.server_restarts = 0
-        """How often a server was met that knew nothing of this session's past."""
+        """Number of WELCOMEs from a server that does not know the earlier state of this session."""
         self.link_stale = False
-        """The server was silent for longer than it promised: the link should be opened anew."""
+        """Whether the server was silent for longer than it announced: the owner should open another link."""
         self._max_frame = max_frame
         self._heartbeat = heartbeat
-        self._patience = 0.0
-        self._early = False
-        self._met = 0
+        self._liveness_timeout = 0.0
+        self._may_send_early = False
+        self._welcomed_generation = 0
         self._ping_at = float("inf")
         self._hello_at = float("inf")
 
     # -- arrivals ----------------------------------------------------------------------------------------------
 
     def handle_arrival(self, arrival: Arrival, now: float) -> None:
-        """Take what the link received."""
+        """Handle an arrival of the link. Never raises: violations of the protocol are counted in `rejected`."""
         if isinstance(arrival, Frame):
             try:
-                self._frame(arrival.data, now)
+                self._handle_frame(arrival.data, now)
             except ProtocolError as error:
                 self.rejected[error.reason] += 1
         elif isinstance(arrival, Up):
-            self._greet(now)
+            self._send_hello(now)
         elif isinstance(arrival, Down):
-            self._down()
+            self._handle_disconnect()
         elif isinstance(arrival, Gap):
             self.session.probe_now(now)
 
-    def _frame(self, frame: bytes, now: float) -> None:
+    def _handle_frame(self, frame: bytes, now: float) -> None:
         kind = frames.kind_of(frame)
-        if self.state in (ConnectionState.REFUSED, ConnectionState.CLOSED):
+        if self.state is ConnectionState.REFUSED:
             return
         if kind is Kind.WELCOME or kind is Kind.REFUSE or kind is Kind.BYE:
-            self._control(frames.unpack(kind, frame), now)
+            self._handle_control(frames.unpack(kind, frame), now)
         elif kind is Kind.IDENTIFY:
+            # In HELLO_SENT it may be the answer to a frame that was sent before the HELLO.
             if self.state is ConnectionState.ESTABLISHED or now >= self._hello_at - HELLO_RETRY_S / 2:
-                self._greet(now)
+                self._send_hello(now)
         elif self.state is ConnectionState.ESTABLISHED:
-            # What comes before the WELCOME may be another session's: nothing of it counts.
-            self._alive(now)
+            # A frame that arrives before the WELCOME may belong to another session, and is dropped.
+            self._note_received(now)
             received = self.session.handle_frame(kind, frame, now)
             if received:
                 self.ready.append(received)
 
-    def _control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
+    def _handle_control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
         if isinstance(control, Welcome):
-            # Only once: a repeated one must not take what came meanwhile for unheard.
+            # Only the first WELCOME counts: the numbers of a duplicate are out of date.
             if control.generation == self.session.generation and self.state is ConnectionState.HELLO_SENT:
-                self._welcomed(control, now)
+                self._handle_welcome(control, now)
         elif isinstance(control, Refuse):
             self.state, self.refusal = ConnectionState.REFUSED, control
             self._hello_at = self._ping_at = float("inf")
             self.session.disconnect()
         elif isinstance(control, Bye) and control.generation == self.session.generation:
-            self._down()
-            # Answered, so that the server knows that its last words were read and can leave without losing them.
+            self._handle_disconnect()
+            # Answered, so that the server knows that the client has read all its frames, and can close the link.
             self.session.control_frames.append(frames.pack(Bye("heard", self.session.generation)))
-            # It may come back on the same link without a Down that the transport can see.
+            # Another server may bind the location without a Down that this transport can see.
             self._hello_at = now + HELLO_RETRY_S
             self.session.peer = SERVER
 
-    def _greet(self, now: float) -> None:
-        """Say HELLO; a session that no server has met yet may send events right behind it."""
-        if self.state in (ConnectionState.REFUSED, ConnectionState.CLOSED):
+    def _send_hello(self, now: float) -> None:
+        """Start another connection. The first one of a session may send events without waiting for the WELCOME."""
+        if self.state is ConnectionState.REFUSED:
             return
         session, outbox = self.session, self.session.outbox
         session.connect(SERVER, session.generation + 1)
-        self._early = session.generation == 1
+        self._may_send_early = session.generation == 1
         session.frame_limit = EARLY_FRAME_BYTES
         self.state = ConnectionState.HELLO_SENT
         session.control_frames.append(
@@ -133,87 +143,87 @@ class ClientSession:
                     session.inbox.received,
                     session.codec.name,
                     self._max_frame,
-                    self._met,
+                    self._welcomed_generation,
                 )
             )
         )
         self._hello_at = now + HELLO_RETRY_S
 
-    def _welcomed(self, welcome: Welcome, now: float) -> None:
+    def _handle_welcome(self, welcome: Welcome, now: float) -> None:
         session, outbox = self.session, self.session.outbox
-        # One whose WELCOME was lost may have run what was sent early, unless it is the one that welcomes now.
-        met = bool(self.instance) or welcome.first_generation > 1
-        another = welcome.instance != self.instance and met
-        if welcome.fresh and met and not self._early:
+        # An instance whose WELCOME was lost may have handled early events, unless it is the one that answers now.
+        has_met_server = bool(self.instance) or welcome.first_generation > 1
+        is_another = welcome.instance != self.instance and has_met_server
+        if welcome.fresh and has_met_server and not self._may_send_early:
             session.inbox.restart()
             self.server_restarts += 1
-        self.instance, self._met = welcome.instance, session.generation
-        self._patience = welcome.liveness_timeout
+        self.instance, self._welcomed_generation = welcome.instance, session.generation
+        self._liveness_timeout = welcome.liveness_timeout
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
         session.frame_limit = None
         self.state = ConnectionState.ESTABLISHED
         self._hello_at = float("inf")
-        self._alive(now)
+        self._note_received(now)
         outbox.confirm(welcome.received, welcome.done)
-        if another:
+        if is_another:
             outbox.redeliver()
-        elif not self._early:
+        elif not self._may_send_early:
             outbox.resend_unreceived()
-        self._early = False
-        # What was handled meanwhile may have been acknowledged to a connection that was lost.
+        self._may_send_early = False
+        # An acknowledgement may have been lost with the last connection.
         session.ack_due = session.ack_due or session.inbox.received > 0
 
-    def _down(self) -> None:
+    def _handle_disconnect(self) -> None:
         if self.state in (ConnectionState.ESTABLISHED, ConnectionState.HELLO_SENT):
             self.state = ConnectionState.DISCONNECTED
             self.disconnects += 1
-        self._early = False
+        self._may_send_early = False
         self._hello_at = self._ping_at = float("inf")
         self.session.disconnect()
 
-    def _alive(self, now: float) -> None:
+    def _note_received(self, now: float) -> None:
         self.session.last_received_at = now
         self._ping_at = now + self._heartbeat
 
     # -- sending -----------------------------------------------------------------------------------------------
 
     def has_sendable_events(self) -> bool:
-        """Whether events wait that may leave now: `next` would return them."""
-        return self._sending() and self.session.outbox.sendable(self.session.frame_limit)
+        """Return whether `next_frame` would return events."""
+        return self._may_send_events() and self.session.outbox.sendable(self.session.frame_limit)
 
     def next_frame(self) -> bytes | None:
-        """Return the frame to send to `SERVER` next, or None."""
+        """Return the next frame to send to `SERVER`, or None."""
         session = self.session
-        return session.next_frame() if self._sending() or session.control_frames else None
+        return session.next_frame() if self._may_send_events() or session.control_frames else None
 
-    def _sending(self) -> bool:
-        return self.state is ConnectionState.ESTABLISHED or self._early
+    def _may_send_events(self) -> bool:
+        return self.state is ConnectionState.ESTABLISHED or self._may_send_early
 
     def handle_timeouts(self, now: float) -> float:
-        """Do what time demands; return the moment to come again."""
+        """Repeat HELLO, probe and send heartbeats as far as they are due; return when to call again."""
         if self.state is ConnectionState.ESTABLISHED:
-            self._watch(now)
+            self._check_heartbeat(now)
         elif now >= self._hello_at and self.session.peer is not None:
-            self._greet(now)
+            self._send_hello(now)
         probe = self.session.probe(now) if self.session.peer is not None else None
         ping_at = self._ping_at if self.state is ConnectionState.ESTABLISHED else float("inf")
-        ack_by = self.session.ack_deadline(now) if self._sending() else float("inf")
-        return min(ping_at, self._hello_at, probe or float("inf"), ack_by)
+        ack_deadline = self.session.ack_deadline(now) if self._may_send_events() else float("inf")
+        return min(ping_at, self._hello_at, probe or float("inf"), ack_deadline)
 
     def set_heartbeat(self, seconds: float) -> None:
-        """From now on ask after this many seconds of silence whether the server is there."""
+        """Change the seconds of silence after which PING is sent."""
         self._heartbeat = seconds
         self._ping_at = min(self._ping_at, self.session.last_received_at + seconds)
 
     def queue_bye(self, why: str = "closed") -> None:
-        """End the session for good: the next frame says so."""
+        """Queue a BYE, which ends the session."""
         if self.state is ConnectionState.ESTABLISHED:
             self.session.control_frames.append(frames.pack(Bye(why, self.session.generation)))
 
-    def _watch(self, now: float) -> None:
+    def _check_heartbeat(self, now: float) -> None:
         if now < self._ping_at:
             return
         self._ping_at = now + self._heartbeat
         self.session.control_frames.append(frames.ping(self.session.generation, self.session.outbox.last))
-        if self._patience and now - self.session.last_received_at > self._patience:
+        if self._liveness_timeout and now - self.session.last_received_at > self._liveness_timeout:
             self.link_stale = True

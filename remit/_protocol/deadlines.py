@@ -1,44 +1,73 @@
-"""Timetable: what comes due, and when; so that a wait knows how long it may last."""
+"""Heap of deadlines whose dead entries are removed lazily."""
 
 from __future__ import annotations
 
 import heapq
-import time
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-__all__ = ["DeadlineHeap"]
+__all__ = ["SPARE_ENTRIES", "DeadlineHeap"]
 
 
 T = TypeVar("T")
+SPARE_ENTRIES: Final = 64
+"""Dead entries that `compact` always leaves: a rebuild for fewer would cost more than it frees."""
 
 
 class DeadlineHeap(Generic[T]):
-    """Things in the order in which they come due. What counts no more is there until then, or until `tidy`."""
+    """Items in the order of their deadlines; ``is_live`` returns False for an item whose deadline no longer counts.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._entries: list[tuple[float, int, T]] = []
-        self._serial = 0
+    Removal is lazy: searching a heap is O(n), while a dead entry costs one comparison when it reaches the top.
+    `compact` bounds how many of them accumulate behind a distant deadline.
+    """
 
-    def expect(self, what: T, seconds: float) -> None:
-        """Let something come due in so many seconds."""
-        self._serial += 1
-        heapq.heappush(self._entries, (self._clock() + seconds, self._serial, what))
+    def __init__(self, is_live: Callable[[T], bool] = lambda _: True) -> None:
+        self._is_live = is_live
+        self._heap: list[tuple[float, int, T]] = []
+        # Hand-over between threads: any thread may schedule, but only the consumer (one thread at a time, under
+        # the lock of its owner) touches the heap. Otherwise the consumer could find a dead entry on top, and pop
+        # the live one that another thread has pushed in between: its deadline would be lost. append() is atomic.
+        self._scheduled: deque[tuple[float, int, T]] = deque()
+        self._serial = itertools.count()  # The tie-breaker, so that items are never compared.
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """Return the number of entries, dead ones included."""
+        return len(self._heap) + len(self._scheduled)
 
-    def tidy(self, counts: Callable[[T], bool]) -> None:
-        """Take out what does not count any more."""
-        self._entries = [entry for entry in self._entries if counts(entry[2])]
-        heapq.heapify(self._entries)
+    def schedule(self, deadline: float, item: T) -> None:
+        """Add an item. Safe from any thread."""
+        self._scheduled.append((deadline, next(self._serial), item))
 
-    def due(self) -> Iterator[T]:
-        """Yield what has come due since the last call."""
-        while self._entries and self._entries[0][0] <= self._clock():
-            yield heapq.heappop(self._entries)[2]
+    def pop_due(self, now: float) -> Iterator[T]:
+        """Remove and yield the live items whose deadline has passed, earliest first."""
+        self._merge()
+        while self._heap and self._heap[0][0] <= now:
+            item = heapq.heappop(self._heap)[2]
+            if self._is_live(item):
+                yield item
 
-    def patience(self, most: float) -> float:
-        """Return the seconds until something comes due, ``most`` at the most."""
-        return max(0.0, min(most, self._entries[0][0] - self._clock())) if self._entries else most
+    def next_deadline(self) -> float:
+        """Return the earliest deadline of a live item, or infinity."""
+        self._merge()
+        while self._heap and not self._is_live(self._heap[0][2]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def next_timeout(self, now: float, at_most: float) -> float:
+        """Return the seconds until the next deadline, between 0 and ``at_most``."""
+        return max(0.0, min(at_most, self.next_deadline() - now))
+
+    def compact(self, live: int) -> None:
+        """Rebuild the heap if most of its entries are dead, given how many items are ``live``. Amortized O(1)."""
+        if len(self) > 2 * live + SPARE_ENTRIES:
+            self._merge()
+            self._heap = [entry for entry in self._heap if self._is_live(entry[2])]
+            heapq.heapify(self._heap)
+
+    def _merge(self) -> None:
+        while self._scheduled:
+            # Pushed before it is removed: an interrupt in between repeats an entry, but loses none.
+            heapq.heappush(self._heap, self._scheduled[0])
+            self._scheduled.popleft()

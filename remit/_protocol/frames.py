@@ -1,25 +1,25 @@
-"""Frames: what travels between the two ends of a session, byte by byte.
+"""Wire format of the frames.
 
-Every frame begins with four bytes: ``RM``, the protocol's version, the kind. Then::
+Every frame starts with four bytes: ``RM``, the version of the protocol, the kind. The rest depends on the kind::
 
     EVENTS    generation u32, flags u8, first sequence number u64, count u32, then, if the flags say so,
-              received u64, done u64, and then a body made by the session's codec
+              received u64, done u64, and then a body in the codec of the session
     ACK       generation u32, received u64, done u64
-    RESUME    generation u32, received u64, done u64       "send again all that comes after received"
-    PING      generation u32, last u64     "the last number I sent"; answered by ACK or RESUME
-    CANCEL    generation u32, request u64  "nobody waits for the answer any more"; may be lost without harm
-    WHO       nothing                      "I do not know you on this connection: say HELLO"
-    HELLO, WELCOME, REFUSE, BYE            a MessagePack array, see the classes below
+    RESUME    generation u32, received u64, done u64       resend all events after received
+    PING      generation u32, last u64     last number sent; answered by ACK or RESUME
+    CANCEL    generation u32, request u64  the client no longer waits for the reply; its loss is harmless
+    IDENTIFY  nothing                      there is no session on this connection: send HELLO
+    HELLO, WELCOME, REFUSE, BYE            a MessagePack array of the fields of the classes below
 
-and where both ends share a key (`remit._protocol.auth`)::
+The frames of authenticated links are specified in `remit._protocol.auth`::
 
-    KNOCK     number 16 bytes, tag 16 bytes              "I want to say HELLO"
-    ADMIT     the same number, another one, tag          "say it, sealed with what these numbers make"
-    SEALED    channel 8 bytes, number u64, any other frame, tag
-    STRANGER  channel 8 bytes, tag                       "I do not know this channel: knock again"
+    AUTH_REQUEST     client nonce 16 bytes, tag 16 bytes
+    AUTH_ACCEPT      client nonce 16 bytes, server nonce 16 bytes, tag 16 bytes
+    AUTHENTICATED    channel 8 bytes, counter u64, a complete inner frame, tag 16 bytes
+    UNKNOWN_CHANNEL  channel 8 bytes, tag 16 bytes
 
-The generation counts a session's connections: what comes late from another one tells numbers of another one.
-Numbers are big-endian. Sequence numbers begin with 1; 0 marks events that are sent at most once.
+The generation numbers the connections of a session, so that late frames of an earlier one are recognised.
+Integers are big-endian. Sequence numbers start with 1; 0 marks events that are sent at most once.
 """
 
 from __future__ import annotations
@@ -88,61 +88,61 @@ class Kind(enum.IntEnum):
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-"""A sequence number, far enough below what a frame can carry: none that follows it goes beyond."""
+"""A sequence number. The bound leaves room: no number that is counted up from a valid one overflows a u64."""
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """The client's first word on each connection."""
+    """First frame of the client on each connection."""
 
     session: bytes
-    """16 random bytes, minted once per client and process."""
+    """16 random bytes, made once per client and process."""
     generation: _U32
-    """Counts this session's connections; a server ignores an older one."""
+    """Number of this connection. A server ignores a HELLO with a smaller one than the last."""
     instance: bytes
-    """The server instance last met; empty for a new session."""
+    """The server instance that sent the last WELCOME; empty for a new session."""
     oldest: Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
-    """The first sequence number that is not yet confirmed as done."""
+    """The first sequence number that is not done."""
     latest: _Number
-    """The last sequence number given to an event; ``oldest - 1`` when nothing is under way."""
+    """The last sequence number given to an event; ``oldest - 1`` if all are done."""
     received: _Number
-    """The last of the server's own sequence numbers received."""
+    """The last sequence number received from the server."""
     codec: str
     max_frame: _Number
     welcomed_generation: _U32 = 0
-    """The connection on which it was welcomed last; 0: on none. It knows of no session that began after it."""
+    """The last connection with a WELCOME, or 0. The client does not know a session that started after it."""
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
-    """The server's answer to `Hello`."""
+    """Answer of the server to `Hello`."""
 
     instance: bytes
     generation: int
     received: int
     done: int
     fresh: bool
-    """The client has not met the session that the server has now: the server's own numbers begin with 1."""
+    """Whether the client does not know the session that the server has now: the server's numbers start with 1."""
     max_frame: int
     liveness_timeout: float
-    """Seconds of silence after which this server may be taken for dead; 0: never."""
+    """Seconds of silence after which the client may consider the server dead; 0: never."""
     first_generation: int = 1
-    """The connection with which the session began here; 1: this server has met it from its very beginning."""
+    """The connection with which the session started at this server; 1 for its first connection."""
 
 
 class Refuse(msgspec.Struct, array_like=True, frozen=True):
-    """The server will not continue this session."""
+    """The server refuses this session."""
 
     reason: str
     detail: str
     echo: bytes = b""
-    """What a KNOCK that is refused was, so that its sender knows that it was heard; empty for any other frame."""
+    """Copy of a refused AUTH_REQUEST, which proves that the sender has received it; empty for other frames."""
 
 
 class Bye(msgspec.Struct, array_like=True, frozen=True):
-    """The sender ends: a client its session, a server this instance."""
+    """The client ends its session, or the server this instance."""
 
     why: str
     generation: int = 0
-    """The connection that it ends; on another one it comes too late, and means nothing."""
+    """The connection that it ends; on another one it is late and ignored."""
 
 
 _Control = Hello | Welcome | Refuse | Bye
@@ -158,29 +158,29 @@ _HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kin
 _EVENTS = struct.Struct(">4sIBQI")
 _TWO = struct.Struct(">4sIQQ")
 _ONE = struct.Struct(">4sIQ")
-_ACK_WITHIN = struct.Struct(">QQ")
+_EMBEDDED_ACK = struct.Struct(">QQ")
 _FLAGS = 8
 _REDELIVERED, _ACKNOWLEDGES = 1, 2
 _GENERATION = struct.Struct(">4xI")
 EVENTS_HEAD: Final = _EVENTS.size
 """Bytes before the body of an EVENTS frame."""
-ACK_BYTES: Final = _ACK_WITHIN.size
-"""Bytes that an acknowledgement within an EVENTS frame takes, between its head and its body."""
+ACK_BYTES: Final = _EMBEDDED_ACK.size
+"""Bytes of an acknowledgement in an EVENTS frame, between its head and its body."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
     kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _TYPES.items()
 }
-_KNOCK: Final = bytes((Kind.AUTH_REQUEST,))
+_AUTH_REQUEST: Final = bytes((Kind.AUTH_REQUEST,))
 _kinds = {bytes((kind,)): kind for kind in Kind}
 
 
 def kind_of(frame: bytes) -> Kind:
     """Return the frame's kind. Raises ProtocolError: garbage, version or kind."""
     if frame[:2] != MAGIC or len(frame) < 4:
-        raise ProtocolError("garbage", f"{len(frame)} bytes that begin with {frame[:4]!r}")
+        raise ProtocolError("garbage", f"{len(frame)} bytes that start with {frame[:4]!r}")
     if frame[2] != VERSION:
-        raise ProtocolError("version", f"version {frame[2]}, this end speaks {VERSION}")
+        raise ProtocolError("version", f"frame of version {frame[2]}; this end supports version {VERSION}")
     kind = _kinds.get(frame[3:4])
     if kind is None:
         raise ProtocolError("kind", f"unknown kind {frame[3]}")
@@ -188,17 +188,17 @@ def kind_of(frame: bytes) -> Kind:
 
 
 def head(kind: Kind) -> bytes:
-    """Return the four bytes that a frame of this kind begins with."""
+    """Return the first four bytes of a frame of this kind."""
     return _HEADS[kind]
 
 
 def echo_of(frame: bytes) -> bytes:
-    """Return what a refusal repeats of a frame: all that could be altered on the way of a KNOCK, else nothing."""
-    return bytes(frame[2:]) if frame[3:4] == _KNOCK else b""
+    """Return the part of an AUTH_REQUEST that a refusal repeats; empty bytes for other frames."""
+    return bytes(frame[2:]) if frame[3:4] == _AUTH_REQUEST else b""
 
 
 def generation_of(frame: bytes) -> int:
-    """Return the generation of a frame within a session. Raises ProtocolError."""
+    """Return the generation of a frame. Raises ProtocolError."""
     if len(frame) < _GENERATION.size:
         raise ProtocolError("truncated", "a frame without its generation")
     generation: int = _GENERATION.unpack_from(frame)[0]
@@ -206,7 +206,7 @@ def generation_of(frame: bytes) -> int:
 
 
 def events_head(generation: int, first: int, count: int, *, redelivered: bool = False) -> bytes:
-    """Return the head of an EVENTS frame; the body follows."""
+    """Return the head of an EVENTS frame."""
     return _EVENTS.pack(_HEADS[Kind.EVENTS], generation, redelivered, first, count)
 
 
@@ -219,19 +219,19 @@ def read_events(frame: bytes) -> tuple[bool, int, int]:
 
 
 def with_ack(frame: bytes, received: int, done: int) -> bytes:
-    """Return an EVENTS frame that is an acknowledgement as well."""
+    """Return a copy of an EVENTS frame with an embedded acknowledgement."""
     flags = bytes((frame[_FLAGS] | _ACKNOWLEDGES,))
     head = frame[:_FLAGS] + flags + frame[_FLAGS + 1 : EVENTS_HEAD]
-    return b"".join((head, _ACK_WITHIN.pack(received, done), memoryview(frame)[EVENTS_HEAD:]))
+    return b"".join((head, _EMBEDDED_ACK.pack(received, done), memoryview(frame)[EVENTS_HEAD:]))
 
 
 def read_embedded_ack(frame: bytes) -> tuple[int, int] | None:
-    """Return received and done of an EVENTS frame that acknowledges. Raises ProtocolError."""
+    """Return received and done of the acknowledgement in an EVENTS frame, or None. Raises ProtocolError."""
     if not frame[_FLAGS] & _ACKNOWLEDGES:
         return None
     if len(frame) < EVENTS_HEAD + ACK_BYTES:
-        raise ProtocolError("truncated", "an EVENTS frame that ends within its acknowledgement")
-    received, done = _ACK_WITHIN.unpack_from(frame, EVENTS_HEAD)
+        raise ProtocolError("truncated", "an EVENTS frame that ends in its acknowledgement")
+    received, done = _EMBEDDED_ACK.unpack_from(frame, EVENTS_HEAD)
     return received, done
 
 
@@ -277,7 +277,7 @@ def read_cancel(frame: bytes) -> int:
 
 
 def identify() -> bytes:
-    """Return a WHO frame."""
+    """Return an IDENTIFY frame."""
     return _HEADS[Kind.IDENTIFY]
 
 

@@ -1,91 +1,105 @@
-"""Jobs: what a broker holds: who asked, who works, who has what in hand, and what becomes of it when somebody dies.
+"""Jobs of a broker: which client submitted each, which worker holds it, and what happens when one of them is lost.
 
-At least once: a job is given to another worker when the one that had it is lost. An attempt counts once its worker has
-said that it began, or died with it first in hand; a result is taken only from the worker that holds the job. Workers
-are used least recently first, as in the Paranoid Pirate pattern.
+| event                    | waiting job     | assigned job, not started | started job                              |
+|--------------------------|-----------------|---------------------------|------------------------------------------|
+| `assign`                 | assigned        |                           |                                          |
+| `start_job`              |                 | started, attempt + 1      |                                          |
+| `finish_job`             | stale (counted) | done                      | done                                     |
+| `cancel`, client removed | cancelled       | cancelled                 | result unwanted; not requeued            |
+| `expire_jobs`            | late            | late                      | result unwanted; not requeued            |
+| worker announces again   |                 | requeued                  | unchanged                                |
+| worker retires           |                 | requeued                  | unchanged                                |
+| worker lost              |                 | requeued                  | requeued; dead letter after max_attempts |
+
+Delivery is at least once. A result is accepted only from the worker that holds the job. Workers are used least recently
+first, as in the Paranoid Pirate pattern of the ZeroMQ guide.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from remit._protocol.deadlines import DeadlineHeap
+
 __all__ = ["FairQueue", "JobQueue", "QueuedJob", "WorkerSlot"]
+
+
+DEAD_LETTERS_KEPT: Final = 1000
 
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """One request on its way through the broker. The body stays sealed."""
+    """One request in the broker. Its body stays encoded."""
 
     client: Hashable
     request_id: int
-    """The client's own number of it."""
+    """Number that the client gave to the request."""
     name: str
     body: bytes
     codec: str
     deadline: float
     attempt: int = 0
-    """How many workers have begun it."""
+    """Number of workers that have started it."""
     token: int = 0
-    """Names this assignment; 0 while nobody has it in hand."""
+    """Identifies the present assignment; 0 without one."""
     worker: WorkerSlot | None = None
     started: bool = False
     cancelled: bool = False
-    """Nobody waits for it any more: whoever has begun it finishes it, and nobody else does it."""
+    """No client waits for the result: a worker that has started the job finishes it, and it is not requeued."""
     finished: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class WorkerSlot:
-    """Somebody who takes jobs: which, and how many at once."""
+    """One worker and the jobs that it holds."""
 
     key: Hashable
     accepts: Callable[[str], bool]
     capacity: int
     term: int = 0
-    """Which of its announcements holds: what it is given carries this number."""
+    """Number of its last announcement. Each job carries the term in which it was assigned."""
     retiring: bool = False
     jobs: dict[int, QueuedJob] = field(default_factory=dict)
 
     @property
     def has_capacity(self) -> bool:
-        """Whether it takes one more."""
+        """Whether the worker accepts another job."""
         return not self.retiring and len(self.jobs) < self.capacity
 
 
 class FairQueue:
-    """For each name the clients whose jobs wait, in the order of their turns, and the jobs of each in their own."""
+    """Waiting jobs by name. The clients of one name take turns; the jobs of one client keep their order."""
 
     def __init__(self) -> None:
         self._names: dict[str, dict[Hashable, deque[QueuedJob]]] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether a job of this name waits."""
+        """Return whether a job of this name waits."""
         return name in self._names
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is waited for."""
+        """Names of the waiting jobs."""
         return tuple(self._names)
 
     def clients_waiting(self, name: str) -> Collection[Hashable]:
-        """Return the clients whose jobs of this name wait, in the order of their turns."""
+        """Return the clients with waiting jobs of this name, in the order of their turns."""
         return self._names.get(name, {}).keys()
 
     def append(self, job: QueuedJob) -> None:
-        """Let a job wait, behind all others of its client."""
-        self._line(job).append(job)
+        """Add a job behind all others of its client."""
+        self._jobs_like(job).append(job)
 
     def requeue(self, job: QueuedJob) -> None:
-        """Let a job wait again, before all others of its client."""
-        self._line(job).appendleft(job)
+        """Add a job before all others of its client."""
+        self._jobs_like(job).appendleft(job)
 
     def pop_next(self, name: str) -> QueuedJob:
-        """Take the next job of the client whose turn it is; that client comes last now."""
+        """Remove and return the first job of the client whose turn it is; the next turn of that client comes last."""
         clients = self._names[name]
         client = next(iter(clients))
         jobs = clients.pop(client)
@@ -97,7 +111,7 @@ class FairQueue:
         return job
 
     def remove(self, job: QueuedJob) -> None:
-        """Let a job wait no longer."""
+        """Remove a job."""
         clients = self._names.get(job.name, {})
         jobs = clients.get(job.client)
         if jobs is None:
@@ -108,114 +122,110 @@ class FairQueue:
         if not clients:
             del self._names[job.name]
 
-    def _line(self, job: QueuedJob) -> deque[QueuedJob]:
+    def _jobs_like(self, job: QueuedJob) -> deque[QueuedJob]:
         return self._names.setdefault(job.name, {}).setdefault(job.client, deque())
 
 
-SPARE: Final = 64
-"""Deadlines of jobs that are over which are not worth being looked for."""
-
-
 class JobQueue:
-    """The pure part of a broker: fed with what clients and workers say; `assign` tells who gets what.
+    """The pure core of a broker. Clients and workers are opaque keys.
 
-    ``first`` is the first token: no other broker that the same workers may meet should ever give the same.
+    ``first`` is the first token. It is drawn at random, so that a restarted broker does not reuse a token that a worker
+    still holds from its predecessor.
     """
 
     def __init__(self, *, max_attempts: int, queue: int, first: int = 1) -> None:
         self.counts: Counter[str] = Counter()
-        self.dead: deque[QueuedJob] = deque(maxlen=1000)
+        self.dead: deque[QueuedJob] = deque(maxlen=DEAD_LETTERS_KEPT)
         """The last dead letters."""
         self._max_attempts = max_attempts
         self._limit = queue
         self._waiting = FairQueue()
-        self._by_question: dict[tuple[Hashable, int], QueuedJob] = {}
-        self._in_hand: dict[int, QueuedJob] = {}
+        self._by_request: dict[tuple[Hashable, int], QueuedJob] = {}
+        self._assigned: dict[int, QueuedJob] = {}
         self._workers: dict[Hashable, WorkerSlot] = {}
         self._idle: dict[WorkerSlot, None] = {}
+        """Workers that accept a job, least recently used first."""
         self._tokens = itertools.count(first)
-        self._deadlines: list[tuple[float, int, QueuedJob]] = []
-        self._serial = itertools.count()
+        self._deadlines: DeadlineHeap[QueuedJob] = DeadlineHeap(lambda job: not job.finished)
 
     def __len__(self) -> int:
-        """How many jobs there are, waiting or in hand."""
-        return len(self._by_question)
+        """Return the number of jobs, waiting or assigned."""
+        return len(self._by_request)
 
     @property
     def waiting(self) -> int:
-        """How many jobs nobody has in hand."""
-        return len(self._by_question) - len(self._in_hand)
-
-    def askers(self, name: str) -> Collection[Hashable]:
-        """Return the clients whose jobs of this name wait, in the order of their turns."""
-        return self._waiting.clients_waiting(name)
+        """Number of jobs that are not assigned."""
+        return len(self._by_request) - len(self._assigned)
 
     @property
     def workers(self) -> tuple[WorkerSlot, ...]:
-        """Those who are there."""
+        """The registered workers."""
         return tuple(self._workers.values())
 
+    def clients_waiting(self, name: str) -> Collection[Hashable]:
+        """Return the clients with waiting jobs of this name, in the order of their turns."""
+        return self._waiting.clients_waiting(name)
+
     def assigned_job(self, token: int) -> QueuedJob | None:
-        """Return a job that somebody has in hand."""
-        return self._in_hand.get(token)
+        """Return the job of an assignment, or None."""
+        return self._assigned.get(token)
 
     # -- clients -----------------------------------------------------------------------------------------------
 
     def submit(self, job: QueuedJob) -> bool:
-        """Take a job; False if there is no room, or if that client has asked the same already."""
+        """Queue a job; return False if the queue is full or the client has submitted this request before."""
         key = job.client, job.request_id
-        if len(self._by_question) >= self._limit or key in self._by_question:
+        if len(self._by_request) >= self._limit or key in self._by_request:
             self.counts["refused"] += 1
             return False
-        self._by_question[key] = job
+        self._by_request[key] = job
         self._waiting.append(job)
         if job.deadline != float("inf"):
-            heapq.heappush(self._deadlines, (job.deadline, next(self._serial), job))
+            self._deadlines.schedule(job.deadline, job)
         self.counts["submitted"] += 1
         return True
 
-    def cancel(self, client: Hashable, question: int) -> None:
-        """Nobody waits for it any more: drop it unless a worker has begun it."""
-        job = self._by_question.get((client, question))
+    def cancel(self, client: Hashable, request_id: int) -> None:
+        """Cancel a job: it is removed unless a worker has started it."""
+        job = self._by_request.get((client, request_id))
         if job is not None:
             self._cancel_job(job)
 
     def remove_client(self, client: Hashable) -> None:
-        """A client has ended: what nobody has begun need not be done."""
-        for key, job in list(self._by_question.items()):
+        """Cancel all jobs of a client that has ended."""
+        for key, job in list(self._by_request.items()):
             if key[0] == client:
                 self._cancel_job(job)
 
     def expire_jobs(self, now: float) -> list[QueuedJob]:
-        """End and return the jobs whose deadline has passed before anybody began them."""
-        late = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            job = heapq.heappop(self._deadlines)[2]
+        """Remove and return the jobs whose deadline has passed before a worker started them."""
+        expired = []
+        for job in self._deadlines.pop_due(now):
             job.cancelled = True
-            if not job.finished and not job.started:
+            if not job.started:
                 self.counts["late"] += 1
                 self._remove_job(job)
-                late.append(job)
-        return late
+                expired.append(job)
+        return expired
 
     # -- workers -----------------------------------------------------------------------------------------------
 
-    def register_worker(self, key: Hashable, takes: Callable[[str], bool], capacity: int, term: int = 0) -> None:
-        """A worker is there, or says anew what it takes: then it has nothing in hand but what it has begun.
+    def register_worker(self, key: Hashable, accepts: Callable[[str], bool], capacity: int, term: int = 0) -> None:
+        """Add a worker, or update one that announces itself again: jobs that it has not started are requeued.
 
-        What is given to it from now on carries its ``term``; an announcement of an earlier one comes too late.
+        An announcement of an earlier ``term`` is out of order and ignored.
         """
         worker = self._workers.get(key)
         if worker is None:
-            worker = self._workers[key] = WorkerSlot(key, takes, capacity, term)
+            worker = self._workers[key] = WorkerSlot(key, accepts, capacity, term)
         elif term < worker.term:
             return
         self._requeue_unstarted(worker)
-        worker.accepts, worker.capacity, worker.term, worker.retiring = takes, capacity, term, False
+        worker.accepts, worker.capacity, worker.term, worker.retiring = accepts, capacity, term, False
         self._update_idle(worker)
 
     def start_job(self, key: Hashable, token: int) -> bool:
-        """A worker begins a job: an attempt that counts. False if it does not hold it."""
+        """Note that a worker has started a job, which counts as an attempt. Return False if it does not hold it."""
         job = self._job_held_by(key, token)
         if job is None:
             return False
@@ -225,7 +235,7 @@ class JobQueue:
         return True
 
     def finish_job(self, key: Hashable, token: int) -> QueuedJob | None:
-        """A worker has finished a job: end it and return it. None, and counted, if it does not hold it."""
+        """Remove and return a job that a worker has finished, or count a stale result and return None."""
         job = self._job_held_by(key, token)
         if job is None:
             self.counts["stale"] += 1
@@ -235,7 +245,7 @@ class JobQueue:
         return job
 
     def retire_worker(self, key: Hashable) -> None:
-        """A worker takes no more, and has not begun what it holds beyond the jobs it has begun."""
+        """Assign no more jobs to a worker, and requeue those that it has not started."""
         worker = self._workers.get(key)
         if worker is not None:
             worker.retiring = True
@@ -243,7 +253,7 @@ class JobQueue:
             self._requeue_unstarted(worker)
 
     def remove_worker(self, key: Hashable) -> list[QueuedJob]:
-        """A worker is gone: its jobs go to others. End and return those that were begun too often."""
+        """Remove a lost worker and requeue its jobs. Remove and return those that have used up their attempts."""
         worker = self._workers.pop(key, None)
         if worker is None:
             return []
@@ -251,6 +261,7 @@ class JobQueue:
         worker.retiring = True
         self._count_unreported_start(worker)
         dead = []
+        # Each job is put before the others of its client: the last one first restores their order.
         for job in reversed(list(worker.jobs.values())):
             if job.cancelled:
                 self.counts["cancelled"] += 1
@@ -265,17 +276,8 @@ class JobQueue:
                 self._requeue(job)
         return dead
 
-    def _count_unreported_start(self, worker: WorkerSlot) -> None:
-        """Count an attempt for the job that came first, if none was begun as far as is known.
-
-        A job that kills its worker at once leaves no time to say that it was begun: it must not go round for ever.
-        """
-        hand = list(worker.jobs.values())
-        if hand and not any(job.started for job in hand):
-            hand[0].attempt += 1
-
     def assign(self) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
-        """Give waiting jobs to idle workers; yield who got what."""
+        """Assign waiting jobs to idle workers; yield each assignment."""
         for name in self._waiting.names:
             while name in self._waiting:
                 worker = next((each for each in self._idle if each.accepts(name)), None)
@@ -285,35 +287,47 @@ class JobQueue:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    def _count_unreported_start(self, worker: WorkerSlot) -> None:
+        """Count an attempt for the first job of a lost worker if it has reported no start.
+
+        A job that kills its worker immediately leaves no time for the report, and would be requeued without end.
+        """
+        jobs = list(worker.jobs.values())
+        if jobs and not any(job.started for job in jobs):
+            jobs[0].attempt += 1
+
     def _assign_job(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
         job.token, job.worker, job.started = next(self._tokens), worker, False
-        self._in_hand[job.token] = worker.jobs[job.token] = job
-        self._idle.pop(worker, None)
+        self._assigned[job.token] = worker.jobs[job.token] = job
+        self._idle.pop(worker, None)  # It goes to the end of the order.
         self._update_idle(worker)
         return job
 
     def _update_idle(self, worker: WorkerSlot) -> None:
-        """Note whether a worker takes one more. It comes last: it was used most recently."""
         if worker.has_capacity:
             self._idle.setdefault(worker)
         else:
             self._idle.pop(worker, None)
 
     def _job_held_by(self, key: Hashable, token: int) -> QueuedJob | None:
-        job = self._in_hand.get(token)
+        job = self._assigned.get(token)
         return job if job is not None and job.worker is not None and job.worker.key == key else None
 
-    def _release(self, job: QueuedJob) -> None:
-        """Take a job out of its worker's hand."""
+    def _release_job(self, job: QueuedJob) -> None:
+        """End the assignment of a job."""
         if job.worker is not None:
-            del self._in_hand[job.token], job.worker.jobs[job.token]
+            del self._assigned[job.token], job.worker.jobs[job.token]
             self._update_idle(job.worker)
             job.token, job.worker = 0, None
 
     def _requeue_unstarted(self, worker: WorkerSlot) -> None:
-        """Let wait again what a worker has not begun."""
         for job in reversed([job for job in worker.jobs.values() if not job.started]):
             self._requeue(job)
+
+    def _requeue(self, job: QueuedJob) -> None:
+        self._release_job(job)
+        job.started = False
+        self._waiting.requeue(job)
 
     def _cancel_job(self, job: QueuedJob) -> None:
         job.cancelled = True
@@ -321,20 +335,12 @@ class JobQueue:
             self.counts["cancelled"] += 1
             self._remove_job(job)
 
-    def _requeue(self, job: QueuedJob) -> None:
-        """Let a job wait again, before all others of its client."""
-        self._release(job)
-        job.started = False
-        self._waiting.requeue(job)
-
     def _remove_job(self, job: QueuedJob) -> None:
         job.finished = True
-        self._by_question.pop((job.client, job.request_id), None)
+        self._by_request.pop((job.client, job.request_id), None)
         if job.worker is None:
             self._waiting.remove(job)
         else:
-            self._release(job)
-        if len(self._deadlines) > 2 * len(self._by_question) + SPARE:
-            # A deadline may be hours away: what a job that is over brought along must not be kept until then.
-            self._deadlines = [each for each in self._deadlines if not each[2].finished]
-            heapq.heapify(self._deadlines)
+            self._release_job(job)
+        # The heap holds removed jobs, their bodies included, until their deadlines, which may be hours away.
+        self._deadlines.compact(len(self._by_request))

@@ -1,4 +1,4 @@
-"""Pairing: the one seat opposite a pair's owner: who has it, in which epoch, and when it is free again."""
+"""Leases of workers, and the exclusive slot that holds the second member of a pair."""
 
 from __future__ import annotations
 
@@ -11,55 +11,59 @@ __all__ = ["RECONNECT_GRACE_S", "ExclusiveSlot", "Leases"]
 
 
 RECONNECT_GRACE_S: Final = 2.0
-"""Seconds within which a worker whose connection was lost may come back and keep its jobs."""
+"""Seconds within which a disconnected worker may reconnect and keep its jobs."""
 
 
 class Leases:
-    """The sessions of workers. Whatever is heard of one renews its lease; `lapsed` ends those that are over."""
+    """Sessions of workers. Each received frame renews a lease; `remove_expired` removes sessions without one."""
 
-    def __init__(self, seconds: float) -> None:
-        self.lease_s = seconds
-        """How long a worker may be silent."""
-        self._away: dict[Session, float | None] = {}
-        """Since when a worker has been without a connection; None while it has one."""
+    def __init__(self, lease_s: float) -> None:
+        self.lease_s = lease_s
+        """Seconds of silence after which a worker is considered dead."""
+        self._disconnected_at: dict[Session, float | None] = {}
+        """Time at which each worker was first seen without a connection; None while it is connected."""
 
     def __contains__(self, session: Session) -> bool:
-        return session in self._away
+        return session in self._disconnected_at
 
     def __len__(self) -> int:
-        return len(self._away)
+        return len(self._disconnected_at)
 
     def register(self, session: Session) -> None:
-        """A worker announces itself."""
-        self._away[session] = None
+        """Start the lease of a worker."""
+        self._disconnected_at[session] = None
 
     def remove(self, session: Session) -> bool:
-        """A worker is gone; False if there was none."""
-        if session not in self._away:
+        """Remove a worker; return False if it was not registered."""
+        if session not in self._disconnected_at:
             return False
-        del self._away[session]
+        del self._disconnected_at[session]
         return True
 
     def remove_expired(self, now: float) -> list[Session]:
-        """End and return those that were silent for a lease, or whose connection has not come back in time."""
-        return [session for session in list(self._away) if self._over(session, now) and self.remove(session)]
+        """Remove and return the workers that were silent for a lease or did not reconnect in time."""
+        return [
+            session for session in list(self._disconnected_at) if self._expired(session, now) and self.remove(session)
+        ]
 
-    def _over(self, session: Session, now: float) -> bool:
+    def _expired(self, session: Session, now: float) -> bool:
         if now - session.last_received_at > self.lease_s:
             return True
         if session.peer is not None:
-            self._away[session] = None
+            self._disconnected_at[session] = None
             return False
-        away = self._away[session]
-        if away is None or session.last_received_at > away:  # It was here in between.
-            self._away[session] = away = now
-        return now - away > min(RECONNECT_GRACE_S, self.lease_s)
+        since = self._disconnected_at[session]
+        # A frame that is newer than the last disconnect seen proves a reconnect in between: the grace period restarts.
+        if since is None or session.last_received_at > since:
+            self._disconnected_at[session] = since = now
+        return now - since > min(RECONNECT_GRACE_S, self.lease_s)
 
 
 class ExclusiveSlot:
-    """A seat for one. Each new holder begins an epoch: what says another one comes from somebody who lost the seat.
+    """A slot for one holder. Each new holder starts an epoch, which fences off messages of earlier holders.
 
-    Epochs count from ``first``: no other owner that the same guests may meet should ever have the same.
+    Epochs count up from ``first``. It is drawn at random, so that a restarted owner does not repeat an epoch that a
+    member of its predecessor still uses.
     """
 
     def __init__(self, *, lease: float, first: int = 0) -> None:
@@ -67,26 +71,26 @@ class ExclusiveSlot:
         self.holder: Hashable | None = None
         self._lease = lease
 
-    def claim(self, who: Hashable) -> int | None:
-        """Take the seat and return its epoch; None if somebody else has it. Who has it may claim it again."""
-        if self.holder is not None and self.holder is not who:
+    def claim(self, claimant: Hashable) -> int | None:
+        """Take the slot and return its epoch, or None if it is taken. The holder itself may claim it again."""
+        if self.holder is not None and self.holder is not claimant:
             return None
         if self.holder is None:
-            self.holder = who
+            self.holder = claimant
             self.epoch += 1
         return self.epoch
 
-    def is_held_by(self, who: Hashable, epoch: int) -> bool:
-        """Whether this is the holder speaking, in the present epoch."""
-        return self.holder is not None and self.holder is who and epoch == self.epoch
+    def is_held_by(self, claimant: Hashable, epoch: int) -> bool:
+        """Return whether the slot has this holder, in this epoch."""
+        return self.holder is not None and self.holder is claimant and epoch == self.epoch
 
-    def release(self, who: Hashable) -> bool:
-        """Let the holder go; False if it did not hold the seat."""
-        if self.holder is None or self.holder is not who:
+    def release(self, holder: Hashable) -> bool:
+        """Free the slot; return False if it has another holder or none."""
+        if self.holder is None or self.holder is not holder:
             return False
         self.holder = None
         return True
 
     def has_expired(self, silence: float) -> bool:
-        """Whether a holder of whom nothing was heard for ``silence`` seconds has lost the seat."""
+        """Return whether the holder has lost the slot after ``silence`` seconds without a frame."""
         return self.holder is not None and silence > self._lease

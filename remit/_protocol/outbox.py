@@ -1,4 +1,4 @@
-"""Outbox: one direction of a session, on the sending side: number, window, resend, forget when done."""
+"""Send window of one direction of a session: numbers events, frames them, keeps them until they are done."""
 
 from __future__ import annotations
 
@@ -14,39 +14,48 @@ __all__ = ["BATCH_BYTES", "BATCH_EVENTS", "WINDOW_BYTES", "WINDOW_EVENTS", "Batc
 
 
 BATCH_EVENTS: Final = 128
-"""Events in one frame at the most: beyond 64 the cost of a frame is already spread thin."""
+"""Most events in one frame. Beyond 64 the cost of a frame is already negligible for each event."""
 BATCH_BYTES: Final = 64 * 1024
-"""Bytes of events in one frame, unless a single event is larger."""
+"""Most bytes of events in one frame, unless a single event is larger."""
 WINDOW_EVENTS: Final = 16 * 1024
-"""Events under way, sent but not confirmed as done."""
+"""Most events that are numbered and not done."""
 WINDOW_BYTES: Final = 4 * 1024 * 1024
-"""Bytes under way."""
+"""Most bytes that are framed and not done."""
 EMBED_ACK_BYTES: Final = 4096
-"""Bytes of a frame that may be copied to put an acknowledgement into it."""
+"""Largest frame in which an acknowledgement is embedded: embedding copies the frame."""
 HEAD_BYTES: Final = EVENTS_HEAD + 5
-"""What a frame adds to its events: its head and a codec's array header."""
+"""Bytes that a frame adds to its events: its head and the array header of the codec."""
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Events that share a frame, with the numbers ``first`` to ``last``."""
+    """Events with the numbers ``first`` to ``last``, which share a frame."""
 
     first: int
     last: int
     events: list[bytes]
     frame: bytes
     generation: int
-    """The connection that the frame was made for."""
+    """Number of the connection that the frame was made for."""
     sent: bool = False
     redelivered: bool = False
 
 
 class Outbox:
-    """Events on their way out.
+    """Sending side of one direction.
 
-    Any thread may append encoded events to `pending`; everything else belongs to the link's owner. An event gets
-    its number when it is first framed, and is kept until the other side says that it is done.
+    | state of an event | until                                                 | fate if the session ends now |
+    |-------------------|-------------------------------------------------------|------------------------------|
+    | pending           | it is framed, and numbered by that                    | never_sent                   |
+    | framed            | the link has accepted the frame                       | never_sent                   |
+    | sent              | an acknowledgement says `received`; RESUME resends it | unknown                      |
+    | received          | an acknowledgement says `done`                        | received                     |
+
+    Any thread may append encoded events to `pending`. All else belongs to the thread that owns the link.
     """
+
+    # The number is given as late as possible, so that when_full may still drop pending events without a gap, and a
+    # client that was never connected has no numbers that a server could miss.
 
     def __init__(
         self,
@@ -58,18 +67,18 @@ class Outbox:
         sequenced: bool = True,
     ) -> None:
         self.pending: deque[bytes] = deque()
-        """Encoded events that have no number yet."""
+        """Encoded events without a number. A deque: append and popleft are atomic, which emit's fast path relies on."""
         self.oversized: list[bytes] = []
-        """Events that turned out to be over the other side's ``max_frame``."""
+        """Events that exceed the max_frame of the peer, which was unknown when they were emitted."""
         self.max_frame = max_frame
         self.refill: Callable[[], None] | None = None
-        """Called when there is room and nothing is pending: it may append more."""
+        """Called when the window has room and nothing is pending; it may append events."""
         self.generation = 0
-        """The connection that frames are made for."""
+        """Number of the connection that frames are made for."""
         self.received = 0
         self.done = 0
         self.last = 0
-        """The last number given."""
+        """The last number that an event has been given."""
         self._codec = codec
         self._window_events = window_events
         self._window_bytes = window_bytes
@@ -80,53 +89,53 @@ class Outbox:
 
     @property
     def unconfirmed(self) -> int:
-        """Events with a number that are not known to be done."""
+        """Number of events that are numbered and not done."""
         return self.last - self.done
 
     @property
     def all_done(self) -> bool:
-        """Whether every event is known to be done (or was given to the transport, where none is numbered)."""
+        """Whether every event is done (or accepted by the link, if events are not numbered)."""
         return not self.pending and not self._unsent and self.done == self.last
 
     @property
     def has_unreceived(self) -> bool:
-        """Whether anything is still to be sent, or was sent and is not known to be received."""
+        """Whether an event has not been received yet."""
         return bool(self.pending) or bool(self._unsent) or self.last > self.received
 
     @property
     def oldest(self) -> int:
-        """The first number not known to be done."""
+        """The first number that is not done."""
         return self.done + 1
 
     def sendable(self, limit: int | None = None) -> bool:
-        """Whether `take` would return a frame, as far as is known before it is made."""
+        """Return whether `pop_frame` would return a frame, as far as is known before it is made."""
         if self._unsent:
             return limit is None or len(self._unsent[0].frame) <= limit
-        return bool(self.pending) and self._room() and (limit is None or not self._over(limit))
+        return bool(self.pending) and self._has_room() and (limit is None or not self._exceeds(limit))
 
-    def has_room_for(self, more: int) -> bool:
-        """Whether the next frame is small, and may have ``more`` bytes."""
+    def has_room_for(self, extra: int) -> bool:
+        """Return whether there is a next frame that is small enough to be copied with ``extra`` bytes in it."""
         if not self._unsent and (self.pending or self.refill is not None):
-            self._frame()
-        return bool(self._unsent) and len(self._unsent[0].frame) + more <= min(EMBED_ACK_BYTES, self.max_frame)
+            self._frame_events()
+        return bool(self._unsent) and len(self._unsent[0].frame) + extra <= min(EMBED_ACK_BYTES, self.max_frame)
 
     def pop_frame(self, limit: int | None = None) -> bytes | None:
-        """Return the next frame to send, or None: nothing waits, or the window is full.
+        """Return the next frame to send, or None if nothing waits or the window is full.
 
-        A frame over ``limit`` bytes is left for later.
+        A frame of more than ``limit`` bytes stays.
         """
         if not self._unsent and (self.pending or self.refill is not None):
-            self._frame(limit)
+            self._frame_events(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None
         batch = self._unsent.popleft()
         batch.sent = True
         if batch.generation != self.generation:
-            self._renew(batch)
+            self._rewrite_head(batch)
         return batch.frame
 
     def confirm(self, received: int, done: int) -> bool:
-        """Hear an acknowledgement; True if it told something new. Numbers never given are ignored."""
+        """Apply an acknowledgement; return whether it was news. Numbers that were never given are ignored."""
         if done > received or received > self.last or (received <= self.received and done <= self.done):
             return False
         self.received = max(self.received, received)
@@ -138,21 +147,21 @@ class Outbox:
         return True
 
     def resend_unreceived(self) -> None:
-        """Send again all that was not received."""
+        """Queue all frames again that were not received."""
         if self._sequenced:
             self._unsent = deque(batch for batch in self._kept if batch.last > self.received)
 
     def redeliver(self) -> None:
-        """Send again all that is not done, marked: another server instance may have run it before."""
+        """Queue all frames again that are not done, as redelivered: another server may have handled their events."""
         self.received = self.done
         for batch in self._kept:
             if batch.sent:
                 batch.redelivered = True
-                self._renew(batch)
+                self._rewrite_head(batch)
         self.resend_unreceived()
 
     def unfinished(self) -> Iterator[tuple[str, bytes]]:
-        """Yield each event that is not known to be done, oldest first, as received, unknown or never_sent."""
+        """Yield fate and data of each event that is not done, oldest first. Fates: received, unknown, never_sent."""
         for batch in self._kept:
             for number, event in enumerate(batch.events, batch.first):
                 if number > self.done:
@@ -161,9 +170,9 @@ class Outbox:
             yield "never_sent", event
 
     def unfinished_ids(self, *, sent: bool = True, marked: bool = True) -> set[int]:
-        """Return the ids of the events that are not known to be done.
+        """Return the `id()` of each event that is not done.
 
-        Without ``sent`` those that were sent are left out, without ``marked`` those that another server may have run.
+        ``sent=False`` leaves out sent events, ``marked=False`` those that another server may have handled.
         """
         ids = {id(event) for event in (*self.oversized, *self.pending)}
         for batch in self._kept:
@@ -176,30 +185,30 @@ class Outbox:
             return "received"
         return "unknown" if batch.sent else "never_sent"
 
-    def _renew(self, batch: Batch) -> None:
-        """Make a frame for another connection fit this one."""
+    def _rewrite_head(self, batch: Batch) -> None:
+        """Replace the head of a frame that was made for another connection. The body is not encoded again."""
         head = events_head(self.generation, batch.first, len(batch.events), redelivered=batch.redelivered)
         batch.frame, batch.generation = head + batch.frame[EVENTS_HEAD:], self.generation
 
-    def _room(self) -> bool:
+    def _has_room(self) -> bool:
         return self.last - self.done < self._window_events and self._kept_bytes < self._window_bytes
 
-    def _over(self, limit: int) -> bool:
-        """Whether the next event alone is over a limit; it may be gone by now, if emitters drop the oldest."""
+    def _exceeds(self, limit: int) -> bool:
+        """Return whether the next event alone exceeds a limit."""
         try:
             return len(self.pending[0]) + HEAD_BYTES > limit
-        except IndexError:
+        except IndexError:  # An emitting thread with when_full="drop_oldest" has just removed it.
             return False
 
-    def _frame(self, limit: int | None = None) -> None:
-        """Give numbers to the next events and put them into a frame of up to ``limit`` bytes, if the window allows."""
-        if not self._room():
+    def _frame_events(self, limit: int | None = None) -> None:
+        """Number the next events and put them into a frame of up to ``limit`` bytes, if the window has room."""
+        if not self._has_room():
             return
         if not self.pending and self.refill is not None:
             self.refill()
         if not self.pending:
             return
-        events = self._pick(limit)
+        events = self._pop_events(limit)
         if not events:
             return
         if not self._sequenced:
@@ -213,23 +222,24 @@ class Outbox:
         self._unsent.append(batch)
         self._kept_bytes += len(batch.frame)
 
-    def _pick(self, limit: int | None) -> list[bytes]:
-        """Take from `pending` what fits one frame; what fits none is put aside.
+    def _pop_events(self, limit: int | None) -> list[bytes]:
+        """Pop pending events for one frame; move those that exceed max_frame to `oversized`.
 
-        What is over ``limit`` stays: with a number it would have to be sent, whatever the other side can take.
+        An event over ``limit`` stays: once numbered it would have to be sent, although the real limit of the peer
+        may turn out to be lower.
         """
         pending, size = self.pending, 0
         events: list[bytes] = []
         budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
         if limit is not None:
-            if self._over(limit):
+            if self._exceeds(limit):
                 return events
             budget = min(budget, limit - HEAD_BYTES)
         room = min(BATCH_EVENTS, self._window_events - (self.last - self.done))
         while pending and len(events) < room:
             try:
                 event = pending.popleft()
-            except IndexError:  # an emitter that drops the oldest was faster
+            except IndexError:  # An emitting thread with when_full="drop_oldest" has just removed it.
                 break
             size += len(event) + 1
             if size > budget and events:

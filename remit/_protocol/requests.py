@@ -1,102 +1,104 @@
-"""Requests: what a client has asked and not heard of yet: who is answered, who is late, who is lost."""
+"""Open requests of one client session, with their deadlines.
+
+| event                                | effect on a request                                           |
+|--------------------------------------|---------------------------------------------------------------|
+| reply received, or caller gave up    | `pop`                                                         |
+| deadline passed                      | `pop_expired`                                                 |
+| connection lost, or server restarted | `pop_lost`, if it was sent and is not idempotent              |
+| server restarted                     | `resendable`, if it is idempotent and no longer in the outbox |
+| session refused, or client closed    | `pop_all`                                                     |
+"""
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from remit._protocol.deadlines import DeadlineHeap
 
 __all__ = ["OpenRequests", "Request"]
 
 
 Waiter = TypeVar("Waiter")
-SPARE: Final = 64
-"""Deadlines of closed questions which are not worth being looked for."""
 
 
 @dataclass(slots=True, eq=False)
 class Request(Generic[Waiter]):
-    """One question that is open."""
+    """One open request."""
 
     id: int
     name: str
     waiter: Waiter
-    """Whoever is to be told; the machine never looks at it."""
+    """Receiver of the result. Never used here."""
     deadline: float
     idempotent: bool
     data: bytes = b""
-    """The encoded event, by which it is found again in the outbox."""
+    """The encoded event. Its `id()` identifies the request in the outbox."""
     queued: bool = False
-    """Whether the outbox has got it."""
+    """Whether the outbox has received the event."""
 
 
 class OpenRequests(Generic[Waiter]):
-    """The open questions of one session. Answers, losses and deadlines each take a question away exactly once."""
+    """The open requests of one session. Each request is removed exactly once, whichever event comes first.
+
+    Any thread may call `add` and `pop`; the other methods belong to the thread that owns the link.
+    """
 
     def __init__(self) -> None:
         self._open: dict[int, Request[Waiter]] = {}
-        self._dues: list[tuple[float, int]] = []
+        self.deadlines: DeadlineHeap[int] = DeadlineHeap(self._open.__contains__)
         self._ids = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, name: str, waiter: Waiter, deadline: float, *, idempotent: bool) -> Request[Waiter]:
-        """Open a question."""
+        """Add a request and return it with its id."""
         request = Request(next(self._ids), name, waiter, deadline, idempotent)
         self._open[request.id] = request
         if deadline != float("inf"):
-            self._expect(deadline, request.id)
+            self.deadlines.schedule(deadline, request.id)
         return request
 
-    def _expect(self, deadline: float, identifier: int) -> None:
-        dues = self._dues
-        if len(dues) > 2 * len(self._open) + SPARE:
-            dues = [each for each in tuple(dues) if each[1] in self._open]
-            heapq.heapify(dues)
-        heapq.heappush(dues, (deadline, identifier))
-        self._dues = dues  # Now, with something in it: whoever answers may be looking at it in another thread.
-
     def pop(self, identifier: int) -> Request[Waiter] | None:
-        """Close a question: it was answered, or nobody waits any more. None if it was closed before."""
+        """Remove and return a request, or None if another event has removed it before."""
         return self._open.pop(identifier, None)
 
     def get(self, identifier: int) -> Request[Waiter] | None:
-        """Return an open question."""
+        """Return an open request, or None."""
         return self._open.get(identifier)
 
     def snapshot(self) -> tuple[Request[Waiter], ...]:
-        """Return the open questions."""
+        """Return the open requests."""
         return tuple(self._open.values())
 
     def pop_lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
-        """Close and return those that were sent and may not be again: ``unsent`` are the ids of all other data."""
-        gone = [each for each in self.snapshot() if not each.idempotent and each.queued and id(each.data) not in unsent]
-        return [each for each in gone if self.pop(each.id) is not None]
+        """Remove and return the requests that were sent and must not run twice.
+
+        ``unsent`` holds the `id()` of all encoded events that have not been sent.
+        """
+        lost = [each for each in self.snapshot() if not each.idempotent and each.queued and id(each.data) not in unsent]
+        return [each for each in lost if self.pop(each.id) is not None]
 
     def resendable(self, kept: Container[int]) -> list[Request[Waiter]]:
-        """Return those that may be sent again, and have to be: ``kept`` are the ids of all data that is sent anyhow."""
+        """Return the idempotent requests that the outbox no longer holds; ``kept`` has the `id()` of those it holds."""
         return [each for each in self.snapshot() if each.idempotent and each.queued and id(each.data) not in kept]
 
     def pop_expired(self, now: float) -> list[Request[Waiter]]:
-        """Close and return those whose deadline has passed."""
-        late = []
-        while self._dues and self._dues[0][0] <= now:
-            request = self.pop(heapq.heappop(self._dues)[1])
-            if request is not None:
-                late.append(request)
-        return late
+        """Remove and return the requests whose deadline has passed."""
+        popped = (self.pop(identifier) for identifier in self.deadlines.pop_due(now))
+        return [request for request in popped if request is not None]
 
     def pop_all(self) -> list[Request[Waiter]]:
-        """Close and return all."""
-        rest, self._open = list(self._open.values()), {}
-        return rest
+        """Remove and return all requests."""
+        popped = (self.pop(each.id) for each in self.snapshot())
+        return [request for request in popped if request is not None]
 
     @property
     def next_deadline(self) -> float:
-        """When the next deadline passes; infinity if none does."""
-        while self._dues and self._dues[0][1] not in self._open:
-            heapq.heappop(self._dues)
-        return self._dues[0][0] if self._dues else float("inf")
+        """The earliest deadline of an open request, or infinity."""
+        # Compacted here, by the consumer of the heap, because `pop` may run in any thread.
+        self.deadlines.compact(len(self._open))
+        return self.deadlines.next_deadline()

@@ -1,4 +1,21 @@
-"""Acceptor: the server's end of many sessions: welcome, resume, refuse, forget."""
+"""Server end of all sessions: WELCOME, resumption, refusal and expiry.
+
+| frame         | peer has no session                             | peer has a session                        |
+|---------------|-------------------------------------------------|-------------------------------------------|
+| HELLO         | start, resume or refuse a session (table below) | the same; an older generation is rejected |
+| BYE           | ignored                                         | remove the session, keep its number       |
+| AUTH_REQUEST  | REFUSE: this server has no key                  |                                           |
+| AUTHENTICATED | counted in `rejected`                           |                                           |
+| CANCEL        | IDENTIFY                                        | mark the request as cancelled             |
+| any other     | IDENTIFY: the peer must send HELLO              | `Session.handle_frame`                    |
+
+| session id in HELLO                   | answer                                                               |
+|---------------------------------------|----------------------------------------------------------------------|
+| known                                 | WELCOME; the session moves to the new connection                     |
+| ended here, its number is kept        | WELCOME; a new session that continues after the last received number |
+| unknown, but started at this instance | REFUSE if events are unfinished: they may have been handled already  |
+| unknown                               | WELCOME; a new session                                               |
+"""
 
 from __future__ import annotations
 
@@ -19,17 +36,18 @@ __all__ = ["SESSION_TTL_S", "SWEEP_INTERVAL_S", "ServerSessions"]
 
 
 SESSION_TTL_S: Final = 60.0
-"""Seconds for which a session outlives its last connection."""
+"""Seconds that a session outlives its last connection."""
 ENDED_SESSIONS_KEPT: Final = 65_536
-"""Forgotten sessions of which one number is still known, so that they can go on exactly where they were."""
+"""Ended sessions whose last received number is kept, so that they can be resumed without repeating an event."""
 SWEEP_INTERVAL_S: Final = 1.0
-"""Seconds between two looks for sessions to probe or to forget."""
+"""Seconds between two searches for sessions to probe or to expire."""
 
 
 class ServerSessions:
-    """The server's end. Fed with arrivals and the time; says which sessions have frames to send.
+    """State machine of the server. It is fed with arrivals of the link and the time; `writable` sessions have frames.
 
-    ``outbox`` makes the outbox of a new session, given its codec and the client's ``max_frame``.
+    ``outbox`` makes the outbox of a new session from its codec and the max_frame of the client. ``sees_peers`` says
+    whether the transport reports `Down` for a lost client; otherwise only silence shows it.
     """
 
     def __init__(
@@ -37,30 +55,30 @@ class ServerSessions:
         outbox: Callable[[Codec, int], Outbox],
         *,
         max_frame: int,
-        patience: float,
+        liveness_timeout: float,
         session_ttl: float = SESSION_TTL_S,
         sees_peers: bool = True,
     ) -> None:
         self.instance = secrets.token_bytes(16)
         self.sessions: dict[bytes, Session] = {}
         self.ready: deque[Received] = deque()
-        """Events to be handled, in the order of their arrival."""
+        """Events to dispatch, in the order of their arrival."""
         self.rejected: Counter[str] = Counter()
         self.opened: deque[Session] = deque()
-        """Sessions begun since somebody looked; `closed` likewise for those that ended."""
+        """Sessions that have started since the owner emptied this queue; `closed` has those that have ended."""
         self.closed: deque[Session] = deque()
         self.cancelled_requests: deque[tuple[Session, int]] = deque()
-        """Requests that nobody waits for any more, since somebody looked."""
+        """Cancelled requests since the owner emptied this queue."""
         self.writable: dict[Session, None] = {}
-        """Sessions that may have something to send."""
+        """Sessions that may have frames to send. An ordered set: sessions are served in the order of their events."""
         self.unknown_peer_replies: deque[tuple[Peer, bytes]] = deque()
-        """Answers to peers that have no session."""
+        """Frames for peers that have no session."""
         self._outbox = outbox
         self._max_frame = max_frame
-        self._patience = patience
+        self._liveness_timeout = liveness_timeout
         self._ttl = session_ttl
         self._sees_peers = sees_peers
-        self._remembered: dict[bytes, int] = {}
+        self._ended_sessions: dict[bytes, int] = {}
         self._by_peer: dict[Peer, Session] = {}
         self._attested: dict[Peer, Credentials] = {}
         self._sweep_at = 0.0
@@ -68,10 +86,10 @@ class ServerSessions:
     # -- arrivals ----------------------------------------------------------------------------------------------
 
     def handle_arrival(self, arrival: Arrival, now: float) -> None:
-        """Take what the link received. Never raises: what breaks the protocol is counted in `rejected`."""
+        """Handle an arrival of the link. Never raises: violations of the protocol are counted in `rejected`."""
         if isinstance(arrival, Frame):
             try:
-                self._frame(arrival.peer, arrival.data, now)
+                self._handle_frame(arrival.peer, arrival.data, now)
             except ProtocolError as error:
                 self.rejected[error.reason] += 1
                 if error.reason == "version" and arrival.peer not in self._by_peer:
@@ -80,28 +98,28 @@ class ServerSessions:
             if arrival.credentials is not None:
                 self._attested[arrival.peer] = arrival.credentials
         elif isinstance(arrival, Down):
-            self._down(arrival.peer, now)
+            self._disconnect(arrival.peer, now)
         elif isinstance(arrival, Gap):
             for session in self.sessions.values():
                 session.probe_now(now)
 
-    def _frame(self, peer: Peer, frame: bytes, now: float) -> None:
+    def _handle_frame(self, peer: Peer, frame: bytes, now: float) -> None:
         kind = frames.kind_of(frame)
         session = self._by_peer.get(peer)
         if kind is Kind.HELLO or kind is Kind.BYE:
-            self._control(peer, session, frames.unpack(kind, frame), now)
+            self._handle_control(peer, session, frames.unpack(kind, frame), now)
         elif session is None or frames.generation_of(frame) > session.generation:
-            self._unknown(peer, kind, frame)
+            self._handle_unknown_peer(peer, kind, frame)
         elif kind is Kind.CANCEL:
-            self._cancelled(session, frames.read_cancel(frame), now)
+            self._cancel_request(session, frames.read_cancel(frame), now)
         else:
             self.writable[session] = None
             received = session.handle_frame(kind, frame, now)
             if received:
                 self.ready.append(received)
 
-    def _unknown(self, peer: Peer, kind: Kind, frame: bytes) -> None:
-        """Hear somebody without a session: have him say who he is, unless he signs what nobody here can check."""
+    def _handle_unknown_peer(self, peer: Peer, kind: Kind, frame: bytes) -> None:
+        """Ask a peer without a session for HELLO; refuse it if it uses a key, because this server has none."""
         if kind is Kind.AUTH_REQUEST or kind is Kind.AUTHENTICATED:
             self.rejected["keyed"] += 1
         if kind is Kind.AUTH_REQUEST:
@@ -109,45 +127,49 @@ class ServerSessions:
         elif kind is not Kind.AUTHENTICATED:
             self.unknown_peer_replies.append((peer, frames.identify()))
 
-    def _cancelled(self, session: Session, request: int, now: float) -> None:
+    def _cancel_request(self, session: Session, request: int, now: float) -> None:
         session.last_received_at = now
         session.cancelled_requests.append(request)
         self.cancelled_requests.append((session, request))
 
-    def _control(
+    def _handle_control(
         self, peer: Peer, session: Session | None, control: Hello | Welcome | Refuse | Bye, now: float
     ) -> None:
         if isinstance(control, Hello):
-            self._greeted(peer, control, now)
+            self._handle_hello(peer, control, now)
         elif session is not None and isinstance(control, Bye) and control.generation == session.generation:
-            # Remembered, so that nothing which is still on its way could begin it again and run once more.
-            self._remember(session)
-            self._forget(session)
+            # Its number is kept: a frame that is still in flight must not start the session again and repeat an event.
+            self._keep_number(session)
+            self._remove_session(session)
 
-    def _greeted(self, peer: Peer, hello: Hello, now: float) -> None:
+    def _handle_hello(self, peer: Peer, hello: Hello, now: float) -> None:
         codec = CODECS.get(hello.codec)
         if codec is None:
-            self._refuse(peer, "codec", f"no codec {hello.codec!r} here")
+            self._refuse(peer, "codec", f"this server has no codec {hello.codec!r}")
             return
         session = self.sessions.get(hello.session)
         if session is not None and hello.generation < session.generation:
             self.rejected["stale"] += 1
             return
         if session is None:
-            received = self._remembered.pop(hello.session, None)
+            received = self._ended_sessions.pop(hello.session, None)
             if received is None and hello.instance == self.instance and hello.latest >= hello.oldest:
-                self._refuse(peer, "expired", "it was away for longer than the server remembers sessions")
+                self._refuse(
+                    peer,
+                    "expired",
+                    "the client was disconnected for longer than the server keeps sessions (session_ttl)",
+                )
                 return
-            session = self._open(hello, codec, hello.oldest - 1 if received is None else received)
+            session = self._start_session(hello, codec, hello.oldest - 1 if received is None else received)
         self._attach(session, peer, hello.generation, now)
-        # An earlier WELCOME to this very session may have been lost: then what the client counts is another's still.
+        # If an earlier WELCOME to this session was lost, the client's counters still belong to another session.
         fresh = hello.instance != self.instance or hello.welcomed_generation < session.first_generation
         if not fresh:
             session.outbox.confirm(hello.received, session.outbox.done)
         session.outbox.resend_unreceived()
         session.control_frames.appendleft(self._welcome(session, fresh=fresh))
 
-    def _open(self, hello: Hello, codec: Codec, received: int) -> Session:
+    def _start_session(self, hello: Hello, codec: Codec, received: int) -> Session:
         session = Session(hello.session, codec, self._outbox(codec, hello.max_frame))
         session.inbox = Inbox(received)
         session.first_generation = hello.generation
@@ -158,9 +180,9 @@ class ServerSessions:
     def _attach(self, session: Session, peer: Peer, generation: int, now: float) -> None:
         if session.peer is not None:
             self._by_peer.pop(session.peer, None)
-        stranger = self._by_peer.get(peer)
-        if stranger is not None and stranger is not session:
-            stranger.disconnect()
+        other = self._by_peer.get(peer)  # A client process may start another session on the same link.
+        if other is not None and other is not session:
+            other.disconnect()
         session.connect(peer, generation)
         session.last_received_at = now
         session.credentials = self._attested.get(peer)
@@ -177,7 +199,7 @@ class ServerSessions:
                 inbox.done,
                 fresh,
                 self._max_frame,
-                self._patience,
+                self._liveness_timeout,
                 session.first_generation,
             )
         )
@@ -185,22 +207,22 @@ class ServerSessions:
     def _refuse(self, peer: Peer, reason: str, detail: str, frame: bytes = b"") -> None:
         self.unknown_peer_replies.append((peer, frames.pack(Refuse(reason, detail, frames.echo_of(frame)))))
 
-    def _down(self, peer: Peer, now: float) -> None:
+    def _disconnect(self, peer: Peer, now: float) -> None:
         self._attested.pop(peer, None)
         session = self._by_peer.pop(peer, None)
         if session is not None:
             session.disconnect()
             session.last_received_at = now
 
-    def _away(self, session: Session) -> bool:
+    def _may_be_gone(self, session: Session) -> bool:
         return session.peer is None or not self._sees_peers
 
-    def _remember(self, session: Session) -> None:
-        while len(self._remembered) >= ENDED_SESSIONS_KEPT:
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[session.id] = session.inbox.received
+    def _keep_number(self, session: Session) -> None:
+        while len(self._ended_sessions) >= ENDED_SESSIONS_KEPT:
+            del self._ended_sessions[next(iter(self._ended_sessions))]
+        self._ended_sessions[session.id] = session.inbox.received
 
-    def _forget(self, session: Session) -> None:
+    def _remove_session(self, session: Session) -> None:
         self.sessions.pop(session.id, None)
         self.writable.pop(session, None)
         if session.peer is not None:
@@ -210,15 +232,15 @@ class ServerSessions:
     # -- sending -----------------------------------------------------------------------------------------------
 
     def peer_gone(self, session: Session, now: float) -> None:
-        """The transport says that the session's peer is not there."""
+        """Handle `Sent.GONE`: the transport has no connection to the peer of this session."""
         if session.peer is not None:
-            self._down(session.peer, now)
+            self._disconnect(session.peer, now)
 
     def handle_timeouts(self, now: float, *, drained: bool) -> float:
-        """Do what time demands; return the moment to come again.
+        """Probe and expire sessions; return when to call again.
 
-        Sessions are forgotten only when the link was ``drained`` and all that they brought has been handled: a
-        server that was not ticked has not heard what its clients said meanwhile.
+        A session expires only if the link was ``drained`` and its events are handled: while a server is not ticked,
+        the frames of its clients wait in the link, and silence means nothing.
         """
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL_S
@@ -226,27 +248,27 @@ class ServerSessions:
                 if (
                     drained
                     and now - session.last_received_at > self._ttl
-                    and self._away(session)
+                    and self._may_be_gone(session)
                     and session.inbox.all_handled
                 ):
-                    self._remember(session)
-                    self._forget(session)
+                    self._keep_number(session)
+                    self._remove_session(session)
                 elif session.peer is not None and session.probe(now) is not None and session.control_frames:
                     self.writable[session] = None
         return self._sweep_at
 
     @property
     def has_clients(self) -> bool:
-        """Whether any client is connected, as far as is known."""
+        """Whether a client is connected, as far as is known."""
         return bool(self._by_peer)
 
     @property
     def has_unreceived(self) -> bool:
-        """Whether a client that is connected has not received all that was meant for it."""
+        """Whether a connected client has not received all its events."""
         return any(session.outbox.has_unreceived for session in self._by_peer.values())
 
     def queue_bye(self, why: str) -> None:
-        """Tell every client that this server ends."""
+        """Queue a BYE for each client."""
         for session in self._by_peer.values():
             session.control_frames.append(frames.pack(Bye(why, session.generation)))
             self.writable[session] = None

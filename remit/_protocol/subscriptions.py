@@ -1,4 +1,4 @@
-"""Subscriptions: what a server keeps for those who follow its publications: a queue each, numbered, bounded."""
+"""Queue of publications for one subscriber: numbered, bounded, with the when_full policies."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["POLICIES", "SubscriberQueue", "check_subscription_options"]
 
 
 POLICIES: Final = ("drop_oldest", "drop_newest", "unsubscribe")
-"""What happens to a subscriber that does not keep up. A publisher never waits for one."""
+"""Values of when_full for a slow subscriber. There is no "block": a publisher never waits for a subscriber."""
 
 
 def check_subscription_options(queue: object, when_full: object, max_lag: object) -> None:
-    """Raise TypeError or ValueError for what a subscriber may not ask for: each publication would meet it."""
+    """Raise TypeError or ValueError for invalid options, before they could break a later publication."""
     if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
-        raise ValueError(f"the queue of a subscription is a whole number, at least 1, not {queue!r}")
+        raise ValueError(f"queue of a subscription must be an integer of at least 1, not {queue!r}")
     if when_full not in POLICIES:
-        raise ValueError(f"when_full of a subscription is one of {', '.join(POLICIES)}, not {when_full!r}")
+        raise ValueError(f"when_full of a subscription must be one of {', '.join(POLICIES)}, not {when_full!r}")
     if max_lag is not None and (isinstance(max_lag, bool) or not isinstance(max_lag, int | float) or not max_lag >= 0):
-        raise ValueError(f"max_lag of a subscription is None or a number of seconds, not {max_lag!r}")
+        raise ValueError(f"max_lag of a subscription must be None or a number of seconds, not {max_lag!r}")
 
 
 class SubscriberQueue:
-    """One subscriber's queue. Numbers are given to all publications, dropped or not, so that a gap shows."""
+    """Queue of one subscriber. Dropped publications are numbered too, so that the subscriber detects the gap."""
 
     def __init__(
         self,
@@ -39,24 +39,24 @@ class SubscriberQueue:
         self.matches = matches
         self.dropped = 0
         self.ended = ""
-        """Why it was ended from here; empty while it goes on."""
+        """Why the server ended the subscription; empty while it is active."""
         self._limit = queue
         self._when_full = when_full
         self._max_lag = max_lag
-        self._last = 0
+        self._last_number = 0
         self._queue: deque[tuple[float, int, bytes]] = deque()
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def enqueue(self, sealed: bytes, now: float) -> None:
-        """Queue a publication, or drop one, or end the subscription, as its policy says."""
-        self._last += 1
+    def enqueue(self, publication: bytes, now: float) -> None:
+        """Number and queue an encoded publication; if the queue is full, apply the policy."""
+        self._last_number += 1
         if self.ended:
             return
         if len(self._queue) >= self._limit and not self._make_room():
             return
-        self._queue.append((now, self._last, sealed))
+        self._queue.append((now, self._last_number, publication))
 
     def _make_room(self) -> bool:
         if self._when_full == "unsubscribe":
@@ -68,20 +68,20 @@ class SubscriberQueue:
         self._queue.popleft()
         return True
 
-    def pop_publications(self, most: int, now: float) -> Iterator[tuple[int, bytes]]:
-        """Yield up to ``most`` publications with their numbers, oldest first; what is too old is dropped."""
-        while self._queue and most > 0:
-            sent, number, sealed = self._queue.popleft()
-            if self._max_lag is not None and now - sent > self._max_lag:
+    def pop_publications(self, at_most: int, now: float) -> Iterator[tuple[int, bytes]]:
+        """Yield up to ``at_most`` publications with their numbers, oldest first. Those beyond max_lag are dropped."""
+        while self._queue and at_most > 0:
+            queued_at, number, publication = self._queue.popleft()
+            if self._max_lag is not None and now - queued_at > self._max_lag:
                 self.dropped += 1
                 if self._when_full == "unsubscribe":
-                    self._end(f"it lagged more than {self._max_lag} s behind")
+                    self._end(f"a publication waited for more than max_lag ({self._max_lag} s)")
                     return
                 continue
-            most -= 1
-            yield number, sealed
+            at_most -= 1
+            yield number, publication
 
-    def _end(self, why: str) -> None:
+    def _end(self, reason: str) -> None:
         self.dropped += len(self._queue)
         self._queue.clear()
-        self.ended = why
+        self.ended = reason

@@ -189,7 +189,7 @@ def test_what_runs_on_behind_its_result_ends_when_its_time_and_the_grace_are_ove
 
 
 def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
-    monkeypatch.setattr("doorman._scheduler.supervisor.SPARE_DEADLINES", 8)
+    monkeypatch.setattr("remit._protocol.deadlines.SPARE_ENTRIES", 8)
     run(local, *(Task(pow, 2, 3, expires_in=1000.0) for _ in range(20)))
     assert len(local._supervisor._deadlines) <= 8
 

@@ -9,7 +9,7 @@ from guards import KEY, PEER, Ends, hello
 
 from remit._protocol import auth as guard
 from remit._protocol import frames
-from remit._protocol.auth import ClientAuth, ServerAuth
+from remit._protocol.auth import ClientAuth, ServerAuth, channel_id_of
 from remit._protocol.frames import Kind
 
 
@@ -55,9 +55,8 @@ def test_a_server_that_began_anew_has_the_client_greet_again(ends: Ends) -> None
 
 
 def test_a_forged_word_that_a_channel_is_unknown_is_not_heard(ends: Ends) -> None:
-    channel = ends.client._channel
-    assert channel is not None
-    assert ends.client.unwrap_frame(frames.head(Kind.UNKNOWN_CHANNEL) + channel.id + bytes(16)) is None
+    identifier = channel_id_of(ends.client.wrap_frame(frames.ack(1, 1, 1)) or b"")
+    assert ends.client.unwrap_frame(frames.head(Kind.UNKNOWN_CHANNEL) + identifier + bytes(16)) is None
     assert ends.client.rejected == {"forged": 1}
 
 
@@ -66,8 +65,8 @@ def test_knocks_without_end_take_no_memory_and_harm_nobody(ends: Ends, monkeypat
     for number in range(50):
         for peer in (PEER, f"peer {number}"):
             ends.server.unwrap_frame(peer, ClientAuth(KEY, Counter()).wrap_frame(hello()) or b"")
-    assert len(ends.server._offered) == 10
-    assert all(len(offers) <= guard.MAX_OFFERS_PER_PEER for offers in ends.server._offered.values())
+    assert len(ends.server.offers) == 10
+    assert all(len(offers) <= guard.MAX_OFFERS_PER_PEER for offers in ends.server.offers.values())
     assert ends.up(frame := frames.ack(1, 1, 1)) == frame
 
 

@@ -43,7 +43,7 @@ def test_a_client_without_a_key_is_refused_and_told_what_to_do() -> None:
 
 def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
     codec = MessagePack()
-    acceptor = ServerSessions(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=1000, patience=0.0)
+    acceptor = ServerSessions(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=1000, liveness_timeout=0.0)
     connector = ClientSession(codec, Outbox(codec, max_frame=1000), max_frame=1000)
     client = ClientAuth(KEY, Counter())
     connector.handle_arrival(Up(SERVER), 0.0)

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit._protocol.client_session import ClientSession, ConnectionState
+from remit._protocol.frames import Kind, kind_of, read_ack
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
+from remit._protocol.session import Inbox, Session
 from remit.codec import MessagePack
 from remit.transport import SERVER, Down, Frame, Up
 
@@ -21,7 +23,9 @@ FRAME = 1 << 20
 
 
 def acceptor(**options) -> ServerSessions:
-    return ServerSessions(lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, **options)
+    return ServerSessions(
+        lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, liveness_timeout=0.0, **options
+    )
 
 
 @dataclass
@@ -197,7 +201,7 @@ def test_a_session_that_nobody_remembers_is_refused_and_nothing_runs_twice() -> 
     world.emit(1)
     world.settle()
     world.server.sessions.clear()
-    world.server._by_peer.clear()
+    world.server.handle_arrival(Down(world.token, "cut"), world.now)
     world.emit(2)
     world.client.handle_timeouts(world.now)
     frame = world.client.next_frame()
@@ -282,3 +286,24 @@ def test_an_unreadable_frame_is_passed_over_not_asked_for_again(event: bytes) ->
     world.emit(4)
     world.settle()
     assert world.handled == [1, 4]
+
+
+def test_events_that_are_handled_while_an_acknowledgement_is_made_are_acknowledged_next() -> None:
+    session = Session(b"id", CODEC, Outbox(CODEC, max_frame=FRAME))
+
+    class HandledMeanwhile(Inbox):
+        @property
+        def done(self) -> int:
+            done = super().done
+            if not done:  # Here the listener returns, in the thread that dispatches.
+                session.mark_handled(1)
+            return done
+
+    session.inbox = HandledMeanwhile()
+    session.inbox.accept(1, ["event"])
+    session.ack_due = True
+    assert read_ack(session.next_frame() or b"") == (1, 0)
+    session.mark_sent(0.0)
+    following = session.next_frame() or b""
+    assert kind_of(following) is Kind.ACK
+    assert read_ack(following) == (1, 1)

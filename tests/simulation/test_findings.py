@@ -29,7 +29,7 @@ class Pair:
 
     def another(self) -> ServerSessions:
         return ServerSessions(
-            lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, patience=0.0, session_ttl=TTL
+            lambda codec, limit: Outbox(codec, max_frame=limit), max_frame=FRAME, liveness_timeout=0.0, session_ttl=TTL
         )
 
     def connect(self) -> None:

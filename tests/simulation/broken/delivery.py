@@ -60,13 +60,13 @@ def send_before_the_welcome(self: ClientSession) -> bool:
 
 def greet_once_only(self: ClientSession, now: float) -> None:
     if self.session.generation == 0 or self.state is ConnectionState.ESTABLISHED:
-        original_greet(self, now)
+        original_send_hello(self, now)
         self._hello_at = float("inf")
 
 
 original_confirm = Outbox.confirm
 original_connect = Session.connect
-original_greet = ClientSession._greet
+original_send_hello = ClientSession._send_hello
 
 MUTATIONS: list[Mutation] = [
     (Inbox, "has_gap_before", admit_a_gap),
@@ -78,7 +78,7 @@ MUTATIONS: list[Mutation] = [
     (Outbox, "confirm", trust_any_acknowledgement),
     (Session, "probe", never_probe),
     (Session, "connect", hear_of_any_connection),
-    (ServerSessions, "_remember", remember_nothing),
+    (ServerSessions, "_keep_number", remember_nothing),
     (ClientSession, "has_sendable_events", send_before_the_welcome),
-    (ClientSession, "_greet", greet_once_only),
+    (ClientSession, "_send_hello", greet_once_only),
 ]

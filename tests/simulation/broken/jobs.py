@@ -47,13 +47,13 @@ def keep_the_token(self: JobQueue, job: QueuedJob) -> None:
     token, worker = job.token, job.worker
     original_put_back(self, job)
     job.token, job.worker = token, worker
-    self._in_hand[token] = job
+    self._assigned[token] = job
     if worker is not None:
         worker.jobs[token] = job
 
 
 def believe_whoever_is_done(self: JobQueue, key: Hashable, token: int) -> QueuedJob | None:
-    return self._in_hand.get(token) or next(iter(self._in_hand.values()), None)
+    return self._assigned.get(token) or next(iter(self._assigned.values()), None)
 
 
 def keep_what_was_purged(self: JobQueue, worker: WorkerSlot) -> None:
@@ -89,8 +89,8 @@ def end_leases_early(self: Leases, session: Session, now: float) -> bool:
 
 
 def hold_an_old_loss_against_it(self: Leases, session: Session, now: float) -> bool:
-    away = self._away.get(session)
-    return (away is not None and now - away > 2.0) or original_over(self, session, now)
+    away = self._disconnected_at.get(session)
+    return (away is not None and now - away > 2.0) or original_expired(self, session, now)
 
 
 def never_come_back(self: WorkerJobs) -> None:
@@ -101,7 +101,7 @@ original_lost = JobQueue.remove_worker
 original_assign = JobQueue.assign
 original_put_back = JobQueue._requeue
 original_regard = JobQueue._update_idle
-original_over = Leases._over
+original_expired = Leases._expired
 
 MUTATIONS: list[Mutation] = [
     (JobQueue, "remove_worker", lose_jobs_with_their_worker),
@@ -117,8 +117,8 @@ MUTATIONS: list[Mutation] = [
     (JobQueue, "_cancel_job", do_what_nobody_wants),
     (WorkerSlot, "has_capacity", property(overload)),
     (Leases, "remove_expired", never_end_a_lease),
-    (Leases, "_over", end_leases_early),
-    (Leases, "_over", hold_an_old_loss_against_it),
+    (Leases, "_expired", end_leases_early),
+    (Leases, "_expired", hold_an_old_loss_against_it),
     (WorkerJobs, "on_lease_lost", never_come_back),
     (remit._patterns.jobs, "TOKEN_BITS", 0),
 ]

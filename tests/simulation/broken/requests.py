@@ -55,13 +55,13 @@ def take_back_nothing(self: RequestClient, request: Open) -> None:
 
 
 def renew_at_every_welcome(self: ClientSession, welcome: Any, now: float) -> None:
-    self.server_restarts += not self._early
-    original_welcomed(self, welcome, now)
+    self.server_restarts += not self._may_send_early
+    original_handle_welcome(self, welcome, now)
 
 
 original_take = OpenRequests.pop
 original_kept = Outbox.unfinished_ids
-original_welcomed = ClientSession._welcomed
+original_handle_welcome = ClientSession._handle_welcome
 
 MUTATIONS: list[Mutation] = [
     (OpenRequests, "pop_expired", forget_deadlines),
@@ -73,5 +73,5 @@ MUTATIONS: list[Mutation] = [
     (RequestServer, "should_answer", run_what_was_redelivered),
     (Outbox, "unfinished_ids", forget_what_another_server_may_have_run),
     (RequestClient, "on_server_restart", tell_nobody_that_the_server_began_anew),
-    (ClientSession, "_welcomed", renew_at_every_welcome),
+    (ClientSession, "_handle_welcome", renew_at_every_welcome),
 ]

@@ -16,7 +16,7 @@ def number_only_what_is_kept(self: SubscriberQueue, sealed: bytes, now: float) -
     before = self.dropped
     original_offer(self, sealed, now)
     if self.dropped > before:
-        self._last -= 1
+        self._last_number -= 1
 
 
 def newest_first(self: SubscriberQueue, most: int, now: float) -> Iterator[tuple[int, bytes]]:

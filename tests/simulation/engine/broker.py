@@ -56,7 +56,7 @@ class SimulatedBroker(SimulatedServer):
 
     def _asked(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         for name in NAMES:
-            self._rota.waits(name, session_of(sender), self.brokering.jobs.askers(name))
+            self._rota.waits(name, session_of(sender), self.brokering.jobs.clients_waiting(name))
         self._ask(wire, sender, redelivered)
 
     def _begun(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
@@ -106,7 +106,7 @@ class SimulatedBroker(SimulatedServer):
         wire = decode_nested(self.book.codec, sealed)
         if job is None:
             self.world.fail(f"job {wire.args[0]} is given away under a token that means nothing")
-        self._rota.turn(job.name, job.client, self.brokering.jobs.askers(job.name))
+        self._rota.turn(job.name, job.client, self.brokering.jobs.clients_waiting(job.name))
         self._rota.given(session, (job.client, job.request_id), token, attempt, self.book.inquiries[wire.args[0]])
         self.book.counts["jobs given"] += 1
 
@@ -129,7 +129,7 @@ class SimulatedBroker(SimulatedServer):
             return
         for name in NAMES:
             idle = self._rota.idle(name)
-            if idle is not None and len(self.brokering.jobs.askers(name)):
+            if idle is not None and len(self.brokering.jobs.clients_waiting(name)):
                 self.world.fail(f"{name} waits, and worker {idle.id.hex()[:8]} waits for it")
 
     def calm(self) -> None:

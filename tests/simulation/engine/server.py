@@ -46,7 +46,7 @@ class SimulatedServer(Actor):
         self.machine = ServerSessions(
             lambda codec, largest: TracedOutbox(codec, max_frame=largest, window_events=window),
             max_frame=CAPABILITIES.max_frame,
-            patience=PATIENCE,
+            liveness_timeout=PATIENCE,
             session_ttl=ttl,
         )
         end = ServerEnd(self, host)
