@@ -48,7 +48,7 @@ def question(name: str, *args: Any, left: int | None = None) -> bytes:
         {"generation": -1},
         {"generation": 2**32},
         {"max_frame": -1},
-        {"met": -1},
+        {"welcomed_generation": -1},
     ],
 )
 def test_a_greeting_whose_numbers_fit_no_frame_is_counted_and_passed_over(greeting: dict[str, int]) -> None:
