@@ -1,4 +1,4 @@
-"""Command line, as ``python -m remit``."""
+"""Entry point of ``python -m remit``."""
 
 import sys
 

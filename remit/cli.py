@@ -1,4 +1,4 @@
-"""Command line: ``remit transports``, ``listen``, ``emit``, ``request``, ``broker`` and ``conformance``."""
+"""The ``remit`` command: transports, listen, emit, request, broker and conformance."""
 
 # Modules that only one command needs are imported in its function: `remit --help` should stay fast.
 from __future__ import annotations

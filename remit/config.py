@@ -1,4 +1,4 @@
-"""Configuration: which location and transport are used. Argument before environment before file before default."""
+"""Resolution of locations and transports: argument before environment before file before default."""
 
 from __future__ import annotations
 

@@ -1,38 +1,38 @@
-"""Errors: everything that Remit raises on purpose, in one tree.
+"""Exceptions that Remit raises, in one tree.
 
 ::
 
     RemitError
-    ├── LocationError              where to go is unclear
-    │   ├── BadLocation            the address itself cannot be read
+    ├── LocationError              the location of a server is not clear
+    │   ├── BadLocation            an address that cannot be parsed
     │   ├── UnknownOption          an option that this transport does not have
-    │   └── UnknownLocation        a name that no config file mentions
-    ├── PluginError                no transport for a scheme, or one too many
+    │   └── UnknownLocation        a name that is not configured
+    ├── PluginError                no usable transport for a scheme
     │   ├── TransportNotInstalled
     │   ├── TransportBroken
     │   └── SchemeClaimedTwice
-    ├── TransportError             a backend said no
+    ├── TransportError             a backend refused an operation
     │   ├── LocationInUse
     │   ├── FrameTooLarge
     │   ├── LinkClosed
     │   ├── ForkedLinkError
     │   └── WrongThreadError
-    ├── CodecError                 an event that cannot become bytes, or bytes that are no event
+    ├── CodecError                 an event that cannot be encoded, or bytes that cannot be decoded
     ├── ProtocolError              a frame that breaks the protocol; counted, never fatal to a server
-    ├── EmitError                  an event was not taken
+    ├── EmitError                  an event was not accepted or not delivered
     │   ├── QueueFull
     │   ├── EmitTimeout
     │   └── Undelivered
-    ├── RequestError               a request without an answer
+    ├── RequestError               a request without a reply
     │   ├── RequestTimeout
     │   ├── RequestFailed          its listener raised
-    │   │   └── DeadLetter         every worker that began it died
+    │   │   └── DeadLetter         every worker that started it died
     │   ├── NoListener
     │   └── PeerLost
-    ├── PairBusy                   two have met already
-    ├── SignalTimeout              no signal came
-    ├── SessionRefused             the server will not continue this client's session
-    ├── WouldDeadlock              waiting here would wait for itself
+    ├── PairBusy                   the pair already has two members
+    ├── SignalTimeout              no signal arrived in time
+    ├── SessionRefused             the server does not continue this client's session
+    ├── WouldDeadlock              a wait that only the waiting thread could end
     └── ReentrantTick              a listener called tick()
 """
 
@@ -81,56 +81,56 @@ __all__ = [
 ]
 
 
-SHOWN = 80
-"""Characters of a name that an error shows."""
+SHOWN_CHARACTERS = 80
+"""Characters of an event's name in a message."""
 
 
 class RemitError(Exception):
-    """Root of all errors that Remit raises on purpose."""
+    """Base of all exceptions that Remit raises."""
 
 
 class LocationError(RemitError, ValueError):
-    """Raised when it is unclear where a server is to be reached."""
+    """Base of the errors about the location of a server."""
 
 
 class BadLocation(LocationError):
-    """Raised when an address cannot be read as a location."""
+    """Raised when an address, an option or a config file cannot be parsed."""
 
 
 class UnknownOption(LocationError):
-    """Raised when a location carries an option that its transport does not have."""
+    """Raised when a location has an option, or a config file a key, that does not exist."""
 
 
 class UnknownLocation(LocationError):
-    """Raised when a name is used that the environment and the config files do not define."""
+    """Raised when a location's name is not defined in the environment or a config file, or no location is given."""
 
 
 class PluginError(RemitError):
-    """Root of the errors about finding a transport."""
+    """Base of the errors about finding a transport."""
 
 
 class TransportNotInstalled(PluginError):
-    """Raised when no installed distribution claims a location's scheme."""
+    """Raised when no installed distribution provides a location's scheme, or the scheme is blocked."""
 
 
 class TransportBroken(PluginError):
-    """Raised when the plugin that claims a scheme cannot be loaded; its own error is the cause."""
+    """Raised when the plugin for a scheme cannot be loaded; its own error is the cause."""
 
 
 class SchemeClaimedTwice(PluginError):
-    """Raised when two installed distributions claim the same scheme."""
+    """Raised when two installed distributions provide the same scheme."""
 
 
 class TransportError(RemitError):
-    """Raised when a backend refuses to do what a link needs; the backend's error is the cause."""
+    """Raised when a backend refuses an operation of a link; the backend's error is the cause."""
 
 
 class LocationInUse(TransportError):
-    """Raised when a second server binds a location that another one holds."""
+    """Raised when a server binds a location at which another server is bound."""
 
 
 class FrameTooLarge(TransportError):
-    """Raised before the wire is touched when a frame is over ``capabilities.max_frame`` bytes."""
+    """Raised when a frame exceeds ``capabilities.max_frame`` bytes, before any of it is sent."""
 
 
 class LinkClosed(TransportError):
@@ -138,7 +138,7 @@ class LinkClosed(TransportError):
 
 
 class ForkedLinkError(TransportError):
-    """Raised when a link is used in a process that inherited it by fork; open a new one there."""
+    """Raised when a link is used in a forked child, which must open its own."""
 
 
 class WrongThreadError(TransportError):
@@ -146,11 +146,11 @@ class WrongThreadError(TransportError):
 
 
 class CodecError(RemitError):
-    """Raised when an event cannot be encoded, or bytes are not an event."""
+    """Raised when an event cannot be encoded, or bytes cannot be decoded as an event."""
 
 
 class ProtocolError(RemitError):
-    """Raised when a frame breaks the protocol; the ends count it and go on."""
+    """Raised when a frame violates the protocol; client and server count and drop such frames."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -158,11 +158,11 @@ class ProtocolError(RemitError):
 
 
 class EmitError(RemitError):
-    """Root of the errors about an event that was not taken or not delivered."""
+    """Base of the errors about an event that was not accepted or not delivered."""
 
 
 class QueueFull(EmitError):
-    """Raised by ``emit`` when the queue is full and the client was made with ``when_full="raise"``."""
+    """Raised by ``emit`` when the queue is full and the client has ``when_full="raise"``."""
 
 
 class EmitTimeout(EmitError, TimeoutError):
@@ -170,10 +170,10 @@ class EmitTimeout(EmitError, TimeoutError):
 
 
 class Undelivered(EmitError):
-    """Raised when a client ends before the server has confirmed all its events.
+    """Raised when a client closes before the server has acknowledged all its events.
 
-    ``never_sent`` were never given to the transport, ``unknown`` were sent but not confirmed (they may
-    have run), ``received`` were confirmed as received although their listeners had not all returned.
+    ``never_sent`` were not accepted by the transport; ``unknown`` were sent but not acknowledged, so their listeners
+    may have run; ``received`` were acknowledged as received, but not as handled.
     """
 
     def __init__(
@@ -192,36 +192,35 @@ class Undelivered(EmitError):
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """All events whose handling was not confirmed, oldest first."""
+        """All events that were not acknowledged as handled, oldest first."""
         return self.received + self.unknown + self.never_sent
 
     def _message(self) -> str:
         names = [event.name for event in self.events]
-        shown = ", ".join(repr(name)[:SHOWN] for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        shown = ", ".join(repr(name)[:SHOWN_CHARACTERS] for name in names[:5]) + (", ..." if len(names) > 5 else "")
         counts = (
-            f"{len(self.never_sent)} never sent, {len(self.unknown)} sent but not confirmed, "
-            f"{len(self.received)} received but not confirmed as handled"
+            f"{len(self.never_sent)} never sent, {len(self.unknown)} sent but not acknowledged, "
+            f"{len(self.received)} received but not acknowledged as handled"
         )
         why = f" ({self.why})" if self.why else ""
         return f"{len(names)} event{'s' * (len(names) != 1)} undelivered{why}: {counts}: {shown}"
 
 
 class RequestError(RemitError):
-    """Root of the errors about a request that was not answered with a value."""
+    """Base of the errors about a request without a reply."""
 
 
 class RequestTimeout(RequestError, TimeoutError):
-    """Raised when a request was not answered by its deadline."""
+    """Raised when no reply to a request arrived before its deadline."""
 
 
 class RequestFailed(RequestError):
-    """Raised when the listener that a request was for raised; ``traceback`` is its text, from the other side."""
+    """Raised when the listener of a request raised; ``traceback`` is the remote traceback as text."""
 
     def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
-        told = f"\n\n{traceback}" if traceback else ""
-        super().__init__(f"{type_name}: {message}{told}")
+        super().__init__(f"{type_name}: {message}" + (f"\n\n{traceback}" if traceback else ""))
         self.type_name = type_name
-        """The exception's type there, such as ``builtins.ZeroDivisionError``."""
+        """Type of the remote exception, such as ``builtins.ZeroDivisionError``."""
         self.message = message
         self.traceback = traceback
 
@@ -230,23 +229,23 @@ class RequestFailed(RequestError):
 
 
 class DeadLetter(RequestFailed):
-    """Raised when a job was begun as often as its broker allows, and no worker lived to finish it."""
+    """Raised when a job was started as often as its broker allows, and each worker died."""
 
 
 class NoListener(RequestError, LookupError):
-    """Raised when nobody listens for a request's name."""
+    """Raised when the server has no listener for a request's name."""
 
 
 class PeerLost(RequestError, ConnectionError):
-    """Raised at once when the connection to whoever should answer is lost; the request may have run, or may yet."""
+    """Raised immediately when the connection is lost while a request is open; its listener may run or have run."""
 
 
 class PairBusy(RemitError):
-    """Raised when a third one wants to join a pair."""
+    """Raised when a pair already has two members."""
 
 
 class SignalTimeout(RemitError, TimeoutError):
-    """Raised when a pair's signal did not come in time, or nobody came to be signalled."""
+    """Raised when the signal or the other member of a pair did not arrive in time."""
 
 
 class SessionRefused(RemitError):
@@ -258,7 +257,7 @@ class SessionRefused(RemitError):
 
 
 class WouldDeadlock(RemitError, RuntimeError):
-    """Raised at once when a wait could only be ended by the thread that waits."""
+    """Raised immediately when only the waiting thread itself could end the wait."""
 
 
 class ReentrantTick(RemitError, RuntimeError):

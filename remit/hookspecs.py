@@ -1,4 +1,4 @@
-"""Hook specifications: everything that a plugin can add to Remit, on one screen."""
+"""Hook specification for plugins: the one hook that a transport implements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "hookimpl", "hookspec"]
 
 GROUP = "remit"
-"""The entry-point group; an entry point's name is the URL scheme that it claims."""
+"""Entry-point group. The name of an entry point is the URL scheme that it provides."""
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -20,8 +20,8 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 @hookspec(firstresult=True)
 def remit_transport(scheme: str) -> Transport | None:
-    """Return the transport that opens links for ``scheme``, or None if it is not this plugin's.
+    """Return the transport for ``scheme``, or None if this plugin does not provide it.
 
-    Called once per scheme and process, when the first location of that scheme is opened. Import the
-    backend's library here rather than at the top of the plugin if it is dear to import.
+    Called once per scheme and process, when the first location of that scheme is opened. Import the backend's
+    library here and not at the top of the plugin if the import is slow.
     """

@@ -1,8 +1,7 @@
-"""Plugins: the step from a location's scheme to the transport that claims it: find, list, block and explain."""
+"""Transports by URL scheme: find, list, register and block them, and explain what is missing."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import threading
@@ -15,6 +14,7 @@ import pluggy
 
 from remit import hookspecs
 from remit.errors import BadLocation, SchemeClaimedTwice, TransportBroken, TransportNotInstalled
+from remit.options import nearest
 from remit.transport import Capabilities, Transport, register_after_fork
 
 if TYPE_CHECKING:
@@ -34,45 +34,45 @@ __all__ = [
 
 DISTRIBUTION: Final = "remit"
 MIN_ABBREVIATION: Final = 3
-"""Letters below which a scheme is too short to be taken for an extra's abbreviation."""
+"""Shortest scheme that may abbreviate the name of an extra, as ``zmq`` abbreviates ``zeromq``."""
 _REQUIREMENT: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*extra\s*==\s*["']([^"']+)["']""")
 
 
 def explain_missing(scheme: str, installed: Sequence[str]) -> str:
-    """Say which transports there are, and what to install or to write instead."""
-    there = ", ".join(installed) or "none"
-    return f"no transport for {scheme!r} is installed (installed: {there}); {_advice(scheme, installed)}"
+    """Return the text of an error: the installed transports, and what to install or write instead."""
+    names = ", ".join(installed) or "none"
+    return f"no transport for {scheme!r} is installed (installed: {names}); {_advice(scheme, installed)}"
 
 
 def _advice(scheme: str, installed: Sequence[str]) -> str:
-    """Four cases: 1. a carrier without its backend; 2. an extra of ours; 3. a typing error; 4. a stranger."""
-    if carried := [name for name in installed if name.endswith(f"+{scheme}")]:
-        return _did_you_mean(carried)
+    # "tcp" alone: the backend in front of the "+" is missing.
+    if carriers := [name for name in installed if name.endswith(f"+{scheme}")]:
+        return _did_you_mean(carriers)
     backend = scheme.partition("+")[0]
     extras = [extra for extra, distribution in _extras().items() if not _is_installed(distribution)]
     if extra := _matching_extra(backend, extras):
         return f"try: pip install '{DISTRIBUTION}[{extra}]'"
     if close := _similar_schemes(scheme, backend, installed):
         return _did_you_mean(close)
-    if close := difflib.get_close_matches(backend, extras, n=1):
-        return f"did you mean {close[0]!r}? try: pip install '{DISTRIBUTION}[{close[0]}]'"
+    if close_extra := nearest(backend, extras):
+        return f"did you mean {close_extra!r}? try: pip install '{DISTRIBUTION}[{close_extra}]'"
     return f"install a distribution that provides it: one with the entry point {scheme!r} in the group 'remit'"
 
 
 def _extras() -> dict[str, str]:
-    """Return each extra that stands for one transport's distribution, with that distribution's name."""
-    from importlib import metadata  # 30 ms, which schemes in the box need not pay
+    """Return the extras of this distribution that install one transport, each with the transport's distribution."""
+    from importlib import metadata  # 30 ms, needed only for an error message
 
     try:
         requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        return {}  # run from its sources: there is no list of extras
+        return {}  # Not installed, but imported from a source tree.
     pairs = [match.groups() for each in requirements if (match := _REQUIREMENT.match(each))]
     return {extra: name for name, extra in pairs if name == f"{DISTRIBUTION}-{extra}"}
 
 
 def _matching_extra(backend: str, extras: Iterable[str]) -> str:
-    """Return the extra that a scheme's first part means: the same word, or its letters left out or added to."""
+    """Return the extra with this name, or else the only one that abbreviates it or is abbreviated by it."""
     names = sorted(extras)
     if backend in names:
         return backend
@@ -83,13 +83,13 @@ def _matching_extra(backend: str, extras: Iterable[str]) -> str:
 
 
 def _is_subsequence(short: str, long: str) -> bool:
-    """Say whether the letters of one word stand in another in that order, from its first letter on."""
+    """Return whether a word contains all letters of a shorter one in the same order, from the same first letter."""
     letters = iter(long)
     return short[:1] == long[:1] and all(letter in letters for letter in short)
 
 
 def _is_installed(distribution: str) -> bool:
-    from importlib import metadata  # as above
+    from importlib import metadata
 
     try:
         metadata.version(distribution)
@@ -99,12 +99,12 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _similar_schemes(scheme: str, backend: str, installed: Sequence[str]) -> list[str]:
-    """Return the schemes of the same backend, else the one that is written most alike."""
+    """Return the installed schemes of the same backend, or else the one with the most similar name."""
     known = {name.partition("+")[0] for name in installed}
     meant = backend if backend in known else _matching_extra(backend, known)
     same = [name for name in installed if name.partition("+")[0] == meant]
-    alike = difflib.get_close_matches(scheme, same or installed, n=1)
-    return alike if alike and "+" in scheme else same or alike
+    close = nearest(scheme, same or installed)
+    return [close] if close and ("+" in scheme or not same) else same
 
 
 def _did_you_mean(names: Sequence[str]) -> str:
@@ -112,31 +112,32 @@ def _did_you_mean(names: Sequence[str]) -> str:
 
 
 BLOCK_VARIABLE: Final = "REMIT_BLOCK"
-"""The environment's list of schemes, separated by commas, that `find_transport` refuses."""
+"""Environment variable with a comma-separated list of schemes that `find_transport` refuses."""
 BUILT_IN: Final = {"memory": "remit.transports.memory", "unix": "remit.transports.unix"}
-"""What Remit itself claims; no other claimant displaces these, and finding them costs no scan."""
+"""Transports of Remit itself. No other distribution can replace them, and they are found without a scan of all
+installed distributions, which takes 30 ms."""
 
 CHAOS: Final = "chaos+"
-"""What the scheme of a spoiled transport begins with; the rest is the scheme of the one to be spoiled."""
+"""Prefix of the scheme of a fault-injecting transport; the rest is the scheme of the wrapped one."""
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 
 _found: dict[str, Transport] = {}
 _registered: dict[str, Transport] = {}
 _blocked: set[str] = set()
 _lock = threading.RLock()
-"""Reentrant: a plugin may wrap another transport, and look for it while it is itself being loaded."""
+"""Reentrant, because a plugin that wraps another transport may call find_transport() while it is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransportInfo:
-    """One claim on a scheme, as the installed distributions state it."""
+    """One distribution's claim to a scheme, as its entry points state it."""
 
     scheme: str
     distribution: str
     version: str
     module: str
     error: str = ""
-    """Why it is not used; empty when it is. What only loading can show is not known here."""
+    """Why the transport cannot be used; empty if it can. Errors of loading the plugin are not known here."""
 
     @property
     def claimant(self) -> str:
@@ -145,18 +146,18 @@ class TransportInfo:
 
 
 def find_transport(scheme: str) -> Transport:
-    """Return the transport that claims a scheme, loading its plugin and no other, once per process.
+    """Return the transport for a scheme. Its plugin, and no other, is loaded once per process.
 
-    ``chaos+<scheme>`` is the transport of ``<scheme>``, spoiled as `remit.transports.chaos` says.
+    ``chaos+<scheme>`` is the transport for ``<scheme>`` with the injected faults of `remit.transports.chaos`.
     Raises TransportNotInstalled (none, or blocked), SchemeClaimedTwice, TransportBroken.
     """
     with _lock:
         _refuse_blocked(scheme)
         transport = _registered.get(scheme) or _found.get(scheme)
         if transport is None and scheme.startswith(CHAOS):
-            from remit.transports.chaos import ChaosTransport  # here, because hardly a process needs it
+            from remit.transports.chaos import ChaosTransport  # 2 ms, and few processes need it
 
-            # Made anew each time: which transport is the wrapped one may change with register_transport().
+            # Not cached: register_transport() may replace the wrapped transport.
             wrapped = scheme.removeprefix(CHAOS)
             return ChaosTransport(wrapped, find_transport(wrapped))
         if transport is None:
@@ -165,10 +166,10 @@ def find_transport(scheme: str) -> Transport:
 
 
 def register_transport(scheme: str, transport: Transport) -> None:
-    """Claim a scheme within this process, for tests and embedded use; it goes before what is installed.
+    """Use a transport for a scheme within this process, in preference to an installed one; for tests and embedding.
 
-    Raises BadLocation when the scheme is none, TransportBroken when that is no transport, SchemeClaimedTwice
-    when the scheme is registered already.
+    Raises BadLocation if the scheme is malformed, TransportBroken if the object is not a transport, and
+    SchemeClaimedTwice if another transport is registered for the scheme.
     """
     if not _SCHEME.fullmatch(scheme):
         raise BadLocation(f"{scheme!r} is not a URL scheme: use lower-case letters, digits, '+', '-' and '.'")
@@ -181,19 +182,19 @@ def register_transport(scheme: str, transport: Transport) -> None:
 
 
 def unregister_transport(scheme: str) -> None:
-    """Take back `register_transport`. Twice is fine."""
+    """Undo `register_transport`. A second call has no effect."""
     with _lock:
         _registered.pop(scheme, None)
 
 
 def block_transport(scheme: str) -> None:
-    """Refuse a scheme in this process from now on; REMIT_BLOCK does the same for the children too."""
+    """Refuse a scheme in this process. The variable REMIT_BLOCK also applies to child processes."""
     with _lock:
         _blocked.add(scheme)
 
 
 def unblock_transport(scheme: str) -> None:
-    """Take back `block_transport`. Twice is fine."""
+    """Undo `block_transport`. A second call has no effect."""
     with _lock:
         _blocked.discard(scheme)
 
@@ -212,7 +213,7 @@ def installed_transports() -> list[TransportInfo]:
 
 
 def _load(scheme: str) -> Transport:
-    """Three cases: 1. ours; 2. one distribution claims it; 3. none or several do."""
+    """Load the plugin that claims a scheme. Raises PluginError unless exactly one does."""
     if scheme in BUILT_IN:
         manager = _manager()
         manager.register(import_module(BUILT_IN[scheme]), name=scheme)
@@ -227,13 +228,13 @@ def _load(scheme: str) -> Transport:
     try:
         manager.load_setuptools_entrypoints(hookspecs.GROUP, name=scheme)
         manager.check_pending()
-    except (Exception, SystemExit) as error:  # a plugin must not end the program that only looked for it
+    except (Exception, SystemExit) as error:  # A plugin that calls sys.exit() must not end the program.
         raise _broken(scheme, claims[0].claimant, f"cannot be loaded: {_describe(error)}") from error
     return _call_hook(manager, scheme, claims[0].claimant)
 
 
 def _manager() -> pluggy.PluginManager:
-    # A fresh one for each scheme: one plugin's failure stays its own, and one module may claim several schemes.
+    # One manager per scheme, so that a plugin's failure affects no other and one module may provide several schemes.
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
     return manager
@@ -252,7 +253,7 @@ def _call_hook(manager: pluggy.PluginManager, scheme: str, claimant: str) -> Tra
 
 
 def _missing_parts(transport: Any) -> str:
-    """Say what keeps an object from being a transport; nothing if it is one."""
+    """Return why an object is not a transport; empty if it is one."""
     if isinstance(transport, type):
         return "which is a class: return an instance of it"
     wrong = [name for name in ("bind", "connect") if not callable(getattr(transport, name, None))]
@@ -275,8 +276,8 @@ def _describe(error: BaseException) -> str:
 
 
 def _entry_points() -> Iterator[tuple[str, str, EntryPoint]]:
-    """Yield name and version of each distribution with each of its entry points in our group."""
-    from importlib.metadata import distributions  # 30 ms, which the schemes in the box need not pay
+    """Yield the entry points of the group, each with the name and version of its distribution."""
+    from importlib.metadata import distributions  # 30 ms, and built-in transports do not need it
 
     seen = set()
     for distribution in distributions():
@@ -284,7 +285,7 @@ def _entry_points() -> Iterator[tuple[str, str, EntryPoint]]:
         if not entries:
             continue
         name = distribution.metadata["Name"] or "an unnamed distribution"
-        # Found again further down sys.path, or once more beside an editable install: the first is the one in use.
+        # A distribution may be found twice, on two entries of sys.path or as an editable install: the first is used.
         if (key := re.sub(r"[-_.]+", "-", name).lower()) not in seen:
             seen.add(key)
             yield from ((name, distribution.version, entry) for entry in entries)
@@ -295,7 +296,7 @@ def _info(name: str, version: str, entry: EntryPoint) -> TransportInfo:
 
 
 def _with_status(claim: TransportInfo, claims: list[TransportInfo]) -> TransportInfo:
-    """Return a claim with the reason why it is not used, if there is one."""
+    """Return a claim with the reason why its transport is not used, if there is one."""
     rivals = [other for other in claims if other.scheme == claim.scheme and other != claim]
     if blocker := _blocker(claim.scheme):
         return replace(claim, error=f"blocked by {blocker}")

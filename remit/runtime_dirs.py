@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -31,45 +32,44 @@ MAX_PATH_BYTES: Final = 107
 MAX_FOLDER_BYTES: Final = 60
 """Bytes of a folder's path that leave enough of `MAX_PATH_BYTES` for a file's name."""
 MAX_HINT_CHARACTERS: Final = 16
-"""Characters of a hint that are taken over into a file's name."""
+"""Longest part of a hint in a file name."""
 OWNER_ONLY: Final = 0o700
 
 _numbers = itertools.count(1)
 
 
 def has_unix_sockets() -> bool:
-    """Say whether this system has Unix sockets, and users to own their folder."""
+    """Return whether this system has Unix sockets, and user ids that own their directory."""
     return hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
 
 
 def runtime_folder() -> Path:
-    """Return a folder that only this user can enter, made if need be.
+    """Return a directory that only this user can enter, and create it if it is missing.
 
-    It is ``$XDG_RUNTIME_DIR/remit`` where that is set and ours, else ``remit-UID`` among the temporary files.
-    Raises BadLocation when it belongs to somebody else or is open to others.
+    It is ``$XDG_RUNTIME_DIR/remit`` if that variable names a directory of this user, else ``remit-UID`` in the
+    directory for temporary files. Raises BadLocation if it belongs to another user or is open to others.
     """
     folder = _session_folder() or _temporary_folder()
     folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
     if fault := _fault(folder):
-        raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a folder of your own")
+        raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a directory of your own")
     return folder
 
 
 def shared_path() -> str:
-    """Return the path at which this user's programs meet when no location is configured."""
+    """Return the path of the default location of this user's programs."""
     return str(runtime_folder() / "default.sock")
 
 
 def fresh_path(hint: str, folder: Path | None = None) -> str:
-    """Return a path that nobody else has been given."""
+    """Return a path that no other call returns, in this or another process."""
     return str((folder or runtime_folder()) / fresh_name(hint))
 
 
 def fresh_name(hint: str) -> str:
-    """Return a name that nobody else has been given."""
-    readable = "".join(
-        character for character in hint if (character.isascii() and character.isalnum()) or character in "-_"
-    )
+    """Return a name that no other call returns, in this or another process."""
+    readable = re.sub(r"[^A-Za-z0-9_-]", "", hint)
+    # Random bytes, because process ids repeat in containers that share the directory.
     return f"{readable[:MAX_HINT_CHARACTERS] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
 
 
@@ -99,7 +99,7 @@ def remove_socket(path: str) -> None:
 
 
 def _session_folder() -> Path | None:
-    """Return our folder below the session's, unless that is not fit for it."""
+    """Return the directory below that of the login session, or None if that one is missing, too long or not private."""
     base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if not base.is_absolute() or len(os.fsencode(base)) > MAX_FOLDER_BYTES or not base.is_dir() or _fault(base):
         return None
@@ -107,7 +107,7 @@ def _session_folder() -> Path | None:
 
 
 def _temporary_folder() -> Path:
-    import tempfile  # dear, and most sessions have a folder of their own
+    import tempfile  # 4 ms, and most login sessions have a directory
 
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) > MAX_FOLDER_BYTES:
@@ -116,10 +116,10 @@ def _temporary_folder() -> Path:
 
 
 def _fault(folder: Path) -> str:
-    # lstat: a link that somebody else laid there would lead to a folder of his choice.
+    # lstat: in /tmp another user could create a symbolic link to a directory of their choice.
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        return "is not a folder"
+        return "is not a directory"
     if status.st_uid != os.geteuid():
         return f"belongs to user {status.st_uid}"
     return "is open to other users" if stat.S_IMODE(status.st_mode) & 0o077 else ""

@@ -62,7 +62,7 @@ NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a 
     [
         (open_to_others, "is open to other users"),
         pytest.param(somebody_elses, "belongs to user 12345", marks=NEEDS_ROOT),
-        (a_link, "is not a folder"),
+        (a_link, "is not a directory"),
     ],
 )
 def test_a_folder_that_others_may_use_is_refused(
