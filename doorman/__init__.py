@@ -1,4 +1,4 @@
-"""Doorman: a process manager on Remit, in which the process recorded for a task is provably that task's process."""
+"""A process manager on Remit: the process recorded for a task is provably that task's process."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ _WHERE = {
     "current_task": "doorman.current",
     "wait": "doorman.futures",
 }
-"""What is imported when it is first asked for: each page of memory that the zygote has costs each of its children."""
+"""The module of each public name, imported on first use: children of the zygote pay for each module it has loaded."""
 
 
 def __getattr__(name: str) -> Any:

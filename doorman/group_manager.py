@@ -1,4 +1,4 @@
-"""Groups: tasks that run group after group; the members of one run together, as the rules allow."""
+"""A manager that runs tasks in groups, one group after the other."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ __all__ = ["GroupManager", "OnFailure"]
 OnFailure: TypeAlias = Literal["continue", "stop"]
 _POLICIES: Final = ("continue", "stop")
 _FAILURES: Final = (State.FAILED, State.EXPIRED, State.LOST)
-"""Ends of a task by which its group has failed. Who cancels a task has decided that nobody needs it."""
+"""States of a task by which its group has failed. A cancelled task is no failure: the user did not want it."""
 
 
 class GroupManager(BaseManager):
-    """Leads another manager: a group starts when every task of the one before it has ended.
+    """Runs groups of tasks on an inner manager: a group starts when all tasks of the previous one have finished.
 
-    on_failure -- what a group does in which a task failed, expired or was lost, once all its tasks have ended:
-    ``"continue"`` with the next group, or ``"stop"``: every group after it is cancelled, until `resume`
+    on_failure -- after a group in which a task failed, expired or was lost: ``"continue"`` with the next group, or
+    ``"stop"``: cancel all later groups, until `resume`
 
-    Several may lead one manager: each keeps its own order, and the manager's rules hold for all of them together.
-    Leaving its block closes the manager that it leads. Raises ValueError.
+    The tasks of one group run together, as the rules allow. Several group managers may share an inner manager: each
+    keeps its own order, and the rules apply to all of them together. Leaving the block closes the inner manager, too.
+    Raises ValueError.
     """
 
     def __init__(self, manager: BaseManager, *, on_failure: OnFailure = "continue") -> None:
@@ -36,51 +37,50 @@ class GroupManager(BaseManager):
         self._shutdown_timeout = manager._shutdown_timeout
         self.on_failure: OnFailure = _policy(on_failure)
         self.failed: tuple[Task, ...] = ()
-        """The tasks because of which it was stopped; empty while it goes on."""
+        """The failed tasks that stopped it; empty while it continues."""
         self._groups: deque[_Group] = deque()
         self._current = _Group(on_failure)
         self._closed = False
 
     @property
     def _inner(self) -> BaseManager:
-        """The manager that runs its tasks."""
+        """The inner manager."""
         return self.manager
 
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
-        """The groups that have not begun, in order."""
+        """The groups that have not started, in order."""
         return tuple(tuple(group) for group in self._groups)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
-        """Its tasks that have not begun, in order: those of the present group first."""
+        """Its tasks that have not started, in order: those of the current group first."""
         present = tuple(task for task in self.manager.waiting if task in self._current)
         return (*present, *(task for group in self._groups for task in group))
 
     @property
     def running(self) -> tuple[Task, ...]:
-        """Its tasks that have begun and not ended."""
+        """Its tasks that have started and not finished."""
         return tuple(task for task in self.manager.running if task in self._current)
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs, in any group, or anything else of the manager that it leads."""
+        """Whether any task waits or runs, in any group or elsewhere on the inner manager."""
         return self.manager.busy or bool(self._groups)
 
     def why(self, task: Task) -> str | None:
-        """Return what holds a waiting task back, in words with figures: its group's turn, or what its manager says."""
+        """Return why a waiting task has not started: an earlier group, or the reason of the inner manager."""
         for before, group in enumerate(self._groups):
             if task in group:
                 left = sum(not member.done() for member in self._current)
-                now = f"{left} of {len(self._current)} tasks of the present group have yet to end"
+                now = f"{left} of {len(self._current)} tasks of the current group have not finished"
                 return f"{now}; groups between that and its own: {before}"
         return self.manager.why(task)
 
     def add_group(self, tasks: Iterable[Task], *, on_failure: OnFailure | None = None) -> tuple[Task, ...]:
-        """Want some tasks, together, after all that was added before; all of them or, if it raises, none.
+        """Queue tasks as one group, behind all earlier groups. If this raises, none of them is added.
 
-        ``on_failure`` is what this group does instead of what the manager does. Raises TaskNotPicklable,
-        TaskAlreadyAdded, ValueError.
+        ``on_failure`` replaces that of the manager. Raises TaskNotPicklable, TaskAlreadyAdded, ValueError.
         """
         if self._closed:
             raise ValueError("this manager is closed")
@@ -97,16 +97,16 @@ class GroupManager(BaseManager):
         return tuple(group)
 
     def add_task(self, task: Task) -> Task:
-        """Want one task, after all that was added before: a group of its own."""
+        """Queue one task as a group of its own."""
         self.add_group([task])
         return task
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to a running task, as the manager that it leads does."""
+        """Emit an event to a running task, as the inner manager does."""
         self.manager.emit_to(task, name, *args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
-        """Drop a task whose group has not begun, or cancel one that waits or runs; False if it has ended."""
+        """Remove a task whose group has not started, or cancel one that waits or runs; False if it has finished."""
         for group in self._groups:
             if group.pop(task, None) is not None:
                 task._finish(State.CANCELLED)
@@ -114,24 +114,25 @@ class GroupManager(BaseManager):
         return self.manager.cancel(task)
 
     def resume(self) -> None:
-        """Go on after a failure: groups that are added from now on run again."""
+        """Continue after a failure: groups that are added from now on run again."""
         if self.failed:
             self.failed, self._current = (), _Group(self.on_failure)
 
     def tick(self) -> bool:
-        """Do what can be done now, without waiting; True while anything waits or runs, in any group."""
+        """Process all that is pending, without waiting; True while any task waits or runs, in any group."""
         self._run_scheduled_calls()
         busy = self.manager.tick()
+        # The second tick launches the new group now: otherwise each group would cost one more wait of the caller.
         if self._start_next_group():
             busy = self.manager.tick()
         return busy or bool(self._groups)
 
     def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
         self.manager.wait(0.0 if self._scheduled_calls or (self._groups and self._current_done()) else timeout)
 
     def close(self) -> None:
-        """Cancel the groups that have not begun, stop what runs, and end. May be called twice."""
+        """Cancel the groups that have not started, and close the inner manager. May be called twice."""
         self._closed = True
         self._detach_loop()
         for group in self.groups:
@@ -144,7 +145,7 @@ class GroupManager(BaseManager):
         return all(task.done() for task in self._current)
 
     def _start_next_group(self) -> bool:
-        """Begin the next group, whole, if the present one has ended; False if there is nothing to begin."""
+        """Start the next group if the current one has finished; False if none was started."""
         if not self._current_done():
             return False
         if self._current.on_failure == "stop":
@@ -153,18 +154,20 @@ class GroupManager(BaseManager):
             self._cancel_rest(self.failed[0])
         if self.failed or not self._groups:
             return False
+        # Set first: if the inner manager refuses a task, the group has still had its turn.
         self._current = self._groups.popleft()
         self._submit(self._current)
         return True
 
     def _submit(self, group: _Group) -> None:
-        """Hand a group to the manager. If that takes no more, what it has not taken is cancelled."""
+        """Add a group to the inner manager. If that refuses a task, cancel this one and the rest of the group."""
+        # The inner manager adopts them under its own name, with the arguments pickled by `add_group`.
         for task, call in group.items():
             task._release(call)
         left = list(group)
         try:
             if isinstance(self.manager, GroupManager):
-                self.manager.add_group(group)  # Added one by one they would be groups of their own.
+                self.manager.add_group(group)  # `add_task` would make each a group of its own.
                 return
             while left:
                 self.manager.add_task(left[0])
@@ -175,9 +178,9 @@ class GroupManager(BaseManager):
             raise
 
     def _cancel_rest(self, failed: Task) -> None:
-        """End the tasks of all groups that have not begun."""
+        """Cancel the tasks of all groups that have not started."""
         why = f"task {failed.name!r} of a group before it {_PAST[failed.state]}; resume() lets later groups run"
-        groups, self._groups = self._groups, deque()  # Who hears of an end may add another group.
+        groups, self._groups = self._groups, deque()  # A done callback may add another group.
         for task in (task for group in groups for task in group):
             _cancel(task, f"task {task.name!r} was not started: {why}", failed.exception(0))
 
@@ -186,7 +189,7 @@ _PAST: Final = {State.FAILED: "failed", State.EXPIRED: "expired", State.LOST: "w
 
 
 class _Group(dict[Task, bytes]):
-    """The tasks of one group with their calls, and what it does if one fails."""
+    """The tasks of one group with their pickled calls, and its policy for failures."""
 
     def __init__(self, on_failure: OnFailure) -> None:
         super().__init__()

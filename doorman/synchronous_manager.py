@@ -1,4 +1,4 @@
-"""Synchronous: the managers' surface without processes: each task runs right here, one after the other."""
+"""A manager without processes: each task runs in the calling process, one after the other."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = ["SynchronousManager", "capture_output"]
 
 STREAMS: Final = ("stdout", "stderr")
 READ_SIZE: Final = 64 * 1024
-"""Bytes that are read at a time of what was written."""
+"""Bytes of output that are read at a time."""
 
 
 @contextlib.contextmanager
 def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
-    """A block in which the task writes, if it is to be streamed: its lines are told when it is over, however.
+    """Capture the output of a block, if the task's is streamed, and deliver its lines at the end of the block.
 
-    Not through pipes: nobody would read them while the task runs, and a full one would be the end of it.
+    Through files: while the task runs no thread reads, and a write to a full pipe would block forever.
     """
     if not is_streamed(task, listener):
         yield
@@ -64,9 +64,9 @@ def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _redirected(name: str, descriptor: int, to: int) -> Iterator[None]:
-    """Have what is written to a stream, by Python or past it, go to another descriptor."""
+    """Redirect a stream to another descriptor, for Python's writes and for those of C code and programs."""
     before = getattr(sys, name)
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # There may be none, or one that is closed.
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # There may be no stream, or a closed one.
         before.flush()
     try:
         kept = os.dup(descriptor)
@@ -98,18 +98,18 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
 
 
 RETRY_INTERVAL_S: Final = 0.01
-"""Seconds after which a task that may not run yet is asked again."""
+"""Longest wait between two checks of the rules and conditions of waiting tasks."""
 NOT_FOUND: Final = 127
-"""Exit code of a command that cannot be run, by the convention of the shells."""
+"""Exit code of a command that cannot be run, by the convention of shells."""
 
 
 class SynchronousManager(BaseManager):
-    """Runs every task that waits when it is ticked, in the order in which they were added, in this very process.
+    """Runs all waiting tasks in each tick, in the order in which they were added, in the calling process.
 
-    For tests, for debugging, and where there can be no processes. Rules and questions hold tasks back as elsewhere, but
-    never more than one runs, and it costs nothing. A callable shares this process's environment, folder and output, and
-    cannot be stopped by its expiry; a command has its own, and can. `Task.identity` is this process's own. What a task
-    writes that is to be streamed is told when it has ended, and meanwhile so is all else that this process writes.
+    For tests, debugging, and where processes cannot be started. Rules and conditions apply as in other managers. A
+    callable shares the process's environment, working directory and output, and cannot be stopped when it expires; a
+    command can. `Task.identity` is that of the calling process. Streamed output is delivered at the end of a task, with
+    that of other threads.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class SynchronousManager(BaseManager):
         self._closed = False
 
     def add_task(self, task: Task) -> Task:
-        """Want a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable, ValueError."""
+        """Queue a task; it runs in the next tick. Raises TaskAlreadyAdded, TaskNotPicklable, ValueError."""
         if self._closed:
             raise ValueError("this manager is closed")
         if task.limits is not None:
@@ -146,26 +146,26 @@ class SynchronousManager(BaseManager):
 
     @property
     def running(self) -> tuple[Task, ...]:
-        """The task that runs now, as it sees it itself."""
+        """The running task: only code called by a task sees one."""
         return () if self._running is None else (self._running,)
 
     def why(self, task: Task) -> str | None:
-        """Return what held a waiting task back in the last tick, in words with figures; None if nothing did."""
+        """Return why a waiting task did not start in the last tick, with figures; None if nothing held it back."""
         return self._run_queue.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to the running task, from a listener of its events. Raises ValueError if it does not run."""
         if task is not self._running:
-            raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
+            raise ValueError(f"{task!r} does not run, so it has no listener for {name!r}")
         for listener in tuple(self._task_listeners.get(name, ())):
             listener(*args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
-        """Drop a waiting task; False if it runs, and cannot be stopped here, or has ended."""
+        """Remove a waiting task; False if it runs, since it cannot be stopped here, or has finished."""
         return self._end(task, State.CANCELLED)
 
     def tick(self) -> bool:
-        """Run every task that waits and may run; True while any waits. Raises ReentrantTick in a task."""
+        """Run every waiting task that may start; True while any waits. Raises ReentrantTick in a task."""
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
@@ -180,44 +180,44 @@ class SynchronousManager(BaseManager):
                     self._run_task(queued.task)
                     self._release_dependents()
         self._release_dependents()
-        for task in self.waiting:
+        for task in self.waiting:  # Those that may not start now can be cancelled all the same.
             self._still_wanted(task)
         return self.busy
 
     def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
+        """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
         self.server.wait(0.0 if self._scheduled_calls else min(timeout, RETRY_INTERVAL_S) if self.busy else timeout)
 
     def close(self) -> None:
-        """Drop what waits, and end. May be called twice."""
+        """Cancel waiting tasks and close the server. May be called twice."""
         self._closed = True
         self._detach_loop()
         self.stop()
         self.server.close()
 
     def _release_dependents(self) -> None:
-        """Let go on what came after tasks that are done, and end what came after others."""
+        """Queue the tasks whose predecessors are done, and cancel those whose predecessors failed."""
         for task, error in self._run_queue.release_dependents():
             task._finish(State.CANCELLED, error=error)
 
     def _still_wanted(self, task: Task) -> bool:
-        """Ask whether the task is to be cancelled; a question that raises fails its task."""
+        """Evaluate `cancel_when`; False if the task was cancelled by it, or failed since it raised."""
         try:
             if task.cancel_when is not None and task.cancel_when():
                 self.cancel(task)
-        except Exception as error:  # noqa: BLE001 - a question of one task's must not stop the others
+        except Exception as error:  # noqa: BLE001 - one task's condition must not stop the others
             self._end(task, State.FAILED, error)
         return not task.done()
 
     def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
-        """End a task that waits; False if it does not."""
+        """Finish a waiting task; False if it does not wait."""
         if not self._run_queue.remove(task):
             return False
         task._finish(state, error=error)
         return True
 
     def _run_task(self, task: Task) -> None:
-        """Try a task once; it waits again if it failed and may be retried."""
+        """Run one attempt of a task."""
         self._running = task
         task.attempt += 1
         task.identity = _own_identity(task)
@@ -226,7 +226,7 @@ class SynchronousManager(BaseManager):
         try:
             with capture_output(task, self._on_output):
                 state, value, error = _command(task) if task.argv else self._call(task)
-        finally:
+        finally:  # Also if the user interrupts the task: `_INTERRUPTED` is its end then.
             self._running = None
             self._task_listeners.clear()
             self._retry_or_finish(task, state, value, error)
@@ -254,8 +254,9 @@ class SynchronousManager(BaseManager):
             with task_context(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
-            return _left(leaving)
+            return _exited(leaving)
         except Exception as raised:  # noqa: BLE001 - one task that raises must not stop the others
+            # As from a process: the user's exception, caused by a TaskFailed with the traceback as text.
             failure = TaskFailed(f"the task raised:\n\n{''.join(traceback.format_exception(raised))}")
             failure.__cause__, raised.__cause__ = raised.__cause__, failure
             return State.FAILED, None, raised
@@ -269,18 +270,18 @@ class SynchronousManager(BaseManager):
 
 _End: TypeAlias = tuple[State, Any, BaseException | None]
 _INTERRUPTED: Final[_End] = (State.CANCELLED, None, None)
-"""How a task ends whose caller is ended, as by Ctrl-C."""
+"""The end of a task whose caller is interrupted, as by Ctrl-C."""
 
 
 def _command(task: Task) -> _End:
-    """Run a task's program to its end, or until it has expired."""
+    """Run the program of a task to its end, or until it expires."""
     command = [*task.wrapper, *task.argv]
     try:
         process = subprocess.Popen(command, cwd=task.cwd, env=task.env)
     except OSError as error:
         task.exit_code = NOT_FOUND
         return State.FAILED, None, WorkerDied(None, NOT_FOUND, None, f"cannot run {command[0]}: {error}")
-    with process:
+    with process:  # Its exit waits for the program, so each error kills it first.
         try:
             code = process.wait(task.expires_in)
         except subprocess.TimeoutExpired:
@@ -293,8 +294,8 @@ def _command(task: Task) -> _End:
     return (State.FAILED, None, WorkerDied(process.pid, task.exit_code, task.signal)) if code else (State.DONE, 0, None)
 
 
-def _left(leaving: SystemExit) -> _End:
-    """Tell what a process of the task's own would have ended as."""
+def _exited(leaving: SystemExit) -> _End:
+    """Return the end that the exit would have in a process of its own."""
     code = exit_code(leaving)
     return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
 

@@ -1,4 +1,4 @@
-"""The task: a callable or a command, the policy of its run, its state and its result."""
+"""A callable or a command with the policy of its run, its state and its result."""
 
 from __future__ import annotations
 

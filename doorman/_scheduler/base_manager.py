@@ -93,7 +93,7 @@ class BaseManager:
             self.server.wake()
 
     def _run_scheduled_calls(self) -> None:
-        """Call the functions of `_call_soon`. Those that are added by these calls wait for the next tick."""
+        """Call the functions of `_call_soon`. If one of them adds another, that is for the next tick."""
         for _ in range(len(self._scheduled_calls)):
             self._scheduled_calls.popleft()()
 
@@ -121,7 +121,7 @@ class BaseManager:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Cancel all tasks. Those that run finish in later ticks."""
+        """Cancel all tasks; running ones finish in later ticks."""
         for task in (*self.waiting, *self.running):
             self.cancel(task)
 

@@ -42,8 +42,8 @@ class LoopDriver:
         self._tick_scheduled = self._detached = False
         self.ticking = False
         """Whether a tick of this driver runs now."""
-        # Released by the loop after a tick, acquired by the thread before a wait. The way back from the thread to the
-        # loop is `call_soon_threadsafe`.
+        # Released by the loop after a tick, acquired by the thread before a wait. In the other direction
+        # the thread hands over with `call_soon_threadsafe`.
         self._turns = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._wait, name="doorman-aio", daemon=True)
         self._managers = _chain(manager)

@@ -132,7 +132,8 @@ def test_what_holds_a_task_back_is_told_with_figures(processes):
     assert processes.why(first) is None
     assert processes.why(second) == "1 of 1 processes run"
     assert (
-        processes.why(later) == "2 of 2 tasks of the present group have yet to end; groups between that and its own: 1"
+        processes.why(later)
+        == "2 of 2 tasks of the current group have not finished; groups between that and its own: 1"
     )
 
 
