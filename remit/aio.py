@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
@@ -43,7 +44,7 @@ class AsyncClient:
 
     async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event; waits only while the queue is full. Raises what `Client.emit` raises."""
-        self._client.never_wait_here()
+        self._forbid_waiting()
         try:
             self._client.emit(name, *args, **kwargs)
         except WouldBlock:
@@ -59,7 +60,7 @@ class AsyncClient:
         """
         told = None if on_progress is None else self._on_loop(on_progress)
         ask = functools.partial(self._client.submit, name, *args, on_progress=told, **kwargs)
-        self._client.never_wait_here()
+        self._forbid_waiting()
         try:
             asked = ask()
         except WouldBlock:
@@ -108,6 +109,10 @@ class AsyncClient:
             if error is None:
                 raise
             error.add_note(f"and while leaving the client: {lost}")
+
+    def _forbid_waiting(self) -> None:
+        """Have `Client.emit` raise WouldBlock in this thread instead of waiting for room."""
+        (self._client._io or self._client._open()).send_queue.nonblocking_thread = threading.get_ident()
 
     async def _elsewhere(self, call: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
         """Run what waits in a thread; a cancelled wait lets it end by itself, and then has its result undone."""

@@ -48,8 +48,8 @@ class Broker:
         self.server = Server(location, on_error=on_error, **options)
         self._core = BrokerCore(
             self.server._router,
-            self.server.answering,
-            self.server.post,
+            self.server._requests,
+            self.server._post,
             lease=lease,
             max_attempts=max_attempts,
             queue=queue,
@@ -61,7 +61,7 @@ class Broker:
     def tick(self) -> int:
         """Do what can be done now, without waiting; return how many events were handled."""
         handled = self.server.tick()
-        self._core.advance(self.server.caught_up)
+        self._core.advance(self.server._drained_at)
         return handled
 
     def wait(self, timeout: float) -> None:
@@ -80,7 +80,7 @@ class Broker:
                 if not self.tick():
                     self.wait(min(left, 1.0))
         except LinkClosed:
-            if self.server.is_open:
+            if self.server._is_open:
                 raise
         finally:
             self._stopping = False

@@ -1,19 +1,19 @@
-"""Client: the end that emits: takes events from any thread, and has them delivered without being ticked."""
+"""Client: emits events, sends requests, and receives what the server emits and publishes."""
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from remit._io.drivers import Runtime
-from remit._io.exit_flush import forget, keep, remember
+from remit._io.client_io import ClientIO
+from remit._io.exit_flush import register, register_strong, unregister
+from remit._io.server_io import ticked_here
 from remit._patterns.names import PROGRESS, PUBLISHED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 from remit._patterns.pubsub import OnGap, SubscriberState, Subscription
-from remit._patterns.request_reply import OnProgress, ResultSink
+from remit._patterns.request_reply import OnProgress
 from remit.codec import Codec, EventMessage, find_codec
 from remit.config import resolve
 from remit.errors import LinkClosed, Undelivered, WouldDeadlock
@@ -22,180 +22,28 @@ from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
 from remit.options import resolve_options
 from remit.plugins import find_transport
-from remit.server import ticked_here
 from remit.transports.authenticated import with_authentication
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["SETTLE", "Client", "Connection"]
+__all__ = ["Client"]
 
 
-SETTLE: Final = 0.25
-"""Seconds that a wait for a server ticked by this very thread may take: acknowledgements may be under way."""
-
-
-class Connection(ListenerRegistry):
-    """Base of `Client`: all of it but what it does."""
-
-    def __init__(
-        self,
-        location: str | Location | None,
-        given: Mapping[str, Any],
-        *,
-        codec: str | Codec | None,
-        threaded: bool,
-        on_error: OnError | None,
-    ) -> None:
-        super().__init__(on_error)
-        self._given = given
-        self._codec = codec
-        self._threaded = threaded
-        self._location = resolve(location)
-        transport = find_transport(self._location.scheme)
-        named = codec if isinstance(codec, str) else None
-        self._settings, self._bare = resolve_options(self._location, transport.options, {**given, "codec": named})
-        self._spoken()
-        self._transport = with_authentication(transport, self._settings.key)
-        self._runtime: Runtime | None = None
-        self._closed = False
-
-    @property
-    def location(self) -> Location:
-        """Where the server is reached."""
-        return self._location
-
-    @property
-    def linger(self) -> float:
-        """Seconds that `close` waits unless told otherwise."""
-        return self._settings.linger
-
-    @property
-    def connected(self) -> bool:
-        """Whether a server has welcomed this client on the present connection."""
-        return self._runtime is not None and self._runtime.connected
-
-    def stats(self) -> dict[str, int]:
-        """Return counters: what waits, what is under way, what was dropped, refused or repeated."""
-        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
-        return counters | (self._runtime.stats() if self._runtime else {})
-
-    def close(self, linger: float | None = None) -> None:
-        """Wait up to ``linger`` seconds until all is confirmed, then end. May be called twice.
-
-        Raises Undelivered, which names what was not confirmed.
-        """
-        runtime, self._runtime = self._runtime, None
-        self._closed = True
-        forget(self)
-        if runtime is None:
-            return
-        bound = self._settings.linger if linger is None else linger
-        here = ticked_here(self._location)
-        drained = runtime.drain(min(SETTLE, bound) if here else bound, quiet=True)
-        left = runtime.close(bound)
-        if left is None:
-            return
-        if here and not drained:
-            raise left from WouldDeadlock("this thread ticks the server itself: tick it before closing the client")
-        raise left
-
-    def __enter__(self) -> Self:
-        if self._runtime is None:
-            self._open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        except Undelivered as lost:
-            if error is None:
-                raise
-            error.add_note(f"and while leaving the client: {lost}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._location, self._codec, self._threaded, self._given)
-
-    def __repr__(self) -> str:
-        state = "closed" if self._closed else "connected" if self.connected else "not connected"
-        return f"<Client {self._location} {state}>"
-
-    def _open(self) -> Runtime:
-        if self._closed:
-            raise LinkClosed(f"the client to {self._location} is closed")
-        hear = weakref.WeakMethod(self._dispatch)
-        runtime = Runtime(
-            self._transport,
-            self._bare,
-            self._settings,
-            codec=None if isinstance(self._codec, str) else self._codec,
-            threaded=self._threaded,
-            router=self._router,
-            dispatch=hear,
-        )
-        self._runtime = runtime
-        remember(self)
-        if self._threaded:
-            keep(self)
-        return runtime
-
-    @property
-    def crowded(self) -> bool:
-        """Whether `emit` may have to wait for room."""
-        gate = (self._runtime or self._open()).gate
-        return len(gate.pending) >= gate.capacity
-
-    def never_wait_here(self) -> None:
-        """Let nothing wait for room in the calling thread, an event loop's: what would have to raises `NoRoom`."""
-        (self._runtime or self._open()).gate.loop = threading.get_ident()
-
-    def answers_within(self, seconds: float) -> None:
-        """Let an acknowledgement wait so long for an event to leave with. For whoever ticks a client without a thread.
-
-        It saves the server two ticks where what is heard is soon answered; one that is late leaves in the next tick.
-        """
-        (self._runtime or self._open()).answers_within(seconds)
-
-    def beat(self, seconds: float) -> None:
-        """From now on ask after this many seconds of silence whether the server is there."""
-        (self._runtime or self._open()).beat(seconds)
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the server was last heard; infinity before the first time."""
-        return float("inf") if self._runtime is None else self._runtime.silence
-
-    def _spoken(self) -> Codec:
-        return find_codec(self._settings.codec) if self._codec is None else find_codec(self._codec)
-
-    def _after_fork(self) -> None:
-        """In a forked child: begin anew at the next use; what the parent has under way is the parent's."""
-        self._renew_lock()
-        runtime, self._runtime = self._runtime, None
-        if runtime is not None:
-            runtime.abandon()
-
-
-def _rebuild(
-    kind: type[Connection], location: Location, codec: str | Codec | None, threaded: bool, given: dict[str, Any]
-) -> Connection:
-    return kind(location, codec=codec, threaded=threaded, **given)
-
-
+SAME_THREAD_WAIT_S: Final = 0.25
+"""Longest wait for confirmations in the thread that ticks the server: acknowledgements may be on their way."""
 FOREVER: Final = float("inf")
-_NOTHING: Mapping[str, Any] = {}
+_NO_HEADERS: Mapping[str, Any] = {}
 
 
-class Client(Connection):
-    """The end that emits. Connects at its first use, and again whenever the connection is lost.
+class Client(ListenerRegistry):
+    """Emits events to one server. Connects at its first use, and again whenever the connection is lost.
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A daemon
-    thread, started at first use, sends, listens and resends; with ``threaded=False`` the caller does that by
-    `tick`. Options not given are taken from the location's query. With a ``key``, or a ``key_file`` that holds it, only
-    a server with the same one is spoken to. May be pickled, and used after a fork: what
-    travels is the location and the options. Raises LocationError, PluginError.
+    thread, started at first use, sends, receives and resends; with ``threaded=False`` the caller does that by `tick`.
+    Options that are not given are taken from the query of the location. With a ``key`` or ``key_file`` the client
+    talks only to a server with the same key. A client can be pickled and used after a fork: location and options
+    travel, and the copy opens its own connection. Raises LocationError, PluginError.
     """
 
     def __init__(
@@ -217,7 +65,8 @@ class Client(Connection):
         threaded: bool = True,
         on_error: OnError | None = None,
     ) -> None:
-        given = {
+        super().__init__(on_error)
+        self._given = {
             "delivery": delivery,
             "when_full": when_full,
             "queue": queue,
@@ -230,63 +79,113 @@ class Client(Connection):
             "key": key,
             "key_file": key_file,
         }
-        super().__init__(location, given, codec=codec, threaded=threaded, on_error=on_error)
-        self._following = SubscriberState()
-        register = self._router.register
-        register(PROGRESS, lambda wire, *_: wire.args[0](*wire.args[1:]))
-        register(PUBLISHED, lambda wire, *_: self._following.on_publication(self._spoken(), wire))
-        register(SERVER_RESTARTED, lambda wire, *_: self._renewed(wire))
-        register(UNSUBSCRIBED, lambda wire, *_: self._following.on_unsubscribed(wire))
+        self._given_codec = codec
+        self._threaded = threaded
+        self._location = resolve(location)
+        transport = find_transport(self._location.scheme)
+        options = {**self._given, "codec": codec if isinstance(codec, str) else None}
+        self._options, self._address = resolve_options(self._location, transport.options, options)
+        self._codec = find_codec(self._options.codec if codec is None else codec)
+        self._transport = with_authentication(transport, self._options.key)
+        self._io: ClientIO | None = None
+        self._closed = False
+        self._subscriptions = SubscriberState()
+        handle = self._router.register
+        handle(PROGRESS, lambda message, *_: message.args[0](*message.args[1:]))
+        handle(PUBLISHED, lambda message, *_: self._subscriptions.on_publication(self._codec, message))
+        handle(SERVER_RESTARTED, lambda message, *_: self._subscribe_again(message))
+        handle(UNSUBSCRIBED, lambda message, *_: self._subscriptions.on_unsubscribed(message))
+
+    def _open(self) -> ClientIO:
+        if self._closed:
+            raise LinkClosed(f"the client to {self._location} is closed")
+        self._io = io = ClientIO(
+            self._transport,
+            self._address,
+            self._options,
+            codec=self._codec,
+            threaded=self._threaded,
+            router=self._router,
+            dispatch=weakref.WeakMethod(self._dispatch),
+        )
+        register(self)
+        if self._threaded:
+            register_strong(self)
+        return io
+
+    @property
+    def location(self) -> Location:
+        """Location of the server."""
+        return self._location
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server has accepted this client on the present connection."""
+        return self._io is not None and self._io.connected
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last frame from the server; infinity before the first one."""
+        return FOREVER if self._io is None else self._io.silence
+
+    def _set_heartbeat(self, seconds: float) -> None:
+        """Probe the server after this many seconds of silence."""
+        io = self._io or self._open()
+        # Two numbers: no lock, which a waiting thread holds. That thread must compute its timeout again.
+        io.machine.set_heartbeat(seconds)
+        io.link_lock.interrupt()
+
+    def stats(self) -> dict[str, int]:
+        """Return counters of dispatched events, the queue, the window and the connection."""
+        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
+        return counters | (self._io.stats() if self._io else {})
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event: encoded now, delivered soon. Safe from any thread.
+        """Emit an event: it is encoded now and sent soon. Safe from any thread.
 
-        Raises CodecError, FrameTooLarge, LinkClosed, SessionRefused, and as ``when_full`` says QueueFull or
-        EmitTimeout.
+        Raises CodecError, FrameTooLarge, LinkClosed, SessionRefused, and QueueFull or EmitTimeout as ``when_full``
+        demands.
         """
-        runtime = self._runtime or self._open()
-        gate = runtime.gate
-        data = gate.encode(name, args, kwargs, _NOTHING)
-        crowded = len(data) > gate.small or len(gate.pending) >= gate.capacity
-        if crowded and not gate.admit(name, len(data)):
+        io = self._io or self._open()
+        queue = io.send_queue
+        data = queue.encode(name, args, kwargs, _NO_HEADERS)
+        # The fast path of SendQueue.put, written out: a small event costs one append to the deque that the outbox sends
+        # from, without a lock. deque.append is atomic; the bound may be exceeded by one event for each thread.
+        full = len(data) > queue.small or len(queue.pending) >= queue.capacity
+        if full and not queue.reserve(name, len(data)):
             return
-        gate.pending.append(data)
-        if gate.idle:
-            runtime.wake()
+        queue.pending.append(data)
+        if queue.idle:
+            queue.wake()
 
     def emit_event(self, event: Event) -> None:
-        """Emit an event that carries headers. Like `emit` otherwise."""
+        """Emit an event that carries headers. Raises what `emit` raises, and TypeError for a malformed event."""
         check_event(event)
-        runtime = self._runtime or self._open()
-        data = runtime.gate.encode(event.name, event.args, event.kwargs, event.headers)
-        if runtime.gate.admit(event.name, len(data)):
-            runtime.gate.pending.append(data)
-            runtime.wake()
+        queue = (self._io or self._open()).send_queue
+        queue.put(event.name, queue.encode(event.name, event.args, event.kwargs, event.headers))
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until every event so far is confirmed as handled; False after ``timeout`` (or linger) seconds.
+        """Wait until the server has handled every event emitted so far. Return False after ``timeout`` seconds.
 
-        False also if one turned out to be over the server's own ``max_frame``: `close` names it.
-
-        In the thread that ticks the server a longer wait than a quarter of a second would be in vain: it raises
-        WouldDeadlock. Raises also SessionRefused.
+        The default timeout is ``linger``. Also returns False if an event exceeds the ``max_frame`` of the server;
+        `close` then names it. Raises SessionRefused, and WouldDeadlock in the thread that ticks the server.
         """
-        runtime = self._runtime
-        if runtime is None:
+        io = self._io
+        if io is None:
             return True
-        bound = self._settings.linger if timeout is None else timeout
-        if bound <= SETTLE or not ticked_here(self._location):
-            return runtime.drain(bound)
-        if runtime.drain(SETTLE):
+        bound = self._options.linger if timeout is None else timeout
+        if bound <= SAME_THREAD_WAIT_S or not ticked_here(self._location):
+            return io.drain(bound)
+        if io.drain(SAME_THREAD_WAIT_S):
             return True
         raise WouldDeadlock(
             f"this thread ticks the server on {self._location} itself: tick it until the events are handled, "
             "or wait in another thread"
         )
 
-    # -- asking ------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------------------
 
     def request(
         self,
@@ -298,24 +197,25 @@ class Client(Connection):
         on_progress: OnProgress | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return what the first listener of this name returns there; wait for it up to ``timeout`` seconds.
+        """Return what the first listener of this name returns on the server. Wait for up to ``timeout`` seconds.
 
-        ``idempotent`` says that it may run twice: then it is asked again after the connection was lost.
-        ``on_progress(done, total)`` is called as a listener that runs for long tells how far it is. Raises
-        RequestFailed with the other side's traceback, NoListener, RequestTimeout, PeerLost at once when the
-        connection is lost, WouldDeadlock in the thread that ticks the server, and what `emit` raises.
+        An ``idempotent`` request may run twice: it is repeated after a lost connection. ``on_progress(done, total)``
+        is called with the progress that the listener reports. Raises RequestFailed with the traceback of the listener,
+        NoListener, RequestTimeout, PeerLost when the connection is lost, WouldDeadlock in the thread that ticks the
+        server, and what `emit` raises.
         """
         if ticked_here(self._location):
-            raise WouldDeadlock(f"this thread ticks the server on {self._location} itself: ask it from another one")
-        runtime = self._runtime or self._open()
-        bound = self._settings.request_timeout if timeout is None else timeout
-
-        def pose(waiter: ResultSink) -> None:
-            runtime.asking.send(
-                waiter, name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
+            raise WouldDeadlock(
+                f"this thread ticks the server on {self._location} itself: send the request in another thread"
             )
-
-        return runtime.request(pose)
+        return (self._io or self._open()).request(
+            name,
+            args,
+            kwargs,
+            timeout=self._options.request_timeout if timeout is None else timeout,
+            idempotent=idempotent,
+            on_progress=on_progress,
+        )
 
     def submit(
         self,
@@ -327,45 +227,44 @@ class Client(Connection):
         on_progress: OnProgress | None = None,
         **kwargs: Any,
     ) -> Future[Any]:
-        """Like `request` without the wait: return a future. To cancel it tells the server that nobody waits.
+        """Send a request and return a future of its result. Cancelling the future cancels the request on the server.
 
-        Its callbacks run on the thread that serves the connection, so they have to be short.
+        Callbacks of the future run on the I/O thread and must be short. Arguments and errors are those of `request`.
         """
-        runtime = self._runtime or self._open()
-        return runtime.asking.submit(
+        return (self._io or self._open()).requests.submit(
             name,
             args,
             kwargs,
-            timeout=self._settings.request_timeout if timeout is None else timeout,
+            timeout=self._options.request_timeout if timeout is None else timeout,
             idempotent=idempotent,
             on_progress=on_progress,
         )
 
-    # -- listening ---------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------------------
 
     def add_listener(
         self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
     ) -> None:
-        """Call ``listener(*args, **kwargs)`` for each such event that the server emits to this client.
+        """Call ``listener(*args, **kwargs)`` for each event of this name that the server emits to this client.
 
-        Listeners run in a thread of their own, or in `tick` with ``threaded=False``. The rest is as on a server.
+        Listeners run in their own thread, or in `tick` with ``threaded=False``. Otherwise as `Server.add_listener`.
         """
         super().add_listener(name, listener, pass_event=pass_event, once=once)
         if self._threaded:
             self.start()
 
     def tick(self, timeout: float = 0.0) -> int:
-        """With ``threaded=False``: send, receive, dispatch; wait up to ``timeout`` seconds for something to come.
+        """Send, receive and dispatch, with ``threaded=False``. Wait up to ``timeout`` seconds for an event.
 
-        Return how many events were dispatched. With a thread at work there is nothing to do: 0.
+        Return the number of dispatched events. Does nothing and returns 0 while the I/O thread runs.
         """
-        return (self._runtime or self._open()).tick(timeout)
+        return (self._io or self._open()).tick(timeout)
 
     def start(self) -> None:
-        """From now on a thread does what `tick` did, and dispatches to listeners."""
+        """Start the threads that send, receive and dispatch. `tick` is not needed from now on."""
         self._threaded = True
-        (self._runtime or self._open()).start()
-        keep(self)
+        (self._io or self._open()).start()
+        register_strong(self)
 
     def subscribe(
         self,
@@ -380,37 +279,96 @@ class Client(Connection):
         pass_event: bool = False,
         timeout: float | None = None,
     ) -> Subscription:
-        """Call ``listener(*args, **kwargs)`` for what the server publishes under this name or pattern from now on.
+        """Call ``listener(*args, **kwargs)`` for what the server publishes under this name or pattern.
 
-        Returns when the server has confirmed it: what is published later arrives. With ``last`` it begins with the
-        values that the server kept. The server holds ``queue`` publications for a client that does not keep up; beyond
-        that, or when one is older than ``max_lag`` seconds, it does what ``when_full`` says: ``drop_oldest``,
-        ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with how many are missing, or with None after the
-        server began anew. Raises what `request` raises, and TypeError or
-        ValueError for what cannot be subscribed to.
+        Returns when the server has confirmed the subscription: later publications arrive. With ``last`` the values
+        that the server kept arrive first. The server queues up to ``queue`` publications for a slow client. If the
+        queue is full, or a publication is older than ``max_lag`` seconds, ``when_full`` applies: ``drop_oldest``,
+        ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with the number of missed publications, or with None
+        after a restart of the server. Raises what `request` raises, and TypeError or ValueError for invalid arguments.
         """
         subscription = Subscription(pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event)
         subscription._set_unsubscribe(self._unsubscribe)
-        self._following.add(subscription)
+        # Before the request: the first publication may arrive together with the reply.
+        self._subscriptions.add(subscription)
         if self._threaded:
             self.start()
         try:
             self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
         except BaseException:
-            self._following.remove(subscription)
+            self._subscriptions.remove(subscription)
             raise
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:
-        if self._following.remove(subscription) and self._runtime is not None:
+        if self._subscriptions.remove(subscription) and self._io is not None:
             self.emit(UNSUBSCRIBE, subscription.id)
 
-    def _renewed(self, wire: EventMessage) -> None:
-        """The server began anew, and knows nothing of what this client follows."""
-        for subscription in self._following:
+    def _subscribe_again(self, message: EventMessage) -> None:
+        """Repeat all subscriptions: a restarted server does not know them."""
+        for subscription in self._subscriptions:
             try:
-                # However long it is not ticked: nobody would ask again.
+                # Without a deadline: after a timeout nothing would repeat the subscription.
                 self.submit(SUBSCRIBE, *subscription._request_args, timeout=FOREVER, idempotent=True)
                 subscription._on_server_restart()
             except Exception as error:  # noqa: BLE001 - one subscription must not end the others
-                self._failed(wire.event(), error)
+                self._failed(message.event(), error)
+
+    # -- closing -----------------------------------------------------------------------------------------------
+
+    def close(self, linger: float | None = None) -> None:
+        """Wait up to ``linger`` seconds until all events are confirmed, then close the connection. Idempotent.
+
+        Raises Undelivered, which names the events that were not confirmed.
+        """
+        io, self._io = self._io, None
+        self._closed = True
+        unregister(self)
+        if io is None:
+            return
+        bound = self._options.linger if linger is None else linger
+        here = ticked_here(self._location)
+        drained = io.drain(min(SAME_THREAD_WAIT_S, bound) if here else bound, quiet=True)
+        undelivered = io.close(bound)
+        if undelivered is None:
+            return
+        if here and not drained:
+            raise undelivered from WouldDeadlock(
+                "this thread ticks the server itself: tick it before closing the client"
+            )
+        raise undelivered
+
+    def __enter__(self) -> Self:
+        if self._io is None:
+            self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Undelivered as lost:
+            if error is None:
+                raise
+            error.add_note(f"and while leaving the client: {lost}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._location, self._given_codec, self._threaded, self._given)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self.connected else "not connected"
+        return f"<Client {self._location} {state}>"
+
+    def _after_fork(self) -> None:
+        """In a forked child: open a new connection at the next use. Queued events belong to the parent."""
+        self._renew_lock()
+        io, self._io = self._io, None
+        if io is not None:
+            io.abandon()
+
+
+def _rebuild(
+    kind: type[Client], location: Location, codec: str | Codec | None, threaded: bool, given: dict[str, Any]
+) -> Client:
+    return kind(location, codec=codec, threaded=threaded, **given)

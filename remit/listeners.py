@@ -136,8 +136,8 @@ class ListenerRegistry:
         self._entries_lock = threading.Lock()
         self._on_error = on_error
         self._router = EventRouter(self._reset_cache)
-        self.later: list[tuple[Event, Awaitable[Any]]] | None = None
-        """What listeners returned that is to be awaited, where there is an event loop to await it."""
+        self._awaitables: list[tuple[Event, Awaitable[Any]]] | None = None
+        """What async listeners have returned, while an event loop awaits it; None without one."""
         self._unheard = 0
         self._errors = 0
         self._dispatched = 0
@@ -215,13 +215,13 @@ class ListenerRegistry:
 
     def _put_off(self, event: Event, value: Awaitable[Any]) -> None:
         """Have it awaited, or say that nobody does. Raises TypeError: what is not awaited has not run."""
-        if self.later is not None:
-            self.later.append((event, value))
+        if self._awaitables is not None:
+            self._awaitables.append((event, value))
         elif iscoroutine(value):
             value.close()
             raise TypeError(ASYNC)
 
-    def _ask(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
+    def _call_listeners(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
         """Call all listeners of a request; return whether there are any, and what the first one returned or raised."""
         entries = self._cache.get(wire.name)
         if entries is None:

@@ -129,7 +129,7 @@ class _Bound:
 
     def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
         self._server = server
-        self._owner = PairServer(self._server._router, self._server.post, signals.put, lease=lease)
+        self._owner = PairServer(self._server._router, self._server._post, signals.put, lease=lease)
         self._stopping = threading.Event()
         self._broken = ""
         """Why nobody listens here any more; empty while somebody does."""
@@ -161,7 +161,7 @@ class _Bound:
         try:
             while not self._stopping.is_set():
                 self._server.tick()
-                self._owner.advance(self._server.caught_up)
+                self._owner.advance(self._server._drained_at)
                 self._server.wait(LOOK)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits has to know
             self._broken = f"{self.location} is lost: {error}"
@@ -186,7 +186,7 @@ class _Joined:
         except BaseException:
             self._client.close(0.0)
             raise
-        self._client.beat(shortest / BEATS)
+        self._client._set_heartbeat(shortest / BEATS)
 
     @property
     def location(self) -> Location:

@@ -201,9 +201,9 @@ class Transport(Protocol):
 
 # -- building blocks ------------------------------------------------------------------------------------------------
 
-_methods: dict[int, weakref.WeakMethod[MethodType]] = {}
-"""Bound methods to call in a forked child, in the order of registration. The keys are the ids of the references, since
-their objects need not be hashable."""
+_methods: dict[int, tuple[weakref.ref[object], Callable[[Any], object]]] = {}
+"""Methods to call in a forked child, in the order of registration. The keys are the ids of the references, since their
+objects need not be hashable."""
 
 
 def register_after_fork(callback: Callable[[], object]) -> None:
@@ -212,17 +212,22 @@ def register_after_fork(callback: Callable[[], object]) -> None:
     A bound method is referenced weakly: its registration ends with its object. Does nothing where there is no fork.
     """
     if isinstance(callback, MethodType):
-        reference = weakref.WeakMethod(callback, lambda dead: _methods.pop(id(dead), None))
-        _methods[id(reference)] = reference
+        # No WeakMethod: when the interpreter ends, its own callback may raise AttributeError. The dictionary is a
+        # default argument for the same reason: the names of a module are None by then.
+        def remove(dead: weakref.ref[object], methods: dict[int, Any] = _methods) -> None:
+            methods.pop(id(dead), None)
+
+        reference = weakref.ref(callback.__self__, remove)
+        _methods[id(reference)] = reference, callback.__func__
     elif hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=callback)
 
 
 def _call_methods() -> None:
-    for reference in tuple(_methods.values()):
-        method = reference()
-        if method is not None:
-            method()
+    for reference, method in tuple(_methods.values()):
+        owner = reference()
+        if owner is not None:
+            method(owner)
 
 
 register_after_fork(_call_methods)

@@ -114,7 +114,7 @@ class Worker:
             self._jobs.report_done(*self._interrupted.pop())
         try:
             self._jobs.lease_s = lease = self._announced()
-            self.client.beat(lease / BEATS)
+            self.client._set_heartbeat(lease / BEATS)
             try:
                 self._serve_by_all(deadline)
             finally:

@@ -167,7 +167,7 @@ def test_what_was_recorded_on_the_wire_is_not_heard_again(location: Location, mo
     heard: list[int] = []
     with Server(location, key=KEY) as server, Client(server.location, key=KEY, threaded=False) as client:
         server.add_listener("n", heard.append)
-        raw = find_transport(location.scheme).connect(client._bare)
+        raw = find_transport(location.scheme).connect(client._address)
         kind = type(raw)
         send = kind.send
 
@@ -245,7 +245,7 @@ def test_a_key_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     with Server(place) as server, ticked(server), Client(place) as client, Client(PLACE) as stranger:
         with pytest.raises(SessionRefused):
             stranger.request("nothing", timeout=DEADLINE)
-        shown = [repr(each) for each in (place, server, client, client._settings, server._settings, server.location)]
+        shown = [repr(each) for each in (place, server, client, client._options, server._options, server.location)]
     assert "rejected frames: " in caplog.text
     assert not any("s3cret" in text for text in (*shown, caplog.text))
 

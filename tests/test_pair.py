@@ -78,7 +78,7 @@ def test_whoever_waits_is_told_that_the_location_was_lost(monkeypatch):
         raise LocationInUse("another server took it over")
 
     with Pair.bind("memory://lost") as bound:
-        monkeypatch.setattr(bound._end._server._endpoint, "pump", lost)
+        monkeypatch.setattr(bound._end._server._io.link_pump, "exchange", lost)
         for _ in range(2):
             with pytest.raises(PeerLost, match="memory://lost is lost: another server took it over"):
                 bound.wait(DEADLINE)

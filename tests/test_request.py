@@ -179,7 +179,7 @@ def test_an_idempotent_request_is_asked_again(location):
 
 def test_who_ticks_the_server_cannot_ask_it(server, client):
     server.tick()
-    with pytest.raises(WouldDeadlock, match="from another"):
+    with pytest.raises(WouldDeadlock, match="in another thread"):
         client.request("add", 1, 1)
 
 

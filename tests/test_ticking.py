@@ -13,7 +13,8 @@ import pytest
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
-from remit._io import server_io as keeping
+from remit._io import server_io
+from remit._protocol.outbox import Outbox
 from remit._protocol.session import Session
 from remit.codec import CODECS
 from remit.errors import LinkClosed, ReentrantTick
@@ -82,7 +83,7 @@ def test_who_stops_before_the_run_has_begun_is_heard(location: Location) -> None
 def test_what_is_emitted_between_ticks_leaves_although_nobody_ticks_or_waits_any_more(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "KEEP", 3600.0)
+    monkeypatch.setattr(server_io, "KEEPALIVE_INTERVAL_S", 3600.0)
     heard: list[int] = []
     with Server(location) as server, Client(server.location) as client:
         senders = []
@@ -104,7 +105,7 @@ def test_a_pickled_server_opens_when_it_is_run(location: Location) -> None:
     server.add_listener("stop", server.stop)
     thread = threading.Thread(target=server.run, args=(DEADLINE,))
     thread.start()
-    wait_until(lambda: server.is_open)
+    wait_until(lambda: "open" in repr(server))
     with Client(server.location) as client:
         client.emit("stop")
     thread.join(DEADLINE)
@@ -151,15 +152,15 @@ class Arrived(tuple[Any, ...]):
 
 def test_what_another_thread_pumps_meanwhile_disturbs_nobody(location: Location) -> None:
     with Server(location) as server:
-        endpoint = server._endpoint
-        assert endpoint is not None
-        ended = Session(b"ended", CODECS["msgpack"], server._way_back.outbox(CODECS["msgpack"], 1000))
-        Arrived.ready, Arrived.more = endpoint.machine.ready, (ended, [], 0, False)
-        endpoint.machine.ready.append(Arrived(Arrived.more))  # type: ignore[arg-type]
-        endpoint.machine.closed.append(ended)
+        io = server._io
+        assert io is not None
+        ended = Session(b"ended", CODECS["msgpack"], Outbox(CODECS["msgpack"], max_frame=1000))
+        Arrived.ready, Arrived.more = io.machine.ready, (ended, [], 0, False)
+        io.machine.ready.append(Arrived(Arrived.more))  # type: ignore[arg-type]
+        io.machine.closed.append(ended)
         assert server.stats()["waiting"] == 0
-        server.tell_of_sessions(endpoint)
-        assert list(endpoint.machine.closed) == [ended]
-        endpoint.machine.ready.clear()
-        server.tell_of_sessions(endpoint)
-        assert not endpoint.machine.closed
+        io.report_sessions()
+        assert list(io.machine.closed) == [ended]
+        io.machine.ready.clear()
+        io.report_sessions()
+        assert not io.machine.closed

@@ -157,8 +157,8 @@ def test_an_emit_that_waits_for_room_ends_when_its_client_is_closed(location: Lo
 
     thread = threading.Thread(target=emit)
     thread.start()
-    gate = client._runtime.gate  # type: ignore[union-attr]
-    wait_until(lambda: gate.waiting)
+    queue = client._io.send_queue  # type: ignore[union-attr]
+    wait_until(lambda: queue.waiting)
     with pytest.raises(Undelivered):
         client.close()
     thread.join(10)

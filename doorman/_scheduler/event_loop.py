@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from doorman.futures import IDLE_WAIT_S
 from remit import Event
+from remit._internal import collect_awaitables, pop_awaitables, report_listener_error
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -52,7 +53,7 @@ class LoopDriver:
                 raise RuntimeError("this manager is driven by an event loop already: enter only the outermost manager")
         for each in self._managers:
             each._loop_driver = self
-        self._server.later = []
+        collect_awaitables(self._server, enabled=True)
         self._thread.start()
         self._loop.call_soon(self._turn)
 
@@ -113,7 +114,7 @@ class LoopDriver:
         self._thread.join(JOIN_TIMEOUT_S)
         for each in self._managers:
             each._loop_driver = None
-        self._server.later = None
+        collect_awaitables(self._server, enabled=False)
         for idle in self._idle:
             _end_wait(idle)
 
@@ -179,9 +180,8 @@ class LoopDriver:
 
     def _start_listener_tasks(self) -> None:
         """Start a task for each awaitable that a listener of the manager's server has returned."""
-        later = self._server.later
-        while later:
-            task = self._loop.create_task(self._await(*later.pop(0)))
+        for event, awaitable in pop_awaitables(self._server):
+            task = self._loop.create_task(self._await(event, awaitable))
             self._listener_tasks.add(task)
             task.add_done_callback(self._listener_tasks.discard)
 
@@ -189,7 +189,7 @@ class LoopDriver:
         try:
             await awaitable
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-            self._server._failed(event, error)
+            report_listener_error(self._server, event, error)
 
     # -- in the thread -----------------------------------------------------------------------------------------
 

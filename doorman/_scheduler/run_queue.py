@@ -14,7 +14,7 @@ from doorman.errors import DependencyFailed
 from doorman.load import SAMPLE_INTERVAL_S
 from doorman.rules import Rule, Rules
 from doorman.states import State
-from remit._protocol.deadlines import DeadlineHeap
+from remit._internal import DeadlineHeap
 
 if TYPE_CHECKING:
     from doorman._scheduler.attempt import Attempt

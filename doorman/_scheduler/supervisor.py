@@ -33,7 +33,7 @@ from doorman.launcher import Event as Report
 from doorman.launcher import Exited, Launched, Launcher
 from doorman.process import Process
 from doorman.states import State
-from remit._protocol.deadlines import DeadlineHeap
+from remit._internal import DeadlineHeap
 
 if TYPE_CHECKING:
     from doorman.journal.recorder import Recorder

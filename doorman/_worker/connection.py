@@ -17,7 +17,7 @@ from doorman.identity import Credential
 from doorman.journal.outcome_files import write_outcome
 from doorman.progress import Progress, ProgressReporter, signed
 from remit import Client, Event, Location, Server
-from remit._patterns.names import SERVER_RESTARTED
+from remit._internal import has_room, on_server_restart
 from remit.errors import LinkClosed, RemitError
 
 __all__ = ["CHALLENGE_LABEL", "READOPTION_LABEL", "REPORT_LINGER_S", "ManagerConnection", "ReadoptionClient"]
@@ -36,7 +36,7 @@ class ReadoptionClient:
         self._client = client
         self._credential = credential
         self._started = False
-        client._router.register(SERVER_RESTARTED, self._on_restarted)
+        on_server_restart(client, self._on_restarted)
         client.add_listener("doorman.challenge", self._on_challenge)
         client.add_listener("doorman.die", self._on_die)
 
@@ -45,7 +45,7 @@ class ReadoptionClient:
         self._started = True
         self._client.start()
 
-    def _on_restarted(self, *_: Any) -> None:
+    def _on_restarted(self) -> None:
         """Control: the server is another one."""
         if self._started:
             self._emit("doorman.hello", identity.hello(self._credential))
@@ -137,7 +137,7 @@ class ManagerConnection:
         self._reporter.report(progress)
 
     def _send_progress(self, progress: Progress) -> None:
-        if self._client.crowded:
+        if not has_room(self._client):
             return  # Nobody hears it now, and the task must not wait for that.
         self._reports += 1
         self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})

@@ -21,7 +21,7 @@ from doorman.pools.pool_worker import FROM_WORKER, READY, TO_WORKER, WorkerConfi
 from doorman.progress import unpacked
 from doorman.states import State
 from doorman.task import Task
-from remit._patterns.request_reply import session_of
+from remit._internal import emit_now
 from remit.errors import EmitError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class WorkerHandle:
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         # A session that is gone needs no handling: the task of the worker ends, too, and the crew requeues its calls.
         with contextlib.suppress(EmitError):
-            self._server.post_now(session_of(self.sender), "doorman.calls", (serial, blob, signature))
+            emit_now(self._server, self.sender, "doorman.calls", (serial, blob, signature))
 
 
 class Crew(CallPool):

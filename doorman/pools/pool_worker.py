@@ -26,6 +26,7 @@ from doorman.limits import CallLimits, Limits
 from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
 from doorman.progress import Progress, ProgressReporter, packed
 from remit import Client
+from remit._internal import has_room, set_ack_delay
 from remit.transport import register_after_fork
 
 __all__ = ["FROM_WORKER", "READY", "TO_WORKER", "CallRunner", "WorkerConfig", "resident", "serve"]
@@ -180,7 +181,7 @@ class PoolWorker:
         with self._lock:
             shares = b"shares" if self._record is not None else b""
             self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
-            self._client.answers_within(ACK_DELAY_S)
+            set_ack_delay(self._client, ACK_DELAY_S)
         while fit and not self._leaving:
             with self._lock:
                 self._client.tick(0.0 if self._calls else IDLE_WAIT_S)
@@ -274,7 +275,7 @@ class PoolWorker:
 
     def _send_progress(self, number: int, progress: Progress) -> None:
         with self._execution.limits_lifted(), self._lock:
-            if not self._client.crowded:  # Else nobody hears it now, and the call must not wait for that.
+            if has_room(self._client):  # Else nobody hears it now, and the call must not wait for that.
                 self._out.send([(number, Kind.PROGRESS, packed(number, progress))])
                 self._client.tick()
 

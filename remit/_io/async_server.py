@@ -1,4 +1,4 @@
-"""Serving: a server on an event loop: a thread serves the link, the loop dispatches and awaits its listeners."""
+"""Serves a Server on an event loop: a thread pumps the link, the loop dispatches events and awaits listeners."""
 
 from __future__ import annotations
 
@@ -6,167 +6,123 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from concurrent.futures import CancelledError
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from remit._io.pump import ServerPump
-from remit._io.server_io import ServerIO
-from remit._patterns.request_reply import (
-    IncomingRequest,
-    RequestServer,
-    error_reply,
-    late_reply,
-    send_reply,
-    value_reply,
-)
+from remit._io.server_io import FULL_POLL_INTERVAL_S, ServerIO
+from remit._patterns.request_reply import IncomingRequest, error_reply, late_reply, send_reply, value_reply
 from remit._protocol.session import Received, Session
-from remit.codec import EventMessage
 from remit.errors import LinkClosed
-from remit.event import Event, Sender
 
-__all__ = ["Served", "serve"]
+if TYPE_CHECKING:
+    from remit.server import Server
 
-
-IDLE: Final = 60.0
-"""Seconds that the thread of an idle server sleeps at the most; whatever arrives wakes it."""
-FULL: Final = 0.01
-"""Seconds after which it looks again whether a client takes more."""
-TURN: Final = 64
-"""Frames of events that are dispatched before the loop has its turn."""
+__all__ = ["serve"]
 
 
-class Served(Protocol):
-    """A server as whoever serves it sees it."""
-
-    keeping: ServerIO
-    answering: RequestServer
-    later: list[tuple[Event, Awaitable[Any]]] | None
-    """What listeners returned that is to be awaited."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has a location open."""
-        ...
-
-    def wake(self) -> None:
-        """Make who waits for it return."""
-        ...
-
-    def sender(self, session: Session, /) -> Sender:
-        """Return the client of a session as listeners see it."""
-        ...
-
-    def post(self, session: Session, name: str, args: tuple[Any, ...], /) -> None:
-        """Send an answer."""
-        ...
-
-    def tell_of_sessions(self, endpoint: ServerPump, /) -> None:
-        """Let those who keep something of a session know what befell it."""
-        ...
-
-    def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None: ...
-
-    def _failed(self, event: Event, error: Exception) -> None: ...
+IDLE_WAIT_S: Final = 60.0
+"""Upper bound of one wait on an idle link; frames and the waker end it."""
+FRAMES_PER_TURN: Final = 64
+"""Frames dispatched in a row before other tasks of the loop run."""
 
 
-async def serve(server: Served, endpoint: ServerPump) -> None:
-    """Dispatch what arrives, until cancelled or closed."""
-    service = AsyncServerLoop(server, endpoint)
+async def serve(server: Server, io: ServerIO) -> None:
+    """Dispatch until cancelled, or until the server is closed. Raises the error of a broken link."""
+    loop = AsyncServerLoop(server, io)
     try:
-        await service.run()
+        await loop.run()
     finally:
-        await service.end()
+        await loop.stop()
 
 
 class AsyncServerLoop:
-    """What serves one server on one loop: a thread that pumps, and the loop's side that dispatches."""
+    """Serves one server on the running loop. The thread only pumps; everything else runs on the loop."""
 
-    def __init__(self, server: Served, endpoint: ServerPump) -> None:
+    def __init__(self, server: Server, io: ServerIO) -> None:
         self._server = server
-        self._endpoint = endpoint
+        self._io = io
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
-        self._answers: set[asyncio.Task[None]] = set()
+        self._replies: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._broken: Exception | None = None
-        """What ended the thread, if it was not this end."""
-        self._thread = threading.Thread(target=self._serve_link, name="remit-aio", daemon=True)
+        """Error that ended the thread."""
+        self._thread = threading.Thread(target=self._run_thread, name="remit-aio", daemon=True)
 
     async def run(self) -> None:
-        """Dispatch until cancelled."""
-        server = self._server
-        server.later, server.answering.answer_later = [], self._answer_later
+        """Dispatch until cancelled, or until the server is closed."""
+        self._server._awaitables, self._server._requests.answer_later = [], self._reply_later
         self._thread.start()
-        while server.is_open:
+        while not self._io.closed:
             await self._arrived.wait()
             self._arrived.clear()
             await self._dispatch()
-            if self._broken is not None and server.is_open:
+            if self._broken is not None and not self._io.closed:
                 raise self._broken
 
-    async def end(self) -> None:
-        """End the thread and the answers under way."""
+    async def stop(self) -> None:
+        """Stop the thread, and cancel the requests that still run."""
         self._stopping = True
         self._server.wake()
-        self._server.later, self._server.answering.answer_later = None, None
-        for task in self._answers:
+        self._server._awaitables, self._server._requests.answer_later = None, None
+        for task in self._replies:
             task.cancel()
         await self._loop.run_in_executor(None, self._thread.join)
 
     # -- the thread --------------------------------------------------------------------------------------------
 
-    def _serve_link(self) -> None:
+    def _run_thread(self) -> None:
         try:
             self._pump()
-        except Exception as error:  # noqa: BLE001 - for whoever awaits this service
+        except Exception as error:  # noqa: BLE001 - raised by run()
             self._broken = error
         finally:
-            self._tell_the_loop()
+            self._wake_loop()
 
-    def _tell_the_loop(self) -> None:
-        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody hears any more.
+    def _wake_loop(self) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed already.
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _pump(self) -> None:
-        endpoint, server = self._endpoint, self._server
-        machine = endpoint.machine
-        while not self._stopping and server.is_open:
-            with endpoint.lock:
-                if self._stopping or not server.is_open:
+        io, pump, machine = self._io, self._io.link_pump, self._io.machine
+        while not self._stopping and not io.closed:
+            with pump.lock:
+                # Read again under the lock: close() may have closed the link while this thread waited for it.
+                if self._stopping or io.closed:
                     return
-                drained = endpoint.pump()
+                drained = pump.exchange()
                 if drained:
-                    endpoint.wait(FULL if machine.writable else IDLE, server.keeping.waker)
-                    server.keeping.waker.clear()
-                    endpoint.pump()
-                server.keeping.pumped = time.monotonic()
+                    pump.wait(FULL_POLL_INTERVAL_S if machine.writable else IDLE_WAIT_S, io.waker)
+                    io.waker.clear()
+                    pump.exchange()
+                io.pumped_at = time.monotonic()
             if machine.ready or machine.closed or machine.cancelled_requests:
-                self._tell_the_loop()
+                self._wake_loop()
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     async def _dispatch(self) -> None:
-        turn = 0
-        self._server.tell_of_sessions(self._endpoint)
-        while received := self._endpoint.events():
+        frames = 0
+        self._io.report_sessions()
+        while received := self._io.link_pump.pop_received():
             await self._handle(received)
-            turn += 1
-            if turn % TURN == 0:
+            frames += 1
+            if frames % FRAMES_PER_TURN == 0:
                 await asyncio.sleep(0)
 
     async def _handle(self, received: Received) -> None:
         session, wires, count, redelivered = received
-        server, machine = self._server, self._endpoint.machine
+        server, machine = self._server, self._io.machine
         done = 0
         try:
             for wire in wires:
-                server._dispatch((wire,), server.sender(session), redelivered)
-                while server.later:
-                    await self._await(*server.later.pop(0))
+                server._dispatch((wire,), self._io.sender_of(session), redelivered)
+                while server._awaitables:
+                    await self._await(*server._awaitables.pop(0))
                 done += 1
         except BaseException as error:
-            # What was cancelled counts as not handled: whoever serves next begins with it. What a listener ended by
+            # A cancelled event counts as not handled: the next serve() starts with it. An event whose listener raised
             # SystemExit or KeyboardInterrupt counts as handled.
             done += not isinstance(error, asyncio.CancelledError)
             if rest := wires[done:]:
@@ -176,13 +132,13 @@ class AsyncServerLoop:
         finally:
             session.mark_handled(count)
             machine.writable[session] = None
-            server.keeping.waker.wake()
+            self._io.waker.wake()
 
     async def _await(self, event: Any, awaitable: Awaitable[Any]) -> None:
         try:
             await awaitable
         except asyncio.CancelledError as error:
-            if _cancelled():
+            if _is_cancelled():
                 raise
             reported = CancelledError("what the listener awaited was cancelled")
             reported.__cause__ = error
@@ -190,32 +146,30 @@ class AsyncServerLoop:
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
             self._server._failed(event, error)
 
-    def _answer_later(self, session: Session, question: IncomingRequest, value: Awaitable[Any]) -> None:
-        task = self._loop.create_task(self._answer(session, question, value))
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+    def _reply_later(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
+        task = self._loop.create_task(self._reply(session, request, value))
+        self._replies.add(task)
+        task.add_done_callback(self._replies.discard)
 
-    async def _answer(self, session: Session, question: IncomingRequest, value: Awaitable[Any]) -> None:
+    async def _reply(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
+        post = self._server._post
+        seconds = None if request.remaining_ms is None else request.remaining_ms / 1000
         try:
-            async with asyncio.timeout(
-                None if question.remaining_ms is None else question.remaining_ms / 1000
-            ) as bound:
+            async with asyncio.timeout(seconds) as bound:
                 outcome = value_reply(session.codec, await value)
         except TimeoutError as error:
             outcome = late_reply(session.codec) if bound.expired() else error_reply(session.codec, error)
         except asyncio.CancelledError as error:
-            if _cancelled():
-                send_reply(
-                    self._server.post, session, question.id, error_reply(session.codec, LinkClosed("the server ends"))
-                )
+            if _is_cancelled():
+                send_reply(post, session, request.id, error_reply(session.codec, LinkClosed("the server ends")))
                 raise
             outcome = error_reply(session.codec, error)
-        except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
+        except Exception as error:  # noqa: BLE001 - any error of a listener goes to the client
             outcome = error_reply(session.codec, error)
-        send_reply(self._server.post, session, question.id, outcome)
+        send_reply(post, session, request.id, outcome)
 
 
-def _cancelled() -> bool:
-    """Whether the running task itself was cancelled, and not only something that its listener awaited."""
+def _is_cancelled() -> bool:
+    """Return True if the running task itself is cancelled, and not only an awaitable of its listener."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""Inbound: what comes to a client from its server: answers at once, events in order to the listeners."""
+"""Dispatcher of a client: replies go to open requests, other events in order to the listeners' thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import SERVER_RESTARTED
 from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession
-from remit._protocol.session import Received, Session
+from remit._protocol.session import Received
 from remit.codec import EventMessage
 from remit.errors import CodecError, SessionRefused
 from remit.event import Sender
@@ -25,60 +25,63 @@ __all__ = ["Dispatch", "Dispatcher"]
 logger = logging.getLogger("remit")
 
 Dispatch: TypeAlias = Callable[[], Callable[[Sequence[EventMessage], Sender | None, bool], None] | None]
-"""A weak reference to the client's dispatch."""
+"""A weak reference to the dispatch method of the client: its threads must not keep a client alive."""
 
-IDLE_WAIT: Final = 60.0
-"""Seconds that an idle dispatch thread sleeps at the most; whatever arrives wakes it."""
+IDLE_WAIT_S: Final = 60.0
+"""Upper bound of one wait of the idle dispatch thread; received events wake it."""
 
 
 class Dispatcher:
-    """Sorts what has arrived. ``finished`` is called when listeners have returned in the dispatch thread."""
+    """Routes received events. ``finished`` is called after listeners have returned in the dispatch thread."""
 
     def __init__(self, router: EventRouter, dispatch: Dispatch, finished: Callable[[], None]) -> None:
-        self._io_handlers = router.io_handlers
         self.malformed = 0
-        """Such events that could not be read."""
+        """Reserved events that could not be decoded."""
+        self._io_handlers = router.io_handlers
         self._dispatch = dispatch
         self._finished = finished
         self._waiting: deque[Received] = deque()
         self._unfinished = 0
-        self._losses = self._renewals = 0
-        self._news = threading.Condition()
+        self._disconnects = self._server_restarts = 0
+        self._arrived = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take_in(self, machine: ClientSession, asking: RequestClient, now: float) -> None:
-        """Take what the machine has heard, and let those who wait know what befell it. On the link's thread."""
-        if machine.ready:
-            self.sort(machine.ready)
-        if machine.disconnects != self._losses:
-            self._losses = machine.disconnects
-            asking.on_disconnect("the connection was lost")
-        if machine.server_restarts != self._renewals:
-            self._renewals = machine.server_restarts
-            asking.on_server_restart()
-            self.renewed(machine.session)
-        if len(asking):
-            if machine.refusal is not None:
-                asking.on_session_refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
-            asking.expire(now)
+    # -- on the I/O thread -------------------------------------------------------------------------------------
 
-    def sort(self, ready: deque[Received]) -> None:
-        """Give answers and jobs to those who wait for them; keep the rest for the listeners. On the link's thread."""
+    def process(self, machine: ClientSession, requests: RequestClient, now: float) -> None:
+        """Route received events, and fail the requests that a disconnect, a refusal or a deadline ends."""
+        if machine.ready:
+            self.route(machine.ready)
+        if machine.disconnects != self._disconnects:
+            self._disconnects = machine.disconnects
+            requests.on_disconnect("the connection was lost")
+        if machine.server_restarts != self._server_restarts:
+            self._server_restarts = machine.server_restarts
+            requests.on_server_restart()
+            # Queued like an event, so that its handlers run after those of all events of the old server.
+            self._queue((machine.session, [EventMessage(SERVER_RESTARTED)], 0, False))
+        if len(requests):
+            if machine.refusal is not None:
+                requests.on_session_refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
+            requests.expire(now)
+
+    def route(self, ready: deque[Received]) -> None:
+        """Call the I/O handlers; queue the other events for dispatch."""
         while ready:
             session, wires, count, redelivered = ready.popleft()
-            rest = [left for wire in wires if (left := self._take(wire)) is not None]
+            rest = [left for wire in wires if (left := self._handle(wire)) is not None]
             if not rest and not self._unfinished:
                 session.mark_handled(count)
                 continue
-            self._unfinished += 1
-            self._waiting.append((session, rest, count, redelivered))
+            # Also an empty rest, if earlier events are unfinished: events are acknowledged in order.
+            self._queue((session, rest, count, redelivered))
 
-    def _take(self, wire: EventMessage) -> EventMessage | None:
-        """Return what is left for the listeners. Whatever a stranger sends must not end the thread of the link."""
+    def _handle(self, wire: EventMessage) -> EventMessage | None:
+        """Return the event that is left for dispatch, or None. Malformed input must not end the I/O thread."""
         handler = self._io_handlers.get(wire.name)
         if handler is None:
             return wire
@@ -88,31 +91,40 @@ class Dispatcher:
             self.malformed += 1
             return None
 
-    def renewed(self, session: Session) -> None:
-        """Let the listeners' side know, in its place among the events, that the server began anew."""
+    def _queue(self, received: Received) -> None:
         self._unfinished += 1
-        self._waiting.append((session, [EventMessage(SERVER_RESTARTED)], 0, False))
+        self._waiting.append(received)
 
-    def hand_over(self) -> int:
-        """Give what is kept to the listeners, here and now; return how many events."""
-        handed = 0
+    def wake_thread(self) -> None:
+        """Have the dispatch thread dispatch: a slow listener must not delay acknowledgements and heartbeats."""
+        with self._arrived:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="remit-dispatch", daemon=True)
+                self._thread.start()
+            self._arrived.notify()
+
+    # -- on the dispatch thread, or in tick() ------------------------------------------------------------------
+
+    def dispatch_all(self) -> int:
+        """Dispatch all queued events. Return their number."""
+        dispatched = 0
         while self._waiting:
-            handed += self.hand_one()
-        return handed
+            dispatched += self.dispatch_frame()
+        return dispatched
 
-    def hand_one(self) -> int:
-        """Give what came first, in one frame, to the listeners; return how many events."""
+    def dispatch_frame(self) -> int:
+        """Dispatch the events of the oldest queued frame, and mark them as handled. Return their number."""
         session, wires, count, redelivered = self._waiting.popleft()
         dispatch = self._dispatch()
-        handed = 0
+        dispatched = 0
         try:
             for wire in wires:
-                handed += 1
+                dispatched += 1
                 if dispatch is not None:
                     dispatch((wire,), None, redelivered)
         finally:
-            # A listener may have raised SystemExit: its event counts as handled, those behind it have yet to be.
-            rest = wires[handed:]
+            # After SystemExit in a listener: that event counts as handled, the events behind it stay queued.
+            rest = wires[dispatched:]
             session.mark_handled(max(0, count - len(rest)))
             if rest:
                 self._waiting.appendleft((session, rest, min(count, len(rest)), redelivered))
@@ -120,32 +132,24 @@ class Dispatcher:
                 self._unfinished -= 1
         return len(wires)
 
-    def announce(self) -> None:
-        """Have a thread of its own give it to the listeners: they may take their time, the link may not."""
-        with self._news:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="remit-dispatch", daemon=True)
-                self._thread.start()
-            self._news.notify()
-
     def stop(self, timeout: float) -> None:
-        """End the thread within ``timeout`` seconds, unless a listener keeps it."""
+        """Stop the dispatch thread. Wait for a running listener up to ``timeout`` seconds."""
         self._stopping = True
-        with self._news:
-            self._news.notify_all()
+        with self._arrived:
+            self._arrived.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         while True:
-            with self._news:
+            with self._arrived:
                 while not self._waiting and not self._stopping:
-                    self._news.wait(IDLE_WAIT)
+                    self._arrived.wait(IDLE_WAIT_S)
                 if self._stopping:
                     return
             try:
-                self.hand_over()
+                self.dispatch_all()
             except BaseException:
-                # It ends no process from here, and must not end this thread either: nobody would hear any more.
-                logger.exception("a listener raised what is no Exception")
+                # SystemExit here would end only this thread, and no listener would run any more.
+                logger.exception("a listener raised an exception that is no Exception")
             self._finished()

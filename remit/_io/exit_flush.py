@@ -1,4 +1,4 @@
-"""Leaving: no process ends with events in a queue, and none waits for ever to get rid of them."""
+"""Open clients of this process: closed with a time limit at exit, and reset in a forked child."""
 
 from __future__ import annotations
 
@@ -8,89 +8,68 @@ import os
 import sys
 import time
 import weakref
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from remit.errors import Undelivered
-from remit.location import Location
 from remit.transport import register_after_fork
 
-__all__ = ["Leaver", "forget", "keep", "remember"]
+if TYPE_CHECKING:
+    from remit.client import Client
+
+__all__ = ["register", "register_strong", "unregister"]
 
 
 logger = logging.getLogger("remit")
 
-EXIT_LINGER: Final = 5.0
-"""Seconds in which all clients that are still open at the interpreter's exit may deliver, together."""
+EXIT_LINGER_S: Final = 5.0
+"""Time limit at exit for all open clients together."""
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_strong: set[Client] = set()
+"""Clients with an I/O thread: without this reference a client could be collected before its events are delivered."""
+_hooked_pids: set[int] = set()
+"""Processes that have an exit hook."""
 
 
-class Leaver(Protocol):
-    """A client as its process sees it that ends or forks."""
-
-    @property
-    def location(self) -> Location:
-        """Where the server is reached."""
-        ...
-
-    @property
-    def linger(self) -> float:
-        """Seconds that `close` waits unless told otherwise."""
-        ...
-
-    def close(self, linger: float | None = None) -> None:
-        """Wait up to ``linger`` seconds until all is confirmed, then end. Raises Undelivered."""
-        ...
-
-    def _after_fork(self) -> None:
-        """In a forked child: begin anew at the next use."""
-        ...
-
-
-_CLIENTS: weakref.WeakSet[Leaver] = weakref.WeakSet()
-_kept: set[Leaver] = set()
-"""Those that a thread serves: it would go on without them, and nobody be told what it could not deliver."""
-_registered: set[int] = set()
-"""Processes in which `_close_all` will be called."""
-
-
-def remember(client: Leaver) -> None:
-    """Close ``client`` at the process's exit if nobody did before."""
-    _CLIENTS.add(client)
-    if os.getpid() in _registered:
+def register(client: Client) -> None:
+    """Close ``client`` when the process exits, if it still exists and is open then."""
+    _clients.add(client)
+    if os.getpid() in _hooked_pids:
         return
-    _registered.add(os.getpid())
-    # In each process anew: a fork server drops the exit functions that its children inherit.
+    _hooked_pids.add(os.getpid())
+    # Once in each process: a fork server clears the exit hooks that its children inherit.
     atexit.register(_close_all)
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # The children of multiprocessing run no atexit functions, only these.
+        # Children of multiprocessing end by os._exit: they run finalizers, but no atexit hooks.
         util.Finalize(None, _close_all, exitpriority=100)
 
 
-def keep(client: Leaver) -> None:
-    """Let ``client`` live until it is closed, although nobody else refers to it."""
-    _kept.add(client)
+def register_strong(client: Client) -> None:
+    """Keep ``client`` alive until `unregister`."""
+    _strong.add(client)
 
 
-def forget(client: Leaver) -> None:
-    """Let ``client`` go: it is closed."""
-    _kept.discard(client)
+def unregister(client: Client) -> None:
+    """Drop the strong reference to a client that is closed."""
+    _strong.discard(client)
 
 
 def _close_all() -> None:
-    deadline = time.monotonic() + EXIT_LINGER
-    for client in list(_CLIENTS):
+    deadline = time.monotonic() + EXIT_LINGER_S
+    for client in list(_clients):
         try:
-            client.close(max(0.0, min(client.linger, deadline - time.monotonic())))
+            client.close(max(0.0, min(client._options.linger, deadline - time.monotonic())))
         except Undelivered as lost:
             logger.error("at exit: %s: %s", client.location, lost)
-    _CLIENTS.clear()
+    _clients.clear()
 
 
 def _after_fork_in_child() -> None:
-    for client in list(_CLIENTS):
+    for client in list(_clients):
         client._after_fork()
-    _CLIENTS.clear()
-    _kept.clear()
+    _clients.clear()
+    _strong.clear()
 
 
 register_after_fork(_after_fork_in_child)

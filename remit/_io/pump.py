@@ -1,4 +1,4 @@
-"""Endpoint: the pump: the only place where a protocol machine meets a link and a clock."""
+"""Client and server pumps: they move frames between a link and a protocol state machine, and supply the time."""
 
 from __future__ import annotations
 
@@ -16,40 +16,38 @@ from remit.transport import SERVER, Down, Link, Sent, Wakeable
 __all__ = ["ClientPump", "ServerPump"]
 
 
-PUMP_FRAMES: Final = 64
-"""Frames received in one go before what they caused is sent."""
-FLUSH_FRAMES: Final = 64
-"""Frames sent to one peer in one go before others have their turn."""
-
-REOPEN: Final = 1.0
-"""Seconds between two tries to open another link to a server that is silent."""
+MAX_RECEIVE_FRAMES: Final = 64
+"""Frames received in a row before replies to them are sent."""
+MAX_SEND_FRAMES: Final = 64
+"""Frames sent to one peer in a row before other peers get their turn."""
+REOPEN_INTERVAL_S: Final = 1.0
+"""Seconds between attempts to open a new link to a silent server."""
 
 Clock = Callable[[], float]
 
 
-class _Endpoint:
-    """A link, handed from thread to thread under `lock`, and the clock."""
+class _Pump:
+    """A link and the lock under which threads hand it over. Every method must be called with `lock` held."""
 
     def __init__(self, link: Link, clock: Clock) -> None:
         self.link = link
         self.lock = threading.Lock()
-        """Whoever pumps, flushes, waits or closes holds it: it is what hands the link over."""
         self._clock = clock
         self._due = 0.0
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Return after ``timeout`` seconds, or earlier if there is something to pump. Under `lock`."""
+        """Return after ``timeout`` seconds, or earlier if there may be something to do."""
         self.link.owner = threading.get_ident()
         self.link.wait(max(0.0, min(timeout, self._due - self._clock())), waker)
 
     def close(self, linger: float) -> None:
-        """End the link within ``linger`` seconds. Under `lock`."""
+        """Close the link within ``linger`` seconds."""
         self.link.owner = threading.get_ident()
         self.link.close(linger)
 
 
-class ClientPump(_Endpoint):
-    """A client's link and its `ClientSession`. ``connect`` opens another link when this one has to be given up."""
+class ClientPump(_Pump):
+    """Moves frames between one link and a `ClientSession`. ``connect`` opens another link when this one is stale."""
 
     def __init__(
         self, machine: ClientSession, link: Link, connect: Callable[[], Link], *, clock: Clock = time.monotonic
@@ -59,12 +57,12 @@ class ClientPump(_Endpoint):
         self._connect = connect
         self._reopen_at = 0.0
 
-    def pump(self) -> bool:
-        """Receive, do what time demands, send. True if nothing is left to receive. Under `lock`."""
+    def exchange(self) -> bool:
+        """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive."""
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
         drained = False
-        for _ in range(PUMP_FRAMES):
+        for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
             if arrival is None:
                 drained = True
@@ -77,33 +75,29 @@ class ClientPump(_Endpoint):
         return drained
 
     def flush(self) -> None:
-        """Send what may leave now. Under `lock`."""
+        """Send the frames that window and link accept now."""
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
         machine.session.send_blocked = False
-        for _ in range(FLUSH_FRAMES):
+        for _ in range(MAX_SEND_FRAMES):
             frame = machine.next_frame()
             if frame is None:
                 break
             if link.send(SERVER, frame) is not Sent.ACCEPTED:
-                # GONE is no Down: the link itself will say when its server has left.
+                # GONE does not end the connection here: the link reports a lost server by Down.
                 machine.session.send_blocked = True
                 break
             machine.session.mark_sent(now)
         self._due = min(self._due, machine.session.probe_at)
 
-    def events(self) -> Received | None:
-        """Return events from the server that wait for their listeners. Under `lock`."""
-        return self.machine.ready.popleft() if self.machine.ready else None
-
     def _reopen(self, now: float) -> None:
-        """The server has been silent for too long: begin again on a new link, once there is one to be had."""
+        """Replace the link to a silent server. If that fails, keep the old link and try again later."""
         if now < self._reopen_at:
             return
         try:
             link = self._connect()
         except TransportError:
-            self._reopen_at = now + REOPEN
+            self._reopen_at = now + REOPEN_INTERVAL_S
             return
         self.link.close(0.0)
         self.machine.link_stale = False
@@ -112,53 +106,53 @@ class ClientPump(_Endpoint):
         self.link.owner = threading.get_ident()
 
 
-class ServerPump(_Endpoint):
-    """A server's link and its `ServerSessions`."""
+class ServerPump(_Pump):
+    """Moves frames between one link and the `ServerSessions` of all its peers."""
 
     def __init__(self, machine: ServerSessions, link: Link, *, clock: Clock = time.monotonic) -> None:
         super().__init__(link, clock)
         self.machine = machine
-        self.caught_up = clock()
-        """The moment until which everything that came has been received: what is silent was silent until then."""
+        self.drained_at = clock()
+        """Monotonic time of the last receive that emptied the link. Peer silence is measured up to this moment."""
 
-    def pump(self, *, hold_back: bool = False) -> bool:
-        """Receive, do what time demands, send. True if nothing is left to receive. Under `lock`.
+    def exchange(self, *, hold_back: bool = False) -> bool:
+        """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive.
 
-        With ``hold_back`` nothing is sent yet if there are events to be handled: who asks for that handles them now.
+        With ``hold_back`` nothing is sent while events wait for dispatch; the caller dispatches them next.
         """
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
         drained = False
-        for _ in range(PUMP_FRAMES):
+        for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
             if arrival is None:
                 drained = True
-                self.caught_up = now
+                self.drained_at = now
                 break
             machine.handle_arrival(arrival, now)
         self._due = machine.handle_timeouts(now, drained=drained)
-        # While events wait for their listeners, what those cause shares the way with the acknowledgement.
+        # Replies of listeners then share a frame with the acknowledgement: one send instead of two.
         if not hold_back or not machine.ready:
             self.flush()
         return drained
 
     def flush(self) -> None:
-        """Send what may leave now. Under `lock`."""
+        """Send the frames that windows and peers accept now."""
         machine, now = self.machine, self._clock()
         self.link.owner = threading.get_ident()
         while machine.unknown_peer_replies:
             peer, frame = machine.unknown_peer_replies.popleft()
-            # Not kept if it is not taken: whoever has no session asks again.
+            # Dropped if the link is full: a peer without a session repeats its frame.
             self.link.send(peer, frame)
         for session in list(machine.writable):
-            # Taken out first: what another thread adds while this one sends counts anew.
+            # Removed before sending: another thread may append an event and mark the session again meanwhile.
             machine.writable.pop(session, None)
             if not self._flush_session(session, now):
                 machine.writable[session] = None
 
     def _flush_session(self, session: Session, now: float) -> bool:
-        """Send what one session may send now; True if nothing is left that could be tried again soon."""
-        for _ in range(FLUSH_FRAMES):
+        """Send frames of one session. Return False if some remain that may be accepted soon."""
+        for _ in range(MAX_SEND_FRAMES):
             if session.peer is None:
                 return True
             frame = session.next_frame()
@@ -173,6 +167,6 @@ class ServerPump(_Endpoint):
             session.mark_sent(now)
         return False
 
-    def events(self) -> Received | None:
-        """Return events that wait for their listeners. Under `lock`."""
+    def pop_received(self) -> Received | None:
+        """Return the oldest received events that wait for dispatch, or None."""
         return self.machine.ready.popleft() if self.machine.ready else None

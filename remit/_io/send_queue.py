@@ -1,4 +1,4 @@
-"""Outgate: between ``emit`` and the outbox: the queue, and what happens when more is emitted than can leave."""
+"""Bounded queue in front of the outbox, with the when_full policies."""
 
 from __future__ import annotations
 
@@ -13,124 +13,134 @@ from remit.codec import shortened
 from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull
 from remit.options import Options
 
-__all__ = ["LARGE", "SendQueue", "WouldBlock"]
+__all__ = ["SendQueue", "WouldBlock"]
 
 
-LARGE: Final = 4096
-"""Bytes from which an event is counted towards ``queue_bytes``: below, counting events is enough."""
-LOOK: Final = 0.05
-"""Seconds after which a blocked ``emit`` looks for itself whether there is room."""
-
+LARGE_EVENT_BYTES: Final = 4096
+"""Only events of this size or more count towards ``queue_bytes``: the number of events bounds the smaller ones."""
+ROOM_POLL_INTERVAL_S: Final = 0.05
+"""Upper bound of one wait for room: a missed notification delays a blocked emit by this much."""
 
 Encode: TypeAlias = Callable[[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]], bytes]
-"""Makes one event bytes, as `remit.codec.Codec.encode` does."""
+"""`Codec.encode`: name, args, kwargs, headers."""
 
 
 class WouldBlock(Exception):
-    """Raised where an event would have to wait for room in a thread that must not wait."""
+    """Raised instead of waiting for room in `SendQueue.nonblocking_thread`."""
 
 
 class SendQueue:
-    """Applies ``when_full`` to one outbox. An event may have ``max_event`` bytes.
+    """Applies ``when_full`` to the events of one outbox. ``max_event`` is the largest encoded event in bytes.
 
-    `encode`, `pending`, `small`, `capacity` and `idle` are for the path of ``emit``: an event of up to `small` bytes
-    needs no `admit` while fewer than `capacity` are `pending`.
+    `Client.emit` reads `encode`, `pending`, `small`, `capacity` and `idle` itself: an event of at most `small` bytes
+    needs no `reserve` while fewer than `capacity` events are pending. A call of `put` for each event would cost about a
+    tenth of the throughput.
     """
 
-    def __init__(self, outbox: Outbox, settings: Options, encode: Encode, max_event: int) -> None:
+    def __init__(self, outbox: Outbox, options: Options, encode: Encode, max_event: int) -> None:
         self.encode = encode
         self.pending = outbox.pending
-        self.small = min(LARGE - 1, max_event)
-        self.capacity = settings.queue
+        self.small = min(LARGE_EVENT_BYTES - 1, max_event)
+        self.capacity = options.queue
         self.idle = True
-        """Nobody is about to look at `pending`: whoever appends must say so. Only who serves the link makes it True."""
-        self.drive: Callable[[float], None] | None = None
-        """Makes progress, for some seconds, where no thread does."""
+        """True while no thread is about to read `pending`: then a thread that appends must call `wake`. Set only by the
+        thread that holds the link, which reads `pending` once more after it has set this."""
+        self.wake: Callable[[], None] = lambda: None
+        """`wake` of the driver: sends soon. Raises SessionRefused."""
+        self.serve: Callable[[float], None] | None = None
+        """Set while no I/O thread runs: a blocked emit then pumps the link itself, for up to some seconds."""
         self.dropped: Counter[str] = Counter()
         self.waiting = 0
         """Threads that wait for room."""
-        self.loop = 0
-        """Ident of a thread that must not wait: an event loop's."""
+        self.nonblocking_thread = 0
+        """Ident of the thread of an event loop, in which `reserve` must not wait."""
         self.closed = False
-        """There will be no room any more."""
-        self.room = threading.Condition()
+        self._room = threading.Condition()
         self._outbox = outbox
-        self._settings = settings
+        self._options = options
         self._max_event = max_event
-        self._large = 0
 
-    def crowded(self, size: int) -> bool:
-        """Whether an event of ``size`` bytes finds no room now."""
+    def put(self, name: str, data: bytes) -> bool:
+        """Append an encoded event. Return False if ``when_full`` drops it. Raises as `reserve` and `wake`."""
+        if not self.reserve(name, len(data)):
+            return False
+        self.pending.append(data)
+        if self.idle:
+            self.wake()
+        return True
+
+    def is_full(self, size: int) -> bool:
+        """Return True if an event of ``size`` bytes finds no room now."""
         if len(self.pending) >= self.capacity:
             return True
-        return size >= LARGE and bool(self.pending) and self._bytes() + size > self._settings.queue_bytes
+        return size >= LARGE_EVENT_BYTES and bool(self.pending) and self._bytes() + size > self._options.queue_bytes
 
-    def admit(self, name: str, size: int) -> bool:
-        """Make room for an event, or wait for it, as ``when_full`` says; False: it is dropped.
+    def reserve(self, name: str, size: int) -> bool:
+        """Make or await room for one event as ``when_full`` demands. Return False if the event is to be dropped.
 
-        Raises FrameTooLarge, QueueFull, EmitTimeout, NoRoom.
+        Raises FrameTooLarge, QueueFull, EmitTimeout, LinkClosed, WouldBlock.
         """
         largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
         if size > largest:
             raise FrameTooLarge(
                 f"event {shortened(name)} has {size} bytes, over {largest} for this location; send it in parts"
             )
-        if not self.crowded(size):
+        if not self.is_full(size):
             return True
-        policy = self._settings.when_full
+        policy = self._options.when_full
         if policy == "raise":
             self.dropped["raised"] += 1
-            raise QueueFull(f"{len(self.pending)} events wait to be sent; {name!r} was not taken")
+            raise QueueFull(f"{name!r} was not queued: {len(self.pending)} events wait to be sent")
         if policy == "drop_newest":
             self.dropped[policy] += 1
             return False
         if policy == "drop_oldest":
             self._drop_oldest(size)
             return True
-        self._block(name, size)
+        self._wait_for_room(name, size)
         return True
 
     def _drop_oldest(self, size: int) -> None:
-        while self.crowded(size):
+        while self.is_full(size):
             try:
                 self.pending.popleft()
-            except IndexError:
+            except IndexError:  # The I/O thread has taken the rest.
                 return
             self.dropped["drop_oldest"] += 1
 
-    def _block(self, name: str, size: int) -> None:
-        if self.loop == threading.get_ident():
+    def _wait_for_room(self, name: str, size: int) -> None:
+        if self.nonblocking_thread == threading.get_ident():
             raise WouldBlock
-        deadline = time.monotonic() + self._settings.emit_timeout
+        deadline = time.monotonic() + self._options.emit_timeout
         self.waiting += 1
         try:
-            while self.crowded(size):
+            while self.is_full(size):
                 if self.closed:
-                    raise LinkClosed(f"{shortened(name)} was not taken: the client was closed while it waited for room")
+                    raise LinkClosed(f"{shortened(name)} was not queued: the client was closed while it waited")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     self.dropped["timed_out"] += 1
                     raise EmitTimeout(
-                        f"{name!r} was not taken: the queue stayed full for {self._settings.emit_timeout} s; "
+                        f"{name!r} was not queued: the queue stayed full for {self._options.emit_timeout} s; "
                         "is the server being ticked?"
                     )
-                self._wait(min(left, LOOK))
+                self._wait(min(left, ROOM_POLL_INTERVAL_S))
         finally:
             self.waiting -= 1
 
     def _wait(self, seconds: float) -> None:
-        drive = self.drive
-        if drive is not None:
-            drive(seconds)
+        serve = self.serve
+        if serve is not None:
+            serve(seconds)
             return
-        with self.room:
-            self.room.wait(seconds)
+        with self._room:
+            self._room.wait(seconds)
 
-    def opened(self) -> None:
-        """Tell those who wait that there may be room."""
+    def notify_room(self) -> None:
+        """Wake the threads that wait for room."""
         if self.waiting:
-            with self.room:
-                self.room.notify_all()
+            with self._room:
+                self._room.notify_all()
 
     def _bytes(self) -> int:
-        return sum(len(event) for event in tuple(self.pending) if len(event) >= LARGE)
+        return sum(len(event) for event in tuple(self.pending) if len(event) >= LARGE_EVENT_BYTES)

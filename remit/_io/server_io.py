@@ -1,4 +1,4 @@
-"""Keeping: what a server holds while it is open: its link, what wakes it, and a thread that keeps it alive unticked."""
+"""An open server: its link, sessions, keepalive thread, and the sending of events to clients."""
 
 from __future__ import annotations
 
@@ -9,67 +9,170 @@ import selectors
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any, Final
 
 from remit._io.pump import ServerPump
+from remit._patterns.event_router import EventRouter
 from remit._protocol.outbox import HEAD_BYTES, WINDOW_BYTES, Outbox
+from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Session
 from remit.codec import Codec, shortened
-from remit.errors import EmitError, FrameTooLarge, QueueFull, TransportError
+from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, TransportError
 from remit.event import Sender
+from remit.location import Location
 from remit.options import Options
-from remit.transport import Capabilities, Wakeable, Waker
+from remit.transport import Transport, Wakeable, Waker
+from remit.transports.authenticated import share_rejected_counter
 
-__all__ = ["PATIENCE", "ClientSender", "ServerIO", "TickLock"]
-
-
-class TickLock:
-    """Whose turn it is to tick a server: one thread's at a time."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        """Held while somebody ticks."""
-        self.thread = 0
-        """Ident of the thread that ticks, or ticked last."""
+__all__ = ["ServerIO", "ticked_here"]
 
 
-class ClientSender:
-    """Gives events to the outboxes of a server's sessions. ``reach`` opens the server, or says why it is not open."""
+SEND_DELAY_S: Final = 0.002
+"""Delay before the keepalive thread sends queued events, if no thread calls tick() or wait() by then."""
+SEND_LOCK_TIMEOUT_S: Final = 0.05
+"""Time that the keepalive thread waits for the link to do that."""
+KEEPALIVE_INTERVAL_S: Final = 0.3
+"""Time after the last tick() or wait() at which the keepalive thread pumps the link."""
+KEEPALIVE_PUMPS: Final = 16
+"""Rounds of the keepalive thread in a row: a tick() must not wait long for the link."""
+LIVENESS_TIMEOUT_S: Final = 15.0
+"""Seconds of silence after which clients may replace their link to a server with a keepalive thread."""
+FAREWELL_TIMEOUT_S: Final = 0.5
+"""Time in close() for clients to read pending events and BYE: some backends drop unread frames."""
+FULL_POLL_INTERVAL_S: Final = 0.01
+"""Interval of attempts to send to a client whose link was full."""
+JOIN_TIMEOUT_S: Final = 1.0
+"""Seconds that close() waits for the keepalive thread."""
 
-    keeping: ServerIO
-    """What keeps the endpoint."""
+# Plain weak references: each request reads this set, and WeakSet is implemented in Python and slower than the search.
+_open: set[weakref.ref[ServerIO]] = set()
 
-    def __init__(self, reach: Callable[[], ServerPump], turns: TickLock) -> None:
-        self.endpoint: ServerPump | None = None
-        """The server's, while it is open."""
-        self._reach = reach
-        self._turns = turns
-        self._settings = Options()
-        self._max_frame = self._window_bytes = 0
 
-    def limit(self, settings: Options, capabilities: Capabilities) -> None:
-        """Note how much may be under way to one client."""
-        self._settings = settings
-        self._max_frame = capabilities.max_frame
-        self._window_bytes = min(WINDOW_BYTES, capabilities.window or WINDOW_BYTES)
+def ticked_here(location: Location) -> bool:
+    """Return True if the calling thread is the one that ticks an open server on this location."""
+    if not _open:
+        return False
+    here = threading.get_ident()
+    return any(
+        io.tick_thread == here and io.location == location for each in tuple(_open) if (io := each()) is not None
+    )
+
+
+class ServerIO:
+    """Everything that a server holds while it is open.
+
+    With ``threaded`` a keepalive thread pumps the link while no thread ticks or waits. It dispatches nothing.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        location: Location,
+        address: Location,
+        options: Options,
+        router: EventRouter,
+        *,
+        threaded: bool,
+    ) -> None:
+        link = transport.bind(address)
+        limits = link.capabilities
+        self.location = link.location.replace(options=location.options)
+        """Location for clients, with the port that the system has chosen."""
+        self._router = router
+        self._options = options
+        self._max_frame = limits.max_frame
+        self._window_bytes = min(WINDOW_BYTES, limits.window or WINDOW_BYTES)
+        self.machine = ServerSessions(
+            self._new_outbox,
+            max_frame=limits.max_frame,
+            liveness_timeout=LIVENESS_TIMEOUT_S if threaded else 0.0,
+            session_ttl=options.session_ttl,
+            sees_peers=limits.sees_peers,
+        )
+        share_rejected_counter(transport, self.machine)
+        self.link_pump = ServerPump(self.machine, link)
+        self.waker = Waker()
+        self.tick_lock = threading.Lock()
+        self.tick_thread = 0
+        """Ident of the thread that ticks, or was the last to tick."""
+        self.pumped_at = time.monotonic()
+        """Time of the last pump, or time until which a thread waits on the link."""
+        self.closed = False
+        self._wait_thread = 0
+        """Ident of the thread that was the last to wait."""
+        self._user_waker: Wakeable | None = None
+        self._combined_waker: _CombinedWaker | None = None
+        self._inherited = False
+        self._stopping = threading.Event()
+        self._request = _KeepaliveRequest()
+        self._thread: threading.Thread | None = None
+        if threaded:
+            # A weak reference: the thread must not keep a server alive that the program has dropped.
+            args = weakref.ref(self), self._stopping, self._request
+            self._thread = threading.Thread(target=_keep_alive, args=args, name="remit-keeper", daemon=True)
+            self._thread.start()
+        _open.add(weakref.ref(self, _open.discard))
+
+    # -- ticking -----------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
+        """Send queued events, then wait for frames or a waker, for at most ``timeout`` seconds."""
+        pump, machine = self.link_pump, self.machine
+        self._wait_thread = threading.get_ident()
+        with pump.lock:
+            if machine.writable:
+                pump.flush()
+            if machine.ready or machine.writable:
+                timeout = min(timeout, 0.0 if machine.ready else FULL_POLL_INTERVAL_S)
+            self.pumped_at = time.monotonic() + timeout
+            pump.wait(timeout, self.waker if waker is None else self._with(waker))
+            self.waker.clear()
+
+    def report_sessions(self, dispatching: Session | None = None) -> None:
+        """Call the handlers of the router for ended sessions and cancelled requests.
+
+        A session is reported after its last event: not while events of it wait, or while it is ``dispatching``. An
+        event handled after that report would create state that nothing removes.
+        """
+        machine = self.machine
+        machine.opened.clear()
+        if not machine.closed and not machine.cancelled_requests:
+            return
+        # Copies: the keepalive thread may pump meanwhile. `closed` first: events of a session precede its end.
+        closed = list(machine.closed)
+        waiting = {dispatching, *(received[0] for received in list(machine.ready))} if closed else set()
+        for session in [each for each in closed if each not in waiting]:
+            machine.closed.remove(session)
+            self._router.session_closed(session)
+        while machine.cancelled_requests:
+            self._router.request_cancelled(*machine.cancelled_requests.popleft())
+
+    def _with(self, waker: Wakeable) -> Wakeable:
+        """Return one descriptor that is readable when the waker of the user or our own is."""
+        # Compared by identity: the number of a closed descriptor may belong to another waker now.
+        if self._combined_waker is None or self._user_waker is not waker:
+            if self._combined_waker is not None:
+                self._combined_waker.close()
+            self._user_waker, self._combined_waker = waker, _CombinedWaker(waker, self.waker)
+        return self._combined_waker
+
+    # -- sending to clients ------------------------------------------------------------------------------------
 
     @property
-    def largest(self) -> int:
-        """Bytes that one event may have."""
+    def max_event(self) -> int:
+        """Largest encoded event in bytes."""
         return self._max_frame - HEAD_BYTES
 
-    def outbox(self, codec: Codec, max_frame: int) -> Outbox:
-        """Make the outbox of a new session, whose client takes frames of ``max_frame`` bytes."""
+    def _new_outbox(self, codec: Codec, max_frame: int) -> Outbox:
         return Outbox(
             codec,
             max_frame=min(self._max_frame, max_frame),
-            window_events=self._settings.window,
+            window_events=self._options.window,
             window_bytes=self._window_bytes,
         )
 
-    def sender(self, session: Session) -> Sender:
-        """Return the client of a session as listeners see it."""
+    def sender_of(self, session: Session) -> Sender:
+        """Return the client of a session as listeners receive it."""
         if session.sender is None:
             session.sender = Sender(
                 session.id.hex(),
@@ -81,19 +184,16 @@ class ClientSender:
         sender: Sender = session.sender
         return sender
 
-    def emit_to(self, peer: Sender | str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Emit an event to one client, named by its `Sender` or the sender's id."""
+    def find_session(self, peer: Sender | str, name: str) -> Session:
+        """Return the session of a client, to emit event ``name``. Raises EmitError, TypeError."""
         identifier = peer.id if isinstance(peer, Sender) else peer
         if not isinstance(identifier, str):
-            raise TypeError(f"a client is named by an event's sender, or by the sender's id, not {peer!r}")
-        sessions = (self.endpoint or self._reach()).machine.sessions
-        try:
-            session = sessions.get(bytes.fromhex(identifier))
-        except ValueError:
-            session = None
-        if session is None:
-            raise EmitError(f"cannot emit {name!r}: no client here has the id {shortened(identifier)}")
-        self.emit(session, name, args, kwargs)
+            raise TypeError(f"name a client by the sender of an event or by the sender's id, not by {peer!r}")
+        with contextlib.suppress(ValueError):
+            session = self.machine.sessions.get(bytes.fromhex(identifier))
+            if session is not None:
+                return session
+        raise EmitError(f"cannot emit {name!r}: no client here has the id {shortened(identifier)}")
 
     def emit(
         self,
@@ -105,169 +205,120 @@ class ClientSender:
         bounded: bool = True,
         now: bool = False,
     ) -> None:
-        """Queue an event for one client, or send it ``now``.
+        """Queue an event for one client; with ``now``, send it in this thread.
 
-        Raises EmitError if its session has ended, QueueFull, and as `emit`.
+        Raises EmitError if the session has ended, QueueFull if ``bounded``, CodecError, FrameTooLarge, LinkClosed.
         """
-        if (self.endpoint or self._reach()).machine.sessions.get(session.id) is not session:
+        if self.closed:
+            raise LinkClosed(f"the server on {self.location} is closed")
+        if self.machine.sessions.get(session.id) is not session:
             raise EmitError(f"cannot emit {name!r}: the session of {session.id.hex()[:8]} has ended")
         data = session.codec.encode(name, args, kwargs, {})
-        if len(data) > session.outbox.max_frame - HEAD_BYTES:
-            raise FrameTooLarge(
-                f"event {shortened(name)} has {len(data)} bytes, over {session.outbox.max_frame} a frame"
-            )
-        if bounded and len(session.outbox.pending) >= self._settings.queue:
-            raise QueueFull(f"{self._settings.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
-        session.outbox.pending.append(data)
+        outbox = session.outbox
+        if len(data) > outbox.max_frame - HEAD_BYTES:
+            raise FrameTooLarge(f"event {shortened(name)} has {len(data)} bytes, over {outbox.max_frame} a frame")
+        if bounded and len(outbox.pending) >= self._options.queue:
+            raise QueueFull(f"{self._options.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
+        outbox.pending.append(data)
         if now:
-            endpoint = self.endpoint or self._reach()
-            with endpoint.lock:
-                endpoint.machine.writable[session] = None
-                endpoint.flush()
+            with self.link_pump.lock:
+                self.machine.writable[session] = None
+                self.link_pump.flush()
         else:
-            self.has_more(session)
+            self.mark_writable(session)
 
-    def has_more(self, session: Session) -> None:
-        """Something waits to be sent to a client: soon, by whoever ticks or waits, or else by the keeper."""
-        (self.endpoint or self._reach()).machine.writable[session] = None
+    def mark_writable(self, session: Session) -> None:
+        """Have queued events of a session sent by the next tick() or wait(), or else by the keepalive thread."""
+        self.machine.writable[session] = None
         here = threading.get_ident()
-        if self._turns.thread != here or self.keeping.waiter not in (0, here):
-            self.keeping.waker.wake()
-            self.keeping.call()
-        elif not self._turns.lock.locked():  # Who is ticking sends before the tick is done.
-            self.keeping.call()
-
-
-SOON: Final = 0.002
-"""Seconds after which the keeper sends what somebody left who neither ticks nor waits."""
-AT_IT: Final = 0.05
-"""Seconds that the keeper waits for somebody who is about to do the same."""
-KEEP: Final = 0.3
-"""Seconds after which the keeper looks after a link that nobody ticks."""
-PATIENCE: Final = 15.0
-"""Seconds of silence after which clients may take a server with a keeper for dead."""
-FAREWELL: Final = 0.5
-"""Seconds that a closing server waits for its clients to have read what was meant for them, and its last words."""
-JOIN: Final = 1.0
-"""Seconds that a closing server waits for its keeper."""
-PUMPS: Final = 16
-"""Pumps of the keeper at one time: it has to let go of the link soon."""
-
-
-class ServerIO:
-    """An open server's link. With ``threaded`` a small thread pumps it while nobody ticks; it dispatches nothing."""
-
-    def __init__(self, endpoint: ServerPump, *, threaded: bool) -> None:
-        self.endpoint = endpoint
-        self.waker = Waker()
-        self.pumped = time.monotonic()
-        """When somebody last looked after the link, or is going to have done so."""
-        self.waiter = 0
-        """Ident of the thread that waited last."""
-        self._users: Wakeable | None = None
-        self._both: _CombinedWaker | None = None
-        """The user's waker and our own."""
-        self._stopping = threading.Event()
-        self._call = _KeepaliveRequest()
-        self._keeper: threading.Thread | None = None
-        self._inherited = False
-        if threaded:
-            args = weakref.ref(self), self._stopping, self._call
-            self._keeper = threading.Thread(target=_keep, args=args, name="remit-keeper", daemon=True)
-            self._keeper.start()
-
-    def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
-        """Send what waits, then return after ``timeout`` seconds or earlier if there may be something to tick."""
-        endpoint, machine = self.endpoint, self.endpoint.machine
-        self.waiter = threading.get_ident()
-        with endpoint.lock:
-            if machine.writable:
-                endpoint.flush()
-            if machine.ready or machine.writable:
-                timeout = min(timeout, 0.0 if machine.ready else 0.01)
-            self.pumped = time.monotonic() + timeout
-            endpoint.wait(timeout, self.waker if waker is None else self._with(waker))
-            self.waker.clear()
-
-    def call(self) -> None:
-        """Have the keeper send what waits for clients, if nobody else does so soon. From any thread."""
-        if not self._call.made:
-            self._call.made = True
-            self._call.news.set()
-
-    def close(self, linger: float) -> None:
-        """Say farewell, and end within ``linger`` seconds. In a forked child give back the copies, and say nothing."""
-        self._stopping.set()
-        self._call.news.set()
-        if not self._inherited:
+        if self.tick_thread != here or self._wait_thread not in (0, here):
+            # Another thread ticks or waits: wake it. It may also be busy elsewhere, so ask the keepalive thread too.
             self.waker.wake()
-        with self.endpoint.lock:
-            if not self._inherited:
-                self._say_farewell(time.monotonic() + min(linger, FAREWELL))
-            self.endpoint.close(linger)
-        if self._keeper is not None and self._keeper is not threading.current_thread():
-            self._keeper.join(JOIN)
-        if self._both is not None:
-            self._both.close()
-        self.waker.close()
+            self.request_send()
+        elif not self.tick_lock.locked():
+            # This thread ticks, but not just now. Within a tick nothing is needed: a tick ends with a flush.
+            self.request_send()
 
-    def after_fork(self) -> None:
-        """In a forked child: its locks may be held by threads that are not here, and so is the keeper."""
-        self.endpoint.lock = threading.Lock()
-        self._stopping, self._call = threading.Event(), _KeepaliveRequest()
-        self._keeper, self._inherited = None, True
+    def request_send(self) -> None:
+        """Have the keepalive thread send queued events after `SEND_DELAY_S`. From any thread."""
+        if not self._request.made:
+            self._request.made = True
+            self._request.event.set()
 
-    def keep(self) -> None:
-        """Pump a link that nobody has ticked for a while. What arrives waits for the next tick."""
-        endpoint = self.endpoint
-        if time.monotonic() - self.pumped < KEEP or not endpoint.lock.acquire(blocking=False):
+    # -- the keepalive thread ----------------------------------------------------------------------------------
+
+    def keep_alive(self) -> None:
+        """Pump the link if no thread has done so for a while. Received events wait for the next tick."""
+        pump = self.link_pump
+        if time.monotonic() - self.pumped_at < KEEPALIVE_INTERVAL_S or not pump.lock.acquire(blocking=False):
             return
         try:
-            # What the link raises is for whoever ticks: the next tick meets it again.
+            # Errors of the link are for tick(): it meets them again.
             with contextlib.suppress(TransportError):
-                for _ in itertools.repeat(None, 0 if self._stopping.is_set() else PUMPS):
-                    if endpoint.pump():
+                for _ in itertools.repeat(None, 0 if self._stopping.is_set() else KEEPALIVE_PUMPS):
+                    if pump.exchange():
                         break
         finally:
-            endpoint.lock.release()
+            pump.lock.release()
 
-    def send_what_is_left(self) -> None:
-        """Send what waits for clients, unless somebody else is at it."""
-        endpoint = self.endpoint
-        if not endpoint.machine.writable or not endpoint.lock.acquire(timeout=AT_IT):
+    def send_queued(self) -> None:
+        """Send queued events, unless another thread uses the link."""
+        pump = self.link_pump
+        if not self.machine.writable or not pump.lock.acquire(timeout=SEND_LOCK_TIMEOUT_S):
             return
         try:
-            with contextlib.suppress(TransportError):  # as in `keep`
+            with contextlib.suppress(TransportError):  # As in `keep_alive`.
                 if not self._stopping.is_set():
-                    endpoint.flush()
+                    pump.flush()
         finally:
-            endpoint.lock.release()
+            pump.lock.release()
 
-    def _say_farewell(self, deadline: float) -> None:
-        """Let what waits for clients leave, tell them, and wait for their answer: some backends lose what is unread."""
-        endpoint, machine = self.endpoint, self.endpoint.machine
-        endpoint.flush()
+    # -- closing -----------------------------------------------------------------------------------------------
+
+    def close(self, linger: float) -> None:
+        """Send pending events and BYE, then close the link within ``linger`` seconds.
+
+        In a forked child only the copies of the descriptors are closed.
+        """
+        self.closed = True
+        _open.discard(weakref.ref(self))
+        self._stopping.set()
+        self._request.event.set()
+        if not self._inherited:
+            self.waker.wake()  # A thread that waits holds the lock.
+        with self.link_pump.lock:
+            if not self._inherited:
+                self._say_bye(time.monotonic() + min(linger, FAREWELL_TIMEOUT_S))
+            self.link_pump.close(linger)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(JOIN_TIMEOUT_S)
+        if self._combined_waker is not None:
+            self._combined_waker.close()
+        self.waker.close()
+
+    def _say_bye(self, deadline: float) -> None:
+        pump, machine = self.link_pump, self.machine
+        pump.flush()
         while machine.has_unreceived and (left := deadline - time.monotonic()) > 0:
-            endpoint.wait(min(left, 0.01))
-            endpoint.pump()
+            pump.wait(min(left, FULL_POLL_INTERVAL_S))
+            pump.exchange()
         machine.queue_bye("closed")
-        endpoint.flush()
+        pump.flush()
+        # Until the clients confirm BYE: some backends drop unread frames when the link closes.
         while machine.has_clients and (left := deadline - time.monotonic()) > 0:
-            endpoint.wait(min(left, 0.01 if machine.writable else left))
-            endpoint.pump()
+            pump.wait(min(left, FULL_POLL_INTERVAL_S if machine.writable else left))
+            pump.exchange()
 
-    def _with(self, waker: Wakeable) -> Wakeable:
-        """Return one descriptor that is readable when the user's waker or our own is."""
-        # By the waker and not by its descriptor: once that is closed, another one may have its number.
-        if self._both is None or self._users is not waker:
-            if self._both is not None:
-                self._both.close()
-            self._users, self._both = waker, _CombinedWaker(waker, self.waker)
-        return self._both
+    def after_fork(self) -> None:
+        """In a forked child: replace locks that threads of the parent may hold. The child has no keepalive thread."""
+        self.link_pump.lock, self.tick_lock = threading.Lock(), threading.Lock()
+        self.tick_thread = 0  # A thread of the child may have the ident of the thread that ticked in the parent.
+        self._stopping, self._request = threading.Event(), _KeepaliveRequest()
+        self._thread, self._inherited = None, True
 
 
 class _CombinedWaker:
-    """Is readable when one of two wakers is: a selector's own descriptor; -1 once it is closed."""
+    """Readable when one of several wakers is: the descriptor of a selector. The descriptor is -1 after `close`."""
 
     def __init__(self, *wakers: Wakeable) -> None:
         self._selector: selectors.BaseSelector | None = selectors.DefaultSelector()
@@ -284,26 +335,27 @@ class _CombinedWaker:
 
 
 class _KeepaliveRequest:
-    """A word to the keeper."""
+    """Whether the keepalive thread is asked to send. `made` saves all but the first of many `event.set()`."""
 
     def __init__(self) -> None:
         self.made = False
-        self.news = threading.Event()
+        self.event = threading.Event()
 
 
-def _keep(reference: weakref.ref[ServerIO], stopping: threading.Event, call: _KeepaliveRequest) -> None:
-    """Thread: look after the link now and then, and when called, until it is closed or forgotten."""
+def _keep_alive(reference: weakref.ref[ServerIO], stopping: threading.Event, request: _KeepaliveRequest) -> None:
+    """Run the keepalive thread until the server is closed or collected."""
     while True:
-        called = call.news.wait(KEEP)
-        # Whoever ticks or waits after all has sent it until then, and many calls are one.
-        if stopping.wait(SOON if called else 0.0):
+        requested = request.event.wait(KEEPALIVE_INTERVAL_S)
+        # By the end of the delay a tick() or wait() has usually sent the events, and many requests have become one.
+        if stopping.wait(SEND_DELAY_S if requested else 0.0):
             return
-        call.news.clear()
-        call.made = False
-        keeping = reference()
-        if keeping is None:
+        # Cleared before sending: an event that is queued from now on makes a new request.
+        request.event.clear()
+        request.made = False
+        io = reference()
+        if io is None:
             return
-        if called:
-            keeping.send_what_is_left()
-        keeping.keep()
-        del keeping
+        if requested:
+            io.send_queued()
+        io.keep_alive()
+        del io

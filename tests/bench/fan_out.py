@@ -56,11 +56,12 @@ class Timed:
 
 def measure(server: Server, burst: int) -> tuple[float, float]:
     """Return seconds of work for one publication to one subscriber, and how many of them were in `send`."""
-    endpoint = server._endpoint
-    assert endpoint is not None
-    timed: Any = Timed(endpoint.link)
-    endpoint.link = timed
-    sessions = endpoint.machine.sessions.values()
+    io = server._io
+    assert io is not None
+    pump = io.link_pump
+    timed: Any = Timed(pump.link)
+    pump.link = timed
+    sessions = pump.machine.sessions.values()
     count, began = PUBLICATIONS[burst], time.thread_time()
     for _ in range(count // burst):
         for number in range(burst):
@@ -70,7 +71,7 @@ def measure(server: Server, burst: int) -> tuple[float, float]:
         while any(not session.outbox.all_done for session in sessions) and time.monotonic() < ends:
             if not server.tick():
                 server.wait(0.01)
-    endpoint.link = timed._link
+    pump.link = timed._link
     deliveries = count * server.stats()["subscriptions"]
     return (time.thread_time() - began) / deliveries, timed.spent / deliveries
 

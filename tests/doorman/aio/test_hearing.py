@@ -82,7 +82,7 @@ def test_what_is_wanted_or_published_between_ticks_wakes_the_thread_that_waits(r
         loop = asyncio.get_running_loop()
         async with ProcessManager(place) as manager:
             woken: list[str] = []
-            waker = manager.server.keeping.waker
+            waker = manager.server._io.waker
             wake = waker.wake
             with Client(manager.server.location) as client:
                 heard: asyncio.Future[int] = loop.create_future()

@@ -83,7 +83,7 @@ class SimulatedBroker(SimulatedServer):
 
     def advance(self) -> None:
         """Let leases end, and give jobs; then nobody may be idle for whom something waits."""
-        self.brokering.advance(self.endpoint.caught_up)
+        self.brokering.advance(self.pump.drained_at)
         self._look()
 
     def post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:

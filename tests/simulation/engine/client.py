@@ -1,4 +1,4 @@
-"""Simulated client: the real endpoint, questions, answers and subscriptions of one, driven as `Client` drives them."""
+"""Simulated client: the real pump, requests, replies and subscriptions of one, driven as `Client` drives them."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class SimulatedClient(Actor):
         self.outbox = TracedOutbox(book.codec, max_frame=CAPABILITIES.max_frame, window_events=window)
         self.machine = ClientSession(book.codec, self.outbox, max_frame=CAPABILITIES.max_frame)
         self.machine.session.ack_delay = world.random.choice((0.0, ACK_DELAY))
-        self.asking = RequestClient(book.codec, self.outbox, self._post, self._cancel, world.clock)
+        self.requests = RequestClient(book.codec, self.outbox, self._post, self._cancel, world.clock)
         self.router = EventRouter()
-        self.router.register_io(REPLY, self.asking.on_reply)
-        self.router.register_io(PROGRESS, self.asking.on_progress)
-        self.inbound = Dispatcher(self.router, lambda: self._dispatch, lambda: None)
-        self.endpoint = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
+        self.router.register_io(REPLY, self.requests.on_reply)
+        self.router.register_io(PROGRESS, self.requests.on_progress)
+        self.dispatcher = Dispatcher(self.router, lambda: self._dispatch, lambda: None)
+        self.pump = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
         self.wake(world.now)
 
     def _connect(self) -> ClientEnd:
@@ -62,7 +62,7 @@ class SimulatedClient(Actor):
     @property
     def end(self) -> ClientEnd:
         """Its link."""
-        link = self.endpoint.link
+        link = self.pump.link
         assert isinstance(link, ClientEnd)
         return link
 
@@ -78,7 +78,7 @@ class SimulatedClient(Actor):
     def submit(self, name: str, /, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Future[Any]:
         """Ask a question."""
         bound = float("inf") if timeout is None else timeout
-        return self.asking.submit(name, args, {}, timeout=bound, idempotent=idempotent, on_progress=None)
+        return self.requests.submit(name, args, {}, timeout=bound, idempotent=idempotent, on_progress=None)
 
     @property
     def silence(self) -> float:
@@ -101,11 +101,11 @@ class SimulatedClient(Actor):
         """Pump until there is nothing more to do now, then say when to come again."""
         session = self.machine.session
         for _ in range(SPIN):
-            drained = self.endpoint.pump()
-            self.inbound.take_in(self.machine, self.asking, self.world.now)
+            drained = self.pump.exchange()
+            self.dispatcher.process(self.machine, self.requests, self.world.now)
             handled = False
-            while self.world.now >= self.deaf_until and len(self.inbound):
-                self.inbound.hand_one()
+            while self.world.now >= self.deaf_until and len(self.dispatcher):
+                self.dispatcher.dispatch_frame()
                 handled = True
             owes = (
                 session.ack_due
@@ -125,9 +125,9 @@ class SimulatedClient(Actor):
         if self.machine.refusal is not None:
             raise SimulationFailed(f"{self} was refused: {self.machine.refusal}")
         self.settled()
-        self.endpoint.wait(LONG)
-        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.asking.next_deadline)))
-        if len(self.inbound):
+        self.pump.wait(LONG)
+        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.requests.next_deadline)))
+        if len(self.dispatcher):
             self.wake(self.deaf_until)
 
     def settled(self) -> None:
@@ -161,7 +161,7 @@ class SimulatedClient(Actor):
     def leave(self) -> None:
         """End with a word."""
         self.machine.queue_bye()
-        self.endpoint.flush()
+        self.pump.flush()
         self.crash()
 
     def successor(self) -> SimulatedClient:
@@ -174,7 +174,7 @@ class SimulatedClient(Actor):
     @property
     def idle(self) -> bool:
         """Whether all that it sent and asked has come to its end."""
-        return self.outbox.all_done and not len(self.asking)
+        return self.outbox.all_done and not len(self.requests)
 
     def calm(self) -> None:
         """There will be no more faults."""
@@ -183,7 +183,7 @@ class SimulatedClient(Actor):
         machine = self.machine
         return (
             f"{type(self).__name__}, {machine.state.value}, generation {machine.session.generation}: "
-            f"{self.outbox.last} numbered, {self.outbox.done} done, {len(self.asking)} questions open"
+            f"{self.outbox.last} numbered, {self.outbox.done} done, {len(self.requests)} questions open"
         )
 
 

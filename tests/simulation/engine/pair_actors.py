@@ -48,7 +48,7 @@ class SimulatedOwner(SimulatedServer):
     def advance(self) -> None:
         """Look after the seat: who was heard of just now must keep it."""
         holder: Any = self.owner.slot.holder
-        self.owner.advance(self.endpoint.caught_up)
+        self.owner.advance(self.pump.drained_at)
         silent = 0.0 if holder is None else self.world.now - holder.last_received_at
         if holder is not None and self.owner.slot.holder is not holder and silent <= self.book.lease:
             self.world.fail(f"{self} takes the seat from one that it heard of {silent} s ago")

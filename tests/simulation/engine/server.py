@@ -1,4 +1,4 @@
-"""Simulated server: the real endpoint, answers and publications of one, driven as `Server` drives them."""
+"""Simulated server: the real pump, replies and publications of one, driven as `Server` drives them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SimulatedServer(Actor):
             session_ttl=ttl,
         )
         end = ServerEnd(self, host)
-        self.endpoint = ServerPump(self.machine, end, clock=world.clock)
+        self.pump = ServerPump(self.machine, end, clock=world.clock)
         self.router = EventRouter()
         self.answering = RequestServer(self.router, self.answer, self.post)
         self._streams: dict[Session, Stream] = {}
@@ -62,11 +62,11 @@ class SimulatedServer(Actor):
 
     def act(self) -> None:
         """Tick: pump, handle, confirm; then say when to come again."""
-        endpoint, machine, ticked = self.endpoint, self.machine, self.world.now >= self.deaf_until
+        pump, machine, ticked = self.pump, self.machine, self.world.now >= self.deaf_until
         left = self.limit if ticked else 0
         for _ in range(SPIN):
-            drained = endpoint.pump(hold_back=left > 0)
-            while left > 0 and (received := endpoint.events()):
+            drained = pump.exchange(hold_back=left > 0)
+            while left > 0 and (received := pump.pop_received()):
                 if machine.closed:
                     self._tell_of_sessions(received[0])
                 left -= self._handle(received, left)
@@ -78,8 +78,8 @@ class SimulatedServer(Actor):
             raise SimulationFailed(f"{self} cannot come to rest")
         if ticked:
             self.advance()
-        endpoint.flush()
-        endpoint.wait(LONG)
+        pump.flush()
+        pump.wait(LONG)
         busy = machine.writable or (machine.ready and ticked)
         self.wake(self.world.now + min(self._end.timeout, FULL_WAIT if busy else self.look))
         if not ticked:
@@ -180,7 +180,7 @@ class SimulatedServer(Actor):
     def leave(self) -> None:
         """End with a word."""
         self.machine.queue_bye("closed")
-        self.endpoint.flush()
+        self.pump.flush()
         self.crash()
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from ticking import ticked
 from waiting import DEADLINE, wait_until
 
 from remit import AsyncServer, Client, Server
-from remit._io.client_io import LinkLock
+from remit._io.drivers import LinkLock
 from remit._io.pump import ClientPump
 from remit.transport import Waker
 
@@ -104,18 +104,18 @@ def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypat
             return True
         return False
 
-    monkeypatch.setattr(LinkLock, "_long", long)
-    wheel = LinkLock()
-    assert wheel.borrow()
-    thread = threading.Thread(target=lambda: taken.append(wheel.take()))
+    monkeypatch.setattr(LinkLock, "_lent_for_long", long)
+    lock = LinkLock()
+    assert lock.try_borrow()
+    thread = threading.Thread(target=lambda: taken.append(lock.acquire()))
     thread.start()
     assert looked.wait(DEADLINE)
-    wheel.give_back()
+    lock.give_back()
     thread.join(10)
     in_time = list(taken)
-    wheel.end()
+    lock.stop()
     thread.join(DEADLINE)
-    wheel.close()
+    lock.close()
     assert in_time == [True]
 
 
