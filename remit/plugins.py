@@ -34,7 +34,7 @@ __all__ = [
 
 DISTRIBUTION: Final = "remit"
 MIN_ABBREVIATION: Final = 3
-"""Shortest scheme that may abbreviate the name of an extra, as ``zmq`` abbreviates ``zeromq``."""
+"""Shortest scheme that may abbreviate the name of an extra."""
 _REQUIREMENT: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*extra\s*==\s*["']([^"']+)["']""")
 
 

@@ -12,7 +12,7 @@
 | worker lost              |                 | requeued                  | requeued; dead letter after max_attempts |
 
 Delivery is at least once. A result is accepted only from the worker that holds the job. Workers are used least recently
-first, as in the Paranoid Pirate pattern of the ZeroMQ guide.
+first, as in the Paranoid Pirate pattern (Hintjens).
 """
 
 from __future__ import annotations
