@@ -78,7 +78,7 @@ def socket_path(location: Location, *, reserved: int = 0) -> str:
 
     ``reserved`` bytes are left free for what the transport appends to the path. Raises BadLocation.
     """
-    if location.host or location.port is not None or not location.path.strip("/"):
+    if location.host or location.username or location.port is not None or not location.path.strip("/"):
         example = f"{location.scheme}:///tmp/events.sock"
         raise BadLocation(f"{location} names no file: write three slashes, for example {example}")
     most = MAX_PATH_BYTES - reserved

@@ -40,6 +40,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from remit.errors import (
+    BadLocation,
     ForkedLinkError,
     FrameTooLarge,
     LinkClosed,
@@ -73,6 +74,7 @@ __all__ = [
     "Waker",
     "hookimpl",
     "register_after_fork",
+    "tcp_address",
 ]
 
 # -- the contract ---------------------------------------------------------------------------------------------------
@@ -201,33 +203,34 @@ class Transport(Protocol):
 
 # -- building blocks ------------------------------------------------------------------------------------------------
 
-_methods: dict[int, tuple[weakref.ref[object], Callable[[Any], object]]] = {}
-"""Methods to call in a forked child, in the order of registration. The keys are the ids of the references, since their
-objects need not be hashable."""
+_methods: dict[int, tuple[weakref.ref[Any], str]] = {}
+"""Objects with the names of methods to call in a forked child, in the order of registration. The keys are the ids of
+the references, since the objects need not be hashable."""
 
 
 def register_after_fork(callback: Callable[[], object]) -> None:
     """Call ``callback()`` in each forked child of this process.
 
-    A bound method is referenced weakly: its registration ends with its object. Does nothing where there is no fork.
+    A method's object is referenced weakly: the registration ends with it. Does nothing where there is no fork.
     """
     if isinstance(callback, MethodType):
-        # No WeakMethod: when the interpreter ends, its own callback may raise AttributeError. The dictionary is a
-        # default argument for the same reason: the names of a module are None by then.
-        def remove(dead: weakref.ref[object], methods: dict[int, Any] = _methods) -> None:
+        # No WeakMethod: it is Python code, and the kernel must copy the pages of all code that a child runs first. Its
+        # callback may also raise AttributeError when the interpreter ends. The names of a module are None by then, so
+        # the dictionary is a default argument.
+        def remove(dead: weakref.ref[Any], methods: dict[int, Any] = _methods) -> None:
             methods.pop(id(dead), None)
 
         reference = weakref.ref(callback.__self__, remove)
-        _methods[id(reference)] = reference, callback.__func__
+        _methods[id(reference)] = reference, callback.__name__
     elif hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=callback)
 
 
 def _call_methods() -> None:
-    for reference, method in tuple(_methods.values()):
-        owner = reference()
-        if owner is not None:
-            method(owner)
+    for reference, name in tuple(_methods.values()):
+        target = reference()
+        if target is not None:
+            getattr(target, name)()
 
 
 register_after_fork(_call_methods)
@@ -327,17 +330,17 @@ class Poller:
         self._poll = self._epoll or select.poll()
         self._waker: Wakeable | None = None
 
-    def register(self, source: Wakeable, events: int) -> None:
+    def register(self, source: Wakeable | int, events: int) -> None:
         """Add a descriptor."""
-        self._poll.register(source.fileno(), events)
+        self._poll.register(source, events)
 
-    def modify(self, source: Wakeable, events: int) -> None:
+    def modify(self, source: Wakeable | int, events: int) -> None:
         """Change the events of a descriptor."""
-        self._poll.modify(source.fileno(), events)
+        self._poll.modify(source, events)
 
-    def unregister(self, source: Wakeable) -> None:
+    def unregister(self, source: Wakeable | int) -> None:
         """Remove a descriptor. Call it before the descriptor is closed."""
-        self._poll.unregister(source.fileno())
+        self._poll.unregister(source)
 
     def watch_waker(self, waker: Wakeable | None) -> None:
         """Poll ``waker``, if given, and no other waker, until `unwatch_waker`."""
@@ -372,6 +375,20 @@ class Poller:
         """Close the epoll. May be called twice."""
         if self._epoll is not None:
             self._epoll.close()
+
+
+def tcp_address(location: Location, *, binding: bool) -> str:
+    """Return ``tcp://host:port`` for a location that has these and nothing else. Raises BadLocation."""
+    if location.username or location.password:
+        raise BadLocation(
+            f"{location} names a user, which {location.scheme} does not support: remove the part before the @"
+        )
+    if not location.host or location.port is None or location.path.strip("/"):
+        raise BadLocation(f"{location} needs a host and a port and no more, as in {location.scheme}://127.0.0.1:5555")
+    if not binding and (location.port == 0 or location.host == "*"):
+        raise BadLocation(f"{location} is no place to connect to: write the server's host and its own `location.port`")
+    host = f"[{location.host}]" if ":" in location.host else location.host
+    return f"tcp://{host}:{location.port}"
 
 
 MAX_LOCK_ATTEMPTS: Final = 100

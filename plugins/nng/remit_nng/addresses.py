@@ -7,12 +7,10 @@ import os
 import re
 from typing import Final
 
-from remit.errors import BadLocation, TransportError
+from remit.errors import TransportError
 from remit.location import Location
 from remit.runtime_dirs import remove_socket, socket_path
-
-__all__ = ["channel_address", "lobby_address", "make_private", "remove_stale_sockets", "uses_files"]
-
+from remit.transport import tcp_address
 
 SUFFIX: Final = "~"
 """Separates the lobby's path from the name of a channel, which has eight hexadecimal digits."""
@@ -25,20 +23,16 @@ def uses_files(location: Location) -> bool:
 
 def lobby_address(location: Location, *, binding: bool) -> str:
     """Return the address of the lobby. Raises BadLocation."""
-    if location.username or location.password:
-        raise BadLocation(f"{location}: nng has no users and passwords; remove them")
     if uses_files(location):
         return f"ipc://{socket_path(location, reserved=len(SUFFIX) + 8)}"
-    if not location.host or location.port is None or location.path.strip("/"):
-        raise BadLocation(f"{location} needs a host and a port and no more, as in nng+tcp://127.0.0.1:5555")
-    if not binding and (location.port == 0 or location.host == "*"):
-        raise BadLocation(f"{location} is no place to connect to; use the server's own `location`")
-    return f"tcp://{_host(location)}:{location.port}"
+    return tcp_address(location, binding=binding)
 
 
 def channel_address(location: Location, name: str) -> str:
     """Return the address of a channel: ``name`` is a port, or the end of a path."""
-    return f"ipc://{location.path}{SUFFIX}{name}" if uses_files(location) else f"tcp://{_host(location)}:{name}"
+    if uses_files(location):
+        return f"ipc://{location.path}{SUFFIX}{name}"
+    return f"{tcp_address(location, binding=True).rpartition(':')[0]}:{name}"
 
 
 def remove_stale_sockets(location: Location) -> None:
@@ -57,7 +51,3 @@ def make_private(address: str) -> None:
     """Let only this user connect to a socket's file. Other addresses are left unchanged."""
     if address.startswith("ipc://"):
         os.chmod(address.removeprefix("ipc://"), 0o600)  # noqa: PTH101
-
-
-def _host(location: Location) -> str:
-    return f"[{location.host}]" if ":" in location.host else location.host

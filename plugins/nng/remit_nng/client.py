@@ -11,10 +11,8 @@ import pynng
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Down, Frame, Peer, Sent, Up
 from remit_nng.addresses import channel_address, lobby_address
-from remit_nng.link import CLAIM_TIMEOUT_S, Channel, Descriptor, NngLink, receive_frame
+from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
 from remit_nng.server import REQUEST, TOKEN_BYTES
-
-__all__ = ["ClientLink"]
 
 RECONNECT_S: Final = (0.01, 0.25)
 """Delay of the first new request, and the longest delay."""
@@ -30,7 +28,8 @@ class ClientLink(NngLink):
         super().__init__(location, capabilities)
         self._address = lobby_address(location, binding=False)
         self._lobby: Any = None
-        self._reply: Descriptor | None = None
+        self._reply: int | None = None
+        """Descriptor that is readable when the lobby has replied."""
         self._channel: Channel | None = None
         self._retry_delay = RECONNECT_S[0]
         try:
@@ -65,7 +64,7 @@ class ClientLink(NngLink):
         self.next_deadline = time.monotonic() + CLAIM_TIMEOUT_S
         with contextlib.suppress(pynng.NNGException):
             self._lobby.send(REQUEST, block=False)
-            self._reply = Descriptor(self._lobby.recv_fd)
+            self._reply = self._lobby.recv_fd
             self._add_reader(self._reply, self._handle_reply)
 
     def _handle_reply(self) -> None:
@@ -102,7 +101,7 @@ class ClientLink(NngLink):
             raise
         self._channel = channel
         self.next_deadline = time.monotonic() + CLAIM_TIMEOUT_S
-        self._add_reader(channel, self._read)
+        self._add_reader(channel.fileno(), self._read)
 
     def _claim(self, channel: Channel) -> None:
         if channel.send(channel.token) is Sent.ACCEPTED:
@@ -129,8 +128,7 @@ class ClientLink(NngLink):
         channel, self._channel = self._channel, None
         if channel is None:
             return
-        self._remove_reader(channel)
-        channel.close()
+        self._discard_channel(channel)
         if channel.up:
             self._arrivals.append(Down(SERVER, why))
         self._schedule_retry()

@@ -16,9 +16,6 @@ from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, OwnedLink, Poller, Sent, Wakeable, Waker, register_after_fork
 
-__all__ = ["CLAIM_TIMEOUT_S", "Channel", "Descriptor", "NngLink", "mark_used", "receive_frame"]
-
-
 _used = False
 _inherited = False
 
@@ -92,17 +89,6 @@ class PipeEvents:
         while self._events:
             events.append(self._events.popleft())
         return events
-
-
-class Descriptor:
-    """A descriptor that can be unregistered after its socket was closed: nng refuses to name it then."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self._descriptor
 
 
 class Channel:
@@ -225,15 +211,12 @@ class NngLink(OwnedLink):
 
     def handle_deadline(self) -> None:
         """Act on `next_deadline`, which has passed, and set the next one."""
-        raise NotImplementedError
 
     def _handle_event(self, subject: Any, event: str) -> None:
         """Handle an event that a thread of nng has queued."""
-        raise NotImplementedError
 
     def _close_channels(self, deadline: float) -> None:
         """Close all sockets of the link."""
-        raise NotImplementedError
 
     def _close_descriptors(self) -> None:
         self._poller.close()
@@ -256,15 +239,13 @@ class NngLink(OwnedLink):
                 reader()
         return ready
 
-    def _add_reader(self, source: Channel | Descriptor, reader: Callable[[], object]) -> None:
-        self._poller.register(source, select.POLLIN)
-        self._readers[source.fileno()] = reader
+    def _add_reader(self, descriptor: int, reader: Callable[[], object]) -> None:
+        self._poller.register(descriptor, select.POLLIN)
+        self._readers[descriptor] = reader
 
-    def _remove_reader(self, source: Channel | Descriptor) -> None:
-        if self._readers.pop(source.fileno(), None) is not None:
-            self._poller.unregister(source)
-        if isinstance(source, Channel):
-            self._mark_writable(source)
+    def _remove_reader(self, descriptor: int) -> None:
+        if self._readers.pop(descriptor, None) is not None:
+            self._poller.unregister(descriptor)
 
     def _send_on(self, channel: Channel, frame: bytes) -> Sent:
         sent = channel.send(frame)
@@ -273,13 +254,18 @@ class NngLink(OwnedLink):
         elif channel not in self._full:
             self._full[channel] = writable = channel.writable_descriptor()
             if writable >= 0:
-                self._poller.register(Descriptor(writable), select.POLLIN)
+                self._poller.register(writable, select.POLLIN)
         return sent
+
+    def _discard_channel(self, channel: Channel) -> None:
+        self._remove_reader(channel.fileno())
+        self._mark_writable(channel)
+        channel.close()
 
     def _mark_writable(self, channel: Channel) -> None:
         writable = self._full.pop(channel, -1)
         if writable >= 0:
-            self._poller.unregister(Descriptor(writable))
+            self._poller.unregister(writable)
 
     def _drain(self, channels: list[Channel], deadline: float) -> None:
         """Send the token on each channel, and wait until its peer has closed it: the peer has read everything then."""

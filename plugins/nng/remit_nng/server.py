@@ -17,9 +17,7 @@ import pynng
 from remit.location import Location
 from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up
 from remit_nng.addresses import channel_address, lobby_address, make_private, remove_stale_sockets, uses_files
-from remit_nng.link import CLAIM_TIMEOUT_S, Channel, Descriptor, NngLink, receive_frame
-
-__all__ = ["REQUEST", "TOKEN_BYTES", "ServerLink"]
+from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
 
 REQUEST: Final = b"remit 1"
 """A client's request for a channel."""
@@ -68,7 +66,7 @@ class ServerLink(NngLink):
         make_private(address)
         if not uses_files(self.location):
             self.location = self.location.replace(port=_port(listener))
-        self._lobby_descriptor = Descriptor(self._lobby.recv_fd)
+        self._lobby_descriptor: int = self._lobby.recv_fd
         self._add_reader(self._lobby_descriptor, self._answer_requests)
 
     def _answer_requests(self) -> None:
@@ -91,7 +89,7 @@ class ServerLink(NngLink):
         channel.deadline = time.monotonic() + CLAIM_TIMEOUT_S
         self.unclaimed[channel] = None
         self.next_deadline = min(self.next_deadline, channel.deadline)
-        self._add_reader(channel, lambda: self._read(channel))
+        self._add_reader(channel.fileno(), lambda: self._read(channel))
         return channel.token + where.encode()
 
     def _listen(self, channel: Channel) -> str:
@@ -127,9 +125,8 @@ class ServerLink(NngLink):
         self._arrivals.append(Up(number))
 
     def _remove_channel(self, channel: Channel, why: str) -> None:
-        self._remove_reader(channel)
+        self._discard_channel(channel)
         self.unclaimed.pop(channel, None)
-        channel.close()
         number = self._numbers.pop(channel, None)
         if number is not None:
             del self.channels[number]

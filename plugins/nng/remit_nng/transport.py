@@ -18,8 +18,6 @@ from remit_nng.client import ClientLink
 from remit_nng.link import mark_used
 from remit_nng.server import ServerLink
 
-__all__ = ["NngTransport"]
-
 MAX_FRAME: Final = 16 * 1024 * 1024
 """Default of the option ``max_frame``, in bytes."""
 

@@ -10,8 +10,6 @@ from remit.transport import SERVER, Capabilities, Frame, Peer, Up
 from remit_redis.connection import Address, RedisRefused, RespConnection
 from remit_redis.link import FRAME, JOIN, LEAVE, ChannelNames, RedisLink, Route, new_token
 
-__all__ = ["ClientLink"]
-
 CHECK_INTERVAL_S: Final = 1.0
 """Interval at which the client checks whether a server is there."""
 FIRST_REPLY_WAIT_S: Final = 0.5

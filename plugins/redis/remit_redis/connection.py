@@ -14,28 +14,17 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
 import hiredis
 
 from remit.errors import TransportError
+from remit.location import Location
 from remit.transport import Waker
 
-__all__ = [
-    "CONNECT_TIMEOUT_S",
-    "Address",
-    "BackgroundConnect",
-    "CommandRefused",
-    "ConnectionLost",
-    "OnReply",
-    "RedisRefused",
-    "RespConnection",
-    "open_connection",
-]
-
-
+DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT_S: Final = 3.0
 """Time within which Redis must accept a connection, and answer each command of the handshake."""
 MAX_UNANSWERED_BYTES: Final = 1024 * 1024
@@ -71,17 +60,12 @@ class CommandRefused(ConnectionLost):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Everything needed to open a connection. Only ``where`` may appear in messages."""
+    """Everything needed to open a connection. ``str`` of the location hides the password."""
 
-    where: str
-    host: str
-    port: int
-    path: str
-    username: str
-    password: str = field(repr=False)
+    location: Location
     database: int
-    tls: bool
     authorities: str | None
+    """File of the certificate authorities, if not the system's."""
 
 
 # -- connecting -----------------------------------------------------------------------------------------------------
@@ -93,19 +77,19 @@ def open_connection(address: Address) -> socket.socket:
         connection = _connect(address)
     except ssl.SSLCertVerificationError as error:
         raise RedisRefused(
-            f"the certificate of redis at {address.where} is not trusted: {error.verify_message}; "
+            f"the certificate of redis at {address.location} is not trusted: {error.verify_message}; "
             "name the file of its authority in the option 'ca'"
         ) from error
     except OSError as error:
         raise TransportError(
-            f"cannot reach redis at {address.where}: {error}; check that redis-server runs there and listens"
+            f"cannot reach redis at {address.location}: {error}; check that redis-server runs there and listens"
         ) from error
     try:
         _greet(connection, address)
         connection.setblocking(False)
     except OSError as error:
         connection.close()
-        raise TransportError(f"redis at {address.where} does not answer: {error or 'it closed'}") from error
+        raise TransportError(f"redis at {address.location} does not answer: {error or 'it closed'}") from error
     except TransportError:
         connection.close()
         raise
@@ -113,20 +97,22 @@ def open_connection(address: Address) -> socket.socket:
 
 
 def _connect(address: Address) -> socket.socket:
-    if not address.path:
-        connection = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
-    else:
+    location = address.location
+    if local := location.scheme == "redis+unix":
         connection = socket.socket(socket.AF_UNIX)
+    else:
+        host = location.host or "localhost"
+        connection = socket.create_connection((host, location.port or DEFAULT_PORT), CONNECT_TIMEOUT_S)
     try:
-        if address.path:
+        if local:
             connection.settimeout(CONNECT_TIMEOUT_S)
-            connection.connect(address.path)
+            connection.connect(location.path)
             return connection
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not address.tls:
+        if location.scheme != "rediss":
             return connection
         context = ssl.create_default_context(cafile=address.authorities)
-        return context.wrap_socket(connection, server_hostname=address.host)
+        return context.wrap_socket(connection, server_hostname=host)
     except OSError:
         connection.close()
         raise
@@ -135,9 +121,10 @@ def _connect(address: Address) -> socket.socket:
 def _greet(connection: socket.socket, address: Address) -> None:
     reader = hiredis.Reader(notEnoughData=INCOMPLETE)
     hello: list[str | int] = ["HELLO", 3, "SETNAME", "remit"]
-    if address.password:
+    user, password = address.location.username, address.location.password
+    if password:
         # HELLO requires a user name, also where the server has only a password: it is "default" then.
-        hello[2:2] = ["AUTH", address.username or "default", address.password]
+        hello[2:2] = ["AUTH", user or "default", password]
     select_database: list[str | int] = ["SELECT", address.database]
     for words in (hello, select_database):
         connection.sendall(_pack(tuple(words)))
@@ -162,13 +149,13 @@ def _greeting_error(reply: str, command: str, address: Address) -> TransportErro
     code = reply.partition(" ")[0]
     if code in ("WRONGPASS", "NOAUTH", "NOPERM"):
         return RedisRefused(
-            f"redis at {address.where} refuses the user: {reply}; check the URL's username and password"
+            f"redis at {address.location} refuses the user: {reply}; check the URL's username and password"
         )
     if command == "HELLO" and ("unknown command" in reply or code == "NOPROTO"):
-        return RedisRefused(f"redis at {address.where} is too old: {reply}; it must be 6.2 or newer")
+        return RedisRefused(f"redis at {address.location} is too old: {reply}; it must be 6.2 or newer")
     if command == "SELECT":
-        return RedisRefused(f"redis at {address.where} has no database {address.database}: {reply}")
-    return TransportError(f"redis at {address.where} refuses the handshake: {reply}")
+        return RedisRefused(f"redis at {address.location} has no database {address.database}: {reply}")
+    return TransportError(f"redis at {address.location} refuses the handshake: {reply}")
 
 
 class BackgroundConnect:
@@ -187,7 +174,7 @@ class BackgroundConnect:
             self._thread.start()
         except RuntimeError as error:  # too many threads, or Python 3.12 and later at interpreter shutdown
             self._done = True
-            self._error = TransportError(f"cannot connect to redis at {address.where}: {error}")
+            self._error = TransportError(f"cannot connect to redis at {address.location}: {error}")
 
     def fileno(self) -> int:
         """Return the descriptor that is readable once the attempt has ended."""

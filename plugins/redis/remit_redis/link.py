@@ -22,8 +22,6 @@ from remit_redis.connection import (
     RespConnection,
 )
 
-__all__ = ["FRAME", "JOIN", "LEAVE", "TOKEN_BYTES", "ChannelNames", "RedisLink", "Route", "is_token", "new_token"]
-
 FRAME, JOIN, LEAVE = b"F", b"J", b"L"
 """First byte of a message to the server. The sender's token follows and, for a frame, its data."""
 TOKEN_BYTES: Final = 16
@@ -101,23 +99,18 @@ class RedisLink(OwnedLink):
 
     def _on_connected(self, connection: RespConnection) -> None:
         """Subscribe, and start the exchange that makes the link ready."""
-        raise NotImplementedError
 
     def _on_disconnected(self, why: str) -> None:
         """Report every peer as down."""
-        raise NotImplementedError
 
     def _on_message(self, channel: bytes, data: bytes) -> None:
         """Handle a pub/sub message."""
-        raise NotImplementedError
 
     def _on_heartbeat(self, connection: RespConnection) -> None:
         """Renew or check what must be renewed or checked every `period` seconds."""
-        raise NotImplementedError
 
     def _send_leave(self, connection: RespConnection) -> None:
         """Announce that this end closes."""
-        raise NotImplementedError
 
     def _route(self, peer: Peer) -> Route | None:
         """Return the route to a peer, or None if it is not connected."""
@@ -125,7 +118,6 @@ class RedisLink(OwnedLink):
 
     def _on_published(self, route: Route, readers: int) -> None:
         """Handle the reply to PUBLISH, the number of subscribers that got the frame: 0 means that the peer is gone."""
-        raise NotImplementedError
 
     # -- contract ---------------------------------------------------------------------------------------------
 
@@ -271,7 +263,7 @@ class RedisLink(OwnedLink):
         try:
             self._connecting = BackgroundConnect(self._address)
         except OSError as error:  # out of descriptors: try again later
-            self._last_error = TransportError(f"cannot connect to redis at {self._address.where}: {error.strerror}")
+            self._last_error = TransportError(f"cannot connect to redis at {self._address.location}: {error.strerror}")
             self._schedule_retry()
 
     def _drop_connection(self, lost: ConnectionLost) -> None:
@@ -281,7 +273,7 @@ class RedisLink(OwnedLink):
         self.heartbeat_at = math.inf
         kind = RedisRefused if isinstance(lost, CommandRefused) else TransportError
         hint = "; the README of remit-redis lists what a user must be allowed" if "NOPERM" in str(lost) else ""
-        self._last_error = kind(f"{lost} (at {self._address.where}){hint}")
+        self._last_error = kind(f"{lost} (at {self._address.location}){hint}")
         self._schedule_retry()
         self._on_disconnected(str(lost))
 

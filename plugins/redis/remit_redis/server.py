@@ -12,8 +12,6 @@ from remit.transport import Capabilities, Frame, Peer, Up
 from remit_redis.connection import CONNECT_TIMEOUT_S, Address, ConnectionLost, RespConnection
 from remit_redis.link import FRAME, JOIN, LEAVE, TOKEN_BYTES, ChannelNames, RedisLink, Route, is_token, new_token
 
-__all__ = ["ServerLink"]
-
 RENEWALS_PER_LEASE: Final = 3
 CLAIM_RETRY_S: Final = 0.02
 """Interval at which `bind` tries to take over the lease of a server that seems dead."""

@@ -15,9 +15,6 @@ from remit_redis.connection import Address
 from remit_redis.link import ChannelNames
 from remit_redis.server import ServerLink
 
-__all__ = ["RedisTransport"]
-
-PORT: Final = 6379
 LEASE_S: Final = 3.0
 """Default of the option ``lease``: time for which a server that does not renew it keeps its location."""
 MIN_LEASE_S: Final = 0.2
@@ -116,15 +113,5 @@ class RedisTransport:
         if "ca" in values and location.scheme != "rediss":
             raise BadLocation(f"option 'ca' of {location} is for TLS: write rediss://")
         database = int(path) if path else values.get("db", 0)
-        address = Address(
-            where=str(location),
-            host=location.host or "localhost",
-            port=location.port or PORT,
-            path=location.path if local else "",
-            username=location.username,
-            password=location.password,
-            database=database,
-            tls=location.scheme == "rediss",
-            authorities=values.get("ca"),
-        )
+        address = Address(location=location, database=database, authorities=values.get("ca"))
         return values, address, ChannelNames.of(values.get("prefix", "remit"), database)

@@ -14,21 +14,6 @@ import zmq
 
 from remit.transport import register_after_fork
 
-__all__ = [
-    "acquire_context",
-    "bind_inproc",
-    "connect_inproc",
-    "disconnect_inproc",
-    "has_context",
-    "inproc_server",
-    "keep_inherited",
-    "open_monitor",
-    "read_monitor",
-    "release_context",
-    "unbind_inproc",
-]
-
-
 TERM_WAIT_S: Final = 0.1
 """Time beyond the linger for the context's own threads to end."""
 SPARE_DESCRIPTORS: Final = 16

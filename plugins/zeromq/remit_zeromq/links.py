@@ -23,9 +23,6 @@ from remit_zeromq.context import (
     unbind_inproc,
 )
 
-__all__ = ["ClientLink", "InprocClientLink", "ServerLink"]
-
-
 POLLIN: Final = int(zmq.POLLIN)
 """Plain numbers: combining members of zmq's enums takes longer than the getsockopt() call that they are used for."""
 POLLOUT: Final = int(zmq.POLLOUT)
@@ -242,7 +239,6 @@ class _DealerLink(ZeroMQLink):
 
     def _update_connection(self) -> None:
         """Report a connection that was established or lost since the last call."""
-        raise NotImplementedError
 
     def _connected(self) -> None:
         self._up = True

@@ -14,11 +14,9 @@ import zmq
 from remit.errors import BadLocation, LocationInUse, TransportError
 from remit.location import Location, read_count, read_size
 from remit.runtime_dirs import remove_socket, socket_path
-from remit.transport import Capabilities, FileLock, Link
+from remit.transport import Capabilities, FileLock, Link, tcp_address
 from remit_zeromq.context import acquire_context, bind_inproc, release_context
 from remit_zeromq.links import ClientLink, InprocClientLink, ServerLink
-
-__all__ = ["ZeroMQTransport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
 """Default of the option ``max_frame``, in bytes."""
@@ -100,25 +98,14 @@ class ZeroMQTransport:
 
 def _endpoint(location: Location, *, binding: bool) -> str:
     """Return ZeroMQ's form of a location. Raises BadLocation."""
-    if location.username or location.password:
-        raise BadLocation(f"{location} names a user, which ZeroMQ does not support: remove the part before the @")
     if location.scheme == "zmq+tcp":
-        return _tcp_endpoint(location, binding=binding)
+        return tcp_address(location, binding=binding)
     return f"ipc://{socket_path(location)}" if location.scheme == "zmq+ipc" else _inproc_endpoint(location)
-
-
-def _tcp_endpoint(location: Location, *, binding: bool) -> str:
-    if not location.host or location.port is None or location.path.strip("/"):
-        raise BadLocation(f"{location} needs a host and a port and no more, as in zmq+tcp://127.0.0.1:5555")
-    if not binding and (location.port == 0 or location.host == "*"):
-        raise BadLocation(f"{location} is no place to connect to: write the server's host and its own `location.port`")
-    host = f"[{location.host}]" if ":" in location.host else location.host
-    return f"tcp://{host}:{location.port}"
 
 
 def _inproc_endpoint(location: Location) -> str:
     name = location.host + location.path
-    if not name or location.port is not None:
+    if not name or location.username or location.port is not None:
         raise BadLocation(f"{location} needs a name and no more, as in zmq+inproc://events")
     if len(os.fsencode(name)) > MAX_INPROC_NAME_BYTES:
         raise BadLocation(f"the name of {location} is over {MAX_INPROC_NAME_BYTES} bytes; choose a shorter one")
