@@ -1,1 +1,1 @@
-"""Pools: proven processes that serve many calls, as futures, as an executor, or behind a broker."""
+"""Pools of proven processes that run calls: as futures, as an executor, or behind a broker."""

@@ -1,7 +1,7 @@
-"""Page: memory that a worker shares with its manager, so that its death costs the call that it was running, no other.
+"""Kinds of messages between a crew and its workers, and the crash record in shared memory.
 
-A worker writes down which call it begins, and each result before the next call begins. What dies with the process on
-its way, in a queue or on a transport's thread, is still on the page.
+A worker records the start of each call, and each result before the next call. Results that were still in a queue or in
+a transport's thread when the process died are read from the record, so that its death costs only the running call.
 """
 
 from __future__ import annotations
@@ -138,19 +138,23 @@ def _label(direction: bytes, serial: int) -> bytes:
 
 
 CRASH_RECORD_SIZE: Final = 64 * 1024
-"""Bytes of a page: some thousand small results, which are kept until the manager has confirmed them."""
+"""Bytes of a crash record: some thousand small results, which stay until the manager has acknowledged them."""
 
 _NUMBER: Final = struct.Struct("<Q")
 _RECORD: Final = struct.Struct("<QBI")
-_USED: Final = 8  # where the number of bytes that hold records is written
-_FIRST: Final = 16  # where the first record begins
+_USED: Final = 8  # offset of the end of the results
+_FIRST: Final = 16  # offset of the first result
 
 
 class CrashRecord:
-    """A mapped file. The worker writes; the manager reads once the worker has ended."""
+    """A file mapped by a worker, which writes it, and by its manager, which reads it once the worker has ended.
+
+    Layout: number of the started call (8 bytes), end of the results (8), then for each result its call's number (8),
+    kind (1), length (4) and data.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Map a file, whose descriptor is closed then. Raises OSError."""
+        """Map a file and close its descriptor. Raises OSError."""
         self.path = path
         try:
             os.ftruncate(descriptor, CRASH_RECORD_SIZE)
@@ -161,42 +165,42 @@ class CrashRecord:
 
     @classmethod
     def create(cls) -> Self:
-        """Make one in a file that only this user can read. Raises OSError."""
-        descriptor, path = tempfile.mkstemp(prefix="doorman-page-")
+        """Create a record in a file that only this user can read. Raises OSError."""
+        descriptor, path = tempfile.mkstemp(prefix="doorman-crash-record-")
         return cls(Path(path), descriptor)
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
-        """Map a page that the manager has made; None where its files are not to be seen."""
+        """Map a record that the manager has created; None if the file is not visible here, as in a container."""
         try:
             return cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError:
             return None
 
     def record_start(self, number: int) -> None:
-        """Write down which call begins."""
+        """Record the start of a call."""
         _NUMBER.pack_into(self._memory, 0, number)
 
     def record_result(self, number: int, kind: int, data: bytes) -> bool:
-        """Write down a result; False if there is no room."""
+        """Record a result; False if there is no room."""
         start = self._used + _RECORD.size
         end = start + len(data)
         if end > CRASH_RECORD_SIZE:
             return False
         _RECORD.pack_into(self._memory, self._used, number, kind, len(data))
         self._memory[start:end] = data
-        # Last: what is half written when the process dies does not count.
+        # Last: a result that is half written when the process dies is not counted.
         _NUMBER.pack_into(self._memory, _USED, end)
         self._used = end
         return True
 
     def clear_results(self) -> None:
-        """Forget the results: the manager has them."""
+        """Remove the results, which the manager has."""
         _NUMBER.pack_into(self._memory, _USED, _FIRST)
         self._used = _FIRST
 
     def read(self) -> tuple[int, list[Entry]]:
-        """Return the number of the call that began last, 0 for none, and the results that are kept."""
+        """Return the number of the last started call, 0 for none, and the recorded results."""
         (begun,) = _NUMBER.unpack_from(self._memory, 0)
         (end,) = _NUMBER.unpack_from(self._memory, _USED)
         entries: list[Entry] = []
@@ -209,10 +213,10 @@ class CrashRecord:
         return begun, entries
 
     def unlink(self) -> None:
-        """Remove the file: whoever has it mapped keeps it. May be called twice."""
+        """Remove the file; existing mappings stay valid. May be called twice."""
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the memory back. May be called twice."""
+        """Remove the file and the mapping. May be called twice."""
         self.unlink()
         self._memory.close()

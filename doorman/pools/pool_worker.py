@@ -1,4 +1,4 @@
-"""Serving: the child's side of a worker that is used again: take calls, run them, tell what came of each."""
+"""The process of a pool worker: receives calls, runs them one after the other, sends the results."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = ["FROM_WORKER", "READY", "TO_WORKER", "CallRunner", "WorkerConfig", "r
 
 
 class CallRunner:
-    """Runs calls. ``tell`` is called with the number of the call and its progress, in any thread."""
+    """Runs calls. ``send_progress`` is called with the number of a call and its progress, in any thread."""
 
-    def __init__(self, limits: Limits | None, tell: Callable[[int, Progress], None]) -> None:
-        self._confinement = None if limits is None else CallLimits(limits)
-        self._tell = tell
+    def __init__(self, limits: Limits | None, send_progress: Callable[[int, Progress], None]) -> None:
+        self._limits = None if limits is None else CallLimits(limits)
+        self._send_progress = send_progress
         self._number = 0
         self._reporter: ProgressReporter | None = None
-        self._owner = os.getpid()
+        self._pid = os.getpid()
 
     def run(self, number: int, data: bytes) -> tuple[int, bytes]:
-        """Run a call; return what came of it, behind whose last progress nothing is told."""
+        """Run a call and return the kind and data of its result. All its progress is sent before this returns."""
         self._number = number
         kind, data = self._outcome(data)
         if self._reporter is not None:
@@ -52,49 +52,48 @@ class CallRunner:
         return kind, data
 
     def report(self, progress: Progress) -> None:
-        """Tell how far the call that runs has come, or let it wait for what is newer. Raises NotInTask in a fork."""
-        if os.getpid() != self._owner:
-            raise NotInTask("a fork of the worker has no progress of its own: report from the call itself")
+        """Send progress of the running call, or keep it until a newer report. Raises NotInTask in a forked child."""
+        if os.getpid() != self._pid:
+            raise NotInTask("a forked child of the worker cannot report progress: report from the call itself")
         reporter = self._reporter
         if reporter is None:
-            reporter = self._reporter = ProgressReporter(functools.partial(self._tell, self._number))
+            reporter = self._reporter = ProgressReporter(functools.partial(self._send_progress, self._number))
         reporter.report(progress)
 
     def limits_lifted(self) -> contextlib.AbstractContextManager[None]:
-        """A block of the worker's that runs beside a call, which may have used up all that it may have."""
-        return contextlib.nullcontext() if self._confinement is None else self._confinement.suspended()
+        """Lift the limits of the running call for a block of the worker's own code."""
+        return contextlib.nullcontext() if self._limits is None else self._limits.suspended()
 
     def after_fork(self) -> None:
-        """In a fork of a call's: no other thread is here."""
-        if self._confinement is not None:
-            self._confinement.reset_after_fork()
+        """In a forked child: the thread that may hold the lock does not exist here."""
+        if self._limits is not None:
+            self._limits.reset_after_fork()
 
     def _outcome(self, data: bytes) -> tuple[int, bytes]:
-        """Run a call; return what came of it."""
         try:
             value = self._call(data)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+        except BaseException as error:  # noqa: BLE001 - every error is the result of the call
             return Kind.RAISED, failed(error).encode()
         try:
             return Kind.RETURNED, pickle_value(value)
-        except BaseException as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+        except BaseException as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}")
             reason.__cause__ = error
             return Kind.RAISED, failed(reason).encode()
 
     def _call(self, data: bytes) -> Any:
-        if self._confinement is None:
+        if self._limits is None:
             fn, args, kwargs = pickle.loads(data)
             return fn(*args, **kwargs)
-        with self._confinement:
+        with self._limits:
             fn, args, kwargs = pickle.loads(data)
             return fn(*args, **kwargs)
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process has resident now."""
+    """Return the resident memory of this process in bytes."""
     try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - after each call
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - faster, and called after each call
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -102,36 +101,37 @@ def resident() -> int:
 
 TO_WORKER: Final = b"doorman.calls"
 FROM_WORKER: Final = b"doorman.results"
-"""What is signed along with a parcel, so that none can be turned around."""
+"""Directions, signed along with each message, so that it cannot be sent back to its sender."""
 READY: Final = b"doorman.ready"
-"""What is signed along with whether a worker shares its page."""
+"""Signed along with the flag whether the worker can write its crash record."""
 
 ACK_DELAY_S: Final = 0.05
-"""Seconds that the manager may wait for a word on calls that have come: with their results, unless they take longer."""
+"""Seconds for which an acknowledgement of received calls waits, so that it is usually sent along with their results."""
 REPORT_INTERVAL_S: Final = 0.002
-"""Seconds of short calls whose results travel together."""
+"""Seconds between two sends of results, so that those of many short calls share an event."""
 LONG_CALL_S: Final = 0.005
-"""Seconds that a call may run before those that wait behind it are given back, and results before it are told."""
+"""Duration from which a call is long: earlier results are sent, and calls behind it are returned."""
 WATCH_INTERVAL_S: Final = 0.005
-"""Seconds between two looks at a call that is young."""
+"""Seconds between two checks of the running call by the watch thread."""
 IDLE_CHECKS: Final = 200
-"""Looks without a call after which nobody looks until there is one."""
+"""Checks without a running call after which the watch thread sleeps until there is one."""
 LONG_CALL_INTERVAL_S: Final = 0.05
-"""Seconds between two looks at the connection while a call runs for long."""
+"""Seconds between two checks of the connection during a long call."""
 IDLE_WAIT_S: Final = 60.0
-"""Seconds that a worker without a call sleeps at a time at the most."""
+"""Longest sleep of a worker without calls; every event wakes it."""
 FLUSH_TIMEOUT_S: Final = 5.0
-"""Seconds after which a worker asks again whether the manager has its results."""
+"""Longest wait of one flush; it is repeated until the manager has acknowledged all results."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """What a worker has to know of its employment."""
+    """The configuration of a worker, sent as an argument of its task."""
 
     worker: str
     secret: bytes
     location: bytes
-    """The manager's, pickled."""
-    page: str
+    """The pickled location of the manager."""
+    record: str
+    """Path of the crash record."""
     initializer: bytes = b""
     """A pickled function with its arguments; empty for none."""
     most_calls: int | None = None
@@ -140,27 +140,30 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     limits: Limits | None = None
 
 
-def serve(terms: WorkerConfig) -> None:
-    """Task: be a worker until told to leave, or until it has served for as long as it may."""
-    serving = PoolWorker(terms)
+def serve(config: WorkerConfig) -> None:
+    """Run a worker until its manager ends it or one of its bounds is reached. The callable of its task."""
+    worker = PoolWorker(config)
     with task_context(
-        CurrentTask(terms.worker, current_task().attempt, serving.emit, current_task().on, serving.report)
+        CurrentTask(config.worker, current_task().attempt, worker.emit, current_task().on, worker.report)
     ):
-        serving.run()
+        worker.run()
 
 
 class PoolWorker:
-    """A worker at work. The link is its own thread's, and for moments the watch's: whoever uses it holds the lock."""
+    """A worker. Its main thread runs the calls and uses the connection between them.
 
-    def __init__(self, terms: WorkerConfig) -> None:
-        credential = Credential(terms.worker, terms.secret)
-        self._terms = terms
+    During a long call the watch thread uses the connection in its place. The lock is held for each use.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        credential = Credential(config.worker, config.secret)
+        self._config = config
         self._credential = credential
-        self._client = Client(pickle.loads(terms.location), threaded=False, linger=REPORT_LINGER_S)
+        self._client = Client(pickle.loads(config.location), threaded=False, linger=REPORT_LINGER_S)
         self._client.add_listener("doorman.calls", self._on_calls)
         self._lock = threading.RLock()
         register_after_fork(self._after_fork)
-        self._record = CrashRecord.open(Path(terms.page))
+        self._record = CrashRecord.open(Path(config.record))
         self._in = Incoming(credential, TO_WORKER)
         self._out = Outgoing(credential, FROM_WORKER, self._post)
         self._calls: deque[Entry] = deque()
@@ -168,19 +171,19 @@ class PoolWorker:
         self._served = 0
         self._leaving = False
         self._call_started: float | None = None
-        """When the call that runs began."""
-        self._execution = CallRunner(terms.limits, self._send_progress)
+        """Monotonic start of the running call. Written by the main thread, read by the watch thread without a lock."""
+        self._runner = CallRunner(config.limits, self._send_progress)
         self._watch: threading.Thread | None = None
         self._watching = threading.Event()
-        """Set unless the watch sleeps until there is a call."""
+        """Cleared while the watch thread sleeps until there is a call."""
         self._watching.set()
 
     def run(self) -> None:
-        """Work until it is over."""
+        """Run calls until the worker is to exit."""
         fit = self._initialize()
         with self._lock:
             shares = b"shares" if self._record is not None else b""
-            self._client.emit("doorman.ready", self._terms.worker, shares, self._credential.sign(READY + shares))
+            self._client.emit("doorman.ready", self._config.worker, shares, self._credential.sign(READY + shares))
             set_ack_delay(self._client, ACK_DELAY_S)
         while fit and not self._leaving:
             with self._lock:
@@ -189,37 +192,37 @@ class PoolWorker:
         self._close()
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Emit an event of a call's own: before its result, since both go the same way."""
+        """Emit an event of the running call; it arrives before the result, which follows on the same connection."""
         with self._lock:
             self._client.emit(name, *args, **kwargs)
 
     def report(self, progress: Progress) -> None:
-        """Tell how far the call that runs has come, or let it wait for what is newer. Raises NotInTask in a fork."""
-        self._execution.report(progress)
+        """Send progress of the running call, or keep it until a newer report. Raises NotInTask in a forked child."""
+        self._runner.report(progress)
 
     # -- calls -------------------------------------------------------------------------------------------------
 
     def _initialize(self) -> bool:
         """Run the initializer, if there is one; False if it failed."""
-        if not self._terms.initializer:
+        if not self._config.initializer:
             return True
         try:
-            initializer, initargs = pickle.loads(self._terms.initializer)
+            initializer, initargs = pickle.loads(self._config.initializer)
             initializer(*initargs)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the manager has to know
+        except BaseException as error:  # noqa: BLE001 - every error fails the crew
             self._results.append((0, Kind.INIT_FAILED, failed(error).encode()))
             return False
         return True
 
     def _run_calls(self) -> None:
-        """Run the calls that are here; tell results as they become old."""
-        began = told = time.monotonic()
-        since = 0
+        """Run the received calls, and send results every `REPORT_INTERVAL_S`."""
+        began = sent = time.monotonic()
+        unsent = 0
         while self._calls and not self._leaving:
             try:
                 number, kind, data = self._calls.popleft()
             except IndexError:
-                break  # The watch was faster, and gave it back.
+                break  # The watch thread has just returned it.
             if kind == Kind.LEAVE:
                 self._leaving = True
                 break
@@ -229,58 +232,58 @@ class PoolWorker:
             if self._record is not None:
                 self._record.record_start(number)
             self._call_started = began
-            if not self._watching.is_set():  # In this order: the watch looks for a call after it has cleared that.
+            if not self._watching.is_set():  # After the start was set: the watch clears this and then reads the start.
                 self._watching.set()
-            kind, data = self._execution.run(number, data)
+            kind, data = self._runner.run(number, data)
             self._call_started = None
             self._store_result((number, kind, data))
-            since += 1
+            unsent += 1
             began = time.monotonic()
-            if began - told >= REPORT_INTERVAL_S:
-                self._exchange(int((began - told) * 1e9) // since)
-                told, since = began, 0
-        if since:
-            self._send_results(int((began - told) * 1e9) // since)  # Whoever called this is about to hear.
+            if began - sent >= REPORT_INTERVAL_S:
+                self._exchange(int((began - sent) * 1e9) // unsent)
+                sent, unsent = began, 0
+        if unsent:
+            self._send_results(int((began - sent) * 1e9) // unsent)  # The caller receives right after this.
 
     def _start_watch(self) -> None:
-        # Only when told to: a worker that never has more than one call in hand stays a process of one thread.
+        # Only on request: a worker that has one call at a time stays a process of one thread, which can fork safely.
         if self._watch is None:
             self._watch = threading.Thread(target=self._watch_calls, name="doorman-watch", daemon=True)
             self._watch.start()
 
     def _store_result(self, result: Entry) -> None:
-        """Put a result where it outlives this process, and see whether the last one may have been the last."""
+        """Store a result where it outlives this process, and check the bounds of the worker."""
         self._results.append(result)
         self._served += 1
-        terms = self._terms
-        if terms.most_calls is not None and self._served >= terms.most_calls:
+        config = self._config
+        if config.most_calls is not None and self._served >= config.most_calls:
             self._leaving = True
-        if terms.most_memory is not None and resident() > terms.most_memory:
+        if config.most_memory is not None and resident() > config.most_memory:
             self._leaving = True
-        page = self._record
-        if page is None or not page.record_result(*result):
+        record = self._record
+        if record is None or not record.record_result(*result):
             self._flush_results()
-            if page is not None:
-                page.clear_results()
+            if record is not None:
+                record.clear_results()
 
     # -- the connection ----------------------------------------------------------------------------------------
 
     def _on_calls(self, serial: int, blob: bytes, signature: bytes) -> None:
-        """Listener: the manager gives calls. Nothing that somebody else signed is ever unpickled."""
+        """Listener: the manager sends calls. Nothing is unpickled unless the manager has signed it."""
         with contextlib.suppress(ValueError, TypeError):
             self._calls.extend(self._in.take(serial, blob, signature))
 
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
-        self._client.emit("doorman.results", self._terms.worker, serial, blob, signature)
+        self._client.emit("doorman.results", self._config.worker, serial, blob, signature)
 
     def _send_progress(self, number: int, progress: Progress) -> None:
-        with self._execution.limits_lifted(), self._lock:
-            if has_room(self._client):  # Else nobody hears it now, and the call must not wait for that.
+        with self._runner.limits_lifted(), self._lock:
+            if has_room(self._client):  # Otherwise the manager is behind: drop the report, the call must not wait.
                 self._out.send([(number, Kind.PROGRESS, packed(number, progress))])
                 self._client.tick()
 
     def _exchange(self, pace: int = 0) -> None:
-        """Send the results, and hear what has come meanwhile."""
+        """Send the results and receive calls."""
         with self._lock:
             self._send_results(pace)
             self._client.tick()
@@ -299,13 +302,14 @@ class PoolWorker:
         return entries
 
     def _flush_results(self) -> None:
-        """Wait until the manager has everything. It is bounded by the manager's life, which ends this process's."""
+        """Wait until the manager has all results. If the manager dies, this process ends, and so the wait."""
         with self._lock:
             self._out.send(self._pop_results())
             while not self._client.flush(FLUSH_TIMEOUT_S):
                 continue
 
     def _return_calls(self) -> None:
+        """Return the calls that have not started, so that other workers can run them."""
         back: list[Entry] = []
         while self._calls:
             with contextlib.suppress(IndexError):
@@ -326,7 +330,10 @@ class PoolWorker:
     # -- the watch ---------------------------------------------------------------------------------------------
 
     def _watch_calls(self) -> None:
-        """Thread: while a call runs for long, nothing waits behind it, and the connection is looked after."""
+        """Thread: during a long call, return the calls behind it, send results and serve the connection.
+
+        Without this a long call would delay the calls that were sent ahead of time, while other workers are idle.
+        """
         quiet = 0
         while True:
             time.sleep(WATCH_INTERVAL_S)
@@ -339,17 +346,17 @@ class PoolWorker:
                 self._watching.set()
                 quiet = 0
             while since is not None and time.monotonic() - since > LONG_CALL_S and self._call_started == since:
-                with self._execution.limits_lifted():
+                with self._runner.limits_lifted():
                     self._return_calls()
                     self._exchange()
-                    if self._calls:  # They came just now.
+                    if self._calls:  # received by that exchange
                         self._return_calls()
                         self._exchange()
                 time.sleep(LONG_CALL_INTERVAL_S)
 
     def _after_fork(self) -> None:
-        """In a fork of a call's: it is not the worker, and the watch, which may hold the lock, is not here."""
+        """In a child forked by a call: it is no worker, and the watch thread, which may hold the lock, is not there."""
         self._credential.drop_secret()
-        self._record = None  # Shared with the worker, which has results there that nobody has heard of.
+        self._record = None  # Its memory is shared with the worker, whose unsent results must stay intact.
         self._lock = threading.RLock()
-        self._execution.after_fork()
+        self._runner.after_fork()
