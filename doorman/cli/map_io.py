@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import os.path
 import queue
@@ -20,6 +20,8 @@ from typing import Final, TextIO
 from doorman.cli import discard_output
 from doorman.errors import BadCommandLine
 from doorman.task import Task
+from remit.errors import LocationInUse, RemitError
+from remit.transport import FileLock
 
 __all__ = ["SEPARATOR", "Inputs", "OutputPrinter", "Template", "split_command"]
 
@@ -80,13 +82,15 @@ CHUNK: Final = 1 << 16
 
 
 class Inputs:
-    """Inputs in order. ``total`` is None until the last one is known."""
+    """Inputs in order; None instead of words: they are added by a thread. ``total`` is None until the last is known."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.total: int | None = len(words)
+    def __init__(self, words: Sequence[str] | None) -> None:
+        self.total = None if words is None else len(words)
         self.popped = 0
         """Number of inputs returned so far."""
-        self._words = iter(words)
+        self._queue: queue.Queue[str] = queue.Queue(READ_AHEAD if words is None else 0)
+        for word in words or ():
+            self._queue.put(word)
 
     @property
     def exhausted(self) -> bool:
@@ -95,45 +99,32 @@ class Inputs:
 
     def pop(self) -> str | None:
         """Return the next input without waiting; None if there is none, or none yet."""
-        text = self._next()
-        if text is not None:
-            self.popped += 1
+        try:
+            text = self._queue.get_nowait()
+        except queue.Empty:
+            return None
+        self.popped += 1
         return text
-
-    def _next(self) -> str | None:
-        return next(self._words, None)
 
     @classmethod
     def read(cls, descriptor: int, separator: bytes, wake: Callable[[], None]) -> Inputs:
         """Return inputs that a thread reads from a descriptor; ``wake`` is called in that thread for each."""
-        return _StreamInputs(descriptor, separator, wake)
-
-
-class _StreamInputs(Inputs):
-    def __init__(self, descriptor: int, separator: bytes, wake: Callable[[], None]) -> None:
-        super().__init__(())
-        self.total = None
-        self._lines: queue.Queue[str] = queue.Queue(READ_AHEAD)
-        self._separator, self._wake = separator, wake
+        inputs = cls(None)
         # Read the descriptor, not sys.stdin: a daemon thread that holds the lock of a buffered reader at interpreter
         # exit aborts the process.
-        threading.Thread(target=self._run, args=(descriptor,), name="doorman-inputs", daemon=True).start()
+        arguments = (descriptor, separator, wake)
+        threading.Thread(target=inputs._read, args=arguments, name="doorman-inputs", daemon=True).start()
+        return inputs
 
-    def _next(self) -> str | None:
-        try:
-            return self._lines.get_nowait()
-        except queue.Empty:
-            return None
-
-    def _run(self, descriptor: int) -> None:
+    def _read(self, descriptor: int, separator: bytes, wake: Callable[[], None]) -> None:
         """Thread: split the stream into inputs; empty ones are skipped."""
         count = 0
-        for line in filter(None, _split(descriptor, self._separator)):
-            self._lines.put(os.fsdecode(line))
-            self._wake()
+        for line in filter(None, _split(descriptor, separator)):
+            self._queue.put(os.fsdecode(line))  # waits while READ_AHEAD inputs are queued
+            wake()
             count += 1
         self.total = count
-        self._wake()
+        wake()
 
 
 def _split(descriptor: int, separator: bytes) -> Iterator[bytes]:
@@ -210,8 +201,8 @@ class OutputPrinter:
 
 
 PREFIX: Final = "doorman-map-"
-LOCK: Final = ".lock"
-"""File in a temporary folder; its process holds the file's lock, which the kernel releases however it ends."""
+LOCK: Final = "map"
+"""File in a temporary folder that its process locks; the kernel releases the lock however the process ends."""
 
 
 class _TemporaryFolder:
@@ -219,36 +210,24 @@ class _TemporaryFolder:
 
     def __init__(self) -> None:
         for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            lock = _try_lock(left / LOCK)
-            if lock is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
+            with contextlib.suppress(OSError, RemitError):
+                if left.lstat().st_uid == os.geteuid():
+                    lock = FileLock(str(left / LOCK))
+                    shutil.rmtree(left, ignore_errors=True)
+                    lock.release()
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-            # Another process may lock and remove the folder right after mkdtemp: then make another one.
-            taken = _try_lock(self.path / LOCK, os.O_CREAT)
-            if taken is not None:
-                self._lock = taken
+            try:
+                self._lock = FileLock(str(self.path / LOCK))
                 return
+            except LocationInUse:
+                continue  # another process found the folder before it was locked, and removes it: make another one
+            except RemitError:
+                if self.path.exists():
+                    raise
 
     def close(self) -> None:
         """Remove the folder."""
+        # Remove it while it is locked: otherwise another process could lock it in between.
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
-
-
-def _try_lock(path: Path, flags: int = 0) -> int | None:
-    """Return a descriptor with the lock of a file of this user; None if it is locked or has just been removed."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(descriptor)
-        if status.st_uid == os.geteuid() and status.st_nlink:
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None
+        self._lock.release()
