@@ -36,6 +36,7 @@ class ManagerSession:
 
     def handle_signal(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: request a stop, or a kill on the second signal."""
+        # Set flags only: the handler may interrupt the manager at any line of its tick.
         self.killing = self.stopping
         self.signal = self.signal or number
         self.request_stop()
@@ -64,6 +65,7 @@ class ManagerSession:
 
     def wait(self, timeout: float = MAX_WAIT_S) -> None:
         """Wait until the manager has work, a signal arrives or the timeout passes."""
+        # Once stopped and idle there is nothing to wait for: return, so that the command can end.
         if not self.stopping or self.manager.busy:
             self.manager.wait(timeout)
 

@@ -63,6 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _rules(arguments: argparse.Namespace) -> list[Rule]:
     rules = [Rule(processes=arguments.processes)]
     if arguments.max_load is not None:
+        # One process may always run: otherwise a load caused by other programs would stop the work for good.
         rules.append(Rule(processes=1, minimum_processor_load=arguments.max_load))
     return rules
 
@@ -183,6 +184,7 @@ class _MapWork:
         self._add_tasks()
         self._manager.tick()
         self._collect_results()
+        # Fill the slots that have just become free: the next tick may be a long wait away.
         self._add_tasks()
         return self._manager.busy or not (self._inputs.exhausted or self._halted)
 
@@ -227,6 +229,7 @@ class _MapWork:
         if self._arguments.halt == "now":
             self._manager.stop()
         elif self._arguments.halt == "soon" and not self._halted:
+            # Running tasks may finish; only the queue is emptied.
             for waiting in self._manager.waiting:
                 self._manager.cancel(waiting)
         self._halted = self._halted or self._arguments.halt is not None

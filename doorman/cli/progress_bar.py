@@ -106,4 +106,5 @@ def progress_on_stderr() -> ProgressLines:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
+    # Without rich's refresh thread: it would print while a task's output is being copied.
     return _ProgressBar(progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False))

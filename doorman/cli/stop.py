@@ -78,6 +78,7 @@ def _stop(remote: Remote, target: Target, timeout: float) -> int:
             results = {task.id: "stopping" for task in target.tasks}
         else:
             results = {task.id: remote.stop(task.id, task.attempt_id) for task in target.tasks}
+        # One deadline for all: the processes end at the same time, not one after the other.
         deadline = time.monotonic() + timeout
         runs = [not _report(task, process, results[task.id], deadline) for task, process in opened]
         if itself is not None:

@@ -64,6 +64,7 @@ class _Managers:
             found = find(self._arguments.manager, self._arguments.location, timeout=self._arguments.timeout)
         except ControlError as error:
             return [], [error]
+        # Keep known connections: a new one each time would leave a session at the manager for a minute.
         now = {}
         for remote in found:
             known = self._open.pop(remote.id, None)
@@ -108,6 +109,7 @@ def _single_keys() -> Iterator[int | None]:
 
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
+    # cbreak and not raw: Ctrl-C must still raise KeyboardInterrupt.
     tty.setcbreak(descriptor)
     try:
         yield descriptor

@@ -77,6 +77,7 @@ class _ProgramTask(Task):
         return super()._last_attempt or self.programs.stopping
 
     def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
+        # Before the call of super, which resets the identity that the text needs.
         self.programs.printer.print_note(self.name, f"{_end_text(self, state, error)}; again in {delay:.2g} s")
         super()._retry(state, error, delay)
 
@@ -142,6 +143,7 @@ class _Programs:
             return
         if self._session.killing:
             self._manager.kill()
+        # Later programs may depend on earlier ones, so the last ones end first.
         for task in [task for task in self._left if task.handler == self._left[-1].handler]:
             self._manager.cancel(task)
 

@@ -34,6 +34,7 @@ class Remote:
         self.id = f"{location.url} {key.hex()}"
         """Differs between managers that had the same name or location one after the other."""
         self._key, self._timeout = key, timeout
+        # Without linger: each request waits for its reply, so nothing is left to flush.
         self._client = Client(location, linger=0.0)
 
     def look(self) -> ManagerView:
@@ -109,5 +110,6 @@ def look_at_all(remotes: list[Remote]) -> list[ManagerView | ManagerSilent | Con
 
     if not remotes:
         return []
+    # In parallel, because each manager that does not answer costs the whole timeout.
     with ThreadPoolExecutor(min(MAX_THREADS, len(remotes)), thread_name_prefix="doorman-ask") as threads:
         return list(threads.map(look, remotes))

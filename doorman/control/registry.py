@@ -85,7 +85,8 @@ class Registration:
         if lock is None:
             return
         if self._owner != os.getpid():
-            return
+            return  # the entry is the parent's; the lock has been released in this process by the fork handler
+        # Unlink under the lock: after its release the file may belong to another manager with this name.
         self._path.unlink(missing_ok=True)
         lock.release()
 

@@ -98,6 +98,7 @@ class Control:
     def _on_look(self, event: Event) -> dict[str, Any]:
         self._auth.check(LOOK, event)
         entry, manager = self._registration.entry, self._manager
+        # Running tasks first: if the reply is cut, waiting ones are missing.
         running, waiting = manager.running, manager.waiting
         shown = (*running, *waiting)[:MAX_TASKS]
         view = ManagerView(
@@ -177,6 +178,7 @@ class RequestAuth:
                 "the request has no valid signature, and this transport does not attest the user: run the command on "
                 "the manager's host and as its user, whose private folder contains the key"
             )
+        # Each challenge is valid once: a recorded request cannot be replayed.
         self._challenges.pop(challenge, None)
         return tuple(arguments)
 
@@ -205,6 +207,7 @@ class _Usage:
         at, before, cpu = self._before.get(identity.attempt, (now - (task.duration or 0.0), Reading(0.0, 0), None))
         if now - at >= CPU_INTERVAL_S:
             cpu = 100.0 * max(0.0, reading.cpu - before.cpu) / (now - at)
+            # Keyed by attempt, not by pid: a restarted task begins with a new history.
             self._before[identity.attempt] = now, reading, cpu
             if len(self._before) > 2 * MAX_TASKS:
                 self._before.popitem(last=False)
