@@ -1,4 +1,4 @@
-"""Confinement: what each call of a worker may use, apart from what the worker needs to tell how the call ended."""
+"""Resource limits of a task's process, and of each call in a worker of a pool."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from typing import Final
 
 from doorman.errors import LimitNotApplied
 
-__all__ = ["CallLimits", "Limits", "worker_limits"]
+__all__ = ["CallLimits", "Limits", "apply_limits", "limit_memory", "memory_limited", "worker_limits"]
 
 
 REPORT_RESERVE_BYTES: Final = 64 << 20
-"""Bytes of memory beyond its limit in which a task's process tells how the task ended."""
+"""Memory beyond the limit with which the process reports how the task ended."""
 CPU_GRACE_S: Final = 1
-"""Seconds of processor time between the limit's SIGXCPU and SIGKILL."""
+"""Processor time between SIGXCPU at the limit and SIGKILL."""
+CPU_LIMIT_CLOCK: Final = -8
+"""The clock that the kernel compares with RLIMIT_CPU: CPUCLOCK_PROF of this process.
+
+It counts in ticks. On a busy machine it may be far ahead of `time.process_time`, which is exact.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one process may use; None leaves what the manager's processes have anyway.
+    """Limits of one process; None leaves the limit that the manager's processes have anyway.
 
     memory -- bytes of address space (RLIMIT_AS): more raises MemoryError in Python
     cpu -- whole seconds of processor time: more is SIGXCPU, and SIGKILL a second later
-    files -- descriptors open at once
-    processes -- processes and threads of its user, all together; the kernel asks root for nothing
+    files -- number of open descriptors
+    processes -- processes and threads of the user, all together; the kernel does not apply it to root
     core -- bytes of a core dump; 0 for none
     nice -- niceness, from -20 (first) to 19 (last)
     affinity -- the numbers of the CPUs that it may run on
-    umask -- the permissions that files it makes do not get, such as 0o077
+    umask -- the permissions that new files do not get, such as 0o077
 
     Raises TypeError, ValueError.
     """
@@ -55,47 +60,6 @@ class Limits:
         if self.affinity is not None:
             object.__setattr__(self, "affinity", _cpus(self.affinity))
 
-    def apply(self, *, called: bool) -> None:
-        """Limit this process, but for its memory, and see that `confine` can, with a callable if ``called``.
-
-        Raises LimitNotApplied.
-        """
-        steps: list[tuple[str, Callable[[], None]]] = [
-            ("umask", self._set_umask),
-            ("affinity", self._set_affinity),
-            ("nice", self._set_nice),
-            ("core", lambda: _set(resource.RLIMIT_CORE, self.core)),
-            ("cpu", lambda: _set(resource.RLIMIT_CPU, self.cpu, CPU_GRACE_S)),
-            ("processes", lambda: _set(resource.RLIMIT_NPROC, self.processes)),
-            ("memory", lambda: self._check_memory(called=called)),
-            ("files", lambda: _set(resource.RLIMIT_NOFILE, self.files)),
-        ]
-        for name, step in steps:
-            if (wanted := getattr(self, name)) is not None:
-                try:
-                    step()
-                except (OSError, ValueError) as error:
-                    raise LimitNotApplied(
-                        f"limit {name}={_shown(name, wanted)} cannot be applied: {error}; "
-                        "give another one, or the manager's own process the right to it"
-                    ) from error
-
-    def limit_memory(self, *, room: int = 0) -> None:
-        """Limit this process's memory, up to ``room`` bytes below what it may raise that limit to again."""
-        if self.memory is not None:
-            _set(resource.RLIMIT_AS, self.memory, room)
-
-    @contextlib.contextmanager
-    def memory_limited(self) -> Iterator[None]:
-        """Limit this process's memory for a block: after it there is room to tell how the block ended."""
-        self.limit_memory(room=REPORT_RESERVE_BYTES)
-        try:
-            yield
-        finally:
-            if self.memory is not None:
-                hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-                resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-
     def _check_number(self, name: str, least: int, most: int) -> None:
         value = getattr(self, name)
         if value is None:
@@ -105,78 +69,67 @@ class Limits:
         if not least <= value <= most:
             raise ValueError(f"limit {name} is from {least} to {most}, not {value!r}")
 
-    def _set_umask(self) -> None:
-        assert self.umask is not None
-        os.umask(self.umask)
 
-    def _set_affinity(self) -> None:
-        assert self.affinity is not None
-        for thread in _threads():
-            os.sched_setaffinity(thread, self.affinity)
-        # The kernel silently leaves out those that there are not.
-        if missing := self.affinity - os.sched_getaffinity(0):
-            raise ValueError(f"there is no CPU {', '.join(map(str, sorted(missing)))} for this process")
+def apply_limits(limits: Limits, *, called: bool) -> None:
+    """Limit this process, except its memory, and check that `limit_memory` will be able to limit that.
 
-    def _set_nice(self) -> None:
-        assert self.nice is not None
-        for thread in _threads():
-            os.setpriority(os.PRIO_PROCESS, thread, self.nice)
-
-    def _check_memory(self, *, called: bool) -> None:
-        assert self.memory is not None
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        if hard != resource.RLIM_INFINITY and self.memory > hard:
-            raise ValueError(f"this process may have at most {hard} bytes")
-        if called and (taken := _address_space()) >= self.memory:
-            raise ValueError(f"a process that calls a task takes up {taken} bytes of addresses before the task begins")
-
-
-def _set(kind: int, wanted: int | None, room: int = 0) -> None:
-    """Set a limit, and beyond it a hard one, but no higher than that one was if it may not be raised."""
-    assert wanted is not None
-    before = resource.getrlimit(kind)[1]
-    hard = wanted + room if before == resource.RLIM_INFINITY else min(before, wanted + room)
-    resource.setrlimit(kind, (wanted, max(hard, wanted)))
+    ``called`` is True for a callable, which runs in this process as it is. Raises LimitNotApplied.
+    """
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("umask", lambda: os.umask(limits.umask or 0)),
+        ("affinity", lambda: _set_affinity(limits.affinity or frozenset())),
+        ("nice", lambda: _set_nice(limits.nice or 0)),
+        ("core", lambda: _set_limit(resource.RLIMIT_CORE, limits.core or 0)),
+        ("cpu", lambda: _set_limit(resource.RLIMIT_CPU, limits.cpu or 0, CPU_GRACE_S)),
+        ("processes", lambda: _set_limit(resource.RLIMIT_NPROC, limits.processes or 0)),
+        ("memory", lambda: _check_memory(limits.memory or 0, called=called)),
+        ("files", lambda: _set_limit(resource.RLIMIT_NOFILE, limits.files or 0)),
+    ]
+    for name, step in steps:
+        if (value := getattr(limits, name)) is not None:
+            try:
+                step()
+            except (OSError, ValueError) as error:
+                raise LimitNotApplied(
+                    f"limit {name}={_shown(name, value)} cannot be applied: {error}; "
+                    "give another one, or the manager's own process the right to it"
+                ) from error
 
 
-def _threads() -> list[int]:
-    """Return the threads of this process: a transport's are to be as nice as the task."""
-    return [int(name) for name in os.listdir("/proc/self/task")]  # noqa: PTH208 - numbers, not paths
+def limit_memory(limits: Limits | None, *, reserve: int = 0) -> None:
+    """Limit the memory of this process; it may raise the limit again by ``reserve`` bytes."""
+    if limits is not None and limits.memory is not None:
+        _set_limit(resource.RLIMIT_AS, limits.memory, reserve)
 
 
-def _address_space() -> int:
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once
-        return int(file.read().split()[0]) * resource.getpagesize()
+@contextlib.contextmanager
+def memory_limited(limits: Limits | None) -> Iterator[None]:
+    """Limit the memory of this process within the block; after it there is some for the report of its end."""
+    limit_memory(limits, reserve=REPORT_RESERVE_BYTES)
+    try:
+        yield
+    finally:
+        if limits is not None and limits.memory is not None:
+            _raise_to_hard_limit(resource.RLIMIT_AS)
 
 
-def _cpus(wanted: object) -> frozenset[int]:
-    if not isinstance(wanted, Set | Iterable) or isinstance(wanted, str | bytes):
-        raise TypeError(f"limit affinity is a set of CPU numbers, such as {{0, 1}}, not {wanted!r}")
-    cpus = frozenset(wanted)
-    if not cpus or not all(isinstance(cpu, int) and not isinstance(cpu, bool) and cpu >= 0 for cpu in cpus):
-        raise ValueError(f"limit affinity is a set of CPU numbers, such as {{0, 1}}, not {wanted!r}")
-    return cpus
-
-
-def _shown(name: str, wanted: object) -> str:
-    return f"{wanted:#o}" if name == "umask" else f"{set(wanted)}" if isinstance(wanted, frozenset) else f"{wanted}"
-
-
-COUNTED: Final = -8
-"""The clock by which the kernel counts this process's seconds for RLIMIT_CPU (CPUCLOCK_PROF of the process itself).
-
-It is counted in ticks, and on a busy machine may be far ahead of `time.process_time`, which is exact.
-"""
+def worker_limits(limits: Limits | None) -> Limits | None:
+    """Return the limits of a pool's worker that hold from its first call to its end. Raises TypeError."""
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits is a Limits, such as Limits(memory=1 << 30), not {limits!r}")
+    return None if limits is None else replace(limits, cpu=None)
 
 
 class CallLimits:
-    """A block is a call. Memory is limited in it and nowhere else; seconds of processor time are counted anew.
+    """Limits of the calls of a pool's worker: its ``with`` block is one call.
 
-    It is made in a process that is limited already, as any task's, with some room for what is to be told.
+    The memory is limited within the block only, and each call has its processor time to itself. The process has the
+    limits of `worker_limits` already, with a reserve for reports.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._memory, self._cpu = limits.memory, limits.cpu
+        # Guards `_inside` with the memory limit: the limit is the whole process's, but `suspended` runs in any thread.
         self._lock = threading.Lock()
         self._inside = False
         self._raise_memory()
@@ -184,8 +137,8 @@ class CallLimits:
     def __enter__(self) -> None:
         if self._cpu is not None:
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-            # Only the soft limit, whose SIGXCPU ends the process as well: the hard one could not be raised again.
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.clock_gettime(COUNTED)) + 1 + self._cpu, hard))
+            # Only the soft limit, whose SIGXCPU ends the process as well: a hard limit cannot be raised again.
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.clock_gettime(CPU_LIMIT_CLOCK)) + 1 + self._cpu, hard))
         with self._lock:
             self._inside = True
             self._lower_memory()
@@ -195,12 +148,11 @@ class CallLimits:
             self._inside = False
             self._raise_memory()
         if self._cpu is not None:
-            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-            resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+            _raise_to_hard_limit(resource.RLIMIT_CPU)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """For a block of the worker's own, in whatever thread, there is room beyond what the call may have."""
+        """Suspend the memory limit for a block of the worker itself, in any thread, also during a call."""
         with self._lock:
             self._raise_memory()
             try:
@@ -210,7 +162,7 @@ class CallLimits:
                     self._lower_memory()
 
     def reset_after_fork(self) -> None:
-        """In a fork of a call's: the lock may be held by a thread that is not here."""
+        """Replace the lock, in a fork made by a call: a thread that is not in the fork may hold it."""
         self._lock = threading.Lock()
 
     def _lower_memory(self) -> None:
@@ -220,12 +172,60 @@ class CallLimits:
 
     def _raise_memory(self) -> None:
         if self._memory is not None:
-            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            _raise_to_hard_limit(resource.RLIMIT_AS)
 
 
-def worker_limits(limits: Limits | None) -> Limits | None:
-    """Return those limits of a worker's that hold from its first call to its end. Raises TypeError."""
-    if limits is not None and not isinstance(limits, Limits):
-        raise TypeError(f"limits is a Limits, such as Limits(memory=1 << 30), not {limits!r}")
-    return None if limits is None else replace(limits, cpu=None)
+def _set_affinity(cpus: frozenset[int]) -> None:
+    for thread in _threads():
+        os.sched_setaffinity(thread, cpus)
+    # The kernel silently ignores CPUs that do not exist.
+    if missing := cpus - os.sched_getaffinity(0):
+        raise ValueError(f"there is no CPU {', '.join(map(str, sorted(missing)))} for this process")
+
+
+def _set_nice(nice: int) -> None:
+    for thread in _threads():
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
+
+
+def _check_memory(memory: int, *, called: bool) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY and memory > hard:
+        raise ValueError(f"this process may have at most {hard} bytes")
+    if called and (used := _address_space()) >= memory:
+        raise ValueError(f"a process that calls a task takes up {used} bytes of addresses before the task begins")
+
+
+def _set_limit(kind: int, soft: int, reserve: int = 0) -> None:
+    """Set a soft limit and, ``reserve`` above it, the hard one, without raising that: only root may."""
+    before = resource.getrlimit(kind)[1]
+    hard = soft + reserve if before == resource.RLIM_INFINITY else min(before, soft + reserve)
+    resource.setrlimit(kind, (soft, max(hard, soft)))
+
+
+def _raise_to_hard_limit(kind: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (hard, hard))
+
+
+def _threads() -> list[int]:
+    """Return the threads of this process: niceness and affinity belong to a thread, and a transport has some."""
+    return [int(name) for name in os.listdir("/proc/self/task")]  # noqa: PTH208 - numbers, not paths
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _cpus(value: object) -> frozenset[int]:
+    if not isinstance(value, Set | Iterable) or isinstance(value, str | bytes):
+        raise TypeError(f"limit affinity is a set of CPU numbers, such as {{0, 1}}, not {value!r}")
+    cpus = frozenset(value)
+    if not cpus or not all(isinstance(cpu, int) and not isinstance(cpu, bool) and cpu >= 0 for cpu in cpus):
+        raise ValueError(f"limit affinity is a set of CPU numbers, such as {{0, 1}}, not {value!r}")
+    return cpus
+
+
+def _shown(name: str, value: object) -> str:
+    return f"{value:#o}" if name == "umask" else f"{set(value)}" if isinstance(value, frozenset) else f"{value}"

@@ -69,7 +69,7 @@ def _ask(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-_SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFDSIGNAL_PROCESS_GROUP, Linux 6.9
 _STAT_BYTES = 4096  # of /proc/PID/stat: 52 numbers and a name of 15 bytes are far less, and come in one piece
 _MAX_GENERATIONS = 1 << 16  # steps up a chain of parents that may change while it is read
 
@@ -139,7 +139,7 @@ class Process:
         if self.closed:
             return False
         try:
-            return self._send(sig, _SIGNAL_PROCESS_GROUP) or self.signal(sig)
+            return self._send(sig, SIGNAL_PROCESS_GROUP) or self.signal(sig)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -1,4 +1,4 @@
-"""Progress: how far a task says that it has come, from its process to whoever watches."""
+"""Progress of a task: the value, its encoding, and the rate limit of its reports."""
 
 from __future__ import annotations
 
@@ -6,37 +6,32 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-if TYPE_CHECKING:
-    from doorman.identity import Credential
-
-__all__ = ["Progress", "ProgressReporter", "make_progress", "packed", "read", "signed", "unpacked"]
+__all__ = ["Progress", "ProgressReporter", "decode_progress", "encode_progress", "make_progress"]
 
 REPORT_INTERVAL_S: Final = 0.05
-"""Seconds between two reports of a task; of what it says in between only the last travels."""
-NOTE: Final = 1000
-"""Characters of a note that travel."""
-_PURPOSE: Final = b"doorman.progress"
-"""Signed along with each report, so that nothing else that a process signs is taken for one."""
-_LARGEST: Final = 1 << 63
+"""Time between two reports of a task; of those in between only the last is sent."""
+MAX_NOTE_CHARS: Final = 1000
+"""Longer notes are cut."""
+_INT_LIMIT: Final = 1 << 63  # msgpack has no larger integers
 
-_Report: TypeAlias = tuple[int, int | float, int | float | None, str]
-_read_report: Final = msgspec.msgpack.Decoder(_Report).decode
+_Fields: TypeAlias = tuple[int | float, int | float | None, str]
+_decode: Final = msgspec.msgpack.Decoder(_Fields).decode
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task has come, as it last said."""
+    """How far a task has come, by its last report."""
 
     done: float
     total: float | None = None
-    """What ``done`` will be at the end; None if the task does not know."""
+    """The value of ``done`` at the end; None if the task does not know it."""
     note: str = ""
     at: float = 0.0
-    """When its manager heard of it: seconds since the epoch, as of `time.time`."""
+    """When the manager received it: seconds since the epoch, as of `time.time`."""
 
     @property
     def fraction(self) -> float | None:
@@ -45,45 +40,45 @@ class Progress:
 
 
 class ProgressReporter:
-    """The child's side: lets a report through at once, and of those that follow within `INTERVAL` the last one.
+    """Limits the rate of reports: the first is sent immediately, then the newest once per REPORT_INTERVAL_S.
 
     Safe from any thread.
     """
 
     def __init__(self, send: Callable[[Progress], None]) -> None:
         self._send = send
+        # Also held while a report is sent, so that an older one cannot overtake a newer one.
         self._lock = threading.Lock()
         self._pending: Progress | None = None
         self._timer: threading.Timer | None = None
         self._next = 0.0
 
     def report(self, progress: Progress) -> None:
-        """Let it travel now, or soon if nothing newer comes."""
+        """Send a report now, or later unless a newer one replaces it."""
         with self._lock:
             self._pending = progress
-            self._keep_time()
+            self._send_or_wait()
 
     def flush(self) -> None:
-        """Let what waits travel now."""
+        """Send the pending report now."""
         with self._lock:
-            self._let_go()
+            self._send_pending()
 
-    def _timed(self) -> None:
+    def _on_timer(self) -> None:
         with self._lock:
             self._timer = None
-            self._keep_time()
+            self._send_or_wait()
 
-    def _keep_time(self) -> None:
-        """Let it go if it is time, else see to it that somebody comes back then."""
+    def _send_or_wait(self) -> None:
         wait = self._next - time.monotonic()
         if wait <= 0:
-            self._let_go()
+            self._send_pending()
         elif self._timer is None and self._pending is not None:
-            self._timer = threading.Timer(wait, self._timed)
+            self._timer = threading.Timer(wait, self._on_timer)
             self._timer.daemon = True
             self._timer.start()
 
-    def _let_go(self) -> None:
+    def _send_pending(self) -> None:
         progress, self._pending = self._pending, None
         if progress is not None:
             self._next = time.monotonic() + REPORT_INTERVAL_S
@@ -91,41 +86,26 @@ class ProgressReporter:
 
 
 def make_progress(done: float, total: float | None, note: str) -> Progress:
-    """Return what can travel. Raises TypeError for what is no number."""
-    shown = str(note)[:NOTE].encode(errors="replace").decode()
+    """Return a progress that can be encoded. Raises TypeError if a number is none."""
+    shown = str(note)[:MAX_NOTE_CHARS].encode(errors="replace").decode()
     return Progress(_number(done, "done"), None if total is None else _number(total, "total"), shown)
 
 
-def signed(credential: Credential, number: int, progress: Progress) -> tuple[str, bytes, bytes]:
-    """Return what travels for the ``number``-th report of an attempt. Raises ValueError in a fork of its process."""
-    data = packed(number, progress)
-    return credential.attempt, data, credential.sign(_PURPOSE + data)
+def encode_progress(progress: Progress) -> bytes:
+    """Return a progress as bytes, without its time."""
+    return msgspec.msgpack.encode((progress.done, progress.total, progress.note))
 
 
-def packed(number: int, progress: Progress) -> bytes:
-    """Return a report as bytes."""
-    return msgspec.msgpack.encode((number, progress.done, progress.total, progress.note))
-
-
-def unpacked(data: bytes) -> tuple[int, Progress]:
-    """Return a report and its number, as heard of now. Raises ValueError."""
-    number, done, total, note = _read_report(data)
-    return number, Progress(done, total, note, time.time())
-
-
-def read(credential: Credential, data: Any, signature: Any) -> tuple[int, Progress]:
-    """Return a report and its number. Raises ValueError for one that the attempt's process did not sign."""
-    if not isinstance(data, bytes) or not isinstance(signature, bytes):
-        raise ValueError("not a report")
-    if not credential.check(_PURPOSE + data, signature):
-        raise ValueError("not signed by this attempt's process")
-    return unpacked(data)
+def decode_progress(data: bytes) -> Progress:
+    """Return an encoded progress, received now. Raises msgspec.MsgspecError."""
+    done, total, note = _decode(data)
+    return Progress(done, total, note, time.time())
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool | str | bytes):
         raise TypeError(f"{name} is a number, not {value!r}")
-    if type(value) in (int, float) and -_LARGEST <= value < _LARGEST:
+    if type(value) in (int, float) and -_INT_LIMIT <= value < _INT_LIMIT:
         return value  # type: ignore[no-any-return]
     try:
         return float(value)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from remit.location import Location
 
 __all__ = [
+    "PART_SUFFIX",
     "fresh_name",
     "fresh_path",
     "has_unix_sockets",
@@ -24,6 +25,7 @@ __all__ = [
     "runtime_folder",
     "shared_path",
     "socket_path",
+    "write_private_file",
 ]
 
 
@@ -34,6 +36,8 @@ MAX_FOLDER_BYTES: Final = 60
 MAX_HINT_CHARACTERS: Final = 16
 """Longest part of a hint in a file name."""
 OWNER_ONLY: Final = 0o700
+PART_SUFFIX: Final = ".part"
+"""Ends the name of a file that `write_private_file` has not finished."""
 
 _numbers = itertools.count(1)
 
@@ -96,6 +100,18 @@ def remove_socket(path: str) -> None:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise TransportError(f"cannot open {path}: a file which is not a socket is there; choose another path")
         os.unlink(path)  # noqa: PTH108
+
+
+def write_private_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that only this user can read. A reader sees the whole content or no file. Raises OSError.
+
+    It is not synced: after a crash of the machine the file may be missing or empty.
+    """
+    part = os.fspath(path) + PART_SUFFIX
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.replace(part, path)  # noqa: PTH105
 
 
 def _session_folder() -> Path | None:

@@ -13,7 +13,7 @@ from doorman._scheduler.lifecycle import HelloReceived, Phase
 from doorman._scheduler.output import Outputs
 from doorman._worker.main import WorkSpec
 from doorman._worker.outcome import Outcome
-from doorman._worker.signed_channel import SignedReceiver
+from doorman._worker.signed_channel import TASK_REPORTS, SignedReceiver
 from doorman.identity import SECRET_BYTES, Credential, Identity
 from doorman.launcher import Exited, Order, Reach
 from doorman.process import Process
@@ -87,13 +87,13 @@ class Attempt:
     counted: bool = True
     """Whether it counts as one of the task's tries; not if no process could be had."""
     credential: Credential = field(init=False)
-    parts: SignedReceiver = field(init=False)
+    channel: SignedReceiver = field(init=False)
 
     def __post_init__(self) -> None:
         self.handler = self.task.handler
         self.id = self.id or f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
         self.credential = Credential(self.id, self.secret or secrets.token_bytes(SECRET_BYTES), task=self.task.id)
-        self.parts = SignedReceiver(self.credential)
+        self.channel = SignedReceiver(self.credential, TASK_REPORTS, joins=bool(self.secret))
 
     @property
     def adopted(self) -> bool:

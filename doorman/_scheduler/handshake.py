@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,10 +18,11 @@ from doorman._scheduler.lifecycle import (
 )
 from doorman._worker.connection import CHALLENGE_LABEL, READOPTION_LABEL
 from doorman._worker.outcome import Outcome
+from doorman._worker.signed_channel import PROGRESS
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
 from doorman.launcher import Reach
-from doorman.progress import read
+from doorman.progress import decode_progress
 from remit import Event, Server
 from remit.errors import EmitError
 
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from doorman._scheduler.supervisor import Supervisor
 
 __all__ = ["Handshake"]
-
-_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-_read_report: Final = functools.partial(
-    msgspec.convert, type=tuple[str, _Number, _Number, bytes, bytes], builtin_types=(bytes,)
-)
-"""Reads an untrusted ``attempt, number, parts, part, signature``."""
 
 
 class Handshake:
@@ -52,8 +46,7 @@ class Handshake:
         self._listeners = {
             "doorman.hello": self._on_hello,
             "doorman.again": self._on_challenge_answer,
-            "doorman.progress": self._on_progress,
-            "doorman.result": self._on_result,
+            "doorman.report": self._on_report,
         }
 
     def open(self, supervisor: Supervisor) -> None:
@@ -146,31 +139,24 @@ class Handshake:
         identity = verify(hello, attempt.credential, attempt.launched, peer_credentials=sender.credentials)
         return Proven(identity, sender, launched=identity.open() if attempt.launched is None else None)
 
-    def _on_progress(self, event: Event) -> None:
-        attempt = self._proven(event, "progress")
+    def _on_report(self, event: Event) -> None:
+        attempt = self._proven(event, "report")
         if attempt is None:
             return
         try:
-            _, data, signature = event.args
-            number, progress = read(attempt.credential, data, signature)
+            _, serial, data, signature = event.args
+            reports = attempt.channel.receive(serial, data, signature)
+            received = [
+                ProgressReceived(serial, decode_progress(content))
+                if kind == PROGRESS
+                else ResultReceived(Outcome.decode(content))
+                for _, kind, content in reports
+            ]
         except (ValueError, msgspec.MsgspecError):
-            self.refused["progress not signed by the attempt's process"] += 1
-        else:
-            self._supervisor.handle(attempt, ProgressReceived(number, progress))
-
-    def _on_result(self, event: Event) -> None:
-        attempt = self._proven(event, "result")
-        if attempt is None:
+            self.refused["report not signed by the attempt's process"] += 1
             return
-        try:
-            _, number, parts, part, signature = _read_report(event.args)
-            whole = attempt.parts.add(number, parts, part, signature)
-            outcome = None if whole is None else Outcome.decode(whole)
-        except (ValueError, msgspec.MsgspecError):
-            self.refused["result not signed by the attempt's process"] += 1
-            return
-        if outcome is not None:
-            self._supervisor.handle(attempt, ResultReceived(outcome))
+        for report in received:
+            self._supervisor.handle(attempt, report)
 
     def _proven(self, event: Event, what: str) -> Attempt | None:
         """Return the attempt that a message names, if its process has proven itself."""

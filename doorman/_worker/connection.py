@@ -1,4 +1,4 @@
-"""Line: the worker's connection to its manager: prove, hear the go, tell what the task says, report how it ended."""
+"""The worker process's connection to its manager: prove the identity, receive "go", report progress and outcome."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from doorman import identity
-from doorman._worker.outcome import Outcome, label, returned
+from doorman._worker.outcome import Outcome, returned
+from doorman._worker.signed_channel import PROGRESS, RESULT, TASK_REPORTS, SignedSender
 from doorman.errors import NotInTask
 from doorman.identity import Credential
-from doorman.journal.outcome_files import write_outcome
-from doorman.progress import Progress, ProgressReporter, signed
+from doorman.launcher.outcome_files import write_outcome
+from doorman.progress import Progress, ProgressReporter, encode_progress
 from remit import Client, Event, Location, Server
 from remit._internal import has_room, on_server_restart
 from remit.errors import LinkClosed, RemitError
@@ -24,13 +26,22 @@ __all__ = ["CHALLENGE_LABEL", "READOPTION_LABEL", "REPORT_LINGER_S", "ManagerCon
 
 
 CHALLENGE_LABEL: Final = b"doorman.challenge"
-"""What a challenge is signed with, so that it is taken for nothing else."""
+"""Signed with each challenge, so that its signature is valid for nothing else."""
 READOPTION_LABEL: Final = b"doorman.again"
-"""The same for its answer."""
+"""Signed with each answer to a challenge, for the same reason."""
+
+GO_TIMEOUT_S: Final = 30.0
+"""A worker that has received no "go" by then exits without having run any user code."""
+HELLO_INTERVAL_S: Final = 2.0
+"""Time after which an unanswered hello is sent again."""
+REPORT_LINGER_S: Final = 60.0
+"""Time within which the manager must have acknowledged the outcome."""
+DETACHED_CLOSE_TIMEOUT_S: Final = 1.0
+"""Time for closing the connection of a detached process after its flush."""
 
 
 class ReadoptionClient:
-    """Says hello to each new manager, and proves anew that it is what it says."""
+    """Answers a manager that adopts this detached process: says hello to it, and proves the identity once more."""
 
     def __init__(self, client: Client, credential: Credential) -> None:
         self._client = client
@@ -41,47 +52,35 @@ class ReadoptionClient:
         client.add_listener("doorman.die", self._on_die)
 
     def start(self) -> None:
-        """The task's own code begins: from now on a thread sees to it that a new manager is noticed."""
+        """Start the client's thread, which notices a new manager while the task's own code runs."""
         self._started = True
         self._client.start()
 
     def _on_restarted(self) -> None:
-        """Control: the server is another one."""
+        """Handle the restart of the server: it belongs to another manager."""
         if self._started:
             self._emit("doorman.hello", identity.hello(self._credential))
 
     def _on_challenge(self, attempt: str, nonce: bytes, signature: bytes) -> None:
-        """Listener: prove it anew, if it is the own manager who asks."""
+        """Listener: answer a challenge that has the attempt's own secret."""
         if attempt == self._credential.attempt and self._credential.check(CHALLENGE_LABEL + nonce, signature):
             hello = identity.hello(self._credential)
-            said = READOPTION_LABEL + nonce + hello["proof"].encode()
-            self._emit("doorman.again", hello, self._credential.sign(said))
+            signed = READOPTION_LABEL + nonce + hello["proof"].encode()
+            self._emit("doorman.again", hello, self._credential.sign(signed))
 
-    def _emit(self, name: str, *words: Any) -> None:
-        with contextlib.suppress(LinkClosed):  # It is leaving: all that it had to tell is told.
-            self._client.emit(name, *words)
+    def _emit(self, name: str, *args: Any) -> None:
+        with contextlib.suppress(LinkClosed):  # The process is about to exit and has reported its outcome.
+            self._client.emit(name, *args)
 
     def _on_die(self, attempt: str, signature: bytes) -> None:
-        """Listener: the new manager does not want this attempt any more."""
+        """Listener: end by SIGTERM, because the new manager does not want this attempt."""
         known = attempt == self._credential.attempt and self._credential.check(b"die", signature)
         if known and self._started:
             signal.raise_signal(signal.SIGTERM)
 
 
-GO_TIMEOUT_S: Final = 30.0
-"""Seconds after which a child that was not told to go ends without having run anything."""
-HELLO_INTERVAL_S: Final = 2.0
-"""Seconds after which an unanswered hello is said again."""
-REPORT_LINGER_S: Final = 60.0
-"""Seconds within which the result must have reached the manager."""
-CHUNK: Final = 256 * 1024
-"""Bytes of a result in one event: below what any transport carries."""
-DETACHED_CLOSE_TIMEOUT_S: Final = 1.0
-"""Seconds that a detached process's line takes to close beyond that."""
-
-
 class ManagerConnection:
-    """The worker's connection to its manager."""
+    """The connection of one worker process to its manager. A fork of the process must not use it."""
 
     def __init__(self, location: Location, credential: Credential) -> None:
         self._credential = credential
@@ -90,18 +89,20 @@ class ManagerConnection:
         self._record: str | None = None
         self._readoption: ReadoptionClient | None = None
         self._reporter: ProgressReporter | None = None
-        self._reports = 0
+        self._reports = SignedSender(credential, TASK_REPORTS, self._emit_report)
+        # Held while a report is signed and emitted: progress comes from any thread, and serial numbers must not swap.
+        self._report_lock = threading.Lock()
         self._client = Client(location, threaded=False, linger=REPORT_LINGER_S)
         self._client.add_listener("doorman.go", self._on_reply, pass_event=True)
         self._client.add_listener("doorman.die", self._on_reply, pass_event=True)
 
     def enable_readoption(self, record: str | None) -> None:
-        """Outlive the manager, and be found by the next one; what it would have to be told is left at ``record``."""
+        """Let a later manager adopt this process. The outcome is also written to the file ``record``, if given."""
         self._record = record
         self._readoption = ReadoptionClient(self._client, self._credential)
 
     def prove(self) -> bool:
-        """Say hello until answered; True if told to go."""
+        """Send hello until it is answered; return True if the answer is "go"."""
         deadline = time.monotonic() + GO_TIMEOUT_S
         hello = identity.hello(self._credential)
         while self._reply is None and (left := deadline - time.monotonic()) > 0:
@@ -112,80 +113,81 @@ class ManagerConnection:
         return self._reply == "go"
 
     def start_readoption(self) -> None:
-        """The task's own code begins."""
+        """Begin to watch for a new manager; called right before the task's own code."""
         if self._readoption is not None:
             self._readoption.start()
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Emit an event of the task's own; from the first on a thread sees that they leave while the task computes."""
+        """Emit an event of the task. The first one starts the client's thread, which sends while the task computes."""
         if os.getpid() == self._owner:
             self._client.start()
         self._client.emit(name, *args, **kwargs)
 
     def add_listener(self, name: str, listener: Callable[..., Any]) -> None:
-        """Hear what the manager emits to this task, in a thread."""
+        """Call a listener, in a thread, for events that the manager emits to this task."""
         if os.getpid() == self._owner:
             self._client.add_listener(name, listener)
             self._client.start()
 
     def report_progress(self, progress: Progress) -> None:
-        """Tell how far the task has come, or let it wait for what is newer."""
+        """Send the task's progress, at most one report per REPORT_INTERVAL_S. Raises NotInTask in a fork."""
         if os.getpid() != self._owner:
             raise NotInTask("a fork of the task's process has no progress of its own: report from the task itself")
         if self._reporter is None:
             self._reporter = ProgressReporter(self._send_progress)
         self._reporter.report(progress)
 
-    def _send_progress(self, progress: Progress) -> None:
-        if not has_room(self._client):
-            return  # Nobody hears it now, and the task must not wait for that.
-        self._reports += 1
-        self.emit("doorman.progress", signed(self._credential, self._reports, progress), {})
-
     def report_outcome(self, outcome: Outcome) -> None:
-        """Send the outcome, in signed parts, behind the last progress."""
+        """Send the outcome, after the last progress."""
+        data = outcome.encode()
         if self._record is not None:
             try:
-                write_outcome(self._record, outcome, self._credential)
+                write_outcome(self._record, data, self._credential)
             except OSError as error:
-                print(f"doorman: the result is left nowhere: {error}", file=sys.stderr)  # noqa: T201
+                print(f"doorman: cannot write the result to a file: {error}", file=sys.stderr)  # noqa: T201
         if self._reporter is not None:
             self._reporter.flush()
-        data = outcome.encode()
-        parts = max(1, -(-len(data) // CHUNK))
-        for number in range(parts):
-            part = data[number * CHUNK : (number + 1) * CHUNK]
-            signature = self._credential.sign(label(number, parts) + part)
-            self._client.emit("doorman.result", self._credential.attempt, number, parts, part, signature)
+        with self._report_lock:
+            self._reports.send([(0, RESULT, data)])
 
     def close(self, linger: float | None = None) -> None:
-        """Wait until the manager has confirmed everything, then end; what could not be told is told on stderr.
+        """Wait until the manager has acknowledged everything, then close; report a failure on standard error.
 
-        ``linger`` is how many seconds it waits at the most; default: `REPORT_LINGER`.
+        linger -- seconds to wait at most; default: REPORT_LINGER_S
         """
         linger = REPORT_LINGER_S if linger is None else linger
         try:
             if self._readoption is not None:
-                self._client.flush(linger)  # Not closed meanwhile: a new manager may have questions.
+                self._client.flush(linger)  # Not close(): until then a new manager may send a challenge.
             self._client.close(min(linger, DETACHED_CLOSE_TIMEOUT_S) if self._readoption is not None else linger)
         except RemitError as lost:
             if linger:
-                print(f"doorman: the manager was not told: {lost}", file=sys.stderr)  # noqa: T201
+                print(f"doorman: the manager did not receive everything: {lost}", file=sys.stderr)  # noqa: T201
 
     def rehearse(self, server: Server) -> None:
-        """Say hello to a server in this very process, hear its answer, and report; all is confirmed then."""
+        """Exchange hello, its answer and a result with a server in this process, all acknowledged at the end."""
         self._client.emit("doorman.hello", identity.hello(self._credential))
         self._exchange(server)
         self.report_outcome(returned(None))
         self._exchange(server)
 
     def _exchange(self, server: Server) -> None:
-        for _ in range(3):  # A frame goes, its answer comes, and is acknowledged.
+        for _ in range(3):  # A frame travels, then its answer, then the acknowledgement of that.
             self._client.tick()
             server.tick()
 
+    def _send_progress(self, progress: Progress) -> None:
+        # With a full queue `emit` would block the task, for a report that is soon out of date.
+        if has_room(self._client):
+            self._client.start()
+            with self._report_lock:
+                self._reports.send([(0, PROGRESS, encode_progress(progress))])
+
+    def _emit_report(self, serial: int, data: bytes, signature: bytes) -> None:
+        self._client.emit("doorman.report", self._credential.attempt, serial, data, signature)
+
     def _on_reply(self, event: Event) -> None:
-        """Listener: the manager's word, if it is the manager's."""
+        """Listener: accept "go" or "die", if it is signed with the attempt's secret."""
         attempt, signature = event.args
         word = event.name.removeprefix("doorman.")
         if attempt == self._credential.attempt and self._credential.check(word.encode(), signature):

@@ -1,4 +1,4 @@
-"""Worker: the child's side: prove who it is, wait for go, run, report."""
+"""The main function of a worker process: prove the identity, wait for "go", run the task, report the outcome."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ from doorman._worker.outcome import Outcome, failed, returned
 from doorman.current import CurrentTask, task_context
 from doorman.identity import Credential
 from doorman.launcher import Order
-from doorman.launcher.messages import interpreter_flags, pack_order, read_order
+from doorman.launcher.launch_messages import interpreter_flags, pack_order, read_order
 from doorman.launcher.process_exit import exit_code
-from doorman.limits import Limits
+from doorman.limits import Limits, apply_limits, limit_memory, memory_limited
 from remit import Server
 from remit.plugins import find_transport
 from remit.transport import register_after_fork
 
-__all__ = ["WorkSpec", "main", "prepare", "run_order"]
+__all__ = ["WorkSpec", "decode_spec", "main", "prepare", "run_order"]
 
 
 REHEARSALS: Final = 10
-"""The interpreter writes into code until it has specialised it: what is written here, no child has to write again."""
+"""Enough for the interpreter to specialise the code that is run; from then on it does not write to the code objects."""
 EXIT_NOT_ADMITTED: Final = 75
-"""Exit code of a child that was not told to go: a temporary failure, by the convention of sysexits."""
+"""Exit code without a "go": EX_TEMPFAIL of sysexits.h."""
 EXIT_NOT_FOUND: Final = 127
-"""Exit code of a command that cannot be run, by the convention of the shells."""
+"""Exit code of a command that cannot be run, as of a shell."""
 
 
 class WorkSpec(msgspec.Struct, array_like=True, frozen=True):
-    """The payload of an order: what to do and whom to tell."""
+    """The payload of an order: what the worker runs, and the manager that it reports to."""
 
     location: bytes
-    """The manager's, pickled, which is cheaper to read than a URL; its password travels as the secret does."""
+    """The manager's location, pickled: faster to read than a URL, and the password travels as safely as the secret."""
     task: str
     name: str
     attempt: int
     call: bytes
     """The pickled callable with its arguments; empty for a command."""
     wrapper: tuple[str, ...] = ()
-    """The command that the worker is to be started with once more, before it proves itself."""
+    """A command that starts the worker once more, before it proves its identity."""
     initializer: bytes = b""
-    """A pickled callable to be called before the task's code."""
+    """A pickled callable that is called before the task's code; empty for none."""
     limits: Limits | None = None
 
 
-_read_work: Final = msgspec.msgpack.Decoder(WorkSpec).decode
-"""Made once, in the zygote: to make one reads annotations, which takes longer than all else that a child does."""
+# Created once, in the zygote: a decoder resolves annotations, which takes longer than the rest of a child's work.
+decode_spec: Final = msgspec.msgpack.Decoder(WorkSpec).decode
 
 
 def prepare(scheme: str) -> Callable[[Order], int]:
-    """Do once, in the zygote, what each child would have to do; return the entry of the children."""
+    """Do in the zygote, once, what every child would have to do; return the entry function of the children."""
     find_transport(scheme)
     for _ in range(REHEARSALS):
         rehearse()
@@ -69,97 +69,98 @@ def prepare(scheme: str) -> Callable[[Order], int]:
 
 
 def rehearse() -> None:
-    """Run a child's steps once: memory that the zygote has written to need not be copied by each child."""
+    """Run the steps of a child once, with a server in this process.
+
+    A child copies each page that it writes to. Lazy imports, caches and specialised code are written here, by the
+    zygote, and shared by all children. docs/performance.md has the memory of a child and the rate of fresh processes.
+    """
     credential = Credential("rehearsal")
     with Server("memory://rehearsal", threaded=False) as server:
         server.add_listener("doorman.hello", lambda event: event.sender.emit("go"), pass_event=True)
-        line = ManagerConnection(server.location, credential)
-        line.rehearse(server)
-        line.close(1.0)
+        connection = ManagerConnection(server.location, credential)
+        connection.rehearse(server)
+        connection.close(1.0)
 
 
 def run_order(order: Order) -> int:
-    """Be the process of one attempt; return its exit code."""
-    work = _read_work(order.payload)
-    if work.wrapper:
-        exec_wrapper(order, work)
-    credential = Credential(order.attempt, order.secret, task=work.task)
-    line = ManagerConnection(pickle.loads(work.location), credential)
+    """Be the process of one attempt; return the exit code."""
+    spec = decode_spec(order.payload)
+    if spec.wrapper:
+        exec_wrapper(order, spec)
+    credential = Credential(order.attempt, order.secret, task=spec.task)
+    connection = ManagerConnection(pickle.loads(spec.location), credential)
     if order.detach:
-        line.enable_readoption(order.record)
-    if not line.prove():
-        line.close(0.0)
+        connection.enable_readoption(order.record)
+    if not connection.prove():
+        connection.close(0.0)
         return EXIT_NOT_ADMITTED
+    # A fork of the task is another process: without the secret it cannot report in the attempt's name.
     register_after_fork(credential.drop_secret)
     code = 1
-    outcome = initialize(work, line, called=not order.command)
+    outcome = initialize(spec, connection, called=not order.command)
     if outcome is None and order.command:
-        line.close()
-        if work.limits is not None:
-            work.limits.limit_memory()
+        connection.close()
+        limit_memory(spec.limits)
         exec_command(order.command)
     if outcome is None:
-        line.start_readoption()
-        outcome, code = run_call(work, line)
+        connection.start_readoption()
+        outcome, code = run_call(spec, connection)
     if outcome is not None:
-        line.report_outcome(outcome)
-    line.close()
+        connection.report_outcome(outcome)
+    connection.close()
     return code
 
 
-def initialize(work: WorkSpec, line: ManagerConnection, *, called: bool) -> Outcome | None:
-    """Limit this process and call the initializer; return how the task ends if it must not begin."""
+def initialize(spec: WorkSpec, connection: ManagerConnection, *, called: bool) -> Outcome | None:
+    """Apply the limits and call the initializer; return the task's outcome if one of them failed."""
     try:
-        if work.limits is not None:
-            work.limits.apply(called=called)
-        if work.initializer:
-            with user_code(work, line, called=called):
-                pickle.loads(work.initializer)()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+        if spec.limits is not None:
+            apply_limits(spec.limits, called=called)
+        if spec.initializer:
+            with user_code(spec, connection, called=called):
+                pickle.loads(spec.initializer)()
+    except BaseException as error:  # noqa: BLE001 - every failure is reported as the task's outcome
         return failed(error)
     return None
 
 
-def run_call(work: WorkSpec, line: ManagerConnection) -> tuple[Outcome | None, int]:
-    """Call what the task calls; return its outcome and the exit code. An exit with an error has no outcome."""
+def run_call(spec: WorkSpec, connection: ManagerConnection) -> tuple[Outcome | None, int]:
+    """Call the task's function; return the outcome and the exit code. An exit with an error has no outcome."""
     try:
-        with user_code(work, line):
-            fn, args, kwargs = pickle.loads(work.call)
+        with user_code(spec, connection):
+            fn, args, kwargs = pickle.loads(spec.call)
             value = fn(*args, **kwargs)
         return returned(value), 0
-    except SystemExit as leaving:
-        code = exit_code(leaving)
+    except SystemExit as exit_request:
+        code = exit_code(exit_request)
         return (None, code) if code else (returned(None), 0)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, whoever waits for the result has to know
+    except BaseException as error:  # noqa: BLE001 - every failure is reported as the task's outcome
         return failed(error), 1
 
 
 @contextlib.contextmanager
-def user_code(work: WorkSpec, line: ManagerConnection, *, called: bool = True) -> Iterator[None]:
-    """A block of the user's code, with its memory limited: what comes after it is to have room to tell how it ended."""
-    confined = work.limits.memory_limited() if work.limits is not None and called else contextlib.nullcontext()
-    with (
-        task_context(CurrentTask(work.name, work.attempt, line.emit, line.add_listener, line.report_progress)),
-        confined,
-    ):
+def user_code(spec: WorkSpec, connection: ManagerConnection, *, called: bool = True) -> Iterator[None]:
+    """Run the block as the current task, with limited memory; after the block there is memory for the report."""
+    task = CurrentTask(spec.name, spec.attempt, connection.emit, connection.add_listener, connection.report_progress)
+    with task_context(task), memory_limited(spec.limits if called else None):
         yield
 
 
-def exec_wrapper(order: Order, work: WorkSpec) -> NoReturn:
-    """Turn into the wrapper, which starts a worker that takes the same order from an inherited descriptor."""
-    inner = msgspec.structs.replace(work, wrapper=())
-    # Without environment and folder, which are in place already: what the wrapper makes of them is to stay.
+def exec_wrapper(order: Order, spec: WorkSpec) -> NoReturn:
+    """Become the wrapper, which starts a worker that reads the same order from an inherited descriptor."""
+    inner = msgspec.structs.replace(spec, wrapper=())
+    # Without environment and folder: both are set already, and the wrapper may change them for the worker.
     again = replace(order, payload=msgspec.msgpack.encode(inner), env=None, cwd=None)
     data = pack_order(again, sys_path=sys.path)
     descriptor = os.memfd_create("order", 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    exec_command((*work.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman.launcher.enter", str(descriptor)))
+    exec_command((*spec.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman._worker", str(descriptor)))
 
 
 def exec_command(command: tuple[str, ...]) -> NoReturn:
-    """Turn into the program; pid and inode stay. A program that cannot be run is told on standard error."""
+    """Become the program: pid and pidfd inode stay. One that cannot be run is reported on standard error."""
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -168,8 +169,9 @@ def exec_command(command: tuple[str, ...]) -> NoReturn:
 
 
 def main() -> int:
-    """Run as a program of its own: take the order from a descriptor, or from standard input, and obey it."""
-    from doorman import process as prctl
+    """Run as a program of its own: read the order from a descriptor or from standard input, and execute it."""
+    # Imported here: a forked child never needs them.
+    from doorman import process
     from doorman.launcher.zygote_process import use_line_buffering
 
     use_line_buffering()
@@ -177,7 +179,7 @@ def main() -> int:
     order = read_order(descriptor)
     if not order.detach:
         with contextlib.suppress(OSError):
-            prctl.die_with_parent(os.getppid())
+            process.die_with_parent(os.getppid())
         _end_with_manager(descriptor)
     if order.env is not None:
         os.environ.clear()
@@ -189,13 +191,16 @@ def main() -> int:
 
 
 def _end_with_manager(descriptor: int) -> None:
-    """Watch the descriptor of the order, whose end of file is the manager's: a wrapper may outlive it."""
+    """Kill this process group when the manager closes the other end of the order's pipe.
+
+    PR_SET_PDEATHSIG is not enough: the parent is a wrapper, which may outlive the manager.
+    """
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return  # A wrapper of the zygote's: it ends the whole group.
+        return  # A memfd of `exec_wrapper`: the zygote ends the whole group.
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(descriptor, 0)
+        poll.register(descriptor, 0)  # No event mask: POLLHUP and POLLERR are always reported.
         poll.poll()
         os.killpg(0, signal.SIGKILL)
 

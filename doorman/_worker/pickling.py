@@ -1,4 +1,4 @@
-"""Travel: what a process is to call, as bytes that go there; or which part of it cannot, and what to do."""
+"""Pickling of calls for other processes, with errors that name the part that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["not_picklable", "pickle_call", "pickle_initializer", "pickle_value"]
 
 
 _MAIN: Final = b"__main__"
-_shown = reprlib.Repr()  # Not repr(): that may be as long as the value, or raise.
+_shown = reprlib.Repr()  # Not repr(): its text may be as long as the value, and it may raise.
 _shown.maxother = _shown.maxstring = 120
 
 
 def pickle_call(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-    """Return the call of the task ``name``. Raises TaskNotPicklable, which names the part that cannot travel."""
+    """Return the pickled call of the task ``name``. Raises TaskNotPicklable."""
     try:
         return _by_value((fn, args, kwargs))
     except Exception as error:
@@ -28,7 +28,7 @@ def pickle_call(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 
 def pickle_initializer(initializer: Callable[[], object] | None) -> bytes:
-    """Return what each process calls first; nothing for None. Raises TypeError, TaskNotPicklable."""
+    """Return the pickled initializer; nothing for None. Raises TypeError, TaskNotPicklable."""
     if initializer is None:
         return b""
     if not callable(initializer):
@@ -42,14 +42,14 @@ def pickle_initializer(initializer: Callable[[], object] | None) -> bytes:
 
 
 def pickle_value(thing: Any) -> bytes:
-    """Return anything as bytes: what can be imported elsewhere by name, what is of the main script by value.
+    """Return a pickled object: by name if it can be imported elsewhere, by value if it belongs to the main script.
 
-    The standard pickle is faster than cloudpickle, but takes for granted that another process has the same main
-    module. Raises whatever pickling raises.
+    The standard pickle is faster than cloudpickle, but assumes that the other process has the same main module. Raises
+    whatever pickling raises.
     """
     try:
         data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # noqa: BLE001 - a lambda, a local class, or what cannot be pickled at all: cloudpickle tells
+    except Exception:  # noqa: BLE001 - cloudpickle can pickle a lambda or a local class, or raises the better error
         return _by_value(thing)
     if _MAIN in data:
         return _by_value(thing)
@@ -59,15 +59,10 @@ def pickle_value(thing: Any) -> bytes:
     return data
 
 
-def _by_value(thing: Any) -> bytes:
-    data: bytes = cloudpickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
-    return data
-
-
 def not_picklable(
     what: str, error: Exception, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> TaskNotPicklable:
-    """Return the error that names the part of a call that cannot travel."""
+    """Return the error that names the part of a call that cannot be pickled."""
     refusal = TaskNotPicklable(
         f"{what} cannot travel to a process: {_culprit(fn, args, kwargs)}: {error}; "
         "give it plain values, and open files, locks and connections inside it"
@@ -76,12 +71,17 @@ def not_picklable(
     return refusal
 
 
+def _by_value(thing: Any) -> bytes:
+    data: bytes = cloudpickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
+    return data
+
+
 def _culprit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     parts = [("its callable", fn), *((f"argument {n}", a) for n, a in enumerate(args, 1))]
     parts += [(f"argument {name}=", value) for name, value in kwargs.items()]
     for place, part in parts:
         try:
             _by_value(part)
-        except Exception:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+        except Exception:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             return f"{place} {_shown.repr(part)}"
     return "its parts together"

@@ -1,27 +1,131 @@
-"""Parts: a result on its way in, put together from what the attempt's own process signed."""
+"""Signed, numbered and chunked messages between a manager and one of its processes.
+
+A pool's calls and results, and the result and the progress of a task, travel as entries. One event carries a serial
+number, a group of entries and a signature over both and the purpose of the channel.
+"""
 
 from __future__ import annotations
 
-from doorman._worker.outcome import label
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+
 from doorman.identity import Credential
 
-__all__ = ["SignedReceiver"]
+__all__ = ["CHUNK_BYTES", "PROGRESS", "RESULT", "TASK_REPORTS", "Entry", "SignedReceiver", "SignedSender"]
+
+
+CHUNK_BYTES: Final = 256 * 1024
+"""Bytes of entries in one event: below the frame limit of every transport."""
+
+Entry: TypeAlias = tuple[int, int, bytes]
+"""A number with a meaning for its kind, such as that of a call; the kind, 0 or more; the content."""
+
+TASK_REPORTS: Final = b"doorman.report"
+"""Purpose of the channel from the process of a task."""
+RESULT: Final = 0
+"""Kind on that channel: an encoded `Outcome`."""
+PROGRESS: Final = 1
+"""Kind on that channel: an encoded `Progress`."""
+
+# Kinds of the channel itself. They are negative, so that one comparison of an event's first entry finds them.
+_LARGE: Final = -1  # head of an entry that is sent in chunks: its number, and as content its kind and size
+_CHUNK: Final = -2
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+_decode_head: Final = msgspec.msgpack.Decoder(tuple[int, int]).decode
+
+
+class SignedSender:
+    """Sends entries. ``send`` is called with the serial number, the group and the signature of each event, in order.
+
+    Calls of the method `send` must not overlap: the receiver refuses a serial number out of order.
+    """
+
+    def __init__(self, credential: Credential, purpose: bytes, send: Callable[[int, bytes, bytes], None]) -> None:
+        self._credential, self._purpose, self._send = credential, purpose, send
+        self._serial = 0
+
+    def send(self, entries: Iterable[Entry]) -> None:
+        """Send the entries in as few events as they fit in; one larger than CHUNK_BYTES goes in chunks."""
+        group: list[Entry] = []
+        size = 0
+        for entry in entries:
+            length = len(entry[2])
+            if size + length > CHUNK_BYTES:
+                self._send_group(group)
+                group, size = [], 0
+            if length > CHUNK_BYTES:
+                for chunk in _chunks(entry):
+                    self._send_group(chunk)
+            else:
+                group.append(entry)
+                size += length
+        self._send_group(group)
+
+    def _send_group(self, group: list[Entry]) -> None:
+        if group:
+            serial = self._serial + 1
+            data = _encode(group)
+            signature = self._credential.sign(_label(self._purpose, serial) + data)
+            # Only now: if memory runs out above, as within a limit, the numbers that follow have no gap.
+            self._serial = serial
+            self._send(serial, data, signature)
 
 
 class SignedReceiver:
-    """A result on its way in, part by part. Only what the attempt's own process signed is kept."""
+    """Returns the entries of events that the other end has signed, each once and in order.
 
-    def __init__(self, credential: Credential) -> None:
-        self._credential = credential
-        self._parts: list[bytes] = []
+    With ``joins`` numbers may be missing: an adopted process has sent the earlier messages to another manager. The rest
+    of an entry whose first chunks are missing is dropped.
+    """
 
-    def add(self, number: int, parts: int, part: bytes, signature: bytes) -> bytes | None:
-        """Keep one part; return the whole once it is there. Raises ValueError for a part that does not belong."""
-        if not self._credential.check(label(number, parts) + part, signature):
-            raise ValueError("not signed by this attempt's process")
-        if number < len(self._parts):
-            return None  # heard before, and again after a restart of the wire
-        if number > len(self._parts):
-            raise ValueError(f"part {number} of {parts} before part {len(self._parts)}")
-        self._parts.append(part)
-        return b"".join(self._parts) if len(self._parts) == parts else None
+    def __init__(self, credential: Credential, purpose: bytes, *, joins: bool = False) -> None:
+        self._credential, self._purpose, self._joins = credential, purpose, joins
+        self._serial = 0
+        self._head: tuple[int, int] | None = None
+        self._missing = 0
+        self._chunks: list[bytes] = []
+
+    def receive(self, serial: int, data: bytes, signature: bytes) -> list[Entry]:
+        """Return the complete entries of one event. Raises ValueError if it is forged, replayed or out of order."""
+        try:
+            expected = serial == self._serial + 1 or (self._joins and serial > self._serial)
+            signed = expected and self._credential.check(_label(self._purpose, serial) + data, signature)
+        except (TypeError, AttributeError, OverflowError):  # Any peer may have sent the arguments.
+            signed = False
+        if not signed:
+            raise ValueError("not signed by the other end, or not its next message")
+        if serial != self._serial + 1:
+            self._head = None
+        self._serial = serial
+        entries = _decode(data)
+        return list(self._reassembled(entries)) if entries[0][1] < 0 else entries
+
+    def _reassembled(self, entries: list[Entry]) -> Iterator[Entry]:
+        for number, kind, data in entries:
+            if kind == _LARGE:
+                own_kind, self._missing = _decode_head(data)
+                self._head, self._chunks = (number, own_kind), []
+            elif self._head is not None:
+                self._chunks.append(data)
+                self._missing -= len(data)
+                if self._missing <= 0:
+                    yield *self._head, b"".join(self._chunks)
+                    self._head, self._chunks = None, []
+
+
+def _chunks(entry: Entry) -> Iterator[list[Entry]]:
+    """Yield the groups of a large entry. One chunk at a time is copied: memory may be limited."""
+    number, kind, data = entry
+    view = memoryview(data)
+    head: list[Entry] = [(number, _LARGE, _encode((kind, len(data))))]
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield [*head, (0, _CHUNK, bytes(view[start : start + CHUNK_BYTES]))]
+        head = []
+
+
+def _label(purpose: bytes, serial: int) -> bytes:
+    return purpose + serial.to_bytes(8, "big")

@@ -16,7 +16,7 @@ from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, he
 from doorman.process import start_time
 from remit import Location
 from remit.errors import LocationInUse
-from remit.runtime_dirs import OWNER_ONLY, runtime_folder
+from remit.runtime_dirs import OWNER_ONLY, runtime_folder, write_private_file
 from remit.transport import FileLock
 
 __all__ = ["ManagerEntry", "Registration", "entries", "folder"]
@@ -77,7 +77,7 @@ class Registration:
             ) from error
         process = _this_process()
         self.entry = ManagerEntry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
-        _write(self._path, msgspec.json.encode(self.entry))
+        write_private_file(self._path, msgspec.json.encode(self.entry))
 
     def close(self) -> None:
         """Remove the entry, but not in a forked child. May be called twice."""
@@ -115,15 +115,6 @@ def _read(path: Path) -> ManagerEntry | None:
         return msgspec.json.decode(path.read_bytes(), type=ManagerEntry)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a private file atomically: readers see the whole entry or none."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    part.replace(path)
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,6 @@ from doorman._scheduler.lifecycle import JournalEntry
 from doorman._worker.outcome import Outcome
 from doorman.errors import JournalError, TaskFailed
 from doorman.identity import boot_id
-from doorman.journal import outcome_files
 from doorman.journal.journal import Journal
 from doorman.journal.records import (
     Added,
@@ -32,7 +31,7 @@ from doorman.journal.records import (
     Started,
     Stopped,
 )
-from doorman.launcher import Exited
+from doorman.launcher import Exited, outcome_files
 from doorman.states import State
 from doorman.task import Task
 from remit import Location
@@ -168,7 +167,8 @@ class Recorder:
         place = self.place_of(attempt)
         if place is None:
             return None, None
-        return outcome_files.read_outcome(place, attempt.credential), outcome_files.read_exit(place)
+        data = outcome_files.read_outcome(place, attempt.credential)
+        return None if data is None else Outcome.decode(data), outcome_files.read_exit(place)
 
     def remove_files(self, attempt: Attempt) -> None:
         """Remove the files that a detached process has left: the journal has what they say."""

@@ -1,4 +1,4 @@
-"""Reporting: what the launchers here do alike: hear many descriptors through one, and tell what has happened."""
+"""The base class of the launchers: one epoll for many descriptors, and the queue of their events."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ __all__ = ["CLOSE_GRACE_S", "EpollLauncher"]
 
 
 CLOSE_GRACE_S: Final = 5.0
-"""Seconds that leaving a launcher's block waits for what it has launched to end."""
+"""Default time for the launched processes to end when a launcher is closed."""
 
 
 class EpollLauncher:
-    """A launcher without anything to launch: the side of it that its owner polls. Belongs to one process.
+    """Implements the polling part of the launcher contract. Belongs to one process.
 
-    Raises PidfdUnavailable where processes cannot be held.
+    Raises PidfdUnavailable on a system without pidfds.
     """
 
     def __init__(self) -> None:
         check_system()
         self._owner = os.getpid()
         self._events: list[Event] = []
+        # Makes `fileno` readable for events that come from no descriptor, such as a launch that failed.
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._closed = False
 
     def poll(self) -> list[Event]:
-        """Return what has happened since the last call; never waits."""
+        """Return the events since the last call; never waits."""
         if not self._closed and self._owner == os.getpid():
             self._read_descriptors()
         events, self._events = self._events, []
@@ -44,9 +45,9 @@ class EpollLauncher:
         return self._epoll.fileno()
 
     def close(self, grace: float = CLOSE_GRACE_S) -> None:
-        """End what was launched and is not detached, within about ``grace`` seconds. May be called twice.
+        """Stop the launched processes that are not detached, within about ``grace`` seconds. May be called twice.
 
-        What ends now is no longer reported. In a fork of the owner it only lets go of the descriptors.
+        Their ends are no longer reported. In a fork of the owner it only closes the descriptors.
         """
         if self._closed:
             return
@@ -61,7 +62,7 @@ class EpollLauncher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- for the launcher itself -------------------------------------------------------------------------------
+    # -- for subclasses ----------------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -70,12 +71,11 @@ class EpollLauncher:
             raise ValueError("this launcher came with a fork and belongs to the parent: make a new one here")
 
     def _add_event(self, event: Event) -> None:
-        """Have an event polled that no descriptor tells of."""
+        """Queue an event that no descriptor announces."""
         self._events.append(event)
         os.eventfd_write(self._wakeup, 1)
 
     def _read_descriptors(self) -> None:
-        """Take in what the descriptors say."""
         for descriptor, mask in self._epoll.poll(0):
             if descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
@@ -83,9 +83,9 @@ class EpollLauncher:
                 self._handle(descriptor, mask)
 
     def _handle(self, descriptor: int, mask: int) -> None:
-        """Take in what one descriptor says."""
+        """Handle a descriptor that is ready."""
         raise NotImplementedError
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
-        """End what was launched by the deadline; not if it is another process's."""
+        """Stop the processes by the deadline; only close the descriptors if not ``ours``."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from doorman.errors import LaunchRefused
 from doorman.launcher import Exited, Launched, LaunchFailed, Order, Reach
 from doorman.launcher.base import EpollLauncher
-from doorman.launcher.messages import interpreter_flags, pack_order
+from doorman.launcher.launch_messages import interpreter_flags, pack_order
 from doorman.process import Process
 
 __all__ = ["CommandLauncher"]
@@ -45,7 +45,7 @@ class CommandLauncher(EpollLauncher):
         inherits: bool = True,
         reach: Reach = Reach.BELOW,
         python: Sequence[str] = (),
-        worker: Sequence[str] = ("-m", "doorman.launcher.enter"),
+        worker: Sequence[str] = ("-m", "doorman._worker"),
     ) -> None:
         self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
         self._inherits = inherits

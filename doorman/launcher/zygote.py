@@ -1,4 +1,8 @@
-"""Zygote: the launcher that forks workers from one warm process, started before anything that a fork would break."""
+"""The zygote launcher: workers are forked from one process that has already imported what they need.
+
+The zygote is a program of its own, with one thread: a fork of the manager itself could deadlock on a lock that another
+of its threads holds. docs/performance.md compares the rates of fresh processes.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from doorman.errors import LaunchRefused, PreloadFailed
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
-from doorman.launcher import messages as wire
+from doorman.launcher import launch_messages as messages
 from doorman.launcher.base import EpollLauncher
 from doorman.launcher.cgroup import ControlGroup
-from doorman.launcher.messages import interpreter_flags
+from doorman.launcher.launch_messages import interpreter_flags
 from doorman.process import Process
 
 __all__ = ["ZygoteLauncher"]
 
-KILL_WAIT_S = 2.0
-"""Seconds that `ZygoteLauncher.close` waits for what it has killed."""
-_MOST_FAILED_STARTS = 3  # zygotes in a row that ended before they were ready
-_ROOT = str(Path(__file__).resolve().parents[2])
-_START = (
+KILL_WAIT_S: Final = 2.0
+"""Time that `ZygoteLauncher.close` waits for the processes that it has killed."""
+_MAX_FAILED_STARTS: Final = 3  # zygotes in a row that ended before they were ready
+_ROOT: Final = str(Path(__file__).resolve().parents[2])
+_START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from doorman.launcher.zygote_process import main; main(int(sys.argv[2]))"
 )
@@ -36,11 +41,11 @@ _START = (
 class ZygoteLauncher(EpollLauncher):
     """Forks each worker from a process that has already imported what workers need.
 
-    ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code; of
-    ``"module:function:argument"`` it is what the function returns when the zygote calls it once. ``preload``
-    names modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. ``stdin`` is a
-    descriptor that becomes the standard input of all; None: there is nothing to be read. The zygote starts
-    with the first `launch`, or earlier with `start`; if it dies, the next launch starts another.
+    ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code. With
+    ``"module:function:argument"`` the zygote calls the function once, and it returns the entry. ``preload`` names
+    modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. ``stdin`` is a descriptor for
+    the standard input of all processes; None for an empty one. The zygote starts with the first `launch`, or earlier
+    with `start`; if it dies, the next launch starts another.
     """
 
     def __init__(
@@ -52,10 +57,10 @@ class ZygoteLauncher(EpollLauncher):
         cwd: str | None = None,
         stdin: int | None = None,
     ) -> None:
-        cwd = cwd or os.getcwd()  # noqa: PTH109 - as it is, links and all
-        # Absolute: "" and relative folders mean this one, also for children that start in another.
-        folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps what is no path
-        self._start = wire.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry)
+        cwd = cwd or os.getcwd()  # noqa: PTH109 - with its symbolic links
+        # Absolute: "" and relative folders mean this process's folder, also for children that start in another.
+        folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps non-paths
+        self._start = messages.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry)
         self._stdin = stdin
         super().__init__()
         self._zygote: _ZygoteHandle | None = None
@@ -65,7 +70,7 @@ class ZygoteLauncher(EpollLauncher):
 
     @property
     def pid(self) -> int | None:
-        """The zygote's number, for looking at; None while there is no zygote."""
+        """The zygote's pid, for display; None while there is no zygote."""
         return None if self._zygote is None else self._zygote.process.pid
 
     def start(self) -> None:
@@ -76,7 +81,7 @@ class ZygoteLauncher(EpollLauncher):
             self._epoll.register(self._zygote.channel, select.EPOLLIN)
 
     def wait_ready(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for the imports; tell whether they are done. Raises PreloadFailed."""
+        """Wait up to ``timeout`` seconds for the imports; return whether they are done. Raises PreloadFailed."""
         self.start()
         deadline = time.monotonic() + timeout
         while not self._start_error and not (self._zygote and self._zygote.ready):
@@ -91,7 +96,7 @@ class ZygoteLauncher(EpollLauncher):
         return True
 
     def launch(self, order: Order) -> None:
-        """Ask for a child. Raises LaunchRefused if the zygote is too busy; try again after `poll`."""
+        """Request a child. Raises LaunchRefused if the zygote is too busy; try again after `poll`."""
         self._check_usable()
         if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112 - once per task
             self._add_event(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
@@ -115,12 +120,12 @@ class ZygoteLauncher(EpollLauncher):
             assert self._zygote is not None
             self._zygote.request_fork(order)
         except (BlockingIOError, ConnectionError) as error:
-            raise LaunchRefused(f"the zygote takes no more now: {error}") from error
+            raise LaunchRefused(f"the zygote accepts no more requests now: {error}") from error
         except OSError as error:
             raise LaunchRefused(f"no process can be started now: {error}") from error
 
     def _handle(self, descriptor: int, mask: int) -> None:
-        """Two cases: a zygote's channel; a zygote that has ended."""
+        """Handle the zygote's channel, or the pidfd of a zygote that has ended."""
         if self._zygote is not None and descriptor == self._zygote.channel.fileno():
             self._receive_messages(self._zygote)
         else:
@@ -129,26 +134,25 @@ class ZygoteLauncher(EpollLauncher):
     def _receive_messages(self, zygote: _ZygoteHandle) -> None:
         while True:
             try:
-                message, descriptors = wire.receive(zygote.channel)
+                message, descriptors = messages.receive(zygote.channel)
             except BlockingIOError:
                 return
             except ConnectionError:
-                continue  # It ended with orders unread: said once, and before its last words.
+                continue  # It ended with orders unread. The kernel reports that once, before its last messages.
             if message is None:
                 self._remove_zygote(zygote)
                 return
-            if isinstance(message, wire.StartFailed):
+            if isinstance(message, messages.StartFailed):
                 self._start_error = message.why
             else:
                 self._events += zygote.handle_message(message, descriptors)
 
     def _remove_zygote(self, zygote: _ZygoteHandle) -> None:
-        """The zygote is gone: say so of everything it had in hand; the next launch starts another."""
+        """Fail all attempts of a zygote that has ended. The next launch starts another zygote."""
         self._failed_starts = 0 if zygote.ready else self._failed_starts + 1
-        if self._failed_starts >= _MOST_FAILED_STARTS and not self._start_error:
-            self._start_error = (
-                f"the zygote ended {self._failed_starts} times before it was ready; see its standard error"
-            )
+        if self._failed_starts >= _MAX_FAILED_STARTS and not self._start_error:
+            count = self._failed_starts
+            self._start_error = f"the zygote ended {count} times before it was ready; see its standard error"
         self._events += zygote.fail_all(self._start_error)
         self._epoll.unregister(zygote.channel)
         zygote.channel.close()
@@ -165,16 +169,17 @@ class ZygoteLauncher(EpollLauncher):
 
 
 class _ZygoteHandle:
-    """One zygote process and what it has in hand."""
+    """One zygote process, with the attempts that it was asked to fork and those that run."""
 
-    def __init__(self, start: wire.Start, stdin: int | None) -> None:
+    def __init__(self, start: messages.Start, stdin: int | None) -> None:
         self.ready = False
         self._requested: dict[str, bool] = {}
         self._running: dict[str, Process] = {}
         self._detached: set[str] = set()
+        # SEQPACKET keeps message boundaries and order, carries descriptors, and reports the end of either process.
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            # Exec'd, with nothing run between fork and exec: the manager may have threads and transports.
+            # Popen without preexec_fn runs no Python between fork and exec: the manager may have threads.
             self._popen = subprocess.Popen(
                 [sys.executable, *interpreter_flags(), "-c", _START, _ROOT, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
@@ -184,60 +189,60 @@ class _ZygoteHandle:
         self.process = Process.open(self._popen.pid)
         self._group = ControlGroup.create()
         with Process.open(os.getpid()) as manager:
-            wire.send(self.channel, start, [manager.fileno(), *self._group.descriptors])
+            messages.send(self.channel, start, [manager.fileno(), *self._group.descriptors])
         self.channel.setblocking(False)
 
     def request_fork(self, order: Order) -> None:
-        """Send an order. Raises BlockingIOError if the channel is full, ValueError if the attempt is in hand."""
+        """Send an order. Raises BlockingIOError if the channel is full, ValueError for an attempt in use."""
         if order.attempt in self._requested or order.attempt in self._running:
             raise ValueError(f"attempt {order.attempt!r} is launched already; each attempt needs its own name")
-        data = wire.encode_order(order)
-        memory = [wire.write_memfd(data)] if len(data) > wire.MAX_INLINE_ORDER else []
+        data = messages.encode_order(order)
+        memory = [messages.write_memfd(data)] if len(data) > messages.MAX_INLINE_ORDER else []
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
         inline = None if memory else data
-        request = wire.Fork(order.attempt, inline, order.stdout is not None, order.stderr is not None)
+        request = messages.Fork(order.attempt, inline, order.stdout is not None, order.stderr is not None)
         try:
-            wire.send(self.channel, request, [*memory, *standard])
+            messages.send(self.channel, request, [*memory, *standard])
         finally:
-            wire.close_all(memory)
+            messages.close_all(memory)
         self._requested[order.attempt] = order.detach
 
-    def handle_message(self, message: wire.Message, descriptors: list[int]) -> list[Event]:
-        """Return what a message means to the launcher's user."""
-        if isinstance(message, wire.Ready):
+    def handle_message(self, message: messages.Message, descriptors: list[int]) -> list[Event]:
+        """Return the events that follow from a message."""
+        if isinstance(message, messages.Ready):
             self.ready = True
-        elif isinstance(message, wire.Forked):
-            return [self._forked(message, descriptors)]
-        elif isinstance(message, wire.ForkFailed):
+        elif isinstance(message, messages.Forked):
+            return [self._on_forked(message, descriptors)]
+        elif isinstance(message, messages.ForkFailed):
             self._requested.pop(message.attempt, None)
             return [LaunchFailed(message.attempt, message.why, message.back_pressure)]
-        elif isinstance(message, wire.ChildExited) and self._running.pop(message.attempt, None) is not None:
+        elif isinstance(message, messages.ChildExited) and self._running.pop(message.attempt, None) is not None:
             self._detached.discard(message.attempt)
             return [Exited(message.attempt, message.exit_code, message.signal, message.max_rss, message.cpu)]
         return []
 
     def fail_all(self, why: str) -> list[Event]:
-        """Return the last word on everything in hand, and end what the kernel has not ended already."""
+        """Kill the processes that the kernel has not killed with the zygote, and return the last event of each."""
         for attempt, process in self._running.items():
             if attempt not in self._detached:
                 process.signal_group(signal.SIGKILL)
-        self._group.kill()  # Also those that nobody else knows of any more.
+        self._group.kill()  # Also descendants that have left their process group.
         failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._requested]
-        ended = [Exited(attempt, None, None) for attempt in self._running]
+        exited = [Exited(attempt, None, None) for attempt in self._running]
         self._requested, self._running = {}, {}
-        return [*failed, *ended]
+        return [*failed, *exited]
 
     def disconnect(self, *, ours: bool) -> None:
-        """Have it end as soon as it has no children; we wait for it if it has no detached ones."""
+        """Close the channel: the zygote then ends with its last child. `reap` waits unless a child is detached."""
         with contextlib.suppress(OSError):
             if ours and not self._has_detached():
-                wire.send(self.channel, wire.Shutdown())
+                messages.send(self.channel, messages.Shutdown())
         self.channel.close()
 
     def reap(self, deadline: float, *, ours: bool) -> None:
-        """Wait for the zygote until ``deadline``, kill it after that; not if detached children need it."""
+        """Wait for the zygote until ``deadline``, then kill it; not if a detached child needs it."""
         if not ours or self._has_detached():
-            self._popen.returncode = 0  # Not to be waited for by us.
+            self._popen.returncode = 0  # Keeps Popen from waiting for it.
         elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(KILL_WAIT_S)
@@ -249,21 +254,25 @@ class _ZygoteHandle:
     def _has_detached(self) -> bool:
         return bool(self._detached) or any(self._requested.values())
 
-    def _forked(self, message: wire.Forked, descriptors: list[int]) -> Event:
+    def _on_forked(self, message: messages.Forked, descriptors: list[int]) -> Event:
         detach = self._requested.pop(message.attempt, False)
-        process = _hold_process(message, descriptors)
+        process = _open_process(message, descriptors)
         if process is None:
             with contextlib.suppress(OSError):
-                wire.send(self.channel, wire.Kill(message.attempt))
-            return LaunchFailed(message.attempt, "no file descriptor is left to hold it by", True)
+                messages.send(self.channel, messages.Kill(message.attempt))
+            return LaunchFailed(message.attempt, "no file descriptor is left for its pidfd", True)
         self._running[message.attempt] = process
         if detach:
             self._detached.add(message.attempt)
         return Launched(message.attempt, process)
 
 
-def _hold_process(message: wire.Forked, descriptors: list[int]) -> Process | None:
-    """Hold a new child. The descriptor is missing if this process had none left: then by number and inode."""
+def _open_process(message: messages.Forked, descriptors: list[int]) -> Process | None:
+    """Return the handle of a new child; None without a descriptor for it.
+
+    The kernel drops a descriptor that this process has no number left for. The pid alone might be reused by now, so the
+    inode is compared.
+    """
     if descriptors:
         return Process(message.pid, descriptors[0])
     try:

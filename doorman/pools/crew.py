@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman._worker.outcome import Outcome
+from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
 from doorman.futures import IDLE_WAIT_S
 from doorman.identity import Credential
 from doorman.limits import worker_limits
 from doorman.pools.call import Call, CallPool, OnCallProgress
-from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
+from doorman.pools.messages import CrashRecord, Kind
 from doorman.pools.pool_worker import FROM_WORKER, READY, TO_WORKER, WorkerConfig, serve
-from doorman.progress import unpacked
+from doorman.progress import decode_progress
 from doorman.states import State
 from doorman.task import Task
 from remit._internal import emit_now
@@ -70,8 +71,8 @@ class WorkerHandle:
         self._prefetches = False  # It was sent PREFETCH. Until then it has one call at a time and no watch thread.
         self._call_duration = 0.0
         self._server = server
-        self._out = Outgoing(self.credential, TO_WORKER, self._post)
-        self._in = Incoming(self.credential, FROM_WORKER)
+        self._out = SignedSender(self.credential, TO_WORKER, self._post)
+        self._in = SignedReceiver(self.credential, FROM_WORKER)
 
     @property
     def room(self) -> int:
@@ -107,7 +108,7 @@ class WorkerHandle:
 
     def decode(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
         """Return the entries of an event. Raises ValueError, TypeError if this worker has not signed it."""
-        return self._in.take(serial, blob, signature)
+        return self._in.receive(serial, blob, signature)
 
     def set_call_duration(self, nanoseconds: int) -> None:
         """Adapt the depth of its queue to the mean duration of its last calls."""
@@ -294,7 +295,7 @@ class Crew(CallPool):
             worker.set_call_duration(number)
         elif kind == Kind.PROGRESS:
             if (call := worker.calls.get(number)) is not None:
-                call.set_progress(unpacked(data)[1], self._on_progress)
+                call.set_progress(decode_progress(data), self._on_progress)
         elif kind == Kind.LEAVING:
             worker.exiting = True
             self._schedule_dispatch()

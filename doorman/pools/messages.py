@@ -10,22 +10,12 @@ import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
-import msgspec
+from doorman._worker.signed_channel import Entry
 
-from doorman.identity import Credential
-
-__all__ = ["CrashRecord", "Entry", "Incoming", "Kind", "Outgoing"]
-
-
-CHUNK_SIZE: Final = 256 * 1024
-"""Bytes of entries in one event: below what any transport carries."""
-
-Entry: TypeAlias = tuple[int, int, bytes]
-"""The number of a call, the kind of what is said of it, and its bytes."""
+__all__ = ["CrashRecord", "Kind"]
 
 
 class Kind:
@@ -54,87 +44,6 @@ class Kind:
     """From a worker: it exits and starts no more calls."""
     INIT_FAILED: Final = 9
     """From a worker: the encoded `Outcome` of its initializer, which failed."""
-    CHUNK: Final = 10
-    """Either way: part of an entry that is too large for one event; the last part has the entry's own kind."""
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
-
-
-class Outgoing:
-    """Makes events of entries. ``send`` is called with the arguments of each, in order."""
-
-    def __init__(self, credential: Credential, direction: bytes, send: Callable[[int, bytes, bytes], None]) -> None:
-        self._credential, self._direction, self._send = credential, direction, send
-        self._serial = 0
-
-    def send(self, entries: Iterable[Entry]) -> None:
-        """Send them all, in as few events as they fit in."""
-        group: list[Entry] = []
-        size = 0
-        for entry in entries:
-            length = len(entry[2])
-            if length > CHUNK_SIZE:
-                self._post(group)
-                group, size = [], 0
-                for piece in _pieces(entry):
-                    self._post([piece])
-                continue
-            if size + length > CHUNK_SIZE:
-                self._post(group)
-                group, size = [], 0
-            group.append(entry)
-            size += length
-        self._post(group)
-
-    def _post(self, group: list[Entry]) -> None:
-        if group:
-            serial = self._serial + 1
-            blob = _encode(group)
-            signature = self._credential.sign(_label(self._direction, serial) + blob)
-            self._serial = serial  # Not before: where there is no memory for all this, nothing is missing after it.
-            self._send(serial, blob, signature)
-
-
-class Incoming:
-    """Makes entries of events, and believes only those that the other end has signed, each once and in order."""
-
-    def __init__(self, credential: Credential, direction: bytes) -> None:
-        self._credential, self._direction = credential, direction
-        self._serial = 0
-        self._pieces: dict[int, list[bytes]] = {}
-
-    def take(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
-        """Return the entries of one event. Raises ValueError, TypeError for what the other end did not send now."""
-        if serial != self._serial + 1 or not self._credential.check(_label(self._direction, serial) + blob, signature):
-            raise ValueError("not signed by the other end, or said before")
-        self._serial = serial
-        entries = _decode(blob)
-        if self._pieces or entries[0][1] == Kind.CHUNK:
-            return list(self._joined(entries))
-        return entries
-
-    def _joined(self, entries: list[Entry]) -> Iterator[Entry]:
-        for number, kind, data in entries:
-            if kind == Kind.CHUNK:
-                self._pieces.setdefault(number, []).append(data)
-            elif number in self._pieces:
-                yield number, kind, b"".join((*self._pieces.pop(number), data))
-            else:
-                yield number, kind, data
-
-
-def _pieces(entry: Entry) -> Iterator[Entry]:
-    number, kind, data = entry
-    view = memoryview(data)
-    for at in range(0, len(data), CHUNK_SIZE):
-        last = at + CHUNK_SIZE >= len(data)
-        yield number, kind if last else Kind.CHUNK, bytes(view[at : at + CHUNK_SIZE])
-
-
-def _label(direction: bytes, serial: int) -> bytes:
-    return direction + serial.to_bytes(8, "big")
 
 
 CRASH_RECORD_SIZE: Final = 64 * 1024

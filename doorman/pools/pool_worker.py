@@ -19,12 +19,13 @@ import msgspec
 from doorman._worker.connection import REPORT_LINGER_S
 from doorman._worker.outcome import failed
 from doorman._worker.pickling import pickle_value
+from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
 from doorman.current import CurrentTask, current_task, task_context
 from doorman.errors import NotInTask
 from doorman.identity import Credential
 from doorman.limits import CallLimits, Limits
-from doorman.pools.messages import CrashRecord, Entry, Incoming, Kind, Outgoing
-from doorman.progress import Progress, ProgressReporter, packed
+from doorman.pools.messages import CrashRecord, Kind
+from doorman.progress import Progress, ProgressReporter, encode_progress
 from remit import Client
 from remit._internal import has_room, set_ack_delay
 from remit.transport import register_after_fork
@@ -164,8 +165,8 @@ class PoolWorker:
         self._lock = threading.RLock()
         register_after_fork(self._after_fork)
         self._record = CrashRecord.open(Path(config.record))
-        self._in = Incoming(credential, TO_WORKER)
-        self._out = Outgoing(credential, FROM_WORKER, self._post)
+        self._in = SignedReceiver(credential, TO_WORKER)
+        self._out = SignedSender(credential, FROM_WORKER, self._post)
         self._calls: deque[Entry] = deque()
         self._results: deque[Entry] = deque()
         self._served = 0
@@ -271,7 +272,7 @@ class PoolWorker:
     def _on_calls(self, serial: int, blob: bytes, signature: bytes) -> None:
         """Listener: the manager sends calls. Nothing is unpickled unless the manager has signed it."""
         with contextlib.suppress(ValueError, TypeError):
-            self._calls.extend(self._in.take(serial, blob, signature))
+            self._calls.extend(self._in.receive(serial, blob, signature))
 
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
         self._client.emit("doorman.results", self._config.worker, serial, blob, signature)
@@ -279,7 +280,7 @@ class PoolWorker:
     def _send_progress(self, number: int, progress: Progress) -> None:
         with self._runner.limits_lifted(), self._lock:
             if has_room(self._client):  # Otherwise the manager is behind: drop the report, the call must not wait.
-                self._out.send([(number, Kind.PROGRESS, packed(number, progress))])
+                self._out.send([(number, Kind.PROGRESS, encode_progress(progress))])
                 self._client.tick()
 
     def _exchange(self, pace: int = 0) -> None:

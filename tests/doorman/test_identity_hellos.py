@@ -22,7 +22,7 @@ from waiting import DEADLINE
 from doorman import ProcessManager, State, Task
 from doorman._scheduler.attempt import EARLY
 from doorman._worker import main as worker
-from doorman._worker import outcome as result
+from doorman._worker.signed_channel import CHUNK_BYTES, RESULT, TASK_REPORTS, SignedSender
 from doorman.errors import WorkerDied
 from doorman.identity import Credential, Refusal
 from doorman.launcher import Exited, Launched, Order
@@ -163,7 +163,7 @@ def test_I14_a_result_without_a_proof_is_none(place, tmp_path):
         with pytest.raises(WorkerDied, match="exit code 0"):
             task.result(DEADLINE)
         assert (task.state, task.identity) == (State.FAILED, None)
-        assert manager.refused == {"result of a process that has not proven itself": 1}
+        assert manager.refused == {"report of a process that has not proven itself": 1}
 
 
 def test_I14_parts_of_a_result_in_another_order_are_not_put_together(place, tmp_path):
@@ -172,9 +172,11 @@ def test_I14_parts_of_a_result_in_another_order_are_not_put_together(place, tmp_
         tick_until(manager, (tmp_path / "up").exists)
         [order] = launcher.orders.values()
         credential = Credential(order.attempt, order.secret, task.id)
-        signature = credential.sign(result.label(1, 2) + b"second")
-        say(manager, (order.attempt, 1, 2, b"second", signature), name="doorman.result")
-        assert manager.refused == {"result not signed by the attempt's process": 1}
+        sent: list[tuple[int, bytes, bytes]] = []
+        sender = SignedSender(credential, TASK_REPORTS, lambda *parts: sent.append(parts))
+        sender.send([(0, RESULT, bytes(2 * CHUNK_BYTES))])
+        say(manager, (order.attempt, *sent[1]), name="doorman.report")
+        assert manager.refused == {"report not signed by the attempt's process": 1}
         assert task.state is State.RUNNING
 
 

@@ -113,9 +113,9 @@ def test_strangers_and_garbage_are_counted_and_the_manager_goes_on(manager, tmp_
         stranger.emit("doorman.hello", {"attempt": ["no", "text"]})
         stranger.emit("doorman.hello", {"attempt": "nobody's"})
         stranger.emit("doorman.hello", {"attempt": attempt, "pid": os.getpid()})
-        stranger.emit("doorman.result", attempt, 0, 1, b"all is well", b"signed")
-        stranger.emit("doorman.result", attempt, -1, "one", None)
-        stranger.emit("doorman.result")
+        stranger.emit("doorman.report", attempt, 1, b"all is well", b"signed")
+        stranger.emit("doorman.report", attempt, -1, "one", None)
+        stranger.emit("doorman.report")
         tick_until(manager, lambda: stranger.flush(0.01))
     assert sum(manager.refused.values()) == 8
     assert task.state is State.RUNNING

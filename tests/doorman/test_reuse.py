@@ -17,9 +17,9 @@ from waiting import DEADLINE, wait_until
 import doorman
 import doorman.pools.pool_worker
 from doorman import Crew, ProcessManager, current_task
+from doorman._worker.signed_channel import CHUNK_BYTES
 from doorman.errors import IdentityRefused, PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable, WorkerDied
-from doorman.identity import Credential
-from doorman.pools.messages import CHUNK_SIZE, CrashRecord, Incoming, Kind, Outgoing
+from doorman.pools.messages import CrashRecord, Kind
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def switches(pid):
 
 
 def test_workers_serve_many_calls_in_both_directions_of_any_size(crossing_location):
-    large = os.urandom(3 * CHUNK_SIZE + 1)
+    large = os.urandom(3 * CHUNK_BYTES + 1)
     with ProcessManager(crossing_location) as manager, Crew(manager, 2) as crew:
         calls = [crew.submit(answer, number) for number in range(500)]
         assert [call.result(DEADLINE)[0] for call in calls] == [2 * number for number in range(500)]
@@ -313,20 +313,6 @@ def test_leaving_the_manager_of_a_crew_ends_its_calls(short_path, tmp_path):
         tick_until(manager, (tmp_path / "up").exists)
     assert isinstance(running.exception(0), TaskCancelled)
     assert isinstance(waiting.exception(0), TaskCancelled)
-
-
-def test_nothing_that_another_signed_is_believed(manager):
-    ours, theirs = Credential("w"), Credential("w")
-    sent = []
-    Outgoing(ours, b"there", lambda *parts: sent.append(parts)).send([(1, Kind.CALL, b"x"), (2, Kind.CALL, b"y")])
-    assert Incoming(ours, b"there").take(*sent[0]) == [(1, Kind.CALL, b"x"), (2, Kind.CALL, b"y")]
-    for incoming in (Incoming(theirs, b"there"), Incoming(ours, b"back")):
-        with pytest.raises(ValueError, match="not signed"):
-            incoming.take(*sent[0])
-    once = Incoming(ours, b"there")
-    once.take(*sent[0])
-    with pytest.raises(ValueError, match="said before"):
-        once.take(*sent[0])
 
 
 def test_a_page_outlives_its_writer_and_has_an_end(tmp_path):

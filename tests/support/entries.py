@@ -15,7 +15,7 @@ from typing import Any
 
 from doorman.identity import Credential, hello
 from doorman.launcher import Order
-from doorman.launcher.messages import read_order
+from doorman.launcher.launch_messages import read_order
 
 
 def run(order: Order) -> int | None:

@@ -169,7 +169,7 @@ def _with(scheme: str, act: Callable[[ManagerConnection], None], code: int) -> E
     worker.prepare(scheme)
 
     def entry(order: Order) -> int:
-        work = worker._read_work(order.payload)
+        work = worker.decode_spec(order.payload)
         own = ManagerConnection(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
         act(own)
         own.close()

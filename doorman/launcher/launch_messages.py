@@ -1,4 +1,7 @@
-"""Delivery: how an order reaches a worker that is a program of its own: by descriptor, never by argv or environment."""
+"""Messages of the launchers: the protocol between manager and zygote, and orders for workers that are programs.
+
+An order travels by descriptor, never by argv or environment: it holds the attempt's secret.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ __all__ = [
 
 
 MAX_INLINE_ORDER = 64 * 1024
-"""Bytes of an order up to which it travels in the message; a longer one goes through a memfd."""
-_LONGEST = 2 * MAX_INLINE_ORDER  # bytes of a message
-_MOST_DESCRIPTORS = 3  # in one message: the order, standard output, standard error
+"""Bytes of the longest order that travels in a message; a longer one goes through a memfd."""
+_MAX_MESSAGE_BYTES = 2 * MAX_INLINE_ORDER
+_MAX_DESCRIPTORS = 3  # in one message: the order, standard output, standard error
 
 
 class MessageError(ValueError):
@@ -50,21 +53,21 @@ class MessageError(ValueError):
 
 
 class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
-    """A message. Arrays and no names: both ends are of one version."""
+    """A message. Its fields travel without names: both ends have the same version."""
 
 
 class Start(_Message):
-    """To the zygote, first: what to import. Carries the manager's pidfd."""
+    """To the zygote, first: the modules to import. Carries the manager's pidfd and perhaps a control group."""
 
     sys_path: list[bytes]
-    """As bytes: the name of a folder need not be text."""
+    """As bytes, because the name of a folder need not be valid UTF-8."""
     cwd: bytes
     preload: list[str]
     entry: str
 
 
 class Fork(_Message):
-    """To the zygote: make a child. Carries the order if ``order`` is None, then stdout and stderr if said so."""
+    """To the zygote: fork a child. Carries a memfd if ``order`` is None, then stdout and stderr if they are True."""
 
     attempt: str
     order: bytes | None
@@ -73,21 +76,21 @@ class Fork(_Message):
 
 
 class Kill(_Message):
-    """To the zygote: end a child that the launcher cannot hold."""
+    """To the zygote: kill a child for which the launcher has no descriptor left."""
 
     attempt: str
 
 
 class Shutdown(_Message):
-    """To the zygote, the last: end, and leave your control group to the launcher, which waits."""
+    """To the zygote, last: exit. The launcher waits for that and removes the control group."""
 
 
 class Ready(_Message):
-    """From the zygote: everything is imported."""
+    """From the zygote: all modules are imported."""
 
 
 class StartFailed(_Message):
-    """From the zygote, its last word: something could not be imported."""
+    """From the zygote, last: an import failed."""
 
     why: str
 
@@ -101,7 +104,7 @@ class Forked(_Message):
 
 
 class ForkFailed(_Message):
-    """From the zygote: no child could be made."""
+    """From the zygote: no child could be forked."""
 
     attempt: str
     why: str
@@ -109,7 +112,7 @@ class ForkFailed(_Message):
 
 
 class ChildExited(_Message):
-    """From the zygote: a child has ended and is reaped."""
+    """From the zygote: a child has exited and is reaped."""
 
     attempt: str
     exit_code: int | None
@@ -134,23 +137,24 @@ _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 
 
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
-    """Send a message whole. Raises BlockingIOError if there is no room now, other OSErrors if nobody listens."""
+    """Send a message. Raises BlockingIOError if the socket is full, ConnectionError if the other end is closed."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     try:
         channel.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
     except OSError as error:
+        # ETOOMANYREFS: too many descriptors are in flight for this user. Both pass when the receiver reads.
         if error.errno in {errno.ENOBUFS, errno.ETOOMANYREFS}:
             raise BlockingIOError(error.errno, str(error)) from error
         raise
 
 
 def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
-    """Return a message and its descriptors, which are the caller's now; None at the end of the channel.
+    """Return a message and its descriptors, which the caller owns; None at the end of the channel.
 
-    Raises BlockingIOError if there is none yet, WireError if it cannot be read.
+    Raises BlockingIOError if there is none yet, MessageError if it is invalid.
     """
     data, ancillary, flags, _ = channel.recvmsg(
-        _LONGEST, socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        _MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
     )
     descriptors = _descriptors(ancillary) if ancillary else []
     if not data:
@@ -158,16 +162,16 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
         return None, []
     try:
         if flags & socket.MSG_TRUNC:
-            raise MessageError(f"a message of over {_LONGEST} bytes")
+            raise MessageError(f"a message of over {_MAX_MESSAGE_BYTES} bytes")
         return _decode(data), descriptors
     except ValueError as error:
         close_all(descriptors)
-        raise MessageError(f"{len(data)} bytes that are no message: {error}") from error
+        raise MessageError(f"invalid message of {len(data)} bytes: {error}") from error
 
 
 def encode_order(order: Order) -> bytes:
-    """Return an order as bytes, without its descriptors: those travel beside it."""
-    # What goes to the system goes as bytes: the name of a file need not be text.
+    """Return an order as bytes, without its descriptors, which travel beside it."""
+    # Paths, arguments and variables as bytes: they need not be valid UTF-8.
     command = [os.fsencode(word) for word in order.command]
     env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
     cwd = None if order.cwd is None else os.fsencode(order.cwd)
@@ -176,11 +180,11 @@ def encode_order(order: Order) -> bytes:
 
 
 def decode_order(data: bytes) -> Order:
-    """Return the order that `encode_order` made bytes of. Raises WireError."""
+    """Return the order that `encode_order` has encoded. Raises MessageError."""
     try:
         attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
     except ValueError as error:
-        raise MessageError(f"{len(data)} bytes that are no order: {error}") from error
+        raise MessageError(f"invalid order of {len(data)} bytes: {error}") from error
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
     folder = None if cwd is None else os.fsdecode(cwd)
@@ -189,7 +193,7 @@ def decode_order(data: bytes) -> Order:
 
 
 def write_memfd(data: bytes) -> int:
-    """Return a descriptor of memory that holds ``data``. Raises OSError."""
+    """Return a memfd that holds ``data``. Raises OSError."""
     memory = os.memfd_create("doorman-order", os.MFD_CLOEXEC)
     rest = memoryview(data)
     while rest:
@@ -198,7 +202,7 @@ def write_memfd(data: bytes) -> int:
 
 
 def read_memfd(memory: int) -> bytes:
-    """Return what `spill` put there."""
+    """Return the content of a memfd."""
     size = os.fstat(memory).st_size
     return b"".join(os.pread(memory, 1 << 30, at) for at in range(0, size, 1 << 30))
 
@@ -223,18 +227,18 @@ _Content = tuple[bytes, list[bytes]]
 
 
 def pack_order(order: Order, *, sys_path: list[str] | None = None) -> bytes:
-    """Return the bytes by which `take_order` gives the order to a worker."""
-    # Absolute, since it may start in another folder; as bytes, since the name of a folder need not be text.
+    """Return an order, and the folders to import from, as bytes for `read_order`."""
+    # Absolute, because the worker may start in another folder.
     folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
     content = msgspec.msgpack.encode((encode_order(order), folders))
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
 
 def read_order(descriptor: int = 0) -> Order:
-    """Read this worker's order from a descriptor and import from where its manager imports.
+    """Read this worker's order from a descriptor, and set `sys.path` to the manager's.
 
-    Leaves the descriptor open: its end of file, later, is the end of the manager. Raises EOFError if that comes
-    before the order does, `WireError` if something else comes.
+    The descriptor stays open: its end of file, later, announces the end of the manager. Raises EOFError if it ends
+    before the order is complete, MessageError if it holds something else.
     """
     head = _read(descriptor, len(_MAGIC) + _LENGTH)
     if not head.startswith(_MAGIC):
@@ -243,14 +247,14 @@ def read_order(descriptor: int = 0) -> Order:
     try:
         order, sys_path = msgspec.msgpack.decode(content, type=_Content)
     except ValueError as error:
-        raise MessageError(f"{len(content)} bytes that are no order: {error}") from error
+        raise MessageError(f"invalid order of {len(content)} bytes: {error}") from error
     sys.path[:] = map(os.fsdecode, sys_path) if sys_path else sys.path
     return decode_order(order)
 
 
 def interpreter_flags() -> list[str]:
     """Return the flags that give another interpreter this one's settings (``-I``, ``-W``, ``-X`` and so on)."""
-    module: Any = subprocess  # The name has an underscore; multiprocessing has relied on it since Python 3.4.
+    module: Any = subprocess  # A private name, but multiprocessing has used it since Python 3.4.
     flags: list[str] = module._args_from_interpreter_flags()
     return flags
 
