@@ -1,6 +1,6 @@
 """Conformance suite for transports, and helpers to test programs that use Remit.
 
-`TransportSuite` needs pytest, and is imported when it is asked for; all else does without.
+Only `TransportSuite` needs pytest; it is imported at first use.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -15,39 +15,34 @@ from remit.testing.violations import NotApplicable, Violation, expect, expect_fr
 from remit.transport import SERVER, Peer, Sent, Waker
 
 CHUNK: Final = bytes(range(256)) * 64
-"""What follows the number in each frame of those that fill a queue: 16 KiB, or as much as fits."""
+"""Bytes after the number in each frame that fills a queue: 16 KiB, or as many as fit."""
 UNBOUNDED_BYTES: Final = 64 * 1024 * 1024
-"""Bytes after which a queue that is still not full has no bound."""
+"""Bytes after which a queue that still accepts frames counts as unbounded."""
 ROOM_WAIT_S: Final = 0.05
-"""Seconds in which a backend may make room, before a queue counts as full."""
+"""Seconds in which a backend may empty its queue before the queue counts as full."""
 FAST_CALL_S: Final = 0.05
-"""Seconds within which the fastest of some calls returns if it does not block."""
+"""A call blocks if the fastest of several calls takes longer than this."""
 TRIES: Final = 10
 
 
 def numbered(trial: Trial, number: int) -> bytes:
-    """Return the frame of a number, among those that fill a queue."""
+    """Return a large frame that begins with its number."""
     return trial.truncate(b"%08d" % number + CHUNK)
 
 
-def max_frames(trial: Trial) -> int:
-    """Return how many of those a transport may take without a reader."""
-    window = trial.capabilities.window
-    return (UNBOUNDED_BYTES if window is None else window) // len(numbered(trial, 0))
-
-
 def fill_queue(trial: Trial, writer: LinkEnd, to: Peer) -> tuple[list[bytes], Sent]:
-    """Send until a frame is refused and, after a moment for the backend to make room, refused again."""
-    taken: list[bytes] = []
-    most = max_frames(trial)
-    while len(taken) < most:
-        data = numbered(trial, len(taken))
-        if (said := writer.link.send(to, data)) is not Sent.ACCEPTED:
+    """Send until a frame is refused twice, before and after ROOM_WAIT_S; return the accepted frames and the result."""
+    accepted: list[bytes] = []
+    window = trial.capabilities.window
+    most = (UNBOUNDED_BYTES if window is None else window) // len(numbered(trial, 0))
+    while len(accepted) < most:
+        data = numbered(trial, len(accepted))
+        if writer.link.send(to, data) is not Sent.ACCEPTED:
             writer.link.wait(ROOM_WAIT_S)
-            if (said := writer.link.send(to, data)) is not Sent.ACCEPTED:
-                return taken, said
-        taken.append(data)
-    return taken, Sent.ACCEPTED
+            if (result := writer.link.send(to, data)) is not Sent.ACCEPTED:
+                return accepted, result
+        accepted.append(data)
+    return accepted, Sent.ACCEPTED
 
 
 @check(4)
@@ -55,32 +50,35 @@ def a_full_queue_says_so_and_goes_on(trial: Trial) -> None:
     """A full queue returns FULL, accepts frames again once it is read, and loses or repeats none."""
     pair = trial.open_pair()
     for writer, to, reader in pair.directions:
-        taken, said = fill_queue(trial, writer, to)
-        bounded = trial.capabilities.window is not None or said is Sent.FULL
-        expect(bounded, f"{len(taken)} large frames, unread, and then {said.value}: declare a window, or say FULL")
-        if said is Sent.FULL:
-            taken.append(numbered(trial, len(taken)))
-            send_through_full_queue(trial, writer, to, reader, taken[-1])
-        trial.receive_frames(reader, len(taken), reader, writer)
-        expect_frames(reader.frames, taken, lossy=bool(reader.losses) or trial.capabilities.lossy)
+        sent, result = fill_queue(trial, writer, to)
+        bounded = trial.capabilities.window is not None or result is Sent.FULL
+        expect(
+            bounded,
+            f"after {len(sent)} large frames that were not read, send returned {result.value}: "
+            "declare a window, or return FULL",
+        )
+        if result is Sent.FULL:
+            sent.append(numbered(trial, len(sent)))
+            _send_through_full_queue(trial, writer, to, reader, sent[-1])
+        trial.expect_received(reader, sent, reader, writer)
 
 
-def send_through_full_queue(trial: Trial, writer: LinkEnd, to: Peer, reader: LinkEnd, data: bytes) -> None:
-    """Send one more frame through a full queue: `wait` must return once it is read."""
+def _send_through_full_queue(trial: Trial, writer: LinkEnd, to: Peer, reader: LinkEnd, data: bytes) -> None:
+    """Send one more frame through a full queue: `wait` must return once the queue is read."""
     refused, accepted = threading.Event(), threading.Event()
 
     def write() -> None:
-        while (said := writer.link.send(to, data)) is Sent.FULL:
+        while (result := writer.link.send(to, data)) is Sent.FULL:
             refused.set()
             writer.link.wait(LONG_WAIT_S)
         refused.set()
-        expect(said is Sent.ACCEPTED, f"a full queue went on with {said.value}")
+        expect(result is Sent.ACCEPTED, f"after FULL and wait, send returned {result.value}")
         accepted.set()
 
     with trial.in_thread(write, writer):
         expect(refused.wait(trial.seconds_left), "send on a full queue does not return")
-        with contextlib.suppress(Violation):  # the writer's own words are more to the point
-            trial.wait_until(accepted.is_set, "a full queue that is read takes a frame", reader)
+        with contextlib.suppress(Violation):  # The error of the writing thread says more.
+            trial.wait_until(accepted.is_set, "a full queue that is read accepts a frame", reader)
 
 
 @check(6)
@@ -88,8 +86,8 @@ def a_full_queue_does_not_block(trial: Trial) -> None:
     """Link.send on a full queue returns immediately."""
     pair = trial.open_pair()
     for writer, to, _ in pair.directions:
-        _, said = fill_queue(trial, writer, to)
-        if said is Sent.FULL:
+        _, result = fill_queue(trial, writer, to)
+        if result is Sent.FULL:
             expect_fast(partial(writer.link.send, to, numbered(trial, 0)), "send on a full queue")
 
 
@@ -98,13 +96,13 @@ def receive_does_not_block(trial: Trial) -> None:
     """Link.receive returns None immediately if no arrival is queued."""
     pair = trial.open_pair()
     for end in pair.ends:
-        expect_fast(end.drain, "receive with nothing there")
-        expect(end.receive() is None, "receive returned something although nothing was sent")
+        expect_fast(end.drain, "receive without a queued arrival")
+        expect(end.receive() is None, "receive returned an arrival although nothing was sent")
         expect(not end.frames, f"frames arrived although none were sent: {end.frames}")
 
 
 def expect_fast(call: Callable[[], object], what: str) -> None:
-    """Expect the fastest of some calls to take no time to speak of: a busy machine is no violation."""
+    """Expect the fastest of several calls to return immediately: slower ones may be due to a busy machine."""
     fastest = LONG_WAIT_S
     for _ in range(TRIES):
         began = time.monotonic()
@@ -112,7 +110,7 @@ def expect_fast(call: Callable[[], object], what: str) -> None:
         fastest = min(fastest, time.monotonic() - began)
         if fastest <= FAST_CALL_S:
             return
-    raise Violation(f"{what} blocks: it never took less than {fastest:.3f} s")
+    raise Violation(f"{what} blocks: the fastest of {TRIES} calls took {fastest:.3f} s")
 
 
 @check(4)
@@ -120,17 +118,17 @@ def send_without_a_server_is_gone(trial: Trial) -> None:
     """Link.send returns GONE while no server is bound."""
     client = trial.connect(trial.free_location())
     client.drain()
-    expect(not client.ups, "a client says Up although no server is there")
-    said = client.link.send(SERVER, b"anybody?")
-    expect(said is Sent.GONE, f"send to nobody says {said.value}")
+    expect(not client.ups, "the client reports Up although no server is bound")
+    result = client.link.send(SERVER, b"lost")
+    expect(result is Sent.GONE, f"send without a server returned {result.value}")
 
 
 @check(4)
 def an_unknown_peer_is_gone(trial: Trial) -> None:
     """Link.send returns GONE for an unknown peer token."""
     pair = trial.open_pair()
-    said = pair.server.link.send("nobody", b"anybody?")
-    expect(said is Sent.GONE, f"send to an unknown peer says {said.value}")
+    result = pair.server.link.send("unknown", b"lost")
+    expect(result is Sent.GONE, f"send to an unknown peer returned {result.value}")
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------
@@ -141,17 +139,16 @@ def wait_ends_by_itself(trial: Trial) -> None:
     """Link.wait returns by its timeout."""
     for end in trial.open_pair().ends:
         for timeout in (0.0, 0.05):
-            with trial.in_thread(partial(end.link.wait, timeout), end):
-                pass
+            trial.run_in_thread(partial(end.link.wait, timeout), end)
 
 
 def _needs_each_frame(trial: Trial) -> None:
     if trial.capabilities.lossy:
-        raise NotApplicable("a frame for which this waits without a bound may vanish")
+        raise NotApplicable("the transport may lose the frame that ends an unbounded wait")
 
 
 def receive_one_by_one(end: LinkEnd, count: int) -> None:
-    """Receive one at a time, waiting without a bound before each."""
+    """Receive single arrivals, each after an unbounded wait, until ``count`` frames are recorded."""
     while len(end.frames) < count:
         end.link.wait(LONG_WAIT_S)
         arrival = end.link.receive()
@@ -176,24 +173,18 @@ def wait_is_level_triggered(trial: Trial) -> None:
     _needs_each_frame(trial)
     pair = trial.open_pair()
     for writer, to, reader in pair.directions:
-        # Once after the reader has looked, and once while nobody does.
-        for others in (pair.ends, ()):
-            taken = send_three(trial, writer, to, others)
-            with trial.in_thread(partial(receive_one_by_one, reader, len(taken)), reader, writer):
-                pass
-            expect_frames(reader.frames, taken, lossy=bool(reader.losses))
+        # First with a reader that was polled while the frames arrived, then with one that was not.
+        for polled in (True, False):
+            words = [b"1", b"2", b"3"]
+            if polled:
+                for data in words:
+                    trial.send(writer, to, data, *pair.ends)
+            else:
+                words = [data for data in words if writer.link.send(to, data) is Sent.ACCEPTED]
+            trial.run_in_thread(partial(receive_one_by_one, reader, len(words)), reader, writer)
+            expect_frames(reader.frames, words, lossy=bool(reader.losses))
             trial.poll(*pair.ends)
             reader.discard_frames()
-
-
-def send_three(trial: Trial, writer: LinkEnd, to: Peer, others: Sequence[LinkEnd]) -> list[bytes]:
-    """Send three frames, or as many of them as there is room for if no others have their turns."""
-    words = [b"1", b"2", b"3"]
-    if not others:
-        return [data for data in words if writer.link.send(to, data) is Sent.ACCEPTED]
-    for data in words:
-        trial.send(writer, to, data, *others)
-    return words
 
 
 @check(6)
@@ -205,13 +196,12 @@ def a_waker_ends_a_wait(trial: Trial) -> None:
             with trial.in_thread(partial(end.link.wait, LONG_WAIT_S, waker), end):
                 waker.wake()
             for _ in range(2):
-                with trial.in_thread(partial(end.link.wait, LONG_WAIT_S, waker), end):
-                    pass
+                trial.run_in_thread(partial(end.link.wait, LONG_WAIT_S, waker), end)
             waker.clear()
 
 
 class _RecordingWaker:
-    """A waker that keeps in mind which threads asked for its descriptor."""
+    """Waker that records the threads which read its file descriptor."""
 
     def __init__(self, waker: Waker) -> None:
         self.waker = waker
@@ -231,5 +221,5 @@ def no_user_code_on_another_thread(trial: Trial) -> None:
         for end in pair.ends:
             end.link.wait(ROOM_WAIT_S, watched)
         if not watched.threads:
-            raise NotApplicable("the waker was not asked for its descriptor")
-        expect(watched.threads == {threading.get_ident()}, "the waker was asked for its descriptor by another thread")
+            raise NotApplicable("wait did not call waker.fileno()")
+        expect(watched.threads == {threading.get_ident()}, "wait called waker.fileno() from another thread")

@@ -19,20 +19,20 @@ from remit.transport import SERVER, Frame, Peer, Sent
 DESCRIPTORS: Final = Path("/proc/self/fd")
 CYCLES: Final = 10
 BACKLOG: Final = 100
-LAST_WORDS: Final = 50
+FRAMES: Final = 50
 LINGERS: Final = (0.0, 0.2)
 
 
 def expect_refused(kind: type[RemitError], end: LinkEnd, peer: Peer) -> None:
-    """Expect that each verb but `close` raises an error of one kind."""
-    verbs: dict[str, Callable[[], object]] = {
+    """Expect each method except `close` to raise this error."""
+    methods: dict[str, Callable[[], object]] = {
         "send": partial(end.link.send, peer, b"refused"),
         "receive": end.link.receive,
         "wait": partial(end.link.wait, 0.0),
     }
-    for name, verb in verbs.items():
+    for name, call in methods.items():
         try:
-            verb()
+            call()
         except kind:
             continue
         raise Violation(f"{name} does not raise {kind.__name__}")
@@ -43,23 +43,18 @@ def another_thread_is_refused(trial: Trial) -> None:
     """A thread that does not own the link gets WrongThreadError."""
     pair = trial.open_pair()
     for end, peer in ((pair.server, pair.peer), (pair.client, SERVER)):
-        with trial.in_thread(partial(expect_refused, WrongThreadError, end, peer)):
-            pass
+        trial.run_in_thread(partial(expect_refused, WrongThreadError, end, peer))
 
 
 @check(7)
 def a_link_can_be_handed_over(trial: Trial) -> None:
     """A link is handed to another thread by setting its owner."""
     pair = trial.open_pair()
-
-    def send() -> None:
-        trial.send(pair.client, SERVER, b"from another thread", *pair.ends)
-
-    with trial.in_thread(send, *pair.ends):
-        pass
+    data = b"from another thread"
+    trial.run_in_thread(partial(trial.send, pair.client, SERVER, data, *pair.ends), *pair.ends)
     trial.wait_until(lambda: pair.server.frames, "a frame arrives", *pair.ends)
-    expect_frames(pair.server.frames, [b"from another thread"])
-    expect(pair.server.link.owner == threading.get_ident(), "owner is not what it was set to")
+    expect_frames(pair.server.frames, [data])
+    expect(pair.server.link.owner == threading.get_ident(), "the link's owner is not the thread that it was set to")
 
 
 @check(12)
@@ -83,29 +78,25 @@ def close_is_bounded_without_a_reader(trial: Trial) -> None:
                 if writer.link.send(to, numbered(trial, 0)) is not Sent.ACCEPTED:
                     break
         for end in pair.ends:
-            with trial.in_thread(partial(trial.close_end, end, linger), end):
-                pass
+            trial.run_in_thread(partial(trial.close_end, end, linger), end)
 
 
 @check(6)
 def close_is_bounded_without_a_server(trial: Trial) -> None:
     """Link.close returns by its linger although no server is bound."""
     client = trial.connect(trial.free_location())
-    with trial.in_thread(partial(trial.close_end, client, LINGERS[-1]), client):
-        pass
+    trial.run_in_thread(partial(trial.close_end, client, LINGERS[-1]), client)
 
 
 @check(2)
 def accepted_frames_survive_close(trial: Trial) -> None:
     """Frames accepted before close arrive within its linger, or their loss is reported."""
     pair = trial.open_pair()
-    words = [b"%d" % number for number in range(LAST_WORDS)]
-    for data in words:
+    sent = [b"%d" % number for number in range(FRAMES)]
+    for data in sent:
         trial.send(pair.client, SERVER, data, *pair.ends)
-    with trial.in_thread(partial(trial.close_end, pair.client, trial.seconds_left / 2), pair.client):
-        pass
-    trial.receive_frames(pair.server, LAST_WORDS)
-    expect_frames(pair.server.frames, words, lossy=bool(pair.server.losses) or trial.capabilities.lossy)
+    trial.run_in_thread(partial(trial.close_end, pair.client, trial.seconds_left / 2), pair.client)
+    trial.expect_received(pair.server, sent)
 
 
 @check(12)
@@ -119,31 +110,31 @@ def closed_links_leak_nothing(trial: Trial) -> None:
         trial.close_end(pair.client, 0.0)
         trial.close_end(pair.server, 0.0)
 
-    def held() -> tuple[int, int]:
+    def open_now() -> tuple[int, int]:
         return len(list(DESCRIPTORS.iterdir())), threading.active_count()
 
     cycle()
-    descriptors, threads = held()
+    descriptors, threads = open_now()
     for _ in range(CYCLES):
         cycle()
 
-    def returned() -> bool:
-        now = held()
+    def closed() -> bool:
+        now = open_now()
         return now[0] < descriptors + CYCLES and now[1] < threads + CYCLES
 
     idle = trial.bind(trial.harness.location())
-    what = f"the descriptors and threads of {2 * CYCLES} links are given back ({descriptors}, {threads} before)"
-    trial.wait_until(returned, what, idle)
+    what = f"the descriptors and threads of {2 * CYCLES} closed links are released ({descriptors}, {threads} before)"
+    trial.wait_until(closed, what, idle)
 
 
 BEFORE: Final = 10
-"""Frames each way before something breaks."""
+"""Frames in each direction before the disruption."""
 LONG_BACKLOG: Final = 10_000
-"""Frames of 16 KiB after which a window that nobody moves must be full."""
+"""Frames of 16 KiB after which a window without acknowledgements must be full."""
 
 
 def break_and_recover(trial: Trial, kind: Disruption) -> None:
-    """Break it under traffic, send on, and expect all of it, or the word of a loss; then that it goes on."""
+    """Disrupt a connection with frames in transit; expect all of them or the report of a loss, then new frames."""
     pair = trial.open_pair()
     sent = [b"%d" % number for number in range(BEFORE)]
     for data in sent:
@@ -151,17 +142,19 @@ def break_and_recover(trial: Trial, kind: Disruption) -> None:
             trial.send(writer, to, data, *pair.ends)
     trial.harness.disrupt(kind)
     exchange_probes(trial, pair)
-    # Either end may say it: a server's need not see its clients go.
+    # Either end may report the loss: a server need not see that its clients disconnect.
     lossy = bool(pair.client.losses or pair.server.losses) or trial.capabilities.lossy
     for _, _, reader in pair.directions:
         expect_frames([data for data in reader.frames if data.isdigit()], sent, lossy=lossy)
     kinds = [type(each).__name__ for each in pair.client.arrivals if not isinstance(each, Frame)]
     ups = [name for name in kinds if name != "Gap"]
-    expect(ups == ["Up", "Down"] * (len(ups) // 2) + ["Up"], f"Up and Down do not take turns: {kinds}")
+    expect(
+        ups == ["Up", "Down"] * (len(ups) // 2) + ["Up"], f"Up and Down do not alternate: the client reported {kinds}"
+    )
 
 
 def exchange_probes(trial: Trial, pair: LinkPair) -> None:
-    """Send probes from the client until one arrives and is answered."""
+    """Send probes from the client until one of them arrives and is answered."""
     probes = 0
 
     def answered() -> bool:
@@ -173,7 +166,7 @@ def exchange_probes(trial: Trial, pair: LinkPair) -> None:
             pair.server.link.send(asked[-1].peer, b"answer")
         return b"answer" in pair.client.frames
 
-    trial.wait_until(answered, "a frame passes again each way", *pair.ends)
+    trial.wait_until(answered, "frames pass again in both directions", *pair.ends)
 
 
 @check(2, needs=Disruption.CUT_LINK)
@@ -198,8 +191,7 @@ def a_stalled_peer_blocks_no_call(trial: Trial) -> None:
             if writer.link.send(to, numbered(trial, 0)) is not Sent.ACCEPTED:
                 break
         else:
-            expect(trial.capabilities.window, "a stalled connection takes frames without a bound")
+            expect(trial.capabilities.window, "a stalled connection accepts an unbounded number of frames")
     for end in pair.ends:
         trial.poll(end)
-        with trial.in_thread(partial(trial.close_end, end, 0.2), end):
-            pass
+        trial.run_in_thread(partial(trial.close_end, end, LINGERS[-1]), end)

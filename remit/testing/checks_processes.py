@@ -17,7 +17,7 @@ from remit.transport import SERVER, Frame
 
 GREETING: Final = b"from a forked child"
 LINGER: Final = 1.0
-"""Seconds for an end that leaves in good order."""
+"""Seconds in which an end closes in an orderly way."""
 
 
 @check(7)
@@ -44,7 +44,7 @@ def _misuse_inherited_links(trial: Trial) -> None:
     trial.wait_until(lambda: all(end.frames for end in pair.ends), "frames pass after a fork", *pair.ends)
     for end in pair.ends:
         expect_frames(end.frames, [b"undisturbed"])
-        expect(not end.losses, f"what a forked child did led to {end.losses}")
+        expect(not end.losses, f"calls in a forked child were followed by {end.losses} in the parent")
 
 
 @check(7, capability="forks")
@@ -57,7 +57,6 @@ def a_forked_child_opens_its_own(trial: Trial) -> None:
 
 def _open_links_in_child(trial: Trial) -> None:
     pair = trial.open_pair()
-
     crosses = trial.capabilities.crosses_processes
 
     def open_another() -> None:
@@ -68,7 +67,7 @@ def _open_links_in_child(trial: Trial) -> None:
                 own.wait_until(lambda: mine.server.frames, "a frame arrives in a forked child", *mine.ends)
             if crosses:
                 client = own.connect(pair.location)
-                own.wait_until(lambda: client.ups, "a client in a forked child says Up", client)
+                own.wait_until(lambda: client.ups, "a client in a forked child reports Up", client)
                 own.send(client, SERVER, GREETING)
                 own.close_end(client, LINGER)
 
@@ -84,16 +83,16 @@ def another_process_is_reached(trial: Trial) -> None:
     server = trial.bind()
     with run_in_process(trial, call, server.link.location) as other:
 
-        def heard() -> bool:
+        def arrived() -> bool:
             return bool(server.frames) or other.process.poll() is not None
 
-        trial.wait_until(heard, "a frame arrives from another process", server)
+        trial.wait_until(arrived, "a frame arrives from another process", server)
         expect(server.frames, other.last_error_line())
         trial.send(server, next(each.peer for each in server.arrivals if isinstance(each, Frame)), server.frames[0])
         wait_for_exit(trial, other, server)
-    told = [up.credentials.pid for up in server.ups if up.credentials is not None]
-    said = [int(data) for data in server.frames]
-    expect(told in ([], said), f"the peer says that it is process {said}, and its credentials say {told}")
+    attested = [up.credentials.pid for up in server.ups if up.credentials is not None]
+    reported = [int(data) for data in server.frames]
+    expect(attested in ([], reported), f"the peer is process {reported}, and its credentials are of {attested}")
 
 
 @check(4, capability="crosses_hosts")
@@ -101,21 +100,21 @@ def another_host_is_reached(trial: Trial) -> None:
     """A client reaches the server through a relay, by host and port alone."""
     server = trial.bind()
     place = server.link.location
-    expect(place.host and place.port, f"{place} names no host and no port; if it has a port of its own, write it there")
+    expect(place.host and place.port, f"{place} has no host and port, which `crosses_hosts` requires")
     relay = Relay(place)
     try:
         trial.exchange_greetings(server, trial.connect(relay.location))
-        expect(relay.passed, "a client reached the server in another way than by the address it was given")
+        expect(relay.passed, "the client did not connect through the host and port of its location")
     finally:
         relay.close()
 
 
 def call(trial: Trial, place: Location) -> None:
-    """As the other process: tell the server who this is, and hear it repeated."""
+    """In the other process: send the pid to the server, and expect the same frame as a reply."""
     client = trial.connect(place)
-    trial.wait_until(lambda: client.ups, "a client in another process says Up", client)
+    trial.wait_until(lambda: client.ups, "a client in another process reports Up", client)
     trial.send(client, SERVER, b"%d" % os.getpid())
-    trial.wait_until(lambda: client.frames, "a client in another process is answered", client)
+    trial.wait_until(lambda: client.frames, "the reply arrives in the other process", client)
     expect_frames(client.frames, [b"%d" % os.getpid()])
     trial.close_end(client, LINGER)
 

@@ -22,15 +22,15 @@ __all__ = ["DEADLINE_S", "PATIENCE_S", "Disruption", "Harness", "Relay", "UrlHar
 
 
 RELAY_CHUNK_BYTES: Final = 64 * 1024
-"""Bytes passed on in one go."""
+"""Largest read of a relay."""
 JOIN_TIMEOUT_S: Final = 5.0
-"""Seconds for the relay's threads to end."""
+"""Seconds for each thread of a relay to end."""
 
 
 class Relay:
-    """Passes bytes on between whoever connects to its ``location`` and a server behind a TCP port or a socket's file.
+    """Forwards bytes between the clients of its ``location`` and a server at a TCP port or Unix socket.
 
-    Connections that the two ends make between them in other ways go past it. Raises OSError.
+    It does not see connections that the two ends establish in other ways. Raises OSError.
     """
 
     def __init__(self, server: Location) -> None:
@@ -43,7 +43,7 @@ class Relay:
         else:
             here = "::1" if ":" in server.host else "127.0.0.1"
             self._listener.bind((here, 0))
-            # The name stays where it means the same: a certificate may be made out to it.
+            # Keep the name "localhost", which a TLS certificate may contain.
             host = server.host if server.host == "localhost" else here
             self.location = server.replace(host=host, port=self._listener.getsockname()[1])
         self._listener.listen()
@@ -53,23 +53,23 @@ class Relay:
         self._flowing.set()
         self._closed = False
         self.passed = 0
-        """Connections that came this way."""
+        """Connections forwarded so far."""
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
     def cut(self) -> None:
-        """End all connections there are; new ones may be made."""
+        """Shut down all current connections; new ones are accepted."""
         with self._lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def stall(self) -> None:
-        """From now on pass nothing on, and read nothing."""
+        """Stop reading and forwarding, but keep the connections open."""
         self._flowing.clear()
 
     def close(self) -> None:
-        """End all, and give everything back."""
+        """Shut down all connections and threads, and free the location."""
         self._closed = True
         self._flowing.set()
         with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ class Relay:
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
-        # Neither is closed while the other direction may still use it.
+        # The thread of the other direction still uses both sockets: close them only after it, too, has finished.
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait()
         with self._lock:
@@ -131,18 +131,18 @@ def _socket(location: Location) -> socket.socket:
 
 
 DEADLINE_S: Final = 20.0
-"""Seconds after which a check that has not passed has failed."""
+"""Seconds after which a running check fails."""
 PATIENCE_S: Final = 2.0
-"""Seconds after which a capability that nobody declared counts as not working."""
+"""Seconds for which a capability that is not declared is tried."""
 PREFIX_OPTION: Final = "prefix"
-"""The option by which a transport keeps several users of one backend apart."""
+"""Option by which a transport separates several users of one backend."""
 NAME_HINT: Final = "c"
-"""What the names that are made begin with; short, because a socket's path is."""
+"""Start of the names of locations; short, because a socket's path is limited to 107 bytes."""
 NO_DISRUPTIONS: Final[Mapping[Disruption, Callable[[], None]]] = MappingProxyType({})
 
 
 class Disruption(enum.Enum):
-    """What a harness may be able to do to a connection; the value completes "this harness cannot ..."."""
+    """Faults that a harness may inject; the value completes "this harness cannot ..."."""
 
     CUT_LINK = "cut a connection between two ends that are both alive"
     STALL_PEER = "keep a connection open and let nothing more pass"
@@ -150,45 +150,45 @@ class Disruption(enum.Enum):
 
 
 class Harness:
-    """Base of what the suite is run with: subclass it, name a ``transport`` and return a fresh `location`.
+    """Base class of the harness that the suite runs with: set ``transport``, and return a fresh `location`.
 
-    A harness is pickled (by cloudpickle) for the checks that need another process.
+    Checks that need another process pickle the harness with cloudpickle.
     """
 
     transport: Transport
-    """What is put to the test."""
+    """The transport to check."""
     deadline: float = DEADLINE_S
     """Seconds for one check."""
     patience: float = PATIENCE_S
-    """Seconds for trying a capability that is not declared."""
+    """Seconds for which a capability that is not declared is tried."""
     disruptions: Mapping[Disruption, Callable[[], None]] = NO_DISRUPTIONS
-    """What can be broken, and how; the functions return when it is done."""
+    """Functions that inject the supported faults, and return when that is done."""
 
     def location(self) -> Location:
-        """Return a location at which nobody is, and nobody was."""
+        """Return a location that no server has used before."""
         raise NotImplementedError
 
     def reach(self, bound: Location, *, breakable: bool = False) -> Location:
-        """Return where a client finds the server whose link says ``bound``, if it is not there itself.
+        """Return the location at which a client connects to the server whose link has the location ``bound``.
 
-        ``breakable`` says that the check is going to `disrupt` their connection.
+        ``breakable`` is set if the check will `disrupt` their connection.
         """
         return bound
 
     def disrupt(self, kind: Disruption) -> None:
-        """Break something that `disruptions` names."""
+        """Inject a fault that `disruptions` contains."""
         self.disruptions[kind]()
 
     def finish(self) -> None:
-        """Give back what a check has needed, now that it is over."""
+        """Release the resources of a finished check."""
 
 
 class UrlHarness(Harness):
-    """Finds the transport by a URL, and makes fresh locations of that.
+    """Harness for the transport of a URL, from which it derives fresh locations.
 
-    They have a ``prefix`` of their own where the transport has such an option; an address with a port stays as it
-    is, so give it port 0; else they have a path or a name of their own. With ``relayed`` it puts a `Relay` between
-    two ends where a check is to cut or stall their connection. Raises LocationError, PluginError.
+    Each location has its own ``prefix`` if the transport has that option; a URL with a port is not changed, so use
+    port 0; otherwise each has its own path or name. With ``relayed``, a `Relay` connects the two ends of each check
+    that cuts or stalls their connection. Raises LocationError, PluginError.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class UrlHarness(Harness):
         self.location()
 
     def location(self) -> Location:
-        """Return a fresh location. Raises BadLocation when the URL leaves no room for one."""
+        """Return a fresh location. Raises BadLocation if none can be derived from the URL."""
         base = self.base
         if PREFIX_OPTION in self.transport.options:
             return base.replace(options=dict(base.options) | {PREFIX_OPTION: fresh_name(NAME_HINT)})
@@ -225,14 +225,14 @@ class UrlHarness(Harness):
         raise BadLocation(f"{base} has neither a port, nor a path, nor a name; write one of them")
 
     def reach(self, bound: Location, *, breakable: bool = False) -> Location:
-        """Return ``bound``, or the location of a relay to there."""
+        """Return ``bound``, or the location of a relay to it."""
         if not (self.relayed and breakable):
             return bound
         self._relays.append(Relay(bound))
         return self._relays[-1].location
 
     def finish(self) -> None:
-        """End the relays."""
+        """Close the relays."""
         while self._relays:
             self._relays.pop().close()
 
@@ -245,7 +245,7 @@ class UrlHarness(Harness):
             relay.stall()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Found anew in the other process; and what can be broken is broken from this one.
+        # The other process looks up the transport itself. Faults are injected by this process.
         return self.__dict__ | {"transport": None, "disruptions": {}, "_relays": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

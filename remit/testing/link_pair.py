@@ -18,88 +18,78 @@ __all__ = ["LONG_WAIT_S", "LinkEnd", "LinkPair", "Trial"]
 
 
 BATCH: Final = 4096
-"""Arrivals taken from one link before another has its turn."""
+"""Arrivals received from one link before the next link is polled."""
+LONG_WAIT_S: Final = 3600.0
+"""Timeout of a `wait` that something else must end."""
+POLL_S: Final = 0.01
+"""Seconds that one idle link waits before the next link is polled."""
+_greetings = itertools.count(1)
 
 
 class LinkEnd:
-    """A link, and what has arrived at it."""
+    """A link and the arrivals received from it."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.arrivals: list[Arrival] = []
         self.repeated: set[bytes] = set()
-        """Greetings that were sent more than once because they may be lost: the others come when they like."""
+        """Greetings that were sent several times over a lossy transport. Late copies are ignored."""
 
     @property
     def frames(self) -> list[bytes]:
-        """What the frames among the arrivals carried."""
+        """Data of the frames received."""
         return [bytes(arrival.data) for arrival in self.arrivals if isinstance(arrival, Frame)]
 
     @property
     def losses(self) -> list[Arrival]:
-        """The arrivals that allow a transport to have lost something."""
+        """Arrivals that permit the transport to have lost frames."""
         return [arrival for arrival in self.arrivals if isinstance(arrival, Down | Gap)]
 
     @property
     def ups(self) -> list[Up]:
-        """The arrivals that say that somebody came."""
+        """Connections reported."""
         return [arrival for arrival in self.arrivals if isinstance(arrival, Up)]
 
     @property
     def downs(self) -> list[Down]:
-        """The arrivals that say that somebody went."""
+        """Disconnections reported."""
         return [arrival for arrival in self.arrivals if isinstance(arrival, Down)]
 
     def drain(self) -> bool:
-        """Keep what has arrived, up to a batch; True if there was anything."""
-        count = 0
-        while count < BATCH and (arrival := self.receive()) is not None:
+        """Record the queued arrivals, at most a batch; return whether there were any."""
+        before = len(self.arrivals)
+        while len(self.arrivals) < before + BATCH and (arrival := self.receive()) is not None:
             self.arrivals.append(arrival)
-            count += 1
-        return count > 0
+        return len(self.arrivals) > before
 
     def receive(self) -> Arrival | None:
-        """Return what arrived next, but for greetings that come late."""
+        """Return the next arrival, without late copies of greetings."""
         while (arrival := self.link.receive()) is not None:
             if not self.repeated or not isinstance(arrival, Frame) or bytes(arrival.data) not in self.repeated:
                 return arrival
         return None
 
     def discard_frames(self) -> None:
-        """Keep what is no frame."""
+        """Remove the recorded frames, but not the other arrivals."""
         self.arrivals[:] = [arrival for arrival in self.arrivals if not isinstance(arrival, Frame)]
 
 
 class LinkPair:
-    """A server's and a client's end that have met, and the server's token of the client."""
+    """A connected server and client, and the server's token of the client."""
 
-    def __init__(self, server: LinkEnd, client: LinkEnd, peer: Peer, location: Location) -> None:
+    def __init__(self, server: LinkEnd, client: LinkEnd, peer: Peer) -> None:
         self.server = server
         self.client = client
         self.peer = peer
-        self.location = location
-        """Where a client finds the server."""
-
-    @property
-    def ends(self) -> tuple[LinkEnd, LinkEnd]:
-        """Both."""
-        return self.server, self.client
-
-    @property
-    def directions(self) -> Sequence[tuple[LinkEnd, Peer, LinkEnd]]:
-        """Who writes, to whom, and who reads, for both directions."""
-        return (self.client, SERVER, self.server), (self.server, self.peer, self.client)
-
-
-LONG_WAIT_S: Final = 3600.0
-"""Seconds for a `wait` that something must end early."""
-POLL_S: Final = 0.01
-"""Seconds that one link waits before another has its turn."""
-_greetings = itertools.count(1)
+        self.location = server.link.location
+        """Location for further clients."""
+        self.ends = (server, client)
+        self.directions: Sequence[tuple[LinkEnd, Peer, LinkEnd]] = ((client, SERVER, server), (server, peer, client))
+        """Writer, token of the reader, and reader, for both directions."""
 
 
 class Trial:
-    """One check's links, which are closed at its end, and the moment by which it must have ended."""
+    """One run of a check: its links, which are closed at the end, and its deadline."""
 
     def __init__(self, harness: Harness, deadline: float, *, breakable: bool = False) -> None:
         self.harness = harness
@@ -112,7 +102,7 @@ class Trial:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The transport's, with what the location changes once a link is open."""
+        """Capabilities of the first open link, which depend on the location, or else of the transport."""
         return self._links[0].capabilities if self._links else self.transport.capabilities
 
     @property
@@ -121,27 +111,27 @@ class Trial:
         return max(0.0, self._ends_at - time.monotonic())
 
     def truncate(self, data: bytes) -> bytes:
-        """Return as much of it as fits into a frame."""
+        """Return the data, cut to max_frame."""
         return data[: self.capabilities.max_frame]
 
     # -- opening and closing -----------------------------------------------------------------------------------
 
     def bind(self, location: Location | None = None) -> LinkEnd:
-        """Open a server's end, at the check's location unless told otherwise."""
+        """Open a server's end, by default at the location of this run."""
         return self._track(self.transport.bind(location or self.location))
 
     def connect(self, location: Location) -> LinkEnd:
-        """Open a client's end to where a server says that it is."""
+        """Open a client's end to the location of a server's link."""
         return self._track(self.transport.connect(self.harness.reach(location, breakable=self.breakable)))
 
     def open_pair(self, location: Location | None = None) -> LinkPair:
-        """Return a server and a client after a frame has gone each way."""
+        """Return a server and a client that have exchanged one frame in each direction."""
         server = self.bind(location)
         client = self.connect(server.link.location)
-        return LinkPair(server, client, self.exchange_greetings(server, client), server.link.location)
+        return LinkPair(server, client, self.exchange_greetings(server, client))
 
     def free_location(self) -> Location:
-        """Return a location at which nobody is now but which stays the same when somebody binds it."""
+        """Return a location without a server, whose port does not change when a server is bound to it."""
         if self.location.port != 0:
             return self.location
         probe = self.transport.bind(self.location)
@@ -149,7 +139,7 @@ class Trial:
         return probe.location
 
     def close_end(self, end: LinkEnd, linger: float) -> None:
-        """Close an end before the check is over."""
+        """Close an end before the run is over."""
         self._links.remove(end.link)
         end.link.close(linger)
 
@@ -171,46 +161,48 @@ class Trial:
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def poll(self, *ends: LinkEnd) -> None:
-        """Give each end one turn: receive all; where nothing came, wait a little on each."""
+        """Record the arrivals of each end. If there are none, wait a little on each."""
         moved = [end.drain() for end in ends]
         if not any(moved):
             for end in ends:
                 end.link.wait(POLL_S)
 
     def wait_until(self, fact: Callable[[], object], what: str, *ends: LinkEnd) -> None:
-        """Give the ends their turns until ``fact()`` holds. Raises Violation at the deadline."""
+        """Poll the ends until ``fact()`` holds. Raises Violation at the deadline."""
         while not fact():
             expect(self.seconds_left, f"not within {self.deadline} s: {what}")
             self.poll(*ends)
 
     def send(self, end: LinkEnd, peer: Peer, data: bytes, *ends: LinkEnd) -> None:
-        """Send one frame, in as many attempts as it takes, while ``ends`` have their turns."""
+        """Send one frame, and poll ``ends`` until it is accepted."""
 
-        def taken() -> bool:
-            said = end.link.send(peer, data)
-            gone = said is Sent.GONE and peer != SERVER and any(down.peer == peer for down in end.downs)
+        def accepted() -> bool:
+            result = end.link.send(peer, data)
+            gone = result is Sent.GONE and peer != SERVER and any(down.peer == peer for down in end.downs)
             expect(not gone, f"the connection ended: {end.losses}")
-            return said is Sent.ACCEPTED
+            return result is Sent.ACCEPTED
 
-        self.wait_until(taken, f"send takes a frame of {len(data)} bytes", *(ends or (end,)))
+        self.wait_until(accepted, f"send accepts a frame of {len(data)} bytes", *(ends or (end,)))
 
-    def receive_frames(self, end: LinkEnd, count: int, *ends: LinkEnd) -> None:
-        """Wait until so many frames have arrived, or fewer if the transport says that it lost some."""
+    def expect_received(self, end: LinkEnd, sent: Sequence[bytes], *ends: LinkEnd) -> None:
+        """Poll until an end has received all the frames sent, or some of them and the report of a loss."""
         quiet_at = time.monotonic() + self.harness.patience
         lossy = self.capabilities.lossy
 
         def arrived() -> bool:
-            return len(end.frames) >= count or bool(end.losses) or (lossy and time.monotonic() > quiet_at)
+            return len(end.frames) >= len(sent) or bool(end.losses) or (lossy and time.monotonic() > quiet_at)
 
         try:
-            self.wait_until(arrived, f"{count} frames arrive", *(ends or (end,)))
+            self.wait_until(arrived, f"{len(sent)} frames arrive", *(ends or (end,)))
         except Violation as error:
-            raise Violation(f"{error}, but {len(end.frames)} and no word of a loss") from None
+            raise Violation(f"{error}; {len(end.frames)} arrived, and no Down or Gap was reported") from None
+        self.poll(*(ends or (end,)))
+        expect_frames(end.frames, sent, lossy=lossy or bool(end.losses))
 
     def exchange_greetings(self, server: LinkEnd, client: LinkEnd) -> Peer:
-        """Exchange one frame each way; return the server's token. No frame is kept."""
+        """Exchange one frame in each direction, discard both, and return the server's token of the client."""
         both = server, client
-        self.wait_until(lambda: client.ups, "the client's link says Up", *both)
+        self.wait_until(lambda: client.ups, "the client reports Up", *both)
         number = next(_greetings)
         peer = self._greet(client, SERVER, b"hello? %d" % number, server)
         self._greet(server, peer, b"hello! %d" % number, client)
@@ -219,7 +211,7 @@ class Trial:
         return peer
 
     def _greet(self, writer: LinkEnd, to: Peer, data: bytes, reader: LinkEnd) -> Peer:
-        """Send a frame until it has arrived, once unless the transport may lose some; return under which token."""
+        """Send a frame until it arrives, repeatedly only if the transport may lose it; return its token."""
         self.send(writer, to, data, writer, reader)
         lossy = self.capabilities.lossy
 
@@ -236,7 +228,10 @@ class Trial:
 
     @contextlib.contextmanager
     def in_thread(self, call: Callable[[], object], *ends: LinkEnd) -> Iterator[None]:
-        """Run ``call`` in a thread that owns the ends' links until the block ends; it must end by the deadline."""
+        """Run ``call`` in another thread, which owns the links of the ends until it returns.
+
+        Raises its error when the block ends, or a Violation if it has not returned by the deadline.
+        """
         caught = ErrorRecorder()
 
         def run() -> None:
@@ -255,3 +250,8 @@ class Trial:
             end.link.owner = threading.get_ident()
         if caught.error is not None:
             raise caught.error
+
+    def run_in_thread(self, call: Callable[[], object], *ends: LinkEnd) -> None:
+        """Run ``call`` in another thread, and wait for its return."""
+        with self.in_thread(call, *ends):
+            pass

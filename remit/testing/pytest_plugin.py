@@ -27,9 +27,9 @@ __all__ = [
 
 
 class TransportSuite:
-    """The checks, for a class of a test file that says by a ``harness`` of what.
+    """Base class of a test class that runs all checks with its ``harness``.
 
-    That is a `Harness`, a subclass of it, or a pytest fixture that returns one::
+    The harness is a `Harness`, a subclass of it, or a pytest fixture that returns one::
 
         class TestMine(TransportSuite):
             harness = UrlHarness("mine+tcp://127.0.0.1:0")
@@ -38,7 +38,7 @@ class TransportSuite:
     harness: Any
 
     def __init_subclass__(cls) -> None:
-        """Make a fixture of a harness that is none yet, so that the tests can ask for either alike."""
+        """Turn a harness or its class into a fixture of that name."""
         super().__init_subclass__()
         given = cls.__dict__.get("harness")
         if isinstance(given, Harness) or (isinstance(given, type) and issubclass(given, Harness)):
@@ -46,7 +46,7 @@ class TransportSuite:
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.line}-{check.name}")
     def test_contract(self, check: Check, harness: Harness) -> None:
-        """Try one check; one that does not apply is skipped, with the reason."""
+        """Run one check. A check that does not apply is skipped with its reason."""
         outcome = try_one(harness, check)
         if outcome.verdict is Verdict.NOT_APPLICABLE:
             pytest.skip(outcome.reason)
@@ -65,22 +65,22 @@ def _fixture(given: Harness | type[Harness]) -> Any:
 
 DEFAULT_URL: Final = "memory://test"
 UNTIL_TIMEOUT_S: Final = 20.0
-"""Seconds after which `remit_until` gives up, unless told otherwise."""
+"""Default timeout of `remit_until`."""
 FLUSH_TIMEOUT_S: Final = 5.0
-"""Seconds after a test in which its server may handle what is left."""
+"""Seconds after a test in which its server may handle the remaining events."""
 POLL_S: Final = 0.05
-"""Seconds of one wait for something to arrive."""
+"""Longest wait between two ticks."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--remit-url``, and ``remit_urls`` to the ini file."""
-    told = "where tests that use remit_location have their servers; several: each such test runs over each"
-    parser.getgroup("remit").addoption("--remit-url", action="append", metavar="URL", help=told)
-    parser.addini("remit_urls", type="linelist", default=[DEFAULT_URL], help=told)
+    purpose = "URL for tests that use remit_location; each such test runs once per URL"
+    parser.getgroup("remit").addoption("--remit-url", action="append", metavar="URL", help=purpose)
+    parser.addini("remit_urls", type="linelist", default=[DEFAULT_URL], help=purpose)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that needs a location once per URL."""
+    """Parametrize each test that needs a location by the URLs."""
     if "remit_url" in metafunc.fixturenames:
         config = metafunc.config
         metafunc.parametrize("remit_url", config.getoption("remit_url") or config.getini("remit_urls"), scope="session")
@@ -88,7 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def remit_location(remit_url: str) -> Location:
-    """A fresh location, over the transport that ``--remit-url`` or ``remit_urls`` names: by default, memory."""
+    """Fresh location for the URL of ``--remit-url`` or ``remit_urls``; by default over the memory transport."""
     from remit.testing.harness import UrlHarness
 
     return UrlHarness(remit_url).location()
@@ -96,7 +96,7 @@ def remit_location(remit_url: str) -> Location:
 
 @pytest.fixture
 def remit_server(remit_location: Location) -> Iterator[Server]:
-    """A server there, closed after the test. It hears what its `tick`, or `remit_until`, lets it."""
+    """Server at `remit_location`, closed after the test. It dispatches events in `tick` and in `remit_until`."""
     from remit import Server
 
     with Server(remit_location) as server:
@@ -105,9 +105,9 @@ def remit_server(remit_location: Location) -> Iterator[Server]:
 
 @pytest.fixture
 def remit_client(remit_server: Server) -> Iterator[Client]:
-    """A client of that server, which after the test is ticked until it has handled all that was emitted.
+    """Client of `remit_server`. After the test the server is ticked until it has handled all events of the client.
 
-    What it has not handled then fails the test, by Undelivered.
+    Events that are still not handled then fail the test with Undelivered.
     """
     from remit import Client
 
@@ -121,7 +121,7 @@ def remit_client(remit_server: Server) -> Iterator[Client]:
 
 @pytest.fixture
 def remit_until(remit_server: Server) -> Callable[..., None]:
-    """A function that ticks the server until ``fact()`` holds; fails after ``timeout`` seconds."""
+    """Function that ticks the server until ``fact()`` holds, and fails the test after ``timeout`` seconds."""
 
     def until(fact: Callable[[], object], *, timeout: float = UNTIL_TIMEOUT_S) -> None:
         deadline = time.monotonic() + timeout

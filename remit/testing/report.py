@@ -25,9 +25,9 @@ WIDTH: Final = max(len(verdict.value) for verdict in Verdict)
 def run_checks(
     url: str | Location, *, deadline: float = DEADLINE_S, checks: Iterable[Check] = CHECKS
 ) -> Iterator[Outcome]:
-    """Put the transport of a URL to the checks, ``deadline`` seconds each.
+    """Run the checks on the transport of a URL, ``deadline`` seconds each.
 
-    Raises LocationError, PluginError, and TransportError if no server can be opened there at all.
+    Raises LocationError, PluginError, and TransportError if no server can be bound at all.
     """
     harness = UrlHarness(url, deadline=deadline)
     harness.transport.bind(harness.location()).close(0.0)
@@ -35,20 +35,20 @@ def run_checks(
 
 
 def outcome_lines(outcome: Outcome) -> str:
-    """Return one outcome as a line, and another one for the reason if it did not pass."""
+    """Return one outcome as a line of text, and a second line with the reason unless it passed."""
     check = outcome.check
     line = f"{outcome.verdict.value.ljust(WIDTH)}  {check.line:2}  {check.sentence}"
     return f"{line}\n{' ' * (WIDTH + 6)}{check.name}: {outcome.reason}" if outcome.reason else line
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Return how many checks ended in which way."""
+    """Return the number of checks for each verdict."""
     count = Counter(outcome.verdict for outcome in outcomes)
     return ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Verdict)
 
 
 def json_report(location: Location, outcomes: Sequence[Outcome]) -> str:
-    """Return all that was found, as JSON; the location shows no password."""
+    """Return all outcomes as JSON. The location is shown without its password."""
     report: dict[str, Any] = {
         "location": str(location),
         "capabilities": asdict(find_transport(location.scheme).capabilities),
@@ -68,14 +68,14 @@ def json_report(location: Location, outcomes: Sequence[Outcome]) -> str:
 
 
 def capability_table() -> str:
-    """Return what each installed transport declares, as a table in Markdown: one row for each scheme."""
+    """Return the declared capabilities of the installed transports as a Markdown table, one row for each scheme."""
     names = [field.name for field in fields(Capabilities)]
     rows = [["scheme", *names], ["---"] * (len(names) + 1)]
     for scheme in sorted({claim.scheme for claim in installed_transports() if not claim.error}):
         try:
             capabilities = find_transport(scheme).capabilities
         except RemitError:
-            continue  # `remit transports` says what is wrong with it
+            continue  # `remit transports` shows its error.
         rows.append([f"`{scheme}`", *(_cell(getattr(capabilities, name)) for name in names)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -17,19 +17,19 @@ __all__ = ["Check", "Outcome", "Verdict", "check", "try_all", "try_one"]
 
 
 CLEANUP_S: Final = 2.0
-"""Seconds after its deadline within which a check must have cleaned up behind itself, or half a short deadline."""
+"""Seconds that a check may take to close its links after its deadline, or half the deadline if that is shorter."""
 
 
 def try_all(harness: Harness, checks: Iterable[Check]) -> Iterator[Outcome]:
-    """Try one check after the other, each at a fresh location."""
+    """Run the checks one after the other, each at a fresh location."""
     for check in checks:
         yield try_one(harness, check)
 
 
 def try_one(harness: Harness, check: Check) -> Outcome:
-    """Try a check within the harness's ``deadline``, in a thread that is left behind should it not end.
+    """Run a check within the harness's ``deadline``, in a thread that is abandoned if it does not end.
 
-    A capability is tried although it is not declared, for ``patience`` seconds: one that works must be declared.
+    A capability that is not declared is tried for ``patience`` seconds: if it works, it must be declared.
     """
     if check.needs is not None and check.needs not in harness.disruptions:
         return _not_applicable(check, f"this harness cannot {check.needs.value}")
@@ -39,15 +39,15 @@ def try_one(harness: Harness, check: Check) -> Outcome:
         return _not_applicable(check, str(error))
     if not declared:
         if error is not None:
-            return _not_applicable(check, f"{check.capability} is not declared, and does not work: {_describe(error)}")
-        error = Violation(f"it works: declare it, by Capabilities({check.capability}=True)")
+            return _not_applicable(check, f"{check.capability} is not declared and does not work: {_describe(error)}")
+        error = Violation(f"{check.capability} works but is not declared: set Capabilities({check.capability}=True)")
     if error is None:
         return Outcome(check=check, verdict=Verdict.PASSED)
     return Outcome(check=check, verdict=Verdict.FAILED, reason=_describe(error), error=error)
 
 
 def _run(harness: Harness, check: Check, deadline: float) -> BaseException | None:
-    """Return what a check ended with, or a Violation if it did not end."""
+    """Return the error of a check, or a Violation if the check did not end."""
     caught = ErrorRecorder()
 
     def run() -> None:
@@ -72,7 +72,7 @@ def _describe(error: BaseException) -> str:
 
 
 class Verdict(enum.Enum):
-    """What came of trying a check."""
+    """Result of a check."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -81,30 +81,30 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """Something that every transport must do, or, if it is about a capability, those that declare it."""
+    """One requirement on every transport, or on those that declare a capability."""
 
     line: int
-    """The contract's line in `remit.transport` that it belongs to."""
+    """Number of the rule in the contract, `remit.transport`."""
     name: str
     sentence: str
     run: Callable[[Trial], None]
-    """Try it; raises Violation, or whatever the transport raises."""
+    """The check itself; raises Violation, NotApplicable, or any error of the transport."""
     capability: str = ""
-    """The field of `remit.transport.Capabilities` which says whether this works; empty: it always must."""
+    """Field of `remit.transport.Capabilities` that declares it; empty if every transport must fulfil it."""
     needs: Disruption | None = None
-    """What the harness must be able to break for this."""
+    """Fault that the harness must be able to inject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A check that was tried."""
+    """Result of one check, with its reason."""
 
     check: Check
     verdict: Verdict
     reason: str = ""
-    """Why it failed or does not apply; empty when it passed."""
+    """Why the check failed or does not apply; empty if it passed."""
     error: BaseException | None = None
-    """What was raised, when it failed."""
+    """The exception, if the check failed."""
 
 
 def check(

@@ -24,30 +24,29 @@ __all__ = ["main", "run_in_fork", "run_in_process", "wait_for_exit"]
 
 
 TIME_SHARE: Final = 0.8
-"""Share of the time left after which the other process gives up, so that it can say why."""
+"""Deadline of the other process, as a share of the time left, so that it can still report its error."""
 FORK_POLL_S: Final = 0.005
-"""Seconds between two looks at a forked child while the parent's links must not be touched."""
+"""Seconds between two checks of a forked child while the parent's links must not be used."""
 
 
 class OtherProcess:
-    """Another process that does a part of a check."""
+    """Another process that runs a part of a check."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self.process = process
         self._errors = errors
 
     def last_error_line(self) -> str:
-        """Return the last line that it wrote as an error."""
+        """Return the last line that the process wrote to stderr."""
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
-        told = [line.strip() for line in lines if line.strip()]
-        last = told[-1] if told else "the other process failed without a word"
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "the other process failed silently")
         return last.removeprefix(f"{Violation.__module__}.{Violation.__qualname__}: ")
 
 
 @contextlib.contextmanager
 def run_in_process(trial: Trial, work: Callable[..., None], *arguments: object) -> Iterator[OtherProcess]:
-    """Run ``work(trial, *arguments)`` on a trial of its own in another process, which the block's end kills."""
+    """Run ``work(trial, *arguments)`` with its own Trial in another process, which is killed when the block ends."""
     order = _pickled(trial.harness, (trial.harness, trial.seconds_left * TIME_SHARE, work, arguments))
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
         given.write(order)
@@ -67,7 +66,7 @@ def run_in_process(trial: Trial, work: Callable[..., None], *arguments: object) 
 
 
 def wait_for_exit(trial: Trial, other: OtherProcess, *ends: LinkEnd) -> None:
-    """Wait for the other process to end well while the ends have their turns."""
+    """Poll the ends until the other process exits. Raises Violation unless its exit code is 0."""
 
     def over() -> bool:
         if not ends:
@@ -81,7 +80,7 @@ def wait_for_exit(trial: Trial, other: OtherProcess, *ends: LinkEnd) -> None:
 
 
 def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:
-    """As that other process: fork, and wait for the child to do its work; the ends have their turns meanwhile."""
+    """Fork, in such a process, and poll the ends until the child has run ``work``."""
     pid = os.fork()
     if not pid:
         _run_and_exit(work, trial.seconds_left)
@@ -91,13 +90,13 @@ def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:
         found, raw = os.waitpid(pid, os.WNOHANG)
         status.extend([os.waitstatus_to_exitcode(raw)] if found else [])
         if not found and not ends:
-            # A pause and no wait on a link: what this process inherits to the child must stay as it is.
+            # Not a wait on a link, which would change the state that parent and child share.
             signal.sigtimedwait((signal.SIGCHLD,), FORK_POLL_S)
         return bool(found)
 
     trial.wait_until(over, "the forked child ends", *ends)
     if status[0] > 0:
-        raise SystemExit(status[0])  # the child's last words stay the last that are said
+        raise SystemExit(status[0])  # The child has printed its error, which must stay the last line of stderr.
     expect(status[0] == 0, f"the forked child died of {_name(-status[0])}")
 
 
@@ -108,7 +107,7 @@ def _run_and_exit(work: Callable[[], None], seconds: float) -> None:
         work()
         code = 0
     finally:
-        # Nothing of the parent's is tidied up here: neither its exit handlers nor its buffers.
+        # os._exit: the exit handlers and buffers inherited from the parent must not run or be flushed here.
         if code:
             traceback.print_exc()
             sys.stderr.flush()
@@ -116,7 +115,7 @@ def _run_and_exit(work: Callable[[], None], seconds: float) -> None:
 
 
 def _pickled(harness: Harness, order: tuple[Any, ...]) -> bytes:
-    """Return an order; a harness from a module that another process could not import travels whole."""
+    """Pickle an order. A harness from a module that another process cannot import is pickled by value."""
     module = sys.modules[type(harness).__module__]
     if _importable(module):
         return bytes(cloudpickle.dumps(order))
@@ -128,7 +127,7 @@ def _pickled(harness: Harness, order: tuple[Any, ...]) -> bytes:
 
 
 def _importable(module: ModuleType) -> bool:
-    # Not find_spec: it finds whatever is loaded already, as test files are that lie on no path.
+    # Not find_spec(), which also finds loaded modules that are on no path, such as test files.
     parts = (module.__name__ or "").split(".")
     places = [(Path(folder, *parts).with_suffix(".py"), Path(folder, *parts, "__init__.py")) for folder in sys.path]
     return module.__name__ == "__main__" or any(Path(module.__file__ or "") in files for files in places)
@@ -141,7 +140,7 @@ def _name(number: int) -> str:
 
 
 def main() -> None:
-    """Do what standard input orders."""
+    """Run the pickled order from standard input."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     harness, deadline, work, arguments = cloudpickle.load(sys.stdin.buffer)
     with Trial(harness, deadline) as trial:

@@ -7,32 +7,31 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 __all__ = ["ErrorRecorder", "NotApplicable", "Violation", "current_line", "expect", "expect_frames"]
 
 
 SHOWN_BYTES: Final = 40
-"""Bytes of a frame that an error shows."""
+"""Longest part of a frame in a message."""
 
 
 class Violation(AssertionError):
-    """Raised by a check when a transport breaks the contract; its text says what was seen."""
+    """Raised by a check when a transport violates the contract; the text describes what was observed."""
 
 
 class NotApplicable(Exception):
-    """Raised by a check that cannot be tried here; its text says why."""
+    """Raised by a check that cannot run here; the text gives the reason."""
 
 
 def expect(fact: object, otherwise: str) -> None:
-    """Raise a Violation that says what was seen, unless something is so."""
+    """Raise a Violation that describes the observation, unless the fact holds."""
     if not fact:
         raise Violation(otherwise)
 
 
 def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = False) -> None:
-    """Raise a Violation unless the frames that arrived are those that were sent, or some of them if it may lose."""
+    """Raise a Violation unless the frames received are those sent or, if ``lossy``, some of them in order."""
     if list(got) == list(sent):
         return
     rest = iter(sent)
@@ -41,13 +40,12 @@ def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = 
     first = next((number for number, pair in enumerate(zip(got, sent, strict=False)) if pair[0] != pair[1]), None)
     if first is None:
         first = min(len(got), len(sent))
-    seen = _shown(got[first]) if first < len(got) else "nothing more"
-    wanted = _shown(sent[first]) if first < len(sent) else "nothing more"
-    what = (
-        "lost" if len(got) < len(sent) else "doubled or made up" if len(got) > len(sent) else "altered or out of order"
-    )
+    seen, wanted = (_shown(frames[first]) if first < len(frames) else "missing" for frames in (got, sent))
+    fewer, more = len(got) < len(sent), len(got) > len(sent)
+    what = "lost" if fewer else "repeated or invented" if more else "altered or out of order"
     raise Violation(
-        f"{what}: {len(sent)} frames sent, {len(got)} arrived; number {first} is {seen} instead of {wanted}"
+        f"{what}: {len(sent)} frames were sent, {len(got)} received; "
+        f"frame {first} received is {seen}, frame {first} sent is {wanted}"
     )
 
 
@@ -56,7 +54,7 @@ def _shown(data: bytes) -> str:
 
 
 class ErrorRecorder:
-    """Keeps the error that a block ends with, whichever it is."""
+    """Context manager that suppresses every exception of its block and keeps the first one."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -64,15 +62,13 @@ class ErrorRecorder:
     def __enter__(self) -> ErrorRecorder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self.error = self.error or error
         return True
 
 
 def current_line(thread: threading.Thread) -> str:
-    """Say which line a thread is in: the innermost of a check's, and the innermost of all."""
+    """Return the line that a thread executes: the innermost one of this package, and the innermost of all."""
     frame = sys._current_frames().get(thread.ident or 0)
     stack = traceback.extract_stack(frame) if frame is not None else []
     ours = [each for each in stack if Path(each.filename).parent == Path(__file__).parent]

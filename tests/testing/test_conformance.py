@@ -47,7 +47,7 @@ def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert {each["verdict"] for each in report["checks"]} == {Verdict.PASSED.value, Verdict.NOT_APPLICABLE.value}
     reasons = {each["name"]: each["reason"] for each in report["checks"]}
     assert reasons["any_bytes_pass"] is None
-    assert reasons["another_process_is_reached"].startswith("crosses_processes is not declared, and does not work: ")
+    assert reasons["another_process_is_reached"].startswith("crosses_processes is not declared and does not work: ")
 
 
 def test_the_table_has_a_row_for_each_transport(capsys: pytest.CaptureFixture[str]) -> None:

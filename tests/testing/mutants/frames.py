@@ -20,14 +20,14 @@ from remit.transport import (
 )
 
 
-@mutant("frames_arrive_in_order", "not within .* 2001 frames arrive, but .* no word of a loss", deadline=QUICK)
+@mutant("frames_arrive_in_order", "not within .* 2001 frames arrive; .* no Down or Gap", deadline=QUICK)
 class DropsSilently(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         self.sent += 1
         return Sent.ACCEPTED if self.sent % 7 == 0 else super().send(peer, frame)
 
 
-@mutant("no_frame_arrives_twice", "doubled")
+@mutant("no_frame_arrives_twice", "repeated")
 class Doubles(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         self.sent += 1
@@ -56,7 +56,7 @@ class LetsSmallFramesOvertake(Sound):
             self.inbox.insert(len(self.inbox) - 2, self.inbox.pop())
 
 
-@mutant("frames_arrive_whole", "doubled or made up")
+@mutant("frames_arrive_whole", "repeated or invented")
 class Splits(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         if len(frame) > 1000 and super().send(peer, frame[:1000]) is Sent.ACCEPTED:
@@ -64,7 +64,7 @@ class Splits(Sound):
         return super().send(peer, frame)
 
 
-@mutant("frames_keep_their_edges", "frames arrive, but", deadline=QUICK)
+@mutant("frames_keep_their_edges", "frames arrive; ", deadline=QUICK)
 class Merges(Sound):
     def receive(self) -> Arrival | None:
         arrival = super().receive()
@@ -87,7 +87,7 @@ class EndsAtZero(Sound):
         return super().send(peer, frame.partition(b"\0")[0])
 
 
-@mutant("a_larger_frame_is_refused", "was accepted although max_frame is", max_frame=1 << 20)
+@mutant("a_larger_frame_is_refused", "send returned accepted for a frame", max_frame=1 << 20)
 class TakesTooLargeFrames(Sound):
     def _check(self, frame: bytes = b"") -> None:
         super()._check()
@@ -103,7 +103,7 @@ class CutsOverTooLargeFrames(Sound):
             raise
 
 
-@mutant("the_largest_frame_passes", "frames arrive, but", deadline=QUICK)
+@mutant("the_largest_frame_passes", "frames arrive; ", deadline=QUICK)
 class CannotCarryWhatItDeclares(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         return Sent.ACCEPTED if len(frame) > 1_100_000 else super().send(peer, frame)

@@ -70,7 +70,7 @@ class LingersForEver(Sound):
         super().close(linger)
 
 
-@mutant("accepted_frames_survive_close", "frames arrive, but", deadline=QUICK, sees_peers=False)
+@mutant("accepted_frames_survive_close", "frames arrive; ", deadline=QUICK, sees_peers=False)
 class ForgetsLastWords(Sound):
     def close(self, linger: float) -> None:
         for route in self._routes.values():
@@ -82,7 +82,7 @@ class ForgetsLastWords(Sound):
         return None if isinstance(arrival, Down) else arrival
 
 
-@mutant("closed_links_leak_nothing", "given back", deadline=QUICK)
+@mutant("closed_links_leak_nothing", "released", deadline=QUICK)
 class LeaksDescriptors(Sound):
     def close(self, linger: float) -> None:
         if not self._closed:
@@ -90,7 +90,7 @@ class LeaksDescriptors(Sound):
         super().close(linger)
 
 
-@mutant("closed_links_leak_nothing", "given back", deadline=QUICK)
+@mutant("closed_links_leak_nothing", "released", deadline=QUICK)
 class LeaksThreads(Sound):
     def close(self, linger: float) -> None:
         if not self._closed:
@@ -115,9 +115,9 @@ class LetsAnotherServerIn(MutantTransport):
             return super().bind(location.replace(path="/another"))
 
 
-plain("LetsAnotherServerIn", "a_second_server_is_refused", "was let in", LetsAnotherServerIn)
+plain("LetsAnotherServerIn", "a_second_server_is_refused", "second server was bound", LetsAnotherServerIn)
 
 
-@mutant("port_0_becomes_a_real_one", "says that it is at", place="memory://{}:0")
+@mutant("port_0_becomes_a_real_one", "has the location", place="memory://{}:0")
 class DoesNotSayItsPort(Sound):
     pass

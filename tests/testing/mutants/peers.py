@@ -23,7 +23,7 @@ from remit.transport import (
 from remit.transports.memory import MemoryLink
 
 
-@mutant("clients_have_distinct_tokens", "not within .* hears from its server", deadline=QUICK)
+@mutant("clients_have_distinct_tokens", "not within .* receives its frame", deadline=QUICK)
 class SendsToWhoeverCameLast(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         return super().send(list(self._routes)[-1] if self._routes else peer, frame)
@@ -48,7 +48,7 @@ class HasChangingTokens(Retold):
         return super().send(peer[0] if isinstance(peer, tuple) else peer, frame)
 
 
-@mutant("a_token_is_never_used_again", "tokens of clients")
+@mutant("a_token_is_never_used_again", "tokens of successive clients")
 class ReusesTokens(Sound):
     def connect_client(self, client: MemoryLink) -> None:
         from remit.transports.memory import _Route
@@ -67,7 +67,7 @@ class RevivesTokens(Sound):
         return super().send(next(iter(self._routes)), frame) if revived else said
 
 
-@mutant("silent_clients_are_seen", "not within .* says Down", deadline=QUICK)
+@mutant("silent_clients_are_seen", "not within .* reports Down", deadline=QUICK)
 class NeverSaysDown(Retold):
     def retell(self, arrival: Arrival) -> Arrival | None:
         return None if isinstance(arrival, Down) else arrival
@@ -92,7 +92,7 @@ class SaysUpAfterTheFirstFrame(Sound):
         return arrival
 
 
-@mutant("silent_clients_are_seen", "not within .* says Up", deadline=QUICK)
+@mutant("silent_clients_are_seen", "not within .* reports Up", deadline=QUICK)
 class SeesOnlyWhoSends(SaysUpAfterTheFirstFrame):
     pass
 
@@ -111,14 +111,14 @@ class GivesNoReason(Retold):
         return Down(arrival.peer, "") if isinstance(arrival, Down) else arrival
 
 
-@mutant("a_server_goes_and_returns", "not within .* says Down", deadline=QUICK)
+@mutant("a_server_goes_and_returns", "not within .* reports Down", deadline=QUICK)
 class ReconnectsSilently(Sound):
     def receive(self) -> Arrival | None:
         arrival = super().receive()
         return None if isinstance(arrival, Down) and not self.serves else arrival
 
 
-@mutant("a_client_may_come_first", "before there is a server")
+@mutant("a_client_may_come_first", "before a server is bound")
 class SaysUpTooEarly(Sound):
     def receive(self) -> Arrival | None:
         if not self.serves and not self.sent:
@@ -127,7 +127,7 @@ class SaysUpTooEarly(Sound):
         return super().receive()
 
 
-@mutant("the_client_knows_only_the_server", "tokens at the client's end")
+@mutant("the_client_knows_only_the_server", "arrivals at the client's end")
 class NumbersItsServers(Sound):
     def receive(self) -> Arrival | None:
         arrival = super().receive()

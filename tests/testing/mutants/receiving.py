@@ -27,7 +27,7 @@ class BlocksInReceive(Sound):
         return super().receive()
 
 
-@mutant("receive_does_not_block", "receive with nothing there blocks")
+@mutant("receive_does_not_block", "receive without a queued arrival blocks")
 class DawdlesInReceive(Sound):
     def receive(self) -> Arrival | None:
         if not self.inbox and self._routes:
@@ -85,7 +85,7 @@ class SleepsThroughFrames(Sound):
             released.wait(timeout)
 
 
-@mutant("no_user_code_on_another_thread", "by another thread")
+@mutant("no_user_code_on_another_thread", "from another thread")
 class AsksOnAnotherThread(Sound):
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         if waker is not None:

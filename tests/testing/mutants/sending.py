@@ -24,14 +24,14 @@ class IsAlwaysFull(Sound):
         return Sent.FULL if said is Sent.ACCEPTED else said
 
 
-@mutant("a_full_queue_says_so_and_goes_on", "declare a window, or say FULL")
+@mutant("a_full_queue_says_so_and_goes_on", "declare a window, or return FULL")
 class DropsInsteadOfFull(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         said = super().send(peer, frame)
         return Sent.ACCEPTED if said is Sent.FULL else said
 
 
-@mutant("a_full_queue_says_so_and_goes_on", "doubled|out of order")
+@mutant("a_full_queue_says_so_and_goes_on", "repeated|out of order")
 class TakesAndSaysFull(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         said = super().send(peer, frame)
@@ -40,21 +40,21 @@ class TakesAndSaysFull(Sound):
         return said
 
 
-@mutant("a_burst_is_taken_or_refused", "frames arrive, but", deadline=QUICK)
+@mutant("a_burst_is_taken_or_refused", "frames arrive; ", deadline=QUICK)
 class DropsOfABurst(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         route = self._routes.get(peer)
         return Sent.ACCEPTED if route and route.queued > 300 else super().send(peer, frame)
 
 
-@mutant("a_full_queue_says_so_and_goes_on", "declare a window, or say FULL")
+@mutant("a_full_queue_says_so_and_goes_on", "declare a window, or return FULL")
 class HasNoBound(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         self._capacity += 1
         return super().send(peer, frame)
 
 
-@mutant("a_full_queue_says_so_and_goes_on", "no word of a loss", deadline=QUICK, window=8 << 20)
+@mutant("a_full_queue_says_so_and_goes_on", "no Down or Gap", deadline=QUICK, window=8 << 20)
 class LosesWithinItsWindow(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         route = self._routes.get(peer)
@@ -86,14 +86,14 @@ class DawdlesInSend(Sound):
         return said
 
 
-@mutant("send_without_a_server_is_gone", "says accepted")
+@mutant("send_without_a_server_is_gone", "returned accepted")
 class AcceptsForNobody(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         said = super().send(peer, frame)
         return Sent.ACCEPTED if said is Sent.GONE else said
 
 
-@mutant("an_unknown_peer_is_gone", "says full")
+@mutant("an_unknown_peer_is_gone", "returned full")
 class WaitsForStrangers(Sound):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         said = super().send(peer, frame)
