@@ -9,12 +9,13 @@ SEED ?= 1
 SEEDS ?= 10
 KILLS ?= 1000
 TASKS ?= 10000
+ATTEMPTS ?= 1000000
 TRANSPORT ?= unix
 EVENTS ?= 1000000
 CLIENTS ?= 2000
 WEATHER ?= mixed
 
-.PHONY: demo test kills tasks simulate bench lint types docs tox clean
+.PHONY: demo test kills tasks simulate simulate-tasks bench lint types docs tox clean
 
 # The stamp is written last: an install that failed must not look done.
 $(READY): pyproject.toml uv.lock plugins/zeromq/pyproject.toml plugins/redis/pyproject.toml plugins/nng/pyproject.toml
@@ -39,6 +40,9 @@ tasks: $(READY)
 
 simulate: $(READY)
 	@PYTHONPATH=tests/simulation $(BIN)/python -m engine.simulator --seed $(SEED) --seeds $(SEEDS) --events $(EVENTS) --clients $(CLIENTS) --weather $(WEATHER)
+
+simulate-tasks: $(READY)
+	@PYTHONPATH=tests/simulation $(BIN)/python -m tasks.simulator --seed $(SEED) --attempts $(ATTEMPTS)
 
 bench: $(READY)
 	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv sync --quiet --active --inexact --frozen --all-extras --group dev --group bench

@@ -594,6 +594,10 @@ def _closing(attempt: Attempt, event: ManagerClosing, now: float) -> Actions:
 
 
 def _closed(attempt: Attempt, event: ManagerClosed, now: float) -> Actions:
+    attempt.final = True
+    if attempt.outcome is not None and attempt.stopping is not State.EXPIRED:
+        attempt.phase = Phase.EXITED
+        return [OpenOutcome()]
     return _finish(attempt, attempt.stopping or State.LOST, None, attempt.error)
 
 

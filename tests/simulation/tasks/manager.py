@@ -207,8 +207,10 @@ class _Handshake:
         if attempt is not None and attempt.identity is not None:
             counts = attempt.stopping is not lifecycle.State.EXPIRED
             self._supervisor.handle(attempt, ResultReceived(outcome))
-            if counts:
-                world.promised[message.attempt] = outcome
+            known, failing = message.attempt in world.journal.outcomes, world.journal.failing
+            world.check(known or failing, "the journal has a result before it is acknowledged", message.attempt)
+            if counts and known:
+                world.promised.add(message.attempt)
         message.process.acknowledge()
 
     def verify(self, attempt: Attempt, hello: Message, sender: Message) -> Proven | ProofRefused:

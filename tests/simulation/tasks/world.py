@@ -61,8 +61,8 @@ class World:
         self.runs: Counter[str] = Counter()
         """How often user code began, by task."""
         self.finished: dict[str, State] = {}
-        self.promised: dict[str, Outcome] = {}
-        """Results that were acknowledged by the server, by attempt."""
+        self.promised: set[str] = set()
+        """Attempts whose result was acknowledged by the server, and came before their expiry."""
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._pids = itertools.count(100)
@@ -183,7 +183,7 @@ class Process:
         self.world.after(HELLO_AGAIN_S, self.hello)
 
     def give_up(self) -> None:
-        if self.alive and self.told is None:
+        if self.alive and self.told is None and (self.detach or self.life != "silent"):
             self.end(75, None)
 
     def hear(self, word: str, message: Message) -> None:
@@ -286,9 +286,12 @@ class Wrapper:
         self.alive = True
 
     def end(self, exit_code: int | None, number: int | None) -> None:
-        if self.alive:
-            self.alive = False
-            self.child.over(exit_code, number)
+        if not self.alive:
+            return
+        self.alive = False
+        if self.child.told is None:
+            self.child.alive = False  # The zygote ends orphans; those that have proven themselves are the manager's.
+        self.child.over(exit_code, number)
 
 
 class Handle:
@@ -349,6 +352,7 @@ class Journal:
         self.proven: set[str] = set()
         self.stopped: dict[str, State] = {}
         self.ended: dict[str, State] = {}
+        self.outcomes: set[str] = set()
         self._attempts: dict[str, str] = {}
         self.failing = False
 
@@ -373,9 +377,23 @@ class Journal:
             self.proven.add(self._attempts[task])
         elif isinstance(record, records.Stopped):
             self.stopped[self._attempts[task]] = record.ends_as
+        elif isinstance(record, records.Requeued):
+            self._check_gone(self._attempts.pop(task, None))
+        elif isinstance(record, records.OutcomeReceived):
+            self.outcomes.add(self._attempts[task])
         elif isinstance(record, records.Ended):
+            if self._attempts.get(task) in world.promised:
+                counts = record.state in (State.DONE, State.FAILED)
+                world.check(counts, "a result that was acknowledged counts", task, record.state)
             world.check(task not in self.ended, "a task ends once", task, record.state)
+            self._check_gone(self._attempts.get(task))
             self.ended[task] = record.state
+
+    def _check_gone(self, attempt: str | None) -> None:
+        process = self._world.processes.get(attempt or "")
+        at_work = process is not None and process.alive and process.told == "go"
+        # Without inodes an adopted process that does not prove itself anew is left alone.
+        self._world.check(not (at_work and self._world.inodes), "no user code goes on behind the end", attempt)
 
     def entries(self) -> tuple[records.Entry, ...]:
         """Return what is known of each task that has not ended, and drop the rest, as a rotation does."""
