@@ -195,7 +195,7 @@ def test_tasks_that_have_ended_leave_nothing_due(local, monkeypatch):
 
 
 def test_tasks_that_are_cancelled_while_they_rest_leave_nothing_behind(local, monkeypatch):
-    monkeypatch.setattr("doorman._scheduler.run_queue.SPARE_DELAYS", 8)
+    monkeypatch.setattr("remit._protocol.deadlines.SPARE_ENTRIES", 8)
     tasks = [local.add_task(Task(int, "no number", retries=1, backoff=Backoff(first=30.0))) for _ in range(20)]
     tick_until(local, lambda: all(task.attempt == 1 and task.state is State.WAITING for task in tasks))
     for task in tasks:
