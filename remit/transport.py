@@ -256,6 +256,7 @@ class OwnedLink:
 
     def _check(self, frame: bytes = b"") -> None:
         """Raise ForkedLinkError, LinkClosed, WrongThreadError or FrameTooLarge if the call is not allowed."""
+        # One expression for the usual case, since it runs for each frame. The error is chosen elsewhere.
         if threading.get_ident() != self.owner or self._closed or self._forked:
             self._raise_misuse()
         if len(frame) > self.capabilities.max_frame:
@@ -287,6 +288,7 @@ class Waker:
     """Ends a `Link.wait` from another thread. Any thread and any signal handler may use it."""
 
     def __init__(self) -> None:
+        # A pipe, since a signal handler may write to it. Non-blocking, since a handler must not wait for a reader.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -406,6 +408,7 @@ class FileLock:
         self.path = path
         self._lock_path = path + ".lock"
         self._descriptor = self._acquire()
+        # Close, but do not unlock: the lock belongs to the open file, which the child shares with its parent.
         register_after_fork(self._close)
 
     def fileno(self) -> int:
@@ -433,6 +436,8 @@ class FileLock:
         for _ in range(MAX_LOCK_ATTEMPTS):
             descriptor = self._open()
             try:
+                # flock() and not fcntl() locks: those end when the process closes any descriptor of the file, and do
+                # not exclude another holder in the same process.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(descriptor)

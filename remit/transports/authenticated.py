@@ -122,10 +122,12 @@ class AuthenticatedClientLink(_AuthenticatedLink):
 
     def _filter(self, arrival: Arrival) -> Arrival | None:
         if not isinstance(arrival, Frame):
+            # The key of a channel is valid for one connection, so both events require a new handshake.
             if isinstance(arrival, Up | Down):
                 self._auth.reset()
             return arrival
         frame = self._auth.unwrap_frame(arrival.data)
+        # The frame may have been a handshake step whose answer is due. A full link sends it before the next frame.
         self._send_auth_request()
         return None if frame is None else Frame(arrival.peer, frame)
 

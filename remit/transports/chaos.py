@@ -17,17 +17,16 @@ from remit.errors import TransportError
 from remit.location import Location, read_seconds
 from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Transport, Up, Wakeable
 
-__all__ = [
-    "ChaosClientLink",
-    "ChaosLink",
-    "ChaosServerLink",
-    "ChaosTransport",
-    "DelayQueue",
-    "FaultGenerator",
-    "Faults",
-    "FrameFaults",
-    "ReconnectedPeer",
-]
+__all__ = ["ChaosTransport"]
+
+
+class FrameFaults(NamedTuple):
+    """The faults drawn for one frame."""
+
+    cut: bool
+    copies: int
+    reordered: bool
+    delay: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,30 +45,12 @@ class Faults:
     cut: float = 0.0
     """The connection ends, the frame is lost, and a new connection begins."""
 
-
-class FrameFaults(NamedTuple):
-    """The faults drawn for one frame."""
-
-    cut: bool
-    copies: int
-    reordered: bool
-    delay: float
-
-
-class FaultGenerator:
-    """Draws the faults of each frame. ``role`` gives a server another sequence than its clients."""
-
-    def __init__(self, faults: Faults, role: str) -> None:
-        self._faults = faults
-        self._random = random.Random(f"{faults.seed} {role}")
-
-    def draw(self) -> FrameFaults:
+    def draw(self, source: random.Random) -> FrameFaults:
         """Return the faults of the next frame."""
-        faults = self._faults
         # Always five numbers: changing one option must not change the faults that the others cause.
-        loss, twice, overtaken, cut, delay = (self._random.random() for _ in range(5))
-        copies = 0 if loss < faults.loss else 2 if twice < faults.duplication else 1
-        return FrameFaults(cut < faults.cut, copies, overtaken < faults.reorder, delay * faults.delay)
+        loss, twice, overtaken, cut, delay = (source.random() for _ in range(5))
+        copies = 0 if loss < self.loss else 2 if twice < self.duplication else 1
+        return FrameFaults(cut < self.cut, copies, overtaken < self.reorder, delay * self.delay)
 
 
 MAX_DELAYED: Final = 1024
@@ -137,10 +118,6 @@ class DelayQueue:
             elif held[0][0] > now:
                 self.next_due = min(self.next_due, held[0][0])
 
-    def send_all(self, send: Callable[[Peer, bytes], Sent]) -> None:
-        """Send all frames until the link is full."""
-        self.send_due(NEVER, send)
-
     def discard_peer(self, peer: Peer) -> None:
         """Drop the frames of a connection that has ended."""
         self._delayed.pop(peer, None)
@@ -165,12 +142,14 @@ class ChaosLink(OwnedLink):
     def __init__(self, location: Location, link: Link, faults: Faults, role: str) -> None:
         super().__init__(location, replace(link.capabilities, lossy=True))
         self._link = link
-        self._generator = FaultGenerator(faults, role)
+        self._faults = faults
+        # A server must not draw the same faults as its clients from the same seed.
+        self._random = random.Random(f"{faults.seed} {role}")
         self._pending_faults: dict[Peer, FrameFaults] = {}
         self._delayed = DelayQueue()
         self._arrivals: deque[Arrival] = deque()
 
-    # -- the contract ------------------------------------------------------------------------------------------
+    # -- the contract --------------------------------------------------------------------------------------------
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Send one frame with the faults drawn for it. Never blocks. Raises FrameTooLarge."""
@@ -181,7 +160,7 @@ class ChaosLink(OwnedLink):
             return Sent.GONE
         if self._delayed.is_full(inner):
             return Sent.FULL
-        faults = self._pending_faults.pop(inner, None) or self._generator.draw()
+        faults = self._pending_faults.pop(inner, None) or self._faults.draw(self._random)
         if faults.cut:
             return self._cut(inner)
         sent = self._apply(inner, frame, faults)
@@ -211,7 +190,7 @@ class ChaosLink(OwnedLink):
             self._flush(time.monotonic() + linger)
         self._link.close(linger)
 
-    # -- faults ------------------------------------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------------------------
 
     def _check_and_share_owner(self, frame: bytes = b"") -> None:
         self._check(frame)
@@ -246,12 +225,12 @@ class ChaosLink(OwnedLink):
 
     def _flush(self, deadline: float) -> None:
         """Send all delayed frames for which there is room before the deadline."""
-        self._delayed.send_all(self._link.send)
+        self._delayed.send_due(NEVER, self._link.send)
         while self._delayed and (left := deadline - time.monotonic()) > 0:
             self._link.wait(left)
-            self._delayed.send_all(self._link.send)
+            self._delayed.send_due(NEVER, self._link.send)
 
-    # -- hooks of the two ends --------------------------------------------------------------------------------------
+    # -- hooks of the two ends -----------------------------------------------------------------------------------
 
     def _inner_peer(self, peer: Peer) -> Peer | None:
         """Return the wrapped link's token of a peer, or None if the peer is not connected."""

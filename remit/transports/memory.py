@@ -90,12 +90,14 @@ class MemoryLink(OwnedLink):
                 route.blocked = True
                 return Sent.FULL
             route.queued += 1
+            # Copied, as other transports do: the caller may reuse a mutable buffer.
             route.target.enqueue(Frame(route.ours, bytes(frame)), route)
         return Sent.ACCEPTED
 
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None. Never blocks."""
         self._check()
+        # Without the lock: only the owner removes arrivals, and an idle tick must stay cheap.
         if not self.inbox:
             return None
         with _lock:
@@ -111,6 +113,7 @@ class MemoryLink(OwnedLink):
             if self.inbox or self._writable:
                 self._writable = False
                 return
+            # Set under the lock that `enqueue` needs: an arrival from now on wakes the poll below.
             self._waiting = True
         poller = select.poll()
         for source in (self._waker, waker):
@@ -135,7 +138,7 @@ class MemoryLink(OwnedLink):
         self._ending()
         self._waker.close()
 
-    # -- called with the lock held ------------------------------------------------------------------------------
+    # -- called with the lock held -------------------------------------------------------------------------------
 
     def enqueue(self, arrival: Arrival, route: _Route | None = None) -> None:
         """Add an arrival to the inbox and end a `wait` that is in progress."""

@@ -158,6 +158,7 @@ class Stream:
         try:
             count = self.last_read_bytes = self.socket.recv_into(buffer)
             if count:
+                # Copied once: the frames are slices of these bytes, and the buffer serves all streams of the link.
                 return self._decoder.feed(bytes(buffer[:count]))
             self._mark_closed("the other end closed the connection")
         except ValueError as error:
@@ -264,7 +265,7 @@ class StreamLink(OwnedLink):
         super().after_fork()
         self._close_descriptors()
 
-    # -- streams -----------------------------------------------------------------------------------------------
+    # -- streams -------------------------------------------------------------------------------------------------
 
     def _poll_once(self, timeout: float) -> bool:
         """Poll for up to ``timeout`` seconds and handle the events; return whether there were any."""
@@ -300,6 +301,7 @@ class StreamLink(OwnedLink):
         """Remove a finished stream, or poll it for writability as long as it has unsent bytes."""
         if stream.finished:
             self._remove_stream(stream)
+        # Only while there are unsent bytes: an idle socket is always writable, so each poll would return immediately.
         elif stream.awaits_writable is not (stream.unsent_bytes > 0):
             stream.awaits_writable = not stream.awaits_writable
             self._poller.modify(stream.socket, select.POLLIN | (select.POLLOUT if stream.awaits_writable else 0))
@@ -323,6 +325,7 @@ class StreamLink(OwnedLink):
             left = deadline - time.monotonic()
             if left <= 0:
                 return
+            # The link's own poller would also return for frames that arrive, which are not read any more.
             poller = select.poll()
             for stream in waiting:
                 poller.register(stream.socket, select.POLLOUT)
@@ -336,7 +339,7 @@ class StreamLink(OwnedLink):
             stream.socket.close()
         self._poller.close()
 
-    # -- hooks of the two ends ---------------------------------------------------------------------------------
+    # -- hooks of the two ends -----------------------------------------------------------------------------------
 
     def _retry(self) -> None:
         """Repeat what failed. Called once `_retry_at` has passed."""

@@ -74,6 +74,7 @@ class _ServerLink(StreamLink):
         self._poller.register(self._listener, select.POLLIN)
 
     def _stop_listening(self) -> None:
+        # Only this server's own file: the path may have been removed and bound by a program without the lock.
         with contextlib.suppress(OSError):
             if os.path.samestat(self._socket_status, os.lstat(self._path)):
                 os.unlink(self._path)  # noqa: PTH108
@@ -107,6 +108,7 @@ class _ClientLink(StreamLink):
 
     def _handle_stream(self, stream: Stream, event: int) -> None:
         super()._handle_stream(stream, event)
+        # Not on connect(), which succeeds while the server has not accepted, and may be about to die.
         if self._arrivals and isinstance(self._arrivals[0], Frame):
             self._retry_delay = FIRST_RETRY_S
 

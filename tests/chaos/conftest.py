@@ -6,11 +6,11 @@ import types
 
 import pytest
 
-from remit.transports import chaos as chaoslink
+from remit.transports import chaos
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     now = types.SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(chaoslink, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setattr(chaos, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
     return now

@@ -9,8 +9,7 @@ from stationery import Desk, outcome
 
 from remit.errors import LinkClosed
 from remit.transport import SERVER, Down, Frame, Peer, Sent, Up
-from remit.transports import chaos as chaoslink
-from remit.transports import chaos as heldback
+from remit.transports import chaos
 
 ALL = "loss=0.2&duplication=0.1&reorder=0.1"
 
@@ -69,8 +68,8 @@ def test_an_overtaken_frame_leaves_although_nothing_comes(clock: types.SimpleNam
     desk.send(1)
     assert desk.sent == []
     desk.link.wait(3600.0)
-    assert desk.inner.made[0].waits == [pytest.approx(chaoslink.REORDER_TIMEOUT_S)]
-    clock.seconds += chaoslink.REORDER_TIMEOUT_S
+    assert desk.inner.made[0].waits == [pytest.approx(chaos.REORDER_TIMEOUT_S)]
+    clock.seconds += chaos.REORDER_TIMEOUT_S
     desk.link.wait(3600.0)
     assert desk.sent == [1]
 
@@ -91,7 +90,7 @@ def test_delayed_frames_keep_their_order(clock: types.SimpleNamespace) -> None:
 
 def test_what_is_held_back_has_a_bound(clock: types.SimpleNamespace) -> None:
     desk = Desk("bind", "delay=1s")
-    assert desk.send(*range(heldback.MAX_DELAYED + 1))[-1] is Sent.FULL
+    assert desk.send(*range(chaos.MAX_DELAYED + 1))[-1] is Sent.FULL
     clock.seconds += 1.0
     assert desk.send(7) == [Sent.ACCEPTED]
 

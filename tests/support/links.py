@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from unittest import mock
 
 from remit import Location
 from remit.plugins import find_transport
-from remit.transport import SERVER, Arrival, Down, Frame, Gap, Link, Peer, Sent, Transport, Up
+from remit.transport import SERVER, Arrival, Down, Frame, Gap, Link, Peer, Poller, Sent, Transport, Up
 
 __all__ = [
     "DEADLINE",
@@ -142,19 +143,17 @@ def losses(arrivals: list[Arrival]) -> list[Arrival]:
 
 def waits(link: Link, seconds: float) -> int:
     """Return how often a link that is always waited for asks the kernel."""
-    poller = link._poller  # type: ignore[attr-defined]
     asked: list[float] = []
-    poll = poller.poll
+    poll = Poller.poll
 
-    def counted(timeout: float) -> list[tuple[int, int]]:
+    def counted(poller: Poller, timeout: float) -> list[tuple[int, int]]:
         asked.append(timeout)
-        return list(poll(timeout))
+        return poll(poller, timeout)
 
-    poller.poll = counted
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        link.wait(left)
-    poller.poll = poll
+    with mock.patch.object(Poller, "poll", counted):
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            link.wait(left)
     return len(asked)
 
 

@@ -46,7 +46,7 @@ class ClientLink(NngLink):
             return Sent.GONE
         return self._send_on(self._channel, frame)
 
-    # -- lobby -------------------------------------------------------------------------------------------------
+    # -- lobby ---------------------------------------------------------------------------------------------------
 
     def _dial_lobby(self) -> None:
         self._lobby = pynng.Req0(
@@ -90,7 +90,7 @@ class ClientLink(NngLink):
             self._lobby.close()
             self._lobby = None
 
-    # -- channel -----------------------------------------------------------------------------------------------
+    # -- channel -------------------------------------------------------------------------------------------------
 
     def _open_channel(self, token: bytes, where: str) -> None:
         channel = Channel(self._events, token, self.capabilities.max_frame)
@@ -137,7 +137,7 @@ class ClientLink(NngLink):
         self.next_deadline = time.monotonic() + self._retry_delay
         self._retry_delay = min(self._retry_delay * 2, RECONNECT_S[1])
 
-    # -- events and deadlines ----------------------------------------------------------------------------------
+    # -- events and deadlines ------------------------------------------------------------------------------------
 
     def _handle_event(self, subject: Any, event: str) -> None:
         if event == "lobby" and subject is self._lobby and self._reply is None:

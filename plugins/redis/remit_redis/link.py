@@ -92,7 +92,7 @@ class RedisLink(OwnedLink):
         self._fatal_error: TransportError | None = None
         """Set when the link can never be used again."""
 
-    # -- hooks of the two ends ---------------------------------------------------------------------------------
+    # -- hooks of the two ends -----------------------------------------------------------------------------------
 
     period: float
     """Seconds between two heartbeats."""
@@ -119,7 +119,7 @@ class RedisLink(OwnedLink):
     def _on_published(self, route: Route, readers: int) -> None:
         """Handle the reply to PUBLISH, the number of subscribers that got the frame: 0 means that the peer is gone."""
 
-    # -- contract ---------------------------------------------------------------------------------------------
+    # -- contract ------------------------------------------------------------------------------------------------
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Send one frame. Never blocks. Raises FrameTooLarge."""
@@ -187,7 +187,7 @@ class RedisLink(OwnedLink):
         if self._connecting is not None:
             self._connecting.close_inherited()
 
-    # -- connection ------------------------------------------------------------------------------------------------
+    # -- connection ----------------------------------------------------------------------------------------------
 
     def _process(self) -> None:
         """Handle what has arrived and what is due, or reconnect."""
