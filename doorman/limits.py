@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from doorman.errors import LimitNotApplied
+from remit.options import check_count
 
 __all__ = ["CallLimits", "Limits", "apply_limits", "limit_memory", "memory_limited", "worker_limits"]
 
@@ -61,13 +62,8 @@ class Limits:
             object.__setattr__(self, "affinity", _cpus(self.affinity))
 
     def _check_number(self, name: str, least: int, most: int) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"limit {name} is a whole number, not {value!r}")
-        if not least <= value <= most:
-            raise ValueError(f"limit {name} is from {least} to {most}, not {value!r}")
+        if (value := getattr(self, name)) is not None:
+            check_count(f"limit {name}", value, least=least, most=most)
 
 
 def apply_limits(limits: Limits, *, called: bool) -> None:

@@ -24,6 +24,7 @@ from doorman.states import State
 from doorman.task import Task
 from remit._internal import emit_now
 from remit.errors import EmitError
+from remit.options import check_count
 
 if TYPE_CHECKING:
     from doorman.identity import Identity
@@ -157,8 +158,8 @@ class Crew(CallPool):
         name: str = "worker",
     ) -> None:
         for limit, value in (("workers", workers), ("max_tasks_per_child", max_tasks_per_child)):
-            if value is not None and value < 1:
-                raise ValueError(f"{limit} is at least 1, not {value!r}")
+            if value is not None:
+                check_count(limit, value)
         super().__init__(
             manager, workers, initializer=initializer, initargs=initargs, limits=limits, on_progress=on_progress
         )

@@ -22,6 +22,7 @@ from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
 from doorman.task import check_listeners
+from remit.options import check_count
 from remit.transport import register_after_fork
 
 if TYPE_CHECKING:
@@ -208,8 +209,8 @@ class ProcessExecutor(Executor):
             raise ValueError(
                 "with reuse=False each process runs one call: leave out max_tasks_per_child and max_memory_per_child"
             )
-        if max_tasks_per_child is not None and max_tasks_per_child < 1:
-            raise ValueError(f"max_tasks_per_child is at least 1, not {max_tasks_per_child!r}")
+        if max_tasks_per_child is not None:
+            check_count("max_tasks_per_child", max_tasks_per_child)
         self.max_workers = max_workers or _processors()
         check_listeners(on_progress=on_progress)
         pool_options: dict[str, Any] = {"initializer": initializer, "initargs": tuple(initargs)}

@@ -346,5 +346,5 @@ def _hidden(page):
 
 
 def test_a_crew_has_a_worker(manager):
-    with pytest.raises(ValueError, match="workers is at least 1"):
+    with pytest.raises(ValueError, match="workers must be at least 1"):
         Crew(manager, 0)
