@@ -138,6 +138,7 @@ def _transports(given: argparse.Namespace) -> int:
         source = (claim.scheme, claim.distribution or "(this process)", claim.version or "-")
         rows.append((*source, claim.error or state(claim.scheme)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    # The last column is not padded: the text of an error may be long.
     for *cells, last in rows:
         print("  ".join((*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last)))
     return 0

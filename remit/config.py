@@ -82,6 +82,7 @@ def _read_cached(path: Path) -> ConfigFile | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
+    # Each Client and Server resolves its location: a stat() for each directory is cheap, a parse is not.
     version = (status.st_mtime_ns, status.st_size)
     known = _cache.get(path)
     if known is None or known[0] != version:
@@ -90,7 +91,7 @@ def _read_cached(path: Path) -> ConfigFile | None:
 
 
 def _read_file(path: Path) -> ConfigFile | None:
-    import tomllib  # 5 ms, and most programs have no file to read
+    import tomllib  # Imported here, because most programs have no file to read.
 
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -103,6 +104,7 @@ def _read_file(path: Path) -> ConfigFile | None:
         if not isinstance(tools, dict) or "remit" not in tools:
             return None
         table = tools["remit"]
+    # The locations are converted one by one, because msgspec does not name the key of a dict in its messages.
     content = _convert(table, _Content, str(path))
     locations = {name: _read_entry(each, f"location {name!r} in {path}") for name, each in content.locations.items()}
     return ConfigFile(path, content.transport, content.url, locations)
@@ -189,6 +191,8 @@ def private_location(hint: str = "private") -> Location:
     """
     base = _configured() or Location(f"{_local_scheme()}://")
     backend = base.scheme.partition("+")[0]
+    # A path of its own if the transport has files; else its sibling with files; else a free TCP port, a prefix of its
+    # own on the configured backend, or a path below the configured one.
     if _has_files(base.scheme):
         return base.replace(path=fresh_path(hint), **_NO_HOST)
     if base.scheme.endswith("+tcp"):
@@ -258,6 +262,7 @@ def _parse_source(text: str, source: str) -> Location:
 
 @contextlib.contextmanager
 def _naming(source: str) -> Iterator[None]:
+    # The text of the source itself is not repeated, since it may contain a password.
     try:
         yield
     except LocationError as error:

@@ -95,7 +95,7 @@ def argument(read: Callable[..., T], **bounds: Any) -> Callable[[str], T]:
         try:
             return read(text, **bounds)
         except ValueError as error:
-            from argparse import ArgumentTypeError  # only command lines need it
+            from argparse import ArgumentTypeError  # Imported here, because only command lines need it.
 
             raise ArgumentTypeError(str(error)) from None
 
@@ -137,7 +137,7 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the known name that is most similar to a misspelt one; empty if none is similar."""
-    import difflib  # 3 ms, needed only for an error message
+    import difflib  # Imported here, because only an error message needs it.
 
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), "")
 
@@ -223,8 +223,10 @@ def resolve_options(
     values = location.read({**{name: kind.read for name, kind in _KINDS.items()}, **transport_options})
     own = {name: value for name, value in values.items() if name in _KINDS}
     arguments = {name: value for name, value in given.items() if value is not None}
+    # Keyword arguments are checked here and not by the reader, so that a wrong type raises TypeError.
     for name, value in arguments.items():
         _KINDS[name].check(name, value)
+    # An argument replaces either form of the key in the location; only two arguments are a contradiction.
     if arguments.keys() & {"key", "key_file"}:
         own.pop("key", None)
         own.pop("key_file", None)

@@ -151,11 +151,12 @@ def find_transport(scheme: str) -> Transport:
     ``chaos+<scheme>`` is the transport for ``<scheme>`` with the injected faults of `remit.transports.chaos`.
     Raises TransportNotInstalled (none, or blocked), SchemeClaimedTwice, TransportBroken.
     """
+    # Held while the plugin is loaded: two threads must not create two transports, each with its own state.
     with _lock:
         _refuse_blocked(scheme)
         transport = _registered.get(scheme) or _found.get(scheme)
         if transport is None and scheme.startswith(CHAOS):
-            from remit.transports.chaos import ChaosTransport  # 2 ms, and few processes need it
+            from remit.transports.chaos import ChaosTransport  # Imported here, because few processes need it.
 
             # Not cached: register_transport() may replace the wrapped transport.
             wrapped = scheme.removeprefix(CHAOS)
@@ -326,6 +327,7 @@ def _refuse_blocked(scheme: str) -> None:
 
 
 def _after_fork_in_child() -> None:
+    # Another thread of the parent may have held the lock at the moment of the fork, and does not exist here.
     global _lock
     _lock = threading.RLock()
 

@@ -123,7 +123,7 @@ def _session_folder() -> Path | None:
 
 
 def _temporary_folder() -> Path:
-    import tempfile  # 4 ms, and most login sessions have a directory
+    import tempfile  # Imported here, because most login sessions have a directory.
 
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) > MAX_FOLDER_BYTES:

@@ -71,9 +71,12 @@ class Relay:
     def close(self) -> None:
         """Shut down all connections and threads, and free the location."""
         self._closed = True
+        # A stalled relay must let its threads run, to see the end of their sockets.
         self._flowing.set()
+        # shutdown() ends a blocked accept() in the other thread; close() alone does not on Linux.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        # First the accepting thread, since it may add connections until it has ended.
         self._threads[0].join(JOIN_TIMEOUT_S)
         self.cut()
         for thread in self._threads:
@@ -97,6 +100,8 @@ class Relay:
                 server.close()
 
     def _join(self, client: socket.socket, server: socket.socket) -> None:
+        # The lock orders this with cut(), which another thread calls, and with the end of a connection: a socket that
+        # was closed there would have a descriptor that may belong to another file by now.
         with self._lock:
             self._connections |= {client, server}
         both = threading.Barrier(2)
@@ -110,6 +115,7 @@ class Relay:
             while data := source.recv(RELAY_CHUNK_BYTES):
                 self._flowing.wait()
                 sink.sendall(data)
+        # Forward the end of one direction only: the other one may still transfer data.
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
         # The thread of the other direction still uses both sockets: close them only after it, too, has finished.
@@ -209,7 +215,7 @@ class UrlHarness(Harness):
         self._relays: list[Relay] = []
         cutting = {Disruption.CUT_LINK: self._cut, Disruption.STALL_PEER: self._stall} if relayed else {}
         self.disruptions = {**cutting, **disruptions}
-        self.location()
+        self.location()  # Fail here, and not in the first check, if the URL allows no fresh locations.
 
     def location(self) -> Location:
         """Return a fresh location. Raises BadLocation if none can be derived from the URL."""

@@ -134,6 +134,7 @@ class Trial:
         """Return a location without a server, whose port does not change when a server is bound to it."""
         if self.location.port != 0:
             return self.location
+        # Bind once, to have the system choose a port. Another program could take it before its use: that is rare.
         probe = self.transport.bind(self.location)
         probe.close(0.0)
         return probe.location
@@ -149,6 +150,7 @@ class Trial:
     def __exit__(self, *_: object) -> None:
         try:
             for link in reversed(self._links):
+                # A check that failed may have left the link to a thread of in_thread().
                 link.owner = threading.get_ident()
                 link.close(0.0)
         finally:
@@ -163,6 +165,7 @@ class Trial:
     def poll(self, *ends: LinkEnd) -> None:
         """Record the arrivals of each end. If there are none, wait a little on each."""
         moved = [end.drain() for end in ends]
+        # One thread cannot wait on several links, so idle links are waited on in turn, each for a short time.
         if not any(moved):
             for end in ends:
                 end.link.wait(POLL_S)
@@ -178,6 +181,7 @@ class Trial:
 
         def accepted() -> bool:
             result = end.link.send(peer, data)
+            # A client may reconnect to its server, but a server's token of a client never becomes valid again.
             gone = result is Sent.GONE and peer != SERVER and any(down.peer == peer for down in end.downs)
             expect(not gone, f"the connection ended: {end.losses}")
             return result is Sent.ACCEPTED
@@ -196,6 +200,7 @@ class Trial:
             self.wait_until(arrived, f"{len(sent)} frames arrive", *(ends or (end,)))
         except Violation as error:
             raise Violation(f"{error}; {len(end.frames)} arrived, and no Down or Gap was reported") from None
+        # Once more, to record a frame that arrives although it was not sent, or was sent only once.
         self.poll(*(ends or (end,)))
         expect_frames(end.frames, sent, lossy=lossy or bool(end.losses))
 
@@ -216,6 +221,7 @@ class Trial:
         lossy = self.capabilities.lossy
 
         def arrived() -> bool:
+            # Only over a lossy transport is a frame sent again: elsewhere a repeated greeting would hide a loss.
             if lossy and not reader.frames:
                 writer.link.send(to, data)
             return bool(reader.frames)
@@ -236,6 +242,7 @@ class Trial:
 
         def run() -> None:
             with caught:
+                # The starting thread does not use these links until this one has ended: no two owners at a time.
                 for end in ends:
                     end.link.owner = threading.get_ident()
                 call()

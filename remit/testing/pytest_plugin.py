@@ -1,4 +1,4 @@
-"""Pytest plugin: the conformance suite as a test class, and fixtures for programs that use Remit."""
+"""Pytest plugin with the conformance suite as a test class and fixtures for programs that use Remit."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class TransportSuite:
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.line}-{check.name}")
     def test_contract(self, check: Check, harness: Harness) -> None:
         """Run one check. A check that does not apply is skipped with its reason."""
+        # pytest's own timeout would end the whole session: try_one() gives up on a blocked check by itself.
         outcome = try_one(harness, check)
         if outcome.verdict is Verdict.NOT_APPLICABLE:
             pytest.skip(outcome.reason)
@@ -113,6 +114,7 @@ def remit_client(remit_server: Server) -> Iterator[Client]:
 
     with Client(remit_server.location) as client:
         yield client
+        # Client.close() would wait for acknowledgements that only ticks of this thread can produce.
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         while not client.flush(0.0) and time.monotonic() < deadline:
             if not remit_server.tick():
@@ -126,6 +128,7 @@ def remit_until(remit_server: Server) -> Callable[..., None]:
     def until(fact: Callable[[], object], *, timeout: float = UNTIL_TIMEOUT_S) -> None:
         deadline = time.monotonic() + timeout
         while True:
+            # Tick before the first look: events that have arrived are dispatched even with a timeout of 0.
             remit_server.tick()
             if fact():
                 return

@@ -51,9 +51,11 @@ def _run(harness: Harness, check: Check, deadline: float) -> BaseException | Non
     caught = ErrorRecorder()
 
     def run() -> None:
+        # The inner recorder keeps the error of the check, which closing the links must not replace.
         with caught, Trial(harness, deadline, breakable=check.needs is not None) as trial, caught:
             check.run(trial)
 
+    # A thread, because a transport that blocks cannot be interrupted; a daemon, so that it does not block the exit.
     thread = threading.Thread(target=run, name=f"check {check.name}", daemon=True)
     thread.start()
     thread.join(deadline + min(CLEANUP_S, deadline / 2))

@@ -48,10 +48,12 @@ class OtherProcess:
 def run_in_process(trial: Trial, work: Callable[..., None], *arguments: object) -> Iterator[OtherProcess]:
     """Run ``work(trial, *arguments)`` with its own Trial in another process, which is killed when the block ends."""
     order = _pickled(trial.harness, (trial.harness, trial.seconds_left * TIME_SHARE, work, arguments))
+    # Files and not pipes: a full pipe would block the other process, and this thread polls links in the same time.
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
         given.write(order)
         given.seek(0)
         process = subprocess.Popen(
+            # Warnings on stderr would hide the last line, which is the error.
             [sys.executable, "-W", "ignore", "-m", "remit.testing.subprocesses"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=given,
@@ -101,6 +103,7 @@ def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:
 
 
 def _run_and_exit(work: Callable[[], None], seconds: float) -> None:
+    # The default action of SIGALRM ends a child that blocks in a call of the transport, in Python code or in C.
     signal.alarm(max(1, round(seconds)))
     code = 1
     try:
@@ -141,6 +144,7 @@ def _name(number: int) -> str:
 
 def main() -> None:
     """Run the pickled order from standard input."""
+    # Blocked, so that sigtimedwait() in run_in_fork() receives it.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     harness, deadline, work, arguments = cloudpickle.load(sys.stdin.buffer)
     with Trial(harness, deadline) as trial:

@@ -34,6 +34,7 @@ def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = 
     """Raise a Violation unless the frames received are those sent or, if ``lossy``, some of them in order."""
     if list(got) == list(sent):
         return
+    # `in` on an iterator consumes it up to the match, so this tests for a subsequence in linear time.
     rest = iter(sent)
     if lossy and all(any(frame == each for each in rest) for frame in got):
         return
