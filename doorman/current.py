@@ -1,4 +1,4 @@
-"""Current: what a task can know of itself while it runs, and how it speaks to its manager."""
+"""The current task, seen from its own code: its name and attempt, events to and from the manager, progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CurrentTask", "current_task", "task_context"]
 
 
 class CurrentTask:
-    """The task that runs here."""
+    """The task whose code runs in this process."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class CurrentTask:
     ) -> None:
         self.name = name
         self.attempt = attempt
-        """Which try this is; 1 is the first."""
+        """The number of this attempt; 1 is the first."""
         self._emit = emit
         self._listen = listen
         self._report = report
@@ -35,17 +35,14 @@ class CurrentTask:
         self._emit(name, args, kwargs)
 
     def on(self, name: str, listener: Callable[..., Any]) -> None:
-        """Call ``listener(*args, **kwargs)``, in a thread of its own, for what the manager emits to this task.
-
-        See `ProcessManager.emit_to`.
-        """
+        """Call ``listener(*args, **kwargs)`` for each event of `ProcessManager.emit_to`, in a thread of its own."""
         self._listen(name, listener)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Say how far this task has come: `Task.progress` there. Call it as often as you like.
+        """Report the progress of this task, which becomes `Task.progress`. It may be called at any rate.
 
-        Some twenty reports a second travel, and the last one always. Raises TypeError for what is no number, NotInTask
-        in a fork of the task's process.
+        About twenty reports a second are sent, and always the last one. Raises TypeError if a value is not a number,
+        NotInTask in a fork of the task's process.
         """
         self._report(make_progress(done, total, note))
 
@@ -54,7 +51,7 @@ _current: CurrentTask | None = None
 
 
 def current_task() -> CurrentTask:
-    """Return the task whose code is running in this process. Raises NotInTask."""
+    """Return the task whose code runs in this process. Raises NotInTask."""
     if _current is None:
         raise NotInTask("no task runs in this process: current_task() is for the code that a task calls")
     return _current
@@ -62,7 +59,7 @@ def current_task() -> CurrentTask:
 
 @contextlib.contextmanager
 def task_context(task: CurrentTask) -> Iterator[None]:
-    """Make ``task`` the current one for a block."""
+    """Make ``task`` the current task for a block."""
     global _current
     before, _current = _current, task
     try:

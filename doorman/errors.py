@@ -1,35 +1,35 @@
-"""Errors: everything that Doorman raises on purpose, in one tree.
+"""The exceptions of Doorman, in one tree.
 
 ::
 
     DoormanError
     ├── TaskError            about one task
-    │   ├── TaskNotPicklable     it cannot travel to a process
-    │   ├── TaskFailed           what it raised, as text; the cause of the exception that ``result()`` raises
+    │   ├── TaskNotPicklable     its call cannot be pickled
+    │   ├── TaskFailed           its traceback as text; the cause of the exception that ``result()`` raises
     │   ├── WorkerDied           its process ended without a result
-    │   ├── TaskCancelled        somebody cancelled it, or its manager was left
-    │   │   └── DependencyFailed     a task that it comes after did not end well
-    │   ├── TaskExpired          it ran for longer than it may
-    │   ├── RestartedTooOften    it ended more often than it may be restarted
-    │   ├── LimitNotApplied      its process could not be limited as it was to be
-    │   ├── TaskAlreadyAdded     a task object stands for one run only
-    │   ├── TaskDetached         it runs on without the manager that was left
+    │   ├── TaskCancelled        it was cancelled, or its manager was closed
+    │   │   └── DependencyFailed     a task that it depends on failed
+    │   ├── TaskExpired          it ran longer than expires_in
+    │   ├── RestartedTooOften    it ended more often than its intensity allows
+    │   ├── LimitNotApplied      a limit of its process cannot be applied
+    │   ├── TaskAlreadyAdded     a task object can be added once only
+    │   ├── TaskDetached         it runs on without its manager, which was closed
     │   ├── NotInTask            there is no current task here
-    │   └── ResultTimeout        it has not ended in time
-    ├── ControlError         about asking a manager from outside
-    │   ├── ManagerNotFound      no such manager is known here
+    │   └── ResultTimeout        it has not finished in time
+    ├── ControlError         about requests to a running manager
+    │   ├── ManagerNotFound      there is no such manager on this host
     │   ├── ManagerSilent        it does not answer
-    │   ├── ControlRefused       it does not answer to this one
+    │   ├── ControlRefused       it does not accept requests from this user
     │   └── NameTaken            another manager has that name
-    ├── BadCommandLine       what the command line or its files say makes no sense
+    ├── BadCommandLine       a command line, or a file that it names, is invalid
     ├── BadRule              a rule that contradicts itself
     ├── LaunchRefused        no process can be started now; the task stays waiting
     ├── PreloadFailed        the zygote could not import what its children need
     ├── PoolFailed           workers cannot be kept alive
-    ├── IdentityRefused      a process is not what it says it is
+    ├── IdentityRefused      a process could not prove its identity
     ├── JournalError         a journal cannot be read or written
     │   └── JournalInUse         another manager writes to it
-    └── PidfdUnavailable     this system cannot hold a process by a descriptor
+    └── PidfdUnavailable     this system has no pidfds
 """
 
 from __future__ import annotations
@@ -71,21 +71,21 @@ __all__ = [
 
 
 class DoormanError(Exception):
-    """Root of all errors that Doorman raises on purpose."""
+    """Base class of the exceptions of Doorman."""
 
 
 class TaskError(DoormanError):
-    """Root of the errors about one task."""
+    """Base class of the exceptions about one task."""
 
 
 class TaskNotPicklable(TaskError, TypeError):
-    """Raised by ``add_task`` when the callable or its arguments cannot travel to another process."""
+    """Raised by ``add_task`` when the callable or its arguments cannot be pickled."""
 
 
 class TaskFailed(TaskError):
-    """Tells in its text what a task raised, with the traceback of its process.
+    """Has the traceback of a task's process as its text.
 
-    It is the cause of what ``result()`` raises; raised itself when the exception cannot travel.
+    It is the cause of the exception that ``result()`` raises, and raised itself if that cannot be pickled.
     """
 
 
@@ -109,7 +109,7 @@ class WorkerDied(TaskError):
             return f", killed by {self.signal.name}"
         if self.exit_code is not None:
             return f", exit code {self.exit_code}"
-        return "" if self.pid is None else "; nobody could see how"
+        return "" if self.pid is None else "; its exit status is unknown"
 
 
 def _worker_died(pid: int | None, exit_code: int | None, signal_number: int | None, text: str) -> WorkerDied:
@@ -119,11 +119,11 @@ def _worker_died(pid: int | None, exit_code: int | None, signal_number: int | No
 
 
 class TaskCancelled(TaskError):
-    """Raised by ``result()`` of a task that was cancelled, or stopped with its manager."""
+    """Raised by ``result()`` of a task that was cancelled, or stopped when its manager was closed."""
 
 
 class DependencyFailed(TaskCancelled):
-    """Raised by ``result()`` of a task that comes after one that did not end well; that one's error is the cause."""
+    """Raised by ``result()`` of a task that depends on one that failed; the error of that one is the cause."""
 
 
 class RestartedTooOften(TaskError):
@@ -131,19 +131,19 @@ class RestartedTooOften(TaskError):
 
 
 class LimitNotApplied(TaskError):
-    """Raised by ``result()`` of a task whose process could not be limited; none of the task's code has run."""
+    """Raised by ``result()`` if a limit could not be applied; none of the task's code has run."""
 
 
 class TaskExpired(TaskError, TimeoutError):
-    """Raised by ``result()`` of a task that ran for longer than its ``expires_in``."""
+    """Raised by ``result()`` of a task that ran longer than its ``expires_in``."""
 
 
 class TaskAlreadyAdded(TaskError, ValueError):
-    """Raised when one task object is added twice: it stands for one run, with one process and one result."""
+    """Raised when one task object is added twice: it has one result."""
 
 
 class TaskDetached(TaskError):
-    """Raised by ``result()`` of a detached task whose manager was left: it runs on, for the journal's next manager."""
+    """Raised by ``result()`` of a detached task whose manager was closed: the journal's next manager adopts it."""
 
 
 class NotInTask(TaskError, RuntimeError):
@@ -151,51 +151,51 @@ class NotInTask(TaskError, RuntimeError):
 
 
 class ResultTimeout(TaskError, TimeoutError):
-    """Raised by ``result(timeout)`` when the task has not ended in time; it goes on."""
+    """Raised by ``result(timeout)`` if the task has not finished in time; the task runs on."""
 
 
 class ControlError(DoormanError):
-    """Root of the errors about asking a manager from outside."""
+    """Base class of the exceptions about requests to a running manager."""
 
 
 class ManagerNotFound(ControlError, LookupError):
-    """Raised when no manager of that name is known here, or what is there is none."""
+    """Raised if there is no manager of that name on this host, or no manager at that location."""
 
 
 class ManagerSilent(ControlError, TimeoutError):
-    """Raised when a manager does not answer in time: it has ended, or nobody ticks it."""
+    """Raised if a manager does not answer in time: it has ended, or its program does not tick it."""
 
 
 class ControlRefused(ControlError, PermissionError):
-    """Raised when a manager does not answer to whoever asks."""
+    """Raised if a manager does not accept requests from this user."""
 
 
 class NameTaken(ControlError, ValueError):
-    """Raised when another manager of this user's has that name already."""
+    """Raised if another manager of this user has that name."""
 
 
 class BadCommandLine(DoormanError, ValueError):
-    """Raised when a command line, or a file that it names, makes no sense; the text tells what to write instead."""
+    """Raised if a command line, or a file that it names, is invalid; the text states the correction."""
 
 
 class BadRule(DoormanError, ValueError):
-    """Raised when a rule contradicts itself."""
+    """Raised if the bounds of a rule contradict each other."""
 
 
 class LaunchRefused(DoormanError):
-    """Raised by ``launch`` when no process can be started now; try again after the next ``poll``."""
+    """Raised by ``launch`` if no process can be started now; try again after the next ``poll``."""
 
 
 class PreloadFailed(DoormanError):
-    """Raised when the zygote cannot import what its children need; the text ends with its traceback."""
+    """Raised if the zygote cannot import a module that its children need; the text ends with its traceback."""
 
 
 class PoolFailed(DoormanError, BrokenExecutor):
-    """Raised when a pool's workers die faster than they are worth replacing, or cannot even begin; see its cause."""
+    """Raised if the workers of a pool end too often, or their initializer fails; the cause has the error."""
 
 
 class Refusal(enum.Enum):
-    """Why a hello was not believed."""
+    """Why a hello was refused."""
 
     MALFORMED = "not a hello"
     WRONG_ATTEMPT = "a hello for another attempt"
@@ -210,7 +210,7 @@ class Refusal(enum.Enum):
 
 
 class IdentityRefused(DoormanError):
-    """Raised when a process is not what it says it is; ``reason`` names the case."""
+    """Raised if a process cannot prove its identity; ``reason`` names the case."""
 
     def __init__(self, reason: Refusal, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
@@ -218,12 +218,12 @@ class IdentityRefused(DoormanError):
 
 
 class JournalError(DoormanError):
-    """Raised when a journal cannot be read or written, or is none."""
+    """Raised if a journal cannot be read or written, or if the file is not a journal."""
 
 
 class JournalInUse(JournalError):
-    """Raised when a second manager opens the journal of one that is alive."""
+    """Raised if another manager that is alive writes to the journal."""
 
 
 class PidfdUnavailable(DoormanError):
-    """Raised when this system cannot hold a process by a descriptor."""
+    """Raised on a system without pidfds."""

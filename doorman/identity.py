@@ -1,4 +1,4 @@
-"""Identity: which process a task really has, said by the process itself and checked against the kernel."""
+"""The identity of a task's process: claimed in a signed hello, verified against the kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["NODE_ID", "Credential", "Identity", "Refusal", "hello", "verify"]
 
 SECRET_BYTES = 32
 NODE_ID = secrets.token_hex(16)
-"""Names the host's agent that checks identities. Random: host names, pids and boot ids repeat across containers."""
+"""Identifies the program that verifies. Random, because host names, pids and boot ids repeat across containers."""
 
 _CLAIMS: dict[str, type | tuple[type, ...]] = {
     "task": str,
@@ -37,79 +37,79 @@ _CLAIMS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The process of one attempt of a task: true for ever, even after its number is used again."""
+    """The process of one attempt of a task. It stays valid after the process has ended and its pid is reused."""
 
     node_id: str
-    """Which host's agent checked it: only that one may signal it."""
+    """The `NODE_ID` of the program that verified it."""
     boot_id: str
     pid_namespace: str
-    """The PID namespace that the process lives in."""
+    """The PID namespace of the process."""
     pid: int
-    """Its number where its manager lives; inside a nested namespace it calls itself `pid_inside`."""
+    """Its pid in the namespace of the manager; in its own namespace it is `pid_inside`."""
     inode: int | None
     """The inode of its pidfd, unique for the whole boot; None before Linux 6.9."""
     start_time: int | None
-    """Clock ticks from boot to its start. Not unique together with the pid: ticks are 10 ms."""
+    """Clock ticks from boot to its start. Not unique together with the pid, because a tick is 10 ms."""
     attempt: str
     strength: str = "pidfd-inode"
-    """What was checked: ``pidfd-inode`` (the kernel's own unique name), ``peer-pidfd`` (the kernel attested the sender
-    and the start time agrees), ``start-time`` (number and start time agree), ``secret`` (its word and the secret only).
+    """The verified facts: ``pidfd-inode`` (unique in the kernel), ``peer-pidfd`` (the kernel attested the sender, and
+    the start time agrees), ``start-time`` (pid and start time agree), ``secret`` (only the secret).
     """
     pid_inside: int = 0
 
     @property
     def here(self) -> bool:
-        """Whether the process is, or was, on this host since its last boot: only then does a number here mean it."""
+        """Whether the process is or was on this host since its last boot."""
         return self.boot_id == boot_id()
 
     def open(self) -> Process:
-        """Hold the process that this identity means. Raises IdentityRefused if it is gone or not on this host."""
+        """Open the process of this identity. Raises IdentityRefused if it has ended or is on another host."""
         if not self.here:
-            raise IdentityRefused(Refusal.ELSEWHERE, f"attempt {self.attempt} is on another host: ask its agent")
+            raise IdentityRefused(Refusal.ELSEWHERE, f"attempt {self.attempt} is on another host")
         process = find_process(self.pid, self.inode, self.start_time, self.pid_namespace, self.pid_inside or self.pid)
         return require_alive(process)
 
 
 @dataclass(slots=True, weakref_slot=True)
 class Credential:
-    """One attempt's secret, good for one process. The manager and the child each hold one."""
+    """The secret of one attempt, valid for one process. The manager and the worker process each have a copy."""
 
     attempt: str
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
     task: str = ""
     confirmed: Identity | None = field(default=None, init=False)
-    """The identity that was proven with it."""
+    """The identity that was verified with it."""
     revoked: bool = field(default=False, init=False)
 
     def sign(self, data: bytes) -> bytes:
-        """Return the signature under which this attempt sends ``data``. Raises ValueError after `forget`."""
+        """Return this attempt's signature of ``data``. Raises ValueError after `drop_secret`."""
         return self._keyed(b"doorman.frame", _framed(self.task, self.attempt) + data).digest()
 
     def check(self, data: bytes, signature: bytes) -> bool:
-        """Tell whether ``signature`` was made by `sign` for ``data`` with this attempt's secret."""
+        """Return whether ``signature`` is what `sign` returns for ``data``, in constant time."""
         return hmac.compare_digest(self.sign(data), signature)
 
     def proof(self, claims: Mapping[str, Any]) -> str:
-        """Return the text that proves a hello's claims."""
+        """Return the MAC of the claims of a hello."""
         values = _framed(*(str(claims[name]) for name in _CLAIMS if name != "proof"))
         return self._keyed(b"doorman.hello", values).hexdigest()
 
     def revoke(self) -> None:
-        """Make every later hello late: the attempt has expired, was cancelled or is over."""
+        """Refuse every later hello as late: the attempt has expired, was cancelled or has finished."""
         self.revoked = True
 
     def drop_secret(self) -> None:
-        """Drop the secret. A child calls this in its own forks: they are not the attempt's process."""
+        """Drop the secret, in a fork of the worker process: it is not the attempt's process."""
         self.secret = b""
 
     def _keyed(self, purpose: bytes, data: bytes) -> hashlib.blake2b:
         if not self.secret:
-            raise ValueError(f"the secret of attempt {self.attempt} is forgotten here: only its own process has it")
+            raise ValueError(f"no secret of attempt {self.attempt} here: only the attempt's own process has it")
         return hashlib.blake2b(data, key=self.secret, digest_size=32, person=purpose)
 
 
 def hello(credential: Credential) -> dict[str, Any]:
-    """Return this process's claim to be the attempt's process; plain texts and numbers, fit for any codec."""
+    """Return the claims of this process to be the attempt's, with their proof; only strings and integers."""
     own = _own_inode()
     claims: dict[str, Any] = {
         "task": credential.task,
@@ -118,7 +118,7 @@ def hello(credential: Credential) -> dict[str, Any]:
         "namespace": own_pid_namespace(),
         "pid": os.getpid(),
         "inode": own,
-        # To read it copies pages that the process shares with its zygote; beside an inode it says nothing more.
+        # Only without an inode, which is stronger: reading /proc writes to pages that are shared with the zygote.
         "started": start_time() if own is None else None,
     }
     return claims | {"proof": credential.proof(claims)}
@@ -133,11 +133,13 @@ def verify(
     descendant: bool = True,
     elsewhere: bool = False,
 ) -> Identity:
-    """Return the identity that a hello proves. The same process may say it again and gets the same answer.
+    """Return the identity that a hello proves. The same process may repeat its hello and gets the same identity.
 
-    ``process`` is what was launched: the process itself or a wrapper it descends from; None if nothing is known.
-    ``descendant=False`` is for wrappers that hand over to a daemon, ``elsewhere=True`` for those that reach
-    another host. Raises IdentityRefused, whose ``reason`` names the case.
+    process -- the launched process: the worker itself or a wrapper that it descends from; None if it is unknown
+    descendant -- False for a wrapper that lets a daemon start the worker
+    elsewhere -- True for a wrapper that reaches another host
+
+    Raises IdentityRefused, whose ``reason`` names the case.
     """
     _check_claims(hello, credential)
     known = credential.confirmed
@@ -160,19 +162,19 @@ def verify(
 
 @functools.cache
 def boot_id() -> str:
-    """Return the kernel's random name for this boot."""
-    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 - as in process.py
+    """Return the random id that the kernel has for this boot."""
+    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 - once
         return file.read().strip()
 
 
 def _framed(*texts: str) -> bytes:
-    """Return texts as bytes that no other texts give, wherever one ends and the next begins."""
+    """Return texts with length prefixes: other texts with the same concatenation get other bytes."""
     parts = [text.encode() for text in texts]
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
-    """Four cases in this order: no hello at all; another attempt's; not signed; signed, but too late."""
+    """Raise IdentityRefused if the hello is malformed, of another attempt, not signed, or late; in this order."""
     if not isinstance(hello, Mapping) or not all(isinstance(hello.get(name), kind) for name, kind in _CLAIMS.items()):
         raise IdentityRefused(Refusal.MALFORMED, f"expected {', '.join(_CLAIMS)}")
     if (hello["task"], hello["attempt"]) != (credential.task, credential.attempt):
@@ -180,26 +182,26 @@ def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
     if not hmac.compare_digest(credential.proof(hello).encode(), hello["proof"].encode()):
         raise IdentityRefused(Refusal.FORGED, f"pid {hello['pid']} claims {credential.attempt!r}")
     if credential.revoked:
-        raise IdentityRefused(Refusal.LATE, f"pid {hello['pid']} came for {credential.attempt!r}; tell it to end")
+        raise IdentityRefused(Refusal.LATE, f"pid {hello['pid']} claims {credential.attempt!r}, which is over")
 
 
 def _is_same_process(hello: Mapping[str, Any], known: Identity) -> bool:
-    """Tell whether the known process says this. Where pidfds have no inode its start time has to do as well."""
+    """Return whether the hello is of the known process. Without an inode the start time has to agree as well."""
     own = (known.boot_id, known.pid_namespace, known.pid_inside, known.inode)
     same = own == tuple(hello[name] for name in ("boot", "namespace", "pid", "inode"))
     return same and (known.inode is not None or hello["started"] == known.start_time)
 
 
 def _check_process(hello: Mapping[str, Any], process: Process | None, *, descendant: bool) -> tuple[int, int]:
-    """Return its number and start time as they are here. Two cases: it is what was launched; it is below that."""
+    """Return the pid here and the start time of the launched process, or of its descendant that sent the hello."""
     if process is not None and _is_launched(hello, process):
         return _pid_and_start_time(process)
     with require_alive(
         find_process(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
     ) as found:
-        # Descent goes by number: it holds if what was launched has its number still.
+        # Descent is read by pid, which is valid only if the launched process still runs.
         if process is not None and descendant and not (found.descends_from(process.pid) and process.alive()):
-            raise IdentityRefused(Refusal.NOT_DESCENDANT, f"pid {found.pid} is not below pid {process.pid}")
+            raise IdentityRefused(Refusal.NOT_DESCENDANT, f"pid {found.pid} is not a descendant of pid {process.pid}")
         return _pid_and_start_time(found)
 
 
@@ -219,7 +221,7 @@ def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) ->
 
 
 def _pid_and_start_time(process: Process) -> tuple[int, int]:
-    """Return its number and start time: the kernel's, since clocks in the process's own namespaces may be shifted."""
+    """Return pid and start time as read here: within a time namespace of its own a process reads shifted times."""
     started = require_alive(process).start_time
     if started is None:
         raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")

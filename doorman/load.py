@@ -1,4 +1,4 @@
-"""Load: what the running tasks cost now, measured once for all rules."""
+"""The load of the running tasks: processor time and memory of their processes, sampled once for all rules."""
 
 from __future__ import annotations
 
@@ -8,37 +8,39 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from doorman.process import STAT_CPU, STAT_RSS_PAGES, STAT_START, STAT_THREADS, stat_fields
+
 __all__ = ["Cost", "Load", "Meter", "Reading", "process_reader"]
 
 SAMPLE_INTERVAL_S: Final = 0.1
-"""Seconds between two readings of one process: within less, a clock of 10 ms ticks tells nothing."""
+"""Least time between two samples of one process: the kernel counts processor time in ticks of 10 ms."""
 STALE_AFTER_S: Final = 2.0
-"""Seconds after which a reading that nobody needed meanwhile says nothing about now."""
+"""Age at which a sample is dropped when measuring begins again after a pause."""
 
 
 class Reading(NamedTuple):
-    """What one process has used so far, with all that it has started and that is there still."""
+    """Resources that a process and its living descendants have used so far."""
 
     cpu: float
     """Seconds of processor time."""
     memory: int
-    """Bytes resident now; what several of them share is counted for each."""
+    """Resident bytes; pages that several processes share are counted for each."""
     born: int = 0
-    """When it started, by which a process that got its number later is told from it."""
+    """Start time of the process, which distinguishes it from a later one with the same pid."""
 
 
 @dataclass(slots=True)
 class Cost:
-    """What some processes cost: per cent of the machine's cores and of its memory."""
+    """Load of several processes, in per cent of the machine's cores and of its memory."""
 
     processes: int = 0
     processor: float = 0.0
     memory: float = 0.0
     unmeasured: int = 0
-    """How many of the processes count as one busy core each, since their load cannot show yet."""
+    """How many of the processes count as one busy core each, because they have not been measured."""
 
     def add(self, processor: float, memory: float, *, measured: bool) -> None:
-        """Count one more process."""
+        """Add one process."""
         self.processes += 1
         self.processor += processor
         self.memory += memory
@@ -47,17 +49,17 @@ class Cost:
 
 @dataclass(slots=True)
 class Load:
-    """What all running tasks cost, and those of each handler."""
+    """Load of all running tasks together, and of the tasks of each handler."""
 
     everyone: Cost = field(default_factory=Cost)
     handlers: dict[str, Cost] = field(default_factory=dict)
 
     def siblings(self, handler: str) -> Cost:
-        """Return what the tasks of one handler cost."""
+        """Return the load of the tasks of one handler."""
         return self.handlers.get(handler) or Cost()
 
     def add(self, handler: str, processor: float, memory: float, *, measured: bool = True) -> None:
-        """Count one more process."""
+        """Add one process."""
         for cost in (self.everyone, self.handlers.setdefault(handler, Cost())):
             cost.add(processor, memory, measured=measured)
 
@@ -70,10 +72,10 @@ class _Known:
 
 
 class Meter:
-    """Knows what each process used when it was last read.
+    """Measures load as the change of processor time between two samples.
 
-    Load is the change since then, over all cores. A process that has not been read twice counts as one busy core: a
-    burst of starts must not be admitted before its load can show.
+    A process that has not been sampled twice counts as one busy core. Otherwise a rule would admit a whole burst of
+    tasks before the load of the first one is visible.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Meter:
         self._known: dict[str, _Known] = {}
 
     def measure(self, running: Iterable[tuple[str, str, int | None]], *, read: bool = True) -> Load:
-        """Return the load of ``(attempt, handler, pid)``; the pid is None while the task's code does not run yet.
+        """Return the load of ``(attempt, handler, pid)``; the pid is None before the task's own code runs.
 
         With ``read=False`` the processes are only counted.
         """
@@ -110,16 +112,16 @@ class Meter:
         return load
 
     def add_unmeasured(self, load: Load, handler: str, memory: int = 0) -> None:
-        """Count a process whose load cannot show yet: as one busy core, and with the bytes that are known."""
+        """Add a process that has not been measured: one busy core, and its memory if that is known."""
         load.add(handler, self._share, 100.0 * memory / self._memory, measured=False)
 
     def drop_stale(self) -> None:
-        """Drop what is too old to say anything about now; to be called when measuring begins after a pause."""
+        """Drop samples older than STALE_AFTER_S; called when measuring begins again after a pause."""
         oldest = self._clock() - STALE_AFTER_S
         self._known = {attempt: known for attempt, known in self._known.items() if known.at >= oldest}
 
     def last_measured(self, attempt: str) -> tuple[float, float, bool]:
-        """Return what an attempt was last counted with: processor and memory load, and whether it was measured."""
+        """Return the processor and memory load of an attempt as last added, and whether it was measured."""
         known = self._known.get(attempt)
         memory = 0.0 if known is None else 100.0 * known.reading.memory / self._memory
         if known is None or known.processor is None:
@@ -131,56 +133,47 @@ class Meter:
             return known
         reading = None if pid is None else self._read(pid)
         if reading is None or (known is not None and reading.born != known.reading.born):
-            return known  # It has ended, whoever may have its number now.
+            return known  # The process has ended, and another one may have its pid.
         if known is None:
             return _Known(reading, now)
         used = max(0.0, reading.cpu - known.reading.cpu)
         return _Known(reading, now, self._share * used / (now - known.at))
 
 
-_TICK: Final = os.sysconf("SC_CLK_TCK")
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_MOST: Final = 1000
-"""Processes below one task that are looked at: more would cost more than they tell."""
+_TICK_HZ: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_MAX_DESCENDANTS: Final = 1000
+"""Descendants of one task that are read: with more, measuring would cost more than it is worth."""
 
 
 def _read_proc(pid: int) -> Reading | None:
-    """Return what /proc says of a process and of all below it; None if it has ended."""
-    root = _stat(pid)
-    if root is None:
+    """Return the resources of a process and its descendants from /proc; None if it has ended."""
+    root = stat_fields(pid)
+    if not root:
         return None
-    ticks, pages, below = _ticks(root), int(root[21]), _children(pid, root)
-    seen = 0
-    while below and seen < _MOST:
-        seen += 1
-        child = below.pop()
-        values = _stat(child)
-        if values is not None:
-            ticks, pages = ticks + _ticks(values), pages + int(values[21])
-            below += _children(child, values)
-    return Reading(ticks / _TICK, pages * _PAGE, int(root[19]))
+    ticks, pages, descendants = _ticks(root), int(root[STAT_RSS_PAGES]), _children(pid, root)
+    count = 0
+    while descendants and count < _MAX_DESCENDANTS:
+        count += 1
+        child = descendants.pop()
+        if fields := stat_fields(child):
+            ticks, pages = ticks + _ticks(fields), pages + int(fields[STAT_RSS_PAGES])
+            descendants += _children(child, fields)
+    return Reading(ticks / _TICK_HZ, pages * _PAGE_BYTES, int(root[STAT_START]))
 
 
-def _stat(pid: int) -> list[bytes] | None:
+def _ticks(fields: list[bytes]) -> int:
+    return sum(map(int, fields[STAT_CPU]))
+
+
+def _children(pid: int, fields: list[bytes]) -> list[int]:
+    """Return the children of a process; none if the kernel was built without CONFIG_PROC_CHILDREN."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - a Path costs more than the read
-            return file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def _ticks(values: list[bytes]) -> int:
-    """Return what a process has used, with what the children used that it has waited for."""
-    return sum(map(int, values[11:15]))
-
-
-def _children(pid: int, values: list[bytes]) -> list[int]:
-    """Return the processes that a process started; a kernel may keep them to itself."""
-    try:
-        threads = [str(pid)] if values[17] == b"1" else os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - as above
+        # No Path in these lines: to build one costs more than the read.
+        threads = [str(pid)] if fields[STAT_THREADS] == b"1" else os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
         found: list[int] = []
         for thread in threads:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - as above
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123
                 found += map(int, file.read().split())
         return found
     except (FileNotFoundError, ProcessLookupError):
@@ -188,15 +181,15 @@ def _children(pid: int, values: list[bytes]) -> list[int]:
 
 
 def _cores() -> int:
-    """Return how many cores this process and its tasks may use."""
+    """Return the number of cores that this process and its tasks may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_reader() -> Callable[[int], Reading | None]:
-    """Return what reads a process by its number; what it returns is None if that has ended."""
+    """Return a function that reads the resources of a process by pid; it returns None if that has ended."""
     if os.path.exists("/proc/self/stat"):  # noqa: PTH110 - once
         return _read_proc
-    import psutil  # only where there is no /proc
+    import psutil  # Only on systems without /proc.
 
     def read(pid: int) -> Reading | None:
         try:

@@ -1,4 +1,4 @@
-"""Census: finding the one process on this host that a hello speaks of, whatever number it calls itself."""
+"""Processes of this host: a handle by pidfd, /proc, prctl, and the search for a process in another PID namespace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Self
+from typing import Final, Self
 
 from doorman.errors import IdentityRefused, PidfdUnavailable, Refusal
 
@@ -27,41 +27,49 @@ __all__ = [
     "process_in_namespace",
     "require_alive",
     "start_time",
+    "stat_fields",
     "trim_heap",
 ]
 
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+# Indices in `stat_fields`, which begins with the third field of proc(5): state, parent, ...
+STAT_PARENT: Final = 1
+STAT_CPU: Final = slice(11, 15)  # user and system time of the process, then of the children that it has waited for
+STAT_THREADS: Final = 17
+STAT_START: Final = 19
+STAT_RSS_PAGES: Final = 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = getattr(_libc, "prctl", None)  # Absent where there is no Linux.
 
 
 def die_with_parent(parent: int) -> bool:
-    """Have the kernel kill this process when its parent ends; False if ``parent`` is no longer its parent.
+    """Let the kernel kill this process when its parent ends; return False if ``parent`` has ended already.
 
-    The kernel counts the *thread* that made this process as its parent: only for children of single-threaded
-    processes and for programs started by a thread that stays.
+    The signal comes at the end of the *thread* that created this process. Only a child of a single-threaded process,
+    or of a thread that stays, may call this.
     """
-    _ask(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have ended before the kernel was asked; then nothing would ever come.
+    _set_option(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # If the parent ended before the call above, the kernel sends nothing.
     return os.getppid() == parent
 
 
 def become_subreaper() -> None:
-    """Become the parent of descendants whose own parents end, however deep they are."""
-    _ask(_PR_SET_CHILD_SUBREAPER, 1)
+    """Become a subreaper: the kernel makes this process the parent of its orphaned descendants, at any depth."""
+    _set_option(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def trim_heap() -> None:
-    """Give back to the kernel what is free in the heap: a fork would copy its page tables for nothing."""
+    """Return free heap memory to the kernel: a fork would copy its page tables."""
     trim = getattr(_libc, "malloc_trim", None)  # Absent where the C library is not the GNU one.
     if trim is not None:
         trim(0)
 
 
-def _ask(option: int, value: int) -> None:
+def _set_option(option: int, value: int) -> None:
     if _prctl is None:
         raise OSError("prctl is only on Linux")
     if _prctl(option, value, 0, 0, 0) != 0:
@@ -69,13 +77,13 @@ def _ask(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-SIGNAL_PROCESS_GROUP = 1 << 2  # PIDFDSIGNAL_PROCESS_GROUP, Linux 6.9
-_STAT_BYTES = 4096  # of /proc/PID/stat: 52 numbers and a name of 15 bytes are far less, and come in one piece
-_MAX_GENERATIONS = 1 << 16  # steps up a chain of parents that may change while it is read
+SIGNAL_PROCESS_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+_STAT_BYTES: Final = 4096  # more than /proc/PID/stat ever has: 52 numbers and a name of 15 bytes
+_MAX_GENERATIONS: Final = 1 << 16  # bounds the walk up a chain of parents, which may change while it is read
 
 
 class Process:
-    """A process held by a descriptor: it can end, but its number can never come to mean another process.
+    """A handle of a process. A pid may be reused after the process has ended, its pidfd never means another one.
 
     Owns ``pidfd`` and closes it with `close` or with the last reference to this object.
     """
@@ -83,7 +91,7 @@ class Process:
     __slots__ = ("_pidfd", "_start_time", "inode", "pid")
 
     inode: int | None
-    """The pidfd's inode: unique for the whole boot, the same in all PID namespaces; None before Linux 6.9."""
+    """Inode of the pidfd: unique for the whole boot and equal in all PID namespaces; None before Linux 6.9."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self._pidfd = pidfd
@@ -93,15 +101,15 @@ class Process:
 
     @classmethod
     def open(cls, pid: int) -> Self:
-        """Hold the process that has this number now. Raises ProcessLookupError, PidfdUnavailable."""
+        """Open the process that has this pid now. Raises ProcessLookupError, PidfdUnavailable."""
         return cls(pid, _pidfd_open(pid))
 
     @property
     def start_time(self) -> int | None:
-        """Clock ticks from boot to its start, from no wall clock; None if it ended before this was asked."""
+        """Clock ticks from boot to its start, independent of the wall clock; None if it ended before the first read."""
         if self._start_time is None:
             ticks = start_time(self.pid)
-            # Only the number was used to read it: it holds if the process has it still.
+            # It was read by pid. If the process still runs, the pid was not reused.
             self._start_time = ticks if self.alive() else None
         return self._start_time
 
@@ -113,28 +121,28 @@ class Process:
     def fileno(self) -> int:
         """Return the pidfd, readable once the process has ended. Raises ValueError after `close`."""
         if self._pidfd < 0:
-            raise ValueError(f"the process {self.pid} is no longer held: it was closed")
+            raise ValueError(f"the handle of process {self.pid} is closed")
         return self._pidfd
 
     def alive(self) -> bool:
-        """Tell whether it still runs; a zombie does not. Raises ValueError after `close`."""
+        """Return whether the process still runs; a zombie does not. Raises ValueError after `close`."""
         return not self.wait(0)
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for its end; tell whether it has ended. Never reaps."""
+        """Wait up to ``timeout`` seconds for its end; return whether it has ended. Never reaps."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(max(0.0, timeout) * 1000))
 
     def signal(self, sig: int) -> bool:
-        """Send it a signal; False if it has ended or is no longer held. Raises PermissionError."""
+        """Send a signal; return False if the process has ended or the handle is closed. Raises PermissionError."""
         return not self.closed and self.alive() and self._send(sig, 0)
 
     def signal_group(self, sig: int) -> bool:
-        """Send a signal to the process group that it leads, even after its own end; False if nothing is left.
+        """Send a signal to the process group that it leads, also after its own end; return False if none is left.
 
-        A zombie counts until it is reaped. Where it leads none, and before Linux 6.9, the signal goes to the
-        process alone. Raises PermissionError.
+        A zombie counts until it is reaped. Without a group, and before Linux 6.9, the signal goes to the process only.
+        Raises PermissionError.
         """
         if self.closed:
             return False
@@ -146,11 +154,11 @@ class Process:
             return self.signal(sig)
 
     def descends_from(self, pid: int) -> bool:
-        """Tell whether ``pid`` is its parent, or that one's parent, and so on; False once it has ended."""
+        """Return whether ``pid`` is one of its ancestors; False once it has ended."""
         return pid in ancestors(self.pid) and self.alive()
 
     def close(self) -> None:
-        """Let go of the process; it runs on. Closing twice is fine."""
+        """Close the handle; the process is not affected. Closing twice is fine."""
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
@@ -178,39 +186,43 @@ class Process:
 
 
 def check_system() -> None:
-    """Raise PidfdUnavailable on a system that has no pidfds at all."""
+    """Raise PidfdUnavailable on a system without pidfds."""
     if not hasattr(os, "pidfd_open"):
         raise PidfdUnavailable(f"Doorman holds processes by pidfd, which {sys.platform} lacks; use Linux 5.4 or later")
 
 
 def pidfd_inode(pidfd: int) -> int | None:
-    """Return the inode by which the kernel names the process for the whole boot; None before Linux 6.9."""
+    """Return the inode that identifies a process for the whole boot; None before Linux 6.9."""
     return os.fstat(pidfd).st_ino if _pidfs() else None
 
 
 def start_time(pid: int | None = None) -> int | None:
-    """Return the clock ticks from boot to the start of the process with this number now; None without one.
+    """Return the clock ticks from boot to the start of the process with this pid; None if there is none.
 
-    Without a number: this process's own, also where /proc shows the numbers of another PID namespace.
+    Without a pid: of this process, also where /proc shows the pids of another PID namespace.
     """
-    fields = _stat("self" if pid is None else pid)
-    return int(fields[19]) if fields else None
+    fields = stat_fields("self" if pid is None else pid)
+    return int(fields[STAT_START]) if fields else None
 
 
 def ancestors(pid: int) -> list[int]:
-    """Return the numbers of its parent, that one's parent, and so on, as far as this namespace shows them."""
+    """Return the pids of its parent, its grandparent and so on, as far as this namespace shows them."""
     chain: list[int] = []
-    fields = _stat(pid)
-    while fields and int(fields[1]) > 0 and len(chain) < _MAX_GENERATIONS:
-        chain.append(int(fields[1]))
-        fields = _stat(chain[-1])
+    fields = stat_fields(pid)
+    while fields and int(fields[STAT_PARENT]) > 0 and len(chain) < _MAX_GENERATIONS:
+        chain.append(int(fields[STAT_PARENT]))
+        fields = stat_fields(chain[-1])
     return chain
 
 
-def _stat(pid: int | str) -> list[bytes]:
-    """Return the fields of /proc/PID/stat after the name, which may itself hold spaces and brackets."""
+def stat_fields(pid: int | str) -> list[bytes]:
+    """Return the fields of /proc/PID/stat after the name; nothing if there is no such process.
+
+    The name may contain spaces and parentheses, so the fields begin after the last parenthesis.
+    """
     try:
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # In a path that counts.
+        # os.open() instead of open(): a handshake and each measurement of load read this.
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return []
     try:
@@ -233,9 +245,9 @@ def _pidfd_open(pid: int) -> int:
 
 @functools.cache
 def _pidfs() -> bool:
-    """Tell whether pidfds have inodes of their own: until Linux 6.9 all shared one with every anonymous inode."""
+    """Return whether each pidfd has an inode of its own (Linux 6.9). Before, all anonymous descriptors share one."""
     if sys.maxsize < 1 << 32:
-        return False  # The inode is 64 bits wide; a narrower one wraps around.
+        return False  # Where st_ino has 32 bits, the 64-bit counter wraps around.
     pidfd = _pidfd_open(os.getpid())
     anonymous = select.epoll()
     try:
@@ -246,10 +258,9 @@ def _pidfs() -> bool:
 
 
 def find_process(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
-    """Hold the process of which this is known. Raises IdentityRefused.
+    """Open the process with this inode or, without one, with this pid and start time. Raises IdentityRefused.
 
-    ``guess`` is its number here, ``inside`` that in its own PID namespace. Two cases: by inode; by number and start
-    time.
+    ``guess`` is its pid here, ``inside`` its pid in its own PID namespace.
     """
     if inode is not None:
         process = process_by_inode(inode, guess=guess)
@@ -259,20 +270,20 @@ def find_process(guess: int, inode: int | None, started: int | None, namespace: 
         return process
     if namespace == own_pid_namespace() and start_time(guess) is not None:
         raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that said hello")
-    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here calls itself pid {guess}")
+    raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here has pid {guess}")
 
 
 def require_alive(process: Process) -> Process:
-    """Return the process. Raises IdentityRefused once it has ended."""
+    """Return the process. Raises IdentityRefused if it has ended."""
     if process.alive():
         return process
     raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
 
 
 def process_by_inode(inode: int, *, guess: int) -> Process | None:
-    """Hold the process whose pidfd has this inode; None if none has. ``guess`` is a number to try first.
+    """Open the process whose pidfd has this inode; None if there is none. ``guess`` is the pid to try first.
 
-    A process in a nested PID namespace calls itself by another number, but its inode is the same there.
+    A process in a nested PID namespace has another pid there, but the same inode.
     """
     for pid in _guess_first(guess):
         process = _opened(pid)
@@ -285,9 +296,9 @@ def process_by_inode(inode: int, *, guess: int) -> Process | None:
 
 
 def process_in_namespace(namespace: str, pid: int, started: int) -> Process | None:
-    """Hold the process that has this number inside a PID namespace and this start time; None if none has.
+    """Open the process with this pid in a PID namespace and this start time; None if there is none.
 
-    For kernels whose pidfds have no inode. Sees only the processes that this user may inspect.
+    For kernels whose pidfds have no inode. Finds only processes that this user may inspect.
     """
     for candidate in _guess_first(pid):
         if _namespace_of(candidate) != namespace or _number_inside(candidate) != pid:
@@ -312,21 +323,21 @@ def _opened(pid: int) -> Process | None:
     except ProcessLookupError:
         return None
     except OSError:
-        # A number that is only a thread's: EINVAL until Linux 6.14, ENOENT since.
+        # The id of a thread that is not a process: EINVAL before Linux 6.14, ENOENT since.
         return None
 
 
 def _namespace_of(pid: int) -> str:
     try:
-        return os.readlink(f"/proc/{pid}/ns/pid")  # noqa: PTH115 - as in process.py
-    except OSError:  # It has ended, or belongs to somebody else.
+        return os.readlink(f"/proc/{pid}/ns/pid")  # noqa: PTH115 - once per candidate
+    except OSError:  # It has ended, or belongs to another user.
         return ""
 
 
 def _number_inside(pid: int) -> int:
-    """Return what the process calls itself in the innermost of its PID namespaces; 0 if it has ended."""
+    """Return the pid of a process in the innermost of its PID namespaces; 0 if it has ended."""
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123 - as in process.py
+        with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123 - once per candidate
             numbers = [line.split() for line in file if line.startswith(b"NSpid:")]
     except OSError:
         return 0
@@ -334,5 +345,5 @@ def _number_inside(pid: int) -> int:
 
 
 def own_pid_namespace() -> str:
-    """Return the name of the PID namespace that this process lives in."""
-    return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - as in process.py
+    """Return the name of this process's PID namespace."""
+    return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - once per handshake

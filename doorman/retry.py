@@ -1,4 +1,4 @@
-"""Retry: after an attempt has ended: is the task tried again, and after how long. Pure: told the time, never asks."""
+"""Retries and restarts: whether a task gets another attempt, and after which delay. The caller passes the time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Backoff", "Intensity", "Restart", "RetryPolicy"]
 
 
 Restart: TypeAlias = Literal["temporary", "transient", "permanent"]
-"""Never again; again if it ended abnormally; always."""
+"""When a task is restarted: never; after an abnormal end; always."""
 _ABNORMAL: Final = frozenset({State.FAILED, State.EXPIRED, State.LOST})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long a task waits before it is tried again: ``first`` seconds, then ``factor`` times that, and so on.
+    """Delay before the next attempt: ``first`` seconds, then ``factor`` times the previous delay.
 
-    most -- seconds that it never waits longer than
-    jitter -- share of each wait by which it varies at random either way, so that what failed together is spread
+    most -- upper bound of the delay in seconds
+    jitter -- share of the delay by which it varies at random in both directions; spreads tasks that failed together
 
     Raises ValueError.
     """
@@ -38,14 +38,14 @@ class Backoff:
         for field in fields(self):
             _check_number(f"the backoff's {field.name}", getattr(self, field.name))
         if self.factor < 1:
-            raise ValueError(f"the backoff's factor is 1 or more, so that waits do not become shorter: {self.factor!r}")
+            raise ValueError(f"the backoff's factor is 1 or more, so that delays do not shrink: {self.factor!r}")
         if self.most < self.first:
             raise ValueError(f"the backoff's most, {self.most!r} s, is below its first, {self.first!r} s")
         if self.jitter > 1:
             raise ValueError(f"the backoff's jitter is a share from 0 to 1, not {self.jitter!r}")
 
     def seconds(self, failures: int, *, chance: float = 0.5) -> float:
-        """Return the wait after so many failures in a row; ``chance`` from 0 to 1 places it within the jitter."""
+        """Return the delay after ``failures`` in a row; ``chance`` from 0 to 1 selects it within the jitter."""
         try:
             planned = self.first * self.factor ** (failures - 1)
         except OverflowError:
@@ -55,7 +55,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intensity:
-    """How often a task may be restarted: ``restarts`` times within any ``seconds``. Raises ValueError."""
+    """Bound on restarts: ``restarts`` times within any ``seconds``. Raises ValueError."""
 
     restarts: int = 3
     seconds: float = 5.0
@@ -69,7 +69,7 @@ class Intensity:
 
 
 class RetryPolicy:
-    """What one task's policy says about another try. Raises TypeError, ValueError for one that makes no sense."""
+    """Applies the retry and restart options of one task. Raises TypeError, ValueError if they contradict."""
 
     def __init__(self, *, retries: int, backoff: Backoff | None, restart: Restart, intensity: Intensity | None) -> None:
         if retries < 0:
@@ -96,9 +96,9 @@ class RetryPolicy:
     def delay(
         self, state: State, error: BaseException | None, *, attempt: int, ran: float | None, now: float
     ) -> float | None:
-        """Return the seconds until the next try after an attempt that ended so; None if there is none.
+        """Return the seconds until the next attempt, after one that ended in ``state``; None if there is none.
 
-        ``ran`` are the seconds that its code ran, ``now`` a monotonic moment. Raises RestartedTooOften.
+        ``ran`` are the seconds that its code ran, ``now`` is a monotonic time. Raises RestartedTooOften.
         """
         if self._restart == "temporary":
             if state is not State.FAILED or attempt > self._retries:
@@ -108,7 +108,7 @@ class RetryPolicy:
         else:
             self._count_restart(now, error)
             if ran is not None and ran > self._intensity.seconds:
-                self._failures = 0  # It had come up: what ends it now is another trouble.
+                self._failures = 0  # It ran long enough to count as started: this failure begins a new series.
         self._failures += 1
         return 0.0 if self._backoff is None else self._backoff.seconds(self._failures, chance=random.random())
 

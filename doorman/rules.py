@@ -1,4 +1,4 @@
-"""Rules: may a task start now, and if not, why not."""
+"""Bounds on the number of running processes, depending on the load."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Rule", "Rules"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A bound on how many processes may run while the load lies within some bands.
+    """A bound on the number of running processes while the load is within some bands.
 
-    ``processes`` is the bound; None bounds nothing, 0 lets nothing start. Loads are those of the running tasks
-    together: per cent of the whole machine, all cores, or of its memory; 100 at the most, and cut to whole per cent, so
-    that the bands 0-50 and 51-75 leave no gap. A band with one end given is open at the other. The rule holds while any
-    of its bands contains the load; without a band it always holds.
+    ``processes`` is the bound; None for no bound, 0 to start nothing. A load is the sum over the running tasks, in per
+    cent of all cores or of the machine's memory, at most 100 and rounded down, so that the bands 0-50 and 51-75 have no
+    gap. A band with one end given is open at the other. The rule applies while any of its bands contains the load;
+    without bands it always applies.
 
-    With ``handler`` the rule is about tasks of that handler alone, and counts only these. Sibling bands look at the
-    load of the tasks with the same handler as the one that wants to start, and count only these. Raises BadRule.
+    With ``handler`` the rule applies to tasks of that handler and counts only these. Sibling bands use the load of the
+    tasks with the same handler as the one that is to start, and count only these. Raises BadRule.
     """
 
     processes: int | None = None
@@ -49,11 +49,11 @@ class Rule:
 
     @property
     def by_load(self) -> bool:
-        """Whether the rule asks for the load at all."""
+        """Whether the rule has a band."""
         return any(getattr(self, field.name) is not None for field in fields(self) if field.name.endswith("_load"))
 
     def holds_back(self, handler: str, load: Load) -> str | None:
-        """Return why a task of this handler may not start now, with figures; None if this rule lets it."""
+        """Return why the rule prevents a start of a task of this handler, with figures; None if it does not."""
         if self.processes is None or self.handler not in (None, handler):
             return None
         siblings = load.siblings(handler)
@@ -73,36 +73,36 @@ class Rule:
         return None
 
     def _met(self, name: str, kind: str, cost: Cost) -> str | None:
-        """Tell in words which band contains the cost; None if this one does not, or is not given."""
+        """Return a text about the band that contains the load; None if it does not, or if there is no band."""
         low, high = self._band(name)
         now = min(100.0, getattr(cost, kind))
         if (low is None and high is None) or now < (low or 0) or (high is not None and int(now) > high):
             return None
-        told = f"{kind} load is {int(now)} %"
+        text = f"{kind} load is {int(now)} %"
         if kind == "processor" and cost.unmeasured:
-            told += f", counting a busy core for each of {cost.unmeasured} not measured yet"
+            text += f", counting a busy core for each of {cost.unmeasured} not measured yet"
         if high is None:
-            return f"{told} ({low:g} % or more)"
-        return f"{told} ({low or 0:g} to {high:g} %)"
+            return f"{text} ({low:g} % or more)"
+        return f"{text} ({low or 0:g} to {high:g} %)"
 
     def _band(self, name: str) -> tuple[float | None, float | None]:
         return getattr(self, f"minimum_{name}_load"), getattr(self, f"maximum_{name}_load")
 
 
 class Rules:
-    """Several rules: a task may start if none of them holds it back."""
+    """A list of rules. A task may start if none of them prevents it."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self._rules = list(rules)
 
     def add(self, rule: Rule) -> None:
-        """Obey one more rule."""
+        """Add a rule."""
         if not isinstance(rule, Rule):
             raise TypeError(f"not a rule: {rule!r}")
         self._rules.append(rule)
 
     def remove(self, rule: Rule) -> bool:
-        """Obey it no more; False if it was not there."""
+        """Remove a rule; return False if it is not in the list."""
         if rule not in self._rules:
             return False
         self._rules.remove(rule)
@@ -110,7 +110,7 @@ class Rules:
 
     @property
     def by_load(self) -> bool:
-        """Whether any rule asks for the load."""
+        """Whether any rule has a band."""
         return any(rule.by_load for rule in self._rules)
 
     def holds_back(self, handler: str, load: Load) -> str | None:

@@ -1,4 +1,4 @@
-"""States: where a task stands, and the ways it may go from there. Imports nothing of ours."""
+"""The states of a task and the transitions between them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ __all__ = ["ENDED", "WAYS", "State", "is_legal"]
 
 
 class State(StrEnum):
-    """Where a task stands. Compares equal to its text: ``task.state == "running"``."""
+    """State of a task. Compares equal to its text: ``task.state == "running"``."""
 
     WAITING = "waiting"
-    """Not admitted yet, or to be tried again."""
+    """Not admitted yet, or waiting for the next attempt."""
     LAUNCHING = "launching"
-    """A process was asked for."""
+    """A process was requested."""
     PROVING = "proving"
-    """A process is there and has yet to prove that it is the task's."""
+    """A process exists and has not proven its identity yet."""
     RUNNING = "running"
-    """Proven, and told to go: the task's own code runs."""
+    """The identity is proven, and the task's own code runs."""
     STOPPING = "stopping"
-    """Told to end."""
+    """The process was asked to end."""
     DONE = "done"
     FAILED = "failed"
-    """It raised, or its process died."""
+    """It raised, or its process ended without a result."""
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     LOST = "lost"
-    """Nobody can know any more how it ended."""
+    """It is unknown how the task ended."""
 
 
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST})
@@ -44,5 +44,5 @@ WAYS: Final[dict[State, set[State]]] = {
 
 
 def is_legal(before: State, after: State) -> bool:
-    """Whether a task may go from one state to the other."""
+    """Return whether a task may change from one state to the other."""
     return after in WAYS[before]

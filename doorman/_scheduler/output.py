@@ -1,4 +1,4 @@
-"""Stream: what tasks write, read from pipes by their manager's own tick and told line by line."""
+"""The standard output and error of tasks: log files, and pipes whose lines are passed to listeners."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ __all__ = ["MAX_LINE_CHARS", "Line", "Lines", "Logs", "Outputs", "Streams", "del
 
 
 MAX_LINE_CHARS: Final = 64 * 1024
-"""Characters of a line that are told at once; what is longer comes in several pieces."""
+"""Characters of the longest line that is passed on; a longer one is split."""
 
 
 class Line(NamedTuple):
-    """One line that a task wrote."""
+    """One line that a task has written."""
 
     stream: str
     """``"stdout"`` or ``"stderr"``."""
     text: str
-    """Without the end of the line; what is no UTF-8 is shown as U+FFFD."""
+    """Without the end of the line; invalid UTF-8 is replaced by U+FFFD."""
 
 
 class Lines:
-    """Cuts what arrives in any pieces into lines. What has no end yet waits, up to `LONGEST` characters."""
+    """Splits a stream of bytes into lines. An incomplete line is kept, up to MAX_LINE_CHARS characters."""
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._begun = ""
 
     def feed(self, data: bytes, *, last: bool = False) -> list[str]:
-        """Return the lines that end in ``data``; with ``last`` also one that has no end."""
+        """Return the lines that end in ``data``; with ``last`` also an incomplete one."""
         *whole, begun = (self._begun + self._decode(data, last)).split("\n")
         lines = [line.removesuffix("\r") for line in whole]
         if last and begun:
@@ -64,24 +64,24 @@ def _pieces(lines: list[str]) -> list[str]:
 
 
 class Outputs(NamedTuple):
-    """The descriptors to give to one process; None to share the manager's own."""
+    """Descriptors for standard output and error of one process; None to inherit the manager's."""
 
     stdout: int | None = None
     stderr: int | None = None
 
     def close(self) -> None:
-        """Close the manager's own copies once the process has its."""
+        """Close the manager's copies, after the launch."""
         for descriptor in self:
             if descriptor is not None:
                 os.close(descriptor)
 
 
 class Logs:
-    """A folder with two files for each task, ``<name>-<attempt>.out`` and ``.err``; or two for all tasks together.
+    """A folder with two log files for each attempt, ``<name>-<attempt>.out`` and ``.err``.
 
-    ``shared`` makes it ``stdout.log`` and ``stderr.log``, to which every task appends. The kernel writes straight into
-    the files: nothing is lost when a process is killed or its manager dies. Without a folder tasks share the manager's
-    own standard output and error, as any child does.
+    With ``shared`` all tasks append to ``stdout.log`` and ``stderr.log``. The process writes to the files itself:
+    nothing is lost when it is killed or its manager dies. Without a folder tasks inherit the manager's own standard
+    output and error.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, *, shared: bool = False) -> None:
@@ -93,7 +93,7 @@ class Logs:
             raise ValueError("shared_log needs a folder to be in: give log_path too")
 
     def paths(self, name: str, attempt: str) -> tuple[Path, Path] | None:
-        """Return where one attempt's output and errors go; None without a folder."""
+        """Return the paths of one attempt's log files; None without a folder."""
         if self._folder is None:
             return None
         if self.shared:
@@ -106,7 +106,7 @@ class Logs:
         paths = self.paths(name, attempt)
         if paths is None:
             return Outputs()
-        # Appending, so that those who share a file do not write over each other, nor what was rotated away.
+        # O_APPEND: processes that share a file do not overwrite each other, also after a rotation has truncated it.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         stdout = os.open(paths[0], flags, 0o644)
         try:
@@ -119,24 +119,24 @@ class Logs:
 logger = logging.getLogger("doorman")
 
 READ_BYTES: Final = 64 * 1024
-"""Bytes that are read from one pipe in one tick; what it holds beyond that makes the task wait."""
+"""Bytes that are read from one pipe in one tick; a task that writes faster blocks on its full pipe."""
 PIPES_PER_TICK: Final = 64
-"""Pipes that are read in one tick; the others have their turn in the next."""
+"""Pipes that are read in one tick; the others follow in the next."""
 KEPT_LINES: Final = 1000
-"""Lines that `Task.lines` keeps."""
+"""Number of lines in `Task.lines`."""
 _NO_ROOM = {errno.EMFILE, errno.ENFILE}
 
 
 def is_streamed(task: Task, listener: OnOutput | None) -> bool:
-    """Whether a task's output is to be streamed: as the task says, or else whether its manager has a listener."""
+    """Return whether a task's output is streamed: by its own option, or else if its manager has a listener."""
     if task.detach:
-        return False  # It outlives its manager, and with it the pipes.
+        return False  # It outlives its manager, which would be the reader of the pipes.
     own = task.on_output is not None or task.stream
     return bool(own) if task.stream is not None or own else listener is not None
 
 
 def deliver_line(task: Task, stream: str, line: str, listener: OnOutput | None) -> None:
-    """Give a line to the task's listener, and to the manager's."""
+    """Call the task's listener and the manager's with a line."""
     for each in (task.on_output, listener):
         if each is not None:
             try:
@@ -146,9 +146,10 @@ def deliver_line(task: Task, stream: str, line: str, listener: OnOutput | None) 
 
 
 class Streams:
-    """The pipes of one manager's tasks, and the files that get a copy. Nothing is read but in `read` and `end`.
+    """The pipes of one manager's tasks, and the log files that get a copy.
 
-    A task that writes faster than its manager ticks finds its pipe full, and waits: memory is bounded.
+    Only `read` and `finish_attempt` read them. A task that writes faster than its manager ticks blocks on its full
+    pipe, so memory is bounded.
     """
 
     def __init__(self, logs: Logs, launcher: Wakeable, listener: OnOutput | None) -> None:
@@ -162,22 +163,22 @@ class Streams:
 
     @property
     def waker(self) -> Wakeable:
-        """What is readable when the launcher has something to say or a task has written something."""
+        """Readable when the launcher has events or a task has written to a pipe."""
         return self.launcher if self._epoll is None else self._epoll
 
     @property
     def pending(self) -> bool:
-        """Whether there are lines that were read and not told."""
+        """Whether there are lines that no listener has received yet."""
         return bool(self._interrupted)
 
     def is_streamed(self, task: Task) -> bool:
-        """Whether a task's output is to be streamed: as the task says, or else the manager."""
+        """Return whether a task's output is streamed."""
         return is_streamed(task, self._listener)
 
     def open(self, task: Task, attempt: str) -> Outputs:
-        """Return what is to be a process's output: pipes, files, or the manager's own.
+        """Return the descriptors for a process: pipes, log files, or none.
 
-        Raises LaunchRefused if there is no descriptor left for them, OSError for a file that cannot be opened.
+        Raises LaunchRefused if no descriptors are left, OSError for a file that cannot be opened.
         """
         with contextlib.ExitStack() as undone:
             try:
@@ -198,11 +199,11 @@ class Streams:
         return theirs
 
     def files(self, task: Task, attempt: str) -> tuple[Path, Path] | None:
-        """Return the files of an attempt's output; None where there are none."""
+        """Return the paths of an attempt's log files; None without a folder."""
         return self._logs.paths(task.name, attempt)
 
     def read(self) -> None:
-        """Tell what tasks have written since the last time; never waits."""
+        """Pass on the lines that tasks have written since the last call; never waits."""
         while self._interrupted:
             self._deliver(self._interrupted.pop())
         if not self._pipes or self._epoll is None:
@@ -213,16 +214,16 @@ class Streams:
                 self._read(pipe, READ_BYTES)
 
     def finish_attempt(self, attempt: str) -> None:
-        """Tell what is left of an attempt whose process has ended, and close its pipes."""
+        """Pass on the remaining lines of an attempt whose process has ended, and close its pipes."""
         for pipe in self._by_attempt.pop(attempt, ()):
             if self._pipes.get(pipe.descriptor) is pipe:
-                # As much as is in it now: a grandchild that went on writing could keep us here for ever.
+                # Only the bytes that are in the pipe now: a grandchild may go on writing without end.
                 self._read(pipe, pipe.filled())
             if self._pipes.get(pipe.descriptor) is pipe:
                 self._finish(pipe)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all pipes and files."""
         for pipe in self._pipes.values():
             pipe.close()
         self._pipes, self._by_attempt = {}, {}
@@ -237,7 +238,7 @@ class Streams:
         self._pipes[pipe.descriptor] = pipe
 
     def _read(self, pipe: _Pipe, most: int) -> None:
-        """Take up to ``most`` bytes from a pipe; its end, if that is what is there, ends it."""
+        """Read up to ``most`` bytes from a pipe; close it at its end of file."""
         while most > 0:
             try:
                 data = os.read(pipe.descriptor, min(most, READ_BYTES))
@@ -253,7 +254,7 @@ class Streams:
                 return
 
     def _finish(self, pipe: _Pipe) -> None:
-        # Unregistered while open: a fork of ours may hold it, and then the kernel would go on telling of it.
+        # Before close(): while a fork of this process has a copy, epoll would still report the descriptor.
         if self._epoll is not None:
             self._epoll.unregister(pipe.descriptor)
         del self._pipes[pipe.descriptor]
@@ -262,7 +263,7 @@ class Streams:
         self._deliver(pipe)
 
     def _deliver(self, pipe: _Pipe) -> None:
-        """Give the lines to those who listen. Whoever is interrupted, as by Ctrl-C, goes on with the next line."""
+        """Call the listeners with each line. After an interrupt, as by Ctrl-C, `read` passes on the rest."""
         task, name = pipe.task, pipe.name
         try:
             while pipe.lines:
@@ -282,29 +283,29 @@ class _Pipe:
     def __init__(self, task: Task, name: str, descriptor: int, kept: deque[Line]) -> None:
         self.task, self.name, self.descriptor, self.kept = task, name, descriptor, kept
         self.lines: deque[str] = deque()
-        """What was read and has not been told."""
+        """Complete lines that no listener has received yet."""
         self._cut = Lines()
 
     def filled(self) -> int:
-        """Return how many bytes are in it now."""
+        """Return how many bytes are in the pipe now."""
         count: int = struct.unpack("i", fcntl.ioctl(self.descriptor, termios.FIONREAD, b"\0" * 4))[0]
         return count
 
     def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Take in what was read."""
+        """Split data into lines, and copy it to the log file."""
         self.lines.extend(self._cut.feed(data, last=last))
         if self.copy is not None and not self.copy.write(data, last=last):
             self.copy = None
 
     def close(self) -> None:
-        """Close our end, and the file."""
+        """Close the reading end and the log file."""
         os.close(self.descriptor)
         if self.copy is not None:
             self.copy.close()
 
 
 class _Copy:
-    """The file that gets what a stream tells as it was written; ``whole`` lines if others write to it too."""
+    """The log file of a stream. With ``whole``, only complete lines are written: other tasks write to it, too."""
 
     def __init__(self, descriptor: int, *, whole: bool) -> None:
         self._descriptor = descriptor
@@ -312,7 +313,7 @@ class _Copy:
         self._begun = b""
 
     def write(self, data: bytes, *, last: bool) -> bool:
-        """Append; False if that failed: then it is over, and said once."""
+        """Append data; return False after an error, which is logged, and close the file."""
         ready = self._begun + data
         self._begun = b""
         if self._whole and not last and len(ready) - (end := ready.rfind(b"\n") + 1) < READ_BYTES:
@@ -323,7 +324,7 @@ class _Copy:
             while ready:
                 ready = ready[os.write(self._descriptor, ready) :]
         except OSError as error:
-            logger.error("a log of a task's output cannot be written any more: %s", error)
+            logger.error("cannot write to a log of a task's output any more: %s", error)
             self.close()
             return False
         return True
@@ -334,7 +335,7 @@ class _Copy:
 
 
 def _open_pipes(task: Task) -> tuple[tuple[_Pipe, _Pipe], Outputs]:
-    """Make the two pipes of an attempt: our ends, and those for the process. Raises OSError."""
+    """Create the two pipes of an attempt; return the reading ends, and those for the process. Raises OSError."""
     out = os.pipe()
     try:
         err = os.pipe()

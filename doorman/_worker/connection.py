@@ -41,7 +41,7 @@ DETACHED_CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class ReadoptionClient:
-    """Answers a manager that adopts this detached process: says hello to it, and proves the identity once more."""
+    """Answers a manager that adopts this detached process: sends it a hello, and proves the identity once more."""
 
     def __init__(self, client: Client, credential: Credential) -> None:
         self._client = client

@@ -40,7 +40,7 @@ EXIT_NOT_FOUND: Final = 127
 
 
 class WorkSpec(msgspec.Struct, array_like=True, frozen=True):
-    """The payload of an order: what the worker runs, and the manager that it reports to."""
+    """The payload of an order: the call, its options, and the manager that gets the report."""
 
     location: bytes
     """The manager's location, pickled: faster to read than a URL, and the password travels as safely as the secret."""
@@ -61,7 +61,7 @@ decode_spec: Final = msgspec.msgpack.Decoder(WorkSpec).decode
 
 
 def prepare(scheme: str) -> Callable[[Order], int]:
-    """Do in the zygote, once, what every child would have to do; return the entry function of the children."""
+    """Prepare the zygote, once, so that no child has to; return the entry function of the children."""
     find_transport(scheme)
     for _ in range(REHEARSALS):
         rehearse()

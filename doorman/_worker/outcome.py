@@ -1,4 +1,4 @@
-"""The outcome of a call: what it returned or raised, as bytes that travel from the worker process to the manager."""
+"""The outcome of a call, its value or its exception, as bytes that travel from the worker process to the manager."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Outcome", "failed", "returned"]
 
 
 class Outcome(msgspec.Struct, array_like=True, frozen=True):
-    """What a task returned or raised. Its signature is checked before anything in it is unpickled."""
+    """The value or the exception of a task. Its signature is checked before anything in it is unpickled."""
 
     value: bytes | None
     """The pickled return value; None if the task raised."""

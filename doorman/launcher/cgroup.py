@@ -1,7 +1,7 @@
-"""Cgroup: a control group in which all that one zygote forks is born, and can be ended without being found first.
+"""A control group for one zygote: all its descendants are in it, and the kernel kills them together.
 
-Version 2 only, and only below the group of this very process, where that one is ours to divide. The rules are those of
-the kernel's admin guide (cgroup-v2, "Delegation") and of systemd's page on delegation.
+Only with cgroup v2, and only below the group of this process, if that is delegated to this user. The rules are in the
+kernel's admin guide (cgroup-v2, "Delegation") and in systemd's page on delegation.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Final, Self
 __all__ = ["ControlGroup"]
 
 _PREFIX: Final = "doorman-"
-_ATTEMPTS: Final = 5  # to make one, each taken away by another's clearing at that very moment
-_NONE: Final = -1  # in place of a descriptor
-_EVENTS: Final = 4096  # bytes of the file that tells whether anything lives; it has two short lines
-_DELEGATED: Final = ("user.delegate", "trusted.delegate")  # extended attributes that systemd sets on what it gives away
-_SYSTEMD: Final = Path("/run/systemd/system")  # there if, and only if, systemd is process 1
+_ATTEMPTS: Final = 5  # to create a group: between mkdir and lock another manager may remove it as stale
+_NONE: Final = -1  # instead of a descriptor
+_EVENTS_BYTES: Final = 4096  # more than cgroup.events has, which is two short lines
+_DELEGATED: Final = ("user.delegate", "trusted.delegate")  # attributes that systemd sets on a delegated group
+_SYSTEMD: Final = Path("/run/systemd/system")  # exists if, and only if, systemd is process 1
 
 
 class ControlGroup:
-    """A control group, held by a descriptor of its folder and a lock on it; false, and without effect, where none is.
+    """A control group, held by a locked descriptor of its folder. Without one it is false, and its methods do nothing.
 
-    The lock goes with the descriptor to whoever gets a copy: a group that nobody has locked is nobody's any more.
+    The flock belongs to the open file, so a process that receives the descriptor holds the lock, too. A group without a
+    lock is stale: all its holders have ended.
     """
 
     def __init__(self, descriptor: int = _NONE) -> None:
@@ -36,7 +37,7 @@ class ControlGroup:
 
     @classmethod
     def create(cls) -> Self:
-        """Make one below this process's own, unless that may not be divided. Ends what dead holders left there."""
+        """Create a group below that of this process, if that is delegated. Removes stale groups first."""
         own = _own()
         if own is None or not _divisible(own):
             return cls()
@@ -58,12 +59,12 @@ class ControlGroup:
 
     @staticmethod
     def remove_stale(deadline: float = 0.0) -> None:
-        """End what holders that were all killed have left below this process's own, and remove it.
+        """Kill the processes in stale groups below that of this process, and remove the groups.
 
-        Waits until ``deadline`` at the most for what it kills; what ends later, the next call removes.
+        Waits until ``deadline`` at most for the processes; the next call removes what is left.
         """
         own = _own()
-        # Those of other users are left alone by the kernel.
+        # The kernel refuses all of this for groups of other users.
         for folder in own.glob(f"{_PREFIX}*") if own else ():
             left = ControlGroup(_locked(folder))
             with contextlib.suppress(OSError):
@@ -77,36 +78,36 @@ class ControlGroup:
 
     @property
     def descriptors(self) -> list[int]:
-        """The descriptor of its folder, to be given away; empty where there is no group."""
+        """The descriptor of its folder, for another process; empty without a group."""
         return [self._descriptor] if self else []
 
     def join(self) -> None:
-        """Move this process into it; what it forks from now on is born there. Slow as several forks. Raises OSError."""
+        """Move this process into the group; its later forks start there. As slow as several forks. Raises OSError."""
         self._write("cgroup.procs")
 
     def leave(self) -> None:
-        """Move this process out, to the group around it. Takes as long as `join`. Raises OSError."""
+        """Move this process to the parent group. As slow as `join`. Raises OSError."""
         self._write("../cgroup.procs")
 
     def kill(self) -> None:
-        """Kill all that is in it, and in groups below it, at once: nothing can fork faster."""
-        # Another may have removed it, or this process have become a user who may not; a tick must not fail for that.
+        """Kill all processes in the group and below it. The kernel does it in one step: no fork can escape."""
+        # The group may be removed, or this process may have changed its user: a tick must not fail because of that.
         with contextlib.suppress(OSError):
             self._write("cgroup.kill", b"1")
 
     def remove(self) -> None:
-        """Remove it if nothing in it lives. What is left of it, the next that is made here removes."""
+        """Remove the group if no process is in it; otherwise the next `create` here removes it."""
         if self:
             _remove(Path(f"/proc/self/fd/{self._descriptor}").readlink())
 
     def close(self) -> None:
-        """Let go of it; it is no group any more. Closing twice is fine."""
+        """Close the descriptor, and with the last copy the lock. Closing twice is fine."""
         descriptor, self._descriptor = self._descriptor, _NONE
         if descriptor != _NONE:
             os.close(descriptor)
 
     def _usable(self) -> bool:
-        """Tell whether the kernel can kill it, since Linux 5.14, and whether processes may be in it."""
+        """Return whether the kernel has cgroup.kill (Linux 5.14), and whether the group may contain processes."""
         try:
             os.stat("cgroup.kill", dir_fd=self._descriptor)
             kind = os.open("cgroup.type", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
@@ -120,7 +121,7 @@ class ControlGroup:
         poll = select.poll()
         poll.register(events, select.POLLPRI)
         try:
-            while b"populated 1" in os.pread(events, _EVENTS, 0) and (left := deadline - time.monotonic()) > 0:
+            while b"populated 1" in os.pread(events, _EVENTS_BYTES, 0) and (left := deadline - time.monotonic()) > 0:
                 poll.poll(left * 1000)
         finally:
             os.close(events)
@@ -136,7 +137,7 @@ class ControlGroup:
 
 
 def _own() -> Path | None:
-    """Return the folder of the group that this process is in; None without version 2."""
+    """Return the folder of this process's control group; None without cgroup v2."""
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -158,7 +159,7 @@ def _unescaped(word: str) -> str:
 
 
 def _divisible(folder: Path) -> bool:
-    """Tell whether it was given to us. Root may write anywhere, but what systemd has not given away is systemd's."""
+    """Return whether the group is delegated. Root may write anywhere, but under systemd a group needs its mark."""
     if not os.access(folder, os.W_OK):
         return False
     if os.geteuid() != 0 or not _SYSTEMD.is_dir():
@@ -175,14 +176,14 @@ def _marked(folder: Path) -> bool:
 
 
 def _locked(folder: Path) -> int:
-    """Return a descriptor that has the lock; _NONE if another has it, or the folder is gone."""
+    """Return a locked descriptor; _NONE if it is locked already or the folder is gone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return _NONE
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.stat(folder)  # noqa: PTH116 - it may have been removed before it was locked
+        os.stat(folder)  # noqa: PTH116 - it may have been removed before the lock
     except OSError:
         os.close(descriptor)
         return _NONE
@@ -190,7 +191,7 @@ def _locked(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a group and the groups of managers that ran in it, if none has anything in it that lives."""
+    """Remove a group, and the groups of managers that ran in it, if no process is in them."""
     with contextlib.suppress(OSError):
         for below in folder.glob(f"{_PREFIX}*"):
             _remove(below)

@@ -1,4 +1,4 @@
-"""Command: the launcher that starts each worker as a program of its own, behind a wrapper such as nice or sudo."""
+"""The command launcher: each worker is started as a program of its own, behind a wrapper such as nice or sudo."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from doorman.process import Process
 __all__ = ["CommandLauncher"]
 
 KILL_WAIT_S = 2.0
-"""Seconds to wait for a worker that was killed because it could not be held."""
-_IGNORED = "this process ignores SIGCHLD, so its children's numbers are free at once; set it to SIG_DFL"
+"""Time to wait for a worker that was killed because its pidfd could not be opened."""
+_IGNORED = "this process ignores SIGCHLD, so the kernel reaps its children and may reuse their pids; set it to SIG_DFL"
 _BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class CommandLauncher(EpollLauncher):
     """Starts ``[*prefix, python, *worker]`` for each order; the prefix must run what follows it.
 
-    The process reported is the wrapper's; the worker's own is known from its hello. ``inherits`` says whether the
-    wrapper hands down descriptors: then the order comes on one whose number is the worker's last argument. Otherwise
-    (sudo) it comes on standard input. Either one ends when the manager does.
+    The reported process is the wrapper; the worker's own is known from its hello. ``inherits`` is True if the wrapper
+    passes descriptors on: then the order comes on the one whose number is the worker's last argument. Otherwise (sudo)
+    it comes on standard input. Both reach their end of file when the manager ends.
 
-    reach -- where a worker may be that is believed: below the wrapper; `Reach.HOST` for wrappers that have others of
-    this host start it (docker exec); `Reach.ANYWHERE` for those that reach another host (ssh), whose processes prove no
-    more than that they have the secret, and of which only the wrapper can be signalled
+    reach -- where a worker is accepted: below the wrapper; `Reach.HOST` for a wrapper that lets a daemon of this host
+    start it (docker exec); `Reach.ANYWHERE` for one that reaches another host (ssh): its worker proves only that it has
+    the secret, and only the wrapper can be signalled
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CommandLauncher(EpollLauncher):
         self._order_writers[worker.order_writer.descriptor] = worker.order_writer
         self._epoll.register(worker.process, select.EPOLLIN)
         self._epoll.register(worker.order_writer.descriptor, select.EPOLLOUT)
-        # A handle of its own: who closes that must not make this launcher blind.
+        # A pidfd of its own for the receiver, which closes it; this launcher still watches the other one.
         process = Process(worker.process.pid, os.dup(worker.process.fileno()))
         self._add_event(Launched(order.attempt, process, self._reach))
 
@@ -83,13 +83,13 @@ class CommandLauncher(EpollLauncher):
         self._workers, self._order_writers = {}, {}
 
     def _handle(self, descriptor: int, mask: int) -> None:
-        """Three cases: nobody reads an order any more; a worker takes more of it; a wrapper has ended."""
+        """Handle a pipe without a reader, a pipe that has room again, or the pidfd of a wrapper that has ended."""
         if descriptor in self._order_writers and mask & select.EPOLLERR:
             self._epoll.unregister(descriptor)
             os.close(self._order_writers.pop(descriptor).descriptor)
         elif descriptor in self._order_writers:
             if self._order_writers[descriptor].write():
-                # Kept open: its end tells the worker of ours. A wrapper may have handed over and ended long before.
+                # It stays open: its end of file announces the end of this process, also if the wrapper ended before.
                 self._epoll.modify(descriptor, 0)
         elif descriptor in self._workers:
             self._epoll.unregister(descriptor)
@@ -97,7 +97,7 @@ class CommandLauncher(EpollLauncher):
 
 
 class _OrderWriter:
-    """The end by which a worker gets its order."""
+    """The writing end of the pipe that carries a worker's order."""
 
     def __init__(self, descriptor: int, order: bytes) -> None:
         self.descriptor = descriptor
@@ -105,19 +105,19 @@ class _OrderWriter:
         os.set_blocking(descriptor, False)
 
     def write(self) -> bool:
-        """Write what fits; tell whether nothing is left to write."""
+        """Write as much as fits; return whether everything is written."""
         try:
             while self._rest:
                 self._rest = self._rest[os.write(self.descriptor, self._rest) :]
         except BlockingIOError:
             return False
         except BrokenPipeError:
-            pass  # Told once more, as an error of the descriptor.
+            pass  # epoll reports it as EPOLLERR.
         return True
 
 
 class _StartedWorker:
-    """One program started for one order."""
+    """A program that was started for one order."""
 
     def __init__(self, command: list[str], order: Order, *, inherits: bool) -> None:
         theirs, ours = os.pipe()
@@ -130,7 +130,7 @@ class _StartedWorker:
                 env=order.env,
                 cwd=order.cwd,
                 pass_fds=(theirs,) if inherits else (),
-                start_new_session=True,  # Its own group, and no terminal on which it could wait for an answer.
+                start_new_session=True,  # A group of its own, and no terminal: a wrapper must not wait for input.
             )
         except BaseException:
             os.close(ours)
@@ -142,14 +142,14 @@ class _StartedWorker:
         self.process = self._hold_process()
 
     def reap(self) -> Exited:
-        """Reap it, and before that, while its zombie pins the number, kill what is left of its group."""
+        """Kill the rest of its process group, then reap it: until then its zombie keeps the group id."""
         self.process.signal_group(signal.SIGKILL)
         return Exited(self._order.attempt, *self._wait_result())
 
     def stop(self, deadline: float, *, ours: bool) -> None:
-        """Kill and reap it; not if it is detached or another process's."""
+        """Kill and reap it, unless it is detached or belongs to another process."""
         if not ours or self._order.detach:
-            self._popen.returncode = 0  # Not to be waited for by us.
+            self._popen.returncode = 0  # Keeps Popen from waiting for it.
             return
         self.process.signal_group(signal.SIGKILL)
         if self.process.wait(deadline - time.monotonic()):
@@ -160,28 +160,28 @@ class _StartedWorker:
             process = Process.open(self._popen.pid)
         except ProcessLookupError as error:
             self._abandon()
-            raise ProcessLookupError(errno.ESRCH, f"it was reaped at once, by somebody else; or {_IGNORED}") from error
+            raise ProcessLookupError(errno.ESRCH, f"other code of this process has reaped it; or {_IGNORED}") from error
         except OSError:
             self._abandon()
             raise
         if process.alive() and not _is_own_child(process):
-            # Reaped by somebody else, and its number given again, before it could be held.
+            # Reaped by other code, such as waitpid(-1), and its pid reused before the pidfd was opened.
             process.close()
             self._abandon()
-            raise ProcessLookupError(errno.ESRCH, "it was reaped at once, by somebody else")
+            raise ProcessLookupError(errno.ESRCH, "other code of this process has reaped it")
         return process
 
     def _abandon(self) -> None:
-        os.close(self.order_writer.descriptor)  # A worker that finds the end instead of its order ends.
-        self._popen.kill()  # By number, but it looks first whether that is a child of ours still.
+        os.close(self.order_writer.descriptor)  # A worker exits if it reads the end of file instead of its order.
+        self._popen.kill()  # By pid, but Popen polls first whether that is still its child.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(KILL_WAIT_S)
 
     def _wait_result(self) -> tuple[int | None, int | None, int | None, float | None]:
-        """Return exit code, signal, most memory and processor time; nothing where another reaper was faster."""
-        self._popen.returncode = 0  # Keeps Popen from waiting for it, now or ever.
+        """Return exit code, signal, peak memory and processor time; all None if other code has reaped it."""
+        self._popen.returncode = 0  # Keeps Popen from waiting for it.
         try:
-            # Looked at first by descriptor: only then does the number that wait4() needs surely mean it.
+            # WNOWAIT by pidfd first: it proves that the pid, which wait4() needs, still belongs to this zombie.
             if os.waitid(os.P_PIDFD, self.process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None, None, None, None
             _, status, usage = os.wait4(self._popen.pid, os.WNOHANG)
@@ -193,7 +193,7 @@ class _StartedWorker:
 
 
 def _is_own_child(process: Process) -> bool:
-    """Tell whether it is a child of this process, whatever its number says."""
+    """Return whether it is a child of this process, tested by pidfd."""
     try:
         os.waitid(os.P_PIDFD, process.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -75,7 +75,7 @@ class ChildProcess(NamedTuple):
 
 
 class ForkContext(NamedTuple):
-    """What a fork has inherited from its zygote: its parent, descriptors to close, control group, exit hooks."""
+    """State that a fork inherits from its zygote: pid, descriptors to close, control group, exit hooks."""
 
     pid: int
     descriptors: list[int]
@@ -209,7 +209,7 @@ def own_children() -> set[int]:
 
 
 def _find_entry(entry: str) -> Entry:
-    """Return the function ``module:function``; with ``:argument``, what that function returns for the argument."""
+    """Return the function ``module:function``; with ``:argument``, the result of calling it with the argument."""
     module, _, rest = entry.partition(":")
     function, _, argument = rest.partition(":")
     found = getattr(importlib.import_module(module), function)

@@ -106,7 +106,7 @@ def test_closed_process_is_left_alone(pausing):
         assert process.closed
         assert not process.signal(signal.SIGKILL)
         assert not process.signal_group(signal.SIGKILL)
-        with pytest.raises(ValueError, match="no longer held"):
+        with pytest.raises(ValueError, match="is closed"):
             process.fileno()
     assert pausing.alive()
 

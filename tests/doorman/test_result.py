@@ -282,7 +282,7 @@ def test_an_error_that_cannot_be_changed_has_its_cause_all_the_same():
     [
         ((None, None, None, "cannot run x"), "no process was started: cannot run x"),
         ((None, 127, None), "no process was started, exit code 127"),
-        ((5, None, None), "process 5 ended without a result; nobody could see how"),
+        ((5, None, None), "process 5 ended without a result; its exit status is unknown"),
         ((5, 3, None, "why"), "process 5 ended without a result, exit code 3: why"),
         ((5, None, 9), "process 5 ended without a result, killed by SIGKILL"),
     ],
