@@ -1,8 +1,8 @@
-"""Checksums: hash Python's standard library, one fresh process for each top-level package or module.
+"""Compute checksums of Python's standard library, with one process for each top-level package or module.
 
-Run it with ``make demo``, or over another backend with ``make demo LOCATION=zmq+tcp``, which may be a whole URL. Each
-process proves who it is before its task begins, tells its progress through Remit, and returns its digests; at the end
-they are compared with those of an independent pass in this process.
+Run it with ``make demo``, or over another transport with ``make demo LOCATION=zmq+tcp``; LOCATION may also be a URL.
+Each process proves its identity before its task starts, emits its progress as Remit events and returns its digests. At
+the end they are compared with digests computed in this process.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pathlib import Path
 from doorman import ProcessManager, Rule, Task, current_task
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
-TOGETHER = 4 * (os.cpu_count() or 1)
-"""Processes that may run at once while the machine is busy."""
+MAX_PROCESSES = 4 * (os.cpu_count() or 1)
+"""Processes while the machine is busy."""
 BLOCK = 1 << 20
 
 Digests = dict[str, tuple[str, int]]
-"""For each file its SHA-256 and its size in bytes."""
+"""SHA-256 and size in bytes of each file."""
 
 
 def main() -> int:
-    """Hash everything, show who did it, and check it; return the exit code."""
+    """Hash all files, print the processes, verify the digests; return the exit code."""
     location = sys.argv[1] if len(sys.argv) > 1 else None
     if location and "://" not in location:
-        os.environ["REMIT_TRANSPORT"], location = location, None  # A private location over that transport.
+        os.environ["REMIT_TRANSPORT"], location = location, None  # a private location over that transport
     packages = sorted(packages_of(LIBRARY))
     with ProcessManager(location) as manager:
-        manager.add_rule(Rule(processes=TOGETHER, minimum_processor_load=50, maximum_processor_load=100))
+        manager.add_rule(Rule(processes=MAX_PROCESSES, minimum_processor_load=50, maximum_processor_load=100))
         progress = Progress(len(packages))
         manager.server.add_listener("hashed", progress.hashed)
         tasks = [manager.add_task(Task(hash_package, str(path), name=path.stem)) for path in packages]
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def packages_of(library: Path) -> Iterator[Path]:
-    """Yield each top-level package and module, without what was installed beside them."""
+    """Yield each top-level package and module, without installed distributions."""
     for path in library.iterdir():
         if path.name in ("site-packages", "dist-packages", "__pycache__"):
             continue
@@ -58,20 +58,20 @@ def packages_of(library: Path) -> Iterator[Path]:
 
 
 def hash_package(package: str) -> Digests:
-    """Run in a process of its own: hash each file of a package, and tell how far it is."""
+    """Hash each file of a package and report progress. Runs in a worker process."""
     digests: Digests = {}
-    told = time.monotonic()
+    reported = time.monotonic()
     for path in files_of(Path(package)):
         digests[str(path)] = hash_file(path)
-        if time.monotonic() - told > 0.1:
-            told = time.monotonic()
+        if time.monotonic() - reported > 0.1:
+            reported = time.monotonic()
             current_task().emit("hashed", current_task().name, len(digests))
     current_task().emit("hashed", current_task().name, len(digests))
     return digests
 
 
 def files_of(package: Path) -> Iterator[Path]:
-    """Yield the files of a package; the byte code that Python itself may be writing just now is left out."""
+    """Yield the files of a package, except byte code, which Python may be writing."""
     if package.is_file():
         yield package
         return
@@ -91,25 +91,25 @@ def hash_file(path: Path) -> tuple[str, int]:
 
 
 class Progress:
-    """One line on the terminal: how many files of how many packages are hashed."""
+    """Progress line on the terminal: numbers of hashed files and packages."""
 
     def __init__(self, packages: int) -> None:
         self._packages = packages
         self._files: dict[str, int] = {}
 
     def hashed(self, package: str, files: int) -> None:
-        """Listener: a process says how many files it has hashed."""
+        """Listener: record how many files of a package are hashed."""
         self._files[package] = files
 
     def show(self, *, last: bool = False) -> None:
-        """Write the line anew; without a terminal only the last one."""
+        """Rewrite the line; without a terminal print only the last one."""
         if last or sys.stdout.isatty():
             line = f"{sum(self._files.values())} files hashed in {len(self._files)} of {self._packages} packages"
             print(f"\r{line}" if sys.stdout.isatty() else line, end="\n" if last else "", flush=True)
 
 
 def show(tasks: list[Task]) -> None:
-    """Print who did what: the process recorded is the one that proved itself."""
+    """Print each task with its proven process."""
     print(f"{'task':<28}{'pid':>8}{'inode':>10}{'attempt':>9}{'seconds':>9}{'exit':>6}{'bytes':>12}")
     for task in tasks:
         digests: Digests = task.result()
@@ -123,7 +123,7 @@ def show(tasks: list[Task]) -> None:
 
 
 def check(tasks: list[Task], seconds: float) -> int:
-    """Hash everything once more, here, and compare."""
+    """Hash all files again in this process and compare."""
     found = {path: digest for task in tasks for path, digest in task.result().items()}
     expected = {str(path): hash_file(path) for package in packages_of(LIBRARY) for path in files_of(package)}
     wrong = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))

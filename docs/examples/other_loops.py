@@ -1,4 +1,4 @@
-"""Run tasks under trio, anyio and Qt, as far as they are installed: ``python other_loops.py``."""
+"""Run tasks under trio, anyio and Qt, if they are installed: ``python other_loops.py``."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def under_qt(manager: ProcessManager) -> None:
     application.exec()
 
 
-def under_nothing(manager: ProcessManager) -> None:
+def without_a_loop(manager: ProcessManager) -> None:
     while manager.tick():
         manager.wait(1.0)
 
 
 LOOPS: dict[str, Callable[[ProcessManager], None]] = {
-    "doorman": under_nothing,
+    "doorman": without_a_loop,
     "trio": under_trio,
     "anyio": under_anyio,
     "PySide6": under_qt,

@@ -1,7 +1,7 @@
-"""The relay of the ZeroMQ guide, with processes: step 1 signals step 2, which signals step 3.
+"""Relay of the ZeroMQ guide with processes: step 1 signals step 2, which signals step 3.
 
-Run it as ``python relay.py [TRANSPORT]``, such as ``zmq+tcp`` or ``redis://127.0.0.1:6379/0``; without one it
-takes Unix sockets. Each step is a task; each pair is exclusive, so that no step can be signalled by a stranger.
+Run it as ``python relay.py [TRANSPORT]``, such as ``zmq+tcp`` or ``redis://127.0.0.1:6379/0``; the default
+is Unix sockets. Each step is a task. Each pair has exactly two members, so no other process can signal a step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from remit import Location, Pair
 
 
 def step1(next_step: Location) -> str:
-    """Begin, and signal the next step."""
+    """Signal the next step."""
     with Pair.connect(next_step) as pair:
         pair.signal("step 1")
     return "step 1 signalled"
@@ -27,7 +27,7 @@ def step2(mine: Location, next_step: Location) -> str:
     return "step 2 signalled"
 
 
-def places(scheme: str, folder: str) -> tuple[Location, Location]:
+def locations(scheme: str, folder: str) -> tuple[Location, Location]:
     """Return two locations of a transport."""
     if "://" in scheme:
         return Location(scheme, prefix="step2"), Location(scheme, prefix="step3")
@@ -37,9 +37,9 @@ def places(scheme: str, folder: str) -> tuple[Location, Location]:
 
 
 def main() -> None:
-    """Be step 3, and run the two others as processes."""
+    """Run steps 1 and 2 as processes, and step 3 here."""
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
-        second, third = places(sys.argv[1] if len(sys.argv) > 1 else "unix", folder)
+        second, third = locations(sys.argv[1] if len(sys.argv) > 1 else "unix", folder)
         with ProcessManager() as manager, Pair.bind(third) as pair:
             tasks = [manager.add_task(Task(step2, second, third)), manager.add_task(Task(step1, second))]
             manager.run()

@@ -1,6 +1,6 @@
-"""The multithreaded server of the ZeroMQ guide, with processes: five workers answer, over any transport.
+"""Multithreaded server of the ZeroMQ guide with processes: five workers reply, over any transport.
 
-Run it as ``python worker_pool.py [LOCATION]``. One worker is killed while it works; nothing is lost.
+Run it as ``python worker_pool.py [LOCATION]``. One worker is killed during its work; no request is lost.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from remit import Client
 
 
 def greet(name: str) -> tuple[str, int]:
-    """Answer one request, which takes a moment."""
+    """Reply to one request after some milliseconds."""
     time.sleep(0.01)
     return f"hello {name}", os.getpid()
 
 
 def main() -> None:
-    """Ask two hundred times, and kill a worker meanwhile."""
+    """Send two hundred requests and kill a worker during them."""
     with WorkerPool(greet, processes=5, name="greet", location=sys.argv[1] if len(sys.argv) > 1 else None) as pool:
         serving = threading.Thread(target=pool.run)
         serving.start()
