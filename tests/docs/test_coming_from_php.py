@@ -1,4 +1,4 @@
-"""The page for those who come from PHP leaves out no name of the ancestor, and invents none of ours."""
+"""The page "Coming from PHP" has every name of the PHP package, and no name that does not exist here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLASSES = ("CallbackTask", "CallbackHandler", "InMemoryRule", "InMemoryRules", "
 OURS = ("doorman", "doorman.errors", "doorman.load", "doorman.launcher.command", "doorman.launcher.zygote")
 
 
-def test_each_name_of_the_ancestor_is_told() -> None:
+def test_each_name_of_the_ancestor_has_a_row() -> None:
     names = [f"`{owner}.{name}`" for owner, members in ANCESTOR.items() for name in members]
     names += [f"`{name}`" for name in (*CLASSES, "SynchronousManager", "GroupProcessManager")]
     assert [name for name in names if name not in PAGE] == []
@@ -62,7 +62,7 @@ def test_each_class_and_member_of_ours_exists() -> None:
 
 
 def _made(owner: type) -> set[str]:
-    """Return the attributes that a class, or one that it is built on, gives its objects when they are made."""
+    """Return the attributes that a class or its bases assign to their instances."""
     modules = {each.__module__ for each in owner.__mro__ if each is not object}
     source = "\n".join(Path(importlib.import_module(module).__file__ or "").read_text() for module in sorted(modules))
     return set(re.findall(r"\bself\.(\w+)(?:, self\.\w+)*(?:: [^=]+)? =", source)) | set(
@@ -72,7 +72,7 @@ def _made(owner: type) -> set[str]:
 
 @pytest.mark.parametrize("number", range(1, 21))
 def test_each_bug_of_the_ancestor_is_kept_or_fixed_and_has_a_test(number: int) -> None:
-    [told] = re.findall(rf"^\| B{number} \|.*\|(.*)\|$", PAGE, re.MULTILINE)
+    [shown] = re.findall(rf"^\| B{number} \|.*\|(.*)\|$", PAGE, re.MULTILINE)
     [docstring] = re.findall(rf'def test_B{number:02}_[^\n]*\n    """([^\n]*)"""', TESTS)
-    decided = [[word for word in ("Fix:", "Keep:") if word in text] for text in (told, docstring)]
+    decided = [[word for word in ("Fix:", "Keep:") if word in text] for text in (shown, docstring)]
     assert decided[0] == decided[1] != []

@@ -1,4 +1,4 @@
-"""The page on the command line: each console block is typed into a shell, and prints what the page says."""
+"""Each console block of the command-line page runs in a shell and prints the output on the page."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ DEADLINE = 60.0
 
 
 def typed(block: str) -> list[tuple[str, str]]:
-    """The command lines of a block, each with what it prints; ``...`` stands for anything."""
+    """Return the command lines of a block with their output; ``...`` stands for any text."""
     return [(command, output) for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)]
 
 
 def pattern(output: str) -> str:
-    """What is printed may be wider than on the page: a pid has as many digits as it has."""
+    """Return a pattern for the output; columns may be wider than on the page, as for a longer pid."""
     return re.sub(r"(\\ )+", " +", re.escape(output)).replace(r"\.\.\.", ".*")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[typed(block)[0][0][:30] for block in BLOCKS])
-def test_a_console_block_prints_what_it_says(block: str, tmp_path: Path, short_path: Path) -> None:
+def test_a_console_block_prints_its_output(block: str, tmp_path: Path, short_path: Path) -> None:
     programs = short_path / "bin"
     programs.mkdir()
     for name in ("doorman", "remit"):

@@ -40,10 +40,10 @@ def test_the_core_knows_no_backend() -> None:
 
 
 def test_each_entry_of_the_catalogues_is_forced_by_a_test_of_its_name() -> None:
-    told = {
+    listed = {
         f"I{int(number):02}" for number in re.findall(r"^\| I(\d+) \|", (ROOT / "docs/identity.md").read_text(), re.M)
     }
     of_the_ancestor = {f"B{number:02}" for number in range(1, 21)}
     tests = "\n".join(path.read_text() for path in (ROOT / "tests/doorman").rglob("test_*.py"))
-    assert told == {f"I{number:02}" for number in range(1, 23)}
-    assert told | of_the_ancestor == set(re.findall(r"def test_([IB]\d\d)_", tests))
+    assert listed == {f"I{number:02}" for number in range(1, 23)}
+    assert listed | of_the_ancestor == set(re.findall(r"def test_([IB]\d\d)_", tests))

@@ -1,4 +1,4 @@
-"""`doorman ps`, `stop` and `top`: what is told of running managers, over every transport, and who is stopped."""
+"""`doorman ps`, `stop` and `top`: views of running managers over every transport, and ordered stops."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def test_a_manager_is_named_by_its_location(short_path: Path) -> None:
     location = f"unix://{short_path}/here"
     with started("run", "--location", location, *SLEEP) as process:
         wait_until(lambda: registry.entries())
-        told = json.loads(doorman("ps", "--json", "--location", location).stdout)
-        assert [(view["kind"], view["process"]["pid"]) for view in told] == [("run", process.pid)]
+        message = json.loads(doorman("ps", "--json", "--location", location).stdout)
+        assert [(view["kind"], view["process"]["pid"]) for view in message] == [("run", process.pid)]
         assert doorman("stop", "--location", location, "sleep").returncode == 0
 
 
-def test_nothing_runs_here() -> None:
+def test_no_manager_runs() -> None:
     done = doorman("ps")
     assert (done.returncode, done.stdout) == (0, "no managers run here: start one by `doorman run`, `map` or `up`\n")
 
 
-def test_what_a_killed_manager_left_is_removed(runtime_folder: Path) -> None:
+def test_the_entry_of_a_killed_manager_is_removed(runtime_folder: Path) -> None:
     with started("run", "--name", "gone", *SLEEP) as process:
         until_seen("gone", running)
         process.kill()
@@ -67,7 +67,7 @@ def test_what_a_killed_manager_left_is_removed(runtime_folder: Path) -> None:
         assert [*left.iterdir()] == []
 
 
-def test_a_manager_that_does_not_answer_is_told() -> None:
+def test_a_silent_manager_is_reported() -> None:
     with started("run", "--name", "still", *SLEEP) as process:
         until_seen("still", running)
         process.send_signal(signal.SIGSTOP)
@@ -100,7 +100,7 @@ def test_a_name_that_several_managers_know_needs_theirs() -> None:
         assert looked_at("a") is not None
 
 
-def test_what_waits_is_dropped() -> None:
+def test_a_waiting_task_is_cancelled() -> None:
     with started("map", "-j", "1", "--name", "m", "sleep", ":::", "1000", "1001") as process:
         until_seen("m", lambda view: (view.running, view.waiting) == (1, 1))
         assert doorman("stop", "1001").stdout == "1001 waited, and is cancelled\n"
@@ -116,7 +116,7 @@ def test_a_whole_manager_is_stopped_by_its_name() -> None:
         assert ended(process)[0] == 128 + signal.SIGTERM
 
 
-def test_what_lives_on_is_told() -> None:
+def test_a_process_that_still_runs_is_reported() -> None:
     command = ("sh", "-c", "trap '' TERM; echo up; exec sleep 1000")
     with started("run", "--name", "deaf", "--grace", "1000", "--", *command) as process:
         assert process.stdout is not None
@@ -127,7 +127,7 @@ def test_what_lives_on_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("stop", "nobody"), "no task or manager is named 'nobody' (running: nothing)"),
         (("ps", "--manager", "nobody"), "no manager named 'nobody' runs here (known: none)"),
@@ -135,10 +135,10 @@ def test_what_lives_on_is_told() -> None:
         (("top", "--once", "--location", "nowhere"), "no location is named 'nowhere'"),
     ],
 )
-def test_what_is_not_there_is_told(words: tuple[str, ...], told: str) -> None:
+def test_an_unknown_target_is_reported(words: tuple[str, ...], message: str) -> None:
     done = doorman(*words)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

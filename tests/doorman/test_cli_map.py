@@ -47,8 +47,8 @@ def test_inputs_may_end_with_nul() -> None:
     assert doorman("map", "-0k", "echo", stdin="a\nb\0c\0").stdout == "a\nb\nc\n"
 
 
-def test_outputs_come_whole_and_in_order() -> None:
-    """The first input ends last: it waits for a file that the last one makes."""
+def test_outputs_are_whole_and_in_order() -> None:
+    """The first input finishes last: it waits for a file that the last one creates."""
     script = (
         "echo begin $1; case $1 in 1) while ! test -e done; do sleep 0.01; done;; 3) touch done;; esac; echo end $1"
     )
@@ -89,21 +89,21 @@ def test_failures_are_tried_again(tmp_path: Path) -> None:
     assert (done.returncode, (tmp_path / "a").read_text()) == (0, "x\n" * 3)
 
 
-def test_halt_now_stops_what_runs() -> None:
+def test_halt_now_stops_running_tasks() -> None:
     script = "test $0 = 2 && exit 7; sleep 1000"
     done = doorman("map", "-j", "2", "--halt", "now", "sh", "-c", script, ":::", "1", "2", "3", "4", "5")
-    told = {row[0]: row[1] for row in rows(done.stderr)}
-    assert (done.returncode, told["1"], told["2"]) == (1, "cancelled", "failed")
+    message = {row[0]: row[1] for row in rows(done.stderr)}
+    assert (done.returncode, message["1"], message["2"]) == (1, "cancelled", "failed")
     assert "4 not run or stopped" in done.stderr
 
 
-def test_halt_soon_lets_what_runs_end(tmp_path: Path) -> None:
+def test_halt_soon_lets_running_tasks_finish(tmp_path: Path) -> None:
     script = (
         "test $0 = 2 && touch failing && exit 7; while ! test -e failing; do sleep 0.01; done; sleep 0.3; touch ended"
     )
     done = doorman("map", "-j", "2", "--halt", "soon", "sh", "-c", script, ":::", "1", "2", "3", "4", "5", cwd=tmp_path)
-    told = {row[0]: row[1] for row in rows(done.stderr)}
-    assert (done.returncode, told["1"], told["2"]) == (1, "done", "failed")
+    message = {row[0]: row[1] for row in rows(done.stderr)}
+    assert (done.returncode, message["1"], message["2"]) == (1, "done", "failed")
     assert (tmp_path / "ended").exists()
 
 
@@ -140,14 +140,14 @@ def running_first(view: object) -> bool:
     return all(task.state == "running" for task in view.tasks[:2])  # type: ignore[attr-defined]
 
 
-def test_one_that_somebody_stopped_counts_as_failed() -> None:
+def test_a_task_stopped_alone_counts_as_failed() -> None:
     with started("map", "--name", "one", "sleep", ":::", "1000") as process:
         until_seen("one", running)
         assert doorman("stop", "1000").returncode == 0
         assert ended(process)[0] == 1
 
 
-def test_what_a_journal_says_is_done_is_not_run_again(tmp_path: Path) -> None:
+def test_a_command_that_is_done_in_the_journal_is_skipped(tmp_path: Path) -> None:
     """The second of three fails; the first manager is killed while the third runs."""
     script = "echo $0 >> ran; test $0 != b -o -e mended || exit 1; test $0 != c -o -e mended || exec sleep 1000"
     words = ("map", "-j", "1", "-k", "--name", "m", "--resume", str(tmp_path / "j"), "--cwd", str(tmp_path))
@@ -164,7 +164,7 @@ def test_what_a_journal_says_is_done_is_not_run_again(tmp_path: Path) -> None:
     assert "2 done, 0 failed, 1 done before in" in done.stderr
 
 
-def test_who_reads_no_more_ends_it() -> None:
+def test_a_closed_output_pipe_ends_it() -> None:
     command = [*DOORMAN, "map", "-j", "2", "--table", "none", "echo"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -179,7 +179,7 @@ def test_who_reads_no_more_ends_it() -> None:
 
 
 @pytest.mark.parametrize("words", [("echo", "{}"), ("--dry-run", "echo", "{}"), ("sh", "-c", "echo {} >&2; exit 1")])
-def test_who_reads_neither_output_nor_errors_sees_no_traceback(words: tuple[str, ...]) -> None:
+def test_closed_output_and_error_pipes_cause_no_traceback(words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [*DOORMAN, "map", *words, ":::", *"abc"]
@@ -222,7 +222,7 @@ def _some(descriptor: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("map",), "no command given"),
         (("map", ":::", "a"), "no command given"),
@@ -234,15 +234,15 @@ def _some(descriptor: int) -> bytes:
         (("map", "--resume", "README.md", "echo", ":::", "a"), "README.md"),
     ],
 )
-def test_what_makes_no_sense_is_told(words: tuple[str, ...], told: str) -> None:
+def test_an_invalid_command_line_is_reported(words: tuple[str, ...], message: str) -> None:
     done = doorman(*words)
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_folder_of_a_map_that_was_killed_is_removed_by_the_next(tmp_path: Path, monkeypatch) -> None:
-    """Not that of one that is at work."""
+    """The folder of a running map stays."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     def folders() -> set[Path]:

@@ -74,7 +74,7 @@ def test_a_procfile_names_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("web python", "line 1: 'web python' is not 'name: command'"),
         ("a: x\na: y", "line 2: 'a' occurs twice"),
@@ -82,13 +82,13 @@ def test_a_procfile_names_commands() -> None:
         ("a: 'x", "cannot read the command"),
     ],
 )
-def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
-    with pytest.raises(BadCommandLine, match=told):
+def test_an_invalid_procfile_is_reported(text: str, message: str) -> None:
+    with pytest.raises(BadCommandLine, match=message):
         read_procfile(text)
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "message"),
     [
         ({"web": "x"}, r"'web' is not a table: write, for example, \[web\]"),
         ({"web": {"comand": "x"}}, "has no key 'comand'; did you mean 'command'"),
@@ -104,8 +104,8 @@ def test_a_procfile_that_makes_no_sense_is_told(text: str, told: str) -> None:
         ({}, "it names no process"),
     ],
 )
-def test_a_table_that_makes_no_sense_is_told(table: dict[str, object], told: str) -> None:
-    with pytest.raises(BadCommandLine, match=told):
+def test_an_invalid_table_is_reported(table: dict[str, object], message: str) -> None:
+    with pytest.raises(BadCommandLine, match=message):
         read_table(table)
 
 
@@ -124,7 +124,7 @@ def test_the_first_file_that_is_here_is_the_plan(tmp_path: Path, monkeypatch: py
         assert (plan.folder, list(plan.programs)) == (tmp_path, [name])
 
 
-def test_a_program_comes_back_as_its_tasks_policy_says() -> None:
+def test_a_program_has_the_restart_options_of_its_table() -> None:
     program = Program(command="x", restart="transient", intensity=3, period=20.0, backoff=1.0, max_backoff=0.5)
     assert program.restart_options == {
         "restart": "transient",
@@ -134,7 +134,7 @@ def test_a_program_comes_back_as_its_tasks_policy_says() -> None:
     assert Program(command="x", restart="temporary").restart_options == {}
 
 
-def test_values_are_told_as_people_read_them() -> None:
+def test_sizes_and_ages_have_units() -> None:
     assert [format_memory(size) for size in (None, 5, 2048, 5 << 20, 3 << 30)] == ["-", "5", "2.0K", "5.0M", "3.0G"]
     assert [format_age(seconds) for seconds in (None, 1.25, 187, 7500, 273600)] == [
         "-",

@@ -1,4 +1,4 @@
-"""`doorman run`: output, exit codes, signals, and that nothing is left of what was stopped."""
+"""`doorman run`: output, exit codes, signals, and no process left after a stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_output_and_exit_code_are_the_commands() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
 
 
-def test_a_signal_is_told_as_the_shells_do() -> None:
+def test_the_exit_code_of_a_signal_is_that_of_a_shell() -> None:
     assert doorman("run", "--", "sh", "-c", "kill -USR1 $$").returncode == 128 + signal.SIGUSR1
 
 
@@ -48,7 +48,7 @@ def test_a_signal_ends_it_with_its_whole_tree(number: signal.Signals) -> None:
         assert grandchild.wait(DEADLINE)
 
 
-def test_what_does_not_heed_term_is_killed_after_the_grace() -> None:
+def test_a_process_that_ignores_term_is_killed_after_the_grace() -> None:
     with started("run", "--grace", "0.1", "--", "sh", "-c", "trap '' TERM; echo up; exec sleep 1000") as process:
         assert line_of(process) == "up"
         process.terminate()
@@ -82,7 +82,7 @@ def test_it_is_tried_again(tmp_path: Path) -> None:
     assert (done.returncode, (tmp_path / "tries").read_text()) == (0, "x\n" * 3)
 
 
-def test_it_says_who_the_process_is_and_how_it_ended() -> None:
+def test_verbose_prints_the_process_and_its_end() -> None:
     done = doorman("run", "--verbose", "--", "sh", "-c", "echo $$")
     proven, over = done.stderr.splitlines()
     assert re.fullmatch(r"doorman: 'sh' is pid (\d+) \(pidfd-inode\)", proven)
@@ -91,7 +91,7 @@ def test_it_says_who_the_process_is_and_how_it_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("run",), "no command given: write it after '--'"),
         (("run", "--expires", "soon", "--", "true"), "'soon' is not a number of seconds above 0"),
@@ -104,14 +104,14 @@ def test_it_says_who_the_process_is_and_how_it_ended() -> None:
         (("ps", "--", "x"), "unrecognized arguments: -- x"),
     ],
 )
-def test_what_makes_no_sense_is_told(words: tuple[str, ...], told: str) -> None:
+def test_an_invalid_command_line_is_reported(words: tuple[str, ...], message: str) -> None:
     done = doorman(*words)
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_command_that_is_not_there_is_told() -> None:
+def test_an_unknown_command_is_reported() -> None:
     done = doorman("run", "--", "no-such-command")
     assert (done.returncode, done.stderr) == (127, "doorman: cannot run no-such-command: No such file or directory\n")
 
@@ -123,7 +123,7 @@ def test_help_is_there(command: str) -> None:
     assert done.stdout.startswith(f"usage: doorman {command}")
 
 
-def test_who_reads_no_more_ends_what_goes_into_files_too(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_ends_it_with_log_files_too(tmp_path: Path) -> None:
     with started(
         "run", "--log-path", str(tmp_path), "--", "sh", "-c", "echo a; read x; echo b; exec sleep 1000"
     ) as process:
@@ -138,7 +138,7 @@ def test_who_reads_no_more_ends_what_goes_into_files_too(tmp_path: Path) -> None
         assert process.stderr.read() == ""
 
 
-def test_a_command_reads_what_doorman_is_given_to_read() -> None:
+def test_a_command_reads_the_standard_input_of_doorman() -> None:
     assert doorman("run", "--", "sh", "-c", "read one; echo $one; cat", stdin="a\nb\nc\n").stdout == "a\nb\nc\n"
 
 

@@ -1,4 +1,4 @@
-"""`doorman up`: prefixed lines, restarts, an ordered stop, and what its files may say."""
+"""`doorman up`: prefixed lines, restarts, an ordered stop, and errors in its files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_procfile_is_enough_and_its_folder_is_theirs(tmp_path: Path) -> None:
         assert ended(process)[0] == 0
 
 
-def test_what_ends_comes_back_with_another_process(tmp_path: Path) -> None:
+def test_a_process_that_ends_is_restarted(tmp_path: Path) -> None:
     text = "[flaps]\ncommand = 'echo $$; read line < fifo; exit 3'\nbackoff = 0.01\n"
     script = f"mkfifo {tmp_path}/fifo"
     assert doorman("run", "--", "sh", "-c", script).returncode == 0
@@ -74,7 +74,7 @@ def test_what_ends_comes_back_with_another_process(tmp_path: Path) -> None:
         assert (code, errors.count("failed: 3; again in")) == (0, 3)
 
 
-def test_what_comes_back_too_often_is_given_up_and_all_ends(tmp_path: Path) -> None:
+def test_too_many_restarts_stop_all_programs(tmp_path: Path) -> None:
     text = "[stays]\ncommand = 'sleep 1000'\n[flaps]\ncommand = 'false'\nintensity = 2\nbackoff = 0.01\n"
     done = doorman("up", plan(tmp_path, text))
     assert done.returncode == 1
@@ -82,8 +82,8 @@ def test_what_comes_back_too_often_is_given_up_and_all_ends(tmp_path: Path) -> N
     assert "stays | (cancelled: SIGTERM)" in done.stderr
 
 
-def test_what_waits_to_come_back_is_shown_and_can_be_stopped_for_good(tmp_path: Path) -> None:
-    """Whoever looks sees the task that waits, how often it was replaced, and what for."""
+def test_a_task_that_waits_for_its_restart_is_shown_and_can_be_stopped(tmp_path: Path) -> None:
+    """`doorman ps` shows the waiting task with its attempt and the reason."""
     text = "[flaps]\ncommand = 'false'\nbackoff = 1000\n[stays]\ncommand = 'sleep 1000'\n"
     with started("up", "--name", "u", plan(tmp_path, text)) as process:
         view = until_seen("u", lambda view: view.waiting == 1)
@@ -97,12 +97,12 @@ def test_what_waits_to_come_back_is_shown_and_can_be_stopped_for_good(tmp_path: 
         assert (code, "flaps | (cancelled)" in errors) == (0, True)
 
 
-def test_what_ends_while_all_end_does_not_come_back(tmp_path: Path) -> None:
-    """Also if its turn to be stopped comes only after that of others."""
-    script = "trap 'touch told; sleep 0.3; exit 0' TERM; echo up; sleep 1000 & wait"
+def test_a_process_that_ends_during_the_stop_is_not_restarted(tmp_path: Path) -> None:
+    """Also if other programs are stopped first."""
+    script = "trap 'touch message; sleep 0.3; exit 0' TERM; echo up; sleep 1000 & wait"
     text = f"""
         [first]
-        command = ["sh", "-c", "echo up; until [ -e told ]; do sleep 0.01; done; echo $$ >> ended"]
+        command = ["sh", "-c", "echo up; until [ -e message ]; do sleep 0.01; done; echo $$ >> ended"]
         [last]
         command = ["sh", "-c", "{script}"]
         """
@@ -142,7 +142,7 @@ def test_a_second_signal_waits_for_no_grace(tmp_path: Path) -> None:
         assert "cancelled: SIGKILL" in ended(process)[2]
 
 
-def test_who_reads_neither_output_nor_errors_leaves_them_their_grace(tmp_path: Path) -> None:
+def test_closed_pipes_leave_the_processes_their_grace(tmp_path: Path) -> None:
     trap = "echo x; echo y >&2; sleep 0.5; echo well > ended; exit 0"
     command = f"""["sh", "-c", "trap '{trap}' TERM; echo up; while sleep 0.01; do echo on; done"]"""
     words = [*DOORMAN, "up", plan(tmp_path, f"[slow]\ncommand = {command}\n")]
@@ -163,14 +163,14 @@ def test_one_of_them_is_stopped_for_good(tmp_path: Path) -> None:
         assert ended(process)[0] == 0
 
 
-def test_what_they_write_is_kept_in_files_too(tmp_path: Path) -> None:
+def test_output_is_kept_in_files_too(tmp_path: Path) -> None:
     file = plan(tmp_path, "[a]\ncommand = 'echo hello'\nrestart = 'temporary'\n")
     assert doorman("up", "--log-path", str(tmp_path / "logs"), file).stdout == "a | hello\n"
     assert [path.read_text() for path in (tmp_path / "logs").glob("a-*.out")] == ["hello\n"]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("doorman.toml", "[a]\ncommand = 'x'\nrestat = 'never'\n", "did you mean 'restart'?"),
         ("doorman.toml", "[a\n", "doorman.toml: "),
@@ -179,16 +179,16 @@ def test_what_they_write_is_kept_in_files_too(tmp_path: Path) -> None:
         ("Procfile", "nonsense", "line 1: 'nonsense' is not 'name: command'"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_told(tmp_path: Path, name: str, text: str, told: str) -> None:
+def test_an_invalid_file_is_reported(tmp_path: Path, name: str, text: str, message: str) -> None:
     done = doorman("up", plan(tmp_path, text, name))
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     assert "cannot read /nowhere: No such file" in doorman("up", "/nowhere").stderr
     assert "there is no doorman.toml" in doorman("up", cwd=tmp_path).stderr
-    for text, told in (("tool = 1\n", "there is no doorman.toml"), ("[a\n", "doorman: pyproject.toml: ")):
+    for text, message in (("tool = 1\n", "there is no doorman.toml"), ("[a\n", "doorman: pyproject.toml: ")):
         plan(tmp_path, text, "pyproject.toml")
-        assert told in doorman("up", cwd=tmp_path).stderr
+        assert message in doorman("up", cwd=tmp_path).stderr

@@ -1,4 +1,4 @@
-"""Control: a manager in somebody's program answers those who may ask, and nobody else."""
+"""A manager with a control answers authorized queries, and refuses all others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 @contextmanager
 def asking(manager: ProcessManager, question: Any) -> Iterator[list[Any]]:
-    """Ask in a thread, ticking the manager meanwhile; what came of it is in the list."""
+    """Query the manager in a thread while this thread ticks it; yield a list with the answer or the error."""
     answers: list[Any] = []
 
     def ask() -> None:
@@ -63,19 +63,19 @@ def test_a_manager_of_ones_own_is_found_and_asked(crossing_location: Location) -
         with remote:
             view = asked(manager, remote.look)
             assert (view.name, view.kind, view.progress, view.running) == ("mine", "manager", "half", 1)
-            [told] = view.tasks
-            assert (told.name, told.state, told.identity) == ("stays", "running", task.identity)
-            assert told.memory > 1 << 20
-            assert asked(manager, lambda: remote.stop(told.id, "an attempt before")) == "replaced"
+            [seen] = view.tasks
+            assert (seen.name, seen.state, seen.identity) == ("stays", "running", task.identity)
+            assert seen.memory > 1 << 20
+            assert asked(manager, lambda: remote.stop(seen.id, "an attempt before")) == "replaced"
             assert task.state == "running"
-            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "stopping"
+            assert asked(manager, lambda: remote.stop(seen.id, seen.identity.attempt)) == "stopping"
             manager.run(DEADLINE)
             assert task.state == "cancelled"
-            assert asked(manager, lambda: remote.stop(told.id, told.identity.attempt)) == "finished"
+            assert asked(manager, lambda: remote.stop(seen.id, seen.identity.attempt)) == "finished"
     assert registry.entries() == []
 
 
-def test_whoever_has_no_key_is_refused_where_nobody_attests_him(short_path: Path) -> None:
+def test_a_client_without_the_key_is_refused_on_a_transport_that_attests_no_user(short_path: Path) -> None:
     location = f"zmq+ipc://{short_path}/z"
     pytest.importorskip("zmq")
     with ProcessManager(location) as manager, Control(manager):
@@ -84,7 +84,7 @@ def test_whoever_has_no_key_is_refused_where_nobody_attests_him(short_path: Path
                 assert isinstance(asked(manager, remote.look), ControlRefused)
 
 
-def test_another_user_is_refused_where_the_kernel_says_who_asks() -> None:
+def test_another_user_is_refused_on_a_transport_that_attests_users() -> None:
     auth = RequestAuth(b"key")
     challenge = auth.new_challenge()
     sender = SimpleNamespace(credentials=Credentials(1, 4711, 4711))
@@ -104,7 +104,7 @@ def test_a_signature_is_valid_once() -> None:
         auth.check(LOOK, event)  # type: ignore[arg-type]
 
 
-def test_a_server_without_a_manager_says_so(short_path: Path) -> None:
+def test_a_server_without_a_control_is_reported(short_path: Path) -> None:
     location = Location(f"unix://{short_path}/s")
     with Server(location) as server, Remote(location, timeout=DEADLINE) as remote:
         thread = threading.Thread(target=server.run)
@@ -115,7 +115,7 @@ def test_a_server_without_a_manager_says_so(short_path: Path) -> None:
         thread.join(DEADLINE)
 
 
-def test_who_is_not_ticked_does_not_answer(short_path: Path) -> None:
+def test_a_manager_that_is_not_ticked_is_silent(short_path: Path) -> None:
     with ProcessManager(f"unix://{short_path}/u") as manager, Control(manager, name="idle"):
         answers: list[Any] = []
 

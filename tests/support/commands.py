@@ -1,4 +1,4 @@
-"""Commands: Doorman's command line as real processes, found in a folder of the test's own."""
+"""Run Doorman's command line as processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def doorman(*words: str, stdin: str = "", **options: object) -> subprocess.Compl
 
 @contextlib.contextmanager
 def started(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """Start Doorman; what is left of it is ended."""
+    """Start Doorman; kill it at the end of the block."""
     pipe = subprocess.PIPE
     with subprocess.Popen([*DOORMAN, *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -37,19 +37,19 @@ def started(*words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Wait for its end; return its exit code and what it wrote."""
+    """Wait for the end; return the exit code, output and errors."""
     output, errors = process.communicate(timeout=DEADLINE)
     return process.returncode, output, errors
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
-    """Return the next line that it writes to standard output."""
+    """Return the next line of standard output."""
     assert process.stdout is not None
     return process.stdout.readline().rstrip("\n")
 
 
 def looked_at(name: str) -> ManagerView | None:
-    """Ask the manager of that name; None if it is not there."""
+    """Query the manager with that name; None if there is none."""
     try:
         [remote] = find(name)
         with remote:
@@ -59,7 +59,7 @@ def looked_at(name: str) -> ManagerView | None:
 
 
 def until_seen(name: str, fact: Callable[[ManagerView], object]) -> ManagerView:
-    """Wait until a manager is there and tells something."""
+    """Wait until a manager exists and its view has a property."""
     views: list[ManagerView] = []
 
     def seen() -> bool:
@@ -72,5 +72,5 @@ def until_seen(name: str, fact: Callable[[ManagerView], object]) -> ManagerView:
 
 
 def running(view: ManagerView) -> bool:
-    """Fact: all tasks that it tells of run."""
+    """Return whether all tasks of a view are running."""
     return bool(view.tasks) and all(task.state == "running" for task in view.tasks)
