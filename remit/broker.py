@@ -1,10 +1,9 @@
-"""Broker: one server in the middle: clients ask it, workers take the jobs, and no death of either loses one."""
+"""Broker: distributes the requests of clients to workers, and requeues the jobs of workers that die."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
 from remit.errors import LinkClosed
@@ -13,30 +12,29 @@ from remit.location import Location
 from remit.options import check_count, check_seconds
 from remit.server import Server
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Broker"]
 
-LEASE: Final = 10.0
-"""Seconds of silence after which a worker is taken for dead."""
+LEASE_S: Final = 10.0
+"""Seconds of silence after which a worker is considered dead."""
+RUN_WAIT_S: Final = 1.0
+"""Longest wait between two ticks of `Broker.run`."""
 FOREVER: Final = float("inf")
 
 
 class Broker:
-    """Takes requests from clients and gives them to workers, each to one that lives. Opens its location at once.
+    """Queues the requests of clients as jobs and assigns each to one worker. The location is opened immediately.
 
-    A job is given to another worker when the one that has it dies: that happens ``lease`` seconds after it was last
-    heard of, or earlier when its connection is lost and does not come back. After ``max_attempts`` workers have died of
-    it, it is a dead letter. ``queue`` bounds the jobs in here; beyond it a request is refused. Other ``options``
-    are those of `Server`. Raises as that does.
+    A worker that was silent for ``lease`` seconds, or was disconnected and has not reconnected within 2 seconds, is
+    considered dead, and its jobs are requeued. A job that ``max_attempts`` workers have died of is a dead letter.
+    ``queue`` bounds the number of jobs; further requests are refused. The other ``options`` are those of `Server`.
+    Raises what `Server` raises.
     """
 
     def __init__(
         self,
         location: str | Location | None = None,
         *,
-        lease: float = LEASE,
+        lease: float = LEASE_S,
         max_attempts: int = 3,
         queue: int = 65_536,
         on_error: OnError | None = None,
@@ -56,21 +54,22 @@ class Broker:
         )
         self._stopping = False
 
-    # -- making progress ---------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------------------
 
     def tick(self) -> int:
-        """Do what can be done now, without waiting; return how many events were handled."""
+        """Handle what has arrived and assign jobs, without waiting; return the number of events handled."""
         handled = self.server.tick()
         self._core.advance(self.server._drained_at)
         return handled
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` may have something to do."""
-        self._bounded_wait(timeout, self.server.wait)
+        self.server.wait(self._bound_wait(timeout))
 
-    def _bounded_wait(self, timeout: float, wait: Callable[[float], None]) -> None:
-        """Wait by ``wait(seconds)``, for as long as no lease or deadline has to be looked at."""
-        wait(min(timeout, SWEEP_INTERVAL_S) if self.busy or len(self._core.workers) else timeout)
+    def _bound_wait(self, timeout: float) -> float:
+        """Return for how long at most a caller may wait before the next `tick`."""
+        # Leases and deadlines expire without an event, so they need a tick at least once in each interval.
+        return min(timeout, SWEEP_INTERVAL_S) if self.busy or len(self._core.workers) else timeout
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, or ``timeout`` seconds have passed."""
@@ -78,7 +77,7 @@ class Broker:
         try:
             while not self._stopping and (left := deadline - time.monotonic()) > 0:
                 if not self.tick():
-                    self.wait(min(left, 1.0))
+                    self.wait(min(left, RUN_WAIT_S))
         except LinkClosed:
             if self.server._is_open:
                 raise
@@ -86,12 +85,12 @@ class Broker:
             self._stopping = False
 
     def stop(self) -> None:
-        """Make `run` return, or the next one if none has begun yet. Safe from any thread."""
+        """Make `run` return; if it has not been called yet, the next call returns. Safe from any thread."""
         self._stopping = True
         self.server.wake()
 
     def drain(self, timeout: float) -> bool:
-        """Take no more requests, and tick until all jobs are done; False after ``timeout`` seconds."""
+        """Refuse new requests, and tick until all jobs are done; return False after ``timeout`` seconds."""
         self._refuse_requests()
         deadline = time.monotonic() + timeout
         while self.busy and (left := deadline - time.monotonic()) > 0:
@@ -100,16 +99,15 @@ class Broker:
         return not self.busy
 
     def _refuse_requests(self) -> None:
-        """Take no more requests from now on."""
         self._core.draining = True
 
     @property
     def busy(self) -> bool:
-        """Whether any job waits or is in hand."""
+        """Whether a job waits or is assigned."""
         return len(self._core.jobs) > 0
 
     def close(self) -> None:
-        """End. May be called twice."""
+        """Close the server. May be called twice."""
         self.server.close()
 
     def __enter__(self) -> Broker:
@@ -120,14 +118,14 @@ class Broker:
 
     @property
     def location(self) -> Location:
-        """Where clients and workers reach it."""
+        """Location to which clients and workers connect."""
         return self.server.location
 
     @property
     def dead_letters(self) -> tuple[tuple[str, tuple[Any, ...], dict[str, Any], int], ...]:
-        """The last jobs that were given up: name, arguments, keyword arguments, attempts."""
+        """The last dead letters: name, arguments, keyword arguments, attempts."""
         return self._core.dead_letters
 
     def stats(self) -> dict[str, int]:
-        """Return counters: jobs submitted, done, requeued, dead, late, cancelled, refused, stale; what is here now."""
+        """Return counters of jobs (submitted, done, requeued, ...), and the present numbers of jobs and workers."""
         return self._core.stats()

@@ -1,4 +1,4 @@
-"""Worker: takes jobs from a broker, one after the other or several at once, and lives up to its lease."""
+"""Worker: runs the jobs that a broker assigns to it, in one thread or in several."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ if TYPE_CHECKING:
 
 __all__ = ["CurrentJob", "Worker", "current_job"]
 
-IDLE: Final = 60.0
-"""Seconds that an idle worker waits at a time; a job, or `Worker.stop`, ends it."""
-BEATS: Final = 4
-"""How often within its lease a worker lets the broker hear of it."""
-FAREWELL: Final = 5.0
-"""Seconds that a worker that leaves waits for its broker to know."""
+IDLE_WAIT_S: Final = 60.0
+"""Longest wait of an idle worker; a job or `Worker.stop` ends it earlier."""
+HEARTBEATS_PER_LEASE: Final = 4
+LEAVE_TIMEOUT_S: Final = 5.0
+"""Timeout of the request by which a worker leaves its broker."""
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 class CurrentJob(NamedTuple):
-    """The job that runs in this thread or task."""
+    """The job whose handler runs in this thread or asyncio task."""
 
     name: str
     attempt: int
-    """Which try this is: above 1 a worker before this one has died of it."""
+    """Number of this attempt. Above 1, an earlier worker has died while it ran the job."""
     deadline: float | None
-    """The monotonic moment after which nobody waits for the answer; None: never."""
+    """Monotonic time after which the client no longer waits; None without a deadline."""
     progress: Callable[[Any, Any], None]
-    """Tell whoever asked how far it is: ``progress(done, total)``."""
+    """Reports progress to the client: ``progress(done, total)``."""
 
 
 _current: ContextVar[CurrentJob] = ContextVar("current_job")
@@ -57,11 +56,11 @@ def current_job() -> CurrentJob:
 
 
 class Worker:
-    """Runs handlers for the jobs that a broker gives it.
+    """Runs handlers for the jobs of a broker, whose location it gets.
 
-    ``capacity`` is how many jobs it holds at once, ``threads`` how many of them run at once: with one they run in the
-    thread that calls `run`. A capacity above the threads keeps short jobs from waiting for the broker; for long ones it
-    keeps them from other workers. ``location`` is the broker's. Raises what `Client` raises.
+    ``threads`` is the number of jobs that run at once; a single one runs in the thread that calls `run`. ``capacity``
+    is the number of jobs that the worker holds, by default as many as threads. More of them save short jobs the round
+    trip to the broker, but keep long ones from other workers. Raises what `Client` raises.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Worker:
         if capacity is not None:
             check_count("capacity", capacity)
             if capacity < threads:
-                raise ValueError(f"a worker has a capacity for each of its threads: {threads=}, {capacity=}")
+                raise ValueError(f"capacity must be at least threads: {capacity=}, {threads=}")
         self.client = Client(location, **options)
         self._jobs = WorkerJobs(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
         self.client._router.register_io(JOB, self._jobs.on_job)
@@ -81,10 +80,10 @@ class Worker:
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
         self._stopping = threading.Event()
         self._interrupted: list[tuple[Job, tuple[str, bytes]]] = []
-        """Jobs whose handlers raised what is no Exception: another worker gets them, unless this one goes on."""
+        """Jobs whose handlers were interrupted, as by KeyboardInterrupt; the next `run` reports them as failed."""
 
     def on(self, name: str) -> Callable[[Handler], Handler]:
-        """Decorate the handler of jobs of this name, or whose name fits this pattern. It may be async."""
+        """Return a decorator that registers a handler, which may be async, for jobs of this name or pattern."""
 
         def add(handler: Handler) -> Handler:
             self.add_handler(name, handler)
@@ -93,45 +92,45 @@ class Worker:
         return add
 
     def add_handler(self, name: str, handler: Callable[..., Any]) -> None:
-        """Run ``handler(*args, **kwargs)`` for jobs of this name, or whose name fits this pattern.
+        """Call ``handler(*args, **kwargs)`` for jobs of this name or pattern; its value or error is the reply.
 
-        What it returns or raises is the answer. The first that fits is taken.
+        If several patterns match, the first one registered is used.
         """
         check_listener(name, handler)
         self._handlers[name] = matcher(name), converter(handler)
 
     def run(self, timeout: float | None = None) -> None:
-        """Announce what it takes, then run jobs until `stop` is called or ``timeout`` seconds have passed.
+        """Register with the broker and run jobs until `stop` is called or ``timeout`` seconds have passed.
 
-        Jobs that have begun are finished; others go back to the broker. Raises what `Client.request` raises when no
-        broker answers, and NoListener where there is a server which is none.
+        Jobs that have started are finished; the broker requeues the others. Raises what `Client.request` raises if no
+        broker answers, and NoListener if the server is not a broker.
         """
         if not self._handlers:
             raise ValueError("a worker without a handler has nothing to do: add one with worker.on(name)")
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._purge()
+        self._discard_unstarted()
         while self._interrupted:
             self._jobs.report_done(*self._interrupted.pop())
         try:
-            self._jobs.lease_s = lease = self._announced()
-            self.client._set_heartbeat(lease / BEATS)
+            self._jobs.lease_s = lease = self._register()
+            self.client._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
             try:
-                self._serve_by_all(deadline)
+                self._run_jobs_in_threads(deadline)
             finally:
                 self._leave()
         finally:
             self._stopping.clear()
 
     def stop(self) -> None:
-        """Make `run` return once the jobs that run have ended, or the next one if none has begun yet.
+        """Make `run` return once its running jobs have ended; if it has not been called yet, the next call returns.
 
-        Safe from any thread, and from a signal's handler.
+        Safe from any thread and from a signal handler.
         """
         self._stopping.set()
         self._jobs.interrupt_waits()
 
     def close(self) -> None:
-        """End the connection. May be called twice. Raises Undelivered."""
+        """Stop, and close the client. May be called twice. Raises Undelivered."""
         self.stop()
         self.client.close()
 
@@ -146,53 +145,53 @@ class Worker:
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
-    def _serve_by_all(self, deadline: float) -> None:
+    def _run_jobs_in_threads(self, deadline: float) -> None:
         if self._threads == 1:
-            self._serve(deadline)
+            self._run_jobs(deadline)
             return
         with ThreadPoolExecutor(self._threads, thread_name_prefix="remit-worker") as pool:
-            for future in [pool.submit(self._serve, deadline) for _ in range(self._threads)]:
+            for future in [pool.submit(self._run_jobs, deadline) for _ in range(self._threads)]:
                 future.result()
 
-    def _serve(self, deadline: float) -> None:
-        """Run one job after the other."""
-        import asyncio  # too slow for everybody who imports us
+    def _run_jobs(self, deadline: float) -> None:
+        """Run one job after the other, in this thread."""
+        import asyncio  # Imported late, so that `import remit` stays fast.
 
-        runner = asyncio.Runner()  # makes its loop when it is first used
+        runner = asyncio.Runner()  # Creates its loop for the first async handler.
         try:
             while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-                job = self._jobs.wait_for_job(min(left, IDLE))
+                job = self._jobs.wait_for_job(min(left, IDLE_WAIT_S))
                 if job is not None:
-                    self._run(job, runner)
+                    self._run_job(job, runner)
         finally:
             runner.close()
 
-    def _run(self, job: Job, runner: asyncio.Runner) -> None:
+    def _run_job(self, job: Job, runner: asyncio.Runner) -> None:
         working = self._jobs
         working.report_started(job)
         codec = find_codec(job.codec)
         try:
-            wire = decode_nested(codec, job.body)
+            call = decode_nested(codec, job.body)
             deadline = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
             token = _current.set(
                 CurrentJob(
-                    wire.name, job.attempt, deadline, lambda done, total: working.report_progress(job, done, total)
+                    call.name, job.attempt, deadline, lambda done, total: working.report_progress(job, done, total)
                 )
             )
             try:
-                value = self._handler(wire.name)(*wire.args, **wire.kwargs)
+                value = self._handler(call.name)(*call.args, **call.kwargs)
                 if inspect.iscoroutine(value):
                     value = runner.run(value)
             finally:
                 _current.reset(token)
-            outcome = value_reply(codec, value)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises, whoever asked has to know
-            outcome = error_reply(codec, error)
+            reply = value_reply(codec, value)
+        except Exception as error:  # noqa: BLE001 - any error of a handler is the reply
+            reply = error_reply(codec, error)
         except BaseException as error:
             self._interrupted.append((job, error_reply(codec, error)))
             raise
         try:
-            working.report_done(job, outcome)
+            working.report_done(job, reply)
         except FrameTooLarge as error:
             working.report_done(job, error_reply(codec, error))
 
@@ -202,27 +201,27 @@ class Worker:
                 return handler
         raise LookupError(f"this worker has no handler for {name!r}")
 
-    def _announced(self) -> float:
-        """Announce ourselves, and return the lease. Raises NoListener and as `Client.request`."""
-        what = f"the server on {self.client.location} is no broker: start one with Broker(...) or `remit broker`"
+    def _register(self) -> float:
+        """Announce the worker and return its lease. Raises NoListener, and what `Client.request` raises."""
+        message = f"the server on {self.client.location} is not a broker: start one with Broker(...) or `remit broker`"
         try:
             lease = self._jobs.announce().result()
         except NoListener as error:
-            raise NoListener(what) from error
+            raise NoListener(message) from error
         try:
             check_seconds("the lease of a broker", lease)
         except (TypeError, ValueError) as error:
-            raise NoListener(what) from error
+            raise NoListener(message) from error
         return float(lease)
 
     def _leave(self) -> None:
-        """Take no more; what is held and has not begun goes back."""
-        # Without a broker there is nobody to be told.
+        """Leave the broker, which requeues the jobs that have not started."""
+        # If the broker cannot be reached, the lease expires instead.
         with contextlib.suppress(RemitError):
-            self.client.request(WORKER_LEAVE, timeout=FAREWELL)
-        self._purge()  # Nothing comes after the answer.
+            self.client.request(WORKER_LEAVE, timeout=LEAVE_TIMEOUT_S)
+        self._discard_unstarted()  # The broker assigns nothing after its reply.
 
-    def _purge(self) -> None:
+    def _discard_unstarted(self) -> None:
         self._jobs.discard_unstarted()
         if self._stopping.is_set():
             self._jobs.interrupt_waits()

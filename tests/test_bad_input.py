@@ -281,7 +281,11 @@ def test_garbage_from_a_broker_is_rejected_and_the_worker_goes_on(location: Loca
         working = threading.Thread(target=worker.run)
         working.start()
         wait_until(lambda: broker.stats()["workers"] == 1)
-        (session,) = broker._core.workers._away
+        senders: list[Any] = []
+        broker.server.add_listener("here", lambda event: senders.append(event.sender), pass_event=True)
+        worker.client.emit("here")
+        wait_until(lambda: senders)
+        session = senders[0].session
         garbage: list[tuple[Any, ...]] = [
             (),
             ("token", 1, None, "msgpack", encoded, 1),

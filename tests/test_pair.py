@@ -36,7 +36,7 @@ def test_two_signal_each_other_in_order(bound):
 def test_a_third_one_is_refused_until_the_seat_is_free(bound):
     with Pair.connect(bound.location):
         for _ in range(2):
-            with pytest.raises(PairBusy, match="two have met"):
+            with pytest.raises(PairBusy, match="already has two members"):
                 Pair.connect(bound.location)
     with pytest.raises(PeerLost, match="has left"):
         bound.wait(DEADLINE)
@@ -59,7 +59,7 @@ def test_a_signal_waits_for_somebody_to_come(bound):
 
 
 def test_waits_end_in_time(bound):
-    with pytest.raises(SignalTimeout, match="nobody has joined"):
+    with pytest.raises(SignalTimeout, match="no other member has joined"):
         bound.signal(timeout=0.02)
     with Pair.connect(bound.location) as joined, pytest.raises(SignalTimeout, match=r"0\.02 s"):
         joined.wait(0.02)

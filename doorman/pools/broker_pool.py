@@ -90,7 +90,7 @@ class WorkerPool:
         try:
             while not self._stopping and (left := deadline - time.monotonic()) > 0:
                 if not self.tick():
-                    self.broker._bounded_wait(min(left, IDLE_WAIT_S), self.manager.wait)
+                    self.manager.wait(self.broker._bound_wait(min(left, IDLE_WAIT_S)))
         finally:
             self._stopping = False
 
@@ -105,7 +105,7 @@ class WorkerPool:
         self.broker._refuse_requests()
         while self.broker.busy and (left := deadline - time.monotonic()) > 0:
             if not self.tick():
-                self.broker._bounded_wait(left, self.manager.wait)
+                self.manager.wait(self.broker._bound_wait(left))
         return not self.broker.busy
 
     def close(self) -> None:

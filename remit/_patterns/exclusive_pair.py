@@ -1,4 +1,13 @@
-"""Meeting: what the two of a pair say to each other: joining, signalling, parting, and who lost the seat."""
+"""Both ends of an exclusive pair: the server grants one slot, in epochs, to the client that joins it.
+
+| event at the server               | slot is free       | slot is taken                                       |
+|-----------------------------------|--------------------|-----------------------------------------------------|
+| PAIR_JOIN                         | granted, epoch + 1 | the same epoch for the member itself, else PairBusy |
+| PAIR_SIGNAL of the member's epoch |                    | a signal                                            |
+| PAIR_SIGNAL of another epoch      | PAIR_ENDED         | PAIR_ENDED; frees the slot if its member sent it    |
+| PAIR_CHECK                        | False              | True for member and epoch; else frees the member's  |
+| session closed, lease expired     |                    | freed; the caller of wait() gets PeerLost           |
+"""
 
 from __future__ import annotations
 
@@ -8,12 +17,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from remit._patterns.event_router import EventRouter
-from remit._patterns.jobs import Speaker
 from remit._patterns.names import PAIR_CHECK, PAIR_ENDED, PAIR_JOIN, PAIR_SIGNAL, SERVER_RESTARTED
 from remit._patterns.request_reply import Post, session_of
 from remit._protocol.leases import ExclusiveSlot
@@ -22,156 +30,166 @@ from remit.codec import EventMessage
 from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
 from remit.event import Sender
 
-__all__ = ["Hear", "PairClient", "PairServer"]
+if TYPE_CHECKING:
+    from remit.client import Client
+
+__all__ = ["OnSignal", "PairClient", "PairServer"]
 
 
-NONE: Final = 0
-"""An epoch that nobody has."""
+NO_EPOCH: Final = 0
 FOREVER: Final = float("inf")
 EPOCH_BITS: Final = 48
-"""Bits of an owner's first epoch: what was meant for an owner that died must not fit another one's."""
-Hear = Callable[[Any], None]
-"""Called with a tuple of one signal's value, or with a PeerLost."""
+"""Random bits of a server's first epoch: signals for a server that died must not be accepted by its successor."""
+OnSignal = Callable[[Any], None]
+"""Called with a tuple of one signal's value, or with PeerLost, in the order in which they happened."""
 
 
 class PairServer:
-    """The one who has the seat to give. ``post`` sends an event to whoever holds it."""
+    """The member that grants the slot. ``post`` sends an event to the other member."""
 
     def __init__(
-        self, router: EventRouter, post: Post, hear: Hear, *, lease: float, clock: Callable[[], float] = time.monotonic
+        self,
+        router: EventRouter,
+        post: Post,
+        on_signal: OnSignal,
+        *,
+        lease: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slot = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
-        router.register(PAIR_SIGNAL, self._signalled)
+        router.register(PAIR_SIGNAL, self._handle_signal)
         router.register_request(PAIR_JOIN, self._join)
-        router.register_request(PAIR_CHECK, self._present)
+        router.register_request(PAIR_CHECK, self._check)
         router.on_session_closed(self.on_session_closed)
         self._post = post
-        self._hear = hear
+        self._on_signal = on_signal
         self._lease = lease
         self._clock = clock
-        self._seated = threading.Condition()
+        # The slot itself needs no lock: only the thread that ticks the server changes it. Threads that call signal()
+        # wait here until it is taken.
+        self._taken = threading.Condition()
 
     def wait_for_member(self, deadline: float) -> bool:
-        """Wait until somebody has the seat; False after ``deadline``."""
-        with self._seated:
+        """Wait until the slot is taken; return False after ``deadline``."""
+        with self._taken:
             while self.slot.holder is None:
                 left = deadline - self._clock()
                 if left <= 0:
                     return False
-                self._seated.wait(left)
+                self._taken.wait(left)
         return True
 
     def signal(self, value: Any) -> None:
-        """Signal the holder. Raises PeerLost, CodecError, FrameTooLarge."""
+        """Signal the other member. Raises PeerLost, CodecError, FrameTooLarge."""
         holder: Any = self.slot.holder
         if holder is None:
-            raise PeerLost("the other one has left")
+            raise PeerLost("the other member has left")
         try:
             self._post(holder, PAIR_SIGNAL, (self.slot.epoch, value))
         except EmitError as error:
-            raise PeerLost(f"the other one has left: {error}") from error
+            raise PeerLost(f"the other member has left: {error}") from error
 
     def advance(self, caught_up: float) -> None:
-        """Take the seat from a holder that was silent for too long. What it said until ``caught_up`` has been heard."""
+        """Free the slot if its lease has expired. ``caught_up`` is the time of the last read that emptied the link."""
         holder: Any = self.slot.holder
         if holder is not None and self.slot.has_expired(caught_up - holder.last_received_at):
-            self.leave()  # should it ever come back
+            self.leave()  # It may be alive and reconnect.
             self.on_session_closed(holder)
 
     def leave(self) -> None:
-        """Let the holder know that it is over."""
+        """Send PAIR_ENDED to the other member."""
         holder: Any = self.slot.holder
-        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
-            if holder is not None:
-                self._post(holder, PAIR_ENDED, (self.slot.epoch,))
+        if holder is not None:
+            self._send_ended(holder, self.slot.epoch)
 
     def on_session_closed(self, session: Session) -> None:
-        """A session has ended: if it held the seat, that is free."""
+        """Free the slot if this session holds it."""
         if self.slot.release(session):
-            self._hear(PeerLost("the other one has left, or is dead"))
+            self._on_signal(PeerLost("the other member has left, or is dead"))
 
     def _join(self, session: Session, _: float) -> tuple[int, float]:
         epoch = self.slot.claim(session)
         if epoch is None:
-            raise PairBusy("two have met here already")
-        with self._seated:
-            self._seated.notify_all()
+            raise PairBusy("this pair already has two members; a third cannot connect")
+        with self._taken:
+            self._taken.notify_all()
         return epoch, self._lease
 
-    def _signalled(self, wire: EventMessage, sender: Sender | None, _: bool) -> None:
+    def _handle_signal(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         session = session_of(sender)
-        epoch, value = msgspec.convert(wire.args, tuple[int, Any])
+        epoch, value = msgspec.convert(message.args, tuple[int, Any])
         if self.slot.is_held_by(session, epoch):
-            self._hear((value,))
+            self._on_signal((value,))
         else:
-            self._refuse(session, epoch)
+            # If this session holds the slot in a newer epoch, it does not know of it: it has lost the other one.
+            self._send_ended(session, epoch)
+            self.on_session_closed(session)
 
-    def _present(self, session: Session, epoch: int) -> bool:
+    def _check(self, session: Session, epoch: int) -> bool:
         if self.slot.is_held_by(session, epoch):
             return True
         self.on_session_closed(session)
         return False
 
-    def _refuse(self, session: Session, epoch: int) -> None:
-        """Somebody speaks in an epoch that is over: if it got the seat anew, it does not know, and has parted."""
-        with contextlib.suppress(EmitError, FrameTooLarge):  # It has left just now.
+    def _send_ended(self, session: Session, epoch: int) -> None:
+        with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
             self._post(session, PAIR_ENDED, (epoch,))
-        self.on_session_closed(session)
 
 
 class PairClient:
-    """The one who takes the seat."""
+    """The member that joins."""
 
-    def __init__(self, router: EventRouter, client: Speaker, hear: Hear, *, lease: float) -> None:
+    def __init__(self, router: EventRouter, client: Client, on_signal: OnSignal, *, lease: float) -> None:
         self.ended = ""
-        """Why it is no longer one of two; empty while it is."""
-        self.epoch = 0
-        router.register(PAIR_SIGNAL, self._signalled)
-        router.register(PAIR_ENDED, lambda wire, *_: self._parted(*wire.args))
-        router.register(SERVER_RESTARTED, lambda *_: self._doubt())
+        """Why the pair has ended; empty while it has two members."""
+        self.epoch = NO_EPOCH
+        router.register(PAIR_SIGNAL, self._handle_signal)
+        router.register(PAIR_ENDED, lambda message, *_: self._handle_ended(*message.args))
+        router.register(SERVER_RESTARTED, lambda *_: self._check_membership())
         self._client = client
-        self._hear = hear
+        self._on_signal = on_signal
         self._lease = lease
 
     def on_joined(self, answer: tuple[int, float]) -> float:
-        """The owner has given the seat. Return the seconds within which each of the two has to hear of the other."""
-        self.epoch, owners = msgspec.convert(answer, tuple[int, float])
-        self._doubt()  # The owner may have begun anew since, and nobody would have noticed.
-        return min(self._lease, owners)
+        """Handle the reply to PAIR_JOIN; return the lease in seconds, the shorter one of both members."""
+        self.epoch, server_lease = msgspec.convert(answer, tuple[int, float])
+        # A restart of the server between its reply and this line was not noticed: SERVER_RESTARTED found no epoch.
+        self._check_membership()
+        return min(self._lease, server_lease)
 
     def signal(self, value: Any) -> None:
-        """Signal the owner. Raises PeerLost, and what emitting raises."""
+        """Signal the other member. Raises PeerLost, and what emitting raises."""
         why = self.lost_reason()
         if why:
             raise PeerLost(why)
         self._client.emit(PAIR_SIGNAL, self.epoch, value)
 
     def lost_reason(self) -> str:
-        """Say why the owner is gone; empty while it is there."""
+        """Return why the pair has ended, or an empty text while it has two members."""
         if not self.ended and self._client.silence > self._lease:
-            self.ended = f"nothing was heard of the other one for {self._lease} s"
-            self._client.submit(PAIR_CHECK, NONE, timeout=FOREVER, idempotent=True)  # It may be there still.
+            self.ended = f"the other member was silent for {self._lease} s"
+            # Gives the slot up, in case that the server is alive and still considers this client its member.
+            self._client.submit(PAIR_CHECK, NO_EPOCH, timeout=FOREVER, idempotent=True)
         return self.ended
 
-    def _signalled(self, wire: EventMessage, *_: Any) -> None:
-        epoch, value = msgspec.convert(wire.args, tuple[int, Any])
-        if epoch == self.epoch or not self.epoch:
-            self._hear((value,))
+    def _handle_signal(self, message: EventMessage, *_: Any) -> None:
+        epoch, value = msgspec.convert(message.args, tuple[int, Any])
+        if epoch == self.epoch or not self.epoch:  # A signal may arrive before the reply that names the epoch.
+            self._on_signal((value,))
 
-    def _parted(self, epoch: int) -> None:
+    def _handle_ended(self, epoch: int) -> None:
         if epoch == self.epoch:
-            self._lose("the other one has left, or has taken us for dead")
+            self._end("the other member has left, or considered this one dead")
 
-    def _doubt(self) -> None:
-        """Ask whether we are still one of two, once we are."""
+    def _check_membership(self) -> None:
         if self.epoch:
-            asked = self._client.submit(PAIR_CHECK, self.epoch, timeout=FOREVER, idempotent=True)
-            asked.add_done_callback(self._told)
+            future = self._client.submit(PAIR_CHECK, self.epoch, timeout=FOREVER, idempotent=True)
+            future.add_done_callback(self._on_checked)
 
-    def _told(self, answer: Future[bool]) -> None:
-        if not answer.exception() and not answer.result():
-            self._lose("the other one has begun anew, or has taken us for dead")
+    def _on_checked(self, future: Future[bool]) -> None:
+        if not future.exception() and not future.result():
+            self._end("the other member has restarted, or considered this one dead")
 
-    def _lose(self, why: str) -> None:
+    def _end(self, why: str) -> None:
         self.ended = why
-        self._hear(PeerLost(why))
+        self._on_signal(PeerLost(why))

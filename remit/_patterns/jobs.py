@@ -1,4 +1,4 @@
-"""Working: a worker's side of jobs: it announces itself, holds what it is given, and says what became of it."""
+"""Both ends of jobs: the broker between clients and workers, and the jobs that one worker holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -28,6 +28,7 @@ from remit._patterns.names import (
 )
 from remit._patterns.request_reply import (
     Post,
+    Reply,
     RequestServer,
     decode_nested,
     encode_nested,
@@ -45,29 +46,27 @@ from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.event import Sender
 from remit.listeners import matcher
 
-__all__ = [
-    "SWEEP_INTERVAL_S",
-    "BrokerCore",
-    "Job",
-    "Speaker",
-    "WorkerJobs",
-]
+if TYPE_CHECKING:
+    from remit.client import Client
+
+__all__ = ["SWEEP_INTERVAL_S", "BrokerCore", "Job", "WorkerJobs"]
 
 
 TOKEN_BITS: Final = 48
-"""Bits of a broker's first token: what a worker still has from a broker that died must not name a job of another."""
+"""Random bits of a broker's first token: a restarted broker must not reuse a token that a worker still holds."""
 SWEEP_INTERVAL_S: Final = 0.25
-"""Seconds between two looks at leases and deadlines."""
+"""Seconds between two searches for expired leases and deadlines."""
 FOREVER: Final = float("inf")
+_DEAD_LETTER: Final = f"{DeadLetter.__module__}.{DeadLetter.__qualname__}"
 
 
 class BrokerCore:
-    """What one broker does with what its clients and workers say. ``post`` sends an event to one of them."""
+    """Connects the `JobQueue` of one broker with the events of its clients and workers. ``post`` sends an event."""
 
     def __init__(
         self,
         router: EventRouter,
-        answering: RequestServer,
+        request_server: RequestServer,
         post: Post,
         *,
         lease: float,
@@ -78,42 +77,44 @@ class BrokerCore:
         self.jobs = JobQueue(max_attempts=max_attempts, queue=queue, first=secrets.randbits(TOKEN_BITS))
         self.workers = Leases(lease)
         self.draining = False
-        """Whether it takes no more requests."""
-        self._answering = answering
+        """Whether new requests are refused."""
+        self._request_server = request_server
         self._post = post
         self._clock = clock
         self._sweep_at = 0.0
-        router.register(REQUEST, _of_session(self._requested), replace=True)
-        router.register(JOB_STARTED, _of_session(self._begun))
-        router.register(JOB_PROGRESS, _of_session(self._progressed))
-        router.register(JOB_DONE, _of_session(self._done))
-        router.register_request(WORKER_READY, self._ready)
+        router.register(REQUEST, _with_session(self._on_request), replace=True)
+        router.register(JOB_STARTED, _with_session(self._on_job_started))
+        router.register(JOB_PROGRESS, _with_session(self._on_job_progress))
+        router.register(JOB_DONE, _with_session(self._on_job_done))
+        router.register_request(WORKER_READY, self._on_worker_ready)
         router.register_request(WORKER_LEAVE, self.jobs.retire_worker)
         router.on_session_closed(self.on_session_closed)
         router.on_request_cancelled(self.on_request_cancelled)
 
     def advance(self, caught_up: float) -> None:
-        """Do what time demands, and give waiting jobs to idle workers.
+        """Expire leases and deadlines that are due, and assign waiting jobs to idle workers.
 
-        What workers said until ``caught_up`` has been heard: a broker that had no time to listen buries nobody.
+        ``caught_up`` is the time of the last read that emptied the link: silence of a worker is measured up to it, so
+        that no worker expires because the broker was not ticked.
         """
         now = self._clock()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL_S
             for session in self.workers.remove_expired(caught_up):
-                self._bury(session)
-                with contextlib.suppress(EmitError, FrameTooLarge):  # It has ended meanwhile.
-                    self._post(session, WORKER_UNKNOWN, ())  # should it ever come back
-            self._tell_the_late(now)
-        self._assign(now)
+                self._requeue_jobs_of(session)
+                with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
+                    self._post(session, WORKER_UNKNOWN, ())  # If it is still alive, it announces itself again.
+            for job in self.jobs.expire_jobs(now):
+                self._reply(job, late_reply(_client_of(job).codec))
+        self._assign_jobs(now)
 
     @property
     def dead_letters(self) -> tuple[tuple[str, tuple[Any, ...], dict[str, Any], int], ...]:
-        """The last jobs that were given up: name, arguments, keyword arguments, attempts."""
-        return tuple((job.name, *_opened(job), job.attempt) for job in self.jobs.dead)
+        """The last dead letters: name, arguments, keyword arguments, attempts."""
+        return tuple((job.name, *_arguments_of(job), job.attempt) for job in self.jobs.dead)
 
     def stats(self) -> dict[str, int]:
-        """Return counters of jobs, and what is here now."""
+        """Return counters of jobs, and the present numbers of jobs and workers."""
         names = ("submitted", "done", "requeued", "dead", "late", "cancelled", "refused", "stale")
         return {
             **{name: self.jobs.counts[name] for name in names},
@@ -122,34 +123,34 @@ class BrokerCore:
             "workers": len(self.workers),
         }
 
-    # -- what clients say --------------------------------------------------------------------------------------
+    # -- events of clients -------------------------------------------------------------------------------------
 
-    def _requested(self, wire: EventMessage, session: Session, redelivered: bool) -> None:
-        question = read_request(wire)
-        if not self._answering.should_answer(session, question, redelivered):
+    def _on_request(self, message: EventMessage, session: Session, redelivered: bool) -> None:
+        request = read_request(message)
+        if not self._request_server.should_answer(session, request, redelivered):
             return
-        name = decode_nested(session.codec, question.body).name
+        name = decode_nested(session.codec, request.body).name
         if name.startswith(RESERVED):
-            self._answering.handle_request(wire, session.sender, redelivered)
+            self._request_server.handle_request(message, session.sender, redelivered)
             return
-        deadline = FOREVER if question.remaining_ms is None else self._clock() + question.remaining_ms / 1000
-        job = QueuedJob(session, question.id, name, question.body, session.codec.name, deadline)
+        deadline = FOREVER if request.remaining_ms is None else self._clock() + request.remaining_ms / 1000
+        job = QueuedJob(session, request.id, name, request.body, session.codec.name, deadline)
         if self.draining:
-            self._refuse(session, question.id, "the broker drains and takes no more")
+            self._refuse(job, "the broker is draining and accepts no more requests")
         elif not self.jobs.submit(job):
-            self._refuse(session, question.id, "the broker is full")
+            self._refuse(job, "the broker is full: its queue bounds the jobs in it")
 
-    def _refuse(self, session: Session, question: int, why: str) -> None:
-        send_reply(self._post, session, question, ("refused", encode_nested(session.codec, "", (why,), {})))
+    def _refuse(self, job: QueuedJob, reason: str) -> None:
+        self._reply(job, ("refused", encode_nested(_client_of(job).codec, "", (reason,), {})))
 
-    def on_request_cancelled(self, session: Session, question: int) -> None:
-        """Nobody waits: what nobody has begun is dropped. Code of the user's that runs is not stopped half way."""
-        self.jobs.cancel(session, question)
+    def on_request_cancelled(self, session: Session, request_id: int) -> None:
+        """Cancel a job. If a worker has started it, it runs to its end: user code is not interrupted."""
+        self.jobs.cancel(session, request_id)
 
-    # -- what workers say --------------------------------------------------------------------------------------
+    # -- events of workers -------------------------------------------------------------------------------------
 
-    def _ready(self, session: Session, names: list[str], capacity: int, term: int = 0) -> float:
-        """Service: a worker is there. Raises msgspec.ValidationError, TypeError."""
+    def _on_worker_ready(self, session: Session, names: list[str], capacity: int, term: int = 0) -> float:
+        """Register a worker and return its lease. Raises msgspec.ValidationError, TypeError."""
         matches = [matcher(name) for name in msgspec.convert(names, list[str])]
         self.jobs.register_worker(
             session, lambda name: any(match(name) for match in matches), max(1, int(capacity)), term
@@ -157,179 +158,159 @@ class BrokerCore:
         self.workers.register(session)
         return self.workers.lease_s
 
-    def _begun(self, wire: EventMessage, session: Session, _: bool) -> None:
-        (token,) = wire.args
+    def _on_job_started(self, message: EventMessage, session: Session, _: bool) -> None:
+        (token,) = message.args
         self.jobs.start_job(session, token)
 
-    def _progressed(self, wire: EventMessage, session: Session, _: bool) -> None:
-        token, done, total = wire.args
+    def _on_job_progress(self, message: EventMessage, session: Session, _: bool) -> None:
+        token, done, total = message.args
         job = self.jobs.assigned_job(token)
         if job is not None and job.worker is not None and job.worker.key is session:
-            self._tell(job, PROGRESS, (job.request_id, done, total))
+            with contextlib.suppress(EmitError):  # The session of the client has ended.
+                self._post(_client_of(job), PROGRESS, (job.request_id, done, total))
 
-    def _done(self, wire: EventMessage, session: Session, _: bool) -> None:
-        token, outcome, sealed = wire.args
+    def _on_job_done(self, message: EventMessage, session: Session, _: bool) -> None:
+        token, outcome, result = message.args
         job = self.jobs.finish_job(session, token)
         if job is not None:
-            client: Any = job.client
-            send_reply(self._post, client, job.request_id, (outcome, sealed))
-
-    def _tell(self, job: QueuedJob, name: str, args: tuple[Any, ...]) -> None:
-        client: Any = job.client
-        with contextlib.suppress(EmitError):  # The client has ended: nobody waits.
-            self._post(client, name, args)
-
-    # -- what time and death say -------------------------------------------------------------------------------
+            self._reply(job, (outcome, result))
 
     def on_session_closed(self, session: Session) -> None:
-        """A client or a worker has ended its session, or was silent for so long that it was forgotten."""
+        """Remove a client or a worker whose session has ended."""
         if self.workers.remove(session):
-            self._bury(session)
+            self._requeue_jobs_of(session)
         self.jobs.remove_client(session)
 
-    def _bury(self, session: Session) -> None:
-        for job in self.jobs.remove_worker(session):
-            client: Any = job.client
-            kind, why = (
-                f"{DeadLetter.__module__}.{DeadLetter.__qualname__}",
-                f"{job.attempt} workers died of {job.name!r}",
-            )
-            send_reply(
-                self._post, client, job.request_id, ("dead", encode_nested(client.codec, "", (kind, why, ""), {}))
-            )
+    # -- inside ------------------------------------------------------------------------------------------------
 
-    def _tell_the_late(self, now: float) -> None:
-        for job in self.jobs.expire_jobs(now):
-            client: Any = job.client
-            send_reply(self._post, client, job.request_id, late_reply(client.codec))
+    def _requeue_jobs_of(self, worker: Session) -> None:
+        """Remove a lost worker; reply with DeadLetter for jobs that have used up their attempts."""
+        for job in self.jobs.remove_worker(worker):
+            why = f"{job.attempt} workers died of {job.name!r}"
+            self._reply(job, ("dead", encode_nested(_client_of(job).codec, "", (_DEAD_LETTER, why, ""), {})))
 
-    def _assign(self, now: float) -> None:
+    def _assign_jobs(self, now: float) -> None:
         for worker, job in self.jobs.assign():
-            left = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
+            remaining_ms = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
             session: Any = worker.key
             try:
-                self._post(session, JOB, (job.token, job.attempt + 1, left, job.codec, job.body, worker.term))
+                self._post(session, JOB, (job.token, job.attempt + 1, remaining_ms, job.codec, job.body, worker.term))
             except FrameTooLarge as error:
                 self.jobs.finish_job(session, job.token)
-                client: Any = job.client
-                send_reply(self._post, client, job.request_id, error_reply(client.codec, error))
+                self._reply(job, error_reply(_client_of(job).codec, error))
             except EmitError:
                 self.workers.remove(session)
-                self._bury(session)
+                self._requeue_jobs_of(session)
                 return
 
-
-def _of_session(control: Callable[[EventMessage, Session, bool], None]) -> Handler:
-    def hear(wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
-        control(wire, session_of(sender), redelivered)
-
-    return hear
+    def _reply(self, job: QueuedJob, reply: Reply) -> None:
+        send_reply(self._post, _client_of(job), job.request_id, reply)
 
 
-def _opened(job: QueuedJob) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    client: Any = job.client
+def _with_session(handler: Callable[[EventMessage, Session, bool], None]) -> Handler:
+    def handle(message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
+        handler(message, session_of(sender), redelivered)
+
+    return handle
+
+
+def _client_of(job: QueuedJob) -> Session:
+    session: Any = job.client
+    return session  # type: ignore[no-any-return]
+
+
+def _arguments_of(job: QueuedJob) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
-        wire = decode_nested(client.codec, job.body)
+        call = decode_nested(_client_of(job).codec, job.body)
     except CodecError:
         return (), {}
-    return wire.args, wire.kwargs
+    return call.args, call.kwargs
 
 
 class Job(msgspec.Struct, array_like=True, frozen=True):
-    """A job as a worker gets it."""
+    """A job as received by a worker."""
 
     token: int
     attempt: int
     remaining_ms: int | None
-    """Milliseconds until nobody waits for the answer; None: for ever."""
+    """Milliseconds until its deadline; None without one."""
     codec: str
     body: bytes
     term: int = 0
-    """To which announcement of the worker it was given."""
-
-
-class Speaker(Protocol):
-    """The client by which a worker speaks to its broker."""
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the broker was last heard."""
-
-    def emit(self, name: str, /, *args: Any) -> None:
-        """Tell the broker something."""
-
-    def submit(self, name: str, /, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Future[Any]:
-        """Ask the broker something."""
+    """The announcement of the worker after which it was assigned."""
 
 
 class WorkerJobs:
-    """The jobs of one worker. They come on the link's thread; any thread takes them."""
+    """Jobs that one worker holds and has not started. The I/O thread adds them; any thread waits for them."""
 
-    def __init__(self, client: Speaker, names: Callable[[], list[str]], capacity: int) -> None:
+    def __init__(self, client: Client, names: Callable[[], list[str]], capacity: int) -> None:
         self.lease_s = float("inf")
-        """Seconds of silence after which the broker takes this worker for dead."""
+        """Seconds of silence after which the broker considers this worker dead."""
         self._client = client
         self._names = names
         self._capacity = capacity
         self._term = 0
-        self._announcing = threading.Lock()
+        self._announce_lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        """None interrupts the waits."""
 
     def announce(self, timeout: float | None = None) -> Future[Any]:
-        """Say that we are there, and have nothing but what has begun; return the future of our lease.
+        """Send WORKER_READY and return the future of the lease. Jobs that have not started are discarded.
 
-        What the broker gave before it heard of that does not count: it gives it to others.
+        The broker requeues these jobs when it receives the announcement.
         """
-        with self._announcing:  # In the order of the terms.
+        # The lock keeps the announcements in the order of their terms: the broker ignores an older term.
+        with self._announce_lock:
             self._term += 1
             self.discard_unstarted()
             return self._client.submit(
                 WORKER_READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
             )
 
-    def on_job(self, wire: EventMessage) -> None:
-        """On the link's thread: the broker gives a job. Raises msgspec.ValidationError, CodecError: it is none."""
-        job = msgspec.convert(wire.args, Job)
+    def on_job(self, message: EventMessage) -> None:
+        """Add a job, on the I/O thread. Raises msgspec.ValidationError, CodecError."""
+        job = msgspec.convert(message.args, Job)
         find_codec(job.codec)
         self._jobs.put(job)
 
     def on_lease_lost(self) -> None:
-        """The broker knows nothing of us, or we were stopped for longer than our lease: others have what we held."""
+        """Announce the worker again: the broker has restarted, or the lease has expired, and others run its jobs."""
         self.announce(timeout=float("inf"))
 
     def wait_for_job(self, timeout: float) -> Job | None:
-        """Return the next job to run, within ``timeout`` seconds; None: there is none, or `interrupt` was called."""
+        """Return the next job, or None after ``timeout`` seconds or `interrupt_waits`."""
         try:
             job = self._jobs.get(timeout=timeout) if timeout > 0 else self._jobs.get_nowait()
-            while job is not None and job.term != self._term:  # It was given before we announced ourselves anew.
+            # A job of an earlier term was requeued by the broker: another worker runs it.
+            while job is not None and job.term != self._term:
                 job = self._jobs.get_nowait()
         except queue.Empty:
             return None
         if job is None:
-            self._jobs.put(None)  # for the other threads
+            self._jobs.put(None)  # Pass the interrupt on to the other waiting threads.
         elif self._client.silence > self.lease_s:
             self.on_lease_lost()
             return None
         return job
 
     def interrupt_waits(self) -> None:
-        """End the waits of all threads until `purge`."""
+        """Let `wait_for_job` return None in all threads until `discard_unstarted`."""
         self._jobs.put(None)
 
     def discard_unstarted(self) -> None:
-        """Forget what is held and has not begun, and that the waits were ended."""
+        """Discard the jobs that have not started, and the interrupt."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait()
 
     def report_started(self, job: Job) -> None:
-        """Say that a job begins."""
+        """Report the start of a job to the broker."""
         self._client.emit(JOB_STARTED, job.token)
 
     def report_progress(self, job: Job, done: Any, total: Any) -> None:
-        """Say how far a job is."""
+        """Report the progress of a job to the client that submitted it."""
         self._client.emit(JOB_PROGRESS, job.token, done, total)
 
-    def report_done(self, job: Job, outcome: tuple[str, bytes]) -> None:
-        """Say what became of a job. Raises FrameTooLarge."""
-        self._client.emit(JOB_DONE, job.token, *outcome)
+    def report_done(self, job: Job, reply: Reply) -> None:
+        """Report the result of a job. Raises FrameTooLarge."""
+        self._client.emit(JOB_DONE, job.token, *reply)

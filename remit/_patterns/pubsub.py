@@ -1,4 +1,4 @@
-"""Following: a client's side of publish and subscribe: what it follows, and how it hears of a gap."""
+"""Both ends of publish and subscribe: the subscriptions of a server's clients, and those of one client."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from remit._patterns.names import PUBLISHED, UNSUBSCRIBED
 from remit._patterns.request_reply import decode_nested, encode_nested
 from remit._protocol.outbox import BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
-from remit._protocol.subscriptions import SubscriberQueue, check_subscription_options
+from remit._protocol.subscriptions import POLICIES, SubscriberQueue
 from remit.codec import Codec, EventMessage, find_codec, shortened
 from remit.errors import FrameTooLarge
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
+from remit.options import check_choice, check_count, check_seconds
 
 __all__ = [
     "OnGap",
@@ -28,28 +29,25 @@ __all__ = [
 ]
 
 
-KEPT: Final = find_codec("msgpack")
-"""How last values are kept: it loses least of them."""
-
-
-NO_BOUND: Final = 1 << 62
-"""Bytes where nothing bounds a publication."""
+LAST_VALUES_CODEC: Final = find_codec("msgpack")
+"""Codec of kept last values: it preserves more types than JSON."""
+UNBOUNDED_BYTES: Final = 1 << 62
 
 
 class Publisher:
-    """The subscriptions of one server. ``writable`` is called with a session for which something waits."""
+    """Subscriptions of all clients of one server. ``writable`` is called with each session that gets publications."""
 
     def __init__(self, writable: Callable[[Session], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._writable = writable
         self._clock = clock
         self._subscribers: dict[Session, dict[int, SubscriberQueue]] = {}
-        self._followers: dict[str, tuple[tuple[Session, SubscriberQueue], ...]] = {}
-        self._kept: dict[str, dict[Codec, bytes]] = {}
-        """The last values, sealed when they were published: what the publisher changes later is not what is kept."""
+        self._matching_cache: dict[str, tuple[tuple[Session, SubscriberQueue], ...]] = {}
+        self._last_values: dict[str, dict[Codec, bytes]] = {}
+        """Last values by name, encoded when they were published, so that later changes of an argument do not count."""
         self._ended: dict[Session, list[SubscriberQueue]] = {}
-        """Subscriptions that were ended from here, of which their clients have yet to be told."""
+        """Subscriptions that the server has ended, until UNSUBSCRIBED is sent for them."""
         self.lock = threading.Lock()
-        """Publishers are any threads, and whoever ticks takes what they have queued."""
+        """Any thread may publish, while the thread that owns the link moves publications to the outboxes."""
         self.published = 0
 
     def __len__(self) -> int:
@@ -58,7 +56,7 @@ class Publisher:
 
     @property
     def dropped(self) -> int:
-        """Publications that present subscribers did not get because they did not keep up."""
+        """Publications dropped for the present subscribers because they were too slow."""
         with self.lock:
             return sum(one.dropped for each in self._subscribers.values() for one in each.values())
 
@@ -72,92 +70,93 @@ class Publisher:
         max_lag: float | None,
         last: bool,
     ) -> None:
-        """Service: begin a subscription, and with ``last`` send what was kept. Raises TypeError, ValueError."""
-        check_subscription_options(queue, when_full, max_lag)
+        """Handle SUBSCRIBE. With ``last`` the kept last values are sent. Raises TypeError, ValueError."""
+        _check_options(queue, when_full, max_lag)
         check_listener(pattern, self.subscribe)
         if not isinstance(identifier, int):
-            raise TypeError(f"a subscription's number is not {identifier!r}")
+            raise TypeError(f"id of a subscription must be an integer, not {identifier!r}")
         subscription = SubscriberQueue(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
         session.outbox.refill = functools.partial(self._refill, session)
         with self.lock:
-            # Asked twice, by a client that could not know whether it was heard: what goes on must not begin anew.
+            # SUBSCRIBE is idempotent and may arrive twice: a running subscription must not restart its numbers.
             if self._subscribers.setdefault(session, {}).setdefault(identifier, subscription) is not subscription:
                 return
-            self._followers = {}
+            self._matching_cache = {}
             if last:
                 now = self._clock()
-                for name, kept in self._kept.items():
+                for name, encodings in self._last_values.items():
                     if subscription.matches(name):
-                        subscription.enqueue(_sealed_for(session.codec, kept), now)
+                        subscription.enqueue(_last_value(session.codec, encodings), now)
                 self._writable(session)
 
     def unsubscribe(self, session: Session, identifier: int) -> None:
         """End a subscription."""
         with self.lock:
-            self._drop(session, identifier)
+            self._remove(session, identifier)
 
     def remove_session(self, session: Session) -> None:
-        """A session has ended, and its subscriptions with it."""
+        """End the subscriptions of a session that has ended."""
         with self.lock:
             self._ended.pop(session, None)
             if self._subscribers.pop(session, None) is not None:
-                self._followers = {}
+                self._matching_cache = {}
 
     def publish(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool, largest: int = NO_BOUND
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool, largest: int = UNBOUNDED_BYTES
     ) -> int:
-        """Queue a publication for all who follow; return how many do.
+        """Queue a publication for all matching subscriptions; return their number.
 
-        Raises CodecError, ValueError, and FrameTooLarge for one that needs more than ``largest`` bytes.
+        Raises CodecError, ValueError, and FrameTooLarge for one of more than ``largest`` bytes.
         """
         check_name(name)
         with self.lock:
             now = self._clock()
-            followers = self._following(name)
-            codecs = {session.codec for session, _ in followers} | ({KEPT} if keep else set())
-            sealed = {codec: _sealed_within(codec, largest, name, args, kwargs) for codec in codecs}
+            matching = self._matching(name)
+            codecs = {session.codec for session, _ in matching} | ({LAST_VALUES_CODEC} if keep else set())
+            # Encoded once for each codec, not for each subscriber.
+            encodings = {codec: _encode(codec, largest, name, args, kwargs) for codec in codecs}
             if keep:
-                self._kept[name] = sealed
+                self._last_values[name] = encodings
             self.published += 1
-            for session, subscription in followers:
-                subscription.enqueue(sealed[session.codec], now)
+            for session, subscription in matching:
+                subscription.enqueue(encodings[session.codec], now)
                 if subscription.ended:
                     self._end(session, subscription)
                 self._writable(session)
-        return len(followers)
+        return len(matching)
 
-    def _following(self, name: str) -> tuple[tuple[Session, SubscriberQueue], ...]:
-        followers = self._followers.get(name)
-        if followers is None:
-            followers = tuple(
+    def _matching(self, name: str) -> tuple[tuple[Session, SubscriberQueue], ...]:
+        matching = self._matching_cache.get(name)
+        if matching is None:
+            matching = tuple(
                 (session, subscription)
                 for session, subscriptions in tuple(self._subscribers.items())
                 for subscription in tuple(subscriptions.values())
                 if subscription.matches(name)
             )
-            if len(self._followers) >= NAMES_CACHED:
-                self._followers = {}
-            self._followers[name] = followers
-        return followers
+            if len(self._matching_cache) >= NAMES_CACHED:
+                self._matching_cache = {}
+            self._matching_cache[name] = matching
+        return matching
 
     def _end(self, session: Session, subscription: SubscriberQueue) -> None:
-        """End a subscription from here; its client is told as soon as there is room for that."""
-        self._drop(session, subscription.id)
+        """End a subscription of a slow subscriber; UNSUBSCRIBED is sent once the window has room."""
+        self._remove(session, subscription.id)
         self._ended.setdefault(session, []).append(subscription)
 
-    def _drop(self, session: Session, identifier: int) -> None:
+    def _remove(self, session: Session, identifier: int) -> None:
         self._subscribers.get(session, {}).pop(identifier, None)
-        self._followers = {}
+        self._matching_cache = {}
 
     def _refill(self, session: Session) -> None:
-        """Outbox: there is room: what waits for this subscriber may go on."""
+        """Move publications of one session to its outbox, whose window has room."""
         pending, encode, now = session.outbox.pending, session.codec.encode, self._clock()
         with self.lock:
             for subscription in tuple(self._subscribers.get(session, {}).values()):
-                for number, sealed in subscription.pop_publications(BATCH_EVENTS, now):
-                    data = encode(PUBLISHED, (subscription.id, number, sealed), {}, {})
+                for number, publication in subscription.pop_publications(BATCH_EVENTS, now):
+                    data = encode(PUBLISHED, (subscription.id, number, publication), {}, {})
                     if len(data) + HEAD_BYTES > session.outbox.max_frame:
-                        subscription.dropped += 1  # Its client takes smaller frames than we do, and sees the gap.
+                        subscription.dropped += 1  # Over the max_frame of this client, which detects the gap.
                     else:
                         pending.append(data)
                 if subscription.ended:
@@ -166,34 +165,43 @@ class Publisher:
                 pending.append(encode(UNSUBSCRIBED, (subscription.id, subscription.ended), {}, {}))
 
 
-def _sealed_within(codec: Codec, largest: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Return a publication, sealed. Raises CodecError, FrameTooLarge."""
-    sealed = encode_nested(codec, name, args, kwargs)
-    if len(sealed) > largest // 2:  # It is worth a closer look.
-        size = len(codec.encode(PUBLISHED, (NO_BOUND, NO_BOUND, sealed), {}, {}))
+def _encode(codec: Codec, largest: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Return an encoded publication. Raises CodecError, FrameTooLarge."""
+    publication = encode_nested(codec, name, args, kwargs)
+    # The exact size needs a second encoding: JSON carries nested bytes as base64. Small ones fit in any case.
+    if len(publication) > largest // 2:
+        size = len(codec.encode(PUBLISHED, (UNBOUNDED_BYTES, UNBOUNDED_BYTES, publication), {}, {}))
         if size > largest:
             raise FrameTooLarge(
                 f"publication {shortened(name)} has {size} bytes, over {largest} here; send it in parts"
             )
-    return sealed
+    return publication
 
 
-def _sealed_for(codec: Codec, kept: dict[Codec, bytes]) -> bytes:
-    """Return a last value in the codec of whoever wants it. Raises CodecError."""
-    sealed = kept.get(codec)
-    if sealed is None:
-        wire = decode_nested(KEPT, kept[KEPT])
-        sealed = kept[codec] = encode_nested(codec, wire.name, wire.args, wire.kwargs)
-    return sealed
+def _last_value(codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
+    """Return a last value in the codec of a subscriber. Raises CodecError."""
+    publication = encodings.get(codec)
+    if publication is None:
+        message = decode_nested(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
+        publication = encodings[codec] = encode_nested(codec, message.name, message.args, message.kwargs)
+    return publication
+
+
+def _check_options(queue: object, when_full: object, max_lag: object) -> None:
+    """Raise TypeError or ValueError. Both ends check: an invalid value would break every later publication."""
+    check_count("queue", queue)
+    check_choice("when_full", when_full, POLICIES)
+    if max_lag is not None:
+        check_seconds("max_lag", max_lag)
 
 
 OnGap = Callable[[int | None], None]
-"""Called with how many publications are missing; None if nobody can know."""
-_numbers: Final = itertools.count(1)
+"""Called with the number of missing publications, or None if it is unknown."""
+_ids: Final = itertools.count(1)
 
 
 class Subscription:
-    """What a client follows. `close` ends it."""
+    """A subscription of a client. `close` ends it."""
 
     def __init__(
         self,
@@ -205,58 +213,57 @@ class Subscription:
         pass_event: bool,
     ) -> None:
         check_listener(pattern, listener)
-        check_subscription_options(*options[:3])
+        _check_options(*options[:3])
         if on_gap is not None and not callable(on_gap):
-            raise TypeError(f"on_gap is called with a number, but {on_gap!r} cannot be")
-        self.id = next(_numbers)
+            raise TypeError(f"on_gap must be callable, not {on_gap!r}")
+        self.id = next(_ids)
         self.pattern = pattern
         self.missed = 0
-        """Publications that did not come since this client was too slow for them."""
+        """Publications that were dropped because this client was too slow."""
         self.ended = ""
-        """Why the server ended it; empty while it goes on."""
+        """Why the server ended it; empty while it is active."""
         self._listener = listener if pass_event else converter(listener)
         self._pass_event = pass_event
         self._options = options
         self._on_gap = on_gap
-        self._last = 0
-        self._stop: Callable[[Subscription], None] = lambda _: None
+        self._last_number = 0
+        self._unsubscribe: Callable[[Subscription], None] = lambda _: None
 
     @property
     def _request_args(self) -> tuple[Any, ...]:
-        """What is asked of the server."""
+        """Arguments of the SUBSCRIBE request."""
         return (self.id, self.pattern, *self._options)
 
     def close(self) -> None:
-        """Hear no more of it. May be called twice."""
-        self._stop(self)
+        """End the subscription. May be called twice."""
+        self._unsubscribe(self)
 
-    def _set_unsubscribe(self, stop: Callable[[Subscription], None]) -> None:
-        """Note how it is ended."""
-        self._stop = stop
+    def _set_unsubscribe(self, unsubscribe: Callable[[Subscription], None]) -> None:
+        """Set what `close` calls."""
+        self._unsubscribe = unsubscribe
 
-    def _on_publication(self, number: int, wire: EventMessage) -> Any:
-        """Tell of a gap before this publication, then give it to the listener, and return what that does.
-
-        Raises what the two raise.
-        """
-        missing, self._last = number - self._last - 1, number
+    def _on_publication(self, number: int, message: EventMessage) -> Any:
+        """Report a gap before this publication, then call the listener and return its value."""
+        missing, self._last_number = number - self._last_number - 1, number
         if missing > 0:
             self.missed += missing
-            self._gap(missing)
-        return self._listener(wire.event()) if self._pass_event else self._listener(*wire.args, **wire.kwargs)
+            self._report_gap(missing)
+        if self._pass_event:
+            return self._listener(message.event())
+        return self._listener(*message.args, **message.kwargs)
 
     def _on_server_restart(self) -> None:
-        """The server began anew: nobody knows what was published meanwhile."""
-        self._last = 0
-        self._gap(None)
+        """Report a gap of unknown size: the numbers of the new server start with 1."""
+        self._last_number = 0
+        self._report_gap(None)
 
-    def _gap(self, missing: int | None) -> None:
+    def _report_gap(self, missing: int | None) -> None:
         if self._on_gap is not None:
             self._on_gap(missing)
 
 
 class SubscriberState:
-    """The subscriptions of one client."""
+    """Subscriptions of one client."""
 
     def __init__(self) -> None:
         self._subscriptions: dict[int, Subscription] = {}
@@ -268,23 +275,23 @@ class SubscriberState:
         return len(self._subscriptions)
 
     def add(self, subscription: Subscription) -> None:
-        """Follow from now on."""
+        """Add a subscription."""
         self._subscriptions[subscription.id] = subscription
 
     def remove(self, subscription: Subscription) -> bool:
-        """Follow no more; False if it was not followed."""
+        """Remove a subscription; return False if it was not there."""
         return self._subscriptions.pop(subscription.id, None) is not None
 
-    def on_publication(self, codec: Codec, wire: EventMessage) -> Any:
-        """Take a publication; return what its listener does. Raises CodecError, msgspec.ValidationError, and so on."""
-        identifier, number, sealed = msgspec.convert(wire.args, tuple[int, int, bytes])
+    def on_publication(self, codec: Codec, message: EventMessage) -> Any:
+        """Call the listener of a publication; return its value. Raises CodecError, msgspec.ValidationError."""
+        identifier, number, publication = msgspec.convert(message.args, tuple[int, int, bytes])
         subscription = self._subscriptions.get(identifier)
-        return None if subscription is None else subscription._on_publication(number, decode_nested(codec, sealed))
+        return None if subscription is None else subscription._on_publication(number, decode_nested(codec, publication))
 
-    def on_unsubscribed(self, wire: EventMessage) -> None:
-        """The server has ended a subscription. Raises msgspec.ValidationError."""
-        identifier, why = msgspec.convert(wire.args, tuple[int, str])
+    def on_unsubscribed(self, message: EventMessage) -> None:
+        """Handle the end of a subscription by the server. Raises msgspec.ValidationError."""
+        identifier, reason = msgspec.convert(message.args, tuple[int, str])
         subscription = self._subscriptions.pop(identifier, None)
         if subscription is not None:
-            subscription.ended = why
+            subscription.ended = reason
             subscription._on_server_restart()

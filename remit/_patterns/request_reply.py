@@ -1,11 +1,20 @@
-"""Answering: a server's side of request and reply: what a listener returns or raises goes back to whoever asked."""
+"""Both ends of request and reply: the open requests of a client, and the server that answers them.
+
+| outcome | meaning                                 | raised at the client |
+|---------|-----------------------------------------|----------------------|
+| done    | the listener returned a value           |                      |
+| failed  | the listener raised                     | RequestFailed        |
+| unheard | there is no listener                    | NoListener           |
+| late    | the deadline passed before the listener | RequestTimeout       |
+| refused | a broker is full or drains              | RequestError         |
+| dead    | a broker gave up after several attempts | DeadLetter           |
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import math
-import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -56,42 +65,49 @@ __all__ = [
 ]
 
 
+OnProgress: TypeAlias = Callable[[Any, Any], None]
+MAX_TIMEOUT_S: Final = 1e9
+"""Longer timeouts are sent as none, so that the milliseconds fit an integer of any codec."""
+
+
 def encode_nested(codec: Codec, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Return an event as one argument of another. Raises CodecError."""
+    """Return an encoded event, to be an argument of another event. Raises CodecError."""
     return codec.encode(name, args, kwargs, {})
 
 
-def decode_nested(codec: Codec, sealed: bytes) -> EventMessage:
-    """Return the event. Raises CodecError."""
-    wires = codec.decode(codec.join(b"", [sealed]))
-    if len(wires) != 1:
-        raise CodecError(f"{len(wires)} events in an envelope for one")
-    return wires[0]
+def decode_nested(codec: Codec, data: bytes) -> EventMessage:
+    """Return the event from `encode_nested`. Raises CodecError."""
+    messages = codec.decode(codec.join(b"", [data]))
+    if len(messages) != 1:
+        raise CodecError(f"{len(messages)} events instead of one in an event")
+    return messages[0]
 
 
 class ResultSink(Protocol):
-    """Who waits for an answer. What is said to one who is `over` already goes nowhere."""
+    """Receiver of the result of a request. A result for a `finished` one is dropped."""
 
     @property
     def finished(self) -> bool:
-        """Whether it waits no more."""
+        """Whether it has a result, or was cancelled."""
         ...
 
     def set_result(self, value: Any) -> None:
-        """Take the answer."""
+        """Set the value of the reply."""
         ...
 
     def set_exception(self, error: BaseException) -> None:
-        """Take it that there is none."""
+        """Set the error that ends the request."""
         ...
 
 
 Pose: TypeAlias = Callable[[ResultSink], None]
-"""Asks for somebody."""
+"""Sends one request and sets its result."""
 
 
 class InlineResult:
-    """What one thread waits for that serves the link itself: it needs no lock, and nobody has to be notified."""
+    """Result for a caller that drives the I/O itself until it is `finished`."""
+
+    # No lock and no condition, unlike a Future: the thread that sets the result is the thread that waits for it.
 
     __slots__ = ("_error", "_value", "finished")
 
@@ -101,16 +117,16 @@ class InlineResult:
         self._error: BaseException | None = None
 
     def set_result(self, value: Any) -> None:
-        """Keep the answer."""
+        """Set the value of the reply."""
         self._value, self.finished = value, True
 
     def set_exception(self, error: BaseException) -> None:
-        """Keep why there is none."""
+        """Set the error that ends the request."""
         if not self.finished:
             self._error, self.finished = error, True
 
     def result(self) -> Any:
-        """Return the answer, or raise why there is none. Raises LinkClosed if that is because the client closes."""
+        """Return the value or raise the error. Raises LinkClosed if the client was closed before there was either."""
         if self._error is not None:
             raise self._error
         if not self.finished:
@@ -119,7 +135,7 @@ class InlineResult:
 
 
 class FutureResult:
-    """Who waits is whoever has the future, in any thread."""
+    """Result for a caller in any thread, as a `Future`."""
 
     __slots__ = ("future",)
 
@@ -128,37 +144,32 @@ class FutureResult:
 
     @property
     def finished(self) -> bool:
-        """Whether it has its answer, or was cancelled."""
+        """Whether the future has a result, or was cancelled."""
         return self.future.done()
 
     def set_result(self, value: Any) -> None:
-        """Pass the answer on."""
+        """Set the result of the future."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(value)
 
     def set_exception(self, error: BaseException) -> None:
-        """Pass on why there is none."""
+        """Set the exception of the future."""
         if not self.finished and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
-LONGEST: Final = 1e9
-"""Seconds above which a request has all the time in the world."""
-OnProgress: TypeAlias = Callable[[Any, Any], None]
-
-
-class _Waiting(NamedTuple):
-    who: ResultSink
+class _Caller(NamedTuple):
+    sink: ResultSink
     on_progress: OnProgress | None
 
 
-_Asked: TypeAlias = Request[_Waiting]
+_Request: TypeAlias = Request[_Caller]
 
 
 class RequestClient:
-    """The open requests of one client. Any thread asks; answers come in on the thread that serves the link.
+    """Open requests of one client. Any thread sends; the ``on_`` methods run on the thread that owns the link.
 
-    ``post`` queues an encoded event; ``cancel`` tells the server that nobody waits for a request any more.
+    ``post`` queues an encoded event and returns False if it was dropped; ``cancel`` sends a cancellation.
     """
 
     def __init__(
@@ -174,18 +185,17 @@ class RequestClient:
         self._post = post
         self._cancel = cancel
         self._clock = clock
-        self._requests: OpenRequests[_Waiting] = OpenRequests()
-        self._lock = threading.Lock()
+        self._requests: OpenRequests[_Caller] = OpenRequests()
 
     def __len__(self) -> int:
         return len(self._requests)
 
     @property
     def next_deadline(self) -> float:
-        """The monotonic moment of the next deadline."""
+        """Monotonic time of the next deadline."""
         return self._requests.next_deadline
 
-    # -- asking ------------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -197,18 +207,18 @@ class RequestClient:
         idempotent: bool,
         on_progress: OnProgress | None,
     ) -> Future[Any]:
-        """Ask, and return the future of the answer; to cancel that is to tell the server that nobody waits.
+        """Send a request and return the future of its result; to cancel the future cancels the request.
 
-        Raises as `pose`.
+        Raises what `send` raises.
         """
-        waiter = FutureResult()
-        asked = self.send(waiter, name, args, kwargs, timeout=timeout, idempotent=idempotent, on_progress=on_progress)
-        waiter.future.add_done_callback(lambda done: self._gave_up(asked) if done.cancelled() else None)
-        return waiter.future
+        sink = FutureResult()
+        request = self.send(sink, name, args, kwargs, timeout=timeout, idempotent=idempotent, on_progress=on_progress)
+        sink.future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
+        return sink.future
 
     def send(
         self,
-        waiter: ResultSink,
+        sink: ResultSink,
         name: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -216,119 +226,111 @@ class RequestClient:
         timeout: float,
         idempotent: bool,
         on_progress: OnProgress | None,
-    ) -> _Asked:
-        """Ask for one who waits.
+    ) -> _Request:
+        """Send a request, whose result is set in ``sink``.
 
-        Raises CodecError, FrameTooLarge, EmitError, and TypeError or ValueError for what cannot be asked so.
+        Raises CodecError, FrameTooLarge, EmitError, and TypeError or ValueError for invalid arguments.
         """
-        _check(timeout, on_progress)
-        sealed = encode_nested(self._codec, name, args, kwargs)
-        with self._lock:
-            deadline = self._clock() + timeout
-            request = self._requests.add(name, _Waiting(waiter, on_progress), deadline, idempotent=idempotent)
-        left = None if timeout > LONGEST else int(timeout * 1000)
-        request.data = self._codec.encode(REQUEST, (request.id, left, idempotent, sealed), {}, {})
+        _check_options(timeout, on_progress)
+        call = encode_nested(self._codec, name, args, kwargs)
+        deadline = self._clock() + timeout
+        request = self._requests.add(name, _Caller(sink, on_progress), deadline, idempotent=idempotent)
+        remaining_ms = None if timeout > MAX_TIMEOUT_S else int(timeout * 1000)
+        request.data = self._codec.encode(REQUEST, (request.id, remaining_ms, idempotent, call), {}, {})
         try:
-            posted = self._post(name, request.data)
+            request.queued = self._post(name, request.data)
         except BaseException:
             self._requests.pop(request.id)
             raise
-        request.queued = posted
-        if not posted:
+        if not request.queued:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
         return request
 
-    def _gave_up(self, request: _Asked) -> None:
-        """Nobody waits any more: take the question back, or tell the server."""
+    def _cancel_request(self, request: _Request) -> None:
         self._requests.pop(request.id)
-        # Another thread may be sending it at this moment; then the cancellation follows it.
+        # Removed from the queue, unless the thread that owns the link has just framed it: then CANCEL follows it.
         with contextlib.suppress(ValueError, IndexError):
             self._outbox.pending.remove(request.data)
             return
         self._cancel(request.id)
 
-    # -- being told --------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------------------
 
-    def on_reply(self, wire: EventMessage) -> None:
-        """Take an answer. Raises msgspec.ValidationError, CodecError: it cannot be read."""
-        identifier, outcome, sealed = msgspec.convert(wire.args, tuple[int, str, bytes])
+    def on_reply(self, message: EventMessage) -> None:
+        """Set the result of a request. Raises msgspec.ValidationError, CodecError."""
+        identifier, outcome, result = msgspec.convert(message.args, tuple[int, str, bytes])
         request = self._requests.pop(identifier)
         if request is not None:
-            self._answered(request, outcome, sealed)
+            self._set_result(request, outcome, result)
 
-    def _answered(self, request: _Asked, outcome: str, sealed: bytes) -> None:
+    def _set_result(self, request: _Request, outcome: str, data: bytes) -> None:
         try:
-            answer = decode_nested(self._codec, sealed)
+            result = decode_nested(self._codec, data)
         except CodecError as error:
-            self._fail(request, RequestError(f"the answer to {request.name!r} cannot be read: {error}"))
+            self._fail(request, RequestError(f"the reply to {request.name!r} cannot be decoded: {error}"))
             raise
         if outcome == "done":
-            request.waiter.who.set_result(answer.args[0] if answer.args else None)
+            request.waiter.sink.set_result(result.args[0] if result.args else None)
         else:
-            self._fail(request, _error(request.name, outcome, answer.args))
+            self._fail(request, _error(request.name, outcome, result.args))
 
-    def on_progress(self, wire: EventMessage) -> EventMessage | None:
-        """Find out whom to tell how far a request has come, while it is still open; tell it in the listeners' turn.
-
-        Raises msgspec.ValidationError.
-        """
-        identifier, done, total = msgspec.convert(wire.args, tuple[int, Any, Any])
+    def on_progress(self, message: EventMessage) -> EventMessage | None:
+        """Return the event that calls on_progress on the dispatch thread, or None. Raises msgspec.ValidationError."""
+        identifier, done, total = msgspec.convert(message.args, tuple[int, Any, Any])
         request = self._requests.get(identifier)
         if request is None or request.waiter.on_progress is None:
             return None
         return EventMessage(PROGRESS, (request.waiter.on_progress, done, total))
 
     def on_disconnect(self, why: str) -> None:
-        """The connection is gone: fail what was sent and may not be sent again."""
+        """Fail the requests that were sent and must not run twice."""
         for request in self._requests.pop_lost(self._outbox.unfinished_ids(sent=False)):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
     def on_server_restart(self) -> None:
-        """A server began anew: ask it what the one before has not answered, where that may run twice; fail the rest."""
+        """Resend the idempotent requests that the last server has not answered; fail the others."""
         for request in self._requests.pop_lost(self._outbox.unfinished_ids(marked=False)):
-            self._fail(
-                request, PeerLost(f"the server began anew before {request.name!r} was answered; it may have run")
-            )
+            self._fail(request, PeerLost(f"the server restarted before {request.name!r} was answered; it may have run"))
         self._outbox.pending.extend(each.data for each in self._requests.resendable(self._outbox.unfinished_ids()))
 
-    def on_session_refused(self, why: Exception) -> None:
-        """The server will not continue this session: nobody is going to answer."""
+    def on_session_refused(self, error: Exception) -> None:
+        """Fail all requests: the server refuses the session."""
         for request in self._requests.pop_all():
-            self._fail(request, why)
+            self._fail(request, error)
 
     def expire(self, now: float) -> None:
-        """Fail what is late."""
+        """Fail the requests whose deadline has passed."""
         for request in self._requests.pop_expired(now):
             sent = request.queued and id(request.data) not in self._outbox.unfinished_ids(sent=False)
             how = "it was sent, and not answered" if sent else "it was never sent: is a server there?"
-            self._gave_up(request)
+            self._cancel_request(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
 
     def close(self) -> None:
-        """Fail all that is open."""
+        """Fail all requests: the client is closed."""
         for request in self._requests.pop_all():
             self._fail(request, LinkClosed(f"the client was closed before {request.name!r} was answered"))
 
-    def _fail(self, request: _Asked, error: BaseException) -> None:
+    def _fail(self, request: _Request, error: BaseException) -> None:
         self._requests.pop(request.id)
-        request.waiter.who.set_exception(error)
+        request.waiter.sink.set_exception(error)
 
 
-def _check(timeout: object, on_progress: object) -> None:
+def _check_options(timeout: object, on_progress: object) -> None:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"the timeout of a request is a number of seconds, not {timeout!r}")
-    if math.isnan(timeout):  # No deadline would ever be reached.
-        raise ValueError("the timeout of a request is a number of seconds, not nan")
+        raise TypeError(f"timeout of a request must be a number of seconds, not {timeout!r}")
+    if math.isnan(timeout):  # No comparison with it is true: the request would never expire.
+        raise ValueError("timeout of a request must be a number of seconds, not nan")
     if on_progress is not None and not callable(on_progress):
-        raise TypeError(f"on_progress is called with how far it is, but {on_progress!r} cannot be")
+        raise TypeError(f"on_progress must be callable, not {on_progress!r}")
 
 
 def _error(name: str, outcome: str, args: Sequence[Any]) -> RequestError:
     texts = [str(each) for each in args]
     if outcome == "unheard":
-        return NoListener(f"nobody listens for {name!r} there")
+        return NoListener(f"the server has no listener for {name!r}")
     if outcome == "late":
-        return RequestTimeout(f"{name!r} came to its listener after its deadline")
+        return RequestTimeout(f"{name!r} reached its listener after its deadline")
     if outcome == "refused":
         return RequestError(f"{name!r} was refused: {' '.join(texts)}")
     kind = DeadLetter if outcome == "dead" else RequestFailed
@@ -336,21 +338,23 @@ def _error(name: str, outcome: str, args: Sequence[Any]) -> RequestError:
 
 
 Post: TypeAlias = Callable[[Session, str, tuple[Any, ...]], None]
-"""Sends an event to whoever asked; what was asked must be answered, so no queue is too full for it."""
+"""Sends an event to a client. Unbounded: a reply must be sent, and there is at most one for each request."""
+Reply: TypeAlias = tuple[str, bytes]
+"""Outcome and encoded result."""
 
 
 class IncomingRequest(msgspec.Struct, array_like=True, frozen=True):
-    """A request as it arrives."""
+    """A request as received by a server."""
 
     id: int
     remaining_ms: int | None
-    """Milliseconds until nobody waits for the answer; None: for ever."""
+    """Milliseconds until its deadline; None without one."""
     idempotent: bool
     body: bytes
 
 
 class RequestServer:
-    """Answers the requests that come to one server. ``ask`` calls the listeners, and says whether there are any."""
+    """Answers the requests to one server. ``ask`` calls the listeners and returns whether one exists, and its value."""
 
     def __init__(
         self, router: EventRouter, ask: Callable[[EventMessage, Sender | None], tuple[bool, Any]], post: Post
@@ -358,85 +362,86 @@ class RequestServer:
         router.register(REQUEST, self.handle_request)
         self._services = router.request_handlers
         self.answer_later: Callable[[Session, IncomingRequest, Awaitable[Any]], None] | None = None
-        """Has a question answered by what an async listener returned, where there is an event loop."""
+        """Sends the reply when an async listener has finished; None without an event loop."""
         self.skipped = 0
-        """Requests that nobody waited for any more, or that may not run twice."""
+        """Requests that were cancelled, or redelivered without being idempotent."""
         self._ask = ask
         self._post = post
 
-    def handle_request(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
-        """Control: somebody asks. Raises msgspec.ValidationError."""
-        question = read_request(wire)
+    def handle_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
+        """Call the listener of a request and send its reply. Raises msgspec.ValidationError."""
+        request = read_request(message)
         session = session_of(sender)
-        if self.should_answer(session, question, redelivered):
-            outcome = self._answer(session, question, sender)
-            if outcome is not None:
-                send_reply(self._post, session, question.id, outcome)
+        if self.should_answer(session, request, redelivered):
+            reply = self._answer(session, request, sender)
+            if reply is not None:
+                send_reply(self._post, session, request.id, reply)
 
-    def should_answer(self, session: Session, question: IncomingRequest, redelivered: bool) -> bool:
-        """Whether a question is to be answered at all."""
-        if question.id in session.cancelled_requests or (redelivered and not question.idempotent):
+    def should_answer(self, session: Session, request: IncomingRequest, redelivered: bool) -> bool:
+        """Return whether a request is to be answered, and count it as skipped if not."""
+        if request.id in session.cancelled_requests or (redelivered and not request.idempotent):
             self.skipped += 1
             return False
         return True
 
-    def _answer(self, session: Session, question: IncomingRequest, sender: Sender | None) -> tuple[str, bytes] | None:
-        """Have a question answered; return the outcome, sealed. None: it comes later."""
+    def _answer(self, session: Session, request: IncomingRequest, sender: Sender | None) -> Reply | None:
+        """Return the reply to a request, or None if it is sent later."""
         codec = session.codec
         try:
-            wire = decode_nested(codec, question.body)
-            service = self._services.get(wire.name)
-            found, value = self._ask(wire, sender) if service is None else (True, service(session, *wire.args))
+            call = decode_nested(codec, request.body)
+            service = self._services.get(call.name)
+            found, value = self._ask(call, sender) if service is None else (True, service(session, *call.args))
             if inspect.isawaitable(value):
                 if self.answer_later is not None:
-                    self.answer_later(session, question, value)
+                    self.answer_later(session, request, value)
                     return None
                 if inspect.iscoroutine(value):
                     value.close()
                 raise TypeError(ASYNC)
             return value_reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
-        except Exception as error:  # noqa: BLE001 - whatever a listener raises, whoever asked has to know
+        except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
             return error_reply(codec, error)
 
 
-def read_request(wire: EventMessage) -> IncomingRequest:
-    """Read a request. Raises msgspec.ValidationError."""
-    return msgspec.convert(wire.args, IncomingRequest)
+def read_request(message: EventMessage) -> IncomingRequest:
+    """Return the request in an event. Raises msgspec.ValidationError."""
+    return msgspec.convert(message.args, IncomingRequest)
 
 
 def session_of(sender: Sender | None) -> Session:
-    """Return the session of a client. Raises EmitError for an event that did not come from one."""
+    """Return the session of a client. Raises EmitError for an event that was not received from a client."""
     if sender is None or not isinstance(sender.session, Session):
-        raise EmitError("an event of Remit's own has to come from a client")
+        raise EmitError("a reserved event must be received from a client")
     return sender.session
 
 
-def value_reply(codec: Codec, value: Any) -> tuple[str, bytes]:
-    """Return the outcome of a question that was answered with a value."""
+def value_reply(codec: Codec, value: Any) -> Reply:
+    """Return the reply for a value; an error reply if it cannot be encoded."""
     try:
         return "done", encode_nested(codec, "", (value,), {})
     except CodecError as error:
         return error_reply(codec, error)
 
 
-def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> tuple[str, bytes]:
-    """Return the outcome of a question whose listener raised."""
+def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> Reply:
+    """Return the reply for an exception: its type name, its message and its traceback."""
     kind = type(error)
     text = "".join(traceback.format_exception(error))
     return outcome, encode_nested(codec, "", (f"{kind.__module__}.{kind.__qualname__}", str(error), text), {})
 
 
-def late_reply(codec: Codec) -> tuple[str, bytes]:
-    """Return the outcome of a question that was not answered by its deadline."""
+def late_reply(codec: Codec) -> Reply:
+    """Return the reply for a request whose deadline has passed."""
     return "late", encode_nested(codec, "", (), {})
 
 
-def send_reply(post: Post, session: Session, question: int, outcome: tuple[str, bytes]) -> None:
-    """Send an outcome; one that is too large for a frame is told as a failure. One that nobody can hear is dropped."""
+def send_reply(post: Post, session: Session, request_id: int, reply: Reply) -> None:
+    """Send a reply; send an error if it is too large for a frame. Drop it if the session has ended."""
     try:
-        post(session, REPLY, (question, *outcome))
+        post(session, REPLY, (request_id, *reply))
     except FrameTooLarge as error:
-        with contextlib.suppress(FrameTooLarge, EmitError):  # It takes no frames to speak of.
-            post(session, REPLY, (question, *error_reply(session.codec, error)))
+        # The max_frame of the client may be too small even for the error.
+        with contextlib.suppress(FrameTooLarge, EmitError):
+            post(session, REPLY, (request_id, *error_reply(session.codec, error)))
     except EmitError:
         return

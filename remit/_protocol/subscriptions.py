@@ -6,21 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-__all__ = ["POLICIES", "SubscriberQueue", "check_subscription_options"]
+__all__ = ["POLICIES", "SubscriberQueue"]
 
 
 POLICIES: Final = ("drop_oldest", "drop_newest", "unsubscribe")
 """Values of when_full for a slow subscriber. There is no "block": a publisher never waits for a subscriber."""
-
-
-def check_subscription_options(queue: object, when_full: object, max_lag: object) -> None:
-    """Raise TypeError or ValueError for invalid options, before they could break a later publication."""
-    if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
-        raise ValueError(f"queue of a subscription must be an integer of at least 1, not {queue!r}")
-    if when_full not in POLICIES:
-        raise ValueError(f"when_full of a subscription must be one of {', '.join(POLICIES)}, not {when_full!r}")
-    if max_lag is not None and (isinstance(max_lag, bool) or not isinstance(max_lag, int | float) or not max_lag >= 0):
-        raise ValueError(f"max_lag of a subscription must be None or a number of seconds, not {max_lag!r}")
 
 
 class SubscriberQueue:

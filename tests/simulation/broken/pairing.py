@@ -56,6 +56,6 @@ MUTATIONS: list[Mutation] = [
     (ExclusiveSlot, "release", never_free),
     (ExclusiveSlot, "has_expired", lapse_at_once),
     (ExclusiveSlot, "has_expired", never_lapse),
-    (PairClient, "_doubt", never_doubt),
-    (PairServer, "_present", seat_one_that_is_lost),
+    (PairClient, "_check_membership", never_doubt),
+    (PairServer, "_check", seat_one_that_is_lost),
 ]

@@ -50,10 +50,6 @@ def tell_nobody_that_the_server_began_anew(self: RequestClient) -> None:
     return
 
 
-def take_back_nothing(self: RequestClient, request: Open) -> None:
-    self._requests.pop(request.id)
-
-
 def renew_at_every_welcome(self: ClientSession, welcome: Any, now: float) -> None:
     self.server_restarts += not self._may_send_early
     original_handle_welcome(self, welcome, now)

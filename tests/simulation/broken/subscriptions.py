@@ -31,8 +31,8 @@ def repeat(self: SubscriberQueue, most: int, now: float) -> Iterator[tuple[int, 
 
 
 def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage) -> None:
-    if number - self._last > 1:
-        self._last -= 1
+    if number - self._last_number > 1:
+        self._last_number -= 1
     original_heard(self, number, wire)
 
 
@@ -42,18 +42,18 @@ def tell_of_no_gap(self: Followed, missing: int | None) -> None:
 
 
 def begin_anew(self: Publisher, session: Any, identifier: int, *options: Any) -> None:
-    self._drop(session, identifier)
+    self._remove(session, identifier)
     original_subscribe(self, session, identifier, *options)
 
 
 def tell_nobody_of_the_end(self: Publisher, session: Any, subscription: SubscriberQueue) -> None:
-    self._drop(session, subscription.id)
+    self._remove(session, subscription.id)
 
 
 original_offer = SubscriberQueue.enqueue
 original_take = SubscriberQueue.pop_publications
 original_heard = Followed._on_publication
-original_gap = Followed._gap
+original_gap = Followed._report_gap
 original_subscribe = Publisher.subscribe
 
 MUTATIONS: list[Mutation] = [
@@ -61,7 +61,7 @@ MUTATIONS: list[Mutation] = [
     (SubscriberQueue, "pop_publications", newest_first),
     (SubscriberQueue, "pop_publications", repeat),
     (Followed, "_on_publication", count_a_gap_too_far),
-    (Followed, "_gap", tell_of_no_gap),
+    (Followed, "_report_gap", tell_of_no_gap),
     (Publisher, "subscribe", begin_anew),
     (Publisher, "_end", tell_nobody_of_the_end),
 ]
