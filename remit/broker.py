@@ -1,4 +1,4 @@
-"""Broker: distributes the requests of clients to workers, and requeues the jobs of workers that die."""
+"""A broker that distributes the requests of clients to workers, and requeues the jobs of workers that die."""
 
 from __future__ import annotations
 

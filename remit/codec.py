@@ -1,4 +1,4 @@
-"""Codec: the step between an event and the bytes that a transport carries."""
+"""Encoding of events as MessagePack or JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class EventMessage(msgspec.Struct, array_like=True, gc=False):
-    """An event as it travels: an array of two to four parts."""
+    """An event as transmitted: an array of two to four elements."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -33,21 +33,21 @@ class EventMessage(msgspec.Struct, array_like=True, gc=False):
     headers: dict[str, Any] = {}
 
     def event(self, **more: Any) -> Event:
-        """Return the event that a user sees."""
+        """Return the event that a listener receives."""
         return Event(self.name, self.args, self.kwargs, self.headers, **more)
 
 
 class Codec(Protocol):
-    """How events become bytes. Both ends name theirs when a session begins; each event stands by itself."""
+    """Encodes each event on its own, and joins encoded events to the body of a frame. HELLO names the codec."""
 
     name: str
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one event as bytes. Raises CodecError, and TypeError for a name that is no text."""
+        """Return one encoded event. Raises CodecError, and TypeError if the name is not a string."""
         ...
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
-        """Return ``head`` and then all the encoded events as one body."""
+        """Return ``head`` followed by the encoded events."""
         ...
 
     def decode(self, body: bytes | memoryview) -> list[EventMessage]:
@@ -56,7 +56,7 @@ class Codec(Protocol):
 
 
 class MessagePack:
-    """The default: MessagePack through msgspec. Carries what JSON does, and bytes, moments of a time zone, any keys."""
+    """MessagePack, the default. In addition to the types of JSON: bytes, aware datetimes, and keys of any type."""
 
     name = "msgpack"
 
@@ -78,7 +78,7 @@ class MessagePack:
             raise _unencodable(name, error) from error
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
-        """Return ``head``, a MessagePack array header and the events."""
+        """Return ``head`` followed by a MessagePack array of the events."""
         count = len(events)
         if count < 16:
             prefix = bytes((0x90 | count,))
@@ -97,7 +97,7 @@ class MessagePack:
 
 
 class JSON:
-    """Readable by anything; bytes travel as base64 texts and stay texts."""
+    """JSON. Bytes are sent as base64 strings, and received as strings."""
 
     name = "json"
 
@@ -115,7 +115,7 @@ class JSON:
             raise _unencodable(name, error) from error
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
-        """Return ``head`` and the events as one JSON array."""
+        """Return ``head`` followed by a JSON array of the events."""
         return b"".join((head, b"[", b",".join(events), b"]"))
 
     def decode(self, body: bytes | memoryview) -> list[EventMessage]:
@@ -126,42 +126,42 @@ class JSON:
             raise CodecError(f"not a JSON list of events: {error}") from error
 
 
-SHOWN: Final = 80
-"""Characters of a name that an error shows."""
+SHOWN_CHARACTERS: Final = 80
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What reading a stranger's bytes by msgspec may raise: two of them are not its own."""
+"""Exceptions of msgspec for invalid bytes. Two of them are not subclasses of its own error."""
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 
 CODECS: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (MessagePack(), JSON())}
-"""The codecs in the box, by name. They hold no state and may be shared between threads."""
+"""Built-in codecs by name. They have no state and are shared between threads."""
 
 
 def find_codec(codec: str | Codec) -> Codec:
-    """Return the codec of that name, or the codec itself. Raises CodecError."""
+    """Return the codec of a name, or the codec itself if it is one. Raises CodecError."""
     if not isinstance(codec, str):
         if not all(callable(getattr(codec, verb, None)) for verb in ("encode", "join", "decode")):
-            raise CodecError(f"a codec is a name ({', '.join(sorted(CODECS))}) or a remit.codec.Codec, not {codec!r}")
+            raise CodecError(
+                f"codec must be a name ({', '.join(sorted(CODECS))}) or a remit.codec.Codec, not {codec!r}"
+            )
         return codec
     try:
         return CODECS[codec]
     except KeyError:
-        raise CodecError(f"no codec {codec!r} (there are: {', '.join(sorted(CODECS))})") from None
+        raise CodecError(f"unknown codec {codec!r} (known: {', '.join(sorted(CODECS))})") from None
 
 
 def shortened(name: object) -> str:
-    """Return a name as an error shows it."""
+    """Return a name for an error message, shortened to `SHOWN_CHARACTERS`."""
     text = repr(name)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def invalid_name_error(name: object) -> TypeError:
-    """Return the error about what was given as an event's name and is none.
-
-    Encoded all the same, nobody could read it, nor the events that share its frame.
-    """
-    return TypeError(f"an event's name is a text, not {shortened(name)}")
+    """Return the error for an event name that is not a string."""
+    # Raised before encoding: the receiver could not decode the frame, and the other events in it would be lost.
+    return TypeError(f"name of an event must be a string, not {shortened(name)}")
 
 
 def _unencodable(name: str, error: Exception) -> CodecError:
-    what = f"cannot encode event {shortened(name)}: {error}"
-    return CodecError(f"{what}; give plain values, dataclasses or msgspec structs")
+    return CodecError(
+        f"cannot encode event {shortened(name)}: {error}; use plain values, dataclasses or msgspec structs"
+    )

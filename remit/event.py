@@ -1,4 +1,4 @@
-"""Event: what a user emits: a name, arguments, and headers for those who trace."""
+"""Events, and the clients that send them."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ __all__ = ["Credentials", "Event", "Sender", "check_event"]
 
 
 class Credentials(NamedTuple):
-    """What the kernel itself attests of a peer on this host."""
+    """Identity of a peer process on this host, as reported by the kernel."""
 
     pid: int
     uid: int
     gid: int
     inode: int | None = None
-    """Inode of the peer's pidfd, unique for the whole boot; None where the kernel cannot say it."""
+    """Inode of the peer's pidfd, unique per boot; None if the kernel does not report it."""
 
 
 class Sender:
-    """The client at the other end of a session."""
+    """A client, as seen by the listeners of its server."""
 
-    __slots__ = ("_answer", "_credentials", "_here", "id", "session")
+    __slots__ = ("_credentials", "_emit", "_is_connected", "id", "session")
 
     def __init__(
         self,
         identifier: str,
-        answer: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+        emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
         credentials: Callable[[], Credentials | None],
-        here: Callable[[], bool],
+        is_connected: Callable[[], bool],
         session: object | None = None,
     ) -> None:
         self.id = identifier
         """32 hexadecimal digits, the same for all events of one client in one process."""
         self.session = session
-        """What Remit itself keeps of this client: nothing that a listener could use."""
-        self._answer = answer
+        """Internal state of this client."""
+        self._emit = emit
         self._credentials = credentials
-        self._here = here
+        self._is_connected = is_connected
 
     @property
     def credentials(self) -> Credentials | None:
-        """What the kernel attests of the client's process; None where the transport cannot ask it."""
+        """The client's process as reported by the kernel; None if the transport cannot know it."""
         return self._credentials()
 
     @property
     def connected(self) -> bool:
-        """Whether the client is known to be connected now; its session outlives its connections."""
-        return self._here()
+        """Whether the client is known to be connected. Its session outlives its connections."""
+        return self._is_connected()
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to this client alone, acknowledged like any other.
+        """Emit an event to this client only. It is acknowledged like any other event.
 
-        Raises CodecError, FrameTooLarge, QueueFull, and EmitError when its session has ended.
+        Raises CodecError, FrameTooLarge, QueueFull, and EmitError if its session has ended.
         """
-        self._answer(name, args, kwargs)
+        self._emit(name, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<Sender {self.id[:8]}>"
@@ -70,17 +70,17 @@ class Event:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, Any] = field(default_factory=dict)
     sender: Sender | None = field(default=None, compare=False, repr=False)
-    """Who emitted it, and how to answer; None for an event that has not travelled."""
+    """The client that emitted it; None for an event that was emitted locally."""
     redelivered: bool = False
-    """It may have been dispatched before, by a server that has since ended."""
+    """Whether an earlier server may have dispatched it already."""
 
 
 def check_event(event: Event) -> None:
-    """Raise TypeError for what would be encoded, and then could not be read as an event by anybody."""
+    """Raise TypeError for an event that could be encoded, but not be decoded by the receiver."""
     if not isinstance(event, Event):
-        raise TypeError(f"an Event is emitted here, not {event!r}: give a name and arguments to emit()")
+        raise TypeError(f"expected an Event, not {event!r}; emit() takes a name and arguments")
     if not isinstance(event.args, tuple | list):
-        raise TypeError(f"the args of an event are a tuple, not {event.args!r}")
+        raise TypeError(f"args of an event must be a tuple, not {event.args!r}")
     for what in (event.kwargs, event.headers):
         if not isinstance(what, Mapping) or not all(isinstance(key, str) for key in what):
-            raise TypeError(f"the kwargs and headers of an event are a mapping with texts as keys, not {what!r}")
+            raise TypeError(f"kwargs and headers of an event must be mappings with string keys, not {what!r}")

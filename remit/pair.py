@@ -1,4 +1,4 @@
-"""Pair: exactly two members that signal each other."""
+"""A pair of exactly two members that signal each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOREVER: Final = float("inf")
 
 
 class _Member(Protocol):
-    """What both kinds of members do: `_BoundMember` and `_JoinedMember`."""
+    """Interface of `_BoundMember` and `_JoinedMember`."""
 
     @property
     def location(self) -> Location: ...

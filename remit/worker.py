@@ -1,4 +1,4 @@
-"""Worker: runs the jobs that a broker assigns to it, in one thread or in several."""
+"""A worker that runs the jobs of a broker, in one thread or in several."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def current_job() -> CurrentJob:
 class Worker:
     """Runs handlers for the jobs of a broker, whose location it gets.
 
-    ``threads`` is the number of jobs that run at once; a single one runs in the thread that calls `run`. ``capacity``
+    ``threads`` is the number of jobs that run in parallel; a single one runs in the caller of `run`. ``capacity``
     is the number of jobs that the worker holds, by default as many as threads. More of them save short jobs the round
     trip to the broker, but keep long ones from other workers. Raises what `Client` raises.
     """

@@ -84,7 +84,7 @@ REFUSALS: Final = {
     "keyed": "it has no key: give it the key= or key_file= of this client, or take it from this client",
     "unsigned": "it accepts authenticated frames only: give this client the key= or key_file= of the server",
 }
-"""What to do, by the reason of a refusal. The client uses its own texts, because a REFUSE is not authenticated."""
+"""Next action by reason. The client shows its own text instead of the received one, which is not authenticated."""
 
 
 class SharedKey:

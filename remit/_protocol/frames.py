@@ -2,7 +2,7 @@
 
 Every frame starts with four bytes: ``RM``, the version of the protocol, the kind. The rest depends on the kind::
 
-    EVENTS    generation u32, flags u8, first sequence number u64, count u32, then, if the flags say so,
+    EVENTS    generation u32, flags u8, first sequence number u64, count u32, then, if flagged,
               received u64, done u64, and then a body in the codec of the session
     ACK       generation u32, received u64, done u64
     RESUME    generation u32, received u64, done u64       resend all events after received

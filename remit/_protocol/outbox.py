@@ -44,12 +44,12 @@ class Batch:
 class Outbox:
     """Sending side of one direction.
 
-    | state of an event | until                                                 | fate if the session ends now |
-    |-------------------|-------------------------------------------------------|------------------------------|
-    | pending           | it is framed, and numbered by that                    | never_sent                   |
-    | framed            | the link has accepted the frame                       | never_sent                   |
-    | sent              | an acknowledgement says `received`; RESUME resends it | unknown                      |
-    | received          | an acknowledgement says `done`                        | received                     |
+    | state of an event | until                                         | fate if the session ends now |
+    |-------------------|-----------------------------------------------|------------------------------|
+    | pending           | it is framed, and numbered by that            | never_sent                   |
+    | framed            | the link has accepted the frame               | never_sent                   |
+    | sent              | acknowledged as `received`; RESUME resends it | unknown                      |
+    | received          | acknowledged as `done`                        | received                     |
 
     Any thread may append encoded events to `pending`. All else belongs to the thread that owns the link.
     """

@@ -46,7 +46,7 @@ SWEEP_INTERVAL_S: Final = 1.0
 class ServerSessions:
     """State machine of the server. It is fed with arrivals of the link and the time; `writable` sessions have frames.
 
-    ``outbox`` makes the outbox of a new session from its codec and the max_frame of the client. ``sees_peers`` says
+    ``outbox`` makes the outbox of a new session from its codec and the max_frame of the client. ``sees_peers`` is
     whether the transport reports `Down` for a lost client; otherwise only silence shows it.
     """
 
