@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from remit._patterns.exclusive_pair import PairClient, PairServer
 from remit._patterns.names import PAIR_JOIN
@@ -27,19 +27,6 @@ CLOSE_TIMEOUT_S: Final = 30.0
 FOREVER: Final = float("inf")
 
 
-class _Member(Protocol):
-    """Interface of `_BoundMember` and `_JoinedMember`."""
-
-    @property
-    def location(self) -> Location: ...
-
-    def signal(self, value: Any, deadline: float) -> None: ...
-
-    def lost_reason(self) -> str: ...
-
-    def close(self) -> None: ...
-
-
 class Pair:
     """One of two members that signal each other in both directions. Create it with `bind` or `connect`.
 
@@ -47,7 +34,7 @@ class Pair:
     member was closed, after the lease if it died. Then another one may join the bound member.
     """
 
-    def __init__(self, member: _Member, signals: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, member: _BoundMember | _JoinedMember, signals: queue.SimpleQueue[Any]) -> None:
         self._member = member
         self._signals = signals
         self._closed = False

@@ -9,8 +9,6 @@ from remit._protocol.session import Session
 from remit.codec import EventMessage
 from remit.event import Sender
 
-__all__ = ["EventRouter", "Handler", "IOHandler", "RequestHandler"]
-
 Handler: TypeAlias = Callable[[EventMessage, Sender | None, bool], Any]
 """Called like a listener, with the event, its sender on a server, and whether it was redelivered."""
 IOHandler: TypeAlias = Callable[[EventMessage], EventMessage | None]

@@ -33,8 +33,6 @@ from remit.event import Sender
 if TYPE_CHECKING:
     from remit.client import Client
 
-__all__ = ["OnSignal", "PairClient", "PairServer"]
-
 
 NO_EPOCH: Final = 0
 FOREVER: Final = float("inf")

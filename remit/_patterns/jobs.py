@@ -49,8 +49,6 @@ from remit.listeners import matcher
 if TYPE_CHECKING:
     from remit.client import Client
 
-__all__ = ["SWEEP_INTERVAL_S", "BrokerCore", "Job", "WorkerJobs"]
-
 
 TOKEN_BITS: Final = 48
 """Random bits of a broker's first token: a restarted broker must not reuse a token that a worker still holds."""

@@ -2,29 +2,6 @@
 
 from typing import Final
 
-__all__ = [
-    "JOB",
-    "JOB_DONE",
-    "JOB_PROGRESS",
-    "JOB_STARTED",
-    "PAIR_CHECK",
-    "PAIR_ENDED",
-    "PAIR_JOIN",
-    "PAIR_SIGNAL",
-    "PROGRESS",
-    "PUBLISHED",
-    "REPLY",
-    "REQUEST",
-    "RESERVED",
-    "SERVER_RESTARTED",
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-    "UNSUBSCRIBED",
-    "WORKER_LEAVE",
-    "WORKER_READY",
-    "WORKER_UNKNOWN",
-]
-
 RESERVED: Final = "remit."
 
 # -- requests: request_reply.py --

@@ -21,14 +21,6 @@ from remit.errors import FrameTooLarge
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
 from remit.options import check_choice, check_count, check_seconds
 
-__all__ = [
-    "OnGap",
-    "Publisher",
-    "SubscriberState",
-    "Subscription",
-]
-
-
 LAST_VALUES_CODEC: Final = find_codec("msgpack")
 """Codec of kept last values: it preserves more types than JSON."""
 UNBOUNDED_BYTES: Final = 1 << 62

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -44,27 +44,6 @@ from remit.errors import (
 from remit.event import Sender
 from remit.listeners import ASYNC
 
-__all__ = [
-    "FutureResult",
-    "IncomingRequest",
-    "InlineResult",
-    "OnProgress",
-    "Pose",
-    "Post",
-    "RequestClient",
-    "RequestServer",
-    "ResultSink",
-    "decode_nested",
-    "encode_nested",
-    "error_reply",
-    "late_reply",
-    "read_request",
-    "send_reply",
-    "session_of",
-    "value_reply",
-]
-
-
 OnProgress: TypeAlias = Callable[[Any, Any], None]
 MAX_TIMEOUT_S: Final = 1e9
 """Longer timeouts are sent as none, so that the milliseconds fit an integer of any codec."""
@@ -81,27 +60,6 @@ def decode_nested(codec: Codec, data: bytes) -> EventMessage:
     if len(messages) != 1:
         raise CodecError(f"{len(messages)} events instead of one in an event")
     return messages[0]
-
-
-class ResultSink(Protocol):
-    """Receiver of the result of a request. A result for a `finished` one is dropped."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has a result, or was cancelled."""
-        ...
-
-    def set_result(self, value: Any) -> None:
-        """Set the value of the reply."""
-        ...
-
-    def set_exception(self, error: BaseException) -> None:
-        """Set the error that ends the request."""
-        ...
-
-
-Pose: TypeAlias = Callable[[ResultSink], None]
-"""Sends one request and sets its result."""
 
 
 class InlineResult:
@@ -156,6 +114,12 @@ class FutureResult:
         """Set the exception of the future."""
         if not self.finished and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
+
+
+ResultSink: TypeAlias = InlineResult | FutureResult
+"""Receiver of the result of a request. A second result is dropped."""
+Pose: TypeAlias = Callable[[ResultSink], None]
+"""Sends one request and sets its result."""
 
 
 class _Caller(NamedTuple):

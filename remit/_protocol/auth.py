@@ -51,20 +51,6 @@ from remit._protocol.frames import Kind, Refuse, head
 from remit.errors import ProtocolError
 from remit.transport import Peer
 
-__all__ = [
-    "MAX_OFFERS_PER_PEER",
-    "OVERHEAD_BYTES",
-    "AuthChannel",
-    "ClientAuth",
-    "ServerAuth",
-    "SharedKey",
-    "channel_id_of",
-    "read_auth_accept",
-    "read_auth_request",
-    "read_unknown_channel",
-]
-
-
 TAG_BYTES: Final = 16
 NONCE_BYTES: Final = 16
 CHANNEL_ID_BYTES: Final = 8

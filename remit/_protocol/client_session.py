@@ -25,9 +25,6 @@ from remit.codec import Codec
 from remit.errors import ProtocolError
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Up
 
-__all__ = ["HEARTBEAT_INTERVAL_S", "HELLO_RETRY_S", "ClientSession", "ConnectionState"]
-
-
 HEARTBEAT_INTERVAL_S: Final = 5.0
 """Seconds of silence after which a client sends PING."""
 HELLO_RETRY_S: Final = 1.0

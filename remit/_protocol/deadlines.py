@@ -8,9 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
-__all__ = ["SPARE_ENTRIES", "DeadlineHeap"]
-
-
 T = TypeVar("T")
 SPARE_ENTRIES: Final = 64
 """Dead entries that `compact` always leaves: a rebuild for fewer would cost more than it frees."""

@@ -33,36 +33,6 @@ import msgspec
 from remit.codec import DECODE_ERRORS
 from remit.errors import ProtocolError
 
-__all__ = [
-    "ACK_BYTES",
-    "EVENTS_HEAD",
-    "VERSION",
-    "Bye",
-    "Hello",
-    "Kind",
-    "Refuse",
-    "Welcome",
-    "ack",
-    "cancel",
-    "echo_of",
-    "events_head",
-    "generation_of",
-    "head",
-    "identify",
-    "kind_of",
-    "pack",
-    "ping",
-    "read_ack",
-    "read_cancel",
-    "read_embedded_ack",
-    "read_events",
-    "read_ping",
-    "resume",
-    "unpack",
-    "with_ack",
-]
-
-
 VERSION: Final = 1
 MAGIC: Final = b"RM"
 

@@ -25,9 +25,6 @@ from typing import Final
 
 from remit._protocol.deadlines import DeadlineHeap
 
-__all__ = ["FairQueue", "JobQueue", "QueuedJob", "WorkerSlot"]
-
-
 DEAD_LETTERS_KEPT: Final = 1000
 
 

@@ -7,9 +7,6 @@ from typing import Final
 
 from remit._protocol.session import Session
 
-__all__ = ["RECONNECT_GRACE_S", "ExclusiveSlot", "Leases"]
-
-
 RECONNECT_GRACE_S: Final = 2.0
 """Seconds within which a disconnected worker may reconnect and keep its jobs."""
 

@@ -10,9 +10,6 @@ from typing import Final
 from remit._protocol.frames import EVENTS_HEAD, events_head
 from remit.codec import Codec
 
-__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "WINDOW_BYTES", "WINDOW_EVENTS", "Batch", "Outbox"]
-
-
 BATCH_EVENTS: Final = 128
 """Most events in one frame. Beyond 64 the cost of a frame is already negligible for each event."""
 BATCH_BYTES: Final = 64 * 1024

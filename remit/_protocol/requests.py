@@ -18,9 +18,6 @@ from typing import Generic, TypeVar
 
 from remit._protocol.deadlines import DeadlineHeap
 
-__all__ = ["OpenRequests", "Request"]
-
-
 Waiter = TypeVar("Waiter")
 
 

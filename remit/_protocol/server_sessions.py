@@ -32,9 +32,6 @@ from remit.codec import CODECS, Codec
 from remit.errors import ProtocolError
 from remit.transport import Arrival, Credentials, Down, Frame, Gap, Peer, Up
 
-__all__ = ["SESSION_TTL_S", "SWEEP_INTERVAL_S", "ServerSessions"]
-
-
 SESSION_TTL_S: Final = 60.0
 """Seconds that a session outlives its last connection."""
 ENDED_SESSIONS_KEPT: Final = 65_536

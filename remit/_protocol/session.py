@@ -25,9 +25,6 @@ from remit.codec import Codec, EventMessage
 from remit.errors import CodecError, ProtocolError
 from remit.transport import Credentials, Peer
 
-__all__ = ["PROBE_DELAY_S", "Inbox", "Received", "Session"]
-
-
 T = TypeVar("T")
 PROBE_DELAY_S: Final = 0.5
 """Seconds without progress before a probe; doubled after each probe, up to `PROBE_DELAY_MAX_S`."""

@@ -6,9 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-__all__ = ["POLICIES", "SubscriberQueue"]
-
-
 POLICIES: Final = ("drop_oldest", "drop_newest", "unsubscribe")
 """Values of when_full for a slow subscriber. There is no "block": a publisher never waits for a subscriber."""
 
