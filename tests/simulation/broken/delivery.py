@@ -33,8 +33,8 @@ def redeliver_unmarked(self: Outbox) -> None:
     self.resend_unreceived()
 
 
-def trust_any_acknowledgement(self: Outbox, received: int, done: int) -> bool:
-    return original_confirm(self, max(received, done), max(received, done))
+def trust_any_acknowledgement(self: Outbox, received: int, done: int, *, original: Any) -> bool:
+    return original(self, max(received, done), max(received, done))
 
 
 def never_probe(self: Session, now: float) -> None:
@@ -49,8 +49,8 @@ def remember_nothing(self: ServerSessions, session: Session) -> None:
     return
 
 
-def hear_of_any_connection(self: Session, peer: object, generation: int) -> None:
-    original_connect(self, peer, generation)
+def hear_of_any_connection(self: Session, peer: object, generation: int, *, original: Any) -> None:
+    original(self, peer, generation)
     self.generation = self.outbox.generation = 1
 
 
@@ -58,15 +58,11 @@ def send_before_the_welcome(self: ClientSession) -> bool:
     return self.session.outbox.sendable()
 
 
-def greet_once_only(self: ClientSession, now: float) -> None:
+def greet_once_only(self: ClientSession, now: float, *, original: Any) -> None:
     if self.session.generation == 0 or self.state is ConnectionState.ESTABLISHED:
-        original_send_hello(self, now)
+        original(self, now)
         self._hello_at = float("inf")
 
-
-original_confirm = Outbox.confirm
-original_connect = Session.connect
-original_send_hello = ClientSession._send_hello
 
 MUTATIONS: list[Mutation] = [
     (Inbox, "has_gap_before", admit_a_gap),

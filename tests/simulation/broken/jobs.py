@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from typing import Any
 
 import remit._patterns.jobs
 from broken import Mutation
@@ -25,27 +26,27 @@ def leave_jobs_with_a_dead_worker(self: JobQueue, key: Hashable) -> list[QueuedJ
     return []
 
 
-def try_for_ever(self: JobQueue, key: Hashable) -> list[QueuedJob]:
+def try_for_ever(self: JobQueue, key: Hashable, *, original: Any) -> list[QueuedJob]:
     self._max_attempts = 1 << 30
-    return original_lost(self, key)
+    return original(self, key)
 
 
-def give_up_at_once(self: JobQueue, key: Hashable) -> list[QueuedJob]:
+def give_up_at_once(self: JobQueue, key: Hashable, *, original: Any) -> list[QueuedJob]:
     self._max_attempts = 1
-    return original_lost(self, key)
+    return original(self, key)
 
 
-def give_twice(self: JobQueue) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
-    for worker, job in original_assign(self):
+def give_twice(self: JobQueue, *, original: Any) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
+    for worker, job in original(self):
         yield worker, job
         other = next((each for each in self._idle if each is not worker and each.accepts(job.name)), None)
         if other is not None:
             yield other, self._assign_job(job, other)
 
 
-def keep_the_token(self: JobQueue, job: QueuedJob) -> None:
+def keep_the_token(self: JobQueue, job: QueuedJob, *, original: Any) -> None:
     token, worker = job.token, job.worker
-    original_put_back(self, job)
+    original(self, job)
     job.token, job.worker = token, worker
     self._assigned[token] = job
     if worker is not None:
@@ -66,9 +67,9 @@ def serve_one_client_only(self: FairQueue, name: str) -> QueuedJob:
     return job
 
 
-def forget_who_is_idle(self: JobQueue, worker: WorkerSlot) -> None:
+def forget_who_is_idle(self: JobQueue, worker: WorkerSlot, *, original: Any) -> None:
     if not worker.has_capacity or len(worker.jobs) == 0:
-        original_regard(self, worker)
+        original(self, worker)
 
 
 def do_what_nobody_wants(self: JobQueue, job: QueuedJob) -> None:
@@ -88,20 +89,14 @@ def end_leases_early(self: Leases, session: Session, now: float) -> bool:
     return session.peer is None or now - session.last_received_at > self.lease_s / 2
 
 
-def hold_an_old_loss_against_it(self: Leases, session: Session, now: float) -> bool:
+def hold_an_old_loss_against_it(self: Leases, session: Session, now: float, *, original: Any) -> bool:
     away = self._disconnected_at.get(session)
-    return (away is not None and now - away > 2.0) or original_expired(self, session, now)
+    return (away is not None and now - away > 2.0) or original(self, session, now)
 
 
 def never_come_back(self: WorkerJobs) -> None:
     return
 
-
-original_lost = JobQueue.remove_worker
-original_assign = JobQueue.assign
-original_put_back = JobQueue._requeue
-original_regard = JobQueue._update_idle
-original_expired = Leases._expired
 
 MUTATIONS: list[Mutation] = [
     (JobQueue, "remove_worker", lose_jobs_with_their_worker),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 from broken import Mutation
 from remit._patterns.exclusive_pair import PairClient, PairServer
@@ -16,9 +17,9 @@ def seat_everybody(self: ExclusiveSlot, who: Hashable) -> int:
     return self.epoch
 
 
-def keep_the_epoch(self: ExclusiveSlot, who: Hashable) -> int | None:
+def keep_the_epoch(self: ExclusiveSlot, who: Hashable, *, original: Any) -> int | None:
     epoch, self.epoch = self.epoch, self.epoch or 1
-    claimed = original_claim(self, who)
+    claimed = original(self, who)
     self.epoch = epoch or 1
     return claimed and self.epoch
 
@@ -39,15 +40,13 @@ def never_lapse(self: ExclusiveSlot, silence: float) -> bool:
     return False
 
 
-def never_doubt(self: PairClient) -> None:
+def never_check_membership(self: PairClient) -> None:
     return
 
 
 def seat_one_that_is_lost(self: PairServer, session: Session, epoch: int) -> bool:
     return self.slot.is_held_by(session, epoch)
 
-
-original_claim = ExclusiveSlot.claim
 
 MUTATIONS: list[Mutation] = [
     (ExclusiveSlot, "claim", seat_everybody),
@@ -56,6 +55,6 @@ MUTATIONS: list[Mutation] = [
     (ExclusiveSlot, "release", never_free),
     (ExclusiveSlot, "has_expired", lapse_at_once),
     (ExclusiveSlot, "has_expired", never_lapse),
-    (PairClient, "_check_membership", never_doubt),
+    (PairClient, "_check_membership", never_check_membership),
     (PairServer, "_check", seat_one_that_is_lost),
 ]

@@ -34,30 +34,28 @@ def ask_everything_again(self: OpenRequests[Any], kept: Container[int]) -> list[
     return list(self.snapshot())
 
 
-def answer_the_oldest(self: OpenRequests[Any], identifier: int) -> Open | None:
-    return original_take(self, min(self._open, default=identifier))
+def answer_the_oldest(self: OpenRequests[Any], identifier: int, *, original: Any) -> Open | None:
+    return original(self, min(self._open, default=identifier))
 
 
 def run_what_was_redelivered(self: RequestServer, session: Any, question: Any, redelivered: bool) -> bool:
     return True
 
 
-def forget_what_another_server_may_have_run(self: Outbox, *, sent: bool = True, marked: bool = True) -> set[int]:
-    return original_kept(self, sent=sent)
+def forget_what_another_server_may_have_run(
+    self: Outbox, *, sent: bool = True, marked: bool = True, original: Any
+) -> set[int]:
+    return original(self, sent=sent)
 
 
 def tell_nobody_that_the_server_began_anew(self: RequestClient) -> None:
     return
 
 
-def renew_at_every_welcome(self: ClientSession, welcome: Any, now: float) -> None:
+def renew_at_every_welcome(self: ClientSession, welcome: Any, now: float, *, original: Any) -> None:
     self.server_restarts += not self._may_send_early
-    original_handle_welcome(self, welcome, now)
+    original(self, welcome, now)
 
-
-original_take = OpenRequests.pop
-original_kept = Outbox.unfinished_ids
-original_handle_welcome = ClientSession._handle_welcome
 
 MUTATIONS: list[Mutation] = [
     (OpenRequests, "pop_expired", forget_deadlines),

@@ -12,49 +12,43 @@ from remit._protocol.subscriptions import SubscriberQueue
 from remit.codec import EventMessage
 
 
-def number_only_what_is_kept(self: SubscriberQueue, sealed: bytes, now: float) -> None:
+def number_only_what_is_kept(self: SubscriberQueue, sealed: bytes, now: float, *, original: Any) -> None:
     before = self.dropped
-    original_offer(self, sealed, now)
+    original(self, sealed, now)
     if self.dropped > before:
         self._last_number -= 1
 
 
-def newest_first(self: SubscriberQueue, most: int, now: float) -> Iterator[tuple[int, bytes]]:
+def newest_first(self: SubscriberQueue, most: int, now: float, *, original: Any) -> Iterator[tuple[int, bytes]]:
     self._queue.reverse()
-    yield from original_take(self, most, now)
+    yield from original(self, most, now)
 
 
-def repeat(self: SubscriberQueue, most: int, now: float) -> Iterator[tuple[int, bytes]]:
-    for number, sealed in original_take(self, most, now):
+def repeat(self: SubscriberQueue, most: int, now: float, *, original: Any) -> Iterator[tuple[int, bytes]]:
+    for number, sealed in original(self, most, now):
         yield number, sealed
         yield number, sealed
 
 
-def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage) -> None:
+def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage, *, original: Any) -> None:
     if number - self._last_number > 1:
         self._last_number -= 1
-    original_heard(self, number, wire)
+    original(self, number, wire)
 
 
-def tell_of_no_gap(self: Followed, missing: int | None) -> None:
+def tell_of_no_gap(self: Followed, missing: int | None, *, original: Any) -> None:
     if missing is None:
-        original_gap(self, missing)
+        original(self, missing)
 
 
-def begin_anew(self: Publisher, session: Any, identifier: int, *options: Any) -> None:
+def begin_anew(self: Publisher, session: Any, identifier: int, *options: Any, original: Any) -> None:
     self._remove(session, identifier)
-    original_subscribe(self, session, identifier, *options)
+    original(self, session, identifier, *options)
 
 
 def tell_nobody_of_the_end(self: Publisher, session: Any, subscription: SubscriberQueue) -> None:
     self._remove(session, subscription.id)
 
-
-original_offer = SubscriberQueue.enqueue
-original_take = SubscriberQueue.pop_publications
-original_heard = Followed._on_publication
-original_gap = Followed._report_gap
-original_subscribe = Publisher.subscribe
 
 MUTATIONS: list[Mutation] = [
     (SubscriberQueue, "enqueue", number_only_what_is_kept),
