@@ -242,7 +242,7 @@ def test_a_strangers_subscription_cannot_break_the_publisher(server: Server, cli
 def test_a_worker_says_that_a_server_is_no_broker(server: Server) -> None:
     worker = Worker(server.location)
     worker.add_handler("x", print)
-    with pytest.raises(NoListener, match="no broker: start one"):
+    with pytest.raises(NoListener, match="is not a broker: start one"):
         worker.run(DEADLINE)
     worker.close()
 
@@ -251,13 +251,13 @@ def test_a_worker_says_so_too_of_one_that_answers_nonsense(server: Server) -> No
     server._router.register_request("remit.ready", lambda *_: "soon")
     worker = Worker(server.location)
     worker.add_handler("x", print)
-    with pytest.raises(NoListener, match="no broker: start one"):
+    with pytest.raises(NoListener, match="is not a broker: start one"):
         worker.run(DEADLINE)
     worker.close()
 
 
 def test_a_pair_says_that_a_server_is_none(server: Server) -> None:
-    with pytest.raises(NoListener, match="no Pair: begin one"):
+    with pytest.raises(NoListener, match="is not a pair: create one"):
         Pair.connect(server.location, timeout=DEADLINE)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from waiting import DEADLINE, wait_until
 
-from remit import Pair
+from remit import Pair, Server
 from remit.errors import LinkClosed, LocationInUse, PairBusy, PeerLost, RequestTimeout, SignalTimeout
 
 
@@ -74,11 +74,11 @@ def test_who_joins_lets_itself_be_heard_within_the_owners_lease():
 
 
 def test_whoever_waits_is_told_that_the_location_was_lost(monkeypatch):
-    def lost(**_: object) -> bool:
+    def lost(_: Server) -> int:
         raise LocationInUse("another server took it over")
 
     with Pair.bind("memory://lost") as bound:
-        monkeypatch.setattr(bound._end._server._io.link_pump, "exchange", lost)
+        monkeypatch.setattr(Server, "tick", lost)
         for _ in range(2):
             with pytest.raises(PeerLost, match="memory://lost is lost: another server took it over"):
                 bound.wait(DEADLINE)

@@ -118,8 +118,6 @@ class FutureResult:
 
 ResultSink: TypeAlias = InlineResult | FutureResult
 """Receiver of the result of a request. A second result is dropped."""
-Pose: TypeAlias = Callable[[ResultSink], None]
-"""Sends one request and sets its result."""
 
 
 class _Caller(NamedTuple):
