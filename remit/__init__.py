@@ -1,4 +1,4 @@
-"""Remit: a distributed event emitter: listeners may live in another process or on another server.
+"""A distributed event emitter. Listeners can run in another process or on another server.
 
 The same program runs over any transport, chosen by a URL, with the same guarantees on each.
 """
@@ -40,7 +40,7 @@ _LATER = {
     "Worker": "remit.worker",
     "current_job": "remit.worker",
 }
-"""What is imported when it is first asked for: a child process that only emits should not pay for it."""
+"""Imported at first use: a child process that only emits must not pay for asyncio."""
 
 
 def __getattr__(name: str) -> Any:

@@ -64,4 +64,4 @@ def pop_awaitables(server: Server) -> list[tuple[Event, Awaitable[Any]]]:
 
 def report_listener_error(server: Server, event: Event, error: Exception) -> None:
     """Count and report an exception as one of a listener of ``server``."""
-    server._failed(event, error)
+    server._report_error(event, error)

@@ -1,6 +1,7 @@
-"""Asyncio: the same two ends for an event loop. A thread serves each link; the loop only hears and speaks.
+"""`AsyncClient` and `AsyncServer`: client and server with awaitable methods, for asyncio.
 
-No receive of a transport is ever cancelled, since none is awaited: to cancel a wait loses nothing that has arrived.
+A thread pumps each link, and the event loop runs the listeners. So no receive of a transport is ever awaited or
+cancelled: cancelling a wait loses no event.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ __all__ = ["AsyncClient", "AsyncServer"]
 
 
 class AsyncClient:
-    """A `Client` whose waits are awaited, and whose listeners, plain or async, run on the loop.
+    """A `Client` with awaitable methods. Its listeners, plain or async, run on the event loop.
 
-    Takes what `Client` takes. To be made and used on one loop, as ``async with AsyncClient(...) as client``.
+    Takes the arguments of `Client`. Create and use it on one loop: ``async with AsyncClient(...) as client``.
     """
 
     def __init__(self, location: str | Location | None = None, **options: Any) -> None:
@@ -39,44 +40,44 @@ class AsyncClient:
 
     @property
     def location(self) -> Location:
-        """Where the server is reached."""
+        """Location of the server."""
         return self._client.location
 
     async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event; waits only while the queue is full. Raises what `Client.emit` raises."""
+        """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
         self._forbid_waiting()
         try:
             self._client.emit(name, *args, **kwargs)
         except WouldBlock:
-            # Once begun it goes on though nobody awaits it any more: an event is taken, or not, but never half.
-            await self._elsewhere(functools.partial(self._client.emit, name, *args, **kwargs))
+            # In a thread, which a cancellation does not stop: the event is then queued all the same.
+            await self._in_thread(functools.partial(self._client.emit, name, *args, **kwargs))
 
     async def request(
         self, name: str, /, *args: Any, on_progress: Callable[..., Any] | None = None, **kwargs: Any
     ) -> Any:
-        """Return what a listener of this name returns there. To cancel it tells the server. Like `Client.request`.
+        """Return what the first listener of this name returns on the server. Like `Client.request`.
 
-        ``on_progress``, plain or async, is called on the loop.
+        Cancelling the call cancels the request on the server. ``on_progress``, plain or async, is called on the loop.
         """
-        told = None if on_progress is None else self._on_loop(on_progress)
-        ask = functools.partial(self._client.submit, name, *args, on_progress=told, **kwargs)
+        progress = None if on_progress is None else self._on_loop(on_progress)
+        ask = functools.partial(self._client.submit, name, *args, on_progress=progress, **kwargs)
         self._forbid_waiting()
         try:
             asked = ask()
         except WouldBlock:
-            asked = await self._elsewhere(ask, Future.cancel)
+            asked = await self._in_thread(ask, Future.cancel)
         return await asyncio.wrap_future(asked)
 
     async def subscribe(
         self, pattern: str, listener: Callable[..., Any], *, on_gap: Callable[..., Any] | None = None, **options: Any
     ) -> Subscription:
-        """Hear what the server publishes from now on; returns when it has confirmed. Like `Client.subscribe`.
+        """Subscribe to publications. Returns when the server has confirmed the subscription. Like `Client.subscribe`.
 
         ``listener`` and ``on_gap``, plain or async, are called on the loop.
         """
         gap = None if on_gap is None else self._on_loop(on_gap)
         subscribe = functools.partial(self._client.subscribe, pattern, self._on_loop(listener), on_gap=gap, **options)
-        subscription: Subscription = await self._elsewhere(subscribe, Subscription.close)
+        subscription: Subscription = await self._in_thread(subscribe, Subscription.close)
         return subscription
 
     def add_listener(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
@@ -84,17 +85,20 @@ class AsyncClient:
         self._client.add_listener(name, self._on_loop(listener), pass_event=pass_event)
 
     async def flush(self, timeout: float | None = None) -> bool:
-        """Wait until every event so far is confirmed as handled; False after ``timeout`` (or linger) seconds."""
-        flushed: bool = await self._elsewhere(functools.partial(self._client.flush, timeout))
+        """Wait until the server has handled every event emitted so far. Return False after ``timeout`` seconds.
+
+        The default timeout is ``linger``.
+        """
+        flushed: bool = await self._in_thread(functools.partial(self._client.flush, timeout))
         return flushed
 
     def stats(self) -> dict[str, int]:
-        """Return counters, as `Client.stats` does."""
+        """Return the counters of `Client.stats`."""
         return self._client.stats()
 
     async def aclose(self, linger: float | None = None) -> None:
-        """Wait up to ``linger`` seconds until all is confirmed, then end. Raises Undelivered."""
-        await self._elsewhere(functools.partial(self._client.close, linger))
+        """Wait up to ``linger`` seconds until all events are confirmed, then close. Raises Undelivered."""
+        await self._in_thread(functools.partial(self._client.close, linger))
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -114,14 +118,17 @@ class AsyncClient:
         """Have `Client.emit` raise WouldBlock in this thread instead of waiting for room."""
         (self._client._io or self._client._open()).send_queue.nonblocking_thread = threading.get_ident()
 
-    async def _elsewhere(self, call: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
-        """Run what waits in a thread; a cancelled wait lets it end by itself, and then has its result undone."""
+    async def _in_thread(self, call: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
+        """Run a blocking call in a thread of the executor.
+
+        A cancelled wait does not stop the call. When it returns, ``undo`` is called with its result.
+        """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(None, call)
 
         def ended(_: object) -> None:
             if not running.cancelled() and running.exception() is None and undo is not None:
-                with contextlib.suppress(RuntimeError):  # The loop comes to its end, and takes no more calls.
+                with contextlib.suppress(RuntimeError):  # The loop is closed already.
                     loop.run_in_executor(None, undo, running.result())
 
         try:
@@ -131,13 +138,13 @@ class AsyncClient:
             raise
 
     def _on_loop(self, listener: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a listener for the dispatch thread, which returns when the one on the loop has."""
+        """Return a listener for the dispatch thread, which runs ``listener`` on the loop and waits for it."""
         if not callable(listener):
-            raise TypeError(f"a listener is called, but {listener!r} cannot be")
+            raise TypeError(f"a listener must be callable, not {listener!r}")
         loop = self._loop or asyncio.get_running_loop()
 
         @functools.wraps(listener)
-        def hear(*args: Any, **kwargs: Any) -> None:
+        def call_on_loop(*args: Any, **kwargs: Any) -> None:
             async def call() -> None:
                 value = listener(*args, **kwargs)
                 if inspect.isawaitable(value):
@@ -145,14 +152,14 @@ class AsyncClient:
 
             asyncio.run_coroutine_threadsafe(call(), loop).result()
 
-        return hear
+        return call_on_loop
 
 
 class AsyncServer(Server):
-    """A `Server` whose listeners, plain or async, run on the loop: ``async with AsyncServer(...) as server``.
+    """A `Server` whose listeners, plain or async, run on the event loop: ``async with AsyncServer(...) as server``.
 
-    Takes what `Server` takes. Events of one client are handled in order, each when the listeners of the one before have
-    returned; requests are answered side by side.
+    Takes the arguments of `Server`. The events of one client are dispatched in order, each after the listeners of the
+    previous event have returned. Requests run concurrently.
     """
 
     def __init__(self, location: str | Location | None = None, **options: Any) -> None:
@@ -169,7 +176,7 @@ class AsyncServer(Server):
         await self.aclose()
 
     async def aclose(self, linger: float | None = None) -> None:
-        """Confirm what was handled, tell the clients, and end within ``linger`` seconds."""
+        """Stop dispatching, then close as `Server.close`."""
         serving, self._serving = self._serving, None
         try:
             if serving is not None:

@@ -1,4 +1,4 @@
-"""Client: emits events, sends requests, and receives what the server emits and publishes."""
+"""The `Client`, which emits events, sends requests and subscribes to publications."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ class Client(ListenerRegistry):
         pass_event: bool = False,
         timeout: float | None = None,
     ) -> Subscription:
-        """Call ``listener(*args, **kwargs)`` for what the server publishes under this name or pattern.
+        """Call ``listener(*args, **kwargs)`` for each publication with this name, or a name that matches a pattern.
 
         Returns when the server has confirmed the subscription: later publications arrive. With ``last`` the values
         that the server kept arrive first. The server queues up to ``queue`` publications for a slow client. If the
@@ -312,7 +312,7 @@ class Client(ListenerRegistry):
                 self.submit(SUBSCRIBE, *subscription._request_args, timeout=FOREVER, idempotent=True)
                 subscription._on_server_restart()
             except Exception as error:  # noqa: BLE001 - one subscription must not end the others
-                self._failed(message.event(), error)
+                self._report_error(message.event(), error)
 
     # -- closing -----------------------------------------------------------------------------------------------
 

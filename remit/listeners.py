@@ -1,4 +1,4 @@
-"""Listeners: who hears what: by name or pattern, each by itself, whatever the others raise."""
+"""Registry of listeners by name or pattern, dispatch of events to them, and conversion of typed arguments."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ _SCALARS: Final = (
 
 
 def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the listener itself, or one that first converts the arguments whose annotations ask for it.
+    """Return a function that converts annotated arguments and calls ``listener``, or ``listener`` if none need it.
 
-    Dataclasses, msgspec structs, TypedDicts, enums, sets, dates, UUIDs and decimals ask for it, also inside lists,
-    dicts, tuples and unions. An argument that does not fit raises msgspec.ValidationError in the listener's place.
+    Dataclasses, msgspec structs, TypedDicts, enums, sets, dates, UUIDs and decimals are converted, also inside lists,
+    dicts, tuples and unions. An argument of the wrong type raises msgspec.ValidationError.
     """
-    wanted = _wanted(listener)
-    if not wanted:
+    annotations = _converted_parameters(listener)
+    if not annotations:
         return listener
     signature = inspect.signature(listener)
 
     @functools.wraps(listener)
     def convert(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        for name, annotation in wanted.items():
+        for name, annotation in annotations.items():
             if name in bound.arguments:
                 bound.arguments[name] = msgspec.convert(bound.arguments[name], annotation)
         return listener(*bound.args, **bound.kwargs)
@@ -69,8 +69,8 @@ def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
     return convert
 
 
-def _wanted(listener: Callable[..., Any]) -> dict[str, Any]:
-    """Return the parameters to convert. A listener whose annotations cannot be read converts nothing."""
+def _converted_parameters(listener: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotation of each parameter to convert. Empty if annotations cannot be evaluated."""
     try:
         hints = typing.get_type_hints(listener)
         parameters = inspect.signature(listener).parameters.values()
@@ -84,13 +84,13 @@ def _wanted(listener: Callable[..., Any]) -> dict[str, Any]:
     return {
         parameter.name: hints[parameter.name]
         for parameter in parameters
-        if parameter.kind in single and parameter.name in hints and _asks(hints[parameter.name])
+        if parameter.kind in single and parameter.name in hints and _needs_conversion(hints[parameter.name])
     }
 
 
-def _asks(annotation: Any) -> bool:
+def _needs_conversion(annotation: Any) -> bool:
     if typing.get_args(annotation):
-        inner = any(_asks(part) for part in typing.get_args(annotation))
+        inner = any(_needs_conversion(part) for part in typing.get_args(annotation))
         return inner or typing.get_origin(annotation) in (set, frozenset)
     if not isinstance(annotation, type):
         return False
@@ -105,14 +105,13 @@ logger = logging.getLogger("remit")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OnError = Callable[[Event, Exception], None]
-"""Called with the event and what a listener raised on it."""
+"""Called with an event and the exception that a listener raised for it."""
 
 NAMES_CACHED: Final = 4096
-"""Event names whose listeners are remembered; a stranger that invents names cannot fill the memory."""
+"""Size of the cache of listeners by event name: peers that send random names must not exhaust the memory."""
 ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
 
 _WILD: Final = re.compile(r"[*?\[]")
-"""What makes a pattern of a name."""
 
 
 class _Entry(NamedTuple):
@@ -126,18 +125,18 @@ class _Entry(NamedTuple):
 
 
 class ListenerRegistry:
-    """What a server and a client share: adding and removing listeners, and dispatch to them."""
+    """Base of `Server` and `Client`: adding and removing listeners, and dispatch to them."""
 
     def __init__(self, on_error: OnError | None = None) -> None:
         if on_error is not None and not callable(on_error):
-            raise TypeError(f"on_error is called with an event and an error, but {on_error!r} cannot be")
+            raise TypeError(f"on_error must be callable with an event and an exception, not {on_error!r}")
         self._entries: tuple[_Entry, ...] = ()
         self._cache: dict[str, tuple[_Entry, ...]] = {}
         self._entries_lock = threading.Lock()
         self._on_error = on_error
         self._router = EventRouter(self._reset_cache)
         self._awaitables: list[tuple[Event, Awaitable[Any]]] | None = None
-        """What async listeners have returned, while an event loop awaits it; None without one."""
+        """Awaitables returned by async listeners, for an event loop to await; None while no loop serves this end."""
         self._unheard = 0
         self._errors = 0
         self._dispatched = 0
@@ -145,12 +144,11 @@ class ListenerRegistry:
     def add_listener(
         self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
     ) -> None:
-        """Call ``listener(*args, **kwargs)`` for each event of this name, or whose name fits a pattern.
+        """Call ``listener(*args, **kwargs)`` for each event with this name, or with a name that matches a pattern.
 
-        In a pattern ``*`` stands for any characters, ``?`` for one, ``[abc]`` for one of these. Several
-        listeners are called in the order in which they were added. Parameters annotated with dataclasses,
-        msgspec structs, enums, dates and the like are converted. With ``pass_event`` the listener gets the
-        `Event` alone.
+        In a pattern ``*`` matches any characters, ``?`` one character, ``[abc]`` one of these. Listeners are called in
+        the order of registration. Arguments are converted to annotated types such as dataclasses, msgspec structs,
+        enums and dates. With ``pass_event`` the only argument is the `Event`.
         """
         check_listener(name, listener)
         call = listener if pass_event else converter(listener)
@@ -160,7 +158,7 @@ class ListenerRegistry:
             self._cache = {}
 
     def once(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
-        """Like `add_listener`, for the first such event only."""
+        """Call ``listener`` for the next such event only. Otherwise as `add_listener`."""
         self.add_listener(name, listener, pass_event=pass_event, once=True)
 
     def on(self, name: str, *, pass_event: bool = False) -> Callable[[Function], Function]:
@@ -173,29 +171,33 @@ class ListenerRegistry:
         return add
 
     def remove_listener(self, name: str, listener: Callable[..., Any] | None = None) -> bool:
-        """Take off the newest such listener, or with no listener given all of that name; False if none was there."""
+        """Remove the newest registration of ``listener`` under this name, or all of the name without a listener.
+
+        Return False if there is none.
+        """
         with self._entries_lock:
             found = [
                 entry
                 for entry in self._entries
                 if entry.pattern == name and (listener is None or entry.function == listener)
             ]
-            gone = found if listener is None else found[-1:]
-            self._drop(gone)
-        return bool(gone)
+            removed = found if listener is None else found[-1:]
+            self._remove(removed)
+        return bool(removed)
 
-    def _drop(self, gone: Sequence[_Entry]) -> None:
+    def _remove(self, removed: Sequence[_Entry]) -> None:
         kept = list(self._entries)
-        for entry in gone:
+        for entry in removed:
             position = next((place for place, other in enumerate(kept) if other is entry), None)
             if position is not None:
                 del kept[position]
         self._entries, self._cache = tuple(kept), {}
 
     def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None:
-        """Give each event to its listeners, in order. Only what is no Exception gets out."""
+        """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
         for wire in wires:
-            # Looked up each time: a listener may have changed who listens.
+            # Read for each event: a listener may have added or removed listeners. Without the lock: entries and cache
+            # are replaced, never changed, except for additions to the cache.
             entries = self._cache.get(wire.name)
             if entries is None:
                 entries = self._resolve(wire.name)
@@ -208,13 +210,13 @@ class ListenerRegistry:
                     else:
                         value = entry.call(*wire.args, **wire.kwargs)
                     if value is not None and isawaitable(value):
-                        self._put_off(wire.event(sender=sender, redelivered=redelivered), value)
+                        self._defer(wire.event(sender=sender, redelivered=redelivered), value)
                 except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-                    self._failed(wire.event(sender=sender, redelivered=redelivered), error)
+                    self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
         self._dispatched += len(wires)
 
-    def _put_off(self, event: Event, value: Awaitable[Any]) -> None:
-        """Have it awaited, or say that nobody does. Raises TypeError: what is not awaited has not run."""
+    def _defer(self, event: Event, value: Awaitable[Any]) -> None:
+        """Have an event loop await ``value``. Without a loop, raise TypeError for a coroutine: it would never run."""
         if self._awaitables is not None:
             self._awaitables.append((event, value))
         elif iscoroutine(value):
@@ -222,33 +224,34 @@ class ListenerRegistry:
             raise TypeError(ASYNC)
 
     def _call_listeners(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
-        """Call all listeners of a request; return whether there are any, and what the first one returned or raised."""
+        """Call the listeners of a request. Return whether one exists, and the value of the first one, or raise."""
         entries = self._cache.get(wire.name)
         if entries is None:
             entries = self._resolve(wire.name)
         if not entries or wire.name.startswith(RESERVED):
             return False, None
-        value = self._value(entries[0], wire, sender)
+        value = self._call_for_value(entries[0], wire, sender)
         for entry in entries[1:]:
             try:
-                also = self._value(entry, wire, sender)
+                also = self._call_for_value(entry, wire, sender)
                 if also is not None and isawaitable(also):
-                    self._put_off(wire.event(sender=sender), also)
+                    self._defer(wire.event(sender=sender), also)
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-                self._failed(wire.event(sender=sender), error)
+                self._report_error(wire.event(sender=sender), error)
         return True, value
 
-    def _value(self, entry: _Entry, wire: EventMessage, sender: Sender | None) -> Any:
+    def _call_for_value(self, entry: _Entry, wire: EventMessage, sender: Sender | None) -> Any:
         if entry.once:
             self.remove_listener(entry.pattern, entry.function)
         return entry.call(wire.event(sender=sender)) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
 
     def _call(self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool) -> Any:
         if entry.once:
+            # Under the lock: of two threads that dispatch, only one may call the listener.
             with self._entries_lock:
                 if not any(entry is other for other in self._entries):
                     return None
-                self._drop([entry])
+                self._remove([entry])
         if entry.internal:
             return entry.call(wire, sender, redelivered)
         if entry.pass_event:
@@ -272,10 +275,10 @@ class ListenerRegistry:
             self._cache = {}
 
     def _renew_lock(self) -> None:
-        """In a forked child: a thread that is not here may have held it."""
+        """In a forked child: a thread of the parent may hold the lock."""
         self._entries_lock = threading.Lock()
 
-    def _failed(self, event: Event, error: Exception) -> None:
+    def _report_error(self, event: Event, error: Exception) -> None:
         self._errors += 1
         if self._on_error is None:
             logger.error("a listener of %r raised", event.name, exc_info=error)
@@ -287,26 +290,24 @@ class ListenerRegistry:
 
 
 def check_listener(name: object, listener: object) -> None:
-    """Raise TypeError or ValueError for a name or pattern, or a listener, that cannot be one."""
+    """Raise TypeError or ValueError unless ``name`` is a valid name or pattern and ``listener`` is callable."""
     if not isinstance(name, str) or not name:
-        raise TypeError(f"a listener's name is a non-empty text, not {name!r}")
+        raise TypeError(f"the name of a listener must be a non-empty str, not {name!r}")
     check_name(name)
     if not callable(listener):
-        raise TypeError(f"a listener is called, but {listener!r} cannot be")
+        raise TypeError(f"a listener must be callable, not {listener!r}")
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError for a name of Remit's own, TypeError for what is no name."""
+    """Raise ValueError for a reserved event name, TypeError unless ``name`` is a str."""
     if not isinstance(name, str):
         raise invalid_name_error(name)
     if name.startswith(RESERVED):
-        raise ValueError(
-            f"{shortened(name)} is Remit's own: give your events names that do not begin with {RESERVED!r}"
-        )
+        raise ValueError(f"{shortened(name)} is reserved: choose an event name that does not begin with {RESERVED!r}")
 
 
 def matcher(name: str) -> Callable[[str], object]:
-    """Return what says whether an event's name is this name, or fits this pattern."""
+    """Return a predicate of event names: equal to ``name``, or matching it if it is a pattern."""
     if _WILD.search(name):
         return re.compile(fnmatch.translate(name)).match
     return name.__eq__

@@ -1,4 +1,4 @@
-"""Server: opens a location, and dispatches received events to listeners when it is ticked."""
+"""The `Server`, which opens a location and dispatches received events to listeners when it is ticked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FOREVER: Final = float("inf")
 
 
 class Server(ListenerRegistry):
-    """Receives events from many clients. Opens its location at once. `tick` or `run` dispatch in the calling thread.
+    """Receives events from many clients. The constructor opens the location; `tick` and `run` dispatch in their caller.
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A keepalive
     thread serves the link while no thread ticks; ``threaded=False`` omits it. Options that are not given are taken
@@ -252,7 +252,7 @@ class Server(ListenerRegistry):
         }
         if self._io is not None:
             machine = self._io.machine
-            # list() and dict() copy under the GIL: another thread may pump meanwhile.
+            # list() and dict() copy under the GIL: another thread may pump at the same time.
             sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
             counters["sessions"] = len(sessions)
             counters["waiting"] = sum(len(wires) for _, wires, _, _ in list(machine.ready))

@@ -142,9 +142,9 @@ class AsyncServerLoop:
                 raise
             reported = CancelledError("what the listener awaited was cancelled")
             reported.__cause__ = error
-            self._server._failed(event, reported)
+            self._server._report_error(event, reported)
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-            self._server._failed(event, error)
+            self._server._report_error(event, error)
 
     def _reply_later(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
         task = self._loop.create_task(self._reply(session, request, value))

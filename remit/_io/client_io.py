@@ -252,5 +252,5 @@ class ClientIO:
         return "" if self.machine.instance else "no server was met: is one there, and is it ticked?"
 
     def abandon(self) -> None:
-        """Keep this object for ever in a forked child, and never use it."""
+        """In a forked child: keep this object without using it, until the child ends."""
         _abandoned.append(self)

@@ -145,7 +145,7 @@ class ServerPump(_Pump):
             # Dropped if the link is full: a peer without a session repeats its frame.
             self.link.send(peer, frame)
         for session in list(machine.writable):
-            # Removed before sending: another thread may append an event and mark the session again meanwhile.
+            # Removed before sending: another thread may append an event and mark the session again during the send.
             machine.writable.pop(session, None)
             if not self._flush_session(session, now):
                 machine.writable[session] = None

@@ -138,7 +138,7 @@ class ServerIO:
         machine.opened.clear()
         if not machine.closed and not machine.cancelled_requests:
             return
-        # Copies: the keepalive thread may pump meanwhile. `closed` first: events of a session precede its end.
+        # Copies: the keepalive thread may pump at the same time. `closed` first: events of a session precede its end.
         closed = list(machine.closed)
         waiting = {dispatching, *(received[0] for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:
