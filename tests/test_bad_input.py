@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
+from internals import answer_reserved, post, sessions_of
 from ticking import ticked
 from waiting import DEADLINE, wait_until
 
@@ -248,7 +249,7 @@ def test_a_worker_says_that_a_server_is_no_broker(server: Server) -> None:
 
 
 def test_a_worker_says_so_too_of_one_that_answers_nonsense(server: Server) -> None:
-    server._router.register_request("remit.ready", lambda *_: "soon")
+    answer_reserved(server, "remit.ready", "soon")
     worker = Worker(server.location)
     worker.add_handler("x", print)
     with pytest.raises(NoListener, match="is not a broker: start one"):
@@ -281,11 +282,7 @@ def test_garbage_from_a_broker_is_rejected_and_the_worker_goes_on(location: Loca
         working = threading.Thread(target=worker.run)
         working.start()
         wait_until(lambda: broker.stats()["workers"] == 1)
-        senders: list[Any] = []
-        broker.server.add_listener("here", lambda event: senders.append(event.sender), pass_event=True)
-        worker.client.emit("here")
-        wait_until(lambda: senders)
-        session = senders[0].session
+        (session,) = sessions_of(broker.server)
         garbage: list[tuple[Any, ...]] = [
             (),
             ("token", 1, None, "msgpack", encoded, 1),
@@ -295,9 +292,9 @@ def test_garbage_from_a_broker_is_rejected_and_the_worker_goes_on(location: Loca
             ([], {}, 1.5, b"", "", ""),
         ]
         for args in garbage:
-            broker.server._post(session, "remit.job", args)
+            post(broker.server, session, "remit.job", *args)
         for name in ("remit.reply", "remit.progress", "remit.published", "remit.unsubscribed", "remit.signal"):
-            broker.server._post(session, name, ("garbage", None))
+            post(broker.server, session, name, "garbage", None)
         with Client(broker.location) as client:
             assert client.request("add", 2, 3, timeout=DEADLINE) == 5
         # Those for the link's thread: jobs, an answer, and progress.
@@ -322,7 +319,7 @@ def test_a_forked_child_closes_its_copy_of_a_server_and_the_parents_goes_on(loca
             client.emit("x")
             wait_until(lambda: server.tick() and heard)
             server.publish("nobody")
-            server.emit_to(next(iter(server._io.machine.sessions)).hex(), "y")  # type: ignore[union-attr]
+            server.emit_to(sessions_of(server)[0].id.hex(), "y")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # That there are threads is what is tried here.
                 pid = os.fork()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
+from internals import server_io
 from waiting import DEADLINE
 
 from remit import AsyncClient, AsyncServer, Event, Server
@@ -84,7 +86,7 @@ def test_a_server_that_is_closed_ends_its_service() -> None:
     async def main() -> None:
         server = Server(PLACE)
         serving = asyncio.create_task(server.serve())
-        await until(lambda: server._awaitables is not None)
+        await until(lambda: any(thread.name == "remit-aio" for thread in threading.enumerate()))
         await asyncio.to_thread(server.close)
         await asyncio.wait_for(serving, 10)
 
@@ -97,12 +99,12 @@ def test_a_link_that_breaks_ends_the_service_with_its_error(monkeypatch: pytest.
 
     async def main() -> None:
         server = AsyncServer(PLACE)
-        monkeypatch.setattr(server._io.link_pump, "exchange", broken)
+        monkeypatch.setattr(server_io(server).link_pump, "exchange", broken)
         with pytest.raises(TransportError, match="the lease is lost"):
             await asyncio.wait_for(server.serve(), 10)
         monkeypatch.undo()
         async with server:
-            monkeypatch.setattr(server._io.link_pump, "exchange", broken)
+            monkeypatch.setattr(server_io(server).link_pump, "exchange", broken)
             server.wake()
             await until(lambda: server._serving is not None and server._serving.done())
             monkeypatch.undo()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import internals
 import pytest
 from waiting import DEADLINE, tick_until, wait_until
 
@@ -152,8 +153,7 @@ class Arrived(tuple[Any, ...]):
 
 def test_what_another_thread_pumps_meanwhile_disturbs_nobody(location: Location) -> None:
     with Server(location) as server:
-        io = server._io
-        assert io is not None
+        io = internals.server_io(server)
         ended = Session(b"ended", CODECS["msgpack"], Outbox(CODECS["msgpack"], max_frame=1000))
         Arrived.ready, Arrived.more = io.machine.ready, (ended, [], 0, False)
         io.machine.ready.append(Arrived(Arrived.more))  # type: ignore[arg-type]

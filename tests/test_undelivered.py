@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from internals import client_io
 from ticking import closing
 from waiting import DEADLINE, tick_until, wait_until
 
@@ -157,7 +158,7 @@ def test_an_emit_that_waits_for_room_ends_when_its_client_is_closed(location: Lo
 
     thread = threading.Thread(target=emit)
     thread.start()
-    queue = client._io.send_queue  # type: ignore[union-attr]
+    queue = client_io(client).send_queue
     wait_until(lambda: queue.waiting)
     with pytest.raises(Undelivered):
         client.close()

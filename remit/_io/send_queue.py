@@ -58,7 +58,7 @@ class SendQueue:
         self._room = threading.Condition()
         self._outbox = outbox
         self._options = options
-        self._max_event = max_event
+        self.max_event = max_event
 
     def put(self, name: str, data: bytes) -> bool:
         """Append an encoded event. Return False if ``when_full`` drops it. Raises as `reserve` and `wake`."""
@@ -80,7 +80,7 @@ class SendQueue:
 
         Raises FrameTooLarge, QueueFull, EmitTimeout, LinkClosed, WouldBlock.
         """
-        largest = min(self._max_event, self._outbox.max_frame - HEAD_BYTES)
+        largest = min(self.max_event, self._outbox.max_frame - HEAD_BYTES)
         if size > largest:
             raise FrameTooLarge(
                 f"event {shortened(name)} has {size} bytes, over {largest} for this location; send it in parts"

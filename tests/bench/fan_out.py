@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from internals import server_io
 from redis_server import RedisServer
 
 from remit import Server
@@ -56,9 +57,7 @@ class Timed:
 
 def measure(server: Server, burst: int) -> tuple[float, float]:
     """Return seconds of work for one publication to one subscriber, and how many of them were in `send`."""
-    io = server._io
-    assert io is not None
-    pump = io.link_pump
+    pump = server_io(server).link_pump
     timed: Any = Timed(pump.link)
     pump.link = timed
     sessions = pump.machine.sessions.values()

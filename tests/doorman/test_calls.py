@@ -10,6 +10,7 @@ import time
 
 import pytest
 from chores import answer
+from internals import server_io
 from managing import tick_until
 from waiting import DEADLINE
 
@@ -151,11 +152,11 @@ def test_a_call_that_comes_while_another_thread_closes_is_settled(manager, error
 def test_one_call_at_a_time_wakes_the_manager_once(manager, monkeypatch):
     """The worker's acknowledgement travels with the result; no other thread is called to send the call."""
     waits, called = [], []
-    wait, request = manager.server.wait, manager.server._io.request_send
+    wait, request = manager.server.wait, server_io(manager.server).request_send
     with Crew(manager, 1) as crew:
         crew.submit(answer, 0).result(DEADLINE)
         monkeypatch.setattr(manager.server, "wait", lambda *args: (waits.append(1), wait(*args)))
-        monkeypatch.setattr(manager.server._io, "request_send", lambda: (called.append(1), request()))
+        monkeypatch.setattr(server_io(manager.server), "request_send", lambda: (called.append(1), request()))
         for number in range(200):
             assert crew.submit(answer, number).result(DEADLINE)[0] == 2 * number
         assert len(waits) < 300

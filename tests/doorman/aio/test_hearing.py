@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from chores import obey
+from internals import server_io
 
 from doorman import ProcessManager, Rule, Task, current_task
 from remit import Client
@@ -82,7 +83,7 @@ def test_what_is_wanted_or_published_between_ticks_wakes_the_thread_that_waits(r
         loop = asyncio.get_running_loop()
         async with ProcessManager(place) as manager:
             woken: list[str] = []
-            waker = manager.server._io.waker
+            waker = server_io(manager.server).waker
             wake = waker.wake
             with Client(manager.server.location) as client:
                 heard: asyncio.Future[int] = loop.create_future()
