@@ -107,7 +107,7 @@ class Task:
         check_listeners(on_output=on_output, on_progress=on_progress)
         self.fn, self.args, self.kwargs = fn, args, dict(kwargs or {})
         self.argv: tuple[str, ...] = ()
-        self.id = f"{next(_numbers)}"
+        self.id = f"{next(_numbers)}"  # unique in this process: names and handlers are not
         self.name = name or str(getattr(_innermost(fn), "__name__", type(fn).__name__))
         self.handler = handler or _handler_of(fn)
         self.expires_in = _seconds(expires_in)
@@ -251,7 +251,7 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
-        if self._future is not None:
+        if self._future is not None:  # Another thread may bind one just now: it then reads the new state itself.
             self._future._update()
 
     def _set_started(self, moment: float) -> None:
@@ -260,7 +260,7 @@ class Task:
 
     @property
     def _last_attempt(self) -> bool:
-        """Whether there is no further attempt, whatever the policy says."""
+        """Whether there is no further attempt, even if the policy allows one."""
         return self._killed
 
     def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
@@ -277,6 +277,7 @@ class Task:
         # The result first: `_set_state` settles the future, whose callbacks read it.
         self._value, self._error = value, error
         self._set_state(state)
+        # Emptied, since they refer to other objects and a finished task may be kept for long.
         callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
             callback(self)

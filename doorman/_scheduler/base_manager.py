@@ -89,6 +89,7 @@ class BaseManager:
     def _call_soon(self, function: Callable[[], object]) -> None:
         """Call ``function()`` in the next tick, and wake a wait for it. Safe from any thread."""
         self._scheduled_calls.append(function)
+        # In the owner's thread no wait is in progress, so that the system call of a wake is saved.
         if self._loop_driver is not None or not self._owned_here:
             self.server.wake()
 
@@ -160,7 +161,7 @@ class BaseManager:
             if left <= 0:
                 raise ResultTimeout(f"{task!r} has not ended within {timeout} s")
             self.tick()
-            if not task.done():
+            if not task.done():  # Not if the tick has finished it: there may be no further event to end the wait.
                 self.wait(min(left, IDLE_WAIT_S))
 
     async def _wait_ended(self, task: Task) -> None:

@@ -73,6 +73,7 @@ class WorkerPool:
         handled = self.broker.tick()
         self.manager.tick()
         for place, worker in enumerate(self._workers):
+            # A permanent task ends only by its intensity or by a cancel. After a cancel the pool keeps its size.
             if worker.done() and not self._closed:
                 error = worker.exception(0)
                 if worker.state is not State.CANCELLED:
@@ -124,16 +125,8 @@ class WorkerPool:
         self.close()
 
     def _add_worker(self) -> Task:
-        task = Task(
-            _serve,
-            self.location,
-            self._handlers,
-            self._capacity,
-            name="worker",
-            restart="permanent",
-            intensity=INTENSITY,
-        )
-        return self.manager.add_task(task)
+        arguments = self.location, self._handlers, self._capacity
+        return self.manager.add_task(Task(_serve, *arguments, name="worker", restart="permanent", intensity=INTENSITY))
 
 
 def _serve(location: Location, handlers: dict[str, Callable[..., Any]], capacity: int) -> None:

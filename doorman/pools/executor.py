@@ -69,9 +69,9 @@ class ManagerThread:
         self._forked = False
         self._started = threading.Event()
         self._error: BaseException | None = None
-        self._pool: Crew | ProcessPerCall | None = None
+        # Set in the thread before `start` returns. `submit` is the pool's own method: forwarding would cost each call.
+        self.pool: Crew | ProcessPerCall
         self.submit: Callable[..., Call]
-        """Queue a call, from any thread: `CallPool.submit`, without a call in between."""
         self._thread = threading.Thread(target=self._run, name="doorman-executor", daemon=True)
 
     def start(self) -> None:
@@ -90,17 +90,6 @@ class ManagerThread:
     def is_current(self) -> bool:
         """Whether this is the calling thread."""
         return threading.current_thread() is self._thread
-
-    @property
-    def pool(self) -> Crew | ProcessPerCall:
-        """The pool, once `start` has returned."""
-        assert self._pool is not None
-        return self._pool
-
-    @property
-    def workers(self) -> tuple[Identity, ...]:
-        """The processes that run many calls."""
-        return self._pool.workers if isinstance(self._pool, Crew) else ()
 
     def finish(self, *, cancel: bool = False) -> None:
         """End the thread when all calls have finished; ``cancel`` those that wait. Safe from any thread."""
@@ -136,9 +125,9 @@ class ManagerThread:
             self._error = error
             self._started.set()
             return
-        with manager:
+        with manager:  # Its exit kills the processes that are left, however this thread ends.
             try:
-                pool = self._pool = (Crew if self._reuse else ProcessPerCall)(manager, self._size, **self._pool_options)
+                pool = self.pool = (Crew if self._reuse else ProcessPerCall)(manager, self._size, **self._pool_options)
                 self.submit = pool.submit
             except BaseException as error:  # noqa: BLE001 - raised in the thread that called `start`
                 self._error = error
@@ -299,7 +288,8 @@ class ProcessExecutor(Executor):
     @property
     def workers(self) -> tuple[Identity, ...]:
         """The processes that run now; none with ``reuse=False``."""
-        return () if self._manager_thread is None else self._manager_thread.workers
+        pool = None if self._manager_thread is None else self._manager_thread.pool
+        return pool.workers if isinstance(pool, Crew) else ()
 
     def _submit_next(self, chunks: Iterator[Any], work: Callable[..., list[Value]]) -> Future[list[Value]] | None:
         chunk = next(chunks, None)

@@ -114,6 +114,7 @@ class CrashRecord:
         (end,) = _NUMBER.unpack_from(self._memory, _USED)
         entries: list[Entry] = []
         at = _FIRST
+        # The end is checked: the user's code runs in the process that writes it, and may overwrite any memory.
         while at + _RECORD.size <= min(end, CRASH_RECORD_SIZE):
             number, kind, size = _RECORD.unpack_from(self._memory, at)
             at += _RECORD.size

@@ -261,6 +261,7 @@ class PoolWorker:
             self._leaving = True
         if config.most_memory is not None and resident() > config.most_memory:
             self._leaving = True
+        # Without room in the record, the manager must have the result before the next call can kill this process.
         record = self._record
         if record is None or not record.record_result(*result):
             self._flush_results()
