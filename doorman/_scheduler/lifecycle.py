@@ -31,7 +31,7 @@ RESULT_GRACE_S: Final = 0.5
 """Seconds for which the result of a process that has ended may still be on its way."""
 
 
-class Phase(enum.Enum):
+class Phase(enum.IntEnum):  # Of int: the hash of a plain Enum is computed in Python, at each step.
     """Where an attempt stands."""
 
     LAUNCHING = enum.auto()
@@ -48,7 +48,7 @@ class Phase(enum.Enum):
     """Every later event is ignored."""
 
 
-class Deadline(enum.Enum):
+class Deadline(enum.IntEnum):
     """Deadlines of an attempt."""
 
     HELLO = enum.auto()
@@ -75,7 +75,7 @@ class JournalEntry(enum.Enum):
     ENDED = enum.auto()
 
 
-class Target(enum.Enum):
+class SignalTarget(enum.Enum):
     """Receivers of a signal."""
 
     TASK = enum.auto()
@@ -201,38 +201,21 @@ class ProcessGone(msgspec.Struct, frozen=True):
     """The process of an attempt of an earlier manager is gone, or must not be adopted."""
 
 
+# fmt: off
 Event: TypeAlias = (
-    Admitted
-    | LaunchAccepted
-    | LaunchDeclined
-    | LaunchInvalid
-    | LaunchFailed
-    | Launched
-    | HelloReceived
-    | Proven
-    | ProofRefused
-    | ProgressReceived
-    | ResultReceived
-    | Exited
-    | FilesRead
-    | OutcomeOpened
-    | CancelRequested
-    | FailRequested
-    | SiblingStarted
-    | DeadlineReached
-    | ManagerClosing
-    | ManagerClosed
-    | Adopted
-    | AdoptedUnverified
+    Admitted | LaunchAccepted | LaunchDeclined | LaunchInvalid | LaunchFailed | Launched | HelloReceived | Proven
+    | ProofRefused | ProgressReceived | ResultReceived | Exited | FilesRead | OutcomeOpened | CancelRequested
+    | FailRequested | SiblingStarted | DeadlineReached | ManagerClosing | ManagerClosed | Adopted | AdoptedUnverified
     | ProcessGone
 )
+# fmt: on
 
 
 # -- actions ---------------------------------------------------------------------------------------------------
 
 
-class Journal(msgspec.Struct, frozen=True):
-    """Write a record. It is durable before the next action is executed."""
+class WriteRecord(msgspec.Struct, frozen=True):
+    """Write a record to the journal. It is durable before the next action is executed."""
 
     entry: JournalEntry
     state: State | None = None
@@ -272,7 +255,7 @@ class Reply(msgspec.Struct, frozen=True):
     sender: Sender
 
 
-class Refuse(msgspec.Struct, frozen=True):
+class CountRefusal(msgspec.Struct, frozen=True):
     """Count something that was not believed."""
 
     reason: str
@@ -282,7 +265,7 @@ class Signal(msgspec.Struct, frozen=True):
     """Signal processes that are held by pidfd. Does nothing if none is held."""
 
     number: signal.Signals
-    target: Target
+    target: SignalTarget
 
 
 class SetDeadline(msgspec.Struct, frozen=True):
@@ -356,28 +339,13 @@ class Finish(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
+# fmt: off
 Action: TypeAlias = (
-    Journal
-    | TakeSlot
-    | Launch
-    | StopSiblings
-    | VerifyHello
-    | Challenge
-    | Reply
-    | Refuse
-    | Signal
-    | SetDeadline
-    | SetState
-    | SetExit
-    | ReportProgress
-    | ReadFiles
-    | OpenOutcome
-    | CollectOutput
-    | FreeSlot
-    | CloseProcess
-    | Requeue
-    | Finish
+    WriteRecord | TakeSlot | Launch | StopSiblings | VerifyHello | Challenge | Reply | CountRefusal | Signal
+    | SetDeadline | SetState | SetExit | ReportProgress | ReadFiles | OpenOutcome | CollectOutput | FreeSlot
+    | CloseProcess | Requeue | Finish
 )
+# fmt: on
 Actions: TypeAlias = list[Action]
 
 
@@ -392,7 +360,7 @@ def step(attempt: Attempt, event: Event, now: float) -> Actions:
 
 
 def _admit(attempt: Attempt, event: Admitted, now: float) -> Actions:
-    return [Journal(JournalEntry.STARTED), TakeSlot(), Launch()]
+    return [WriteRecord(JournalEntry.STARTED), TakeSlot(), Launch()]
 
 
 def _stop_siblings(attempt: Attempt, event: LaunchAccepted, now: float) -> Actions:
@@ -422,7 +390,7 @@ def _launched(attempt: Attempt, event: Launched, now: float) -> Actions:
     attempt.launched, attempt.reach = event.process, event.reach
     until = now + attempt.timeouts.hello
     return [
-        Journal(JournalEntry.LAUNCHED),
+        WriteRecord(JournalEntry.LAUNCHED),
         SetState(State.PROVING, now),
         SetDeadline(Deadline.HELLO, until),
         *_kept_hellos(attempt),
@@ -432,8 +400,8 @@ def _launched(attempt: Attempt, event: Launched, now: float) -> Actions:
 def _launched_late(attempt: Attempt, event: Launched, now: float) -> Actions:
     """Kill a process that was stopped before it existed."""
     attempt.launched, attempt.reach = event.process, event.reach
-    kill = Signal(signal.SIGKILL, Target.ALL)
-    return [Journal(JournalEntry.LAUNCHED), kill, *_kept_hellos(attempt)]
+    kill = Signal(signal.SIGKILL, SignalTarget.ALL)
+    return [WriteRecord(JournalEntry.LAUNCHED), kill, *_kept_hellos(attempt)]
 
 
 # -- proving ---------------------------------------------------------------------------------------------------
@@ -465,7 +433,7 @@ def _proven(attempt: Attempt, event: Proven, now: float) -> Actions:
     attempt.identity, attempt.sender, attempt.proven_at = event.identity, event.sender, now
     attempt.launched, attempt.own = event.launched or attempt.launched, event.own
     return [
-        Journal(JournalEntry.PROVEN),
+        WriteRecord(JournalEntry.PROVEN),
         SetState(State.RUNNING, now),
         *_expiry(attempt, now),
         Reply("go", event.sender),
@@ -475,14 +443,14 @@ def _proven(attempt: Attempt, event: Proven, now: float) -> Actions:
 def _proven_again(attempt: Attempt, event: Proven, now: float) -> Actions:
     """Repeat the answer: it may have been lost. Another sender repeats an overheard hello."""
     if attempt.sender is not None and attempt.sender.id != event.sender.id:
-        return [Refuse(REPLAYED)]
+        return [CountRefusal(REPLAYED)]
     attempt.sender = event.sender
     return [Reply("go", event.sender)]
 
 
 def _proven_late(attempt: Attempt, event: Proven, now: float) -> Actions:
     if attempt.sender is not None and attempt.sender.id != event.sender.id:
-        return [Refuse(REPLAYED)]
+        return [CountRefusal(REPLAYED)]
     if event.launched is None:
         return [Reply("die", event.sender)]
     attempt.launched = event.launched  # Adopted, and not held before: it has its grace from now on.
@@ -491,11 +459,11 @@ def _proven_late(attempt: Attempt, event: Proven, now: float) -> Actions:
 
 
 def _refuse(attempt: Attempt, event: ProofRefused, now: float) -> Actions:
-    return [Refuse(event.reason)]
+    return [CountRefusal(event.reason)]
 
 
 def _no_hello(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
-    late = Refuse("no hello in time")
+    late = CountRefusal("no hello in time")
     if attempt.adopted:  # It may not be the task's process at all: leave it alone.
         return [late, *_exit_unseen(attempt, now)]
     return [late, *_stop(attempt, State.FAILED, now)]
@@ -518,7 +486,7 @@ def _expiry(attempt: Attempt, since: float) -> Actions:
 
 def _progress(attempt: Attempt, event: ProgressReceived, now: float) -> Actions:
     if attempt.identity is None:
-        return [Refuse("progress of a process that has not proven itself")]
+        return [CountRefusal("progress of a process that has not proven itself")]
     if event.number <= attempt.reports:
         return []  # Received before, and again after a restart of the server.
     attempt.reports = event.number
@@ -528,11 +496,14 @@ def _progress(attempt: Attempt, event: ProgressReceived, now: float) -> Actions:
 def _result(attempt: Attempt, event: ResultReceived, now: float) -> Actions:
     """Keep the result. It is journalled before the server acknowledges it and the process forgets it."""
     if attempt.identity is None:
-        return [Refuse("result of a process that has not proven itself")]
+        return [CountRefusal("result of a process that has not proven itself")]
     if attempt.outcome is not None:
         return []
     attempt.outcome = event.outcome
-    return [Journal(JournalEntry.OUTCOME), *(_no_more_waiting(attempt, now) if attempt.phase is Phase.EXITED else [])]
+    return [
+        WriteRecord(JournalEntry.OUTCOME),
+        *(_no_more_waiting(attempt, now) if attempt.phase is Phase.EXITED else []),
+    ]
 
 
 def _expired(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
@@ -550,17 +521,17 @@ def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
     if attempt.stopping is not None:
         return []
     attempt.stopping = ends_as
-    actions: Actions = [Journal(JournalEntry.STOPPED), SetState(State.STOPPING, now)]
+    actions: Actions = [WriteRecord(JournalEntry.STOPPED), SetState(State.STOPPING, now)]
     if attempt.phase is Phase.EXITED:
         return actions
-    actions += _term() if attempt.phase is Phase.RUNNING else [Signal(signal.SIGKILL, Target.ALL)]
+    actions += _term() if attempt.phase is Phase.RUNNING else [Signal(signal.SIGKILL, SignalTarget.ALL)]
     attempt.phase = Phase.STOPPING
     return [*actions, SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)]
 
 
 def _term() -> Actions:
     """Return SIGTERM, and SIGCONT so that a stopped process can obey it."""
-    return [Signal(signal.SIGTERM, Target.TASK), Signal(signal.SIGCONT, Target.TASK)]
+    return [Signal(signal.SIGTERM, SignalTarget.TASK), Signal(signal.SIGCONT, SignalTarget.TASK)]
 
 
 def _cancel(attempt: Attempt, event: CancelRequested | SiblingStarted, now: float) -> Actions:
@@ -579,7 +550,7 @@ def _linger_over(attempt: Attempt, event: DeadlineReached, now: float) -> Action
 
 
 def _kill(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
-    return [] if attempt.stopping is None else [Signal(signal.SIGKILL, Target.ALL)]
+    return [] if attempt.stopping is None else [Signal(signal.SIGKILL, SignalTarget.ALL)]
 
 
 def _closing(attempt: Attempt, event: ManagerClosing, now: float) -> Actions:
@@ -611,7 +582,7 @@ def _exited(attempt: Attempt, event: Exited, now: float) -> Actions:
     # If a launcher has lost a detached process, nothing is known of its end: it may run on.
     lost = attempt.task.detach and not attempt.adopted and _exit_unknown(attempt)
     if attempt.own is not None and not lost:
-        actions.append(Signal(signal.SIGKILL, Target.OWN))
+        actions.append(Signal(signal.SIGKILL, SignalTarget.OWN))
     return [*actions, *([ReadFiles()] if attempt.task.detach else _wait_or_conclude(attempt, now))]
 
 
@@ -626,7 +597,7 @@ def _files(attempt: Attempt, event: FilesRead, now: float) -> Actions:
     actions: Actions = []
     if attempt.outcome is None and event.outcome is not None:
         attempt.outcome = event.outcome
-        actions.append(Journal(JournalEntry.OUTCOME))
+        actions.append(WriteRecord(JournalEntry.OUTCOME))
     if attempt.phase is not Phase.EXITED:
         return actions
     if event.exited is not None and _exit_unknown(attempt):
@@ -711,7 +682,7 @@ def _finish(attempt: Attempt, state: State, value: Any, error: BaseException | N
     attempt.phase = Phase.ENDED
     return [
         CollectOutput(),
-        Journal(JournalEntry.ENDED, state, value, error),
+        WriteRecord(JournalEntry.ENDED, state, value, error),
         FreeSlot(),
         CloseProcess(),
         Finish(state, value, error),
@@ -721,7 +692,7 @@ def _finish(attempt: Attempt, state: State, value: Any, error: BaseException | N
 def _requeue(attempt: Attempt, requeue: Requeue) -> Actions:
     attempt.phase = Phase.ENDED
     attempt.counted = requeue.counted
-    return [CollectOutput(), Journal(JournalEntry.REQUEUED), FreeSlot(), CloseProcess(), requeue]
+    return [CollectOutput(), WriteRecord(JournalEntry.REQUEUED), FreeSlot(), CloseProcess(), requeue]
 
 
 # -- recovery: the events of the journal have been replayed, their actions dropped; the last event is one of these --

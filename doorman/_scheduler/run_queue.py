@@ -40,7 +40,7 @@ class QueuedTask:
     """The pickled callable with its arguments."""
     turn: int
     """Its place among tasks of equal priority."""
-    group: _Group | None = None
+    group: _QueueGroup | None = None
     """Where it could start from; None while it waits for a moment or for other tasks."""
     key: _Key = field(init=False)
     """The order: higher priority first, then by turn."""
@@ -64,7 +64,7 @@ class RunQueue:
         self.rules = Rules(rules)
         self._clock = clock
         self._queued: dict[Task, QueuedTask] = {}
-        self._groups = _Groups()
+        self._groups = _QueueGroups()
         self._dependencies = _Dependencies()
         self._due: dict[QueuedTask, float] = {}
         self._delays: DeadlineHeap[QueuedTask] = DeadlineHeap(self._due.__contains__)
@@ -158,7 +158,7 @@ class RunQueue:
         if not self._worth_examining(running):
             return
         self._changed, self._held = False, None
-        examined: dict[_Group, None] = {}
+        examined: dict[_QueueGroup, None] = {}
         complete = False
         try:
             complete = yield from self._examine(examined, limit)
@@ -204,7 +204,7 @@ class RunQueue:
         # Nothing reports that a `can_run` has another answer, or that a process uses less.
         return min(most, SAMPLE_INTERVAL_S) if self._groups.asked or self._by_load else most
 
-    def _examine(self, examined: dict[_Group, None], limit: int) -> Generator[_Admitted, None, bool]:
+    def _examine(self, examined: dict[_QueueGroup, None], limit: int) -> Generator[_Admitted, None, bool]:
         """Yield as `admit`; return whether all groups were examined."""
         latest, held = self.next_turn(), False
         while (group := self._next_group()) is not None:
@@ -252,13 +252,13 @@ class RunQueue:
             self._changed = True
         return bool(self._changed or self._groups.asked)
 
-    def _next_group(self) -> _Group | None:
+    def _next_group(self) -> _QueueGroup | None:
         """Pop the next group; once a rule holds back all that obey rules, only those that do not."""
         if self._held is None and len(self._general):
             self._held = self._general.holds_back("", self._occupancy.load)
         return self._groups.pop(free_only=self._held is not None)
 
-    def _holds_back(self, queued: QueuedTask, group: _Group) -> str | None:
+    def _holds_back(self, queued: QueuedTask, group: _QueueGroup) -> str | None:
         task = queued.task
         if not group.free and (why := self.rules.holds_back(task.handler, self._occupancy.load)) is not None:
             return why
@@ -280,7 +280,7 @@ def _about_siblings(rule: Rule) -> bool:
     )
 
 
-class _Group:
+class _QueueGroup:
     """Waiting tasks that are held back together: of one handler, or free of rules; or one task with a `can_run`."""
 
     def __init__(self, name: Hashable, *, free: bool) -> None:
@@ -290,7 +290,7 @@ class _Group:
         self.why: str | None = None
         """What held it back when it was last examined."""
         self.listed: _Key | None = None
-        """The key of its entry in `_Groups`; any other entry there is out of date."""
+        """The key of its entry in `_QueueGroups`; any other entry there is out of date."""
         self._heap: list[tuple[_Key, int, QueuedTask]] = []
         self._removed = 0
 
@@ -316,13 +316,13 @@ class _Group:
             self._removed = 0
 
 
-class _Groups:
+class _QueueGroups:
     """All groups of one manager, ordered by their heads."""
 
     def __init__(self) -> None:
-        self._groups: dict[Hashable, _Group] = {}
+        self._groups: dict[Hashable, _QueueGroup] = {}
         # Those that obey rules, and those that do not: a rule that holds back all is asked once for the first.
-        self._order: dict[bool, list[tuple[_Key, int, _Group]]] = {False: [], True: []}
+        self._order: dict[bool, list[tuple[_Key, int, _QueueGroup]]] = {False: [], True: []}
         self._serial = 0
         self.asked = 0
         """How many tasks have a `can_run`, to be asked again and again."""
@@ -334,7 +334,7 @@ class _Groups:
         name = task if task.can_run is not None else None if task.ignores_rules else task.handler
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = _Group(name, free=task.ignores_rules)
+            group = self._groups[name] = _QueueGroup(name, free=task.ignores_rules)
         group.add(queued)
         self.queue(group)
 
@@ -348,7 +348,7 @@ class _Groups:
         if group.head() is None:
             self._groups.pop(group.name, None)
 
-    def queue(self, group: _Group) -> None:
+    def queue(self, group: _QueueGroup) -> None:
         """Have a group examined when its head's turn comes."""
         head = group.head()
         if head is not None and (group.listed is None or head.key < group.listed):
@@ -356,7 +356,7 @@ class _Groups:
             self._serial += 1
             heapq.heappush(self._order[group.free], (head.key, self._serial, group))
 
-    def pop(self, *, free_only: bool) -> _Group | None:
+    def pop(self, *, free_only: bool) -> _QueueGroup | None:
         """Pop the group whose head's turn it is, of all or of those that obey no rule; the caller has to `queue` it."""
         orders = [self._order[True]] if free_only else list(self._order.values())
         current = [order for order in orders if self._skip_outdated(order)]
@@ -366,7 +366,7 @@ class _Groups:
         group.listed = None
         return group
 
-    def _skip_outdated(self, order: list[tuple[_Key, int, _Group]]) -> bool:
+    def _skip_outdated(self, order: list[tuple[_Key, int, _QueueGroup]]) -> bool:
         """Remove outdated entries from the front; return whether any is left."""
         while order:
             key, _, group = order[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -22,7 +23,7 @@ from doorman._scheduler.lifecycle import (
     DeadlineReached,
     Event,
     FailRequested,
-    Target,
+    SignalTarget,
     step,
 )
 from doorman._scheduler.output import Streams
@@ -47,6 +48,7 @@ DESCRIPTORS: Final = 5
 """Descriptors that a process may need in the manager until its proof: two pidfds, two pipes and its connection."""
 SPARE_DESCRIPTORS: Final = 16
 """Descriptors that are left to the rest of the program."""
+DEADLINES: Final = len(Deadline)
 ENDED: Final = 1024
 """Ended attempts whose credentials are kept, so that a late process of theirs can be told to die."""
 
@@ -133,7 +135,8 @@ class Supervisor:
 
     def gather(self) -> Iterator[tuple[Attempt, Event]]:
         """Yield what has happened to which attempt. The actions of each event are executed before the next."""
-        self._perform()
+        if self._actions:  # An exception came out of the last tick.
+            self._perform()
         self._reports.extend(self._launcher.poll())
         while self._reports:
             report = self._reports.popleft()
@@ -161,19 +164,18 @@ class Supervisor:
 
     def start(self, admitted: Generator[tuple[QueuedTask, Exception | None], None, None]) -> None:
         """Start what the run queue admits."""
-        with contextlib.closing(admitted):
-            self._start(admitted)
-
-    def _start(self, admitted: Iterable[tuple[QueuedTask, Exception | None]]) -> None:
-        for queued, error in admitted:
-            if error is not None:
-                self.fail(queued.task, error)
-            elif not _descriptors_left((len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS):
-                self._run_queue.hold("few descriptors are left to this process: see `ulimit -n`")
-            else:
-                number = queued.task.attempt + 1
-                attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
-                self.handle(attempt, lifecycle.Admitted())
+        try:
+            for queued, error in admitted:
+                if error is not None:
+                    self.fail(queued.task, error)
+                elif not _descriptors_left((len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS):
+                    self._run_queue.hold("few descriptors are left to this process: see `ulimit -n`")
+                else:
+                    number = queued.task.attempt + 1
+                    attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
+                    self.handle(attempt, lifecycle.Admitted())
+        finally:
+            admitted.close()  # Now, and not once an exception's traceback is gone: the queue has to be in order again.
 
     def restore(self, attempt: Attempt, event: Event) -> None:
         """Go on with an attempt of an earlier manager: ``event`` says what became of its process."""
@@ -220,7 +222,7 @@ class Supervisor:
     def kill(self) -> None:
         """Kill all processes now."""
         for attempt in self.attempts:
-            _signal(attempt, lifecycle.Signal(signal.SIGKILL, Target.ALL))
+            _signal(attempt, lifecycle.Signal(signal.SIGKILL, SignalTarget.ALL))
 
     def handle_all(self, event: Event) -> None:
         """Do what follows from an event for each attempt."""
@@ -247,7 +249,7 @@ class Supervisor:
 
     def execute(self, attempt: Attempt, actions: Actions) -> None:
         """Execute actions in order, behind those that are being executed already."""
-        self._actions.extend((attempt, action) for action in actions)
+        self._actions.extend(zip(itertools.repeat(attempt), actions))
         self._perform()
 
     def _perform(self) -> None:
@@ -264,7 +266,7 @@ class Supervisor:
                 self._perform()
                 raise
 
-    def _journal(self, attempt: Attempt, action: lifecycle.Journal) -> None:
+    def _write_record(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
         self._recorder.write(attempt, action)
 
     def _take_slot(self, attempt: Attempt, _: lifecycle.TakeSlot) -> None:
@@ -309,7 +311,7 @@ class Supervisor:
     def _reply(self, attempt: Attempt, action: lifecycle.Reply) -> None:
         self._handshake.reply(attempt.credential, action.word, action.sender)
 
-    def _refuse(self, _: Attempt, action: lifecycle.Refuse) -> None:
+    def _count_refusal(self, _: Attempt, action: lifecycle.CountRefusal) -> None:
         self._handshake.refused[action.reason] += 1
 
     def _set_deadline(self, attempt: Attempt, action: lifecycle.SetDeadline) -> None:
@@ -351,7 +353,7 @@ class Supervisor:
             del self._by_handler[attempt.handler]
         self._unproven.discard(attempt)
         self._run_queue.free_slot(attempt)
-        self._deadlines.compact(len(Deadline) * len(self._attempts))
+        self._deadlines.compact(DEADLINES * len(self._attempts))
 
     def _close_process(self, attempt: Attempt, action: lifecycle.CloseProcess) -> None:
         attempt.credential.revoke()
@@ -384,14 +386,14 @@ class Supervisor:
 
 
 _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
-    lifecycle.Journal: Supervisor._journal,
+    lifecycle.WriteRecord: Supervisor._write_record,
     lifecycle.TakeSlot: Supervisor._take_slot,
     lifecycle.Launch: Supervisor._launch,
     lifecycle.StopSiblings: Supervisor._stop_siblings,
     lifecycle.VerifyHello: Supervisor._verify_hello,
     lifecycle.Challenge: Supervisor._challenge,
     lifecycle.Reply: Supervisor._reply,
-    lifecycle.Refuse: Supervisor._refuse,
+    lifecycle.CountRefusal: Supervisor._count_refusal,
     lifecycle.Signal: lambda _, attempt, action: _signal(attempt, action),
     lifecycle.SetDeadline: Supervisor._set_deadline,
     lifecycle.SetState: Supervisor._set_state,
@@ -413,9 +415,9 @@ def _signal(attempt: Attempt, action: lifecycle.Signal) -> None:
     The end of a wrapper would be the end of the task's grace: the task's own process is asked first.
     """
     launched, own = attempt.launched, attempt.own
-    if action.target is Target.TASK and own is not None and _sent(own, own.signal, action.number):
+    if action.target is SignalTarget.TASK and own is not None and _sent(own, own.signal, action.number):
         return
-    for process in (own,) if action.target is Target.OWN else (launched, own):
+    for process in (own,) if action.target is SignalTarget.OWN else (launched, own):
         if process is not None and not _sent(process, process.signal_group, action.number):
             _sent(process, process.signal, action.number)
 

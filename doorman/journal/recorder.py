@@ -23,9 +23,9 @@ from doorman.journal.records import (
     Added,
     Ended,
     Entry,
-    Launched,
     OutcomeReceived,
-    Proven,
+    ProcessLaunched,
+    ProcessProven,
     Record,
     Requeued,
     Started,
@@ -105,7 +105,7 @@ class Recorder:
         after = tuple(first.id for first in task.after)
         self._write(Added(task.id, _plain(task.name), command, _pickled_policy(task), call, after))
 
-    def write(self, attempt: Attempt, action: lifecycle.Journal) -> None:
+    def write(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
         """Write the record of an attempt that an action asks for. Raises JournalError."""
         if self.journal is None:
             return
@@ -116,9 +116,9 @@ class Recorder:
                 secret = attempt.credential.secret
                 self._write(Started(task.id, attempt.id, attempt.number, secret, task.detach, boot_id()))
             case JournalEntry.LAUNCHED if attempt.launched is not None:
-                self._write(Launched(task.id, attempt.launched.pid, attempt.launched.inode))
+                self._write(ProcessLaunched(task.id, attempt.launched.pid, attempt.launched.inode))
             case JournalEntry.PROVEN if attempt.identity is not None:
-                self._write(Proven(task.id, attempt.identity, attempt.proven_at))
+                self._write(ProcessProven(task.id, attempt.identity, attempt.proven_at))
             case JournalEntry.STOPPED if attempt.stopping is not None and not self._leaving:
                 self._write(Stopped(task.id, attempt.stopping))
             case JournalEntry.OUTCOME if attempt.outcome is not None:

@@ -17,9 +17,9 @@ __all__ = [
     "Ended",
     "Entry",
     "JournalOpened",
-    "Launched",
     "OutcomeReceived",
-    "Proven",
+    "ProcessLaunched",
+    "ProcessProven",
     "Record",
     "Requeued",
     "Started",
@@ -75,7 +75,7 @@ class Started(_Record):
     """The kernel's name for the boot, within which inodes and moments mean something."""
 
 
-class Launched(_Record):
+class ProcessLaunched(_Record, tag="launched"):
     """A process is there; the task's, or a wrapper's."""
 
     task: str
@@ -83,7 +83,7 @@ class Launched(_Record):
     inode: int | None
 
 
-class Proven(_Record):
+class ProcessProven(_Record, tag="proven"):
     """The process has proven itself, and is about to be told to go."""
 
     task: str
@@ -126,7 +126,9 @@ class Ended(_Record):
     error: bytes | None = None
 
 
-Record: TypeAlias = JournalOpened | Added | Started | Launched | Proven | Stopped | OutcomeReceived | Requeued | Ended
+Record: TypeAlias = (
+    JournalOpened | Added | Started | ProcessLaunched | ProcessProven | Stopped | OutcomeReceived | Requeued | Ended
+)
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final[Callable[[bytes], Record]] = msgspec.json.Decoder(Record).decode
 
@@ -140,8 +142,8 @@ class Entry:
     """Attempts that count so far."""
     started: Started | None = None
     """The attempt that was under way when the journal was last written to; None if it waits or has ended."""
-    launched: Launched | None = None
-    proven: Proven | None = None
+    launched: ProcessLaunched | None = None
+    proven: ProcessProven | None = None
     stopped: Stopped | None = None
     told: OutcomeReceived | None = None
     ended: Ended | None = None
@@ -152,9 +154,9 @@ class Entry:
             self.launched = self.proven = self.stopped = self.told = None
             self.started = record if isinstance(record, Started) else None
             self.number = record.number
-        elif isinstance(record, Launched):
+        elif isinstance(record, ProcessLaunched):
             self.launched = record
-        elif isinstance(record, Proven):
+        elif isinstance(record, ProcessProven):
             self.proven = record
         elif isinstance(record, Stopped):
             self.stopped = record

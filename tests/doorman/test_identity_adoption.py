@@ -19,7 +19,7 @@ from waiting import DEADLINE, wait_until
 from doorman import Journal, ProcessManager, State, Task
 from doorman.errors import TaskDetached, WorkerDied
 from doorman.identity import Identity, Refusal, boot_id
-from doorman.journal.records import Launched, Proven, Started, folded
+from doorman.journal.records import ProcessLaunched, ProcessProven, Started, folded
 from doorman.process import Process
 from remit import Location
 
@@ -268,8 +268,8 @@ def test_I16_a_stranger_with_the_number_is_neither_believed_nor_signalled(place,
         [added] = [entry.added for entry in folded(_records(tmp_path / "journal")).values()]
         journal.append(
             Started(added.task, "1.1-ab", 1, b"s" * 32, detach, boot),
-            Launched(added.task, stranger.pid, inode),
-            Proven(added.task, own, time.monotonic()),
+            ProcessLaunched(added.task, stranger.pid, inode),
+            ProcessProven(added.task, own, time.monotonic()),
         )
     with restarted(place, tmp_path) as manager:
         [task] = manager.recovered

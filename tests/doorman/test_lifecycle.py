@@ -24,6 +24,7 @@ from doorman._scheduler.lifecycle import (
     Challenge,
     CloseProcess,
     CollectOutput,
+    CountRefusal,
     Deadline,
     DeadlineReached,
     FailRequested,
@@ -31,7 +32,6 @@ from doorman._scheduler.lifecycle import (
     Finish,
     FreeSlot,
     HelloReceived,
-    Journal,
     JournalEntry,
     Launch,
     LaunchAccepted,
@@ -47,7 +47,6 @@ from doorman._scheduler.lifecycle import (
     ProofRefused,
     Proven,
     ReadFiles,
-    Refuse,
     Reply,
     ReportProgress,
     Requeue,
@@ -57,10 +56,11 @@ from doorman._scheduler.lifecycle import (
     SetState,
     SiblingStarted,
     Signal,
+    SignalTarget,
     StopSiblings,
     TakeSlot,
-    Target,
     VerifyHello,
+    WriteRecord,
     step,
 )
 from doorman.errors import RestartedTooOften, TaskDetached, WorkerDied
@@ -77,11 +77,11 @@ STRANGER: Any = SimpleNamespace(id="stranger")
 OUTCOME: Any = object()
 PROGRESS: Any = object()
 ERROR = ValueError("the user's")
-KILL = Signal(signal.SIGKILL, Target.ALL)
-TERM = [Signal(signal.SIGTERM, Target.TASK), Signal(signal.SIGCONT, Target.TASK)]
-STOPPED = [Journal(JournalEntry.STOPPED), SetState(State.STOPPING, NOW)]
+KILL = Signal(signal.SIGKILL, SignalTarget.ALL)
+TERM = [Signal(signal.SIGTERM, SignalTarget.TASK), Signal(signal.SIGCONT, SignalTarget.TASK)]
+STOPPED = [WriteRecord(JournalEntry.STOPPED), SetState(State.STOPPING, NOW)]
 KILL_LATER = SetDeadline(Deadline.KILL, NOW + GRACE)
-REPLAYED = Refuse("another process has already proven this attempt")
+REPLAYED = CountRefusal("another process has already proven this attempt")
 
 EVENTS: list[Any] = [
     Admitted(),
@@ -152,7 +152,7 @@ def ended(state: State, value: Any = None, error: Any = None, *, entry: bool = T
     """Return the actions by which an attempt and its task end."""
     return [
         CollectOutput(),
-        *([Journal(JournalEntry.ENDED, state, value, error)] if entry else []),
+        *([WriteRecord(JournalEntry.ENDED, state, value, error)] if entry else []),
         FreeSlot(),
         CloseProcess(),
         Finish(state, value, error),
@@ -162,7 +162,7 @@ def ended(state: State, value: Any = None, error: Any = None, *, entry: bool = T
 def again(why: str | None = None) -> list[Any]:
     """Return the actions by which an attempt that does not count ends, and its task waits again."""
     requeue = Requeue(0.0, counted=False, why=why)
-    return [CollectOutput(), Journal(JournalEntry.REQUEUED), FreeSlot(), CloseProcess(), requeue]
+    return [CollectOutput(), WriteRecord(JournalEntry.REQUEUED), FreeSlot(), CloseProcess(), requeue]
 
 
 def retried(actions: list[Any]) -> tuple[float, State | None]:
@@ -183,7 +183,7 @@ def finish_of(actions: list[Any]) -> Finish:
     """Return the end among the actions, which has to be the last, and the same as in the journal."""
     finish = actions[-1]
     assert isinstance(finish, Finish)
-    [entry] = [action for action in actions if isinstance(action, Journal) and action.entry is JournalEntry.ENDED]
+    [entry] = [action for action in actions if isinstance(action, WriteRecord) and action.entry is JournalEntry.ENDED]
     assert (entry.state, entry.value, entry.error) == (finish.state, finish.value, finish.error)
     return finish
 
@@ -194,12 +194,12 @@ def finish_of(actions: list[Any]) -> Finish:
 def test_the_whole_life_of_an_attempt_that_goes_well():
     attempt = made(expires_in=9.0)
     life = [
-        (Admitted(), [Journal(JournalEntry.STARTED), TakeSlot(), Launch()]),
+        (Admitted(), [WriteRecord(JournalEntry.STARTED), TakeSlot(), Launch()]),
         (LaunchAccepted(), []),
         (
             Launched(ID, PROCESS),
             [
-                Journal(JournalEntry.LAUNCHED),
+                WriteRecord(JournalEntry.LAUNCHED),
                 SetState(State.PROVING, NOW),
                 SetDeadline(Deadline.HELLO, NOW + HELLO),
             ],
@@ -208,14 +208,14 @@ def test_the_whole_life_of_an_attempt_that_goes_well():
         (
             Proven(IDENTITY, CHILD),
             [
-                Journal(JournalEntry.PROVEN),
+                WriteRecord(JournalEntry.PROVEN),
                 SetState(State.RUNNING, NOW),
                 SetDeadline(Deadline.EXPIRY, NOW + 9.0),
                 Reply("go", CHILD),
             ],
         ),
         (ProgressReceived(1, PROGRESS), [ReportProgress(PROGRESS)]),
-        (ResultReceived(OUTCOME), [Journal(JournalEntry.OUTCOME)]),
+        (ResultReceived(OUTCOME), [WriteRecord(JournalEntry.OUTCOME)]),
         (Exited(ID, 0, None), [SetExit(Exited(ID, 0, None)), OpenOutcome()]),
         (OutcomeOpened(42, None), ended(State.DONE, 42)),
     ]
@@ -270,7 +270,7 @@ def test_a_death_without_a_result_waits_for_one_that_may_be_on_its_way():
 
 def test_a_result_after_the_exit_ends_the_wait():
     attempt = made(*RUNNING, Exited(ID, 0, None))
-    assert step(attempt, ResultReceived(OUTCOME), NOW) == [Journal(JournalEntry.OUTCOME), OpenOutcome()]
+    assert step(attempt, ResultReceived(OUTCOME), NOW) == [WriteRecord(JournalEntry.OUTCOME), OpenOutcome()]
     assert step(attempt, OutcomeOpened(1, None), NOW) == ended(State.DONE, 1)
     assert step(attempt, DeadlineReached(Deadline.RESULT), NOW) == []
 
@@ -313,13 +313,13 @@ def test_a_process_that_has_not_proven_itself_has_no_grace():
 
 def test_a_process_that_comes_after_the_cancel_is_killed():
     attempt = made(Admitted(), CancelRequested())
-    assert step(attempt, Launched(ID, PROCESS), NOW) == [Journal(JournalEntry.LAUNCHED), KILL]
+    assert step(attempt, Launched(ID, PROCESS), NOW) == [WriteRecord(JournalEntry.LAUNCHED), KILL]
     assert attempt.launched is PROCESS
 
 
 def test_a_result_counts_though_the_task_was_cancelled():
     attempt = made(*RUNNING, CancelRequested())
-    assert step(attempt, ResultReceived(OUTCOME), NOW) == [Journal(JournalEntry.OUTCOME)]
+    assert step(attempt, ResultReceived(OUTCOME), NOW) == [WriteRecord(JournalEntry.OUTCOME)]
     assert step(attempt, Exited(ID, 0, None), NOW)[-1] == OpenOutcome()
     assert step(attempt, OutcomeOpened(5, None), NOW) == ended(State.DONE, 5)
 
@@ -333,7 +333,7 @@ def test_a_cancel_while_a_result_may_still_come_signals_nothing():
 def test_expiry_stops_user_code_and_its_result_counts_no_more():
     attempt = made(*RUNNING)
     assert step(attempt, DeadlineReached(Deadline.EXPIRY), NOW) == [*STOPPED, *TERM, KILL_LATER]
-    assert step(attempt, ResultReceived(OUTCOME), NOW) == [Journal(JournalEntry.OUTCOME)]
+    assert step(attempt, ResultReceived(OUTCOME), NOW) == [WriteRecord(JournalEntry.OUTCOME)]
     assert step(attempt, Exited(ID, 0, None), NOW)[1:] == ended(State.EXPIRED)
 
 
@@ -407,7 +407,7 @@ def test_a_detached_process_that_has_not_proven_itself_or_is_being_stopped_is_no
 def test_the_files_of_a_detached_process_are_read_when_it_has_ended():
     attempt = made(*RUNNING, detach=True)
     assert step(attempt, Exited(ID, 0, None), NOW) == [SetExit(Exited(ID, 0, None)), ReadFiles()]
-    assert step(attempt, FilesRead(OUTCOME, None), NOW) == [Journal(JournalEntry.OUTCOME), OpenOutcome()]
+    assert step(attempt, FilesRead(OUTCOME, None), NOW) == [WriteRecord(JournalEntry.OUTCOME), OpenOutcome()]
 
 
 def test_the_files_of_a_detached_process_are_read_once_more_before_it_is_given_up():
@@ -481,14 +481,14 @@ def test_without_inodes_an_adopted_process_is_neither_known_nor_signalled_before
     silent = replayed(*RUNNING, detach=True)
     step(silent, AdoptedUnverified(), NOW)
     late = step(silent, DeadlineReached(Deadline.HELLO), NOW)
-    assert late == [Refuse("no hello in time"), ReadFiles()]
+    assert late == [CountRefusal("no hello in time"), ReadFiles()]
     assert finish_of(step(silent, FilesRead(None, None), NOW)).state is State.LOST
 
 
 def test_without_inodes_a_result_that_was_left_in_a_file_counts_though_the_process_is_not_held_yet():
     attempt = replayed(*RUNNING, detach=True)
     step(attempt, AdoptedUnverified(), NOW)
-    assert step(attempt, FilesRead(OUTCOME, None), NOW) == [Journal(JournalEntry.OUTCOME)]
+    assert step(attempt, FilesRead(OUTCOME, None), NOW) == [WriteRecord(JournalEntry.OUTCOME)]
     step(attempt, Exited(ID, None, None), NOW)
     step(attempt, FilesRead(OUTCOME, Exited(ID, 0, None)), NOW)
     shown = SetState(State.RUNNING, NOW)
@@ -527,7 +527,7 @@ def test_I02_behind_a_wrapper_the_tasks_own_process_is_asked_to_end():
 def test_I03_nothing_goes_on_behind_a_wrapper_that_has_ended(detach):
     attempt = made(*LAUNCHED, detach=detach)
     step(attempt, Proven(IDENTITY, CHILD, own=OTHER), NOW)
-    assert Signal(signal.SIGKILL, Target.OWN) in step(attempt, Exited(ID, 0, None), NOW)
+    assert Signal(signal.SIGKILL, SignalTarget.OWN) in step(attempt, Exited(ID, 0, None), NOW)
 
 
 def test_a_detached_process_that_its_launcher_has_lost_is_left_alone():
@@ -544,7 +544,7 @@ def test_I04_a_process_that_leaves_its_work_to_a_fork_has_failed():
 
 def test_I05_I06_I07_I17_signals_name_what_is_held_and_never_a_number():
     assert set(Signal.__struct_fields__) == {"number", "target"}
-    assert {type(member.value) for member in Target} == {int}
+    assert {type(member.value) for member in SignalTarget} == {int}
     names = {node.attr for node in ast.walk(_tree()) if isinstance(node, ast.Attribute)}
     assert not names & {"kill", "killpg", "signal_group", "pidfd_send_signal"}
 
@@ -552,7 +552,7 @@ def test_I05_I06_I07_I17_signals_name_what_is_held_and_never_a_number():
 def test_I08_I09_the_identity_is_the_one_that_was_verified():
     attempt = made(*RUNNING)
     assert attempt.identity is IDENTITY
-    assert step(attempt, ProofRefused("a process on another host"), NOW) == [Refuse("a process on another host")]
+    assert step(attempt, ProofRefused("a process on another host"), NOW) == [CountRefusal("a process on another host")]
     assert attempt.identity is IDENTITY
 
 
@@ -561,7 +561,7 @@ def test_I10_what_is_not_believed_is_counted_and_changes_nothing(phase):
     for path in PATHS[phase]:
         attempt = made(*path)
         before = dict(vars(attempt))
-        assert step(attempt, ProofRefused("forged"), NOW) == [Refuse("forged")]
+        assert step(attempt, ProofRefused("forged"), NOW) == [CountRefusal("forged")]
         assert vars(attempt) == before
 
 
@@ -577,7 +577,7 @@ def test_I11_a_repeated_hello_has_the_same_answer_and_one_of_another_sender_has_
 def test_I12_a_process_that_never_proves_itself_is_killed():
     attempt = made(*LAUNCHED)
     late = step(attempt, DeadlineReached(Deadline.HELLO), NOW)
-    assert late == [Refuse("no hello in time"), *STOPPED, KILL, KILL_LATER]
+    assert late == [CountRefusal("no hello in time"), *STOPPED, KILL, KILL_LATER]
     assert finish_of(step(attempt, Exited(ID, None, 9), NOW)).state is State.FAILED
     assert step(made(*RUNNING), DeadlineReached(Deadline.HELLO), NOW) == []
 
@@ -593,17 +593,19 @@ def test_I13_a_hello_after_the_stop_is_answered_with_die():
 def test_I14_results_and_progress_without_a_proof_are_refused():
     for path in ((Admitted(),), LAUNCHED, (*LAUNCHED, CancelRequested())):
         attempt = made(*path)
-        assert step(attempt, ResultReceived(OUTCOME), NOW) == [Refuse("result of a process that has not proven itself")]
+        assert step(attempt, ResultReceived(OUTCOME), NOW) == [
+            CountRefusal("result of a process that has not proven itself")
+        ]
         assert attempt.outcome is None
         assert step(attempt, ProgressReceived(1, PROGRESS), NOW) == [
-            Refuse("progress of a process that has not proven itself")
+            CountRefusal("progress of a process that has not proven itself")
         ]
     assert finish_of(step(made(*LAUNCHED), Exited(ID, 0, None), NOW)).state is State.FAILED
 
 
 def test_I15_go_follows_the_journals_record_of_the_proof():
     actions = step(made(*LAUNCHED), Proven(IDENTITY, CHILD), NOW)
-    assert actions[0] == Journal(JournalEntry.PROVEN)
+    assert actions[0] == WriteRecord(JournalEntry.PROVEN)
     assert actions[-1] == Reply("go", CHILD)
 
 
@@ -724,7 +726,7 @@ def check(done: list[Any]) -> None:
     assert done.index(FreeSlot()) < len(done) - 1
 
     def precedes(entry: JournalEntry, effect: Callable[[Any], bool]) -> None:
-        entries = [at for at, action in enumerate(done) if isinstance(action, Journal) and action.entry is entry]
+        entries = [at for at, action in enumerate(done) if isinstance(action, WriteRecord) and action.entry is entry]
         for at, action in enumerate(done):
             if effect(action):
                 assert entries, (entry, done)

@@ -17,7 +17,6 @@ from doorman._scheduler.lifecycle import (
     Exited,
     Finish,
     FreeSlot,
-    Journal,
     Launched,
     LaunchFailed,
     ManagerClosing,
@@ -28,7 +27,8 @@ from doorman._scheduler.lifecycle import (
     ResultReceived,
     SetDeadline,
     Signal,
-    Target,
+    SignalTarget,
+    WriteRecord,
 )
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -85,7 +85,7 @@ MUTANTS: dict[str, Mutant] = {
     "no journal entry of the proof": (
         Proven,
         Phase.PROVING,
-        _without(Proven, Phase.PROVING, lambda action: isinstance(action, Journal)),
+        _without(Proven, Phase.PROVING, lambda action: isinstance(action, WriteRecord)),
     ),
     "go while stopping": (Proven, Phase.STOPPING, _go_while_stopping),
     "go to any sender": (Proven, Phase.RUNNING, _go_to_any_sender),
@@ -113,12 +113,12 @@ MUTANTS: dict[str, Mutant] = {
     "an end is not journalled": (
         lifecycle.OutcomeOpened,
         Phase.EXITED,
-        _without(lifecycle.OutcomeOpened, Phase.EXITED, lambda action: isinstance(action, Journal)),
+        _without(lifecycle.OutcomeOpened, Phase.EXITED, lambda action: isinstance(action, WriteRecord)),
     ),
     "a result is not journalled": (
         ResultReceived,
         Phase.RUNNING,
-        _without(ResultReceived, Phase.RUNNING, lambda action: isinstance(action, Journal)),
+        _without(ResultReceived, Phase.RUNNING, lambda action: isinstance(action, WriteRecord)),
     ),
     "a result does not count after the expiry": (Deadline.EXPIRY, Phase.RUNNING, _expire_what_has_its_result),
     "what ran under a dead manager runs again": (ProcessGone, Phase.RUNNING, _run_again),
@@ -128,7 +128,7 @@ MUTANTS: dict[str, Mutant] = {
         _without(
             Exited,
             Phase.RUNNING,
-            lambda action: action == Signal(signal.SIGKILL, Target.OWN),
+            lambda action: action == Signal(signal.SIGKILL, SignalTarget.OWN),
         ),
     ),
     "a detached process is stopped with its manager": (ManagerClosing, Phase.RUNNING, _stop_what_is_detached),

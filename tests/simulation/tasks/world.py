@@ -373,7 +373,7 @@ class Journal:
             world.counts["attempts"] += 1
             world.check(task not in self.ended, "no attempt after the end", task)
             self._attempts[task] = record.attempt
-        elif isinstance(record, records.Proven):
+        elif isinstance(record, records.ProcessProven):
             self.proven.add(self._attempts[task])
         elif isinstance(record, records.Stopped):
             self.stopped[self._attempts[task]] = record.ends_as
