@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+# gc=False: messages hold decoded plain values, which form no cycles, and bursts of them would trigger collections.
 class EventMessage(msgspec.Struct, array_like=True, gc=False):
     """An event as transmitted: an array of two to four elements."""
 
@@ -69,6 +70,7 @@ class MessagePack:
         if not isinstance(name, str):
             raise invalid_name_error(name)
         try:
+            # Empty trailing elements are omitted: most events have only arguments, and each byte counts per event.
             if headers:
                 return self._encode((name, args, kwargs, headers))
             if kwargs:
@@ -79,6 +81,7 @@ class MessagePack:
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
         """Return ``head`` followed by a MessagePack array of the events."""
+        # The array header is written by hand, so that the events need not be decoded to be encoded as one array.
         count = len(events)
         if count < 16:
             prefix = bytes((0x90 | count,))

@@ -86,6 +86,7 @@ class Pair:
         while True:
             self._check_open()
             try:
+                # In short waits: the loss of the other member by silence is not queued, it is found by looking.
                 signal = self._signals.get(timeout=max(0.0, min(LEASE_CHECK_INTERVAL_S, deadline - time.monotonic())))
             except queue.Empty:
                 why = self._member.lost_reason()
@@ -145,7 +146,7 @@ class _BoundMember:
     def close(self) -> None:
         self._pair.leave()
         self._stopping.set()
-        self._server.wake()
+        self._server.wake()  # After the flag, which the thread reads when it wakes.
         self._thread.join(CLOSE_TIMEOUT_S)
         self._server.close()
 

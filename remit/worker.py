@@ -188,6 +188,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - any error of a handler is the reply
             reply = error_reply(codec, error)
         except BaseException as error:
+            # Not reported yet: if this process ends, the broker requeues the job, as after any other death. If `run`
+            # is called again instead, the job must not stay assigned, and is reported then.
             self._interrupted.append((job, error_reply(codec, error)))
             raise
         try:
@@ -222,6 +224,7 @@ class Worker:
         self._discard_unstarted()  # The broker assigns nothing after its reply.
 
     def _discard_unstarted(self) -> None:
+        # Discarding also removes the interrupt of a `stop` that was called in between: it is repeated.
         self._jobs.discard_unstarted()
         if self._stopping.is_set():
             self._jobs.interrupt_waits()

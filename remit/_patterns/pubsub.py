@@ -68,6 +68,8 @@ class Publisher:
         if not isinstance(identifier, int):
             raise TypeError(f"id of a subscription must be an integer, not {identifier!r}")
         subscription = SubscriberQueue(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
+        # Pulled by the outbox when its window has room. Pushed publications would be numbered, and could not be
+        # dropped any more when the subscriber turns out to be slow.
         session.outbox.refill = functools.partial(self._refill, session)
         with self.lock:
             # SUBSCRIBE is idempotent and may arrive twice: a running subscription must not restart its numbers.
@@ -110,6 +112,7 @@ class Publisher:
             if keep:
                 self._last_values[name] = encodings
             self.published += 1
+            # Still under the lock: two publishers must queue in the same order for every subscriber.
             for session, subscription in matching:
                 subscription.enqueue(encodings[session.codec], now)
                 if subscription.ended:

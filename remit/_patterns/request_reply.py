@@ -202,6 +202,7 @@ class RequestClient:
         try:
             request.queued = self._post(name, request.data)
         except BaseException:
+            # BaseException: after an interrupt, too, no result may be set for a request whose caller is gone.
             self._requests.pop(request.id)
             raise
         if not request.queued:

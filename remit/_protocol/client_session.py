@@ -126,6 +126,8 @@ class ClientSession:
             return
         session, outbox = self.session, self.session.outbox
         session.connect(SERVER, session.generation + 1)
+        # The server cannot have another state of a new session, so its first events need not wait for the WELCOME:
+        # that saves a short-lived child process one round trip.
         self._may_send_early = session.generation == 1
         session.frame_limit = EARLY_FRAME_BYTES
         self.state = ConnectionState.HELLO_SENT
@@ -161,6 +163,7 @@ class ClientSession:
         self.state = ConnectionState.ESTABLISHED
         self._hello_at = float("inf")
         self._note_received(now)
+        # First what is done, so that it is neither resent nor marked as redelivered.
         outbox.confirm(welcome.received, welcome.done)
         if is_another:
             outbox.redeliver()

@@ -61,6 +61,7 @@ _Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 """A sequence number. The bound leaves room: no number that is counted up from a valid one overflows a u64."""
 
 
+# The control messages are arrays, and later fields have defaults: a peer may omit them or send more.
 class Hello(msgspec.Struct, array_like=True, frozen=True):
     """First frame of the client on each connection."""
 

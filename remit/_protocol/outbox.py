@@ -125,6 +125,7 @@ class Outbox:
             self._frame_events(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None
+        # Marked before it is sent: if that is interrupted, its events are reported as unknown, never as never_sent.
         batch = self._unsent.popleft()
         batch.sent = True
         if batch.generation != self.generation:
@@ -145,6 +146,7 @@ class Outbox:
 
     def resend_unreceived(self) -> None:
         """Queue all frames again that were not received."""
+        # All of them, not the missing one: links are FIFO, so what follows a lost frame was dropped by the inbox.
         if self._sequenced:
             self._unsent = deque(batch for batch in self._kept if batch.last > self.received)
 

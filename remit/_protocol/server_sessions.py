@@ -164,6 +164,7 @@ class ServerSessions:
         if not fresh:
             session.outbox.confirm(hello.received, session.outbox.done)
         session.outbox.resend_unreceived()
+        # Before anything else on this connection: the client drops frames that precede the WELCOME.
         session.control_frames.appendleft(self._welcome(session, fresh=fresh))
 
     def _start_session(self, hello: Hello, codec: Codec, received: int) -> Session:
@@ -215,6 +216,7 @@ class ServerSessions:
         return session.peer is None or not self._sees_peers
 
     def _keep_number(self, session: Session) -> None:
+        # A dict keeps the order of insertion, so the session that ended first is dropped first.
         while len(self._ended_sessions) >= ENDED_SESSIONS_KEPT:
             del self._ended_sessions[next(iter(self._ended_sessions))]
         self._ended_sessions[session.id] = session.inbox.received

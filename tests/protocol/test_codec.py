@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remit.codec import CODECS, Codec, find_codec
@@ -29,6 +29,7 @@ def codec(request: pytest.FixtureRequest) -> Codec:
     return CODECS[request.param]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # It measures the load of the machine.
 @given(
     st.lists(st.tuples(st.text(min_size=1), st.lists(PLAIN, max_size=3), st.dictionaries(st.text(), PLAIN, max_size=2)))
 )
