@@ -203,21 +203,32 @@ def test_a_fork_of_the_owner_changes_nothing(tmp_path):
     with ProcessExecutor(1) as executor:
         running = executor.submit(hold, tmp_path / "up", tmp_path / "release")
         wait_until((tmp_path / "up").exists)
-        reader, writer = os.pipe()
-        child = _forked()
-        if child == 0:
-            try:
-                executor.submit(answer, 1)
-            except RuntimeError as error:
-                os.write(writer, str(error).encode())
-            executor.shutdown()
-            os._exit(0)
-        os.waitpid(child, 0)
-        os.close(writer)
-        with os.fdopen(reader) as said:
-            assert "belongs to the parent" in said.read()
-        (tmp_path / "release").touch()
+        try:
+            assert "belongs to the parent" in _error_in_a_fork(executor)
+        finally:  # Otherwise leaving the executor's block would wait for the call that is held.
+            (tmp_path / "release").touch()
         assert running.result(DEADLINE) == running.worker.pid
+
+
+def _error_in_a_fork(executor):
+    """Return the error of a submission in a forked child, which then shuts down its copy of the executor."""
+    reader, writer = os.pipe()
+    child = _forked()
+    if child == 0:
+        failed = True
+        try:
+            executor.submit(answer, 1)
+        except RuntimeError as error:
+            os.write(writer, str(error).encode())
+            executor.shutdown()
+            failed = False
+        finally:
+            os._exit(failed)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    with os.fdopen(reader) as said:
+        return said.read()
 
 
 def _forked():
