@@ -45,6 +45,7 @@ class AsyncClient:
 
     async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
+        # Of this thread only: a thread of the executor may wait for room.
         self._forbid_waiting()
         try:
             self._client.emit(name, *args, **kwargs)
@@ -119,10 +120,7 @@ class AsyncClient:
         (self._client._io or self._client._open()).send_queue.nonblocking_thread = threading.get_ident()
 
     async def _in_thread(self, call: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
-        """Run a blocking call in a thread of the executor.
-
-        A cancelled wait does not stop the call. When it returns, ``undo`` is called with its result.
-        """
+        """Run a blocking call in a thread. A cancelled wait does not stop it: ``undo`` then gets its result."""
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(None, call)
 

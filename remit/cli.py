@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FAILED: Final = 2
-"""Exit code after an error of Remit; argparse uses the same for a wrong command line."""
-INTERRUPTED: Final = 128 + signal.SIGINT
-LONGEST_WAIT_S: Final = 60.0
-"""Seconds of one wait of `remit listen`; an arrival or a signal ends it earlier."""
+FAILED: Final = 2  # As argparse after a wrong command line.
+INTERRUPTED: Final = 128 + signal.SIGINT  # As a shell reports a program that the signal ended.
+LONGEST_WAIT_S: Final = 60.0  # An arrival or a signal ends a wait of `remit listen` earlier.
 WHERE: Final = "a URL, host:port, or a name from the configuration"
 TABLE_BEGINS: Final = "<!-- capabilities: begin -->"
 TABLE_ENDS: Final = "<!-- capabilities: end -->"
@@ -91,9 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
     conformance = command(_conformance, "check a transport against the contract")
     what = conformance.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "location", metavar="LOCATION", nargs="?", help=f"{WHERE}; each check derives a fresh one from it"
-    )
+    fresh = f"{WHERE}; each check derives a fresh one from it"
+    what.add_argument("location", metavar="LOCATION", nargs="?", help=fresh)
     what.add_argument("--table", action="store_true", help="print the capabilities of the installed transports")
     conformance.add_argument("--into", metavar="FILE", help=f"with --table: write it into FILE, after {TABLE_BEGINS}")
     conformance.add_argument("--json", action="store_true", help="print the outcomes as JSON, after the last check")
@@ -120,23 +117,18 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# -- commands --------------------------------------------------------------------------------------------------
-
-
 def _transports(given: argparse.Namespace) -> int:
     from remit.plugins import find_transport, installed_transports
 
-    def state(scheme: str) -> str:
-        try:
-            find_transport(scheme)
-        except RemitError as error:
-            return f"broken: {' '.join(str(error).split())}"
-        return "ready"
-
     rows = [("SCHEME", "DISTRIBUTION", "VERSION", "STATE")]
     for claim in installed_transports():
-        source = (claim.scheme, claim.distribution or "(this process)", claim.version or "-")
-        rows.append((*source, claim.error or state(claim.scheme)))
+        state = claim.error or "ready"
+        try:
+            if not claim.error:
+                find_transport(claim.scheme)
+        except RemitError as error:
+            state = f"broken: {' '.join(str(error).split())}"
+        rows.append((claim.scheme, claim.distribution or "(this process)", claim.version or "-", state))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     # The last column is not padded: the text of an error may be long.
     for *cells, last in rows:
@@ -172,14 +164,9 @@ class _Printer:
     def show(self, event: Event) -> None:
         import msgspec
 
-        shown = {
-            "name": event.name,
-            "args": event.args,
-            "kwargs": event.kwargs,
-            "headers": event.headers,
-            "sender": event.sender and event.sender.id,
-        }
-        line = {key: value for key, value in shown.items() if value or key in ("name", "args")}
+        line: dict[str, Any] = {"name": event.name, "args": event.args}
+        more = {"kwargs": event.kwargs, "headers": event.headers, "sender": event.sender and event.sender.id}
+        line |= {key: value for key, value in more.items() if value}
         print(msgspec.json.encode(line).decode(), flush=True)
         if self.left is not None:
             self.left -= 1

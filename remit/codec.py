@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -56,17 +56,16 @@ class Codec(Protocol):
         ...
 
 
-class MessagePack:
-    """MessagePack, the default. In addition to the types of JSON: bytes, aware datetimes, and keys of any type."""
+class _MsgspecCodec:
+    """Base of the codecs of msgspec, whose encoder and decoder are reused."""
 
-    name = "msgpack"
-
-    def __init__(self) -> None:
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[EventMessage]).decode
+    name: str
+    _format: str
+    _encode: Callable[[Any], bytes]
+    _decode: Callable[[bytes | memoryview], list[EventMessage]]
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one event as MessagePack. Raises CodecError, TypeError."""
+        """Return one encoded event. Raises CodecError, and TypeError if the name is not a string."""
         if not isinstance(name, str):
             raise invalid_name_error(name)
         try:
@@ -77,11 +76,32 @@ class MessagePack:
                 return self._encode((name, args, kwargs))
             return self._encode((name, args))
         except _UNENCODABLE as error:
-            raise _unencodable(name, error) from error
+            raise CodecError(
+                f"cannot encode event {shortened(name)}: {error}; use plain values, dataclasses or msgspec structs"
+            ) from error
+
+    def decode(self, body: bytes | memoryview) -> list[EventMessage]:
+        """Return the events of a body. Raises CodecError."""
+        try:
+            return self._decode(body)
+        except DECODE_ERRORS as error:
+            raise CodecError(f"not a {self._format} list of events: {error}") from error
+
+
+class MessagePack(_MsgspecCodec):
+    """MessagePack, the default. In addition to the types of JSON: bytes, aware datetimes, and keys of any type."""
+
+    name = "msgpack"
+    _format = "MessagePack"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[EventMessage]).decode
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
         """Return ``head`` followed by a MessagePack array of the events."""
         # The array header is written by hand, so that the events need not be decoded to be encoded as one array.
+        # The shortest of MessagePack's three headers of an array: fixarray, array 16 and array 32.
         count = len(events)
         if count < 16:
             prefix = bytes((0x90 | count,))
@@ -91,65 +111,41 @@ class MessagePack:
             prefix = struct.pack(">BI", 0xDD, count)
         return b"".join((head, prefix, *events))
 
-    def decode(self, body: bytes | memoryview) -> list[EventMessage]:
-        """Return the events of a MessagePack body. Raises CodecError."""
-        try:
-            return self._decode(body)
-        except DECODE_ERRORS as error:
-            raise CodecError(f"not a MessagePack list of events: {error}") from error
 
-
-class JSON:
+class JSON(_MsgspecCodec):
     """JSON. Bytes are sent as base64 strings, and received as strings."""
 
     name = "json"
+    _format = "JSON"
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder(list[EventMessage]).decode
 
-    def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one event as JSON. Raises CodecError, TypeError."""
-        if not isinstance(name, str):
-            raise invalid_name_error(name)
-        try:
-            return self._encode((name, args, kwargs, headers) if kwargs or headers else (name, args))
-        except _UNENCODABLE as error:
-            raise _unencodable(name, error) from error
-
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
         """Return ``head`` followed by a JSON array of the events."""
         return b"".join((head, b"[", b",".join(events), b"]"))
 
-    def decode(self, body: bytes | memoryview) -> list[EventMessage]:
-        """Return the events of a JSON body. Raises CodecError."""
-        try:
-            return self._decode(body)
-        except DECODE_ERRORS as error:
-            raise CodecError(f"not a JSON list of events: {error}") from error
-
 
 SHOWN_CHARACTERS: Final = 80
+# Exceptions of msgspec for invalid bytes. Two of them are not subclasses of its own error.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""Exceptions of msgspec for invalid bytes. Two of them are not subclasses of its own error."""
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 
+# Codecs have no state, so threads share them.
 CODECS: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (MessagePack(), JSON())}
-"""Built-in codecs by name. They have no state and are shared between threads."""
 
 
 def find_codec(codec: str | Codec) -> Codec:
     """Return the codec of a name, or the codec itself if it is one. Raises CodecError."""
+    known = ", ".join(sorted(CODECS))
     if not isinstance(codec, str):
         if not all(callable(getattr(codec, verb, None)) for verb in ("encode", "join", "decode")):
-            raise CodecError(
-                f"codec must be a name ({', '.join(sorted(CODECS))}) or a remit.codec.Codec, not {codec!r}"
-            )
+            raise CodecError(f"codec must be a name ({known}) or a remit.codec.Codec, not {codec!r}")
         return codec
-    try:
-        return CODECS[codec]
-    except KeyError:
-        raise CodecError(f"unknown codec {codec!r} (known: {', '.join(sorted(CODECS))})") from None
+    if codec not in CODECS:
+        raise CodecError(f"unknown codec {codec!r} (known: {known})")
+    return CODECS[codec]
 
 
 def shortened(name: object) -> str:
@@ -162,9 +158,3 @@ def invalid_name_error(name: object) -> TypeError:
     """Return the error for an event name that is not a string."""
     # Raised before encoding: the receiver could not decode the frame, and the other events in it would be lost.
     return TypeError(f"name of an event must be a string, not {shortened(name)}")
-
-
-def _unencodable(name: str, error: Exception) -> CodecError:
-    return CodecError(
-        f"cannot encode event {shortened(name)}: {error}; use plain values, dataclasses or msgspec structs"
-    )

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import quote
@@ -17,15 +16,22 @@ from remit.errors import BadLocation, LocationError, UnknownLocation, UnknownOpt
 from remit.location import Location
 from remit.options import nearest, suggest
 from remit.plugins import find_transport, installed_transports
-from remit.runtime_dirs import fresh_name, fresh_path, has_unix_sockets, shared_path
+from remit.runtime_dirs import fresh_name, fresh_path, has_unix_sockets, runtime_folder
 
-__all__ = ["NO_FILE", "ConfigFile", "nearest_file", "private_location", "resolve"]
-
-
+# If neither the environment nor a file names a transport: that of a host and a port, and that of the default location.
+DEFAULT_TRANSPORT: Final = "zmq"
+LOCAL_SCHEME: Final = "unix"
+URL_VARIABLE: Final = "REMIT_URL"
+TRANSPORT_VARIABLE: Final = "REMIT_TRANSPORT"
+PREFIX: Final = "prefix"
+"""Option by which a transport separates several users of one backend."""
+_NO_HOST: Final[Mapping[str, Any]] = {"host": "", "port": None, "username": "", "password": ""}
+_HOST_AND_PORT: Final = re.compile(r"([^\s/:@?#]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAMED_VARIABLE: Final = re.compile(r"REMIT_(\w+)_URL")
 OWN_FILE: Final = "remit.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 _REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
-_QUOTED: Final = re.compile(r"`([^`]*)`")
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/?#]*(?=@)")
 
 _Text: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\S")]
@@ -39,6 +45,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     transport: _Text = ""
     url: _Text = ""
     locations: dict[str, Any] = {}
+    """Each as written at first, then as the pair that `_read_entry` returns."""
 
 
 class _Address(msgspec.Struct):
@@ -50,34 +57,27 @@ class _Address(msgspec.Struct):
     transport: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigFile:
-    """Content of one file; empty if there is none."""
-
-    path: Path | None = None
-    transport: str = ""
-    url: str = ""
-    locations: Mapping[str, tuple[_Address, Mapping[str, str]]] = field(default_factory=dict)
-    """Address and options of each named location."""
+_EMPTY: Final = _Content()
+_cache: dict[Path, tuple[tuple[int, int], _Content | None]] = {}
 
 
-NO_FILE: Final = ConfigFile()
-_cache: dict[Path, tuple[tuple[int, int], ConfigFile | None]] = {}
+def _nearest_file() -> tuple[Path, _Content]:
+    """Return the first config file in the working directory or the nearest one above it, or an empty one.
 
-
-def nearest_file(folder: Path) -> ConfigFile:
-    """Return the first config file in this folder or the nearest one above it; remit.toml precedes pyproject.toml.
-
-    A file is parsed again only if its size or modification time has changed. Raises BadLocation, UnknownOption.
+    remit.toml precedes pyproject.toml. Raises BadLocation, UnknownOption.
     """
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:  # The working directory was deleted.
+        return Path(), _EMPTY
     for parent in (folder, *folder.parents):
-        for name in (OWN_FILE, PROJECT_FILE):
-            if found := _read_cached(parent / name):
-                return found
-    return NO_FILE
+        for path in (parent / OWN_FILE, parent / PROJECT_FILE):
+            if content := _read_cached(path):
+                return path, content
+    return Path(), _EMPTY
 
 
-def _read_cached(path: Path) -> ConfigFile | None:
+def _read_cached(path: Path) -> _Content | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -90,7 +90,7 @@ def _read_cached(path: Path) -> ConfigFile | None:
     return known[1]
 
 
-def _read_file(path: Path) -> ConfigFile | None:
+def _read_file(path: Path) -> _Content | None:
     import tomllib  # Imported here, because most programs have no file to read.
 
     try:
@@ -105,9 +105,10 @@ def _read_file(path: Path) -> ConfigFile | None:
             return None
         table = tools["remit"]
     # The locations are converted one by one, because msgspec does not name the key of a dict in its messages.
-    content = _convert(table, _Content, str(path))
-    locations = {name: _read_entry(each, f"location {name!r} in {path}") for name, each in content.locations.items()}
-    return ConfigFile(path, content.transport, content.url, locations)
+    content: _Content = _convert(table, _Content, str(path))
+    for name, entry in content.locations.items():
+        content.locations[name] = _read_entry(entry, f"location {name!r} in {path}")
+    return content
 
 
 def _read_entry(entry: object, where: str) -> tuple[_Address, dict[str, str]]:
@@ -116,8 +117,8 @@ def _read_entry(entry: object, where: str) -> tuple[_Address, dict[str, str]]:
         return _Address(url=table), {}
     address = _convert(table, _Address, where)
     names = _Address.__struct_fields__
-    extra = [key for key in names if key in table and "url" in table and key != "url"]
-    if extra:
+    extra = [key for key in names if key in table and key != "url"]
+    if "url" in table and extra:
         raise BadLocation(f"{where} has both 'url' and {extra[0]!r}; remove one of them")
     if "url" not in table and not {"host", "port"} <= table.keys():
         raise BadLocation(f"{where} needs a 'url', or a 'host' and a 'port'")
@@ -126,15 +127,9 @@ def _read_entry(entry: object, where: str) -> tuple[_Address, dict[str, str]]:
     return address, {key: each if isinstance(each, str) else str(each).lower() for key, each in options.items()}
 
 
-_TOML_WORDS: Final = {
-    "str": "a string",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a table",
-}
-"""The types that msgspec names in its messages."""
+# The names of types in the messages of msgspec.
+_NUMBERS: Final = {"int": "a whole number", "float": "a number"}
+_TOML_WORDS: Final = {"str": "a string", "bool": "true or false", "array": "a list", "object": "a table", **_NUMBERS}
 
 
 def _convert(value: object, kind: Any, where: str) -> Any:
@@ -146,25 +141,13 @@ def _convert(value: object, kind: Any, where: str) -> Any:
         if "unknown field" in message:
             key = message.split("`")[1]
             raise UnknownOption(f"{where} has an unknown key {key!r}{suggest(key, kind.__struct_fields__)}") from error
-        message = _QUOTED.sub(
-            lambda match: " or ".join(_TOML_WORDS.get(word, word) for word in match[1].split(" | ")), message
-        )
+
+        def in_toml(types: re.Match[str]) -> str:
+            return " or ".join(_TOML_WORDS.get(word, word) for word in types[1].split(" | "))
+
+        message = re.sub(r"`([^`]*)`", in_toml, message)
         message = message.replace("Expected", "expected").replace(" matching regex '\\\\S'", " that is not blank")
         raise BadLocation(f"{place[:-1]!r} in {where}: {message}" if place else f"{where}: {message}") from error
-
-
-DEFAULT_TRANSPORT: Final = "zmq"
-"""Transport of a host and a port if neither the environment nor a file names another."""
-LOCAL_SCHEME: Final = "unix"
-"""Scheme of the default location if no transport is configured."""
-URL_VARIABLE: Final = "REMIT_URL"
-TRANSPORT_VARIABLE: Final = "REMIT_TRANSPORT"
-PREFIX: Final = "prefix"
-"""Option by which a transport separates several users of one backend."""
-_NO_HOST: Final[Mapping[str, Any]] = {"host": "", "port": None, "username": "", "password": ""}
-_HOST_AND_PORT: Final = re.compile(r"([^\s/:@?#]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_NAMED_VARIABLE: Final = re.compile(r"REMIT_(\w+)_URL")
 
 
 def resolve(where: str | Location | None = None, *, default: str | Location | None = None) -> Location:
@@ -211,38 +194,34 @@ def private_location(hint: str = "private") -> Location:
     )
 
 
-# -- sources of a location, in their order ---------------------------------------------------------------------
-
-
 def _configured() -> Location | None:
     """Return the unnamed location of the environment or the nearest file."""
     if url := os.environ.get(URL_VARIABLE):
         return _parse_source(url, URL_VARIABLE)
-    file = _nearest_file()
-    source = f"'url' in {file.path}"
-    return _parse_source(_fill(file.url, source), source) if file.url else None
+    path, content = _nearest_file()
+    source = f"'url' in {path}"
+    return _parse_source(_fill(content.url, source), source) if content.url else None
 
 
 def _named(name: str) -> Location:
     if not _NAME.fullmatch(name):
-        raise BadLocation(
-            f"{name!r} is neither a URL, nor host:port, nor a name; write, for example, unix:///tmp/a.sock"
-        )
+        example = "unix:///tmp/a.sock"
+        raise BadLocation(f"{name!r} is neither a URL, nor host:port, nor a name; write, for example, {example}")
     variable = f"REMIT_{name.upper().replace('-', '_').replace('.', '_')}_URL"
     if url := os.environ.get(variable):
         return _parse_source(url, variable)
-    file = _nearest_file()
-    if name not in file.locations:
+    path, content = _nearest_file()
+    if name not in content.locations:
         defined = (found[1].lower() for each in os.environ if (found := _NAMED_VARIABLE.fullmatch(each)))
-        known = sorted({*file.locations, *defined})
+        known = sorted({*content.locations, *defined})
         close = nearest(name, known)
         raise UnknownLocation(
             f"no location is named {name!r} (known: {', '.join(known) or 'none'})"
             f"{f'; did you mean {close!r}?' if close else '.'} Define it as {variable} in the environment, "
             f"under [locations] in {OWN_FILE}, or under [tool.remit.locations] in {PROJECT_FILE}"
         )
-    source = f"location {name!r} in {file.path}"
-    address, texts = file.locations[name]
+    source = f"location {name!r} in {path}"
+    address, texts = content.locations[name]
     options = {key: _fill(text, source) for key, text in texts.items()}
     if address.url:
         location = _parse_source(_fill(address.url, source), source)
@@ -294,18 +273,8 @@ def _fill(text: str, where: str) -> str:
     return _REFERENCE.sub(value, _CREDENTIALS.sub(quoted, text))
 
 
-def _nearest_file() -> ConfigFile:
-    try:
-        return nearest_file(Path.cwd())
-    except FileNotFoundError:  # The working directory was deleted.
-        return NO_FILE
-
-
-# -- transport of a location -----------------------------------------------------------------------------------
-
-
 def _chosen_transport() -> str:
-    return os.environ.get(TRANSPORT_VARIABLE) or _nearest_file().transport
+    return os.environ.get(TRANSPORT_VARIABLE) or _nearest_file()[1].transport
 
 
 def _with_scheme(location: Location, transport: str = "") -> Location:
@@ -342,7 +311,7 @@ def _local_default() -> Location:
             f"no location is given, and {scheme!r} has no default one: pass one, set {URL_VARIABLE}, or put 'url' "
             f"into {OWN_FILE} or under [tool.remit] in {PROJECT_FILE}"
         )
-    return Location(f"{scheme}://{shared_path()}")
+    return Location(f"{scheme}://{runtime_folder() / 'default.sock'}")
 
 
 def _has_files(scheme: str) -> bool:

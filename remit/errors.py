@@ -81,10 +81,6 @@ __all__ = [
 ]
 
 
-SHOWN_CHARACTERS = 80
-"""Characters of an event's name in a message."""
-
-
 class RemitError(Exception):
     """Base of all exceptions that Remit raises."""
 
@@ -188,22 +184,20 @@ class Undelivered(EmitError):
         self.unknown = tuple(unknown)
         self.received = tuple(received)
         self.why = why
-        super().__init__(self._message())
+        names = [event.name for event in self.events]
+        # Names come from users: a long one, or many, must not fill the log.
+        shown = ", ".join(repr(name)[:80] for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        reason = f" ({why})" if why else ""
+        super().__init__(
+            f"{len(names)} event{'s' * (len(names) != 1)} undelivered{reason}: {len(never_sent)} never sent, "
+            f"{len(unknown)} sent but not acknowledged, "
+            f"{len(received)} received but not acknowledged as handled: {shown}"
+        )
 
     @property
     def events(self) -> tuple[Event, ...]:
         """All events that were not acknowledged as handled, oldest first."""
         return self.received + self.unknown + self.never_sent
-
-    def _message(self) -> str:
-        names = [event.name for event in self.events]
-        shown = ", ".join(repr(name)[:SHOWN_CHARACTERS] for name in names[:5]) + (", ..." if len(names) > 5 else "")
-        counts = (
-            f"{len(self.never_sent)} never sent, {len(self.unknown)} sent but not acknowledged, "
-            f"{len(self.received)} received but not acknowledged as handled"
-        )
-        why = f" ({self.why})" if self.why else ""
-        return f"{len(names)} event{'s' * (len(names) != 1)} undelivered{why}: {counts}: {shown}"
 
 
 class RequestError(RemitError):

@@ -25,26 +25,19 @@ from remit._patterns.names import RESERVED
 from remit.codec import EventMessage, invalid_name_error, shortened
 from remit.event import Event, Sender
 
-__all__ = [
-    "ASYNC",
-    "NAMES_CACHED",
-    "ListenerRegistry",
-    "OnError",
-    "check_listener",
-    "check_name",
-    "converter",
-    "matcher",
-]
+logger = logging.getLogger("remit")
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+OnError = Callable[[Event, Exception], None]
+"""Called with an event and the exception that a listener raised for it."""
 
-_SCALARS: Final = (
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    decimal.Decimal,
-    uuid.UUID,
-)
+# Size of the cache of listeners by event name: peers that send random names must not exhaust the memory.
+NAMES_CACHED: Final = 4096
+ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
+
+_WILD: Final = re.compile(r"[*?\[]")
+_DATES: Final = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
+_CONVERTED: Final = (msgspec.Struct, enum.Enum, set, frozenset, decimal.Decimal, uuid.UUID, *_DATES)
 
 
 def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,19 +66,13 @@ def _converted_parameters(listener: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotation of each parameter to convert. Empty if annotations cannot be evaluated."""
     try:
         hints = typing.get_type_hints(listener)
-        parameters = inspect.signature(listener).parameters.values()
+        parameters = inspect.signature(listener).parameters
     except (NameError, TypeError, ValueError, AttributeError):
         return {}
-    single = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    )
-    return {
-        parameter.name: hints[parameter.name]
-        for parameter in parameters
-        if parameter.kind in single and parameter.name in hints and _needs_conversion(hints[parameter.name])
-    }
+    # The annotation of *args and **kwargs is that of each single value, not of the collection.
+    collected = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    single = [name for name, parameter in parameters.items() if parameter.kind not in collected]
+    return {name: hints[name] for name in single if name in hints and _needs_conversion(hints[name])}
 
 
 def _needs_conversion(annotation: Any) -> bool:
@@ -94,24 +81,8 @@ def _needs_conversion(annotation: Any) -> bool:
         return inner or typing.get_origin(annotation) in (set, frozenset)
     if not isinstance(annotation, type):
         return False
-    return (
-        dataclasses.is_dataclass(annotation)
-        or typing.is_typeddict(annotation)
-        or issubclass(annotation, (msgspec.Struct, enum.Enum, set, frozenset, *_SCALARS))
-    )
-
-
-logger = logging.getLogger("remit")
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-OnError = Callable[[Event, Exception], None]
-"""Called with an event and the exception that a listener raised for it."""
-
-NAMES_CACHED: Final = 4096
-"""Size of the cache of listeners by event name: peers that send random names must not exhaust the memory."""
-ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
-
-_WILD: Final = re.compile(r"[*?\[]")
+    structured = dataclasses.is_dataclass(annotation) or typing.is_typeddict(annotation)
+    return structured or issubclass(annotation, _CONVERTED)
 
 
 class _Entry(NamedTuple):
@@ -176,22 +147,17 @@ class ListenerRegistry:
         Return False if there is none.
         """
         with self._entries_lock:
-            found = [
-                entry
-                for entry in self._entries
-                if entry.pattern == name and (listener is None or entry.function == listener)
-            ]
-            removed = found if listener is None else found[-1:]
-            self._remove(removed)
-        return bool(removed)
+            found = [entry for entry in self._entries if entry.pattern == name]
+            if listener is not None:
+                found = [entry for entry in found if entry.function == listener][-1:]
+            self._remove(found)
+        return bool(found)
 
     def _remove(self, removed: Sequence[_Entry]) -> None:
-        kept = list(self._entries)
-        for entry in removed:
-            position = next((place for place, other in enumerate(kept) if other is entry), None)
-            if position is not None:
-                del kept[position]
-        self._entries, self._cache = tuple(kept), {}
+        # By identity: two registrations of one listener are equal.
+        identities = {id(entry) for entry in removed}
+        self._entries = tuple(entry for entry in self._entries if id(entry) not in identities)
+        self._cache = {}
 
     def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None:
         """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
@@ -230,22 +196,17 @@ class ListenerRegistry:
             entries = self._resolve(wire.name)
         if not entries or wire.name.startswith(RESERVED):
             return False, None
-        value = self._call_for_value(entries[0], wire, sender)
+        value = self._call(entries[0], wire, sender)
         for entry in entries[1:]:
             try:
-                also = self._call_for_value(entry, wire, sender)
+                also = self._call(entry, wire, sender)
                 if also is not None and isawaitable(also):
                     self._defer(wire.event(sender=sender), also)
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                 self._report_error(wire.event(sender=sender), error)
         return True, value
 
-    def _call_for_value(self, entry: _Entry, wire: EventMessage, sender: Sender | None) -> Any:
-        if entry.once:
-            self.remove_listener(entry.pattern, entry.function)
-        return entry.call(wire.event(sender=sender)) if entry.pass_event else entry.call(*wire.args, **wire.kwargs)
-
-    def _call(self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool) -> Any:
+    def _call(self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool = False) -> Any:
         if entry.once:
             # Under the lock: of two threads that dispatch, only one may call the listener.
             with self._entries_lock:
@@ -308,6 +269,4 @@ def check_name(name: str) -> None:
 
 def matcher(name: str) -> Callable[[str], object]:
     """Return a predicate of event names: equal to ``name``, or matching it if it is a pattern."""
-    if _WILD.search(name):
-        return re.compile(fnmatch.translate(name)).match
-    return name.__eq__
+    return re.compile(fnmatch.translate(name)).match if _WILD.search(name) else name.__eq__

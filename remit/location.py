@@ -13,11 +13,10 @@ from remit.options import read_count, read_flag, read_seconds, read_size, sugges
 
 __all__ = ["Location", "read_count", "read_flag", "read_seconds", "read_size"]
 
-SECRETS: Final = ("key",)
-"""Options that are masked like a password."""
+SECRET: Final = "key"
+"""Option that is masked like a password."""
 HIDDEN: Final = "***"
 _BLANK: Final = {"scheme": "", "host": "", "port": None, "path": "", "username": "", "password": "", "options": ()}
-_SECRET_IN_QUERY: Final = re.compile(rf"([?&](?:{'|'.join(SECRETS)})=)[^&]*")
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -69,7 +68,7 @@ class Location:
             try:
                 values[name] = readers[name](text)
             except ValueError as error:
-                shown = HIDDEN if name in SECRETS else repr(text)
+                shown = HIDDEN if name == SECRET else repr(text)
                 raise BadLocation(f"option {name}={shown} of {self}: {error}") from error
         return values
 
@@ -89,7 +88,7 @@ class Location:
         return f"{scheme}{credentials}{host}{port}{quote(self.path)}{query}"
 
     def __str__(self) -> str:
-        shown = tuple((name, HIDDEN if name in SECRETS else text) for name, text in self.options)
+        shown = tuple((name, HIDDEN if name == SECRET else text) for name, text in self.options)
         return self._url(HIDDEN, shown)
 
     def __repr__(self) -> str:
@@ -143,13 +142,13 @@ def _from_host(host: str, port: int | None) -> dict[str, Any]:
 
 
 def _password_is_cut(netloc: str, url: str) -> bool:
-    """Return whether an unquoted '/', '?' or '#' in a password ended the network location too early."""
-    port = netloc.rpartition(":")[2]
-    cut = ":" in netloc and "@" not in netloc and not netloc.endswith("]") and not port.isdecimal()
-    return cut and "@" in url
+    # An unquoted '/', '?' or '#' in a password ends the network location too early: "user:se" of "user:se/cret@host".
+    if ":" not in netloc or "@" in netloc or netloc.endswith("]"):
+        return False
+    return not netloc.rpartition(":")[2].isdecimal() and "@" in url
 
 
 def _masked(url: str) -> str:
-    url = _SECRET_IN_QUERY.sub(rf"\g<1>{HIDDEN}", url)
+    url = re.sub(rf"([?&]{SECRET}=)[^&]*", rf"\g<1>{HIDDEN}", url)
     head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{tail}" if at else url
+    return f"{head.partition('://')[0]}://{HIDDEN}@{tail}" if at else url

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from remit._protocol.client_session import HEARTBEAT_INTERVAL_S
 from remit._protocol.outbox import WINDOW_EVENTS
@@ -21,29 +21,10 @@ from remit.errors import BadLocation
 if TYPE_CHECKING:
     from remit.location import Location
 
-__all__ = [
-    "Options",
-    "argument",
-    "check_choice",
-    "check_count",
-    "check_number",
-    "check_seconds",
-    "nearest",
-    "read_count",
-    "read_flag",
-    "read_seconds",
-    "read_size",
-    "resolve_options",
-    "suggest",
-]
-
 T = TypeVar("T")
 SECONDS_PER_UNIT: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 BYTES_PER_UNIT: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1, "": 1}
 FLAGS: Final = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-# -- text ------------------------------------------------------------------------------------------------------
 
 
 def read_seconds(text: str, *, above_zero: bool = False) -> float:
@@ -102,9 +83,6 @@ def argument(read: Callable[..., T], **bounds: Any) -> Callable[[str], T]:
     return convert
 
 
-# -- values ----------------------------------------------------------------------------------------------------
-
-
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
     """Raise TypeError or ValueError unless a value is a whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -132,9 +110,6 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
-# -- names -----------------------------------------------------------------------------------------------------
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the known name that is most similar to a misspelt one; empty if none is similar."""
     import difflib  # Imported here, because only an error message needs it.
@@ -147,9 +122,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = nearest(name, names)
     return f"; did you mean {close!r}?" if close else f" (known: {', '.join(names) or 'none'})"
-
-
-# -- options of clients and servers ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,34 +153,32 @@ class Options:
     """Shared key: every frame is signed with it, and unsigned frames are dropped."""
 
 
-class _Kind(NamedTuple):
-    """How one option is parsed from text and, if given as a keyword argument, validated."""
-
-    read: Callable[[str], Any]
-    check: Callable[[str, Any], None] = lambda name, value: None
-
-
-def _choice(*known: str) -> _Kind:
-    return _Kind(partial(read_choice, known=known), partial(check_choice, known=known))
-
-
-_COUNT: Final = _Kind(read_count, check_count)
-_SECONDS: Final = _Kind(read_seconds, check_seconds)
-_KINDS: Final[Mapping[str, _Kind]] = {
-    "codec": _Kind(partial(read_choice, known=sorted(CODECS))),
-    "delivery": _choice("acknowledged", "at_most_once"),
-    "when_full": _choice("block", "raise", "drop_oldest", "drop_newest"),
-    "queue": _COUNT,
-    "queue_bytes": _Kind(read_size, check_count),
-    "window": _COUNT,
-    "emit_timeout": _SECONDS,
-    "linger": _SECONDS,
-    "request_timeout": _SECONDS,
+_DELIVERIES: Final = ("acknowledged", "at_most_once")
+_POLICIES: Final = ("block", "raise", "drop_oldest", "drop_newest")
+_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "codec": partial(read_choice, known=sorted(CODECS)),
+    "delivery": partial(read_choice, known=_DELIVERIES),
+    "when_full": partial(read_choice, known=_POLICIES),
+    "queue": read_count,
+    "queue_bytes": read_size,
+    "window": read_count,
+    "emit_timeout": read_seconds,
+    "linger": read_seconds,
+    "request_timeout": read_seconds,
     # With 0, a client would probe its server all the time.
-    "heartbeat": _Kind(partial(read_seconds, above_zero=True), partial(check_seconds, above_zero=True)),
-    "session_ttl": _SECONDS,
-    "key": _Kind(str),
-    "key_file": _Kind(str),
+    "heartbeat": partial(read_seconds, above_zero=True),
+    "session_ttl": read_seconds,
+    "key": str,
+    "key_file": str,
+}
+# Keyword arguments are checked by these and not by the readers, so that a wrong type raises TypeError. Codecs and keys
+# are checked where they are used.
+_CHECKS: Final[Mapping[str, Callable[[str, Any], None]]] = {
+    "delivery": partial(check_choice, known=_DELIVERIES),
+    "when_full": partial(check_choice, known=_POLICIES),
+    **dict.fromkeys(("queue", "queue_bytes", "window"), check_count),
+    **dict.fromkeys(("emit_timeout", "linger", "request_timeout", "session_ttl"), check_seconds),
+    "heartbeat": partial(check_seconds, above_zero=True),
 }
 
 
@@ -217,15 +187,15 @@ def resolve_options(
 ) -> tuple[Options, Location]:
     """Return the options, and the location with only the transport's own options left.
 
-    ``given`` are keyword arguments, which take precedence over the location; None means "not given". A key is read
-    from its file. Raises UnknownOption, BadLocation, TypeError, ValueError.
+    ``given`` are keyword arguments, which take precedence over the location; None means "not given".
+    Raises UnknownOption, BadLocation, TypeError, ValueError.
     """
-    values = location.read({**{name: kind.read for name, kind in _KINDS.items()}, **transport_options})
-    own = {name: value for name, value in values.items() if name in _KINDS}
+    values = location.read({**_READERS, **transport_options})
+    own = {name: value for name, value in values.items() if name in _READERS}
     arguments = {name: value for name, value in given.items() if value is not None}
-    # Keyword arguments are checked here and not by the reader, so that a wrong type raises TypeError.
-    for name, value in arguments.items():
-        _KINDS[name].check(name, value)
+    for name in _CHECKS:
+        if name in arguments:
+            _CHECKS[name](name, arguments[name])
     # An argument replaces either form of the key in the location; only two arguments are a contradiction.
     if arguments.keys() & {"key", "key_file"}:
         own.pop("key", None)
@@ -234,7 +204,7 @@ def resolve_options(
     own["key"] = _read_key(own.get("key"), own.pop("key_file", None))
     if not location.options:
         return Options(**own), location
-    rest = {name: text for name, text in location.options if name not in _KINDS}
+    rest = {name: text for name, text in location.options if name not in _READERS}
     return Options(**own), location.replace(options=rest)
 
 

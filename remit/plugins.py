@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pluggy
 
@@ -16,9 +16,6 @@ from remit import hookspecs
 from remit.errors import BadLocation, SchemeClaimedTwice, TransportBroken, TransportNotInstalled
 from remit.options import nearest
 from remit.transport import Capabilities, Transport, register_after_fork
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 __all__ = [
     "TransportInfo",
@@ -31,101 +28,20 @@ __all__ = [
     "unregister_transport",
 ]
 
-
 DISTRIBUTION: Final = "remit"
-MIN_ABBREVIATION: Final = 3
-"""Shortest scheme that may abbreviate the name of an extra."""
-_REQUIREMENT: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*extra\s*==\s*["']([^"']+)["']""")
-
-
-def explain_missing(scheme: str, installed: Sequence[str]) -> str:
-    """Return the text of an error: the installed transports, and what to install or write instead."""
-    names = ", ".join(installed) or "none"
-    return f"no transport for {scheme!r} is installed (installed: {names}); {_advice(scheme, installed)}"
-
-
-def _advice(scheme: str, installed: Sequence[str]) -> str:
-    # "tcp" alone: the backend in front of the "+" is missing.
-    if carriers := [name for name in installed if name.endswith(f"+{scheme}")]:
-        return _did_you_mean(carriers)
-    backend = scheme.partition("+")[0]
-    extras = [extra for extra, distribution in _extras().items() if not _is_installed(distribution)]
-    if extra := _matching_extra(backend, extras):
-        return f"try: pip install '{DISTRIBUTION}[{extra}]'"
-    if close := _similar_schemes(scheme, backend, installed):
-        return _did_you_mean(close)
-    if close_extra := nearest(backend, extras):
-        return f"did you mean {close_extra!r}? try: pip install '{DISTRIBUTION}[{close_extra}]'"
-    return f"install a distribution that provides it: one with the entry point {scheme!r} in the group 'remit'"
-
-
-def _extras() -> dict[str, str]:
-    """Return the extras of this distribution that install one transport, each with the transport's distribution."""
-    from importlib import metadata  # 30 ms, needed only for an error message
-
-    try:
-        requirements = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        return {}  # Not installed, but imported from a source tree.
-    pairs = [match.groups() for each in requirements if (match := _REQUIREMENT.match(each))]
-    return {extra: name for name, extra in pairs if name == f"{DISTRIBUTION}-{extra}"}
-
-
-def _matching_extra(backend: str, extras: Iterable[str]) -> str:
-    """Return the extra with this name, or else the only one that abbreviates it or is abbreviated by it."""
-    names = sorted(extras)
-    if backend in names:
-        return backend
-    if len(backend) < MIN_ABBREVIATION:
-        return ""
-    alike = [name for name in names if _is_subsequence(backend, name) or _is_subsequence(name, backend)]
-    return alike[0] if len(alike) == 1 else ""
-
-
-def _is_subsequence(short: str, long: str) -> bool:
-    """Return whether a word contains all letters of a shorter one in the same order, from the same first letter."""
-    letters = iter(long)
-    return short[:1] == long[:1] and all(letter in letters for letter in short)
-
-
-def _is_installed(distribution: str) -> bool:
-    from importlib import metadata
-
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _similar_schemes(scheme: str, backend: str, installed: Sequence[str]) -> list[str]:
-    """Return the installed schemes of the same backend, or else the one with the most similar name."""
-    known = {name.partition("+")[0] for name in installed}
-    meant = backend if backend in known else _matching_extra(backend, known)
-    same = [name for name in installed if name.partition("+")[0] == meant]
-    close = nearest(scheme, same or installed)
-    return [close] if close and ("+" in scheme or not same) else same
-
-
-def _did_you_mean(names: Sequence[str]) -> str:
-    return f"did you mean {' or '.join(repr(name) for name in names)}?"
-
-
 BLOCK_VARIABLE: Final = "REMIT_BLOCK"
 """Environment variable with a comma-separated list of schemes that `find_transport` refuses."""
+# No other distribution can replace these, and they are found without a scan of all distributions, which takes 30 ms.
 BUILT_IN: Final = {"memory": "remit.transports.memory", "unix": "remit.transports.unix"}
-"""Transports of Remit itself. No other distribution can replace them, and they are found without a scan of all
-installed distributions, which takes 30 ms."""
-
 CHAOS: Final = "chaos+"
 """Prefix of the scheme of a fault-injecting transport; the rest is the scheme of the wrapped one."""
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
+_REQUIREMENT: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*extra\s*==\s*["']([^"']+)["']""")
 
 _found: dict[str, Transport] = {}
 _registered: dict[str, Transport] = {}
 _blocked: set[str] = set()
+# Reentrant, because a plugin that wraps another transport may call find_transport() while it is loaded.
 _lock = threading.RLock()
-"""Reentrant, because a plugin that wraps another transport may call find_transport() while it is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +69,17 @@ def find_transport(scheme: str) -> Transport:
     """
     # Held while the plugin is loaded: two threads must not create two transports, each with its own state.
     with _lock:
-        _refuse_blocked(scheme)
-        transport = _registered.get(scheme) or _found.get(scheme)
-        if transport is None and scheme.startswith(CHAOS):
+        if blocker := _blocker(scheme):
+            raise TransportNotInstalled(f"the transport for {scheme!r} is blocked by {blocker}; choose another scheme")
+        if transport := _registered.get(scheme) or _found.get(scheme):
+            return transport
+        if scheme.startswith(CHAOS):
             from remit.transports.chaos import ChaosTransport  # Imported here, because few processes need it.
 
             # Not cached: register_transport() may replace the wrapped transport.
             wrapped = scheme.removeprefix(CHAOS)
             return ChaosTransport(wrapped, find_transport(wrapped))
-        if transport is None:
-            transport = _found[scheme] = _load(scheme)
+        transport = _found[scheme] = _load(scheme)
         return transport
 
 
@@ -172,7 +89,7 @@ def register_transport(scheme: str, transport: Transport) -> None:
     Raises BadLocation if the scheme is malformed, TransportBroken if the object is not a transport, and
     SchemeClaimedTwice if another transport is registered for the scheme.
     """
-    if not _SCHEME.fullmatch(scheme):
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
         raise BadLocation(f"{scheme!r} is not a URL scheme: use lower-case letters, digits, '+', '-' and '.'")
     if fault := _missing_parts(transport):
         raise TransportBroken(f"{transport!r} cannot be registered for {scheme!r}: {fault}")
@@ -202,7 +119,7 @@ def unblock_transport(scheme: str) -> None:
 
 def installed_transports() -> list[TransportInfo]:
     """Return all claims on all schemes, sorted, without importing any plugin."""
-    claims = [_info(name, version, entry) for name, version, entry in _entry_points()]
+    claims = list(_claims())
     with _lock:
         claims += [TransportInfo(name, "", "", type(each).__module__) for name, each in _registered.items()]
     ours = {claim.scheme for claim in claims if claim.distribution == DISTRIBUTION}
@@ -210,47 +127,48 @@ def installed_transports() -> list[TransportInfo]:
     return sorted((_with_status(each, claims) for each in claims), key=lambda each: (each.scheme, each.distribution))
 
 
-# -- loading ---------------------------------------------------------------------------------------------------
+def explain_missing(scheme: str, installed: Sequence[str]) -> str:
+    """Return the text of an error: the installed transports, and what to install or write instead."""
+    names = ", ".join(installed) or "none"
+    return f"no transport for {scheme!r} is installed (installed: {names}); {_advice(scheme, installed)}"
 
 
 def _load(scheme: str) -> Transport:
     """Load the plugin that claims a scheme. Raises PluginError unless exactly one does."""
-    if scheme in BUILT_IN:
-        manager = _manager()
-        manager.register(import_module(BUILT_IN[scheme]), name=scheme)
-        return _call_hook(manager, scheme, DISTRIBUTION)
-    claims = [_info(name, version, entry) for name, version, entry in _entry_points() if entry.name == scheme]
-    if not claims:
-        raise TransportNotInstalled(explain_missing(scheme, _usable()))
-    if len(claims) > 1:
-        both = " and ".join(claim.claimant for claim in claims)
-        raise SchemeClaimedTwice(f"{scheme!r} is claimed by {both}; uninstall all but one of them")
-    manager = _manager()
-    try:
-        manager.load_setuptools_entrypoints(hookspecs.GROUP, name=scheme)
-        manager.check_pending()
-    except (Exception, SystemExit) as error:  # A plugin that calls sys.exit() must not end the program.
-        raise _broken(scheme, claims[0].claimant, f"cannot be loaded: {_describe(error)}") from error
-    return _call_hook(manager, scheme, claims[0].claimant)
-
-
-def _manager() -> pluggy.PluginManager:
     # One manager per scheme, so that a plugin's failure affects no other and one module may provide several schemes.
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
-    return manager
-
-
-def _call_hook(manager: pluggy.PluginManager, scheme: str, claimant: str) -> Transport:
+    if scheme in BUILT_IN:
+        claimant = DISTRIBUTION
+        manager.register(import_module(BUILT_IN[scheme]), name=scheme)
+    else:
+        claimant = _only_claimant(scheme)
+    failure = "cannot be loaded"
     try:
+        if scheme not in BUILT_IN:
+            manager.load_setuptools_entrypoints(hookspecs.GROUP, name=scheme)
+            manager.check_pending()
+        failure = "failed when asked for it"
         transport: Transport | None = manager.hook.remit_transport(scheme=scheme)
-    except (Exception, SystemExit) as error:
-        raise _broken(scheme, claimant, f"failed when asked for it: {_describe(error)}") from error
+    except (Exception, SystemExit) as error:  # A plugin that calls sys.exit() must not end the program.
+        shown = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise _broken(scheme, claimant, f"{failure}: {shown}") from error
     if transport is None:
         raise _broken(scheme, claimant, "claims it, but its hook remit_transport() returned None")
     if fault := _missing_parts(transport):
         raise _broken(scheme, claimant, f"returned {transport!r}, {fault}")
     return transport
+
+
+def _only_claimant(scheme: str) -> str:
+    claimants = [claim.claimant for claim in _claims() if claim.scheme == scheme]
+    if not claimants:
+        usable = sorted({claim.scheme for claim in installed_transports() if not claim.error})
+        raise TransportNotInstalled(explain_missing(scheme, usable))
+    if len(claimants) > 1:
+        both = " and ".join(claimants)
+        raise SchemeClaimedTwice(f"{scheme!r} is claimed by {both}; uninstall all but one of them")
+    return claimants[0]
 
 
 def _missing_parts(transport: Any) -> str:
@@ -269,15 +187,8 @@ def _broken(scheme: str, claimant: str, what: str) -> TransportBroken:
     return TransportBroken(f"the transport for {scheme!r}, from {claimant}, {what}; repair or uninstall that package")
 
 
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-# -- what is installed -----------------------------------------------------------------------------------------
-
-
-def _entry_points() -> Iterator[tuple[str, str, EntryPoint]]:
-    """Yield the entry points of the group, each with the name and version of its distribution."""
+def _claims() -> Iterator[TransportInfo]:
+    """Yield the entry points of the group."""
     from importlib.metadata import distributions  # 30 ms, and built-in transports do not need it
 
     seen = set()
@@ -289,11 +200,8 @@ def _entry_points() -> Iterator[tuple[str, str, EntryPoint]]:
         # A distribution may be found twice, on two entries of sys.path or as an editable install: the first is used.
         if (key := re.sub(r"[-_.]+", "-", name).lower()) not in seen:
             seen.add(key)
-            yield from ((name, distribution.version, entry) for entry in entries)
-
-
-def _info(name: str, version: str, entry: EntryPoint) -> TransportInfo:
-    return TransportInfo(entry.name, name, version, entry.value)
+            for entry in entries:
+                yield TransportInfo(entry.name, name, distribution.version, entry.value)
 
 
 def _with_status(claim: TransportInfo, claims: list[TransportInfo]) -> TransportInfo:
@@ -310,10 +218,6 @@ def _with_status(claim: TransportInfo, claims: list[TransportInfo]) -> Transport
     return replace(claim, error=f"claimed twice: also by {' and '.join(rival.claimant for rival in rivals)}")
 
 
-def _usable() -> list[str]:
-    return sorted({claim.scheme for claim in installed_transports() if not claim.error})
-
-
 def _blocker(scheme: str) -> str:
     if scheme in _blocked:
         return "block_transport()"
@@ -321,9 +225,70 @@ def _blocker(scheme: str) -> str:
     return BLOCK_VARIABLE if scheme and scheme in {each.strip() for each in listed} else ""
 
 
-def _refuse_blocked(scheme: str) -> None:
-    if blocker := _blocker(scheme):
-        raise TransportNotInstalled(f"the transport for {scheme!r} is blocked by {blocker}; choose another scheme")
+def _advice(scheme: str, installed: Sequence[str]) -> str:
+    # "tcp" alone: the backend in front of the "+" is missing.
+    if carriers := [name for name in installed if name.endswith(f"+{scheme}")]:
+        return _did_you_mean(carriers)
+    backend = scheme.partition("+")[0]
+    extras = _missing_extras()
+    if extra := _matching_extra(backend, extras):
+        return f"try: pip install '{DISTRIBUTION}[{extra}]'"
+    if close := _similar_schemes(scheme, backend, installed):
+        return _did_you_mean(close)
+    if close_extra := nearest(backend, extras):
+        return f"did you mean {close_extra!r}? try: pip install '{DISTRIBUTION}[{close_extra}]'"
+    return f"install a distribution that provides it: one with the entry point {scheme!r} in the group 'remit'"
+
+
+def _missing_extras() -> list[str]:
+    """Return the extras of this distribution that install one transport, without those that are installed."""
+    from importlib import metadata  # 30 ms, needed only for an error message
+
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return []  # Not installed, but imported from a source tree.
+    missing = []
+    for match in filter(None, map(_REQUIREMENT.match, requirements)):
+        distribution, extra = match.groups()
+        # Not the extra that installs all transports.
+        if distribution == f"{DISTRIBUTION}-{extra}":
+            try:
+                metadata.version(distribution)
+            except metadata.PackageNotFoundError:
+                missing.append(extra)
+    return missing
+
+
+def _matching_extra(backend: str, extras: Iterable[str]) -> str:
+    """Return the extra with this name, or else the only one that abbreviates it or is abbreviated by it."""
+    names = sorted(extras)
+    if backend in names:
+        return backend
+    # One or two letters would abbreviate almost any name.
+    if len(backend) < 3:
+        return ""
+    alike = [name for name in names if _is_subsequence(backend, name) or _is_subsequence(name, backend)]
+    return alike[0] if len(alike) == 1 else ""
+
+
+def _is_subsequence(short: str, long: str) -> bool:
+    """Return whether a word contains all letters of a shorter one in the same order, from the same first letter."""
+    letters = iter(long)
+    return short[:1] == long[:1] and all(letter in letters for letter in short)
+
+
+def _similar_schemes(scheme: str, backend: str, installed: Sequence[str]) -> list[str]:
+    """Return the installed schemes of the same backend, or else the one with the most similar name."""
+    known = {name.partition("+")[0] for name in installed}
+    meant = backend if backend in known else _matching_extra(backend, known)
+    same = [name for name in installed if name.partition("+")[0] == meant]
+    close = nearest(scheme, same or installed)
+    return [close] if close and ("+" in scheme or not same) else same
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(repr(name) for name in names)}?"
 
 
 def _after_fork_in_child() -> None:

@@ -23,18 +23,15 @@ __all__ = [
     "has_unix_sockets",
     "remove_socket",
     "runtime_folder",
-    "shared_path",
     "socket_path",
     "write_private_file",
 ]
 
 
+# Linux: sun_path has 108 bytes, with the final zero.
 MAX_PATH_BYTES: Final = 107
-"""Linux: sun_path has 108 bytes, with the final zero."""
+# A longer folder would leave too little of MAX_PATH_BYTES for the name of a file.
 MAX_FOLDER_BYTES: Final = 60
-"""Bytes of a folder's path that leave enough of `MAX_PATH_BYTES` for a file's name."""
-MAX_HINT_CHARACTERS: Final = 16
-"""Longest part of a hint in a file name."""
 OWNER_ONLY: Final = 0o700
 PART_SUFFIX: Final = ".part"
 """Ends the name of a file that `write_private_file` has not finished."""
@@ -53,16 +50,18 @@ def runtime_folder() -> Path:
     It is ``$XDG_RUNTIME_DIR/remit`` if that variable names a directory of this user, else ``remit-UID`` in the
     directory for temporary files. Raises BadLocation if it belongs to another user or is open to others.
     """
-    folder = _session_folder() or _temporary_folder()
+    session = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if session.is_absolute() and not _is_too_long(session) and session.is_dir() and not _fault(session):
+        folder = session / "remit"
+    else:
+        import tempfile  # Imported here, because most login sessions have a directory.
+
+        base = Path(tempfile.gettempdir())
+        folder = (Path("/tmp") if _is_too_long(base) else base) / f"remit-{os.geteuid()}"
     folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
     if fault := _fault(folder):
         raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a directory of your own")
     return folder
-
-
-def shared_path() -> str:
-    """Return the path of the default location of this user's programs."""
-    return str(runtime_folder() / "default.sock")
 
 
 def fresh_path(hint: str, folder: Path | None = None) -> str:
@@ -73,8 +72,9 @@ def fresh_path(hint: str, folder: Path | None = None) -> str:
 def fresh_name(hint: str) -> str:
     """Return a name that no other call returns, in this or another process."""
     readable = re.sub(r"[^A-Za-z0-9_-]", "", hint)
-    # Random bytes, because process ids repeat in containers that share the directory.
-    return f"{readable[:MAX_HINT_CHARACTERS] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
+    # A short hint, because a socket's path is limited. Random bytes, because process ids repeat in containers that
+    # share the directory.
+    return f"{readable[:16] or 'private'}-{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
 
 
 def socket_path(location: Location, *, reserved: int = 0) -> str:
@@ -114,21 +114,8 @@ def write_private_file(path: str | os.PathLike[str], data: bytes) -> None:
     os.replace(part, path)  # noqa: PTH105
 
 
-def _session_folder() -> Path | None:
-    """Return the directory below that of the login session, or None if that one is missing, too long or not private."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    if not base.is_absolute() or len(os.fsencode(base)) > MAX_FOLDER_BYTES or not base.is_dir() or _fault(base):
-        return None
-    return base / "remit"
-
-
-def _temporary_folder() -> Path:
-    import tempfile  # Imported here, because most login sessions have a directory.
-
-    base = Path(tempfile.gettempdir())
-    if len(os.fsencode(base)) > MAX_FOLDER_BYTES:
-        base = Path("/tmp")
-    return base / f"remit-{os.geteuid()}"
+def _is_too_long(folder: Path) -> bool:
+    return len(os.fsencode(folder)) > MAX_FOLDER_BYTES
 
 
 def _fault(folder: Path) -> str:
