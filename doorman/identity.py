@@ -105,6 +105,7 @@ class Credential:
     def _keyed(self, purpose: bytes, data: bytes) -> hashlib.blake2b:
         if not self.secret:
             raise ValueError(f"no secret of attempt {self.attempt} here: only the attempt's own process has it")
+        # ``person`` separates the purposes: the signature of a frame is never valid as the proof of a hello.
         return hashlib.blake2b(data, key=self.secret, digest_size=32, person=purpose)
 
 
@@ -142,6 +143,7 @@ def verify(
     Raises IdentityRefused, whose ``reason`` names the case.
     """
     _check_claims(hello, credential)
+    # A repeated hello is normal: an answer may be lost, and a restarted server receives events again.
     known = credential.confirmed
     if known is not None:
         if not _is_same_process(hello, known):
@@ -215,6 +217,7 @@ def _is_launched(hello: Mapping[str, Any], process: Process) -> bool:
 def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) -> None:
     if peer is None:
         return
+    # SO_PEERPIDFD names the sender without a race, SO_PEERCRED only its pid.
     both = hello["inode"] is not None and peer.inode is not None
     if (peer.inode != hello["inode"]) if both else (peer.pid != pid):
         raise IdentityRefused(Refusal.WRONG_PEER, f"pid {peer.pid} sent the hello of pid {pid}")

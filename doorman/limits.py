@@ -79,6 +79,7 @@ def apply_limits(limits: Limits, *, called: bool) -> None:
         ("cpu", lambda: _set_limit(resource.RLIMIT_CPU, limits.cpu or 0, CPU_GRACE_S)),
         ("processes", lambda: _set_limit(resource.RLIMIT_NPROC, limits.processes or 0)),
         ("memory", lambda: _check_memory(limits.memory or 0, called=called)),
+        # Last: the other steps open files in /proc.
         ("files", lambda: _set_limit(resource.RLIMIT_NOFILE, limits.files or 0)),
     ]
     for name, step in steps:

@@ -97,6 +97,7 @@ class Meter:
 
         With ``read=False`` the processes are only counted.
         """
+        # Rebuilt with each measurement, so that ended attempts disappear without a call.
         load, now, before = Load(), self._clock(), self._known
         self._known = {}
         for attempt, handler, pid in running:

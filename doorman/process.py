@@ -130,6 +130,7 @@ class Process:
 
     def wait(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for its end; return whether it has ended. Never reaps."""
+        # A pidfd is readable once the process has ended, also as a zombie. select() cannot have descriptors over 1023.
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(max(0.0, timeout) * 1000))
@@ -146,6 +147,7 @@ class Process:
         """
         if self.closed:
             return False
+        # An unreaped leader keeps the group id, so the signal cannot reach a later group with the same number.
         try:
             return self._send(sig, SIGNAL_PROCESS_GROUP) or self.signal(sig)
         except OSError as error:
@@ -193,7 +195,7 @@ def check_system() -> None:
 
 def pidfd_inode(pidfd: int) -> int | None:
     """Return the inode that identifies a process for the whole boot; None before Linux 6.9."""
-    return os.fstat(pidfd).st_ino if _pidfs() else None
+    return os.fstat(pidfd).st_ino if has_pidfd_inodes() else None
 
 
 def start_time(pid: int | None = None) -> int | None:
@@ -244,7 +246,7 @@ def _pidfd_open(pid: int) -> int:
 
 
 @functools.cache
-def _pidfs() -> bool:
+def has_pidfd_inodes() -> bool:
     """Return whether each pidfd has an inode of its own (Linux 6.9). Before, all anonymous descriptors share one."""
     if sys.maxsize < 1 << 32:
         return False  # Where st_ino has 32 bits, the 64-bit counter wraps around.
@@ -310,6 +312,7 @@ def process_in_namespace(namespace: str, pid: int, started: int) -> Process | No
 
 
 def _guess_first(guess: int) -> Iterator[int]:
+    # The guess is right unless the process is in another PID namespace. Only then all of /proc is read.
     yield guess
     with os.scandir("/proc") as entries:
         for entry in entries:

@@ -232,6 +232,7 @@ class Streams:
 
     def _watch(self, pipe: _Pipe) -> None:
         if self._epoll is None:
+            # Created with the first pipe: without streamed output the launcher's own descriptor is the waker.
             self._epoll = select.epoll()
             self._epoll.register(self.launcher.fileno(), select.EPOLLIN)
         self._epoll.register(pipe.descriptor, select.EPOLLIN)
@@ -343,6 +344,7 @@ def _open_pipes(task: Task) -> tuple[tuple[_Pipe, _Pipe], Outputs]:
         Outputs(*out).close()
         raise
     task.lines = kept = deque[Line](maxlen=KEPT_LINES)
+    # Only the reading ends: programs expect blocking standard output.
     for ours, _ in (out, err):
         os.set_blocking(ours, False)
     return (_Pipe(task, "stdout", out[0], kept), _Pipe(task, "stderr", err[0], kept)), Outputs(out[1], err[1])

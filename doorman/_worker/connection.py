@@ -109,6 +109,7 @@ class ManagerConnection:
             self._client.emit("doorman.hello", hello)
             again = time.monotonic() + min(HELLO_INTERVAL_S, left)
             while self._reply is None and (left := again - time.monotonic()) > 0:
+                # In this thread: a child that needs no other thread starts none, which saves memory and time.
                 self._client.tick(left)
         return self._reply == "go"
 

@@ -22,7 +22,7 @@ _ATTEMPTS: Final = 5  # to create a group: between mkdir and lock another manage
 _NONE: Final = -1  # instead of a descriptor
 _EVENTS_BYTES: Final = 4096  # more than cgroup.events has, which is two short lines
 _DELEGATED: Final = ("user.delegate", "trusted.delegate")  # attributes that systemd sets on a delegated group
-_SYSTEMD: Final = Path("/run/systemd/system")  # exists if, and only if, systemd is process 1
+SYSTEMD_FOLDER: Final = Path("/run/systemd/system")  # exists if, and only if, systemd is process 1
 
 
 class ControlGroup:
@@ -38,8 +38,8 @@ class ControlGroup:
     @classmethod
     def create(cls) -> Self:
         """Create a group below that of this process, if that is delegated. Removes stale groups first."""
-        own = _own()
-        if own is None or not _divisible(own):
+        own = own_group()
+        if own is None or not is_delegated(own):
             return cls()
         cls.remove_stale()
         for _ in range(_ATTEMPTS):
@@ -48,6 +48,7 @@ class ControlGroup:
                 folder.mkdir()
             except OSError:
                 break
+            # Locked before use: an unlocked group is stale for other managers, which would kill its processes.
             group = cls(_locked(folder))
             if group and not group._usable():
                 group.remove()
@@ -63,7 +64,7 @@ class ControlGroup:
 
         Waits until ``deadline`` at most for the processes; the next call removes what is left.
         """
-        own = _own()
+        own = own_group()
         # The kernel refuses all of this for groups of other users.
         for folder in own.glob(f"{_PREFIX}*") if own else ():
             left = ControlGroup(_locked(folder))
@@ -136,7 +137,7 @@ class ControlGroup:
             os.close(file)
 
 
-def _own() -> Path | None:
+def own_group() -> Path | None:
     """Return the folder of this process's control group; None without cgroup v2."""
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
@@ -158,11 +159,11 @@ def _unescaped(word: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word)
 
 
-def _divisible(folder: Path) -> bool:
+def is_delegated(folder: Path) -> bool:
     """Return whether the group is delegated. Root may write anywhere, but under systemd a group needs its mark."""
     if not os.access(folder, os.W_OK):
         return False
-    if os.geteuid() != 0 or not _SYSTEMD.is_dir():
+    if os.geteuid() != 0 or not SYSTEMD_FOLDER.is_dir():
         return True
     return any(_marked(each) for each in (folder, *folder.parents))
 

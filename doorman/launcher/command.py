@@ -120,6 +120,7 @@ class _StartedWorker:
     """A program that was started for one order."""
 
     def __init__(self, command: list[str], order: Order, *, inherits: bool) -> None:
+        # A pipe, not a file: it also shows the worker the end of this process.
         theirs, ours = os.pipe()
         try:
             self._popen = subprocess.Popen(

@@ -138,6 +138,7 @@ _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
     """Send a message. Raises BlockingIOError if the socket is full, ConnectionError if the other end is closed."""
+    # SOCK_SEQPACKET sends a message whole or not at all, together with its descriptors.
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
     try:
         channel.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
@@ -153,6 +154,7 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
 
     Raises BlockingIOError if there is none yet, MessageError if it is invalid.
     """
+    # Close-on-exec from the start: another thread may exec a program right now.
     data, ancillary, flags, _ = channel.recvmsg(
         _MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
     )
@@ -203,6 +205,7 @@ def write_memfd(data: bytes) -> int:
 
 def read_memfd(memory: int) -> bytes:
     """Return the content of a memfd."""
+    # pread(), because the offset is shared with the sender, which has left it at the end. Linux reads < 2 GiB a call.
     size = os.fstat(memory).st_size
     return b"".join(os.pread(memory, 1 << 30, at) for at in range(0, size, 1 << 30))
 

@@ -99,7 +99,7 @@ def main(descriptor: int) -> None:
     # As a subreaper the zygote becomes the parent of the orphans of a worker that has ended, and can kill them.
     process.become_subreaper()
     manager, group = descriptors[0], _join_group(descriptors[1:])
-    hooks = ExitHooks()
+    hooks = ExitHooks()  # After the imports, which register them, and before the first fork.
     prepare_for_forks()
     # Its manager ends the zygote. Blocked, not ignored: a signal that reaches a child too early is then pending.
     signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
@@ -135,6 +135,7 @@ def _separate(context: ForkContext, *, detach: bool) -> None:
     elif not process.die_with_parent(context.pid):
         os._exit(1)
     os.setpgid(0, 0)
+    # Not inherited by fork(). The orphans of a worker are its own children, and the zygote's only after its end.
     process.become_subreaper()
 
 
@@ -260,6 +261,7 @@ class _Zygote:
         self._epoll.register(manager, select.EPOLLIN)
 
     def run(self) -> None:
+        # One epoll for the channel, the manager's pidfd and the pidfd of each child: no SIGCHLD handler, no polling.
         self._send(messages.Ready())
         while self._serving or self._children:
             detached = any(child.detach for child in self._children.values())

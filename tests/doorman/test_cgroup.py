@@ -140,16 +140,16 @@ def test_what_another_holds_is_left_alone():
 
 
 def test_what_systemd_has_not_given_away_stays_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(cgroup, "_SYSTEMD", tmp_path)
+    monkeypatch.setattr(cgroup, "SYSTEMD_FOLDER", tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert not ControlGroup.create()
     given = folder() / f"given-{os.getpid()}"
     given.mkdir()
     try:
-        assert not cgroup._divisible(given)
+        assert not cgroup.is_delegated(given)
         os.setxattr(given, "user.delegate", b"1")
-        assert cgroup._divisible(given)
-        assert cgroup._divisible(given / "below") is os.access(given / "below", os.W_OK)
+        assert cgroup.is_delegated(given)
+        assert cgroup.is_delegated(given / "below") is os.access(given / "below", os.W_OK)
     finally:
         given.rmdir()
 
@@ -169,4 +169,4 @@ def test_what_systemd_has_not_given_away_stays_whole(tmp_path, monkeypatch):
 def test_its_own_group_is_found(monkeypatch, groups, mounts, own):
     told = {"/proc/self/cgroup": groups, "/proc/self/mountinfo": mounts}
     monkeypatch.setattr(Path, "read_text", lambda path: told[str(path)])
-    assert cgroup._own() == (None if own is None else Path(own))
+    assert cgroup.own_group() == (None if own is None else Path(own))

@@ -334,7 +334,7 @@ forever()
 
 OLD = """
 from doorman import process
-process._pidfs = lambda: False
+process.has_pidfd_inodes = lambda: False
 launcher = impostors.zygote(impostors.of_old)
 manager = ProcessManager(location, launcher=launcher, journal=folder / "journal")
 """ + DETACHED.split("\n", 2)[2]
@@ -342,7 +342,7 @@ manager = ProcessManager(location, launcher=launcher, journal=folder / "journal"
 
 @pytest.fixture
 def old(monkeypatch) -> None:
-    monkeypatch.setattr("doorman.process._pidfs", lambda: False)
+    monkeypatch.setattr("doorman.process.has_pidfd_inodes", lambda: False)
 
 
 def test_I16_without_inodes_it_has_to_prove_itself_first(place, tmp_path, old):

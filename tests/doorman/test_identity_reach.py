@@ -75,7 +75,7 @@ def test_I02_its_end_is_its_wrappers(short_path, tmp_path):
 @pytest.mark.parametrize("reach", [Reach.BELOW, Reach.HOST])
 def test_I02_a_process_on_another_host_is_refused(short_path, tmp_path, reach):
     started = launcher(another_host(tmp_path), reach)
-    with ProcessManager(f"unix://{short_path}/m", launcher=started, hello_timeout=1.0, grace=0.3) as manager:
+    with ProcessManager(f"unix://{short_path}/m", launcher=started, hello_timeout=4.0, grace=0.3) as manager:
         task = manager.add_task(Task(stay, tmp_path / "up"))
         with pytest.raises(WorkerDied):
             task.result(DEADLINE)

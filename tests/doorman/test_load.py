@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from doorman.load import SAMPLE_INTERVAL_S, STALE_AFTER_S, Meter, Reading
+from doorman.load import SAMPLE_INTERVAL_S, STALE_AFTER_S, Meter, Reading, process_reader
 
 
 class Machine:
@@ -136,12 +136,11 @@ thread = threading.Thread(target=beget); thread.start(); thread.join()
 print(end="!", flush=True)
 time.sleep(1000)
 """
-    meter = Meter()
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.read(4) == b"!!!!"
-            reading = meter._read(process.pid)
+            reading = process_reader()(process.pid)
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # by number: our own child, not reaped
     assert reading is not None

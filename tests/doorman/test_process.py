@@ -137,7 +137,7 @@ def test_name_with_brackets_does_not_confuse(tmp_path):
 
 
 def test_kernel_without_inodes_is_told_by_its_descriptors(monkeypatch):
-    monkeypatch.setattr("doorman.process._pidfs", lambda: False)
+    monkeypatch.setattr("doorman.process.has_pidfd_inodes", lambda: False)
     with Process.open(os.getpid()) as process:
         assert process.inode is None
         assert pidfd_inode(process.fileno()) is None

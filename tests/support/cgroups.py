@@ -18,7 +18,7 @@ def needs_cgroups() -> None:
     """Skip, saying why, where this process's control group may not be divided; in CI, by root, that is a failure."""
     made = cgroup.ControlGroup.create()
     if not made:
-        none = cgroup._own() is None
+        none = cgroup.own_group() is None
         what = "no control groups of version 2 are mounted" if none else "its control group may not be divided"
         (pytest.fail if os.environ.get("CI") and os.geteuid() == 0 and not none else pytest.skip)(what)
     made.remove()
@@ -27,7 +27,7 @@ def needs_cgroups() -> None:
 
 def folder() -> Path:
     """Return the folder of the group that this process is in."""
-    own = cgroup._own()
+    own = cgroup.own_group()
     assert own is not None
     return own
 

@@ -110,7 +110,7 @@ def curt(scheme: str) -> Entry:
 
 def of_old(scheme: str) -> Entry:
     """Runs where processes have no inodes."""
-    process._pidfs = lambda: False  # type: ignore[assignment]
+    process.has_pidfd_inodes = lambda: False  # type: ignore[assignment]
     return worker.prepare(scheme)
 
 
