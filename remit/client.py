@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
 from remit.options import resolve_options
 from remit.plugins import find_transport
+from remit.transport import register_after_fork
 from remit.transports.authenticated import with_authentication
 
 if TYPE_CHECKING:
@@ -88,7 +90,9 @@ class Client(ListenerRegistry):
         self._codec = find_codec(self._options.codec if codec is None else codec)
         self._transport = with_authentication(transport, self._options.key)
         self._io: ClientIO | None = None
+        self._open_lock = threading.RLock()
         self._closed = False
+        register_after_fork(self._after_fork)
         self._subscriptions = SubscriberState()
         handle = self._router.register
         handle(PROGRESS, lambda message, *_: message.args[0](*message.args[1:]))
@@ -97,21 +101,25 @@ class Client(ListenerRegistry):
         handle(UNSUBSCRIBED, lambda message, *_: self._subscriptions.on_unsubscribed(message))
 
     def _open(self) -> ClientIO:
-        if self._closed:
-            raise LinkClosed(f"the client to {self._location} is closed")
-        self._io = io = ClientIO(
-            self._transport,
-            self._address,
-            self._options,
-            codec=self._codec,
-            threaded=self._threaded,
-            router=self._router,
-            dispatch=weakref.WeakMethod(self._dispatch),
-        )
-        register(self)
-        if self._threaded:
-            register_strong(self)
-        return io
+        # Several threads may emit their first events at the same time: the events of a second connection would be lost.
+        # Reentrant, because a signal handler may emit as well.
+        with self._open_lock:
+            if self._closed:
+                raise LinkClosed(f"the client to {self._location} is closed")
+            if self._io is None:
+                self._io = ClientIO(
+                    self._transport,
+                    self._address,
+                    self._options,
+                    codec=self._codec,
+                    threaded=self._threaded,
+                    router=self._router,
+                    dispatch=weakref.WeakMethod(self._dispatch),
+                )
+                register(self)
+                if self._threaded:
+                    register_strong(self)
+            return self._io
 
     @property
     def location(self) -> Location:
@@ -321,8 +329,11 @@ class Client(ListenerRegistry):
 
         Raises Undelivered, which names the events that were not confirmed.
         """
-        io, self._io = self._io, None
-        self._closed = True
+        # First, so that no other thread opens a connection that nothing would close. Under the lock, because a thread
+        # may be about to store one.
+        with self._open_lock:
+            self._closed = True
+            io, self._io = self._io, None
         unregister(self)
         if io is None:
             return
@@ -362,7 +373,9 @@ class Client(ListenerRegistry):
 
     def _after_fork(self) -> None:
         """In a forked child: open a new connection at the next use. Queued events belong to the parent."""
+        # Threads of the parent may hold the locks, and do not exist here.
         self._renew_lock()
+        self._open_lock = threading.RLock()
         io, self._io = self._io, None
         if io is not None:
             io.abandon()

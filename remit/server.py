@@ -157,6 +157,7 @@ class Server(ListenerRegistry):
                 drained = pump.exchange(hold_back=True)
                 io.pumped_at = now = time.monotonic()
                 received = pump.pop_received()
+            # Without the lock: listeners take their time, and the keepalive thread must be able to pump.
             while received is not None:
                 if io.machine.closed:
                     io.report_sessions(received[0])
@@ -168,6 +169,7 @@ class Server(ListenerRegistry):
             bound = now + MAX_TICK_S if bound is None else bound
             if drained or (limit is not None and dispatched >= limit) or (limit is None and now > bound):
                 break
+        # One flush for all that the listeners have caused: replies and acknowledgements share frames.
         if io.machine.writable and self._io is io:
             with pump.lock:
                 pump.flush()
@@ -268,8 +270,8 @@ class Server(ListenerRegistry):
 
         Events that were not dispatched are not acknowledged: the clients send them to the next server.
         """
+        self._closed = True  # First: a tick() in another thread must not open the location again.
         io, self._io = self._io, None
-        self._closed = True
         if io is not None:
             io.close(self._options.linger if linger is None else linger)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 from ticking import closing, ticked
-from waiting import tick_until, wait_until
+from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Event, Location, Server
 
@@ -155,6 +157,26 @@ def test_a_listener_may_emit_and_change_listeners(location: Location) -> None:
         tick_until(server, lambda: len(heard) == 2)
         assert client.flush()
     assert heard == ["b", "b"]
+
+
+def test_first_events_of_several_threads_share_one_connection(location: Location) -> None:
+    heard: list[int] = []
+    together = threading.Barrier(8)
+
+    def emit(client: Client, number: int) -> None:
+        together.wait(DEADLINE)
+        client.emit("first", number)
+
+    with Server(location) as server:
+        server.add_listener("first", heard.append)
+        for _ in range(5):
+            heard.clear()
+            client = Client(server.location)
+            with ticked(server), ThreadPoolExecutor(8) as pool:
+                list(pool.map(emit, [client] * 8, range(8)))
+                assert client.flush(DEADLINE)
+                client.close()
+            assert sorted(heard) == list(range(8))
 
 
 def test_large_events_arrive(location: Location) -> None:

@@ -94,6 +94,7 @@ class ClientIO:
             drained = self.link_pump.exchange()
         if self.send_queue.waiting:
             self.send_queue.notify_room()
+        # Without the pump's lock: callbacks of futures run here, and may emit, cancel and submit.
         self._callback_thread = threading.get_ident()
         try:
             self.dispatcher.process(self.machine, self.requests, time.monotonic())
@@ -216,6 +217,7 @@ class ClientIO:
                     self.check_refused()
                 return False
             left = deadline - time.monotonic()
+            # A callback of a future runs in the thread that would have to pump: close() there cannot wait.
             if left <= 0 or self.closing or (quiet and self.driver.running and self.in_callback):
                 return False
             self.driver.progress(left)
@@ -223,12 +225,14 @@ class ClientIO:
 
     def close(self, linger: float) -> Undelivered | None:
         """Stop the threads and close the link. Return the unconfirmed events as an error to raise, or None."""
+        # Flags first, then wake-ups: a thread that wakes must see that it is to end.
         self.closing = self.send_queue.closed = True
         self.send_queue.notify_room()
         self.driver.stop(JOIN_TIMEOUT_S)
         self.dispatcher.stop(JOIN_TIMEOUT_S)
+        # The threads have ended, or hang in a listener or callback: no events follow BYE.
         with self.link_pump.lock:
-            self.machine.session.ack_delay = 0.0
+            self.machine.session.ack_delay = 0.0  # The acknowledgements of the last events leave with BYE.
             self.machine.queue_bye()
             self.link_pump.flush()
             self.link_pump.close(linger)

@@ -1,4 +1,4 @@
-"""Open clients of this process: closed with a time limit at exit, and reset in a forked child."""
+"""Open clients of this process: closed with a time limit when it exits."""
 
 from __future__ import annotations
 
@@ -66,8 +66,7 @@ def _close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for client in list(_clients):
-        client._after_fork()
+    # The open clients belong to the parent; the child registers those that it opens itself.
     _clients.clear()
     _strong.clear()
 

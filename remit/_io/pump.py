@@ -94,6 +94,7 @@ class ClientPump(_Pump):
         """Replace the link to a silent server. If that fails, keep the old link and try again later."""
         if now < self._reopen_at:
             return
+        # Opened before the old link is closed: if that fails, frames may still arrive on the old one.
         try:
             link = self._connect()
         except TransportError:

@@ -120,6 +120,8 @@ class Stream:
         """Bytes accepted but not yet taken by the kernel."""
         self.awaits_writable = False
         """True while the link polls the socket for writability."""
+        self.has_received = False
+        """True once a whole frame has arrived."""
         self.last_read_bytes = 0
         """Bytes that the last `read` took."""
         self._decoder = FrameDecoder(max_frame)
@@ -159,7 +161,10 @@ class Stream:
             count = self.last_read_bytes = self.socket.recv_into(buffer)
             if count:
                 # Copied once: the frames are slices of these bytes, and the buffer serves all streams of the link.
-                return self._decoder.feed(bytes(buffer[:count]))
+                frames = self._decoder.feed(bytes(buffer[:count]))
+                if frames:
+                    self.has_received = True
+                return frames
             self._mark_closed("the other end closed the connection")
         except ValueError as error:
             self._mark_closed(f"the other end does not speak this protocol: {error}")

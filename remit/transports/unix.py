@@ -16,7 +16,7 @@ from typing import Any, Final
 from remit.errors import TransportError
 from remit.location import Location, read_size
 from remit.runtime_dirs import remove_socket, socket_path
-from remit.transport import SERVER, Capabilities, FileLock, Frame, Transport, hookimpl
+from remit.transport import SERVER, Capabilities, FileLock, Transport, hookimpl
 from remit.transports.stream_link import HAS_PEER_CREDENTIALS, Stream, StreamLink
 
 __all__ = ["UnixTransport", "remit_transport"]
@@ -106,14 +106,11 @@ class _ClientLink(StreamLink):
         except OSError:
             self._schedule_retry()
 
-    def _handle_stream(self, stream: Stream, event: int) -> None:
-        super()._handle_stream(stream, event)
-        # Not on connect(), which succeeds while the server has not accepted, and may be about to die.
-        if self._arrivals and isinstance(self._arrivals[0], Frame):
-            self._retry_delay = FIRST_RETRY_S
-
     def _remove_stream(self, stream: Stream) -> None:
         super()._remove_stream(stream)
+        # A frame proves a server. connect() does not: it succeeds before the server accepts, which may be about to die.
+        if stream.has_received:
+            self._retry_delay = FIRST_RETRY_S
         self._schedule_retry()
 
     def _retry(self) -> None:
