@@ -39,7 +39,7 @@ def opened(
     preload: Sequence[str],
     recorder: Recorder,
 ) -> tuple[Launcher, Server]:
-    """Return what starts a manager's processes, and the server that they speak to; if it raises, nothing is left open.
+    """Return the launcher and the server of a manager; if it raises, nothing is left open.
 
     Raises ValueError, LocationError, PluginError.
     """
@@ -67,7 +67,7 @@ def _place(location: str | Location | Server | None, recorder: Recorder) -> Loca
 def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:
     zygote = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{where.scheme}", preload=preload)
     with contextlib.suppress(OSError):
-        zygote.start()  # Early, so that it is warm when the first task comes; if it cannot be, a launch will say so.
+        zygote.start()  # Early, so that it is warm for the first task; if it fails, the launch reports it.
     return zygote
 
 
@@ -80,25 +80,25 @@ KILL_TIMEOUT_S: Final = 5.0
 
 
 class ProcessManager(BaseManager):
-    """Runs tasks in processes of their own, each proven to be its task's before the task's code begins.
+    """Runs each task in a process of its own, which is proven to be the task's before its code begins.
 
-    ``location`` is where the processes speak to the manager: a Remit location that crosses processes, a `Server` that
-    is open on one and stays yours, or None for a private one on the configured transport. Nothing happens but in
-    `tick`, `run` and `Task.result`, in the caller's thread.
+    ``location`` is where the processes connect to the manager: a Remit location that crosses processes, an open
+    `Server` that the caller closes, or None for a private location on the configured transport. The manager works only
+    inside `tick`, `run` and `Task.result`, in the caller's thread.
 
     launcher -- starts the processes; default: a warm zygote that forks them
-    rules -- may a task start now; without rules all start at once
+    rules -- limit which tasks may start; without rules all start immediately
     preload -- modules that the zygote imports once for all tasks
-    initializer -- called without arguments in each process before its task's code; if it raises, so does the task
-    log_path -- a folder with a file for each task's output and errors; None: the manager's own
-    journal -- a file that survives the manager, or a `Journal`; `recovered` is what the manager before it left
-    shared_log -- there one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
-    on_output -- called with a task, ``"stdout"`` or ``"stderr"``, and each line that any task writes
-    on_progress -- called with a task and each `Progress` that any task reports
+    initializer -- called without arguments in each process before the task's code; if it raises, the task fails
+    log_path -- folder for a file of each task's output and errors; None: those of the manager
+    journal -- a file that survives the manager, or a `Journal`; `recovered` has the tasks of the earlier manager
+    shared_log -- one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
+    on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line of its output
+    on_progress -- called with the task and each `Progress` that it reports
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
-    Leaving the manager's block stops what still runs; `run` is how one waits.
+    Leaving the manager's block stops what still runs; `run` waits for it.
     Raises LocationError, PluginError, JournalError, TaskNotPicklable.
     """
 
@@ -148,7 +148,7 @@ class ProcessManager(BaseManager):
             on_progress=on_progress,
         )
         self.recovered: tuple[Task, ...] = ()
-        """What the journal told of when it was opened, in the order in which it was added."""
+        """The tasks that the journal had when it was opened, in the order in which they were added."""
         if adopting is not None and recorder.journal is not None:
             recovery = Recovery(recorder, self._run_queue, self._supervisor, adopting)
             try:
@@ -159,10 +159,10 @@ class ProcessManager(BaseManager):
                 recorder.close()
                 raise
 
-    # -- for those who want ------------------------------------------------------------------------------------
+    # -- tasks ------------------------------------------------------------------------------------------------
 
     def add_task(self, task: Task) -> Task:
-        """Want a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
+        """Add a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
             raise ValueError("this manager is closed")
         call = task._adopt(self)
@@ -197,17 +197,17 @@ class ProcessManager(BaseManager):
         return self._run_queue.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to a running task, which hears it by ``current_task().on(name, listener)``; acknowledged.
+        """Emit an event to a running task, which listens by ``current_task().on(name, listener)``; acknowledged.
 
         Raises ValueError if it does not run, EmitError, CodecError.
         """
         attempt = self._supervisor.attempt_of(task)
         if attempt is None or attempt.sender is None:
-            raise ValueError(f"{task!r} does not run: there is nobody to hear {name!r}")
+            raise ValueError(f"{task!r} does not run: {name!r} cannot be delivered")
         attempt.sender.emit(name, *args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
-        """Drop a waiting task or stop a running one; False, and nothing is signalled, if it has ended."""
+        """Drop a waiting task or stop a running one; if it has ended return False and send no signal."""
         if not self._supervisor.cancel(task):
             return False
         self._wake_loop()
@@ -269,7 +269,7 @@ class ProcessManager(BaseManager):
             self._output.close()
 
     def _begin_shutdown(self) -> None:
-        """Begin to leave: let go of what is detached, and cancel the rest; the journal's next manager has it again."""
+        """Begin to close: leave detached processes running and cancel the rest, for the journal's next manager."""
         self._recorder.leaving()
         self._supervisor.handle_all(ManagerClosing())
         self.stop()

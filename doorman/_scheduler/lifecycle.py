@@ -79,7 +79,7 @@ class SignalTarget(enum.Enum):
     """Receivers of a signal."""
 
     TASK = enum.auto()
-    """The task's process. The group of the launched process if that is the same or cannot be told apart."""
+    """The task's process. The group of the launched process if that is the same, or if no other is known."""
     ALL = enum.auto()
     """The groups of the launched process and of the task's process."""
     OWN = enum.auto()
@@ -194,7 +194,7 @@ class Adopted(msgspec.Struct, frozen=True):
 
 
 class AdoptedUnverified(msgspec.Struct, frozen=True):
-    """The same, but the kernel cannot tell whether it is that process (before Linux 6.9): it has to prove itself."""
+    """The same, but the kernel cannot name that process (before Linux 6.9): it has to prove itself."""
 
 
 class ProcessGone(msgspec.Struct, frozen=True):
@@ -289,7 +289,7 @@ class SetExit(msgspec.Struct, frozen=True):
 
 
 class ReportProgress(msgspec.Struct, frozen=True):
-    """Give a progress report to those who listen."""
+    """Call the listeners of the progress."""
 
     progress: Progress
 
@@ -718,7 +718,7 @@ def _unverified(attempt: Attempt, event: AdoptedUnverified, now: float) -> Actio
 
 
 def _gone_early(attempt: Attempt, event: ProcessGone, now: float) -> Actions:
-    """Begin anew: no user code has run, so the attempt does not count."""
+    """Requeue the task: no user code has run, so the attempt does not count."""
     return _requeue(attempt, Requeue(counted=False))
 
 

@@ -1,4 +1,4 @@
-"""Occupancy: what runs, as the rules count it: kept up with each start and end, measured only now and then."""
+"""Load of the running tasks as rules count it, updated at each start and end and measured at intervals."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Occupancy"]
 
 
 SHARE: Final = 0.1
-"""The part of the manager's time that may go into measuring: thousands of processes are measured less often."""
+"""Share of the manager's time that measuring may take: thousands of processes are measured less often."""
 
 
 class Occupancy:
-    """The load of one manager's processes. No start and no end costs more for those that run beside it."""
+    """The load of one manager's processes. A start or an end costs O(1)."""
 
     def __init__(self, meter: Meter | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.load = Load()
@@ -47,12 +47,12 @@ class Occupancy:
             self.load = Load()
 
     def resume(self) -> None:
-        """Begin anew after a while in which nobody asked."""
+        """Drop old readings, after a pause in which nothing waited."""
         self._meter.drop_stale()
         self._next = 0.0
 
     def measure(self, running: Iterable[Attempt]) -> bool:
-        """Read what the processes use, if that can tell something new by now; tell whether it was done."""
+        """Measure the processes if the last readings are old enough; return whether that was done."""
         began = self._clock()
         if began < self._next:
             return False
@@ -65,6 +65,6 @@ class Occupancy:
 
 
 def _place(attempt: Attempt) -> tuple[str, str, int | None]:
-    """Tell where an attempt's load is to be read: nowhere before its own code runs, or on another host."""
+    """Return id, handler and pid of an attempt; no pid before its user code runs, or on another host."""
     known = attempt.task.identity
     return attempt.id, attempt.handler, known.pid if known is not None and known.here else None

@@ -149,8 +149,8 @@ class RunQueue:
     def admit(self, running: Iterable[Attempt], limit: int) -> Generator[_Admitted, None, None]:
         """Yield up to ``limit`` tasks that may start, and those whose `can_run` raised, with what it raised.
 
-        The caller removes each of them before it asks for the next. A task that is added meanwhile waits for the next
-        call.
+        The caller removes each of them before it asks for the next. A task that is added in between waits for the
+        next call.
         """
         if limit <= 0 or not self._queued:
             return

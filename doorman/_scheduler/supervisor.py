@@ -50,7 +50,7 @@ SPARE_DESCRIPTORS: Final = 16
 """Descriptors that are left to the rest of the program."""
 DEADLINES: Final = len(Deadline)
 ENDED: Final = 1024
-"""Ended attempts whose credentials are kept, so that a late process of theirs can be told to die."""
+"""Ended attempts whose credentials are kept, so that a late hello of theirs is answered with die."""
 
 
 class Supervisor:

@@ -40,43 +40,43 @@ from remit.config import private_location
 __all__ = ["Recorder", "policy_of"]
 
 _QUESTIONS: Final = frozenset({"can_run", "cancel_when"})
-"""Parts of a policy that ask the program which made them; another one has to be given its own."""
+"""Parts of a policy that call functions of the program that made them. They are not journalled."""
 _POLICY: Final = {
     name: parameter.default
     for name, parameter in inspect.signature(Task).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name not in _QUESTIONS | {"kwargs"}
 }
-"""The parts of a policy, with what they are unless said otherwise."""
+"""The journalled parts of a policy, with their defaults."""
 _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes to a journal what a manager does; without a journal it does nothing."""
+    """Writes the records of one manager; without a journal it does nothing."""
 
     def __init__(self, journal: str | os.PathLike[str] | Journal | None) -> None:
         self._ours = isinstance(journal, str | os.PathLike)
         self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
-        self._told: set[str] = set()
+        self._with_outcome: set[str] = set()
         self._leaving = False
         self._ids: set[str] = set()
 
     def remember(self, entry: Entry) -> None:
-        """Give its id to no other task, and write down no outcome twice."""
+        """Reserve the id of a recovered task, and note whether its outcome is in the journal."""
         self._ids.add(entry.added.task)
         if entry.told is not None:
-            self._told.add(entry.added.task)
+            self._with_outcome.add(entry.added.task)
 
     def check(self) -> None:
-        """Raise JournalError if something could not be written: a manager must not go on without its journal."""
+        """Raise JournalError if a record could not be written: a manager must not go on without its journal."""
         if self.journal is not None:
             self.journal.check()
 
     def leaving(self) -> None:
-        """From now on what is cancelled is not ended: the next manager is to have it again."""
+        """Write no end of a task that is cancelled from now on: the next manager runs it again."""
         self._leaving = True
 
     def private_place(self) -> Location:
-        """Return a location of this manager's own: where the one before it was found, if there was one."""
+        """Return the private location of the earlier manager, or a new one."""
         if self.journal is None:
             return private_location("doorman")
         if self.journal.location is None:
@@ -85,7 +85,7 @@ class Recorder:
         return place
 
     def close(self) -> None:
-        """Let go of the journal; of one that is its user's, only from here."""
+        """Close the journal, unless it was opened by the user."""
         journal, self.journal = self.journal, None
         if journal is not None and self._ours:
             journal.close()
@@ -93,11 +93,11 @@ class Recorder:
     # -- a task's life -----------------------------------------------------------------------------------------
 
     def added(self, task: Task, call: bytes) -> None:
-        """A task is wanted. Raises JournalError."""
+        """Write that a task was added. Raises JournalError."""
         if self.journal is None:
             return
         number = int(task.id)
-        while task.id in self._ids:  # Numbers begin anew in each process, those in the journal do not.
+        while task.id in self._ids:  # Each process counts from 1; ids in the journal must stay unique.
             number += 1
             task.id = f"{number}"
         self._ids.add(task.id)
@@ -112,7 +112,7 @@ class Recorder:
         task = attempt.task
         match action.entry:
             case JournalEntry.STARTED:
-                self._told.discard(task.id)
+                self._with_outcome.discard(task.id)
                 secret = attempt.credential.secret
                 self._write(Started(task.id, attempt.id, attempt.number, secret, task.detach, boot_id()))
             case JournalEntry.LAUNCHED if attempt.launched is not None:
@@ -122,7 +122,7 @@ class Recorder:
             case JournalEntry.STOPPED if attempt.stopping is not None and not self._leaving:
                 self._write(Stopped(task.id, attempt.stopping))
             case JournalEntry.OUTCOME if attempt.outcome is not None:
-                self._told.add(task.id)
+                self._with_outcome.add(task.id)
                 self._write(OutcomeReceived(task.id, attempt.outcome.encode()))
             case JournalEntry.REQUEUED:
                 self._write(Requeued(task.id, attempt.number if attempt.counted else attempt.number - 1))
@@ -130,17 +130,17 @@ class Recorder:
                 self.ended(task, action.state, action.value, action.error)
 
     def ended(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
-        """The task has ended."""
+        """Write that a task has ended."""
         if self.journal is None or task.id not in self._ids or self._is_for_the_next(task, state):
             return
-        told = task.id in self._told and state in (State.DONE, State.FAILED)
-        silent = told or (error is None and state is not State.DONE)
-        kept = (None, None) if silent else _kept(task, value, error)
+        known = task.id in self._with_outcome and state in (State.DONE, State.FAILED)
+        empty = known or (error is None and state is not State.DONE)
+        kept = (None, None) if empty else _kept(task, value, error)
         self._write(Ended(task.id, state, task.exit_code, task.signal, task.max_rss, *kept))
-        self._told.discard(task.id)
+        self._with_outcome.discard(task.id)
 
     def _is_for_the_next(self, task: Task, state: State) -> bool:
-        """Tell whether a task ends here only because the manager is left, and may begin again under the next."""
+        """Return whether a task ends only because its manager is left, and runs again under the next one."""
         may_again = task.identity is None or task.attempt <= task.retries or task.restart != "temporary"
         return self._leaving and state in (State.CANCELLED, State.FAILED) and may_again
 
@@ -157,7 +157,7 @@ class Recorder:
     # -- detached processes ------------------------------------------------------------------------------------
 
     def place_of(self, attempt: Attempt) -> str | None:
-        """Return where a detached process leaves its last words; None if nobody would read them."""
+        """Return the path of the files that a detached process leaves; None if there is no journal to read them for."""
         if self.journal is None or not attempt.task.detach:
             return None
         return str(self.journal.make_folder() / attempt.id)
@@ -177,16 +177,16 @@ class Recorder:
             outcome_files.remove_files(place)
 
     def sweep(self, kept: Container[str]) -> None:
-        """Remove what other attempts than these have left behind."""
+        """Remove the files of all attempts but these."""
         if self.journal is not None:
             outcome_files.remove_stale(self.journal.folder, kept)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
-    """Pickles a part of a policy; another task in it, by its id."""
+    """Pickles a part of a policy; tasks in it by their ids."""
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Name what is not copied."""
+        """Return the id of a task."""
         return obj.id if isinstance(obj, Task) else None
 
 
@@ -201,7 +201,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def policy_of(added: Added, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Return the policy of a task that was added; ``tasks`` are those before it, which it may speak of."""
+    """Return the journalled policy of a task; ``tasks`` are the earlier ones, which it may refer to."""
     policy: dict[str, Any] = {}
     for name, data in pickle.loads(added.policy).items():
         try:
@@ -212,7 +212,7 @@ def policy_of(added: Added, tasks: Mapping[str, Task]) -> dict[str, Any]:
 
 
 def _pickled_policy(task: Task) -> bytes:
-    """Return what `Task` was told by keyword, part by part: one that cannot travel must not keep the others."""
+    """Return the keyword arguments of a task, pickled one by one: one that fails must not keep out the others."""
     parts: dict[str, bytes] = {}
     for name, default in {**_POLICY, "argv": ()}.items():
         value = getattr(task, name, default)
@@ -232,10 +232,10 @@ def _kept(task: Task, value: Any, error: BaseException | None) -> tuple[bytes | 
     try:
         return (cloudpickle.dumps(value), None) if error is None else (None, cloudpickle.dumps(error))
     except Exception as unfit:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
-        told = TaskFailed(f"task {task.name!r} ended with {error or 'a value'}, which cannot be journalled: {unfit}")
-        return None, pickle.dumps(told)
+        lost = TaskFailed(f"task {task.name!r} ended with {error or 'a value'}, which cannot be journalled: {unfit}")
+        return None, pickle.dumps(lost)
 
 
 def _plain(text: str) -> str:
-    """Return a text as JSON can hold it: file names may be no texts at all."""
+    """Return a text that JSON can hold: file names need not be valid Unicode."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -43,9 +43,9 @@ __all__ = ["AdoptedProcessLauncher", "Recovery"]
 
 
 class AdoptedProcessLauncher:
-    """Launches as another launcher does, and tells the ends of processes that are nobody's children here.
+    """A launcher that also reports the exits of adopted processes.
 
-    How such a process ended only its parent can know: its `Exited` says nothing but that it has.
+    Only the parent of a process can read its exit code, so `Exited` of an adopted process has none.
     """
 
     def __init__(self, launcher: Launcher) -> None:
@@ -55,7 +55,7 @@ class AdoptedProcessLauncher:
         self._watched: dict[int, tuple[str, Process]] = {}
 
     def watch(self, attempt: str, process: Process) -> None:
-        """Tell of this process's end from now on. The handle stays the caller's."""
+        """Report the exit of this process. The caller keeps its handle."""
         own = Process(process.pid, os.dup(process.fileno()))
         self._watched[own.fileno()] = attempt, own
         self._epoll.register(own, select.EPOLLIN)
@@ -73,7 +73,7 @@ class AdoptedProcessLauncher:
         return self._epoll.fileno()
 
     def close(self, grace: float) -> None:
-        """Close the other launcher, and let go of what was inherited."""
+        """Close the other launcher and the handles."""
         self._launcher.close(grace)
         for _, process in self._watched.values():
             process.close()
@@ -95,7 +95,7 @@ class AdoptedProcessLauncher:
 
 
 LEFTOVERS: Final = 2.0
-"""Seconds to wait for processes that should have ended with their manager, and were killed by this one."""
+"""Seconds to wait for processes that outlived their manager against its will, and were killed by this one."""
 SALT_BYTES: Final = 16
 
 
@@ -146,7 +146,7 @@ class Recovery:
         attempt.salt = secrets.token_bytes(SALT_BYTES)
         if identity.inode is None:
             self._launcher.watch(attempt.id, process)
-            process.close()  # It must not be signalled before it has proven itself anew.
+            process.close()  # It must not be signalled before it has proven itself again.
             return AdoptedUnverified()
         wrapper = self._find_wrapper(entry, identity)
         launched, own = (process, None) if wrapper is None else (wrapper, process)
@@ -197,7 +197,7 @@ def replay(attempt: Attempt, entry: Entry) -> None:
 
 
 class Recalled(Task):
-    """A task that was given to a manager before. What it calls is opened nowhere but in its process."""
+    """A task of an earlier manager. Its call is unpickled in its process only."""
 
     def __init__(self, entry: Entry, tasks: dict[str, Task]) -> None:
         added = entry.added
@@ -210,7 +210,7 @@ class Recalled(Task):
         self._release(added.call)
 
     def recall(self, finished: Finished, entry: Entry) -> None:
-        """Stay as it ended."""
+        """Show the end that the journal has."""
         self._finished = finished
         self.state, self.exit_code, self.signal = finished.state, finished.exit_code, finished.signal
         self.identity = None if entry.proven is None else entry.proven.identity
@@ -229,16 +229,16 @@ class Recalled(Task):
 
     def _open(self) -> None:
         finished, self._finished = self._finished, None
-        if finished is not None:  # Not before somebody asks: to unpickle a result runs code.
+        if finished is not None:  # On request only: unpickling a result runs code.
             self._value, self._error = finished.opened()
 
 
 def _recalled(*_: Any) -> None:
-    """Stand in for the callable of a task that was given to a manager before."""
+    """Stand in for the callable of a task of an earlier manager."""
 
 
 def _outlives(entry: Entry) -> bool:
-    """Tell whether its process may be alive and at work: it was detached, and told to go."""
+    """Return whether the process may be alive and run user code: it was detached and proven."""
     return entry.started is not None and entry.started.detach and entry.proven is not None
 
 

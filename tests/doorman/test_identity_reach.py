@@ -60,9 +60,10 @@ def test_I02_a_process_that_others_start_is_known_where_that_is_allowed(crossing
     assert not manager.refused
 
 
-def test_I02_its_end_is_its_wrappers(short_path, tmp_path):
+@pytest.mark.parametrize("detach", [False, True])
+def test_I02_its_end_is_its_wrappers(short_path, tmp_path, detach):
     with ProcessManager(f"unix://{short_path}/m", launcher=launcher(ASKED, Reach.HOST)) as manager:
-        task = manager.add_task(Task(stay, tmp_path / "up"))
+        task = manager.add_task(Task(stay, tmp_path / "up", detach=detach))
         tick_until(manager, (tmp_path / "up").exists)
         with task.identity.open() as process:
             [attempt] = manager._supervisor.attempts
