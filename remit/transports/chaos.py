@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from remit.errors import TransportError
 from remit.location import Location, read_seconds
 from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Transport, Up, Wakeable
-
-__all__ = ["ChaosTransport"]
 
 
 class FrameFaults(NamedTuple):
@@ -58,70 +57,41 @@ MAX_DELAYED: Final = 1024
 NEVER: Final = float("inf")
 
 
-class DelayQueue:
-    """Delayed frames of each peer in the order in which they leave. Reads no clock: times are parameters."""
+class PeerQueue:
+    """Frames for one peer that leave later, each with the time from which it may leave. Reads no clock."""
 
     def __init__(self) -> None:
-        self.next_due = NEVER
-        """Time at which the next frame may leave, apart from those that a full link refused."""
-        self._delayed: dict[Peer, deque[tuple[float, bytes]]] = {}
-        self._reordered: dict[Peer, tuple[float, bytes]] = {}
+        self.frames: deque[tuple[float, bytes]] = deque()
+        """In the order in which they leave."""
+        self.overtaken: tuple[float, bytes] | None = None
+        """Leaves after the next frame, or at its time if there is none."""
+        self.refused: FrameFaults | None = None
+        """Faults of the frame that the link refused."""
 
     def __bool__(self) -> bool:
-        return bool(self._delayed or self._reordered)
+        return bool(self.frames or self.overtaken or self.refused)
 
-    def is_full(self, peer: Peer) -> bool:
-        """Return whether the peer's queue is full."""
-        return len(self._delayed.get(peer, ())) >= MAX_DELAYED
-
-    def has_pending(self, peer: Peer) -> bool:
-        """Return whether delayed frames must leave before a new frame to this peer."""
-        return peer in self._delayed
-
-    def push(self, peer: Peer, frame: bytes, due: float) -> None:
+    def push(self, frame: bytes, due: float) -> None:
         """Delay a frame until it is due and all earlier ones have left."""
-        queue = self._delayed.setdefault(peer, deque())
-        queue.append((max(due, queue[-1][0]) if queue else due, frame))
-        self.next_due = min(self.next_due, queue[0][0])
+        self.frames.append((max(due, self.frames[-1][0]) if self.frames else due, frame))
 
-    def push_reordered(self, peer: Peer, frame: bytes, due: float) -> bool:
-        """Delay a frame until the next one has left or it is due. False if the peer has such a frame already."""
-        if peer in self._reordered:
-            return False
-        self._reordered[peer] = due, frame
-        self.next_due = min(self.next_due, due)
-        return True
+    def push_overtaken(self, due: float) -> None:
+        """Put the overtaken frame behind the others."""
+        if self.overtaken is not None:
+            self.push(self.overtaken[1], due)
+            self.overtaken = None
 
-    def schedule_reordered(self, peer: Peer, due: float) -> bool:
-        """Queue the frame that was to be overtaken, since the next one leaves at ``due``. False if there is none."""
-        if peer not in self._reordered:
-            return False
-        self.push(peer, self._reordered.pop(peer)[1], due)
-        return True
-
-    def send_due(self, now: float, send: Callable[[Peer, bytes], Sent]) -> None:
-        """Send the frames that are due until the link is full, and set `next_due`."""
-        if not self:
-            return
-        for peer, (due, frame) in list(self._reordered.items()):
-            if due <= now:
-                del self._reordered[peer]
-                self.push(peer, frame, due)
-        self.next_due = min((due for due, _ in self._reordered.values()), default=NEVER)
-        for peer, held in list(self._delayed.items()):
-            while held and held[0][0] <= now:
-                if send(peer, held[0][1]) is Sent.FULL:
-                    break  # the wrapped link's wait returns when there is room again
-                held.popleft()
-            if not held:
-                del self._delayed[peer]
-            elif held[0][0] > now:
-                self.next_due = min(self.next_due, held[0][0])
-
-    def discard_peer(self, peer: Peer) -> None:
-        """Drop the frames of a connection that has ended."""
-        self._delayed.pop(peer, None)
-        self._reordered.pop(peer, None)
+    def send_due(self, now: float, send: Callable[[bytes], Sent]) -> float:
+        """Send the frames that are due until the link is full; return the time at which the next one is due."""
+        if self.overtaken is not None and self.overtaken[0] <= now:
+            self.push_overtaken(self.overtaken[0])
+        while self.frames and self.frames[0][0] <= now and send(self.frames[0][1]) is not Sent.FULL:
+            self.frames.popleft()
+        next_due = self.overtaken[0] if self.overtaken is not None else NEVER
+        # A frame that is due and still here was refused by a full link, whose `wait` returns when there is room.
+        if self.frames and self.frames[0][0] > now:
+            next_due = min(next_due, self.frames[0][0])
+        return next_due
 
 
 REORDER_TIMEOUT_S: Final = 0.05
@@ -145,8 +115,8 @@ class ChaosLink(OwnedLink):
         self._faults = faults
         # A server must not draw the same faults as its clients from the same seed.
         self._random = random.Random(f"{faults.seed} {role}")
-        self._pending_faults: dict[Peer, FrameFaults] = {}
-        self._delayed = DelayQueue()
+        self._queues: dict[Peer, PeerQueue] = {}
+        """By the wrapped link's token. Empty queues are removed by the next call."""
         self._arrivals: deque[Arrival] = deque()
 
     # -- the contract --------------------------------------------------------------------------------------------
@@ -154,34 +124,37 @@ class ChaosLink(OwnedLink):
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Send one frame with the faults drawn for it. Never blocks. Raises FrameTooLarge."""
         self._check_and_share_owner(frame)
-        self._send_due()
+        self._send_due(time.monotonic())
         inner = self._inner_peer(peer)
         if inner is None:
             return Sent.GONE
-        if self._delayed.is_full(inner):
+        queue = self._queues.setdefault(inner, PeerQueue())
+        if len(queue.frames) >= MAX_DELAYED:
             return Sent.FULL
-        faults = self._pending_faults.pop(inner, None) or self._faults.draw(self._random)
+        faults = queue.refused or self._faults.draw(self._random)
+        queue.refused = None
         if faults.cut:
             return self._cut(inner)
-        sent = self._apply(inner, frame, faults)
+        sent = self._apply(inner, queue, frame, faults)
         if sent is Sent.FULL:
             # The caller retries this frame, which keeps its faults: they must not depend on how full the link was.
-            self._pending_faults[inner] = faults
+            queue.refused = faults
         return sent
 
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None. Never blocks."""
         self._check_and_share_owner()
-        self._send_due()
+        self._send_due(time.monotonic())
         return self._arrivals.popleft() if self._arrivals else self._translate(self._link.receive())
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Wait as the wrapped link does, or until a delayed frame may leave."""
         self._check_and_share_owner()
-        self._send_due()
+        now = time.monotonic()
+        next_due = self._send_due(now)
         if not self._arrivals:
-            self._link.wait(max(0.0, min(timeout, self._delayed.next_due - time.monotonic())), waker)
-            self._send_due()
+            self._link.wait(max(0.0, min(timeout, next_due - now)), waker)
+            self._send_due(time.monotonic())
 
     def close(self, linger: float) -> None:
         """Close within ``linger`` seconds. Delayed frames leave now."""
@@ -196,39 +169,45 @@ class ChaosLink(OwnedLink):
         self._check(frame)
         self._link.owner = self.owner
 
-    def _apply(self, peer: Peer, frame: bytes, faults: FrameFaults) -> Sent:
+    def _apply(self, peer: Peer, queue: PeerQueue, frame: bytes, faults: FrameFaults) -> Sent:
         if not faults.copies:
             return Sent.ACCEPTED
         due = time.monotonic() + faults.delay
-        if faults.reordered and self._delayed.push_reordered(peer, bytes(frame), due + REORDER_TIMEOUT_S):
+        if faults.reordered and queue.overtaken is None:
+            queue.overtaken = due + REORDER_TIMEOUT_S, bytes(frame)
             return Sent.ACCEPTED
-        sent = self._send_or_delay(peer, frame, due)
+        sent = self._send_or_delay(peer, queue, frame, due)
         if sent is not Sent.ACCEPTED:
             return sent
         if faults.copies > 1:
-            self._send_or_delay(peer, frame, due)
-        if self._delayed.schedule_reordered(peer, due):
-            self._send_due()
+            self._send_or_delay(peer, queue, frame, due)
+        if queue.overtaken is not None:
+            queue.push_overtaken(due)
+            self._send_due(time.monotonic())
         return sent
 
-    def _send_or_delay(self, peer: Peer, frame: bytes, due: float) -> Sent:
-        """Send a frame now if it is due and no delayed frame precedes it. Otherwise delay it."""
-        if not self._delayed.has_pending(peer) and due <= time.monotonic():
+    def _send_or_delay(self, peer: Peer, queue: PeerQueue, frame: bytes, due: float) -> Sent:
+        # Not past the delayed frames, even if it is due: only `reorder` may change the order.
+        if not queue.frames and due <= time.monotonic():
             return self._link.send(peer, frame)
-        self._delayed.push(peer, bytes(frame), due)
+        queue.push(bytes(frame), due)
         return Sent.ACCEPTED
 
-    def _send_due(self) -> None:
-        """Send the delayed frames that are due."""
-        if self._delayed:
-            self._delayed.send_due(time.monotonic(), self._link.send)
+    def _send_due(self, now: float) -> float:
+        """Send the delayed frames that are due; return the time at which the next one is due."""
+        next_due = NEVER
+        for peer, queue in list(self._queues.items()):
+            next_due = min(next_due, queue.send_due(now, partial(self._link.send, peer)))
+            if not queue:
+                del self._queues[peer]
+        return next_due
 
     def _flush(self, deadline: float) -> None:
         """Send all delayed frames for which there is room before the deadline."""
-        self._delayed.send_due(NEVER, self._link.send)
-        while self._delayed and (left := deadline - time.monotonic()) > 0:
+        self._send_due(NEVER)
+        while any(queue.frames for queue in self._queues.values()) and (left := deadline - time.monotonic()) > 0:
             self._link.wait(left)
-            self._delayed.send_due(NEVER, self._link.send)
+            self._send_due(NEVER)
 
     # -- hooks of the two ends -----------------------------------------------------------------------------------
 
@@ -243,11 +222,6 @@ class ChaosLink(OwnedLink):
     def _cut(self, peer: Peer) -> Sent:
         """End a connection without the help of the wrapped link."""
         raise NotImplementedError
-
-    def _discard_peer(self, peer: Peer) -> None:
-        """Drop the frames of a connection that has ended."""
-        self._delayed.discard_peer(peer)
-        self._pending_faults.pop(peer, None)
 
 
 class ChaosClientLink(ChaosLink):
@@ -266,7 +240,7 @@ class ChaosClientLink(ChaosLink):
             self._up = True
         elif isinstance(arrival, Down):
             self._up = False
-            self._discard_peer(SERVER)
+            self._queues.pop(SERVER, None)
         return arrival
 
     def _cut(self, peer: Peer) -> Sent:
@@ -276,7 +250,7 @@ class ChaosClientLink(ChaosLink):
             return Sent.ACCEPTED  # without a new link, only the frame is lost
         self._link.close(0.0)
         self._link, self._up = link, False
-        self._discard_peer(peer)
+        self._queues.pop(peer, None)
         self._arrivals.append(Down(SERVER, CUT_REASON))
         return Sent.ACCEPTED
 
@@ -304,13 +278,13 @@ class ChaosServerLink(ChaosLink):
         if isinstance(arrival, Down):
             self._connected.pop(inner, None)
             self._reconnected.pop(inner, None)
-            self._discard_peer(inner)
+            self._queues.pop(inner, None)
         return arrival if name is None else arrival._replace(peer=name)
 
     def _cut(self, peer: Peer) -> Sent:
         former = self._reconnected.get(peer)
         self._reconnected[peer] = token = ReconnectedPeer(peer, former.reconnects + 1 if former else 1)
-        self._discard_peer(peer)
+        self._queues.pop(peer, None)
         self._arrivals.append(Down(former or peer, CUT_REASON))
         if peer in self._connected:
             self._arrivals.append(self._connected[peer]._replace(peer=token))

@@ -31,7 +31,6 @@ MAX_UNANSWERED_BYTES: Final = 1024 * 1024
 """Bytes of commands that may wait for their replies."""
 REPLY_TIMEOUT_S: Final = 10.0
 """A connection without a received byte for this time, while replies are due, counts as dead."""
-HANDSHAKE_READ_BYTES: Final = 4096
 READ_BYTES: Final = 64 * 1024
 """Size of a read: small enough to be parsed within the time of a call, and larger than a TLS record of 16 KiB, since
 poll does not see a rest that stays decrypted in the SSL object."""
@@ -43,7 +42,7 @@ TEMPORARY_ERRORS: Final = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN")
 _pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 
 OnReply = Callable[[Any, Any], None]
-"""Called with the context of the command, and with its reply."""
+"""Called with the context of the command and with its reply. The context saves a closure for each frame."""
 
 
 class RedisRefused(TransportError):
@@ -135,7 +134,7 @@ def _greet(connection: socket.socket, address: Address) -> None:
 
 def _receive_reply(connection: socket.socket, reader: hiredis.Reader) -> Any:
     while (reply := reader.gets()) is INCOMPLETE:
-        data = connection.recv(HANDSHAKE_READ_BYTES)
+        data = connection.recv(READ_BYTES)
         if not data:
             raise ConnectionResetError("it closed the connection")
         try:
@@ -159,22 +158,24 @@ def _greeting_error(reply: str, command: str, address: Address) -> TransportErro
 
 
 class BackgroundConnect:
-    """One attempt to connect, in a thread: a host that does not respond blocks `open_connection` for seconds."""
+    """One attempt to connect, in a thread: a host that does not respond blocks `open_connection` for seconds.
+
+    Raises TransportError if the process is out of descriptors.
+    """
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._waker = Waker()
-        self._lock = threading.Lock()
+        self._results: deque[socket.socket | TransportError] = deque()
         self._abandoned = False
-        self._connection: socket.socket | None = None
-        self._error: TransportError | None = None
-        self._done = False
         self._thread = threading.Thread(target=self._run, name="remit-redis-dial", daemon=True)
+        try:
+            self._waker = Waker()
+        except OSError as error:
+            raise TransportError(f"cannot connect to redis at {address.location}: {error.strerror}") from error
         try:
             self._thread.start()
         except RuntimeError as error:  # too many threads, or Python 3.12 and later at interpreter shutdown
-            self._done = True
-            self._error = TransportError(f"cannot connect to redis at {address.location}: {error}")
+            self._results.append(TransportError(f"cannot connect to redis at {address.location}: {error}"))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable once the attempt has ended."""
@@ -182,49 +183,49 @@ class BackgroundConnect:
 
     def result(self) -> socket.socket | None:
         """Return the connection once, or None while the attempt lasts. Raises TransportError."""
-        if not self._done:
+        if not self._results:
             return None
         self._join()
-        if self._error is not None:
-            raise self._error
-        connection, self._connection = self._connection, None
-        return connection
+        self._waker.close()
+        result = self._results.pop()
+        if isinstance(result, TransportError):
+            raise result
+        return result
 
     def abandon(self) -> None:
         """Close the connection as soon as the attempt has ended."""
-        # Under the lock, either this thread sees `_done` or the other one sees `_abandoned`: one of them closes.
-        with self._lock:
-            self._abandoned = True
-            if not self._done:
-                return
-        self._join()
-        if self._connection is not None:
-            self._connection.close()
+        # This thread sets the flag before it looks for a result. The other thread adds the result before it reads the
+        # flag. So at least one of them discards the result, and `deque.pop` lets only one do it.
+        self._abandoned = True
+        if self._results:
+            self._join()
+            self._discard_result()
 
     def close_inherited(self) -> None:
         """Close the descriptors in a forked child. The thread exists in the parent only."""
         self._waker.close()
-        if self._connection is not None:
-            self._connection.close()
+        self._discard_result()
 
     def _join(self) -> None:
+        # Short, since there is a result: the thread only wakes this one. It was not started if that failed.
         if self._thread.ident is not None:
-            self._thread.join()  # short: after `_done` the thread only wakes this one
-        self._waker.close()
+            self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._connection = open_connection(self._address)
+            self._results.append(open_connection(self._address))
         except TransportError as error:
-            self._error = error
-        with self._lock:
-            self._done = True
-            abandoned = self._abandoned
+            self._results.append(error)
         self._waker.wake()
-        if abandoned:
+        if self._abandoned:
+            self._discard_result()
+
+    def _discard_result(self) -> None:
+        with suppress(IndexError):
+            result = self._results.pop()
             self._waker.close()
-            if self._connection is not None:
-                self._connection.close()
+            if isinstance(result, socket.socket):
+                result.close()
 
 
 # -- RESP3 ----------------------------------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class RespConnection:
         self._feed: Callable[[bytearray, int, int], None] = self._reader.feed  # type: ignore[assignment]
         self._buffer = bytearray(READ_BYTES)
         self._unsent = bytearray()
-        self._pending: deque[tuple[OnReply, Any, int]] = deque()
+        self._pending: deque[tuple[OnReply | None, Any, int]] = deque()
         self._last_received = 0.0
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -263,8 +264,8 @@ class RespConnection:
         """Return whether a command of ``size`` bytes may be sent now."""
         return self._unanswered_bytes + size <= MAX_UNANSWERED_BYTES or not self._unanswered_bytes
 
-    def send_command(self, on_reply: OnReply, context: Any, *words: bytes | int) -> None:
-        """Send a command and call ``on_reply(context, reply)`` later. Raises ConnectionLost."""
+    def send_command(self, on_reply: OnReply | None, context: Any, *words: bytes | int) -> None:
+        """Send a command and call ``on_reply(context, reply)`` later, if given. Raises ConnectionLost."""
         command = _pack(words)
         size = len(command)
         if not self._pending:
@@ -341,16 +342,15 @@ class RespConnection:
                 raise ConnectionLost("redis sent a reply without a command")
             on_reply, context, size = self._pending.popleft()
             self._unanswered_bytes -= size
-            on_reply(context, reply)
+            if on_reply is not None:
+                on_reply(context, reply)
 
     def _write(self, command: bytes) -> None:
-        if self._unsent:
-            self._unsent += command
-            self._flush()
-            return
-        sent = self._send_now(command)
+        # Most commands leave immediately, without a copy.
+        sent = 0 if self._unsent else self._send_now(command)
         if sent < len(command):
             self._unsent += memoryview(command)[sent:]
+            self._flush()
 
     def _flush(self) -> None:
         while self._unsent:

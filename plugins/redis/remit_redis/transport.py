@@ -10,10 +10,8 @@ from typing import Any, Final
 from remit.errors import BadLocation
 from remit.location import Location, read_seconds, read_size
 from remit.transport import Capabilities, Link
-from remit_redis.client import ClientLink
 from remit_redis.connection import Address
-from remit_redis.link import ChannelNames
-from remit_redis.server import ServerLink
+from remit_redis.links import ChannelNames, ClientLink, ServerLink
 
 LEASE_S: Final = 3.0
 """Default of the option ``lease``: time for which a server that does not renew it keeps its location."""
@@ -114,4 +112,4 @@ class RedisTransport:
             raise BadLocation(f"option 'ca' of {location} is for TLS: write rediss://")
         database = int(path) if path else values.get("db", 0)
         address = Address(location=location, database=database, authorities=values.get("ca"))
-        return values, address, ChannelNames.of(values.get("prefix", "remit"), database)
+        return values, address, ChannelNames(values.get("prefix", "remit"), database)
