@@ -18,15 +18,6 @@ from remit._protocol.server_sessions import ServerSessions
 from remit.location import Location
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Link, Peer, Sent, Transport, Up, Wakeable
 
-__all__ = [
-    "AuthenticatedClientLink",
-    "AuthenticatedServerLink",
-    "AuthenticatedTransport",
-    "share_rejected_counter",
-    "with_authentication",
-]
-
-
 logger = logging.getLogger("remit")
 
 MAX_REJECTED_PER_RECEIVE: Final = 64

@@ -29,8 +29,6 @@ from remit.transport import (
     register_after_fork,
 )
 
-__all__ = ["MemoryLink", "MemoryTransport", "remit_transport"]
-
 MAX_FRAME: Final = 16 * 1024 * 1024
 """Default of the option ``max_frame``, in bytes."""
 CAPACITY_FRAMES: Final = 1024

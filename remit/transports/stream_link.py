@@ -18,9 +18,6 @@ from typing import Final
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, Credentials, Down, Frame, OwnedLink, Peer, Poller, Sent, Up, Wakeable
 
-__all__ = ["HAS_PEER_CREDENTIALS", "FrameDecoder", "Stream", "StreamLink", "peer_credentials"]
-
-
 HAS_PEER_CREDENTIALS: Final = hasattr(socket, "SO_PEERCRED")
 _SO_PEERPIDFD: Final = 77
 """Linux 6.5 and later. The socket module has no name for it."""

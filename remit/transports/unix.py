@@ -11,15 +11,13 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from remit.errors import TransportError
 from remit.location import Location, read_size
 from remit.runtime_dirs import remove_socket, socket_path
 from remit.transport import SERVER, Capabilities, FileLock, Transport, hookimpl
 from remit.transports.stream_link import HAS_PEER_CREDENTIALS, Stream, StreamLink
-
-__all__ = ["UnixTransport", "remit_transport"]
 
 MAX_FRAME: Final = 16 * 1024 * 1024
 """Default of the option ``max_frame``, in bytes."""
@@ -125,6 +123,9 @@ class _ClientLink(StreamLink):
         self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_S)
 
 
+_End = TypeVar("_End", bound=StreamLink)
+
+
 class UnixTransport:
     """``unix:///path.sock``: one server and its clients, in any processes of one host."""
 
@@ -133,28 +134,19 @@ class UnixTransport:
 
     def bind(self, location: Location) -> _ServerLink:
         """Open the server's link. Raises LocationInUse, BadLocation, TransportError."""
-        capabilities = self._capabilities(location)
-        try:
-            return _ServerLink(location, capabilities)
-        except OSError as error:
-            raise _open_error(location, error) from error
+        return self._open(_ServerLink, location)
 
     def connect(self, location: Location) -> _ClientLink:
         """Open the client's link. The server may start later. Raises BadLocation, TransportError."""
-        capabilities = self._capabilities(location)
-        try:
-            return _ClientLink(location, capabilities)
-        except OSError as error:
-            raise _open_error(location, error) from error
+        return self._open(_ClientLink, location)
 
-    def _capabilities(self, location: Location) -> Capabilities:
+    def _open(self, kind: Callable[[Location, Capabilities], _End], location: Location) -> _End:
         options = location.read(self.options)
-        socket_path(location)
-        return replace(self.capabilities, **options) if options else self.capabilities
-
-
-def _open_error(location: Location, error: OSError) -> TransportError:
-    return TransportError(f"cannot open {location}: {error.strerror}; choose another path")
+        socket_path(location)  # raises BadLocation
+        try:
+            return kind(location, replace(self.capabilities, **options))
+        except OSError as error:
+            raise TransportError(f"cannot open {location}: {error.strerror}; choose another path") from error
 
 
 def _listen(path: str) -> tuple[socket.socket, os.stat_result]:

@@ -46,8 +46,6 @@ class ClientLink(NngLink):
             return Sent.GONE
         return self._send_on(self._channel, frame)
 
-    # -- lobby ---------------------------------------------------------------------------------------------------
-
     def _dial_lobby(self) -> None:
         self._lobby = pynng.Req0(
             resend_time=NEVER_MS,
@@ -89,8 +87,6 @@ class ClientLink(NngLink):
         if self._lobby is not None:
             self._lobby.close()
             self._lobby = None
-
-    # -- channel -------------------------------------------------------------------------------------------------
 
     def _open_channel(self, token: bytes, where: str) -> None:
         channel = Channel(self._events, token, self.capabilities.max_frame)
@@ -136,8 +132,6 @@ class ClientLink(NngLink):
     def _schedule_retry(self) -> None:
         self.next_deadline = time.monotonic() + self._retry_delay
         self._retry_delay = min(self._retry_delay * 2, RECONNECT_S[1])
-
-    # -- events and deadlines ------------------------------------------------------------------------------------
 
     def _handle_event(self, subject: Any, event: str) -> None:
         if event == "lobby" and subject is self._lobby and self._reply is None:

@@ -1,4 +1,4 @@
-"""What both ends over nng share: Pair0 channels, events of nng's threads, and the polling of descriptors."""
+"""Base of both ends over nng, with Pair0 channels, the events of nng's threads, and the polling of descriptors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pynng.nng
@@ -38,11 +38,7 @@ def _after_fork_in_child() -> None:
     if _used:
         _inherited = True
         atexit.unregister(pynng.nng._pynng_atexit)
-        pynng.Socket.__del__ = _do_nothing
-
-
-def _do_nothing(inherited: object) -> None:
-    pass
+        pynng.Socket.__del__ = lambda _: None
 
 
 register_after_fork(_after_fork_in_child)
@@ -79,16 +75,12 @@ class PipeEvents:
 
         return queue_event
 
-    def __bool__(self) -> bool:
-        return bool(self._events)
-
-    def pop_all(self) -> list[tuple[Any, str]]:
-        """Return the queued events in order."""
-        self.waker.clear()  # before the queue is emptied, or the wake of a new event would be lost
-        events = []
+    def pop_all(self) -> Iterator[tuple[Any, str]]:
+        """Yield the queued events in order."""
+        if self._events:  # without a system call if there are none
+            self.waker.clear()  # before the queue is emptied, or the wake of a new event would be lost
         while self._events:
-            events.append(self._events.popleft())
-        return events
+            yield self._events.popleft()
 
 
 class Channel:
@@ -99,7 +91,10 @@ class Channel:
 
     def __init__(self, events: PipeEvents, token: bytes, max_frame: int) -> None:
         self.token = token
+        self.peer: int = 0
+        """The server's token of the peer, given when it claims the channel."""
         self.up = False
+        self.closed = False
         self.has_peer = False
         self.deadline = 0.0
         """Monotonic time at which an unclaimed channel is closed."""
@@ -107,6 +102,7 @@ class Channel:
             recv_max_size=max_frame + ENVELOPE_BYTES, send_buffer_size=BUFFER_FRAMES, recv_buffer_size=BUFFER_FRAMES
         )
         try:
+            # Read once: nng creates it at the first call. It is level-triggered.
             self._descriptor: int = self.socket.recv_fd
         except pynng.NNGException:
             self.socket.close()
@@ -122,16 +118,8 @@ class Channel:
         self.has_peer = True
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable while a frame waits. nng's is level-triggered."""
+        """Return the descriptor that is readable while a frame waits."""
         return self._descriptor
-
-    def writable_descriptor(self) -> int:
-        """Return the descriptor that is readable while a frame can be sent, or -1 if descriptors ran out."""
-        try:
-            descriptor: int = self.socket.send_fd
-        except pynng.NNGException:
-            return -1
-        return descriptor
 
     def send(self, frame: bytes) -> Sent:
         """Send a frame."""
@@ -153,6 +141,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket. nng 1.11 has no linger: frames that it has not sent yet are lost."""
+        self.closed = True
         self.socket.close()
 
 
@@ -225,7 +214,7 @@ class NngLink(OwnedLink):
     def _poll_once(self, timeout: float) -> set[int]:
         """Handle frames, events and the deadline; return the descriptors that were ready."""
         ready = self._read_ready(timeout)
-        for subject, event in self._events.pop_all() if self._events else ():
+        for subject, event in self._events.pop_all():
             self._handle_event(subject, event)
         if self.next_deadline != float("inf") and time.monotonic() >= self.next_deadline:
             self.handle_deadline()
@@ -234,8 +223,8 @@ class NngLink(OwnedLink):
     def _read_ready(self, timeout: float) -> set[int]:
         ready = {descriptor for descriptor, _ in self._poller.poll(timeout)}
         for descriptor in ready:
-            reader = self._readers.get(descriptor)
-            if reader is not None:
+            # A reader may have removed another one of this turn.
+            if reader := self._readers.get(descriptor):
                 reader()
         return ready
 
@@ -252,8 +241,10 @@ class NngLink(OwnedLink):
         if sent is not Sent.FULL:
             self._mark_writable(channel)
         elif channel not in self._full:
-            self._full[channel] = writable = channel.writable_descriptor()
-            if writable >= 0:
+            self._full[channel] = -1
+            # nng creates the descriptor at the first use, and may find none left.
+            with contextlib.suppress(pynng.NNGException):
+                self._full[channel] = writable = channel.socket.send_fd
                 self._poller.register(writable, select.POLLIN)
         return sent
 

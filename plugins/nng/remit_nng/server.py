@@ -39,7 +39,6 @@ class ServerLink(NngLink):
         self._file_lock = lock
         self.channels: dict[int, Channel] = {}
         self.unclaimed: dict[Channel, None] = {}
-        self._numbers: dict[Channel, int] = {}
         super().__init__(location, capabilities)
         try:
             self._lobby = pynng.Rep0(recv_max_size=MAX_REQUEST_BYTES)
@@ -114,29 +113,30 @@ class ServerLink(NngLink):
                 self._remove_channel(channel, "closed")
                 return 0
             else:
-                self._arrivals.append(Frame(self._numbers[channel], frame))
+                self._arrivals.append(Frame(channel.peer, frame))
         return len(frames)
 
     def _accept(self, channel: Channel) -> None:
         channel.up = True
-        self.unclaimed.pop(channel, None)
-        number = self._numbers[channel] = next(_peer_numbers)
-        self.channels[number] = channel
-        self._arrivals.append(Up(number))
+        channel.peer = next(_peer_numbers)
+        del self.unclaimed[channel]
+        self.channels[channel.peer] = channel
+        self._arrivals.append(Up(channel.peer))
 
     def _remove_channel(self, channel: Channel, why: str) -> None:
         self._discard_channel(channel)
-        self.unclaimed.pop(channel, None)
-        number = self._numbers.pop(channel, None)
-        if number is not None:
-            del self.channels[number]
-            self._arrivals.append(Down(number, why))
+        if channel.up:
+            del self.channels[channel.peer]
+            self._arrivals.append(Down(channel.peer, why))
+        else:
+            del self.unclaimed[channel]
 
     def _handle_event(self, subject: Channel, event: str) -> None:
-        if event == "removed" and (subject in self._numbers or subject in self.unclaimed):
+        # Closing a channel causes this event, too.
+        if event == "removed" and not subject.closed:
             while self._read(subject):
                 pass  # `Down` must follow the frames that nng received before the pipe was removed
-            if subject in self._numbers or subject in self.unclaimed:
+            if not subject.closed:
                 self._remove_channel(subject, "its connection has ended")
 
     def handle_deadline(self) -> None:
@@ -149,11 +149,10 @@ class ServerLink(NngLink):
         self.next_deadline = min((channel.deadline for channel in self.unclaimed), default=float("inf"))
 
     def _close_channels(self, deadline: float) -> None:
-        channels = list(self._numbers)
         self._remove_reader(self._lobby_descriptor)
         self._lobby.close()
-        self._drain(channels, deadline)
-        for channel in (*self._numbers, *self.unclaimed):
+        self._drain(list(self.channels.values()), deadline)
+        for channel in (*self.channels.values(), *self.unclaimed):
             channel.close()
         if self._file_lock is not None:
             self._file_lock.release()

@@ -232,10 +232,9 @@ class BackgroundConnect:
 
 
 class RespConnection:
-    """A connection that speaks RESP3, in which replies and pub/sub messages arrive in one ordered stream.
+    """A connection that speaks RESP3. In RESP2 a connection with subscriptions accepts no other commands.
 
-    In RESP2 a connection with subscriptions accepts no other commands. ``on_message`` is called with the channel and
-    the data of each message.
+    ``on_message`` is called with the channel and the data of each pub/sub message, in order with the replies.
     """
 
     def __init__(self, connection: socket.socket, on_message: Callable[[bytes, bytes], None]) -> None:

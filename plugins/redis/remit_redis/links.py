@@ -116,7 +116,18 @@ class RedisLink(OwnedLink):
     def _on_published(self, route: Route, readers: int) -> None:
         """Handle the reply to PUBLISH, the number of subscribers that got the frame: 0 means that the peer is gone."""
 
+    def _await_ready(self) -> None:
+        """Wait until the link may be used. Raises TransportError."""
+
     # -- contract ------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Wait until the link may be used. Raises TransportError after it has closed the link."""
+        try:
+            self._await_ready()
+        except BaseException:
+            self.close(0.0)
+            raise
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Send one frame. Never blocks. Raises FrameTooLarge."""
@@ -325,22 +336,18 @@ class ServerLink(RedisLink):
         self._unchecked: list[bytes] = []
         self._expected_free_at: float | None = None
 
-    def open(self) -> None:
+    def _await_ready(self) -> None:
         """Wait for the lease, at most until that of a dead server expires. Raises TransportError."""
         answer_by = monotonic() + 2 * CONNECT_TIMEOUT_S
-        try:
-            while not self._ready:
-                deadline = answer_by if self._expected_free_at is None else self._expected_free_at + LEASE_SLACK_S
-                left = deadline - monotonic()
-                if left <= 0:
-                    raise TransportError(f"redis at {self.location} does not answer; is it busy or stopped?")
-                self._sleep(left)
-                self._process()
-                if error := self._fatal_error or self._last_error:
-                    raise error
-        except BaseException:
-            self.close(0.0)
-            raise
+        while not self._ready:
+            deadline = answer_by if self._expected_free_at is None else self._expected_free_at + LEASE_SLACK_S
+            left = deadline - monotonic()
+            if left <= 0:
+                raise TransportError(f"redis at {self.location} does not answer; is it busy or stopped?")
+            self._sleep(left)
+            self._process()
+            if error := self._fatal_error or self._last_error:
+                raise error
 
     def _on_connected(self, connection: RespConnection) -> None:
         self._epoch += 1
@@ -372,7 +379,11 @@ class ServerLink(RedisLink):
         if claimed:
             self._mark_ready()
         elif self._epoch > 1 or self._ready:
-            self._lose_lease()
+            self._fatal_error = LocationInUse(
+                f"another server took {self.location} over, since this one did not renew its lease of "
+                f"{self._lease_ms / 1000:g} s: tick it more often, or give the location a longer lease"
+            )
+            raise ConnectionLost("another server took the location over")
         elif readers or left < 0 or self._was_renewed(left / 1000):
             self._fatal_error = LocationInUse(f"another server holds {self.location}; stop it or use another prefix")
             raise ConnectionLost("another server holds the location")
@@ -380,18 +391,11 @@ class ServerLink(RedisLink):
             self.heartbeat_at = monotonic() + CLAIM_RETRY_S
 
     def _was_renewed(self, left: float) -> bool:
-        """Return whether the holder, which has no subscriber, has renewed its lease since the first attempt."""
+        # A dead holder has no subscriber and renews nothing. One that renews only reconnects, and keeps its lease.
         ends = monotonic() + left
         if self._expected_free_at is None:
             self._expected_free_at = ends
         return ends > self._expected_free_at + LEASE_SLACK_S / 2
-
-    def _lose_lease(self) -> None:
-        self._fatal_error = LocationInUse(
-            f"another server took {self.location} over, since this one did not renew its lease of "
-            f"{self._lease_ms / 1000:g} s: tick it more often, or give the location a longer lease"
-        )
-        raise ConnectionLost("another server took the location over")
 
     def _on_message(self, channel: bytes, data: bytes) -> None:
         kind, token = data[:1], data[1 : 1 + TOKEN_BYTES]
@@ -454,18 +458,14 @@ class ClientLink(RedisLink):
         self._server_route: Route | None = None
         self._previous_token = b""
 
-    def open(self) -> None:
+    def _await_ready(self) -> None:
         """Wait briefly for Redis, which may come up later. Raises TransportError if it refuses the client."""
         deadline = monotonic() + FIRST_REPLY_WAIT_S
-        try:
-            while not (self._ready or self._last_error) and (left := deadline - monotonic()) > 0:
-                self._sleep(left)
-                self._process()
-            if isinstance(self._last_error, RedisRefused):
-                raise self._last_error
-        except BaseException:
-            self.close(0.0)
-            raise
+        while not (self._ready or self._last_error) and (left := deadline - monotonic()) > 0:
+            self._sleep(left)
+            self._process()
+        if isinstance(self._last_error, RedisRefused):
+            raise self._last_error
 
     def _on_connected(self, connection: RespConnection) -> None:
         connection.subscribe(self._names.announcements)
@@ -506,6 +506,7 @@ class ClientLink(RedisLink):
             self._leave("it is not there")
 
     def _on_subscriber_count(self, token: bytes, answer: list[Any]) -> None:
+        # A reply for a former token is about a former server.
         if not answer[1] and token == self._token:
             self._server_gone()
 
@@ -516,7 +517,7 @@ class ClientLink(RedisLink):
     def _server_gone(self) -> None:
         self._leave("the server is gone")
         if self.connection is not None:
-            self.connection.send_command(self._on_lease, None, b"GET", self._names.lease)
+            self._on_heartbeat(self.connection)  # looks for another server
 
     def _leave(self, why: str) -> None:
         if self.connection is not None:

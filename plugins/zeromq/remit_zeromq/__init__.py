@@ -9,8 +9,6 @@ from remit.hookspecs import hookimpl
 if TYPE_CHECKING:
     from remit.transport import Transport
 
-__all__ = ["SCHEMES", "remit_transport"]
-
 SCHEMES: Final = ("zmq+tcp", "zmq+ipc", "zmq+inproc")
 
 

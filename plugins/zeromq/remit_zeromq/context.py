@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import struct
@@ -92,7 +91,6 @@ def _after_fork_in_child() -> None:
 
 register_after_fork(_after_fork_in_child)
 
-# -- monitors -------------------------------------------------------------------------------------------------------
 
 _EVENT: Final = struct.Struct("=HI")
 """Number and value of an event. Parsed here, since zmq.utils.monitor imports asyncio, which takes 20 ms."""
@@ -126,7 +124,6 @@ def read_monitor(monitor: zmq.Socket[bytes]) -> Iterator[int]:
         yield _EVENT.unpack(parts[0])[0]
 
 
-# -- inproc ---------------------------------------------------------------------------------------------------------
 # libzmq neither monitors nor reconnects inproc connections, and connects to a name that is not bound without an
 # error. So the servers are registered here, and clients compare what they are connected to with what is bound.
 
@@ -161,9 +158,3 @@ def connect_inproc(socket: zmq.Socket[bytes], endpoint: str) -> object:
         if server is not None:
             socket.connect(endpoint)
         return server
-
-
-def disconnect_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Disconnect from a server that was unbound."""
-    with contextlib.suppress(zmq.ZMQError):  # libzmq may have removed the connection already
-        socket.disconnect(endpoint)

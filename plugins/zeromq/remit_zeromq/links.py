@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 from collections import deque
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import zmq
 
@@ -14,7 +14,6 @@ from remit.runtime_dirs import remove_socket
 from remit.transport import SERVER, Arrival, Capabilities, Down, FileLock, Frame, OwnedLink, Peer, Sent, Up, Wakeable
 from remit_zeromq.context import (
     connect_inproc,
-    disconnect_inproc,
     inproc_server,
     keep_inherited,
     open_monitor,
@@ -22,6 +21,8 @@ from remit_zeromq.context import (
     release_context,
     unbind_inproc,
 )
+
+Socket: TypeAlias = "zmq.Socket[bytes]"
 
 POLLIN: Final = int(zmq.POLLIN)
 """Plain numbers: combining members of zmq's enums takes longer than the getsockopt() call that they are used for."""
@@ -48,7 +49,7 @@ class ZeroMQLink(OwnedLink):
     and nothing was called on it since. Only then do they rely on the descriptor, which is cheaper to poll.
     """
 
-    def __init__(self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, socket: Socket) -> None:
         super().__init__(location, capabilities)
         self.dropped = 0
         """Messages received that were not a frame of a valid peer."""
@@ -127,9 +128,7 @@ class ZeroMQLink(OwnedLink):
 class ServerLink(ZeroMQLink):
     """The server's end. A peer token is the routing id that ZeroMQ created for the connection."""
 
-    def __init__(
-        self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes], lock: FileLock | None
-    ) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, lock: FileLock | None) -> None:
         super().__init__(location, capabilities, socket)
         self._file_lock = lock
         self._known: dict[bytes, None] = {}
@@ -255,9 +254,7 @@ class _DealerLink(ZeroMQLink):
 class ClientLink(_DealerLink):
     """The client's end over TCP and IPC. A monitor reports the connection; ZeroMQ itself reconnects."""
 
-    def __init__(
-        self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes], endpoint: str
-    ) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, endpoint: str) -> None:
         super().__init__(location, capabilities, socket)
         self._monitor = open_monitor(socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._monitor_poll = select.poll()
@@ -290,9 +287,7 @@ class ClientLink(_DealerLink):
 class InprocClientLink(_DealerLink):
     """The client's end within a process, where ZeroMQ neither monitors nor restores a connection."""
 
-    def __init__(
-        self, location: Location, capabilities: Capabilities, socket: zmq.Socket[bytes], endpoint: str
-    ) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, endpoint: str) -> None:
         super().__init__(location, capabilities, socket)
         self._endpoint = endpoint
         self._server: object = None
@@ -317,7 +312,8 @@ class InprocClientLink(_DealerLink):
             return
         if self._server is not None:
             self._disconnected()
-            disconnect_inproc(self._socket, self._endpoint)
+            with contextlib.suppress(zmq.ZMQError):  # libzmq may have removed the connection already
+                self._socket.disconnect(self._endpoint)
         self._server = connect_inproc(self._socket, self._endpoint)
         if self._server is not None:
             self._connected()

@@ -100,10 +100,8 @@ def _endpoint(location: Location, *, binding: bool) -> str:
     """Return ZeroMQ's form of a location. Raises BadLocation."""
     if location.scheme == "zmq+tcp":
         return tcp_address(location, binding=binding)
-    return f"ipc://{socket_path(location)}" if location.scheme == "zmq+ipc" else _inproc_endpoint(location)
-
-
-def _inproc_endpoint(location: Location) -> str:
+    if location.scheme == "zmq+ipc":
+        return f"ipc://{socket_path(location)}"
     name = location.host + location.path
     if not name or location.username or location.port is not None:
         raise BadLocation(f"{location} needs a name and no more, as in zmq+inproc://events")
