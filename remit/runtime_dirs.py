@@ -16,18 +16,6 @@ from remit.errors import BadLocation, TransportError
 if TYPE_CHECKING:
     from remit.location import Location
 
-__all__ = [
-    "PART_SUFFIX",
-    "fresh_name",
-    "fresh_path",
-    "has_unix_sockets",
-    "remove_socket",
-    "runtime_folder",
-    "socket_path",
-    "write_private_file",
-]
-
-
 # Linux: sun_path has 108 bytes, with the final zero.
 MAX_PATH_BYTES: Final = 107
 # A longer folder would leave too little of MAX_PATH_BYTES for the name of a file.
@@ -64,9 +52,9 @@ def runtime_folder() -> Path:
     return folder
 
 
-def fresh_path(hint: str, folder: Path | None = None) -> str:
+def fresh_path(hint: str) -> str:
     """Return a path that no other call returns, in this or another process."""
-    return str((folder or runtime_folder()) / fresh_name(hint))
+    return str(runtime_folder() / fresh_name(hint))
 
 
 def fresh_name(hint: str) -> str:

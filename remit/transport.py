@@ -150,7 +150,6 @@ class Wakeable(Protocol):
 
     def fileno(self) -> int:
         """Return that descriptor."""
-        ...
 
 
 class Link(Protocol):
@@ -165,11 +164,9 @@ class Link(Protocol):
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. Never blocks. Raises FrameTooLarge over ``capabilities.max_frame`` bytes."""
-        ...
 
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None. Never blocks."""
-        ...
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Wait up to ``timeout`` seconds.
@@ -177,11 +174,9 @@ class Link(Protocol):
         Return early when something can be received, when a frame refused as `Sent.FULL` may be accepted, or while
         ``waker`` is readable. An early return for no reason is allowed.
         """
-        ...
 
     def close(self, linger: float) -> None:
         """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        ...
 
 
 class Transport(Protocol):
@@ -194,11 +189,9 @@ class Transport(Protocol):
 
     def bind(self, location: Location) -> Link:
         """Open the server's link, with many peers. Raises LocationInUse, TransportError."""
-        ...
 
     def connect(self, location: Location) -> Link:
         """Open the client's link. Its only peer, `SERVER`, may come up later. Never blocks for long."""
-        ...
 
 
 # -- building blocks ------------------------------------------------------------------------------------------------

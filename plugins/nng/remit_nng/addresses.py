@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import Final
+from typing import Any, Final
 
 from remit.errors import TransportError
 from remit.location import Location
@@ -47,7 +47,9 @@ def remove_stale_sockets(location: Location) -> None:
             remove_socket(path)
 
 
-def make_private(address: str) -> None:
-    """Let only this user connect to a socket's file. Other addresses are left unchanged."""
+def listen(socket: Any, address: str) -> Any:
+    """Return a listener at an address. Only this user can connect to a socket's file."""
+    listener = socket.listen(address)
     if address.startswith("ipc://"):
         os.chmod(address.removeprefix("ipc://"), 0o600)  # noqa: PTH101
+    return listener

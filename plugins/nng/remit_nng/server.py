@@ -16,7 +16,7 @@ import pynng
 
 from remit.location import Location
 from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up
-from remit_nng.addresses import channel_address, lobby_address, make_private, remove_stale_sockets, uses_files
+from remit_nng.addresses import channel_address, listen, lobby_address, remove_stale_sockets, uses_files
 from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
 
 REQUEST: Final = b"remit 1"
@@ -40,16 +40,12 @@ class ServerLink(NngLink):
         self.channels: dict[int, Channel] = {}
         self.unclaimed: dict[Channel, None] = {}
         super().__init__(location, capabilities)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._close_descriptors)
             self._lobby = pynng.Rep0(recv_max_size=MAX_REQUEST_BYTES)
-            try:
-                self._listen_in_lobby()
-            except BaseException:
-                self._lobby.close()
-                raise
-        except BaseException:
-            self._close_descriptors()
-            raise
+            undo.callback(self._lobby.close)
+            self._listen_in_lobby()
+            undo.pop_all()
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Send one frame to a peer."""
@@ -61,8 +57,7 @@ class ServerLink(NngLink):
         address = lobby_address(self.location, binding=True)
         if uses_files(self.location):
             remove_stale_sockets(self.location)
-        listener = self._lobby.listen(address)
-        make_private(address)
+        listener = listen(self._lobby, address)
         if not uses_files(self.location):
             self.location = self.location.replace(port=_port(listener))
         self._lobby_descriptor: int = self._lobby.recv_fd
@@ -80,8 +75,11 @@ class ServerLink(NngLink):
     def open_channel(self) -> bytes:
         """Open a channel for a new client; return the reply: its token and its place."""
         channel = Channel(self._events, secrets.token_bytes(TOKEN_BYTES), self.capabilities.max_frame)
+        where = secrets.token_hex(4) if uses_files(self.location) else "0"
         try:
-            where = self._listen(channel)
+            listener = listen(channel.socket, channel_address(self.location, where))
+            if not uses_files(self.location):
+                where = str(_port(listener))
         except BaseException:
             channel.close()
             raise
@@ -90,15 +88,6 @@ class ServerLink(NngLink):
         self.next_deadline = min(self.next_deadline, channel.deadline)
         self._add_reader(channel.fileno(), lambda: self._read(channel))
         return channel.token + where.encode()
-
-    def _listen(self, channel: Channel) -> str:
-        if not uses_files(self.location):
-            return str(_port(channel.socket.listen(channel_address(self.location, "0"))))
-        where = secrets.token_hex(4)
-        address = channel_address(self.location, where)
-        channel.socket.listen(address)
-        make_private(address)
-        return where
 
     def _read(self, channel: Channel) -> int:
         """Read some frames of a channel; return their number."""

@@ -61,18 +61,13 @@ class NngTransport:
 def _translated_errors(location: Location) -> Iterator[None]:
     try:
         yield
+    except pynng.AddressInUse as error:
+        raise LocationInUse(f"{location} has a server already; stop it or choose another place") from error
     except (pynng.NNGException, OSError) as error:
-        raise _translate(error, location) from error
-
-
-def _translate(error: Exception, location: Location) -> TransportError:
-    if isinstance(error, pynng.AddressInUse):
-        return LocationInUse(f"{location} has a server already; stop it or choose another place")
-    if isinstance(error, pynng.OutOfFiles) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        return TransportError(f"cannot open {location}: out of descriptors; raise `ulimit -n`")
-    advice = (
-        "does its folder exist, and may you write to it?"
-        if location.path
-        else "check the host; a server can bind only to an address of its own host"
-    )
-    return TransportError(f"cannot open {location}: {error}; {advice}")
+        if isinstance(error, pynng.OutOfFiles) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            advice = "out of descriptors; raise `ulimit -n`"
+        elif location.path:
+            advice = f"{error}; does its folder exist, and may you write to it?"
+        else:
+            advice = f"{error}; check the host; a server can bind only to an address of its own host"
+        raise TransportError(f"cannot open {location}: {advice}") from error

@@ -391,7 +391,7 @@ class ServerLink(RedisLink):
             self.heartbeat_at = monotonic() + CLAIM_RETRY_S
 
     def _was_renewed(self, left: float) -> bool:
-        # A dead holder has no subscriber and renews nothing. One that renews only reconnects, and keeps its lease.
+        # A holder without a subscriber is dead or reconnects. In the latter case its lease ends later than at first.
         ends = monotonic() + left
         if self._expected_free_at is None:
             self._expected_free_at = ends

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from remit.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from remit.transport import Transport
 
-SCHEMES: Final = ("zmq+tcp", "zmq+ipc", "zmq+inproc")
-
 
 @hookimpl
 def remit_transport(scheme: str) -> Transport | None:
-    """Return the transport for `SCHEMES`."""
-    if scheme not in SCHEMES:
+    """Return the transport, or None for a scheme of another plugin."""
+    if scheme not in ("zmq+tcp", "zmq+ipc", "zmq+inproc"):
         return None
     from remit_zeromq.transport import ZeroMQTransport
 

@@ -160,10 +160,9 @@ def _translate(error: zmq.ZMQError | OSError, location: Location) -> TransportEr
     if error.errno == errno.EADDRINUSE:
         return LocationInUse(f"{location} has a server already; stop it or choose another place")
     if error.errno == errno.EMFILE:
-        return TransportError(f"cannot open {location}: out of sockets or descriptors; raise `ulimit -n`")
-    advice = (
-        "does its folder exist, and may you write to it?"
-        if location.path
-        else "check the host; a server can bind only to an address of its own host"
-    )
-    return TransportError(f"cannot open {location}: {error}; {advice}")
+        advice = "out of sockets or descriptors; raise `ulimit -n`"
+    elif location.path:
+        advice = f"{error}; does its folder exist, and may you write to it?"
+    else:
+        advice = f"{error}; check the host; a server can bind only to an address of its own host"
+    return TransportError(f"cannot open {location}: {advice}")
