@@ -86,10 +86,7 @@ class AsyncClient:
         self._client.add_listener(name, self._on_loop(listener), pass_event=pass_event)
 
     async def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the server has handled every event emitted so far. Return False after ``timeout`` seconds.
-
-        The default timeout is ``linger``.
-        """
+        """Wait until the server has handled all events. Return False after ``timeout`` seconds, or else ``linger``."""
         flushed: bool = await self._in_thread(functools.partial(self._client.flush, timeout))
         return flushed
 

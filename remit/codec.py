@@ -11,18 +11,6 @@ import msgspec
 from remit.errors import CodecError
 from remit.event import Event
 
-__all__ = [
-    "CODECS",
-    "DECODE_ERRORS",
-    "JSON",
-    "Codec",
-    "EventMessage",
-    "MessagePack",
-    "find_codec",
-    "invalid_name_error",
-    "shortened",
-]
-
 
 # gc=False: messages hold decoded plain values, which form no cycles, and bursts of them would trigger collections.
 class EventMessage(msgspec.Struct, array_like=True, gc=False):
@@ -127,7 +115,6 @@ class JSON(_MsgspecCodec):
         return b"".join((head, b"[", b",".join(events), b"]"))
 
 
-SHOWN_CHARACTERS: Final = 80
 # Exceptions of msgspec for invalid bytes. Two of them are not subclasses of its own error.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
@@ -149,9 +136,9 @@ def find_codec(codec: str | Codec) -> Codec:
 
 
 def shortened(name: object) -> str:
-    """Return a name for an error message, shortened to `SHOWN_CHARACTERS`."""
+    """Return a name for an error message, at most 80 characters of it."""
     text = repr(name)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def invalid_name_error(name: object) -> TypeError:

@@ -257,16 +257,14 @@ def _parse(text: str) -> Location | None:
 
 
 def _fill(text: str, where: str) -> str:
-    """Replace each ``${NAME}`` with that environment variable. Raises BadLocation if it is not set.
-
-    Within the user and password of a URL the value is quoted, because it may contain any character.
-    """
+    """Replace each ``${NAME}`` with that environment variable. Raises BadLocation if it is not set."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
             raise BadLocation(f"{where} refers to ${{{match[1]}}}, which is not set; export {match[1]} first")
         return os.environ[match[1]]
 
+    # Within the user and password of a URL a value may contain any character.
     def quoted(credentials: re.Match[str]) -> str:
         return _REFERENCE.sub(lambda match: quote(value(match), safe=""), credentials[0])
 

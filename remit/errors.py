@@ -218,6 +218,7 @@ class RequestFailed(RequestError):
         self.message = message
         self.traceback = traceback
 
+    # Exceptions are pickled by their args, which here are the message alone.
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.type_name, self.message, self.traceback)
 

@@ -55,6 +55,7 @@ class Location:
         if unknown := changes.keys() - values:
             raise TypeError(f"a location has no {', '.join(sorted(unknown))} (known: {', '.join(values)})")
         values |= changes
+        # Not by Location(), which would parse an address.
         copy = object.__new__(Location)
         copy._assign(values, dict(values["options"]))
         return copy

@@ -91,10 +91,8 @@ def remove_socket(path: str) -> None:
 
 
 def write_private_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file that only this user can read. A reader sees the whole content or no file. Raises OSError.
-
-    It is not synced: after a crash of the machine the file may be missing or empty.
-    """
+    """Write a file that only this user can read. A reader sees the whole content or no file. Raises OSError."""
+    # Not synced: after a crash of the machine the file may be missing or empty.
     part = os.fspath(path) + PART_SUFFIX
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

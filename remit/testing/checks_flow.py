@@ -15,13 +15,9 @@ from remit.testing.violations import NotApplicable, Violation, expect, expect_fr
 from remit.transport import SERVER, Peer, Sent, Waker
 
 CHUNK: Final = bytes(range(256)) * 64
-"""Bytes after the number in each frame that fills a queue: 16 KiB, or as many as fit."""
-UNBOUNDED_BYTES: Final = 64 * 1024 * 1024
-"""Bytes after which a queue that still accepts frames counts as unbounded."""
-ROOM_WAIT_S: Final = 0.05
-"""Seconds in which a backend may empty its queue before the queue counts as full."""
+UNBOUNDED_BYTES: Final = 64 * 1024 * 1024  # A queue that accepts more counts as unbounded.
+ROOM_WAIT_S: Final = 0.05  # A backend may empty its queue in this time, before the queue counts as full.
 FAST_CALL_S: Final = 0.05
-"""A call blocks if the fastest of several calls takes longer than this."""
 TRIES: Final = 10
 
 
@@ -52,11 +48,8 @@ def a_full_queue_says_so_and_goes_on(trial: Trial) -> None:
     for writer, to, reader in pair.directions:
         sent, result = fill_queue(trial, writer, to)
         bounded = trial.capabilities.window is not None or result is Sent.FULL
-        expect(
-            bounded,
-            f"after {len(sent)} large frames that were not read, send returned {result.value}: "
-            "declare a window, or return FULL",
-        )
+        seen = f"after {len(sent)} large frames that were not read, send returned {result.value}"
+        expect(bounded, f"{seen}: declare a window, or return FULL")
         if result is Sent.FULL:
             sent.append(numbered(trial, len(sent)))
             _send_through_full_queue(trial, writer, to, reader, sent[-1])
@@ -131,9 +124,6 @@ def an_unknown_peer_is_gone(trial: Trial) -> None:
     expect(result is Sent.GONE, f"send to an unknown peer returned {result.value}")
 
 
-# -- waiting ---------------------------------------------------------------------------------------------------
-
-
 @check(6)
 def wait_ends_by_itself(trial: Trial) -> None:
     """Link.wait returns by its timeout."""
@@ -151,8 +141,7 @@ def receive_one_by_one(end: LinkEnd, count: int) -> None:
     """Receive single arrivals, each after an unbounded wait, until ``count`` frames are recorded."""
     while len(end.frames) < count:
         end.link.wait(LONG_WAIT_S)
-        arrival = end.link.receive()
-        if arrival is not None:
+        if (arrival := end.link.receive()) is not None:
             end.arrivals.append(arrival)
 
 
@@ -200,26 +189,25 @@ def a_waker_ends_a_wait(trial: Trial) -> None:
             waker.clear()
 
 
-class _RecordingWaker:
+class _RecordingWaker(Waker):
     """Waker that records the threads which read its file descriptor."""
 
-    def __init__(self, waker: Waker) -> None:
-        self.waker = waker
+    def __init__(self) -> None:
+        super().__init__()
         self.threads: set[int] = set()
 
     def fileno(self) -> int:
         self.threads.add(threading.get_ident())
-        return self.waker.fileno()
+        return super().fileno()
 
 
 @check(11)
 def no_user_code_on_another_thread(trial: Trial) -> None:
     """Objects passed in by the caller are called on the caller's thread only."""
     pair = trial.open_pair()
-    with contextlib.closing(Waker()) as waker:
-        watched = _RecordingWaker(waker)
+    with contextlib.closing(_RecordingWaker()) as waker:
         for end in pair.ends:
-            end.link.wait(ROOM_WAIT_S, watched)
-        if not watched.threads:
+            end.link.wait(ROOM_WAIT_S, waker)
+        if not waker.threads:
             raise NotApplicable("wait did not call waker.fileno()")
-        expect(watched.threads == {threading.get_ident()}, "wait called waker.fileno() from another thread")
+        expect(waker.threads == {threading.get_ident()}, "wait called waker.fileno() from another thread")

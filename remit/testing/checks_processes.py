@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from typing import Final
 
 from remit.errors import ForkedLinkError
@@ -16,16 +18,13 @@ from remit.testing.violations import NotApplicable, expect, expect_frames
 from remit.transport import SERVER, Frame
 
 GREETING: Final = b"from a forked child"
-LINGER: Final = 1.0
-"""Seconds in which an end closes in an orderly way."""
+LINGER_S: Final = 1.0
 
 
 @check(7)
 def a_forked_child_is_refused(trial: Trial) -> None:
     """A forked child gets ForkedLinkError, may close, and does not affect the parent's links."""
-    _needs_fork()
-    with run_in_process(trial, _misuse_inherited_links) as other:
-        wait_for_exit(trial, other)
+    _run_forking(trial, _misuse_inherited_links)
 
 
 def _misuse_inherited_links(trial: Trial) -> None:
@@ -35,24 +34,20 @@ def _misuse_inherited_links(trial: Trial) -> None:
         expect_refused(ForkedLinkError, pair.server, pair.peer)
         expect_refused(ForkedLinkError, pair.client, SERVER)
         for end in pair.ends:
-            end.link.close(LINGER)
-            end.link.close(LINGER)
+            end.link.close(LINGER_S)
+            end.link.close(LINGER_S)
 
     run_in_fork(trial, misuse)
-    for writer, to, _ in pair.directions:
-        trial.send(writer, to, b"undisturbed", *pair.ends)
-    trial.wait_until(lambda: all(end.frames for end in pair.ends), "frames pass after a fork", *pair.ends)
+    trial.send_both_ways(pair, b"undisturbed")
     for end in pair.ends:
-        expect_frames(end.frames, [b"undisturbed"])
+        trial.expect_received(end, [b"undisturbed"], *pair.ends)
         expect(not end.losses, f"calls in a forked child were followed by {end.losses} in the parent")
 
 
 @check(7, capability="forks")
 def a_forked_child_opens_its_own(trial: Trial) -> None:
     """A forked child of a process that used the transport may open its own links."""
-    _needs_fork()
-    with run_in_process(trial, _open_links_in_child) as other:
-        wait_for_exit(trial, other)
+    _run_forking(trial, _open_links_in_child)
 
 
 def _open_links_in_child(trial: Trial) -> None:
@@ -69,7 +64,7 @@ def _open_links_in_child(trial: Trial) -> None:
                 client = own.connect(pair.location)
                 own.wait_until(lambda: client.ups, "a client in a forked child reports Up", client)
                 own.send(client, SERVER, GREETING)
-                own.close_end(client, LINGER)
+                own.close_end(client, LINGER_S)
 
     run_in_fork(trial, open_another, *pair.ends)
     if crosses:
@@ -101,12 +96,9 @@ def another_host_is_reached(trial: Trial) -> None:
     server = trial.bind()
     place = server.link.location
     expect(place.host and place.port, f"{place} has no host and port, which `crosses_hosts` requires")
-    relay = Relay(place)
-    try:
+    with contextlib.closing(Relay(place)) as relay:
         trial.exchange_greetings(server, trial.connect(relay.location))
         expect(relay.passed, "the client did not connect through the host and port of its location")
-    finally:
-        relay.close()
 
 
 def call(trial: Trial, place: Location) -> None:
@@ -116,9 +108,12 @@ def call(trial: Trial, place: Location) -> None:
     trial.send(client, SERVER, b"%d" % os.getpid())
     trial.wait_until(lambda: client.frames, "the reply arrives in the other process", client)
     expect_frames(client.frames, [b"%d" % os.getpid()])
-    trial.close_end(client, LINGER)
+    trial.close_end(client, LINGER_S)
 
 
-def _needs_fork() -> None:
+def _run_forking(trial: Trial, work: Callable[[Trial], None]) -> None:
+    # Not in this process, whose other threads must not be forked.
     if not hasattr(os, "fork"):
         raise NotApplicable("this system has no fork")
+    with run_in_process(trial, work) as other:
+        wait_for_exit(trial, other)

@@ -7,6 +7,7 @@ import enum
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,13 +19,9 @@ from remit.plugins import find_transport
 from remit.runtime_dirs import fresh_name
 from remit.transport import Transport
 
-__all__ = ["DEADLINE_S", "PATIENCE_S", "Disruption", "Harness", "Relay", "UrlHarness"]
-
-
-RELAY_CHUNK_BYTES: Final = 64 * 1024
-"""Largest read of a relay."""
 JOIN_TIMEOUT_S: Final = 5.0
-"""Seconds for each thread of a relay to end."""
+DEADLINE_S: Final = 20.0
+PATIENCE_S: Final = 2.0
 
 
 class Relay:
@@ -112,7 +109,7 @@ class Relay:
 
     def _pass(self, source: socket.socket, sink: socket.socket, both: threading.Barrier) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(RELAY_CHUNK_BYTES):
+            while data := source.recv(64 * 1024):
                 self._flowing.wait()
                 sink.sendall(data)
         # Forward the end of one direction only: the other one may still transfer data.
@@ -136,23 +133,15 @@ def _socket(location: Location) -> socket.socket:
     return socket.socket(socket.AF_INET6 if ":" in location.host else socket.AF_INET, socket.SOCK_STREAM)
 
 
-DEADLINE_S: Final = 20.0
-"""Seconds after which a running check fails."""
-PATIENCE_S: Final = 2.0
-"""Seconds for which a capability that is not declared is tried."""
-PREFIX_OPTION: Final = "prefix"
-"""Option by which a transport separates several users of one backend."""
-NAME_HINT: Final = "c"
-"""Start of the names of locations; short, because a socket's path is limited to 107 bytes."""
-NO_DISRUPTIONS: Final[Mapping[Disruption, Callable[[], None]]] = MappingProxyType({})
-
-
 class Disruption(enum.Enum):
     """Faults that a harness may inject; the value completes "this harness cannot ..."."""
 
     CUT_LINK = "cut a connection between two ends that are both alive"
     STALL_PEER = "keep a connection open and let nothing more pass"
     RESTART_SERVER = "restart the backend's own server"
+
+
+NO_DISRUPTIONS: Final[Mapping[Disruption, Callable[[], None]]] = MappingProxyType({})
 
 
 class Harness:
@@ -213,21 +202,22 @@ class UrlHarness(Harness):
         self.patience = patience
         self.relayed = relayed
         self._relays: list[Relay] = []
-        cutting = {Disruption.CUT_LINK: self._cut, Disruption.STALL_PEER: self._stall} if relayed else {}
-        self.disruptions = {**cutting, **disruptions}
+        acts = {Disruption.CUT_LINK: Relay.cut, Disruption.STALL_PEER: Relay.stall} if relayed else {}
+        self.disruptions = {kind: partial(self._call_relays, act) for kind, act in acts.items()} | dict(disruptions)
         self.location()  # Fail here, and not in the first check, if the URL allows no fresh locations.
 
     def location(self) -> Location:
         """Return a fresh location. Raises BadLocation if none can be derived from the URL."""
         base = self.base
-        if PREFIX_OPTION in self.transport.options:
-            return base.replace(options=dict(base.options) | {PREFIX_OPTION: fresh_name(NAME_HINT)})
+        name = fresh_name("c")  # A short hint, because a socket's path is limited to 107 bytes.
+        if "prefix" in self.transport.options:
+            return base.replace(options=dict(base.options) | {"prefix": name})
         if base.port is not None:
             return base
         if base.path.strip("/"):
-            return base.replace(path=f"{base.path.rstrip('/')}-{fresh_name(NAME_HINT)}")
+            return base.replace(path=f"{base.path.rstrip('/')}-{name}")
         if base.host:
-            return base.replace(host=f"{base.host}-{fresh_name(NAME_HINT)}")
+            return base.replace(host=f"{base.host}-{name}")
         raise BadLocation(f"{base} has neither a port, nor a path, nor a name; write one of them")
 
     def reach(self, bound: Location, *, breakable: bool = False) -> Location:
@@ -242,13 +232,9 @@ class UrlHarness(Harness):
         while self._relays:
             self._relays.pop().close()
 
-    def _cut(self) -> None:
+    def _call_relays(self, act: Callable[[Relay], None]) -> None:
         for relay in self._relays:
-            relay.cut()
-
-    def _stall(self) -> None:
-        for relay in self._relays:
-            relay.stall()
+            act(relay)
 
     def __getstate__(self) -> dict[str, Any]:
         # The other process looks up the transport itself. Faults are injected by this process.

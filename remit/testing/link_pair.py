@@ -14,15 +14,9 @@ from remit.testing.harness import Harness
 from remit.testing.violations import ErrorRecorder, Violation, current_line, expect, expect_frames
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Gap, Link, Peer, Sent, Up
 
-__all__ = ["LONG_WAIT_S", "LinkEnd", "LinkPair", "Trial"]
-
-
-BATCH: Final = 4096
-"""Arrivals received from one link before the next link is polled."""
-LONG_WAIT_S: Final = 3600.0
-"""Timeout of a `wait` that something else must end."""
-POLL_S: Final = 0.01
-"""Seconds that one idle link waits before the next link is polled."""
+BATCH: Final = 4096  # Arrivals received from one link before the next link is polled.
+LONG_WAIT_S: Final = 3600.0  # For a wait that something else must end.
+POLL_S: Final = 0.01  # Seconds that one idle link waits before the next link is polled.
 _greetings = itertools.count(1)
 
 
@@ -32,8 +26,8 @@ class LinkEnd:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.arrivals: list[Arrival] = []
+        # Greetings that were sent several times over a lossy transport. Late copies are ignored.
         self.repeated: set[bytes] = set()
-        """Greetings that were sent several times over a lossy transport. Late copies are ignored."""
 
     @property
     def frames(self) -> list[bytes]:
@@ -114,8 +108,6 @@ class Trial:
         """Return the data, cut to max_frame."""
         return data[: self.capabilities.max_frame]
 
-    # -- opening and closing -----------------------------------------------------------------------------------
-
     def bind(self, location: Location | None = None) -> LinkEnd:
         """Open a server's end, by default at the location of this run."""
         return self._track(self.transport.bind(location or self.location))
@@ -160,8 +152,6 @@ class Trial:
         self._links.append(link)
         return LinkEnd(link)
 
-    # -- waiting -----------------------------------------------------------------------------------------------
-
     def poll(self, *ends: LinkEnd) -> None:
         """Record the arrivals of each end. If there are none, wait a little on each."""
         moved = [end.drain() for end in ends]
@@ -188,6 +178,11 @@ class Trial:
 
         self.wait_until(accepted, f"send accepts a frame of {len(data)} bytes", *(ends or (end,)))
 
+    def send_both_ways(self, pair: LinkPair, data: bytes) -> None:
+        """Send one frame in each direction."""
+        for writer, to, _ in pair.directions:
+            self.send(writer, to, data, *pair.ends)
+
     def expect_received(self, end: LinkEnd, sent: Sequence[bytes], *ends: LinkEnd) -> None:
         """Poll until an end has received all the frames sent, or some of them and the report of a loss."""
         quiet_at = time.monotonic() + self.harness.patience
@@ -206,12 +201,11 @@ class Trial:
 
     def exchange_greetings(self, server: LinkEnd, client: LinkEnd) -> Peer:
         """Exchange one frame in each direction, discard both, and return the server's token of the client."""
-        both = server, client
-        self.wait_until(lambda: client.ups, "the client reports Up", *both)
+        self.wait_until(lambda: client.ups, "the client reports Up", server, client)
         number = next(_greetings)
         peer = self._greet(client, SERVER, b"hello? %d" % number, server)
         self._greet(server, peer, b"hello! %d" % number, client)
-        for end in both:
+        for end in (server, client):
             end.discard_frames()
         return peer
 
@@ -234,10 +228,7 @@ class Trial:
 
     @contextlib.contextmanager
     def in_thread(self, call: Callable[[], object], *ends: LinkEnd) -> Iterator[None]:
-        """Run ``call`` in another thread, which owns the links of the ends until it returns.
-
-        Raises its error when the block ends, or a Violation if it has not returned by the deadline.
-        """
+        """Run ``call`` in another thread, which owns the links of the ends. Raise its error when the block ends."""
         caught = ErrorRecorder()
 
         def run() -> None:

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from remit.testing.contract import CHECKS
+from remit.testing import CHECKS
 from remit.testing.harness import Harness
 from remit.testing.runner import Check, Verdict, try_one
 
 if TYPE_CHECKING:
     from remit import Client, Location, Server
-
-__all__ = [
-    "TransportSuite",
-    "pytest_addoption",
-    "pytest_generate_tests",
-    "remit_client",
-    "remit_location",
-    "remit_server",
-    "remit_until",
-]
+# Longest wait between two ticks: a fact may also come true without an event.
+POLL_S: Final = 0.05
 
 
 class TransportSuite:
@@ -42,7 +34,12 @@ class TransportSuite:
         super().__init_subclass__()
         given = cls.__dict__.get("harness")
         if isinstance(given, Harness) or (isinstance(given, type) and issubclass(given, Harness)):
-            cls.harness = _fixture(given)
+
+            @pytest.fixture
+            def harness(self: object) -> Harness:
+                return given() if isinstance(given, type) else given
+
+            cls.harness = harness
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.line}-{check.name}")
     def test_contract(self, check: Check, harness: Harness) -> None:
@@ -56,28 +53,11 @@ class TransportSuite:
             raise outcome.error
 
 
-def _fixture(given: Harness | type[Harness]) -> Any:
-    @pytest.fixture
-    def harness(self: object) -> Harness:
-        return given() if isinstance(given, type) else given
-
-    return harness
-
-
-DEFAULT_URL: Final = "memory://test"
-UNTIL_TIMEOUT_S: Final = 20.0
-"""Default timeout of `remit_until`."""
-FLUSH_TIMEOUT_S: Final = 5.0
-"""Seconds after a test in which its server may handle the remaining events."""
-POLL_S: Final = 0.05
-"""Longest wait between two ticks."""
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--remit-url``, and ``remit_urls`` to the ini file."""
     purpose = "URL for tests that use remit_location; each such test runs once per URL"
     parser.getgroup("remit").addoption("--remit-url", action="append", metavar="URL", help=purpose)
-    parser.addini("remit_urls", type="linelist", default=[DEFAULT_URL], help=purpose)
+    parser.addini("remit_urls", type="linelist", default=["memory://test"], help=purpose)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -115,7 +95,7 @@ def remit_client(remit_server: Server) -> Iterator[Client]:
     with Client(remit_server.location) as client:
         yield client
         # Client.close() would wait for acknowledgements that only ticks of this thread can produce.
-        deadline = time.monotonic() + FLUSH_TIMEOUT_S
+        deadline = time.monotonic() + 5.0
         while not client.flush(0.0) and time.monotonic() < deadline:
             if not remit_server.tick():
                 remit_server.wait(POLL_S)
@@ -125,7 +105,7 @@ def remit_client(remit_server: Server) -> Iterator[Client]:
 def remit_until(remit_server: Server) -> Callable[..., None]:
     """Function that ticks the server until ``fact()`` holds, and fails the test after ``timeout`` seconds."""
 
-    def until(fact: Callable[[], object], *, timeout: float = UNTIL_TIMEOUT_S) -> None:
+    def until(fact: Callable[[], object], *, timeout: float = 20.0) -> None:
         deadline = time.monotonic() + timeout
         while True:
             # Tick before the first look: events that have arrived are dispatched even with a timeout of 0.

@@ -11,12 +11,10 @@ from typing import Any, Final
 from remit.errors import RemitError
 from remit.location import Location
 from remit.plugins import find_transport, installed_transports
-from remit.testing.contract import CHECKS
+from remit.testing import CHECKS
 from remit.testing.harness import DEADLINE_S, UrlHarness
 from remit.testing.runner import Check, Outcome, Verdict, try_all
 from remit.transport import Capabilities
-
-__all__ = ["capability_table", "json_report", "outcome_lines", "run_checks", "summary"]
 
 UNITS: Final = ((1 << 20, "MiB"), (1 << 10, "KiB"))
 WIDTH: Final = max(len(verdict.value) for verdict in Verdict)

@@ -13,11 +13,8 @@ from remit.testing.harness import Disruption, Harness
 from remit.testing.link_pair import Trial
 from remit.testing.violations import ErrorRecorder, NotApplicable, Violation, current_line
 
-__all__ = ["Check", "Outcome", "Verdict", "check", "try_all", "try_one"]
-
-
+# A check may take so long to close its links after its deadline, or half the deadline if that is shorter.
 CLEANUP_S: Final = 2.0
-"""Seconds that a check may take to close its links after its deadline, or half the deadline if that is shorter."""
 
 
 def try_all(harness: Harness, checks: Iterable[Check]) -> Iterator[Outcome]:
@@ -90,7 +87,7 @@ class Check:
     name: str
     sentence: str
     run: Callable[[Trial], None]
-    """The check itself; raises Violation, NotApplicable, or any error of the transport."""
+    """Raises Violation, NotApplicable, or any error of the transport."""
     capability: str = ""
     """Field of `remit.transport.Capabilities` that declares it; empty if every transport must fulfil it."""
     needs: Disruption | None = None

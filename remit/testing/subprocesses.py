@@ -12,21 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import cloudpickle
 
 from remit.testing.harness import Harness
 from remit.testing.link_pair import LinkEnd, Trial
 from remit.testing.violations import Violation, expect
-
-__all__ = ["main", "run_in_fork", "run_in_process", "wait_for_exit"]
-
-
-TIME_SHARE: Final = 0.8
-"""Deadline of the other process, as a share of the time left, so that it can still report its error."""
-FORK_POLL_S: Final = 0.005
-"""Seconds between two checks of a forked child while the parent's links must not be used."""
 
 
 class OtherProcess:
@@ -47,7 +39,8 @@ class OtherProcess:
 @contextlib.contextmanager
 def run_in_process(trial: Trial, work: Callable[..., None], *arguments: object) -> Iterator[OtherProcess]:
     """Run ``work(trial, *arguments)`` with its own Trial in another process, which is killed when the block ends."""
-    order = _pickled(trial.harness, (trial.harness, trial.seconds_left * TIME_SHARE, work, arguments))
+    # Not all the time left: the other process must still be able to report its error.
+    order = _pickled(trial.harness, (trial.harness, trial.seconds_left * 0.8, work, arguments))
     # Files and not pipes: a full pipe would block the other process, and this thread polls links in the same time.
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
         given.write(order)
@@ -93,7 +86,7 @@ def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:
         status.extend([os.waitstatus_to_exitcode(raw)] if found else [])
         if not found and not ends:
             # Not a wait on a link, which would change the state that parent and child share.
-            signal.sigtimedwait((signal.SIGCHLD,), FORK_POLL_S)
+            signal.sigtimedwait((signal.SIGCHLD,), 0.005)
         return bool(found)
 
     trial.wait_until(over, "the forked child ends", *ends)
@@ -120,13 +113,11 @@ def _run_and_exit(work: Callable[[], None], seconds: float) -> None:
 def _pickled(harness: Harness, order: tuple[Any, ...]) -> bytes:
     """Pickle an order. A harness from a module that another process cannot import is pickled by value."""
     module = sys.modules[type(harness).__module__]
-    if _importable(module):
+    with contextlib.ExitStack() as stack:
+        if not _importable(module):
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
         return bytes(cloudpickle.dumps(order))
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        return bytes(cloudpickle.dumps(order))
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
 
 
 def _importable(module: ModuleType) -> bool:

@@ -7,13 +7,6 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
-
-__all__ = ["ErrorRecorder", "NotApplicable", "Violation", "current_line", "expect", "expect_frames"]
-
-
-SHOWN_BYTES: Final = 40
-"""Longest part of a frame in a message."""
 
 
 class Violation(AssertionError):
@@ -38,9 +31,8 @@ def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = 
     rest = iter(sent)
     if lossy and all(any(frame == each for each in rest) for frame in got):
         return
-    first = next((number for number, pair in enumerate(zip(got, sent, strict=False)) if pair[0] != pair[1]), None)
-    if first is None:
-        first = min(len(got), len(sent))
+    pairs = enumerate(zip(got, sent, strict=False))
+    first = next((number for number, (one, other) in pairs if one != other), min(len(got), len(sent)))
     seen, wanted = (_shown(frames[first]) if first < len(frames) else "missing" for frames in (got, sent))
     fewer, more = len(got) < len(sent), len(got) > len(sent)
     what = "lost" if fewer else "repeated or invented" if more else "altered or out of order"
@@ -51,7 +43,8 @@ def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = 
 
 
 def _shown(data: bytes) -> str:
-    return repr(data) if len(data) <= SHOWN_BYTES else f"{data[:SHOWN_BYTES]!r}... ({len(data)} bytes)"
+    # Frames of many megabytes would fill a report.
+    return repr(data) if len(data) <= 40 else f"{data[:40]!r}... ({len(data)} bytes)"
 
 
 class ErrorRecorder:
