@@ -38,37 +38,6 @@ import enum
 import signal
 from concurrent.futures import BrokenExecutor
 
-__all__ = [
-    "BadCommandLine",
-    "BadRule",
-    "ControlError",
-    "ControlRefused",
-    "DependencyFailed",
-    "DoormanError",
-    "IdentityRefused",
-    "JournalError",
-    "JournalInUse",
-    "LaunchRefused",
-    "LimitNotApplied",
-    "ManagerNotFound",
-    "ManagerSilent",
-    "NameTaken",
-    "NotInTask",
-    "PidfdUnavailable",
-    "PoolFailed",
-    "PreloadFailed",
-    "RestartedTooOften",
-    "ResultTimeout",
-    "TaskAlreadyAdded",
-    "TaskCancelled",
-    "TaskDetached",
-    "TaskError",
-    "TaskExpired",
-    "TaskFailed",
-    "TaskNotPicklable",
-    "WorkerDied",
-]
-
 
 class DoormanError(Exception):
     """Base class of the exceptions of Doorman."""
@@ -96,26 +65,18 @@ class WorkerDied(TaskError):
         self.pid = pid
         self.exit_code = exit_code
         self.signal = None if signal_number is None else signal.Signals(signal_number)
-        super().__init__(f"{self._who()}{self._how()}{': ' + detail if detail else ''}")
+        text = "no process was started" if pid is None else f"process {pid} ended without a result"
+        if self.signal is not None:
+            text += f", killed by {self.signal.name}"
+        elif exit_code is not None:
+            text += f", exit code {exit_code}"
+        elif pid is not None:
+            text += "; its exit status is unknown"
+        super().__init__(f"{text}: {detail}" if detail else text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _worker_died, (self.pid, self.exit_code, self.signal, str(self))
-
-    def _who(self) -> str:
-        return "no process was started" if self.pid is None else f"process {self.pid} ended without a result"
-
-    def _how(self) -> str:
-        if self.signal is not None:
-            return f", killed by {self.signal.name}"
-        if self.exit_code is not None:
-            return f", exit code {self.exit_code}"
-        return "" if self.pid is None else "; its exit status is unknown"
-
-
-def _worker_died(pid: int | None, exit_code: int | None, signal_number: int | None, text: str) -> WorkerDied:
-    error = WorkerDied(pid, exit_code, signal_number)
-    error.args = (text,)
-    return error
+        # The text is restored as state: the constructor would add to it once more.
+        return type(self), (self.pid, self.exit_code, self.signal), {**vars(self), "args": self.args}
 
 
 class TaskCancelled(TaskError):

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Awaited", "ManagedFuture", "TaskFuture", "as_completed", "future_of", "tick_until", "wait"]
 
-IDLE_WAIT_S: Final = 60.0
-"""Longest sleep of one wait for a manager; every event wakes it."""
-POLL_INTERVAL_S: Final = 0.02
-"""Seconds between two checks of futures that the manager of a wait cannot wake it for."""
+IDLE_WAIT_S: Final = 60.0  # every event of a manager wakes the wait
+POLL_INTERVAL_S: Final = 0.02  # for futures of other managers and executors, which cannot wake the wait
 
 # Held while a future is bound to its task, and while it takes a step that only one thread may take: a future can be
 # requested in any thread, just when the manager's thread changes the state of the task.
@@ -32,7 +30,6 @@ class ManagedFuture(Future[Any]):
 
     @property
     def _manager(self) -> BaseManager | None:
-        """The manager that settles it; None before there is one."""
         raise NotImplementedError
 
     def result(self, timeout: float | None = None) -> Any:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from doorman._scheduler.base_manager import BaseManager
 from doorman.errors import TaskCancelled
-from doorman.states import State
+from doorman.states import ABNORMAL, State
 from doorman.task import Task
+from remit.options import check_choice
 
 __all__ = ["GroupManager", "OnFailure"]
 
-
 OnFailure: TypeAlias = Literal["continue", "stop"]
-_POLICIES: Final = ("continue", "stop")
-_FAILURES: Final = (State.FAILED, State.EXPIRED, State.LOST)
-"""States of a task by which its group has failed. A cancelled task is no failure: the user did not want it."""
 
 
 class GroupManager(BaseManager):
@@ -35,7 +32,7 @@ class GroupManager(BaseManager):
         super().__init__()
         self.manager, self.server, self.rules = manager, manager.server, manager.rules
         self._shutdown_timeout = manager._shutdown_timeout
-        self.on_failure: OnFailure = _policy(on_failure)
+        self.on_failure: OnFailure = on_failure
         self.failed: tuple[Task, ...] = ()
         """The failed tasks that stopped it; empty while it continues."""
         self._groups: deque[_Group] = deque()
@@ -44,7 +41,6 @@ class GroupManager(BaseManager):
 
     @property
     def _inner(self) -> BaseManager:
-        """The inner manager."""
         return self.manager
 
     @property
@@ -84,7 +80,7 @@ class GroupManager(BaseManager):
         """
         if self._closed:
             raise ValueError("this manager is closed")
-        group = _Group(self.on_failure if on_failure is None else _policy(on_failure))
+        group = _Group(self.on_failure if on_failure is None else on_failure)
         try:
             for task in tasks:
                 group[task] = task._adopt(self)
@@ -149,7 +145,7 @@ class GroupManager(BaseManager):
         if not self._current_done():
             return False
         if self._current.on_failure == "stop":
-            self.failed = tuple(task for task in self._current if task.state in _FAILURES)
+            self.failed = tuple(task for task in self._current if task.state in ABNORMAL)
         if self.failed:
             self._cancel_rest(self.failed[0])
         if self.failed or not self._groups:
@@ -179,13 +175,11 @@ class GroupManager(BaseManager):
 
     def _cancel_rest(self, failed: Task) -> None:
         """Cancel the tasks of all groups that have not started."""
-        why = f"task {failed.name!r} of a group before it {_PAST[failed.state]}; resume() lets later groups run"
+        ended = "was lost" if failed.state is State.LOST else str(failed.state)
+        why = f"task {failed.name!r} of a group before it {ended}; resume() lets later groups run"
         groups, self._groups = self._groups, deque()  # A done callback may add another group.
         for task in (task for group in groups for task in group):
             _cancel(task, f"task {task.name!r} was not started: {why}", failed.exception(0))
-
-
-_PAST: Final = {State.FAILED: "failed", State.EXPIRED: "expired", State.LOST: "was lost"}
 
 
 class _Group(dict[Task, bytes]):
@@ -193,13 +187,8 @@ class _Group(dict[Task, bytes]):
 
     def __init__(self, on_failure: OnFailure) -> None:
         super().__init__()
+        check_choice("on_failure", on_failure, get_args(OnFailure))
         self.on_failure = on_failure
-
-
-def _policy(on_failure: OnFailure) -> OnFailure:
-    if on_failure not in _POLICIES:
-        raise ValueError(f"on_failure is one of {', '.join(map(repr, _POLICIES))}, not {on_failure!r}")
-    return on_failure
 
 
 def _cancel(task: Task, why: str, cause: BaseException | None) -> None:

@@ -17,7 +17,7 @@ from doorman.process import Process, find_process, own_pid_namespace, pidfd_inod
 if TYPE_CHECKING:
     from remit.transport import Credentials
 
-__all__ = ["NODE_ID", "Credential", "Identity", "Refusal", "hello", "verify"]
+__all__ = ["NODE_ID", "Credential", "Identity", "Refusal", "hello", "own_identity", "verify"]
 
 SECRET_BYTES = 32
 NODE_ID = secrets.token_hex(16)
@@ -160,6 +160,12 @@ def verify(
     strength = "pidfd-inode" if hello["inode"] is not None else "peer-pidfd" if peer_credentials else "start-time"
     credential.confirmed = _identity(hello, pid, started, strength)
     return credential.confirmed
+
+
+def own_identity(credential: Credential) -> Identity:
+    """Return the identity of the calling process under a credential."""
+    with Process.open(os.getpid()) as process:
+        return verify(hello(credential), credential, process)
 
 
 @functools.cache

@@ -16,16 +16,21 @@ from remit.options import check_count
 
 __all__ = ["CallLimits", "Limits", "apply_limits", "limit_memory", "memory_limited", "worker_limits"]
 
-
-REPORT_RESERVE_BYTES: Final = 64 << 20
-"""Memory beyond the limit with which the process reports how the task ended."""
-CPU_GRACE_S: Final = 1
-"""Processor time between SIGXCPU at the limit and SIGKILL."""
+REPORT_RESERVE_BYTES: Final = 64 << 20  # beyond the memory limit: the process still has to report its end
+CPU_GRACE_S: Final = 1  # processor time between SIGXCPU at the limit and SIGKILL
+# CPUCLOCK_PROF of this process, which the kernel compares with RLIMIT_CPU. It counts in ticks: on a busy machine it may
+# be far ahead of time.process_time, which is exact.
 CPU_LIMIT_CLOCK: Final = -8
-"""The clock that the kernel compares with RLIMIT_CPU: CPUCLOCK_PROF of this process.
-
-It counts in ticks. On a busy machine it may be far ahead of `time.process_time`, which is exact.
-"""
+_MAX_LIMIT: Final = (1 << 63) - 1
+_RANGES: Final = {
+    "memory": (1, _MAX_LIMIT),
+    "cpu": (1, _MAX_LIMIT),
+    "files": (0, _MAX_LIMIT),
+    "processes": (0, _MAX_LIMIT),
+    "core": (0, _MAX_LIMIT),
+    "nice": (-20, 19),
+    "umask": (0, 0o777),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +59,11 @@ class Limits:
     umask: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("memory", 1), ("cpu", 1), ("files", 0), ("processes", 0), ("core", 0)):
-            self._check_number(name, least, (1 << 63) - 1)
-        self._check_number("nice", -20, 19)
-        self._check_number("umask", 0, 0o777)
+        for name, (least, most) in _RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                check_count(f"limit {name}", value, least=least, most=most)
         if self.affinity is not None:
             object.__setattr__(self, "affinity", _cpus(self.affinity))
-
-    def _check_number(self, name: str, least: int, most: int) -> None:
-        if (value := getattr(self, name)) is not None:
-            check_count(f"limit {name}", value, least=least, most=most)
 
 
 def apply_limits(limits: Limits, *, called: bool) -> None:
@@ -189,7 +189,9 @@ def _check_memory(memory: int, *, called: bool) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY and memory > hard:
         raise ValueError(f"this process may have at most {hard} bytes")
-    if called and (used := _address_space()) >= memory:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    if called and used >= memory:
         raise ValueError(f"a process that calls a task takes up {used} bytes of addresses before the task begins")
 
 
@@ -206,13 +208,8 @@ def _raise_to_hard_limit(kind: int) -> None:
 
 
 def _threads() -> list[int]:
-    """Return the threads of this process: niceness and affinity belong to a thread, and a transport has some."""
+    # Niceness and affinity belong to a thread, and a transport has some.
     return [int(name) for name in os.listdir("/proc/self/task")]  # noqa: PTH208 - numbers, not paths
-
-
-def _address_space() -> int:
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once
-        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _cpus(value: object) -> frozenset[int]:

@@ -12,10 +12,8 @@ from doorman.process import STAT_CPU, STAT_RSS_PAGES, STAT_START, STAT_THREADS, 
 
 __all__ = ["Cost", "Load", "Meter", "Reading", "process_reader"]
 
-SAMPLE_INTERVAL_S: Final = 0.1
-"""Least time between two samples of one process: the kernel counts processor time in ticks of 10 ms."""
+SAMPLE_INTERVAL_S: Final = 0.1  # of one process: the kernel counts processor time in ticks of 10 ms
 STALE_AFTER_S: Final = 2.0
-"""Age at which a sample is dropped when measuring begins again after a pause."""
 
 
 class Reading(NamedTuple):
@@ -101,20 +99,18 @@ class Meter:
         load, now, before = Load(), self._clock(), self._known
         self._known = {}
         for attempt, handler, pid in running:
-            known = self._look(before.get(attempt), pid, now) if read else None
-            if known is not None:
-                self._known[attempt] = known
             if not read:
                 load.add(handler, 0.0, 0.0)
-            elif known is None or known.processor is None:
-                self.add_unmeasured(load, handler, 0 if known is None else known.reading.memory)
-            else:
-                load.add(handler, known.processor, 100.0 * known.reading.memory / self._memory)
+                continue
+            if (known := self._look(before.get(attempt), pid, now)) is not None:
+                self._known[attempt] = known
+            processor, memory, measured = self.last_measured(attempt)
+            load.add(handler, processor, memory, measured=measured)
         return load
 
-    def add_unmeasured(self, load: Load, handler: str, memory: int = 0) -> None:
-        """Add a process that has not been measured: one busy core, and its memory if that is known."""
-        load.add(handler, self._share, 100.0 * memory / self._memory, measured=False)
+    def add_unmeasured(self, load: Load, handler: str) -> None:
+        """Add a process that has not been measured as one busy core."""
+        load.add(handler, self._share, 0.0, measured=False)
 
     def drop_stale(self) -> None:
         """Drop samples older than STALE_AFTER_S; called when measuring begins again after a pause."""
@@ -124,10 +120,11 @@ class Meter:
     def last_measured(self, attempt: str) -> tuple[float, float, bool]:
         """Return the processor and memory load of an attempt as last added, and whether it was measured."""
         known = self._known.get(attempt)
-        memory = 0.0 if known is None else 100.0 * known.reading.memory / self._memory
-        if known is None or known.processor is None:
-            return self._share, memory, False
-        return known.processor, memory, True
+        if known is None:
+            return self._share, 0.0, False
+        memory = 100.0 * known.reading.memory / self._memory
+        # The first sample gives the memory, but no change of processor time yet.
+        return self._share if known.processor is None else known.processor, memory, known.processor is not None
 
     def _look(self, known: _Known | None, pid: int | None, now: float) -> _Known | None:
         if known is not None and now - known.at < SAMPLE_INTERVAL_S:
@@ -143,8 +140,7 @@ class Meter:
 
 _TICK_HZ: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-_MAX_DESCENDANTS: Final = 1000
-"""Descendants of one task that are read: with more, measuring would cost more than it is worth."""
+_MAX_DESCENDANTS: Final = 1000  # of one task: with more, measuring would cost more than it is worth
 
 
 def _read_proc(pid: int) -> Reading | None:
@@ -182,7 +178,7 @@ def _children(pid: int, fields: list[bytes]) -> list[int]:
 
 
 def _cores() -> int:
-    """Return the number of cores that this process and its tasks may use."""
+    # A container or taskset may leave this process and its tasks fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -13,9 +13,7 @@ import msgspec
 __all__ = ["Progress", "ProgressReporter", "decode_progress", "encode_progress", "make_progress"]
 
 REPORT_INTERVAL_S: Final = 0.05
-"""Time between two reports of a task; of those in between only the last is sent."""
 MAX_NOTE_CHARS: Final = 1000
-"""Longer notes are cut."""
 _INT_LIMIT: Final = 1 << 63  # msgpack has no larger integers
 
 _Fields: TypeAlias = tuple[int | float, int | float | None, str]

@@ -6,17 +6,16 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass, fields
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from doorman.errors import RestartedTooOften
-from doorman.states import State
+from doorman.states import ABNORMAL, State
 
 __all__ = ["Backoff", "Intensity", "Restart", "RetryPolicy"]
 
 
 Restart: TypeAlias = Literal["temporary", "transient", "permanent"]
 """When a task is restarted: never; after an abnormal end; always."""
-_ABNORMAL: Final = frozenset({State.FAILED, State.EXPIRED, State.LOST})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +102,7 @@ class RetryPolicy:
         if self._restart == "temporary":
             if state is not State.FAILED or attempt > self._retries:
                 return None
-        elif state not in _ABNORMAL and not (state is State.DONE and self._restart == "permanent"):
+        elif state not in ABNORMAL and not (state is State.DONE and self._restart == "permanent"):
             return None
         else:
             self._count_restart(now, error)

@@ -115,11 +115,8 @@ class Rules:
 
     def holds_back(self, handler: str, load: Load) -> str | None:
         """Return why a task of this handler may not start now; None if it may."""
-        for rule in self._rules:
-            why = rule.holds_back(handler, load)
-            if why is not None:
-                return why
-        return None
+        reasons = (rule.holds_back(handler, load) for rule in self._rules)
+        return next((why for why in reasons if why is not None), None)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(tuple(self._rules))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ENDED", "WAYS", "State", "is_legal"]
+__all__ = ["ABNORMAL", "ENDED", "WAYS", "State", "is_legal"]
 
 
 class State(StrEnum):
@@ -31,6 +31,8 @@ class State(StrEnum):
 
 
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST})
+ABNORMAL: Final = frozenset({State.FAILED, State.EXPIRED, State.LOST})
+"""Final states of a task that went wrong. A cancelled task is not among them: the user did not want it."""
 
 _UNPROVEN = {State.STOPPING, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST, State.WAITING}
 WAYS: Final[dict[State, set[State]]] = {

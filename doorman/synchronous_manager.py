@@ -20,9 +20,8 @@ from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_
 from doorman._scheduler.run_queue import RunQueue
 from doorman.current import CurrentTask, task_context
 from doorman.errors import RestartedTooOften, TaskFailed, WorkerDied
-from doorman.identity import Credential, Identity, hello, verify
+from doorman.identity import Credential, own_identity
 from doorman.launcher.process_exit import exit_code
-from doorman.process import Process
 from doorman.progress import Progress
 from doorman.rules import Rule
 from doorman.states import State
@@ -32,10 +31,11 @@ from remit.errors import ReentrantTick
 
 __all__ = ["SynchronousManager", "capture_output"]
 
-
 STREAMS: Final = ("stdout", "stderr")
-READ_SIZE: Final = 64 * 1024
-"""Bytes of output that are read at a time."""
+READ_BYTES: Final = 64 * 1024
+RETRY_INTERVAL_S: Final = 0.01  # nothing wakes the wait when a rule or condition begins to allow a task
+EXIT_NOT_FOUND: Final = 127  # by the convention of shells
+_End: TypeAlias = tuple[State, Any, BaseException | None]
 
 
 @contextlib.contextmanager
@@ -92,15 +92,9 @@ def _redirected(name: str, descriptor: int, to: int) -> Iterator[None]:
 def _lines(file: IO[bytes]) -> Iterator[str]:
     cut = Lines()
     file.seek(0)
-    while data := file.read(READ_SIZE):
+    while data := file.read(READ_BYTES):
         yield from cut.feed(data)
     yield from cut.feed(b"", last=True)
-
-
-RETRY_INTERVAL_S: Final = 0.01
-"""Longest wait between two checks of the rules and conditions of waiting tasks."""
-NOT_FOUND: Final = 127
-"""Exit code of a command that cannot be run, by the convention of shells."""
 
 
 class SynchronousManager(BaseManager):
@@ -196,7 +190,6 @@ class SynchronousManager(BaseManager):
         self.server.close()
 
     def _release_dependents(self) -> None:
-        """Queue the tasks whose predecessors are done, and cancel those whose predecessors failed."""
         for task, error in self._run_queue.release_dependents():
             task._finish(State.CANCELLED, error=error)
 
@@ -217,19 +210,19 @@ class SynchronousManager(BaseManager):
         return True
 
     def _run_task(self, task: Task) -> None:
-        """Run one attempt of a task."""
         self._running = task
         task.attempt += 1
-        task.identity = _own_identity(task)
+        task.identity = own_identity(Credential(f"{task.id}.{task.attempt}", task=task.id))
         task._set_state(State.RUNNING)
-        state, value, error = _INTERRUPTED
+        # This is the end of the task if the caller is interrupted, as by Ctrl-C.
+        end: _End = (State.CANCELLED, None, None)
         try:
             with capture_output(task, self._on_output):
-                state, value, error = _command(task) if task.argv else self._call(task)
-        finally:  # Also if the user interrupts the task: `_INTERRUPTED` is its end then.
+                end = _command(task) if task.argv else self._call(task)
+        finally:
             self._running = None
             self._task_listeners.clear()
-            self._retry_or_finish(task, state, value, error)
+            self._retry_or_finish(task, *end)
 
     def _retry_or_finish(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
         delay, now = None, time.monotonic()
@@ -268,19 +261,14 @@ class SynchronousManager(BaseManager):
         self.server.emit(name, *args, **kwargs)
 
 
-_End: TypeAlias = tuple[State, Any, BaseException | None]
-_INTERRUPTED: Final[_End] = (State.CANCELLED, None, None)
-"""The end of a task whose caller is interrupted, as by Ctrl-C."""
-
-
 def _command(task: Task) -> _End:
     """Run the program of a task to its end, or until it expires."""
     command = [*task.wrapper, *task.argv]
     try:
         process = subprocess.Popen(command, cwd=task.cwd, env=task.env)
     except OSError as error:
-        task.exit_code = NOT_FOUND
-        return State.FAILED, None, WorkerDied(None, NOT_FOUND, None, f"cannot run {command[0]}: {error}")
+        task.exit_code = EXIT_NOT_FOUND
+        return State.FAILED, None, WorkerDied(None, EXIT_NOT_FOUND, None, f"cannot run {command[0]}: {error}")
     with process:  # Its exit waits for the program, so each error kills it first.
         try:
             code = process.wait(task.expires_in)
@@ -298,9 +286,3 @@ def _exited(leaving: SystemExit) -> _End:
     """Return the end that the exit would have in a process of its own."""
     code = exit_code(leaving)
     return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
-
-
-def _own_identity(task: Task) -> Identity:
-    credential = Credential(f"{task.id}.{task.attempt}", task=task.id)
-    with Process.open(os.getpid()) as process:
-        return verify(hello(credential), credential, process)

@@ -12,12 +12,9 @@ from doorman.cli.parser import parse_arguments
 from doorman.errors import DoormanError
 from remit.errors import RemitError
 
-__all__ = ["discard_output", "main"]
-
-ERROR: Final = 2
-"""Exit code after an error of Doorman; argparse uses the same for an invalid command line."""
-INTERRUPTED: Final = 128 + signal.SIGINT
-BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+EXIT_ERROR: Final = 2  # argparse uses the same for an invalid command line
+EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,13 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except (DoormanError, RemitError) as error:
         print(f"doorman: {' '.join(str(error).split())}", file=sys.stderr)
-        return ERROR
+        return EXIT_ERROR
     except BrokenPipeError:
         discard_output(sys.stdout)
         discard_output(sys.stderr)
-        return BROKEN_PIPE
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
 def discard_output(stream: TextIO) -> None:

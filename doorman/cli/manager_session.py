@@ -15,8 +15,6 @@ from doorman.launcher.zygote import ZygoteLauncher
 from doorman.manager import ProcessManager
 from remit.config import resolve
 
-__all__ = ["ManagerSession", "open_manager"]
-
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_WAIT_S: Final = 60.0
 
@@ -78,16 +76,13 @@ def open_manager(
 
     ``stdin`` is the descriptor that the tasks get as standard input; None: /dev/null.
     """
-    try:
-        if stdin is not None:
-            scheme = resolve(arguments.location).scheme
-            options["launcher"] = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{scheme}", stdin=stdin)
-        manager = ProcessManager(arguments.location, grace=arguments.grace, **options)
-    except (ValueError, OSError) as error:
-        raise BadCommandLine(str(error)) from error
-    with manager:
-        session = ManagerSession(manager)
+    with contextlib.ExitStack() as stack:
         try:
+            if stdin is not None:
+                scheme = resolve(arguments.location).scheme
+                options["launcher"] = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{scheme}", stdin=stdin)
+            manager = stack.enter_context(ProcessManager(arguments.location, grace=arguments.grace, **options))
+            session = ManagerSession(manager)
             control = Control(
                 manager,
                 name=arguments.name,
@@ -95,17 +90,17 @@ def open_manager(
                 on_end=session.request_stop,
                 progress=lambda: session.progress(),  # `map` replaces the function later
             )
-        except ValueError as error:
+            stack.enter_context(control)
+        except (ValueError, OSError) as error:
             raise BadCommandLine(str(error)) from error
-        with control, _signal_handlers(session.handle_signal):
+        with _signal_handlers(session.handle_signal):
             yield session
 
 
 @contextlib.contextmanager
 def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     # Ignored signals stay ignored: nohup sets SIGHUP to SIG_IGN.
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    replaced = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    replaced = {number: old for number in SIGNALS if (old := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in replaced:
         signal.signal(number, handler)
     try:

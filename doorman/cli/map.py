@@ -7,26 +7,29 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from doorman.cli.manager_session import ManagerSession, open_manager
-from doorman.cli.map_io import Inputs, OutputPrinter, Template, split_command
-from doorman.cli.progress_bar import Counts, progress_on_stderr
-from doorman.cli.ps import align, exit_text, format_memory
+from doorman.cli.map_io import (
+    Counts,
+    Inputs,
+    OutputPrinter,
+    ProgressLines,
+    Template,
+    progress_on_stderr,
+    split_command,
+)
+from doorman.cli.ps import align, end_text, exit_text, format_memory, pid_cells
 from doorman.journal.journal import Journal
 from doorman.rules import Rule
-from doorman.states import State
+from doorman.states import ABNORMAL, State
 from doorman.task import Task
 
-__all__ = ["FAILURES", "FinishedCommands", "ResultTable", "main"]
-
 HEAD: Final = ("INPUT", "STATE", "EXIT", "SECONDS", "MAX RSS", "PID", "STRENGTH")
-FAILURES: Final = frozenset({State.FAILED, State.EXPIRED, State.LOST})
-MAX_EXIT_CODE: Final = 101
-"""Exit code for this number of failures or more: shells and signals use the codes above 125."""
+MAX_EXIT_CODE: Final = 101  # shells and signals use the codes above 125
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -34,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     command, words = split_command(arguments.command)
     template = Template(command, shell=arguments.shell)
     # Read the journal before the manager opens it and writes to it.
-    finished = FinishedCommands(arguments.resume)
+    finished = _finished_commands(arguments.resume)
     if arguments.dry_run:
         return _print_commands(template, arguments, words)
     journal = None if arguments.resume is None else Journal(arguments.resume, keep=sys.maxsize)
@@ -46,18 +49,17 @@ def main(arguments: argparse.Namespace) -> int:
         for task in session.manager.recovered:
             task.cancel()  # its input is given again
         inputs = _inputs(arguments, words, session.wake)
-        work = _MapWork(arguments, template, inputs, session, finished)
-        work.print_line, work.print_output = progress.print_line, outputs.print_output
+        work = _MapWork(arguments, template, inputs, finished, session, progress, outputs)
         session.progress = lambda: str(work.counts)
         while work.tick():
             progress.show(work.counts)
             session.wait(progress.max_wait)
             if outputs.closed:
                 session.output_closed()
-    if arguments.table != "none" and (table := work.results.table(failed_only=arguments.table == "failed")):
+    if arguments.table != "none" and (table := work.table(failed_only=arguments.table == "failed")):
         print(table, file=sys.stderr)
     progress.print_line(work.summary)
-    return 128 + session.signal if session.signal else min(work.results.failed, MAX_EXIT_CODE)
+    return 128 + session.signal if session.signal else min(work.counts.failed, MAX_EXIT_CODE)
 
 
 def _rules(arguments: argparse.Namespace) -> list[Rule]:
@@ -83,100 +85,62 @@ def _print_commands(template: Template, arguments: argparse.Namespace, words: li
     return 0
 
 
-class FinishedCommands:
-    """The commands that are done according to a journal; empty without one. Raises JournalError."""
-
-    def __init__(self, path: str | None) -> None:
-        self._done: Counter[tuple[str, ...]] = Counter()
-        if path is not None and Path(path).exists():
-            self._done.update(each.command for each in Journal.read(path) if each.state is State.DONE)
-
-    def remove(self, command: Sequence[str]) -> bool:
-        """Remove one run of a command; return False if there is none."""
-        # The journal escapes file names that are not valid text; compare in its form.
-        words = tuple(word.encode(errors="backslashreplace").decode() for word in command)
-        if not self._done[words]:
-            return False
-        self._done[words] -= 1
-        return True
+def _finished_commands(path: str | None) -> Counter[tuple[str, ...]]:
+    """Return how often each command is done according to a journal. Raises JournalError."""
+    if path is None or not Path(path).exists():
+        return Counter()
+    return Counter(each.command for each in Journal.read(path) if each.state is State.DONE)
 
 
-class ResultTable:
-    """A row for each finished input, in the order of the inputs, and the number of each kind."""
-
-    def __init__(self) -> None:
-        self.failed = 0
-        self.done = 0
-        self.cancelled = 0
-        self.skipped = 0
-        """Inputs that were done in an earlier run, according to the journal."""
-        self._rows: dict[int, tuple[bool, tuple[str, ...]]] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def add(self, number: int, text: str, task: Task, *, failed: bool) -> None:
-        """Add the result of one input."""
-        self.failed += failed
-        self.done += task.state is State.DONE
-        self.cancelled += task.state is State.CANCELLED and not failed
-        identity = task.identity
-        row = (
-            text,
-            str(task.state),
-            exit_text(task),
-            "-" if task.duration is None else f"{task.duration:.2f}",
-            format_memory(task.max_rss),
-            str(identity.pid) if identity else "-",
-            identity.strength if identity else "-",
-        )
-        self._rows[number] = failed, row
-
-    def add_skipped(self, number: int, text: str) -> None:
-        """Add an input that was done in an earlier run."""
-        self.skipped += 1
-        self._rows[number] = False, (text, "done before", *("-",) * (len(HEAD) - 2))
-
-    def table(self, *, failed_only: bool = False) -> str:
-        """Return the table; empty without rows."""
-        rows = [row for _, (failed, row) in sorted(self._rows.items()) if failed or not failed_only]
-        return align([HEAD, *rows]) if rows else ""
+def _escaped(text: str) -> str:
+    """Return a text as the journal has it: bytes of a file name that are not valid text are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class _MapWork:
-    """The tasks of the inputs read so far, and their results."""
+    """The tasks of the inputs read so far, and the rows of those that have finished."""
 
     def __init__(
         self,
         arguments: argparse.Namespace,
         template: Template,
         inputs: Inputs,
+        finished: Counter[tuple[str, ...]],
         session: ManagerSession,
-        finished: FinishedCommands,
+        progress: ProgressLines,
+        outputs: OutputPrinter,
     ) -> None:
-        self.results = ResultTable()
-        self.print_line: Callable[[str], None] = print
-        self.print_output: Callable[[int, Task | None], None] = lambda *_: None
         self._arguments, self._template, self._inputs, self._finished = arguments, template, inputs, finished
         self._session, self._manager = session, session.manager
+        self._progress, self._outputs = progress, outputs
         self._tasks: dict[Task, tuple[int, str]] = {}
+        self._rows: dict[int, tuple[str, ...]] = {}
+        self._failed: set[int] = set()
+        self._done = self._cancelled = self._skipped = 0
         self._halted = False
         self._started = time.monotonic()
 
     @property
     def counts(self) -> Counts:
         """Numbers for the progress bar."""
-        return Counts(len(self.results), self._inputs.total, self.results.failed, len(self._manager.running))
+        return Counts(len(self._rows), self._inputs.total, len(self._failed), len(self._manager.running))
 
     @property
     def summary(self) -> str:
         """The final line."""
-        results, total = self.results, self._inputs.total
-        words = [f"{results.done} done", f"{results.failed} failed"]
-        words += [f"{results.skipped} done before"] if results.skipped else []
-        left = 0 if total is None else total - len(results) + results.cancelled
-        words += ["some not run"] if total is None else [f"{left} not run or stopped"] if left else []
+        words = [f"{self._done} done", f"{len(self._failed)} failed"]
+        if self._skipped:
+            words.append(f"{self._skipped} done before")
+        if self._inputs.total is None:
+            words.append("some not run")
+        elif left := self._inputs.total - len(self._rows) + self._cancelled:
+            words.append(f"{left} not run or stopped")
         return f"{', '.join(words)} in {time.monotonic() - self._started:.1f} s"
+
+    def table(self, *, failed_only: bool) -> str:
+        """Return a table with a row for each finished input, in the order of the inputs; empty without rows."""
+        numbers = sorted(self._failed if failed_only else self._rows)
+        return align([HEAD, *(self._rows[number] for number in numbers)]) if numbers else ""
 
     def tick(self) -> bool:
         """Make progress without waiting; return True while inputs or tasks are left."""
@@ -191,20 +155,22 @@ class _MapWork:
     def _add_tasks(self) -> None:
         # Keep the queue short: the manager checks its rules against waiting tasks in each tick.
         while not self._halted and len(self._manager.waiting) < self._arguments.processes:
-            text = self._inputs.pop()
-            if text is None:
+            if (text := self._inputs.pop()) is None:
                 return
             self._add_task(self._inputs.popped, text)
 
     def _add_task(self, number: int, text: str) -> None:
         command = self._template.fill(text, number)
-        if self._finished.remove(command):
-            self.print_output(number, None)
-            self.results.add_skipped(number, text)
+        done = tuple(map(_escaped, command))
+        if self._finished[done]:
+            self._finished[done] -= 1
+            self._skipped += 1
+            self._outputs.print_output(number, None)
+            self._rows[number] = (text, "done before", *("-",) * (len(HEAD) - 2))
             return
         task = Task.command(
             command,
-            name=text.encode(errors="backslashreplace").decode(),
+            name=_escaped(text),
             handler=self._arguments.command[0],
             retries=self._arguments.retries,
             expires_in=self._arguments.timeout,
@@ -216,16 +182,20 @@ class _MapWork:
     def _collect_results(self) -> None:
         for task in [task for task in self._tasks if task.done()]:
             number, text = self._tasks.pop(task)
-            self.print_output(number, task)
+            self._outputs.print_output(number, task)
+            seconds = "-" if task.duration is None else f"{task.duration:.2f}"
+            memory = format_memory(task.max_rss)
+            self._rows[number] = (text, str(task.state), exit_text(task), seconds, memory, *pid_cells(task.identity))
+            self._done += task.state is State.DONE
             # A task that `doorman stop` cancelled alone counts as failed: its input was not processed.
-            failed = task.state in FAILURES or (task.state is State.CANCELLED and not self._halted)
-            self.results.add(number, text, task, failed=failed)
-            if failed:
-                self.print_line(f"{text!r} {task.state}: {exit_text(task) if task.identity else task.exception()}")
+            if task.state in ABNORMAL or (task.state is State.CANCELLED and not self._halted):
+                self._failed.add(number)
+                self._progress.print_line(f"{text!r} {end_text(task, task.state, task.exception())}")
                 self._halt()
+            else:
+                self._cancelled += task.state is State.CANCELLED
 
     def _halt(self) -> None:
-        """Apply ``--halt`` after a failure."""
         if self._arguments.halt == "now":
             self._manager.stop()
         elif self._arguments.halt == "soon" and not self._halted:

@@ -1,8 +1,9 @@
-"""Input and output of `doorman map`: command templates, inputs from words or a descriptor, output in order."""
+"""Input and output of `doorman map`: command templates, inputs, outputs in order, and the progress."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import os.path
 import queue
@@ -12,10 +13,11 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from doorman.cli import discard_output
 from doorman.errors import BadCommandLine
@@ -23,19 +25,26 @@ from doorman.task import Task
 from remit.errors import LocationInUse, RemitError
 from remit.transport import FileLock
 
-__all__ = ["SEPARATOR", "Inputs", "OutputPrinter", "Template", "split_command"]
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
+LINE_INTERVAL_S: Final = 5.0
+BAR_INTERVAL_S: Final = 0.1
 SEPARATOR: Final = ":::"
-"""Word between the command and its inputs."""
-_PLACEHOLDER: Final = re.compile(r"\{(?:\.|/|//|/\.|#)?\}")
+READ_AHEAD: Final = 1024  # a fast producer must not fill the memory
+CHUNK_BYTES: Final = 1 << 16
+PREFIX: Final = "doorman-map-"
+LOCK: Final = "map"  # locked by the process of the folder; the kernel releases it however the process ends
+# Not pathlib: an input need not be a path, and Path would normalize it.
 _VALUES: Final[dict[str, Callable[[str, int], str]]] = {
     "{}": lambda text, _: text,
-    "{.}": lambda text, _: _without_extension(text),
-    "{/}": lambda text, _: os.path.basename(text),  # noqa: PTH119 - an input need not be a path
+    "{.}": lambda text, _: os.path.splitext(text)[0],  # noqa: PTH122
+    "{/}": lambda text, _: os.path.basename(text),  # noqa: PTH119
     "{//}": lambda text, _: os.path.dirname(text) or ".",  # noqa: PTH120
-    "{/.}": lambda text, _: _without_extension(os.path.basename(text)),  # noqa: PTH119
+    "{/.}": lambda text, _: os.path.splitext(os.path.basename(text))[0],  # noqa: PTH119, PTH122
     "{#}": lambda _, number: str(number),
 }
+_PLACEHOLDER: Final = re.compile("|".join(map(re.escape, _VALUES)))
 
 
 def split_command(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
@@ -62,23 +71,9 @@ class Template:
 
     def fill(self, text: str, number: int) -> list[str]:
         """Return the command for the input with that number; for a shell the input is quoted."""
-        if not self._shell:
-            return [_fill(word, text, number, str) for word in self._words]
-        return ["/bin/sh", "-c", _fill(" ".join(self._words), text, number, shlex.quote)]
-
-
-def _fill(word: str, text: str, number: int, quote: Callable[[str], str]) -> str:
-    return _PLACEHOLDER.sub(lambda found: quote(_VALUES[found[0]](text, number)), word)
-
-
-def _without_extension(text: str) -> str:
-    return os.path.splitext(text)[0]  # noqa: PTH122
-
-
-READ_AHEAD: Final = 1024
-"""Inputs that are read before they are needed."""
-CHUNK: Final = 1 << 16
-"""Bytes of one read."""
+        quote = shlex.quote if self._shell else str
+        filled = [_PLACEHOLDER.sub(lambda found: quote(_VALUES[found[0]](text, number)), word) for word in self._words]
+        return ["/bin/sh", "-c", " ".join(filled)] if self._shell else filled
 
 
 class Inputs:
@@ -87,7 +82,6 @@ class Inputs:
     def __init__(self, words: Sequence[str] | None) -> None:
         self.total = None if words is None else len(words)
         self.popped = 0
-        """Number of inputs returned so far."""
         self._queue: queue.Queue[str] = queue.Queue(READ_AHEAD if words is None else 0)
         for word in words or ():
             self._queue.put(word)
@@ -112,12 +106,11 @@ class Inputs:
         inputs = cls(None)
         # Read the descriptor, not sys.stdin: a daemon thread that holds the lock of a buffered reader at interpreter
         # exit aborts the process.
-        arguments = (descriptor, separator, wake)
-        threading.Thread(target=inputs._read, args=arguments, name="doorman-inputs", daemon=True).start()
+        target = functools.partial(inputs._read, descriptor, separator, wake)
+        threading.Thread(target=target, name="doorman-inputs", daemon=True).start()
         return inputs
 
     def _read(self, descriptor: int, separator: bytes, wake: Callable[[], None]) -> None:
-        """Thread: split the stream into inputs; empty ones are skipped."""
         count = 0
         for line in filter(None, _split(descriptor, separator)):
             self._queue.put(os.fsdecode(line))  # waits while READ_AHEAD inputs are queued
@@ -129,17 +122,12 @@ class Inputs:
 
 def _split(descriptor: int, separator: bytes) -> Iterator[bytes]:
     rest = b""
-    while chunk := _read(descriptor):
-        *lines, rest = (rest + chunk).split(separator)
-        yield from lines
+    # An error ends the input, too: the descriptor is closed, or is a terminal that belongs to another session.
+    with contextlib.suppress(OSError):
+        while chunk := os.read(descriptor, CHUNK_BYTES):
+            *lines, rest = (rest + chunk).split(separator)
+            yield from lines
     yield rest
-
-
-def _read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, CHUNK)
-    except OSError:
-        return b""  # closed, or a terminal that belongs to another session
 
 
 class OutputPrinter:
@@ -166,6 +154,7 @@ class OutputPrinter:
         if not self._keep_order:
             self._print(files)
             return
+        # An input without a task is held as well: the numbers must have no gap.
         self._held[number] = files
         while self._next in self._held:
             self._print(self._held.pop(self._next))
@@ -200,11 +189,6 @@ class OutputPrinter:
             discard_output(to)
 
 
-PREFIX: Final = "doorman-map-"
-LOCK: Final = "map"
-"""File in a temporary folder that its process locks; the kernel releases the lock however the process ends."""
-
-
 class _TemporaryFolder:
     """A temporary folder; one that a killed process left behind is removed by the next process that makes one."""
 
@@ -227,7 +211,99 @@ class _TemporaryFolder:
                     raise
 
     def close(self) -> None:
-        """Remove the folder."""
         # Remove it while it is locked: otherwise another process could lock it in between.
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
+
+
+class Counts(NamedTuple):
+    """Numbers of inputs by state."""
+
+    done: int
+    total: int | None
+    """None until all inputs have been read."""
+    failed: int
+    running: int
+
+    def __str__(self) -> str:
+        total = "?" if self.total is None else str(self.total)
+        return f"{self.done}/{total} done, {self.failed} failed, {self.running} running"
+
+
+class ProgressLines:
+    """Progress as lines on standard error."""
+
+    max_wait = 60.0
+    """Seconds after which `show` must be called again, even if nothing has changed."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + LINE_INTERVAL_S
+
+    def show(self, counts: Counts) -> None:
+        """Show the counts, at most every `LINE_INTERVAL_S` seconds."""
+        if time.monotonic() >= self._next:
+            self.print_line(str(counts))
+            self._next = time.monotonic() + LINE_INTERVAL_S
+
+    def print_line(self, text: str) -> None:
+        """Print a message beside the progress."""
+        with self.hidden():
+            print(f"doorman: {text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Hide the progress for the duration of a block, which may print."""
+        yield
+
+    def close(self) -> None:
+        """Remove the progress from the terminal."""
+
+
+class _ProgressBar(ProgressLines):
+    max_wait = 1.0
+
+    def __init__(self, bar: RichProgress) -> None:
+        super().__init__()
+        self._bar = bar
+        self._task = bar.add_task("", total=None, failed="", running=0)
+        self._refreshed = 0.0
+        bar.start()
+
+    def show(self, counts: Counts) -> None:
+        failed = f"[red]{counts.failed} failed[/red]" if counts.failed else ""
+        self._bar.update(self._task, completed=counts.done, total=counts.total, failed=failed, running=counts.running)
+        if time.monotonic() - self._refreshed >= BAR_INTERVAL_S:
+            self._bar.refresh()
+            self._refreshed = time.monotonic()
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def progress_on_stderr() -> ProgressLines:
+    """Return a bar if standard error is a terminal and rich is installed, else lines."""
+    if not sys.stderr.isatty():
+        return ProgressLines()
+    try:
+        from rich import progress
+        from rich.console import Console
+    except ImportError:
+        return ProgressLines()
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[failed]}"),
+        progress.TextColumn("{task.fields[running]} running"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    # Without rich's refresh thread: it would print while a task's output is being copied.
+    return _ProgressBar(progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False))

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from remit.options import argument, read_count, read_seconds
 
-__all__ = ["parse_arguments"]
-
 RUN: Final = """\
 examples:
   doorman run -- make -j4 test
@@ -74,22 +72,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         at = own.index("--")
         own, rest = own[:at], own[at + 1 :]
-    parsed = _parser().parse_args(own)
-    if rest is not None:
-        if not hasattr(parsed, "command"):
-            parsed.parser.error(f"unrecognized arguments: -- {' '.join(rest)}")
-        parsed.command = [*parsed.command, "--", *rest] if parsed.command else rest
-    return parsed
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="doorman", description="Runs commands as processes whose identity is proven before they run."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_run, _add_map, _add_up, _add_ps, _add_stop, _add_top):
         add(commands)
-    return parser
+    parsed = parser.parse_args(own)
+    if rest is not None:
+        if not hasattr(parsed, "command"):
+            parsed.parser.error(f"unrecognized arguments: -- {' '.join(rest)}")
+        parsed.command = [*parsed.command, "--", *rest] if parsed.command else rest
+    return parsed
 
 
 def _add_run(commands: Any) -> None:

@@ -15,8 +15,6 @@ from doorman.errors import BadCommandLine
 from doorman.retry import Backoff, Intensity, Restart
 from remit.options import check_choice, check_count, check_seconds, suggest
 
-__all__ = ["Plan", "Program", "load_plan", "read_procfile", "read_table"]
-
 OWN_FILE: Final = "doorman.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 PROCFILE: Final = "Procfile"

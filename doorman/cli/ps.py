@@ -12,28 +12,24 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from doorman.control.client import Remote, find, look_at_all
-from doorman.control.views import ManagerView, TaskView
-from doorman.errors import ControlError
+from doorman.control.server import ManagerView, TaskView
 
 if TYPE_CHECKING:
+    from doorman.identity import Identity
+    from doorman.states import State
     from doorman.task import Task
-
-__all__ = ["TASK_HEAD", "align", "exit_text", "fetch_views", "format_age", "format_memory", "main", "open_managers",
-           "task_rows"]  # fmt: skip
 
 TASK_HEAD: Final = (
     "MANAGER", "ID", "NAME", "STATE", "PID", "STRENGTH", "CPU%", "RSS", "AGE", "RESTARTS", "PROGRESS",
 )  # fmt: skip
-MAX_CELL: Final = 40
-"""Characters; longer cells are cut."""
-NO_ANSWER = 1
-"""Exit code if a manager did not answer."""
+MAX_CELL_CHARS: Final = 40
+EXIT_NO_ANSWER: Final = 1
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the tasks of the managers as a table or as JSON; return 1 if a manager did not answer."""
     with open_managers(arguments) as remotes:
-        views, errors = fetch_views(remotes)
+        views, errors = look_at_all(remotes)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(views)).decode())
     elif views:
@@ -42,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
         print("no managers run here: start one by `doorman run`, `map` or `up`")
     for error in errors:
         print(f"doorman: {error}", file=sys.stderr)
-    return NO_ANSWER if errors else 0
+    return EXIT_NO_ANSWER if errors else 0
 
 
 @contextmanager
@@ -51,13 +47,6 @@ def open_managers(arguments: argparse.Namespace) -> Iterator[list[Remote]]:
     with ExitStack() as stack:
         found = find(arguments.manager, arguments.location, timeout=arguments.timeout)
         yield [stack.enter_context(remote) for remote in found]
-
-
-def fetch_views(remotes: list[Remote]) -> tuple[list[ManagerView], list[ControlError]]:
-    """Return the views of the managers that answer, and the errors of the others."""
-    answers = look_at_all(remotes)
-    views = [answer for answer in answers if isinstance(answer, ManagerView)]
-    return views, [answer for answer in answers if isinstance(answer, ControlError)]
 
 
 def task_rows(view: ManagerView) -> list[tuple[str, ...]]:
@@ -70,20 +59,23 @@ def task_rows(view: ManagerView) -> list[tuple[str, ...]]:
 
 
 def _task_row(view: ManagerView, task: TaskView) -> tuple[str, ...]:
-    identity = task.identity
     return (
         view.name,
         task.id,
         task.name,
         task.state,
-        str(identity.pid) if identity else "-",
-        identity.strength if identity else "-",
+        *pid_cells(task.identity),
         "-" if task.cpu is None else f"{task.cpu:.0f}",
         format_memory(task.memory),
         format_age(task.age),
         str(task.restarts),
         task.progress or (task.why or "" if task.state == "waiting" else ""),
     )
+
+
+def pid_cells(identity: Identity | None) -> tuple[str, str]:
+    """Return the cells PID and STRENGTH."""
+    return ("-", "-") if identity is None else (str(identity.pid), identity.strength)
 
 
 def align(rows: Iterable[Sequence[str]]) -> str:
@@ -98,7 +90,7 @@ def align(rows: Iterable[Sequence[str]]) -> str:
 def _printable(cell: str) -> str:
     # A task's name or progress must not be able to send escape sequences to the terminal.
     plain = "".join(character if character.isprintable() else "?" for character in cell)
-    return plain if len(plain) <= MAX_CELL else f"{plain[: MAX_CELL - 3]}..."
+    return plain if len(plain) <= MAX_CELL_CHARS else f"{plain[: MAX_CELL_CHARS - 3]}..."
 
 
 def format_memory(size: int | None) -> str:
@@ -129,3 +121,8 @@ def exit_text(task: Task) -> str:
     if task.signal is not None:
         return signal.Signals(task.signal).name
     return "-" if task.exit_code is None else str(task.exit_code)
+
+
+def end_text(task: Task, state: State, error: BaseException | None) -> str:
+    """Return a state with the exit code or signal of the process; with the error if there was no process."""
+    return f"{state}: {exit_text(task) if task.identity else error}"

@@ -15,12 +15,8 @@ from doorman.errors import BadCommandLine
 from doorman.states import State
 from doorman.task import Task
 
-__all__ = ["exit_code", "main"]
-
-REFUSED: Final = 2
-"""Exit code if no process could be started."""
-EXPIRED: Final = 124
-"""Exit code of a command that was stopped at its time limit and then exited with 0; as timeout(1) does."""
+EXIT_NOT_STARTED: Final = 2
+EXIT_EXPIRED: Final = 124  # as timeout(1) has it
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -45,8 +41,9 @@ def exit_code(task: Task) -> int:
         return 128 + task.signal
     if task.exit_code is None:
         print(f"doorman: {task.exception()}", file=sys.stderr)
-        return REFUSED
-    return EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
+        return EXIT_NOT_STARTED
+    # A command that handles SIGTERM may exit with 0, but has not finished its work.
+    return EXIT_EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
 
 
 def _usable_stdin() -> int | None:

@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
-from doorman.cli.ps import fetch_views, open_managers
-from doorman.control.client import Remote
-from doorman.control.views import ManagerView, TaskView
+from doorman.cli.ps import open_managers
+from doorman.control.client import Remote, look_at_all
+from doorman.control.server import ManagerView, TaskView
 from doorman.errors import BadCommandLine, IdentityRefused
 from doorman.identity import Identity
 from doorman.process import Process
 
-__all__ = ["find_target", "main"]
-
-STILL_RUNS: Final = 1
-"""Exit code if a process did not end in time, or the task has another attempt now."""
+EXIT_STILL_RUNS: Final = 1
 
 
 class Target(NamedTuple):
@@ -33,7 +30,7 @@ class Target(NamedTuple):
 def main(arguments: argparse.Namespace) -> int:
     """Stop the named target and wait for its end; return 1 if a process still runs."""
     with open_managers(arguments) as remotes:
-        views, errors = fetch_views(remotes)
+        views, errors = look_at_all(remotes)
         for error in errors:
             print(f"doorman: {error}", file=sys.stderr)
         target = find_target(arguments.what, views)
@@ -62,10 +59,9 @@ def find_target(what: str, views: Sequence[ManagerView]) -> Target:
 
 def _with_task(what: str, views: Sequence[ManagerView]) -> list[Target]:
     """Return the managers with tasks of that name, or else with a task of that id."""
-    by_name = [Target(view, [task for task in view.tasks if task.name == what]) for view in views]
-    by_id = [Target(view, [task for task in view.tasks if task.id == what]) for view in views]
-    named = [each for each in by_name if each.tasks]
-    return named or [each for each in by_id if each.tasks]
+    named = [Target(view, [task for task in view.tasks if task.name == what]) for view in views]
+    with_id = [Target(view, [task for task in view.tasks if task.id == what]) for view in views]
+    return [each for each in named if each.tasks] or [each for each in with_id if each.tasks]
 
 
 def _stop(remote: Remote, target: Target, timeout: float) -> int:
@@ -77,7 +73,10 @@ def _stop(remote: Remote, target: Target, timeout: float) -> int:
             remote.end()
             results = {task.id: "stopping" for task in target.tasks}
         else:
-            results = {task.id: remote.stop(task.id, task.attempt_id) for task in target.tasks}
+            results = {
+                task.id: remote.stop(task.id, None if task.identity is None else task.identity.attempt)
+                for task in target.tasks
+            }
         # One deadline for all: the processes end at the same time, not one after the other.
         deadline = time.monotonic() + timeout
         runs = [not _report(task, process, results[task.id], deadline) for task, process in opened]
@@ -85,7 +84,7 @@ def _stop(remote: Remote, target: Target, timeout: float) -> int:
             ended = itself.wait(deadline - time.monotonic())
             runs.append(not ended)
             print(f"manager {target.manager.name} (pid {itself.pid}) " + ("has ended" if ended else "still runs"))
-    return STILL_RUNS if any(runs) else 0
+    return EXIT_STILL_RUNS if any(runs) else 0
 
 
 def _open_process(identity: Identity | None, stack: ExitStack) -> Process | None:

@@ -11,14 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from doorman.cli import ps
-from doorman.control.client import Remote, find
-from doorman.control.views import ManagerView
+from doorman.control.client import Remote, find, look_at_all
+from doorman.control.server import ManagerView
 from doorman.errors import BadCommandLine, ControlError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-__all__ = ["main"]
 
 QUIT_KEYS: Final = b"qQ\x03\x04"
 NUMBERS: Final = frozenset({"PID", "CPU%", "RSS", "AGE", "RESTARTS"})
@@ -65,18 +63,15 @@ class _Managers:
         except ControlError as error:
             return [], [error]
         # Keep known connections: a new one each time would leave a session at the manager for a minute.
-        now = {}
-        for remote in found:
-            known = self._open.pop(remote.id, None)
-            now[remote.id] = known or remote
-            if known is not None:
-                remote.close()
+        now = {remote.id: remote for remote in found}
+        for known in now.keys() & self._open.keys():
+            now[known].close()
+            now[known] = self._open.pop(known)
         self.close()
         self._open = now
-        return ps.fetch_views(list(now.values()))
+        return look_at_all(list(now.values()))
 
     def close(self) -> None:
-        """Close all connections."""
         while self._open:
             self._open.popitem()[1].close()
 

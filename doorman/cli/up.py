@@ -8,23 +8,18 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import chain, cycle
 from pathlib import Path
-from typing import Final, TextIO, cast
+from typing import Final, cast
 
 from doorman.cli import discard_output
 from doorman.cli.manager_session import ManagerSession, open_manager
-from doorman.cli.map import FAILURES
 from doorman.cli.procfile import Plan, Program, load_plan
-from doorman.cli.ps import exit_text
+from doorman.cli.ps import end_text
 from doorman.errors import RestartedTooOften
-from doorman.states import State
+from doorman.states import ABNORMAL, State
 from doorman.task import Task
 
-__all__ = ["PrefixPrinter", "main"]
-
-COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-"""ANSI colours: cyan, yellow, green, magenta, blue, and their bright variants."""
-GIVEN_UP: Final = 1
-"""Exit code if a program was restarted too often, or failed and is not restarted."""
+COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)  # all but red, which means an error, and black and white
+EXIT_FAILED: Final = 1
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -34,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
         programs = _Programs(session, plan, arguments.cwd)
         while programs.tick():
             session.wait()
-    return GIVEN_UP if programs.failed else 0
+    return EXIT_FAILED if programs.failed else 0
 
 
 class PrefixPrinter:
@@ -49,19 +44,13 @@ class PrefixPrinter:
         self._on_closed = on_closed
 
     def print_line(self, task: Task, stream: str, line: str) -> None:
-        """Print a line of a task to the stream that the task wrote it to."""
-        self._print(task.name, line, sys.stdout if stream == "stdout" else sys.stderr)
-
-    def print_note(self, name: str, text: str) -> None:
-        """Print a remark about a process to standard error."""
-        self._print(name, f"({text})", sys.stderr)
-
-    def _print(self, name: str, text: str, file: TextIO) -> None:
-        prefix = f"{name:{self._width}} |"
+        """Print a line of a task, or a remark about it, to that stream of this process."""
+        file = sys.stdout if stream == "stdout" else sys.stderr
+        prefix = f"{task.name:{self._width}} |"
         if file.isatty() and not os.environ.get("NO_COLOR"):
-            prefix = f"\x1b[{self._colours[name]}m{prefix}\x1b[0m"
+            prefix = f"\x1b[{self._colours[task.name]}m{prefix}\x1b[0m"
         try:
-            print(prefix, text, file=file, flush=True)
+            print(prefix, line, file=file, flush=True)
         except BrokenPipeError:
             discard_output(file)
             self._on_closed()
@@ -78,7 +67,8 @@ class _ProgramTask(Task):
 
     def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
         # Before the call of super, which resets the identity that the text needs.
-        self.programs.printer.print_note(self.name, f"{_end_text(self, state, error)}; again in {delay:.2g} s")
+        note = f"({end_text(self, state, error)}; again in {delay:.2g} s)"
+        self.programs.printer.print_line(self, "stderr", note)
         super()._retry(state, error, delay)
 
 
@@ -131,9 +121,12 @@ class _Programs:
             error = task.exception()
             given_up = isinstance(error, RestartedTooOften)
             cancelled_early = task.identity is None and task.state is State.CANCELLED
-            text = str(task.state) if cancelled_early else _end_text(task, task.state, error)
-            self.printer.print_note(task.name, text + (f"; given up, and all end: {error}" if given_up else ""))
-            self.failed = self.failed or (task.state in FAILURES and not self.stopping)
+            text = str(task.state) if cancelled_early else end_text(task, task.state, error)
+            if given_up:
+                text += f"; given up, and all end: {error}"
+            self.printer.print_line(task, "stderr", f"({text})")
+            # A failure during the stop does not count: programs may fail because others have stopped already.
+            self.failed = self.failed or (task.state in ABNORMAL and not self.stopping)
             self.stopping = self.stopping or given_up
 
     def _stop_in_order(self) -> None:
@@ -146,10 +139,6 @@ class _Programs:
         # Later programs may depend on earlier ones, so the last ones end first.
         for task in [task for task in self._left if task.handler == self._left[-1].handler]:
             self._manager.cancel(task)
-
-
-def _end_text(task: Task, state: State, error: BaseException | None) -> str:
-    return f"{state}: {exit_text(task) if task.identity else error}"
 
 
 def _process_names(name: str, program: Program) -> list[str]:

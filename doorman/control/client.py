@@ -5,21 +5,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self
 
+import msgspec
+
 from doorman.control import registry
-from doorman.control.server import CHALLENGE, END, LOOK, STOP, sign_request
-from doorman.control.views import ManagerView
-from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent
+from doorman.control.server import CHALLENGE, END, LOOK, STOP, ManagerView, sign_request
+from doorman.errors import ControlError, ControlRefused, ManagerNotFound, ManagerSilent
 from remit import Client, Location
 from remit.config import resolve
 from remit.errors import NoListener, PeerLost, RequestFailed, RequestTimeout
 from remit.options import suggest
 
-__all__ = ["Remote", "find", "look_at_all"]
-
-TIMEOUT_S: Final = 5.0
-"""Default limit for a reply; a manager replies only while it is ticked."""
+TIMEOUT_S: Final = 5.0  # of one request: a manager replies only while it is ticked
 MAX_THREADS: Final = 8
-"""Managers that `look_at_all` queries at the same time."""
 
 
 class Remote:
@@ -39,7 +36,7 @@ class Remote:
 
     def look(self) -> ManagerView:
         """Return the manager's description of itself and its tasks. Raises ManagerSilent, ControlRefused."""
-        return ManagerView.read(self._request(LOOK))
+        return msgspec.convert(self._request(LOOK), ManagerView)
 
     def stop(self, task_id: str, attempt: str | None) -> str:
         """Stop a task if ``attempt`` is its current attempt; None: any attempt.
@@ -99,17 +96,15 @@ def find(name: str | None = None, location: str | None = None, *, timeout: float
     return [Remote(entry.location, key=entry.key, name=entry.name, timeout=timeout) for entry in wanted]
 
 
-def look_at_all(remotes: list[Remote]) -> list[ManagerView | ManagerSilent | ControlRefused]:
-    """Query all managers in parallel; an error takes the place of a view that could not be fetched."""
-
-    def look(remote: Remote) -> ManagerView | ManagerSilent | ControlRefused:
-        try:
-            return remote.look()
-        except (ManagerSilent, ControlRefused) as error:
-            return error
-
-    if not remotes:
-        return []
+def look_at_all(remotes: list[Remote]) -> tuple[list[ManagerView], list[ControlError]]:
+    """Query all managers; return the views of those that reply, and the errors of the others."""
+    views: list[ManagerView] = []
+    errors: list[ControlError] = []
     # In parallel, because each manager that does not answer costs the whole timeout.
-    with ThreadPoolExecutor(min(MAX_THREADS, len(remotes)), thread_name_prefix="doorman-ask") as threads:
-        return list(threads.map(look, remotes))
+    with ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="doorman-ask") as threads:
+        for future in [threads.submit(remote.look) for remote in remotes]:
+            try:
+                views.append(future.result())
+            except (ManagerSilent, ControlRefused) as error:
+                errors.append(error)
+    return views, errors

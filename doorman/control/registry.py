@@ -12,14 +12,12 @@ from typing import Final
 import msgspec
 
 from doorman.errors import IdentityRefused, NameTaken
-from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello
-from doorman.process import start_time
+from doorman.identity import Credential, Identity, Refusal, boot_id, own_identity
+from doorman.process import own_pid_namespace
 from remit import Location
 from remit.errors import LocationInUse
 from remit.runtime_dirs import OWNER_ONLY, runtime_folder, write_private_file
 from remit.transport import FileLock
-
-__all__ = ["ManagerEntry", "Registration", "entries", "folder"]
 
 FOLDER: Final = "managers"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
@@ -55,7 +53,7 @@ class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
             self.process.open().close()
         except IdentityRefused as error:
             # A process in a PID namespace that is not visible from here may be alive.
-            return error.reason in _ENDED and self.process.pid_namespace == _this_process().pid_namespace
+            return error.reason in _ENDED and self.process.pid_namespace == own_pid_namespace()
         return False
 
 
@@ -75,20 +73,18 @@ class Registration:
             raise NameTaken(
                 f"a manager named {name!r} runs already{pid}: choose another name, or stop it: doorman stop {name}"
             ) from error
-        process = _this_process()
+        process = own_identity(Credential("manager"))
         self.entry = ManagerEntry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
         write_private_file(self._path, msgspec.json.encode(self.entry))
 
     def close(self) -> None:
         """Remove the entry, but not in a forked child. May be called twice."""
         lock, self._lock = self._lock, None
-        if lock is None:
-            return
-        if self._owner != os.getpid():
-            return  # the entry is the parent's; the lock has been released in this process by the fork handler
-        # Unlink under the lock: after its release the file may belong to another manager with this name.
-        self._path.unlink(missing_ok=True)
-        lock.release()
+        # In a forked child the entry is the parent's, and the fork handler has released the lock.
+        if lock is not None and self._owner == os.getpid():
+            # Unlink under the lock: after its release the file may belong to another manager with this name.
+            self._path.unlink(missing_ok=True)
+            lock.release()
 
 
 def folder() -> Path:
@@ -118,7 +114,6 @@ def _read(path: Path) -> ManagerEntry | None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a stale entry."""
     with contextlib.suppress(LocationInUse):
         lock = FileLock(str(path))
         # Read it again under the lock: another manager may have registered the name since.
@@ -126,18 +121,3 @@ def _remove(path: Path) -> None:
         if entry is None or entry.stale:
             path.unlink(missing_ok=True)
         lock.release()
-
-
-def _this_process() -> Identity:
-    own = hello(Credential("manager"))
-    return Identity(
-        node_id=NODE_ID,
-        boot_id=own["boot"],
-        pid_namespace=own["namespace"],
-        pid=own["pid"],
-        inode=own["inode"],
-        start_time=start_time(),
-        attempt="manager",
-        strength="start-time" if own["inode"] is None else "pidfd-inode",
-        pid_inside=own["pid"],
-    )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from doorman.control.registry import Registration
-from doorman.control.views import ManagerView, TaskView
 from doorman.errors import ControlRefused
+from doorman.identity import Identity
 from doorman.load import Reading, process_reader
 
 if TYPE_CHECKING:
@@ -26,19 +26,51 @@ if TYPE_CHECKING:
     from doorman.task import Task
     from remit import Event
 
-__all__ = ["CHALLENGE", "END", "LOOK", "STOP", "Control", "RequestAuth", "sign_request"]
-
 CHALLENGE: Final = "doorman.control.challenge"
 LOOK: Final = "doorman.control.look"
 STOP: Final = "doorman.control.stop"
 END: Final = "doorman.control.end"
 KEY_BYTES: Final = 32
-MAX_CHALLENGES: Final = 256
-"""Unused challenges; the oldest is dropped first."""
-MAX_TASKS: Final = 400
-"""Tasks in one reply, so that it fits into a frame of any transport."""
-CPU_INTERVAL_S: Final = 0.5
-"""Minimum time between two CPU readings of a process: /proc counts in ticks of 10 ms."""
+MAX_CHALLENGES: Final = 256  # unused ones; the oldest is dropped first
+MAX_TASKS: Final = 400  # one reply must fit into a frame of any transport
+CPU_INTERVAL_S: Final = 0.5  # between two readings of a process: /proc counts in ticks of 10 ms
+_numbers: Final = itertools.count(1)
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    """One task at the time of the query."""
+
+    id: str
+    name: str
+    state: str
+    attempt: int
+    identity: Identity | None = None
+    """The proven process of the task; None before the proof."""
+    cpu: float | None = None
+    """Per cent of one core, including descendants, since the last query or else since the start."""
+    memory: int | None = None
+    """Resident bytes, including descendants."""
+    age: float | None = None
+    """Seconds since its user code started."""
+    restarts: int = 0
+    progress: str = ""
+    command: str = ""
+    why: str | None = None
+    """The reason why it waits."""
+
+
+class ManagerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One manager and its tasks: the running ones first, then the waiting ones."""
+
+    name: str
+    kind: str
+    process: Identity
+    tasks: tuple[TaskView, ...] = ()
+    running: int = 0
+    waiting: int = 0
+    left_off: int = 0
+    """Number of tasks that are missing in `tasks`."""
+    progress: str = ""
 
 
 class Control:
@@ -92,8 +124,6 @@ class Control:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- listeners: the return value answers the request -----------------------------------------------------------
 
     def _on_look(self, event: Event) -> dict[str, Any]:
         self._auth.check(LOOK, event)
@@ -212,9 +242,6 @@ class _Usage:
             if len(self._before) > 2 * MAX_TASKS:
                 self._before.popitem(last=False)
         return cpu, int(reading.memory)
-
-
-_numbers: Final = itertools.count(1)
 
 
 def _progress_text(progress: Progress | None) -> str:

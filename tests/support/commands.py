@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from waiting import DEADLINE, wait_until
 
 from doorman.control.client import find
-from doorman.control.views import ManagerView
+from doorman.control.server import ManagerView
 from doorman.errors import ControlError
 
 __all__ = ["DOORMAN", "doorman", "ended", "line_of", "looked_at", "running", "started", "until_seen"]

@@ -33,7 +33,7 @@ def api_of(*modules: str) -> list[str]:
     first: dict[int, str] = {}
     for module in modules:
         exporter = import_module(module)
-        for name in sorted(exporter.__all__):
+        for name in sorted(getattr(exporter, "__all__", None) or _classes_of(exporter)):
             path, value = f"{module}.{name}", getattr(exporter, name)
             if inspect.isclass(value):
                 known = first.setdefault(id(value), path)
@@ -41,6 +41,12 @@ def api_of(*modules: str) -> list[str]:
             else:
                 lines.append(_line(path, value))
     return lines
+
+
+def _classes_of(module: types.ModuleType) -> list[str]:
+    return [
+        name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__
+    ]
 
 
 def _class_line(path: str, cls: type) -> str:
