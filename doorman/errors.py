@@ -1,36 +1,4 @@
-"""The exceptions of Doorman, in one tree.
-
-::
-
-    DoormanError
-    ├── TaskError            about one task
-    │   ├── TaskNotPicklable     its call cannot be pickled
-    │   ├── TaskFailed           its traceback as text; the cause of the exception that ``result()`` raises
-    │   ├── WorkerDied           its process ended without a result
-    │   ├── TaskCancelled        it was cancelled, or its manager was closed
-    │   │   └── DependencyFailed     a task that it depends on failed
-    │   ├── TaskExpired          it ran longer than expires_in
-    │   ├── RestartedTooOften    it ended more often than its intensity allows
-    │   ├── LimitNotApplied      a limit of its process cannot be applied
-    │   ├── TaskAlreadyAdded     a task object can be added once only
-    │   ├── TaskDetached         it runs on without its manager, which was closed
-    │   ├── NotInTask            there is no current task here
-    │   └── ResultTimeout        it has not finished in time
-    ├── ControlError         about requests to a running manager
-    │   ├── ManagerNotFound      there is no such manager on this host
-    │   ├── ManagerSilent        it does not answer
-    │   ├── ControlRefused       it does not accept requests from this user
-    │   └── NameTaken            another manager has that name
-    ├── BadCommandLine       a command line, or a file that it names, is invalid
-    ├── BadRule              a rule that contradicts itself
-    ├── LaunchRefused        no process can be started now; the task stays waiting
-    ├── PreloadFailed        the zygote could not import what its children need
-    ├── PoolFailed           workers cannot be kept alive
-    ├── IdentityRefused      a process could not prove its identity
-    ├── JournalError         a journal cannot be read or written
-    │   └── JournalInUse         another manager writes to it
-    └── PidfdUnavailable     this system has no pidfds
-"""
+"""The exceptions of Doorman, in one tree below `DoormanError`."""
 
 from __future__ import annotations
 

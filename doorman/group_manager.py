@@ -12,8 +12,6 @@ from doorman.states import ABNORMAL, State
 from doorman.task import Task
 from remit.options import check_choice
 
-__all__ = ["GroupManager", "OnFailure"]
-
 OnFailure: TypeAlias = Literal["continue", "stop"]
 
 

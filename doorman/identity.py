@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from doorman.errors import IdentityRefused, Refusal
-from doorman.process import Process, find_process, own_pid_namespace, pidfd_inode, require_alive, start_time
+from doorman.process import Process, find_process, own_pid_namespace, require_alive, start_time
 
 if TYPE_CHECKING:
     from remit.transport import Credentials
@@ -111,7 +111,8 @@ class Credential:
 
 def hello(credential: Credential) -> dict[str, Any]:
     """Return the claims of this process to be the attempt's, with their proof; only strings and integers."""
-    own = _own_inode()
+    with Process.open(os.getpid()) as process:
+        own = process.inode
     claims: dict[str, Any] = {
         "task": credential.task,
         "attempt": credential.attempt,
@@ -162,10 +163,10 @@ def verify(
     return credential.confirmed
 
 
-def own_identity(credential: Credential) -> Identity:
-    """Return the identity of the calling process under a credential."""
-    with Process.open(os.getpid()) as process:
-        return verify(hello(credential), credential, process)
+def own_identity(attempt: str) -> Identity:
+    """Return the identity of the calling process, as the process of an attempt."""
+    claims = hello(Credential(attempt))
+    return _identity(claims, os.getpid(), start_time(), "start-time" if claims["inode"] is None else "pidfd-inode")
 
 
 @functools.cache
@@ -249,11 +250,3 @@ def _identity(hello: Mapping[str, Any], pid: int, started: int | None, strength:
         strength=strength,
         pid_inside=hello["pid"],
     )
-
-
-def _own_inode() -> int | None:
-    pidfd = os.pidfd_open(os.getpid())
-    try:
-        return pidfd_inode(pidfd)
-    finally:
-        os.close(pidfd)

@@ -9,12 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from doorman.errors import LimitNotApplied
 from remit.options import check_count
-
-__all__ = ["CallLimits", "Limits", "apply_limits", "limit_memory", "memory_limited", "worker_limits"]
 
 REPORT_RESERVE_BYTES: Final = 64 << 20  # beyond the memory limit: the process still has to report its end
 CPU_GRACE_S: Final = 1  # processor time between SIGXCPU at the limit and SIGKILL
@@ -71,21 +69,21 @@ def apply_limits(limits: Limits, *, called: bool) -> None:
 
     ``called`` is True for a callable, which runs in this process as it is. Raises LimitNotApplied.
     """
-    steps: list[tuple[str, Callable[[], object]]] = [
-        ("umask", lambda: os.umask(limits.umask or 0)),
-        ("affinity", lambda: _set_affinity(limits.affinity or frozenset())),
-        ("nice", lambda: _set_nice(limits.nice or 0)),
-        ("core", lambda: _set_limit(resource.RLIMIT_CORE, limits.core or 0)),
-        ("cpu", lambda: _set_limit(resource.RLIMIT_CPU, limits.cpu or 0, CPU_GRACE_S)),
-        ("processes", lambda: _set_limit(resource.RLIMIT_NPROC, limits.processes or 0)),
-        ("memory", lambda: _check_memory(limits.memory or 0, called=called)),
+    steps: dict[str, Callable[[Any], object]] = {
+        "umask": os.umask,
+        "affinity": _set_affinity,
+        "nice": _set_nice,
+        "core": lambda size: _set_limit(resource.RLIMIT_CORE, size),
+        "cpu": lambda seconds: _set_limit(resource.RLIMIT_CPU, seconds, CPU_GRACE_S),
+        "processes": lambda number: _set_limit(resource.RLIMIT_NPROC, number),
+        "memory": lambda size: _check_memory(size, called=called),
         # Last: the other steps open files in /proc.
-        ("files", lambda: _set_limit(resource.RLIMIT_NOFILE, limits.files or 0)),
-    ]
-    for name, step in steps:
+        "files": lambda number: _set_limit(resource.RLIMIT_NOFILE, number),
+    }
+    for name, step in steps.items():
         if (value := getattr(limits, name)) is not None:
             try:
-                step()
+                step(value)
             except (OSError, ValueError) as error:
                 raise LimitNotApplied(
                     f"limit {name}={_shown(name, value)} cannot be applied: {error}; "
@@ -107,7 +105,7 @@ def memory_limited(limits: Limits | None) -> Iterator[None]:
         yield
     finally:
         if limits is not None and limits.memory is not None:
-            _raise_to_hard_limit(resource.RLIMIT_AS)
+            _set_soft_limit(resource.RLIMIT_AS, None)
 
 
 def worker_limits(limits: Limits | None) -> Limits | None:
@@ -118,10 +116,9 @@ def worker_limits(limits: Limits | None) -> Limits | None:
 
 
 class CallLimits:
-    """Limits of the calls of a pool's worker: its ``with`` block is one call.
+    """Limits memory and processor time of each call in a pool's worker: its ``with`` block is one call.
 
-    The memory is limited within the block only, and each call has its processor time to itself. The process has the
-    limits of `worker_limits` already, with a reserve for reports.
+    The process has the limits of `worker_limits` already, with a reserve for reports.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -129,47 +126,41 @@ class CallLimits:
         # Guards `_inside` with the memory limit: the limit is the whole process's, but `suspended` runs in any thread.
         self._lock = threading.Lock()
         self._inside = False
-        self._raise_memory()
+        self._set_memory_limit(None)
 
     def __enter__(self) -> None:
         if self._cpu is not None:
-            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
             # Only the soft limit, whose SIGXCPU ends the process as well: a hard limit cannot be raised again.
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.clock_gettime(CPU_LIMIT_CLOCK)) + 1 + self._cpu, hard))
+            _set_soft_limit(resource.RLIMIT_CPU, int(time.clock_gettime(CPU_LIMIT_CLOCK)) + 1 + self._cpu)
         with self._lock:
             self._inside = True
-            self._lower_memory()
+            self._set_memory_limit(self._memory)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside = False
-            self._raise_memory()
+            self._set_memory_limit(None)
         if self._cpu is not None:
-            _raise_to_hard_limit(resource.RLIMIT_CPU)
+            _set_soft_limit(resource.RLIMIT_CPU, None)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """Suspend the memory limit for a block of the worker itself, in any thread, also during a call."""
         with self._lock:
-            self._raise_memory()
+            self._set_memory_limit(None)
             try:
                 yield
             finally:
                 if self._inside:
-                    self._lower_memory()
+                    self._set_memory_limit(self._memory)
 
     def reset_after_fork(self) -> None:
         """Replace the lock, in a fork made by a call: a thread that is not in the fork may hold it."""
         self._lock = threading.Lock()
 
-    def _lower_memory(self) -> None:
+    def _set_memory_limit(self, size: int | None) -> None:
         if self._memory is not None:
-            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (self._memory, hard))
-
-    def _raise_memory(self) -> None:
-        if self._memory is not None:
-            _raise_to_hard_limit(resource.RLIMIT_AS)
+            _set_soft_limit(resource.RLIMIT_AS, size)
 
 
 def _set_affinity(cpus: frozenset[int]) -> None:
@@ -186,7 +177,7 @@ def _set_nice(nice: int) -> None:
 
 
 def _check_memory(memory: int, *, called: bool) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hard != resource.RLIM_INFINITY and memory > hard:
         raise ValueError(f"this process may have at most {hard} bytes")
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once
@@ -202,9 +193,10 @@ def _set_limit(kind: int, soft: int, reserve: int = 0) -> None:
     resource.setrlimit(kind, (soft, max(hard, soft)))
 
 
-def _raise_to_hard_limit(kind: int) -> None:
+def _set_soft_limit(kind: int, soft: int | None) -> None:
+    """Set a soft limit; None raises it to the hard one."""
     hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (hard, hard))
+    resource.setrlimit(kind, (hard if soft is None else soft, hard))
 
 
 def _threads() -> list[int]:

@@ -108,9 +108,9 @@ class Meter:
             load.add(handler, processor, memory, measured=measured)
         return load
 
-    def add_unmeasured(self, load: Load, handler: str) -> None:
-        """Add a process that has not been measured as one busy core."""
-        load.add(handler, self._share, 0.0, measured=False)
+    def add_unmeasured(self, load: Load, handler: str, memory: int = 0) -> None:
+        """Add a process that has not been measured: one busy core, and its memory if that is known."""
+        load.add(handler, self._share, 100.0 * memory / self._memory, measured=False)
 
     def drop_stale(self) -> None:
         """Drop samples older than STALE_AFTER_S; called when measuring begins again after a pause."""

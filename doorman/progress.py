@@ -10,8 +10,6 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-__all__ = ["Progress", "ProgressReporter", "decode_progress", "encode_progress", "make_progress"]
-
 REPORT_INTERVAL_S: Final = 0.05
 MAX_NOTE_CHARS: Final = 1000
 _INT_LIMIT: Final = 1 << 63  # msgpack has no larger integers
@@ -38,10 +36,7 @@ class Progress:
 
 
 class ProgressReporter:
-    """Limits the rate of reports: the first is sent immediately, then the newest once per REPORT_INTERVAL_S.
-
-    Safe from any thread.
-    """
+    """Sends the first report immediately, then the newest once per REPORT_INTERVAL_S. Safe from any thread."""
 
     def __init__(self, send: Callable[[Progress], None]) -> None:
         self._send = send

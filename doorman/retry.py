@@ -11,9 +11,6 @@ from typing import Literal, TypeAlias, get_args
 from doorman.errors import RestartedTooOften
 from doorman.states import ABNORMAL, State
 
-__all__ = ["Backoff", "Intensity", "Restart", "RetryPolicy"]
-
-
 Restart: TypeAlias = Literal["temporary", "transient", "permanent"]
 """When a task is restarted: never; after an abnormal end; always."""
 
@@ -85,9 +82,7 @@ class RetryPolicy:
             raise ValueError("intensity bounds restarts: give also restart='transient' or restart='permanent'")
         if backoff is not None and not retries and restart == "temporary":
             raise ValueError("backoff is for what is tried again: give also retries= or restart=")
-        self._retries = retries
-        self._backoff = backoff
-        self._restart = restart
+        self._retries, self._backoff, self._restart = retries, backoff, restart
         self._intensity = intensity or Intensity()
         self._restarts: deque[float] = deque()
         self._failures = 0

@@ -20,7 +20,7 @@ from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_
 from doorman._scheduler.run_queue import RunQueue
 from doorman.current import CurrentTask, task_context
 from doorman.errors import RestartedTooOften, TaskFailed, WorkerDied
-from doorman.identity import Credential, own_identity
+from doorman.identity import own_identity
 from doorman.launcher.process_exit import exit_code
 from doorman.progress import Progress
 from doorman.rules import Rule
@@ -28,8 +28,6 @@ from doorman.states import State
 from doorman.task import OnOutput, OnProgress, Task
 from remit import Server
 from remit.errors import ReentrantTick
-
-__all__ = ["SynchronousManager", "capture_output"]
 
 STREAMS: Final = ("stdout", "stderr")
 READ_BYTES: Final = 64 * 1024
@@ -40,14 +38,12 @@ _End: TypeAlias = tuple[State, Any, BaseException | None]
 
 @contextlib.contextmanager
 def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
-    """Capture the output of a block, if the task's is streamed, and deliver its lines at the end of the block.
-
-    Through files: while the task runs no thread reads, and a write to a full pipe would block forever.
-    """
+    """Capture the output of a block, if the task's is streamed, and deliver its lines at the end of the block."""
     if not is_streamed(task, listener):
         yield
         return
     task.lines = kept = deque[Line](maxlen=KEPT_LINES)
+    # Not through pipes: while the task runs no thread reads, and a write to a full pipe would block forever.
     with contextlib.ExitStack() as files:
         written = [files.enter_context(tempfile.TemporaryFile()) for _ in STREAMS]
         try:
@@ -64,7 +60,7 @@ def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _redirected(name: str, descriptor: int, to: int) -> Iterator[None]:
-    """Redirect a stream to another descriptor, for Python's writes and for those of C code and programs."""
+    # The descriptor is for the writes of C code and programs, the stream for those of Python.
     before = getattr(sys, name)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # There may be no stream, or a closed one.
         before.flush()
@@ -107,11 +103,7 @@ class SynchronousManager(BaseManager):
     """
 
     def __init__(
-        self,
-        *,
-        rules: Iterable[Rule] = (),
-        on_output: OnOutput | None = None,
-        on_progress: OnProgress | None = None,
+        self, *, rules: Iterable[Rule] = (), on_output: OnOutput | None = None, on_progress: OnProgress | None = None
     ) -> None:
         super().__init__()
         check_listeners(on_output=on_output, on_progress=on_progress)
@@ -212,7 +204,7 @@ class SynchronousManager(BaseManager):
     def _run_task(self, task: Task) -> None:
         self._running = task
         task.attempt += 1
-        task.identity = own_identity(Credential(f"{task.id}.{task.attempt}", task=task.id))
+        task.identity = own_identity(f"{task.id}.{task.attempt}")
         task._set_state(State.RUNNING)
         # This is the end of the task if the caller is interrupted, as by Ctrl-C.
         end: _End = (State.CANCELLED, None, None)

@@ -72,10 +72,7 @@ class ManagerSession:
 def open_manager(
     arguments: argparse.Namespace, kind: str, *, stdin: int | None = None, **options: Any
 ) -> Iterator[ManagerSession]:
-    """Open the manager that the arguments describe and handle signals; leaving stops the tasks that still run.
-
-    ``stdin`` is the descriptor that the tasks get as standard input; None: /dev/null.
-    """
+    """Open the manager of a command and handle signals; leaving stops its tasks. ``stdin`` is a descriptor for them."""
     with contextlib.ExitStack() as stack:
         try:
             if stdin is not None:

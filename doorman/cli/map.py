@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from doorman.cli.manager_session import ManagerSession, open_manager
-from doorman.cli.map_io import (
-    Counts,
-    Inputs,
-    OutputPrinter,
-    ProgressLines,
-    Template,
-    progress_on_stderr,
-    split_command,
-)
+from doorman.cli.map_io import Counts, Inputs, OutputPrinter, ProgressLines, Template, progress_on_stderr, split_command
 from doorman.cli.ps import align, end_text, exit_text, format_memory, pid_cells
 from doorman.journal.journal import Journal
 from doorman.rules import Rule

@@ -131,9 +131,8 @@ def _split(descriptor: int, separator: bytes) -> Iterator[bytes]:
 
 
 class OutputPrinter:
-    """Prints the output of each finished task as a whole: its stdout to stdout, its stderr to stderr.
+    """Prints the output of each finished task as a whole. Without a folder its log files are removed then.
 
-    ``folder`` is where the log files are kept; None: a temporary folder, whose files are removed once printed.
     ``hidden`` returns a context manager that hides the progress while something is printed.
     """
 

@@ -72,13 +72,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         at = own.index("--")
         own, rest = own[:at], own[at + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="doorman", description="Runs commands as processes whose identity is proven before they run."
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_map, _add_up, _add_ps, _add_stop, _add_top):
-        add(commands)
-    parsed = parser.parse_args(own)
+    parsed = _parser().parse_args(own)
     if rest is not None:
         if not hasattr(parsed, "command"):
             parsed.parser.error(f"unrecognized arguments: -- {' '.join(rest)}")
@@ -86,7 +80,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def _add_run(commands: Any) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="doorman", description="Runs commands as processes whose identity is proven before they run."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
     run = _command(commands, "run", "run one command as a proven task", RUN)
     run.usage = "doorman run [options] -- CMD [ARG ...]"
     run.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
@@ -95,8 +94,6 @@ def _add_run(commands: Any) -> None:
     run.add_argument("-v", "--verbose", action="store_true", help="print the proven pid and the end on standard error")
     _add_manager_options(run)
 
-
-def _add_map(commands: Any) -> None:
     map_ = _command(commands, "map", "run a command for each input, many at a time", MAP)
     map_.usage = "doorman map [options] CMD [ARG ...] [::: INPUT ...]"
     map_.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command; inputs follow ':::'")
@@ -118,20 +115,14 @@ def _add_map(commands: Any) -> None:
     map_.add_argument("--table", choices=("all", "failed", "none"), default="all", help="rows of the final table (all)")
     _add_manager_options(map_)
 
-
-def _add_up(commands: Any) -> None:
     up = _command(commands, "up", "run the named long-running processes of a file", UP)
     up.add_argument("file", metavar="FILE", nargs="?", help="a Procfile, or a TOML file")
     _add_manager_options(up)
 
-
-def _add_ps(commands: Any) -> None:
     ps = _command(commands, "ps", "list the tasks of running managers")
     ps.add_argument("--json", action="store_true", help="print the managers and their tasks as JSON")
     _add_selection(ps)
 
-
-def _add_stop(commands: Any) -> None:
     stop = _command(commands, "stop", "stop a task, or a whole manager", STOP)
     stop.add_argument("what", metavar="WHAT", help="a task's name or id, MANAGER/TASK, or a manager's name")
     stop.add_argument(
@@ -139,12 +130,11 @@ def _add_stop(commands: Any) -> None:
     )
     _add_selection(stop)
 
-
-def _add_top(commands: Any) -> None:
     top = _command(commands, "top", "watch the tasks of running managers; q quits")
     top.add_argument("--once", action="store_true", help="print one table and exit")
     top.add_argument("--interval", type=_SECONDS, default=1.0, metavar="SECONDS", help="time between refreshes (1)")
     _add_selection(top)
+    return parser
 
 
 def _command(commands: Any, name: str, purpose: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -21,7 +21,6 @@ PROCFILE: Final = "Procfile"
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _LINE: Final = re.compile(rf"({_NAME.pattern})\s*:\s*(\S.*)")
 _NEEDS_SHELL: Final = re.compile(r"[$`|&;<>()*?\[\]{}~!#\n]|^\s*\w+=")
-"""Text that a shell would interpret."""
 
 
 class Program(msgspec.Struct, kw_only=True):
@@ -47,9 +46,18 @@ class Program(msgspec.Struct, kw_only=True):
     wrapper: list[str] = []
     """A command that starts the program, such as ``["nice", "-n", "10"]``."""
 
+    def __post_init__(self) -> None:
+        check_choice("restart", self.restart, get_args(Restart))
+        check_count("processes", self.processes)
+        if self.expires is not None:
+            check_seconds("expires", self.expires, above_zero=True)
+        self.restart_options  # noqa: B018 - raises ValueError
+        if not self.argv:
+            raise ValueError("the command is empty")
+
     @property
     def restart_options(self) -> dict[str, Any]:
-        """The restart policy as options of `Task`. Raises ValueError."""
+        """The restart policy as options of `Task`."""
         if self.restart == "temporary":
             return {}
         intensity = Intensity(restarts=self.intensity, seconds=self.period)
@@ -58,10 +66,15 @@ class Program(msgspec.Struct, kw_only=True):
 
     @property
     def argv(self) -> list[str]:
-        """The command as a list of words. Raises ValueError."""
+        """The command as a list of words."""
         if not isinstance(self.command, str):
             return list(self.command)
-        return ["/bin/sh", "-c", self.command] if _NEEDS_SHELL.search(self.command) else shlex.split(self.command)
+        if _NEEDS_SHELL.search(self.command):
+            return ["/bin/sh", "-c", self.command]
+        try:
+            return shlex.split(self.command)
+        except ValueError as error:
+            raise ValueError(f"cannot read the command {self.command!r}: {error}") from error
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -87,23 +100,27 @@ def load_plan(file: str | None) -> Plan:
 
 def read_procfile(text: str) -> dict[str, Program]:
     """Read lines ``name: command``; empty lines and lines that begin with ``#`` are skipped. Raises BadCommandLine."""
-    programs: dict[str, Program] = {}
+    table: dict[str, dict[str, str]] = {}
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
         if found is None:
             raise BadCommandLine(f"line {number}: {line!r} is not 'name: command'")
-        if found[1] in programs:
+        if found[1] in table:
             raise BadCommandLine(f"line {number}: {found[1]!r} occurs twice: use a different name on each line")
-        programs[found[1]] = Program(command=found[2])
-    return _checked(programs)
+        table[found[1]] = {"command": found[2]}
+    return read_table(table)
 
 
 def read_table(table: Mapping[str, Any]) -> dict[str, Program]:
     """Read a table with a table for each program. Raises BadCommandLine."""
+    if not table:
+        raise BadCommandLine("it names no process: write, for example, a line 'web: python -m http.server'")
     programs = {}
     for name, keys in table.items():
+        if not _NAME.fullmatch(name):
+            raise BadCommandLine(f"{name!r} cannot name a process: use letters, digits, '_', '-' and '.'")
         if not isinstance(keys, dict):
             raise BadCommandLine(f"{name!r} is not a table: write, for example, [{name}] and below it command = '...'")
         for key in keys:
@@ -113,35 +130,7 @@ def read_table(table: Mapping[str, Any]) -> dict[str, Program]:
             programs[name] = msgspec.convert(keys, Program)
         except msgspec.ValidationError as error:
             raise BadCommandLine(f"[{name}]: {error}") from error
-    return _checked(programs)
-
-
-def _checked(programs: dict[str, Program]) -> dict[str, Program]:
-    if not programs:
-        raise BadCommandLine("it names no process: write, for example, a line 'web: python -m http.server'")
-    for name, program in programs.items():
-        if not _NAME.fullmatch(name):
-            raise BadCommandLine(f"{name!r} cannot name a process: use letters, digits, '_', '-' and '.'")
-        try:
-            _check(program)
-        except ValueError as error:
-            raise BadCommandLine(f"[{name}]: {error}") from error
     return programs
-
-
-def _check(program: Program) -> None:
-    """Raise ValueError if a key has a value that is out of range."""
-    check_choice("restart", program.restart, get_args(Restart))
-    check_count("processes", program.processes)
-    if program.expires is not None:
-        check_seconds("expires", program.expires, above_zero=True)
-    program.restart_options  # noqa: B018 - raises ValueError
-    try:
-        words = program.argv
-    except ValueError as error:
-        raise ValueError(f"cannot read the command {program.command!r}: {error}") from error
-    if not words:
-        raise ValueError("the command is empty")
 
 
 def _default_file() -> Path:

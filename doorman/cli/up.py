@@ -33,10 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 class PrefixPrinter:
-    """Prints lines with the name of their process in front; in colour on a terminal unless NO_COLOR is set.
-
-    ``on_closed`` is called when the reader of standard output or standard error is gone.
-    """
+    """Prints lines after the name of their process. ``on_closed`` is called when the reader of a stream is gone."""
 
     def __init__(self, names: Iterable[str], on_closed: Callable[[], None]) -> None:
         self._colours = dict(zip(names, cycle(COLOURS), strict=False))
@@ -96,22 +93,19 @@ class _Programs:
         return bool(self._left)
 
     def _task(self, name: str, group: str, program: Program) -> Task:
-        task = cast(
-            "_ProgramTask",
-            _ProgramTask.command(
-                program.argv,
-                name=name,
-                handler=group,
-                expires_in=program.expires,
-                wrapper=program.wrapper,
-                cwd=self._folder / (program.cwd or ""),
-                # Without it a Python program buffers what it writes to a pipe in blocks of 8 KiB.
-                env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
-                on_output=self.printer.print_line,
-                **program.restart_options,
-            ),
+        task = _ProgramTask.command(
+            program.argv,
+            name=name,
+            handler=group,
+            expires_in=program.expires,
+            wrapper=program.wrapper,
+            cwd=self._folder / (program.cwd or ""),
+            # Without it a Python program buffers what it writes to a pipe in blocks of 8 KiB.
+            env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
+            on_output=self.printer.print_line,
+            **program.restart_options,
         )
-        task.programs = self
+        cast("_ProgramTask", task).programs = self
         return task
 
     def _report_finished(self) -> None:

@@ -20,10 +20,9 @@ MAX_THREADS: Final = 8
 
 
 class Remote:
-    """Connection to one manager; a context manager. Raises LocationError, PluginError.
+    """Connection to one manager; a context manager. ``key`` is that in its registry entry.
 
-    ``key`` is the key in the manager's registry entry. It authenticates requests on transports that do not attest the
-    user of a peer.
+    Raises LocationError, PluginError.
     """
 
     def __init__(self, location: Location, *, key: bytes = b"", name: str = "", timeout: float = TIMEOUT_S) -> None:

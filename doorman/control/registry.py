@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from doorman.errors import IdentityRefused, NameTaken
-from doorman.identity import Credential, Identity, Refusal, boot_id, own_identity
+from doorman.identity import Identity, Refusal, boot_id, own_identity
 from doorman.process import own_pid_namespace
 from remit import Location
 from remit.errors import LocationInUse
@@ -73,7 +73,7 @@ class Registration:
             raise NameTaken(
                 f"a manager named {name!r} runs already{pid}: choose another name, or stop it: doorman stop {name}"
             ) from error
-        process = own_identity(Credential("manager"))
+        process = own_identity("manager")
         self.entry = ManagerEntry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
         write_private_file(self._path, msgspec.json.encode(self.entry))
 

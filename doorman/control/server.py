@@ -76,10 +76,8 @@ class ManagerView(msgspec.Struct, frozen=True, kw_only=True):
 class Control:
     """Answers queries about a manager during the manager's own `tick`; a context manager.
 
-    ``name`` names the manager in `doorman ps`; default: kind, pid and a number. Access: on unix: locations this user
-    and root, as the kernel attests; on other transports a client that has the key in the manager's registry entry,
-    which only this user can read. ``on_end`` is called by `doorman stop NAME`; default: `manager.stop`. ``progress``
-    returns a short progress text. Raises NameTaken, ValueError, BadLocation.
+    ``name`` names the manager in `doorman ps`; default: kind, pid and a number. ``on_end`` is called by `doorman stop
+    NAME`; default: `manager.stop`. ``progress`` returns a short text. Raises NameTaken, ValueError, BadLocation.
     """
 
     def __init__(
@@ -177,7 +175,10 @@ class Control:
 
 
 class RequestAuth:
-    """Authenticates requests by the user that the kernel attests, or else by a MAC over a one-time challenge."""
+    """Authenticates requests by the user that the kernel attests, or else by a MAC over a one-time challenge.
+
+    This user and root have access. The key of the MAC is in the registry entry, which only this user can read.
+    """
 
     def __init__(self, key: bytes) -> None:
         self._key = key
