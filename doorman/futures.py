@@ -63,8 +63,8 @@ class TaskFuture(ManagedFuture):
     def cancel(self) -> bool:
         """Cancel the task, waiting or running, through its manager; False if it has finished or was never added.
 
-        Safe from any thread. A thread other than the manager's only requests it: the manager is woken, and the future
-        is cancelled once the task has finished. Unlike the futures of `concurrent.futures`, a running one can be.
+        Safe from any thread. A thread other than the manager's only requests it: the future is cancelled once the task
+        has finished. Unlike the futures of `concurrent.futures`, a running one can be cancelled.
         """
         manager = self._manager
         if self.done() or manager is None:
@@ -115,10 +115,7 @@ def tick_until(
     *,
     interval: float = IDLE_WAIT_S,
 ) -> bool:
-    """Tick managers of this thread until ``ready()``; False after ``timeout`` seconds.
-
-    ``interval`` bounds each wait, in seconds: only the first manager can end it earlier.
-    """
+    """Tick managers of this thread until ``ready()``; False after ``timeout`` seconds. ``interval`` bounds a wait."""
     deadline = None if timeout is None else time.monotonic() + timeout
     first = next(iter(managers))
     while not ready():
@@ -128,7 +125,7 @@ def tick_until(
         for manager in managers:
             manager.tick()
         if not ready():
-            first.wait(min(left, interval))
+            first.wait(min(left, interval))  # the other managers cannot wake it
     return True
 
 

@@ -19,16 +19,9 @@ CPU_GRACE_S: Final = 1  # processor time between SIGXCPU at the limit and SIGKIL
 # CPUCLOCK_PROF of this process, which the kernel compares with RLIMIT_CPU. It counts in ticks: on a busy machine it may
 # be far ahead of time.process_time, which is exact.
 CPU_LIMIT_CLOCK: Final = -8
-_MAX_LIMIT: Final = (1 << 63) - 1
-_RANGES: Final = {
-    "memory": (1, _MAX_LIMIT),
-    "cpu": (1, _MAX_LIMIT),
-    "files": (0, _MAX_LIMIT),
-    "processes": (0, _MAX_LIMIT),
-    "core": (0, _MAX_LIMIT),
-    "nice": (-20, 19),
-    "umask": (0, 0o777),
-}
+_LEAST: Final = {"memory": 1, "cpu": 1, "files": 0, "processes": 0, "core": 0, "nice": -20, "umask": 0}
+_MOST: Final = {"nice": 19, "umask": 0o777}
+_MOST_OF_OTHERS: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +50,9 @@ class Limits:
     umask: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
+        for name, least in _LEAST.items():
             if (value := getattr(self, name)) is not None:
-                check_count(f"limit {name}", value, least=least, most=most)
+                check_count(f"limit {name}", value, least=least, most=_MOST.get(name, _MOST_OF_OTHERS))
         if self.affinity is not None:
             object.__setattr__(self, "affinity", _cpus(self.affinity))
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -14,8 +14,7 @@ REPORT_INTERVAL_S: Final = 0.05
 MAX_NOTE_CHARS: Final = 1000
 _INT_LIMIT: Final = 1 << 63  # msgpack has no larger integers
 
-_Fields: TypeAlias = tuple[int | float, int | float | None, str]
-_decode: Final = msgspec.msgpack.Decoder(_Fields).decode
+_decode: Final = msgspec.msgpack.Decoder(tuple[int | float, int | float | None, str]).decode
 
 
 @dataclass(frozen=True, slots=True)

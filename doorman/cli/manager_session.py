@@ -25,12 +25,9 @@ class ManagerSession:
     def __init__(self, manager: ProcessManager) -> None:
         self.manager = manager
         self.stopping = False
-        self.killing = False
-        """A second signal arrived: kill without a grace period."""
-        self.signal: int | None = None
-        """The first signal, SIGTERM for `doorman stop`."""
-        self.progress: Callable[[], str] = str
-        """Returns the progress text that `doorman ps` and `top` show."""
+        self.killing = False  # a second signal arrived: kill without a grace period
+        self.signal: int | None = None  # the first one; SIGTERM for `doorman stop`
+        self.progress: Callable[[], str] = str  # returns the text that `doorman ps` and `top` show
 
     def handle_signal(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: request a stop, or a kill on the second signal."""

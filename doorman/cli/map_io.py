@@ -131,10 +131,7 @@ def _split(descriptor: int, separator: bytes) -> Iterator[bytes]:
 
 
 class OutputPrinter:
-    """Prints the output of each finished task as a whole. Without a folder its log files are removed then.
-
-    ``hidden`` returns a context manager that hides the progress while something is printed.
-    """
+    """Prints the output of each finished task as a whole, with hidden progress; without a folder removes its files."""
 
     def __init__(
         self, folder: str | None, hidden: Callable[[], AbstractContextManager[None]], *, keep_order: bool
@@ -144,8 +141,7 @@ class OutputPrinter:
         self._keep_order, self._hidden = keep_order, hidden
         self._held: dict[int, tuple[Path, Path] | None] = {}
         self._next = 1
-        self.closed = False
-        """Whether the reader of standard output or standard error is gone."""
+        self.closed = False  # the reader of standard output or standard error is gone
 
     def print_output(self, number: int, task: Task | None) -> None:
         """Print the output of the task with that number, in order if wanted; None: the input needed no task."""
@@ -219,8 +215,7 @@ class Counts(NamedTuple):
     """Numbers of inputs by state."""
 
     done: int
-    total: int | None
-    """None until all inputs have been read."""
+    total: int | None  # None until all inputs have been read
     failed: int
     running: int
 
@@ -232,8 +227,7 @@ class Counts(NamedTuple):
 class ProgressLines:
     """Progress as lines on standard error."""
 
-    max_wait = 60.0
-    """Seconds after which `show` must be called again, even if nothing has changed."""
+    max_wait = 60.0  # seconds after which `show` must be called again, even if nothing has changed
 
     def __init__(self) -> None:
         self._next = time.monotonic() + LINE_INTERVAL_S

@@ -26,25 +26,17 @@ _NEEDS_SHELL: Final = re.compile(r"[$`|&;<>()*?\[\]{}~!#\n]|^\s*\w+=")
 class Program(msgspec.Struct, kw_only=True):
     """One named program, which runs as one or more processes. The fields are the keys of its TOML table."""
 
-    command: str | list[str]
-    """A list of words; or a text, which is run by a shell only if it contains shell syntax."""
+    command: str | list[str]  # words; or a text, which is run by a shell only if it contains shell syntax
     restart: str = "permanent"
-    """``permanent``: after each end; ``transient``: after a failure; ``temporary``: never."""
-    intensity: int = 5
-    """Restarts allowed within `period` seconds; with one more, all programs stop."""
+    intensity: int = 5  # restarts within `period` seconds; with one more, all programs stop
     period: float = 10.0
-    backoff: float = 0.1
-    """Seconds before the first restart; doubled for each further one, up to `max_backoff`."""
+    backoff: float = 0.1  # seconds before the first restart; doubled for each further one
     max_backoff: float = 10.0
     processes: int = 1
-    env: dict[str, str] = {}
-    """Variables added to the environment."""
-    cwd: str | None = None
-    """Working directory, relative to the folder of the file."""
-    expires: float | None = None
-    """Seconds after which a process is stopped."""
-    wrapper: list[str] = []
-    """A command that starts the program, such as ``["nice", "-n", "10"]``."""
+    env: dict[str, str] = {}  # added to the environment
+    cwd: str | None = None  # relative to the folder of the file
+    expires: float | None = None  # seconds after which a process is stopped
+    wrapper: list[str] = []  # a command that starts the program, such as ["nice", "-n", "10"]
 
     def __post_init__(self) -> None:
         check_choice("restart", self.restart, get_args(Restart))

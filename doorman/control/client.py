@@ -20,10 +20,7 @@ MAX_THREADS: Final = 8
 
 
 class Remote:
-    """Connection to one manager; a context manager. ``key`` is that in its registry entry.
-
-    Raises LocationError, PluginError.
-    """
+    """Connection to a manager; a context manager. Its registry entry has the key. Raises LocationError, PluginError."""
 
     def __init__(self, location: Location, *, key: bytes = b"", name: str = "", timeout: float = TIMEOUT_S) -> None:
         self.name = name or str(location)
@@ -79,20 +76,19 @@ class Remote:
 
 
 def find(name: str | None = None, location: str | None = None, *, timeout: float = TIMEOUT_S) -> list[Remote]:
-    """Return the manager with that name or at that location, or all managers of this user.
-
-    Raises ManagerNotFound if no manager has that name, LocationError.
-    """
+    """Return the managers of this user, or that with a name or at a location. Raises ManagerNotFound, LocationError."""
     entries = registry.entries()
     if location is not None:
         where = resolve(location)
-        known = next((entry for entry in entries if entry.location == where), None)
-        return [Remote(where, key=known.key if known else b"", name=known.name if known else "", timeout=timeout)]
-    names = [entry.name for entry in entries]
-    if name is not None and name not in names:
-        raise ManagerNotFound(f"no manager named {name!r} runs here{suggest(name, names)}")
-    wanted = [entry for entry in entries if name in (None, entry.name)]
-    return [Remote(entry.location, key=entry.key, name=entry.name, timeout=timeout) for entry in wanted]
+        entries = [entry for entry in entries if entry.location == where][:1]
+        if not entries:  # It may run on another host, or be another user's.
+            return [Remote(where, timeout=timeout)]
+    elif name is not None:
+        names = [entry.name for entry in entries]
+        if name not in names:
+            raise ManagerNotFound(f"no manager named {name!r} runs here{suggest(name, names)}")
+        entries = [entry for entry in entries if entry.name == name]
+    return [Remote(entry.location, key=entry.key, name=entry.name, timeout=timeout) for entry in entries]
 
 
 def look_at_all(remotes: list[Remote]) -> tuple[list[ManagerView], list[ControlError]]:

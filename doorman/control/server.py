@@ -56,7 +56,6 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     progress: str = ""
     command: str = ""
     why: str | None = None
-    """The reason why it waits."""
 
 
 class ManagerView(msgspec.Struct, frozen=True, kw_only=True):

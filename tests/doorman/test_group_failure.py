@@ -113,7 +113,7 @@ def test_a_member_that_expires_or_dies_has_failed(short_path, end):
 
 def test_a_policy_that_is_none_is_refused():
     with SynchronousManager() as inner:
-        with pytest.raises(ValueError, match="'continue', 'stop', not 'retry'"):
+        with pytest.raises(ValueError, match="one of continue, stop, not 'retry'"):
             GroupManager(inner, on_failure="retry")
-        with pytest.raises(ValueError, match="'continue', 'stop'"):
+        with pytest.raises(ValueError, match="one of continue, stop"):
             GroupManager(inner).add_group([], on_failure="")
