@@ -21,9 +21,8 @@ class GroupManager(BaseManager):
     on_failure -- after a group in which a task failed, expired or was lost: ``"continue"`` with the next group, or
     ``"stop"``: cancel all later groups, until `resume`
 
-    The tasks of one group run together, as the rules allow. Several group managers may share an inner manager: each
-    keeps its own order, and the rules apply to all of them together. Leaving the block closes the inner manager, too.
-    Raises ValueError.
+    The tasks of one group run together, as the rules allow. Group managers may share an inner manager: each keeps its
+    own order, the rules apply to all together. Leaving the block closes the inner manager, too. Raises ValueError.
     """
 
     def __init__(self, manager: BaseManager, *, on_failure: OnFailure = "continue") -> None:

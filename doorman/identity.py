@@ -43,7 +43,6 @@ class Identity:
     """The `NODE_ID` of the program that verified it."""
     boot_id: str
     pid_namespace: str
-    """The PID namespace of the process."""
     pid: int
     """Its pid in the namespace of the manager; in its own namespace it is `pid_inside`."""
     inode: int | None

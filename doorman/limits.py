@@ -21,12 +21,11 @@ CPU_GRACE_S: Final = 1  # processor time between SIGXCPU at the limit and SIGKIL
 CPU_LIMIT_CLOCK: Final = -8
 _LEAST: Final = {"memory": 1, "cpu": 1, "files": 0, "processes": 0, "core": 0, "nice": -20, "umask": 0}
 _MOST: Final = {"nice": 19, "umask": 0o777}
-_MOST_OF_OTHERS: Final = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one process; None leaves the limit that the manager's processes have anyway.
+    """Limits of one process; None leaves the limit of the manager's processes. Raises TypeError, ValueError.
 
     memory -- bytes of address space (RLIMIT_AS): more raises MemoryError in Python
     cpu -- whole seconds of processor time: more is SIGXCPU, and SIGKILL a second later
@@ -36,8 +35,6 @@ class Limits:
     nice -- niceness, from -20 (first) to 19 (last)
     affinity -- the numbers of the CPUs that it may run on
     umask -- the permissions that new files do not get, such as 0o077
-
-    Raises TypeError, ValueError.
     """
 
     memory: int | None = None
@@ -52,7 +49,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if (value := getattr(self, name)) is not None:
-                check_count(f"limit {name}", value, least=least, most=_MOST.get(name, _MOST_OF_OTHERS))
+                check_count(f"limit {name}", value, least=least, most=_MOST.get(name, (1 << 63) - 1))
         if self.affinity is not None:
             object.__setattr__(self, "affinity", _cpus(self.affinity))
 
@@ -109,10 +106,7 @@ def worker_limits(limits: Limits | None) -> Limits | None:
 
 
 class CallLimits:
-    """Limits memory and processor time of each call in a pool's worker: its ``with`` block is one call.
-
-    The process has the limits of `worker_limits` already, with a reserve for reports.
-    """
+    """Limits memory and processor time of each call, a ``with`` block, in a worker that has the `worker_limits`."""
 
     def __init__(self, limits: Limits) -> None:
         self._memory, self._cpu = limits.memory, limits.cpu

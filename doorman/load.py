@@ -91,10 +91,7 @@ class Meter:
         self._known: dict[str, _Known] = {}
 
     def measure(self, running: Iterable[tuple[str, str, int | None]], *, read: bool = True) -> Load:
-        """Return the load of ``(attempt, handler, pid)``; the pid is None before the task's own code runs.
-
-        With ``read=False`` the processes are only counted.
-        """
+        """Return the load of ``(attempt, handler, pid)``, pid None before its code runs; ``read=False`` counts only."""
         # Rebuilt with each measurement, so that ended attempts disappear without a call.
         load, now, before = Load(), self._clock(), self._known
         self._known = {}

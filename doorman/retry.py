@@ -17,12 +17,10 @@ Restart: TypeAlias = Literal["temporary", "transient", "permanent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Delay before the next attempt: ``first`` seconds, then ``factor`` times the previous delay.
+    """Delay before the next attempt: ``first`` seconds, then ``factor`` times the previous one. Raises ValueError.
 
     most -- upper bound of the delay in seconds
     jitter -- share of the delay by which it varies at random in both directions; spreads tasks that failed together
-
-    Raises ValueError.
     """
 
     first: float = 0.1

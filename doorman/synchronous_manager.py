@@ -96,10 +96,9 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
 class SynchronousManager(BaseManager):
     """Runs all waiting tasks in each tick, in the order in which they were added, in the calling process.
 
-    For tests, debugging, and where processes cannot be started. Rules and conditions apply as in other managers. A
-    callable shares the process's environment, working directory and output, and cannot be stopped when it expires; a
-    command can. `Task.identity` is that of the calling process. Streamed output is delivered at the end of a task, with
-    that of other threads.
+    For tests, debugging, and where processes cannot be started. Rules and conditions apply. A callable shares the
+    process's environment, working directory and output, and cannot be stopped when it expires; a command can.
+    `Task.identity` is the calling process. Streamed output, with that of other threads, follows the end of a task.
     """
 
     def __init__(

@@ -199,10 +199,9 @@ class _TemporaryFolder:
             try:
                 self._lock = FileLock(str(self.path / LOCK))
                 return
-            except LocationInUse:
-                continue  # another process found the folder before it was locked, and removes it: make another one
-            except RemitError:
-                if self.path.exists():
+            except RemitError as error:
+                # Another process found the folder before it was locked, and removes it: make another one.
+                if self.path.exists() and not isinstance(error, LocationInUse):
                     raise
 
     def close(self) -> None:

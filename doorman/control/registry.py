@@ -35,7 +35,6 @@ class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes
     """Signs requests on transports that do not attest the user."""
     process: Identity
-    """The manager's own process."""
     since: float
     """Seconds since the epoch, for display."""
 
@@ -98,26 +97,26 @@ def entries() -> list[ManagerEntry]:
     """Return the entries of this user's managers, oldest first, and remove stale ones."""
     found = []
     for path in folder().glob("*.json"):
-        entry = _read(path)
-        if entry is None or entry.stale:
-            _remove(path)
-        else:
+        if (entry := _read(path)) is not None:
             found.append(entry)
+        else:
+            _remove(path)
     return sorted(found, key=lambda entry: entry.since)
 
 
 def _read(path: Path) -> ManagerEntry | None:
+    """Return an entry; None if it is missing, invalid or stale."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ManagerEntry)
+        entry = msgspec.json.decode(path.read_bytes(), type=ManagerEntry)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
+    return None if entry.stale else entry
 
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(LocationInUse):
         lock = FileLock(str(path))
         # Read it again under the lock: another manager may have registered the name since.
-        entry = _read(path)
-        if entry is None or entry.stale:
+        if _read(path) is None:
             path.unlink(missing_ok=True)
         lock.release()
