@@ -21,6 +21,7 @@ __all__ = [
     "check_system",
     "die_with_parent",
     "find_process",
+    "has_pidfd_inodes",
     "own_pid_namespace",
     "pidfd_inode",
     "process_by_inode",

@@ -16,6 +16,7 @@ from remit import AsyncClient, AsyncServer, Broker, Client, Location, Pair, Serv
 from remit._protocol import frames
 from remit._protocol.frames import Kind
 from remit.errors import BadLocation, SessionRefused, Undelivered
+from remit.options import resolve_options
 from remit.plugins import find_transport
 from remit.transport import SERVER, OwnedLink, Peer, Sent
 
@@ -167,7 +168,9 @@ def test_what_was_recorded_on_the_wire_is_not_heard_again(location: Location, mo
     heard: list[int] = []
     with Server(location, key=KEY) as server, Client(server.location, key=KEY, threaded=False) as client:
         server.add_listener("n", heard.append)
-        raw = find_transport(location.scheme).connect(client._address)
+        transport = find_transport(location.scheme)
+        _, address = resolve_options(client.location, transport.options, {})
+        raw = transport.connect(address)
         kind = type(raw)
         send = kind.send
 
@@ -245,7 +248,8 @@ def test_a_key_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     with Server(place) as server, ticked(server), Client(place) as client, Client(PLACE) as stranger:
         with pytest.raises(SessionRefused):
             stranger.request("nothing", timeout=DEADLINE)
-        shown = [repr(each) for each in (place, server, client, client._options, server._options, server.location)]
+        options = resolve_options(place, find_transport("memory").options, {})
+        shown = [repr(each) for each in (place, server, client, *options, server.location)]
     assert "rejected frames: " in caplog.text
     assert not any("s3cret" in text for text in (*shown, caplog.text))
 

@@ -104,7 +104,7 @@ def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypat
             return True
         return False
 
-    monkeypatch.setattr(LinkLock, "_lent_for_long", long)
+    monkeypatch.setattr(LinkLock, "is_lent_for_long", long)
     lock = LinkLock()
     assert lock.try_borrow()
     thread = threading.Thread(target=lambda: taken.append(lock.acquire()))

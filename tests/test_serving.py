@@ -103,10 +103,12 @@ def test_a_link_that_breaks_ends_the_service_with_its_error(monkeypatch: pytest.
         with pytest.raises(TransportError, match="the lease is lost"):
             await asyncio.wait_for(server.serve(), 10)
         monkeypatch.undo()
+        others = asyncio.all_tasks()
         async with server:
+            [serving] = asyncio.all_tasks() - others
             monkeypatch.setattr(server_io(server).link_pump, "exchange", broken)
             server.wake()
-            await until(lambda: server._serving is not None and server._serving.done())
+            await until(serving.done)
             monkeypatch.undo()
             with pytest.raises(TransportError, match="the lease is lost"):
                 await server.aclose()

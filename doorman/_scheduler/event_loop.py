@@ -40,7 +40,9 @@ class LoopDriver:
         self._awaited: dict[Task, set[asyncio.Future[None]]] = {}
         self._listener_tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
-        self._tick_scheduled = self._detached = False
+        self._detached = False
+        self.tick_scheduled = False
+        """Whether a tick was requested that has not begun."""
         self.ticking = False
         """Whether a tick of this driver runs now."""
         # Released by the loop after a tick, acquired by the thread before a wait. In the other direction
@@ -59,8 +61,8 @@ class LoopDriver:
 
     def schedule_tick(self) -> None:
         """Request a tick soon, since tasks or rules have changed."""
-        if not self._tick_scheduled:
-            self._tick_scheduled = True
+        if not self.tick_scheduled:
+            self.tick_scheduled = True
             self._server.wake()
 
     async def run(self, timeout: float | None) -> None:
@@ -138,7 +140,7 @@ class LoopDriver:
         """Tick, then let the thread wait."""
         if self._detached or self._error is not None:
             return
-        self._tick_scheduled, self.ticking = False, True
+        self.tick_scheduled, self.ticking = False, True
         try:
             busy = self._manager.tick()
         except BaseException as error:

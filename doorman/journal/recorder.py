@@ -37,11 +37,11 @@ from doorman.task import Task
 from remit import Location
 from remit.config import private_location
 
-__all__ = ["Recorder", "policy_of"]
+__all__ = ["Recorder", "pickled_policy", "policy_of"]
 
 _QUESTIONS: Final = frozenset({"can_run", "cancel_when"})
 """Parts of a policy that call functions of the program that made them. They are not journalled."""
-_POLICY: Final = {
+POLICY_DEFAULTS: Final = {
     name: parameter.default
     for name, parameter in inspect.signature(Task).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name not in _QUESTIONS | {"kwargs"}
@@ -103,7 +103,7 @@ class Recorder:
         self._ids.add(task.id)
         command = tuple(_plain(word) for word in task.argv)
         after = tuple(first.id for first in task.after)
-        self._write(Added(task.id, _plain(task.name), command, _pickled_policy(task), call, after))
+        self._write(Added(task.id, _plain(task.name), command, pickled_policy(task), call, after))
 
     def write(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
         """Write the record of an attempt that an action asks for. Raises JournalError."""
@@ -211,10 +211,10 @@ def policy_of(added: Added, tasks: Mapping[str, Task]) -> dict[str, Any]:
     return policy
 
 
-def _pickled_policy(task: Task) -> bytes:
+def pickled_policy(task: Task) -> bytes:
     """Return the keyword arguments of a task, pickled one by one: one that fails must not keep out the others."""
     parts: dict[str, bytes] = {}
-    for name, default in {**_POLICY, "argv": ()}.items():
+    for name, default in {**POLICY_DEFAULTS, "argv": ()}.items():
         value = getattr(task, name, default)
         if value is default:
             continue

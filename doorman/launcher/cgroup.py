@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["ControlGroup"]
+__all__ = ["ControlGroup", "is_delegated", "own_group"]
 
 _PREFIX: Final = "doorman-"
 _ATTEMPTS: Final = 5  # to create a group: between mkdir and lock another manager may remove it as stale

@@ -77,14 +77,15 @@ class LinkLock:
             while not self._stopped and (self._lent or self._may_rest()):
                 # give_back() clears _lent, then reads _asleep; this thread sets _asleep, then reads _lent. So either
                 # this wait has a timeout, or give_back() sees a sleeping thread and notifies it.
-                self._asleep = self._lent and self._lent_for_long()
+                self._asleep = self._lent and self.is_lent_for_long()
                 self._changed.wait(None if self._asleep and self._lent else PARK_S)
             self._parked = self._interrupted = self._asleep = False
 
     def _may_rest(self) -> bool:
         return not self._interrupted and time.monotonic() < self._parked_until
 
-    def _lent_for_long(self) -> bool:
+    def is_lent_for_long(self) -> bool:
+        """Return whether a caller has held the link for more than `LONG_LOAN_S`."""
         return time.monotonic() - self._lent_at > LONG_LOAN_S
 
     def _unpark(self) -> None:

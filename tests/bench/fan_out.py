@@ -58,7 +58,8 @@ class Timed:
 def measure(server: Server, burst: int) -> tuple[float, float]:
     """Return seconds of work for one publication to one subscriber, and how many of them were in `send`."""
     pump = server_io(server).link_pump
-    timed: Any = Timed(pump.link)
+    link = pump.link
+    timed: Any = Timed(link)
     pump.link = timed
     sessions = pump.machine.sessions.values()
     count, began = PUBLICATIONS[burst], time.thread_time()
@@ -70,7 +71,7 @@ def measure(server: Server, burst: int) -> tuple[float, float]:
         while any(not session.outbox.all_done for session in sessions) and time.monotonic() < ends:
             if not server.tick():
                 server.wait(0.01)
-    pump.link = timed._link
+    pump.link = link
     deliveries = count * server.stats()["subscriptions"]
     return (time.thread_time() - began) / deliveries, timed.spent / deliveries
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,7 +134,10 @@ def test_a_hint_becomes_a_part_of_a_file_name(project: Path) -> None:
     assert Path(private_location("").path).name.startswith("private-")
 
 
-def test_a_path_is_fresh_even_where_process_numbers_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in two containers that share the folder.
-    monkeypatch.setattr("remit.runtime_dirs._numbers", itertools.repeat(1))
-    assert private_location() != private_location()
+def test_a_path_is_fresh_even_where_process_numbers_repeat() -> None:
+    # As in two containers that share the folder: each interpreter calls it for the first time.
+    code = "import os; os.getpid = lambda: 1; from remit.config import private_location; print(private_location())"
+    first, second = (subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2))
+    assert "-1-1-" in first
+    assert "-1-1-" in second
+    assert first != second

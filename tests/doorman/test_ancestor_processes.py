@@ -42,8 +42,8 @@ def test_B11_a_tick_reads_each_process_once_however_many_tasks_wait(manager, mon
     tasks = [manager.add_task(Task(stay)) for _ in range(1000)]
     tick_until(manager, lambda: sum(task.state is State.RUNNING for task in tasks) == 5)
     reads: list[int] = []
-    read, started = load._stat, []
-    monkeypatch.setattr(load, "_stat", lambda pid: reads.append(pid) or read(pid))
+    read, started = load.stat_fields, []
+    monkeypatch.setattr(load, "stat_fields", lambda pid: reads.append(pid) or read(pid))
     monkeypatch.setattr(subprocess, "Popen", started.append)
     most = 0
     for _ in range(20):

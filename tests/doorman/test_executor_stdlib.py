@@ -109,6 +109,11 @@ class TestFailingInitializer(Mixin):
             self.executor.submit(test_init.get_init_status)
 
 
+# CPython's own functions, under the names that it has for them: its cases run as they are.
+crash, exit_process = test_deadlock._crash, test_deadlock._exit
+raise_error, return_instance = test_deadlock._raise_error, test_deadlock._return_instance
+
+
 class TestCrashes(Mixin):
     """The cases of CPython's test_deadlock: what ends a worker, or fails to be pickled, at every step."""
 
@@ -118,14 +123,14 @@ class TestCrashes(Mixin):
         "error at task unpickle": (TaskFailed, id, test_deadlock.ErrorAtUnpickle),
         "exit at task unpickle": (TaskFailed, id, test_deadlock.ExitAtUnpickle),
         "crash at task unpickle": (WorkerDied, id, test_deadlock.CrashAtUnpickle),
-        "crash in the call": (WorkerDied, test_deadlock._crash, None),
-        "exit in the call": (TaskFailed, test_deadlock._exit, None),
-        "error in the call": (RuntimeError, test_deadlock._raise_error, RuntimeError),
-        "crash at result pickle": (WorkerDied, test_deadlock._return_instance, test_deadlock.CrashAtPickle),
-        "exit at result pickle": (TypeError, test_deadlock._return_instance, test_deadlock.ExitAtPickle),
-        "error at result pickle": (TypeError, test_deadlock._return_instance, test_deadlock.ErrorAtPickle),
-        "error at result unpickle": (TaskFailed, test_deadlock._return_instance, test_deadlock.ErrorAtUnpickle),
-        "exit at result unpickle": (TaskFailed, test_deadlock._return_instance, test_deadlock.ExitAtUnpickle),
+        "crash in the call": (WorkerDied, crash, None),
+        "exit in the call": (TaskFailed, exit_process, None),
+        "error in the call": (RuntimeError, raise_error, RuntimeError),
+        "crash at result pickle": (WorkerDied, return_instance, test_deadlock.CrashAtPickle),
+        "exit at result pickle": (TypeError, return_instance, test_deadlock.ExitAtPickle),
+        "error at result pickle": (TypeError, return_instance, test_deadlock.ErrorAtPickle),
+        "error at result unpickle": (TaskFailed, return_instance, test_deadlock.ErrorAtUnpickle),
+        "exit at result unpickle": (TaskFailed, return_instance, test_deadlock.ExitAtUnpickle),
     }
 
     def test_each_fails_its_own_call_and_no_other(self) -> None:
@@ -149,7 +154,7 @@ class TestCrashes(Mixin):
 
     def test_shutdown_with_a_crash_under_way(self) -> None:
         self.executor.submit(time.sleep, 0.1)
-        crashing = self.executor.submit(test_deadlock._crash)
+        crashing = self.executor.submit(crash)
         self.executor.shutdown(wait=True)
         assert isinstance(crashing.exception(), WorkerDied)
 

@@ -6,10 +6,12 @@ import signal
 
 import pytest
 from grouping import Watched, fail, run
+from internals import launcher_of
 from waiting import DEADLINE
 
 from doorman import GroupManager, ProcessManager, State, SynchronousManager, Task, current_task
 from doorman.errors import TaskCancelled
+from doorman.process import Process
 
 
 def test_by_default_the_next_group_goes_on(groups):
@@ -54,7 +56,7 @@ def test_what_is_added_by_who_hears_of_a_cancellation_is_cancelled_too(groups):
     late: list[Task] = []
     groups.add_task(Task(fail))
     rest = groups.add_task(Task(len, "abc"))
-    rest._on_done(lambda _: late.append(groups.add_task(Task(len, "ab"))))
+    rest.future.add_done_callback(lambda _: late.append(groups.add_task(Task(len, "ab"))))
     run(groups)
     assert [task.state for task in (rest, *late)] == [State.CANCELLED] * 2
 
@@ -103,7 +105,8 @@ def test_a_member_that_expires_or_dies_has_failed(short_path, end):
             with bad.identity.open() as process:
                 process.signal(signal.SIGKILL)
         elif end == "is lost":
-            groups.manager._launcher._zygote.process.signal(signal.SIGKILL)
+            with Process.open(launcher_of(groups.manager).pid) as zygote:
+                zygote.signal(signal.SIGKILL)
         run(groups)
         assert bad.state == {"expires": "expired", "dies": "failed", "is lost": "lost"}[end]
         with pytest.raises(TaskCancelled, match=f"a group before it .*{bad.state}"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from chores import wait_for_go
+from internals import attempt_of
 from managing import say, tick_until
 from mortals import fixed, held, inode_of, slain
 from waiting import DEADLINE, wait_until
@@ -19,6 +20,7 @@ from waiting import DEADLINE, wait_until
 from doorman import Journal, ProcessManager, State, Task
 from doorman.errors import TaskDetached, WorkerDied
 from doorman.identity import Identity, Refusal, boot_id
+from doorman.journal.recorder import Recorder
 from doorman.journal.records import ProcessLaunched, ProcessProven, Started, folded
 from doorman.process import Process
 from remit import Location
@@ -45,8 +47,7 @@ def restarted(place: Location, folder: Path, **settings: Any) -> Iterator[Proces
 
 def comes_back(manager: ProcessManager, task: Task) -> None:
     """Tick until the process of a detached task has proven itself anew."""
-    attempt = manager._supervisor.attempt_of(task)
-    assert attempt is not None
+    attempt = attempt_of(manager, task)
     tick_until(manager, lambda: attempt.sender)
 
 
@@ -78,7 +79,7 @@ def test_I16_it_outlives_one_manager_after_the_other(place, tmp_path):
     again = """
 manager = ProcessManager(location, journal=folder / "journal")
 [task] = manager.recovered
-until(lambda: manager._supervisor.attempt_of(task).sender)
+until(lambda: attempt_of(manager, task).sender)
 say(task.identity.pid)
 """
     with held(int(pid)):
@@ -225,7 +226,7 @@ def test_I16_an_old_hello_that_was_overheard_is_worth_nothing(crossing_location,
         process.signal(signal.SIGSTOP)
         with restarted(place, tmp_path) as manager:
             [task] = manager.recovered
-            attempt = manager._supervisor.attempt_of(task)
+            attempt = attempt_of(manager, task)
             say(manager, old)
             say(
                 manager, (old, b"s" * 32), (old,), (None, None), (old, "s"), ({"attempt": 3}, b""), name="doorman.again"
@@ -262,9 +263,8 @@ def test_I16_a_stranger_with_the_number_is_neither_believed_nor_signalled(place,
         boot = "another" if elsewhen else boot_id()
         inode = process.inode if elsewhen else another.inode
         own = Identity("node", boot, "pid:[1]", stranger.pid, inode, process.start_time, "1.1-ab")
-    with ProcessManager(place, journal=tmp_path / "journal") as manager:
-        manager._recorder.added(Task(print), b"")
-        journal = manager._recorder.journal
+    with Journal(tmp_path / "journal") as journal:
+        Recorder(journal).added(Task(print), b"")
         [added] = [entry.added for entry in folded(_records(tmp_path / "journal")).values()]
         journal.append(
             Started(added.task, "1.1-ab", 1, b"s" * 32, detach, boot),

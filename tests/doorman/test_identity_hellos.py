@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from chores import sign_in, stay
 from impostors import hellos_lost, marked, zygote
+from internals import attempt_of
 from launching import abandoned, fifo, opened, until_over
 from managing import managed, overheard, say, tick_until
 from ticking import ticked
@@ -116,7 +117,7 @@ def test_I13_a_late_hello_is_told_to_die_and_runs_nothing(place, tmp_path, end):
         if end == "cancelled":
             manager.cancel(task)
         elif end == "tried again":
-            manager._supervisor.attempt_of(task).launched.signal_group(signal.SIGKILL)
+            attempt_of(manager, task).launched.signal_group(signal.SIGKILL)
             tick_until(manager, lambda: task.attempt == 2)
         else:
             tick_until(manager, task.done)

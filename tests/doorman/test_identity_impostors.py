@@ -10,6 +10,7 @@ import impostors
 import pytest
 from chores import obey
 from impostors import credential_in_sight, marked
+from internals import attempt_of
 from managing import managed, overheard, say, signed, tick_until
 from waiting import DEADLINE
 
@@ -66,7 +67,7 @@ def test_I10_where_the_kernel_attests_senders_nobody_can_speak_for_another_proce
         task = manager.add_task(Task(marked, tmp_path / "ran"))
         tick_until(manager, lambda: task.state is State.PROVING)
         [order] = launcher.orders.values()
-        process = manager._supervisor.attempt_of(task).launched
+        process = attempt_of(manager, task).launched
         truth = {"pid": process.pid, "inode": process.inode, "started": process.start_time}
         own = hello(Credential(order.attempt, order.secret, task.id))
         say(manager, signed(own, order.secret, **truth))
@@ -115,7 +116,7 @@ def test_I11_a_second_process_under_the_same_secret_is_a_conflict(place, tmp_pat
         task = manager.add_task(Task(marked, tmp_path / "ran"))
         tick_until(manager, lambda: task.state is State.PROVING)
         [order] = launcher.orders.values()
-        attempt = manager._supervisor.attempt_of(task)
+        attempt = attempt_of(manager, task)
         truth = {"pid": attempt.launched.pid, "started": attempt.launched.start_time, **without}
         truth.setdefault("inode", attempt.launched.inode)
         first = signed(hello(attempt.credential), order.secret, **truth)

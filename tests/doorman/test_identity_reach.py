@@ -9,6 +9,7 @@ from pathlib import Path
 import chores
 import pytest
 from chores import sign_in, stay
+from internals import attempt_of
 from managing import tick_until
 from namespaces import needs_namespaces
 from ssh import log_in
@@ -66,8 +67,7 @@ def test_I02_its_end_is_its_wrappers(short_path, tmp_path, detach):
         task = manager.add_task(Task(stay, tmp_path / "up", detach=detach))
         tick_until(manager, (tmp_path / "up").exists)
         with task.identity.open() as process:
-            [attempt] = manager._supervisor.attempts
-            attempt.launched.signal_group(signal.SIGKILL)
+            attempt_of(manager, task).launched.signal_group(signal.SIGKILL)
             with pytest.raises(WorkerDied):
                 task.result(DEADLINE)
             assert process.wait(DEADLINE), "what it was launched for goes on"

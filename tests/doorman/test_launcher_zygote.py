@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+from internals import zygote_channel
 from launching import (
     DEADLINE,
     SUPPORT,
@@ -129,7 +130,7 @@ def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path
 
 
 def test_message_that_is_none_is_survived(zygote):
-    channel = zygote._zygote.channel
+    channel = zygote_channel(zygote)
     for noise in (b"\xc1", b"\x00", b"x" * 200_000, b"\x92\xa4Fork\x01"):
         channel.send(noise)
     assert exit_of(zygote, order("a", "leave", code=5)).exit_code == 5

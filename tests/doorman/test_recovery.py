@@ -206,11 +206,11 @@ def test_what_a_task_comes_after_is_not_forgotten_before_it_has_ended(path, shor
 def test_a_task_in_the_policy_of_another_is_the_recovered_one(path, monkeypatch):
     from doorman.journal import recorder
 
-    monkeypatch.setitem(recorder._POLICY, "partner", None)
+    monkeypatch.setitem(recorder.POLICY_DEFAULTS, "partner", None)
     first, second = Task(pow, 1, 1), Task(pow, 1, 1)
     second.partner = [first]  # as a policy may say after which task this one begins
     parts = added("x")
-    parts.policy = recorder._pickled_policy(second)
+    parts.policy = recorder.pickled_policy(second)
     assert recorder.policy_of(parts, {first.id: first})["partner"][0] is first
     assert "partner" not in recorder.policy_of(parts, {}), "a task that is forgotten"
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_pickled_does_not_keep_the_rest_of_a_policy(caplog):
     task = Task(pow, 1, 1, retries=3, can_run=lambda: True)
     task.cwd = (line for line in ())
     parts = added("x")
-    parts.policy = recorder._pickled_policy(task)
+    parts.policy = recorder.pickled_policy(task)
     policy = recorder.policy_of(parts, {})
     assert policy == {"name": "pow", "handler": "builtins.pow", "retries": 3}
     assert "its cwd cannot be journalled" in caplog.text

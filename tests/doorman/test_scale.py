@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from chores import vouch
+from internals import launcher_of
 from mortals import inode_of
 from waiting import wait_until
 
@@ -37,7 +38,7 @@ def test_each_of_very_many_processes_is_its_tasks_own(crossing_location):
         tasks = [manager.add_task(Task(vouch, number)) for number in range(TASKS)]
         manager.run(TASKS / SLOWEST)
         assert {task.state for task in tasks} == {State.DONE}
-        zygote = manager._launcher.pid
+        zygote = launcher_of(manager).pid
         wait_until(lambda: not children(zygote))
         refused = dict(manager.refused)
 

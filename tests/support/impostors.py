@@ -155,9 +155,16 @@ def repeating(scheme: str) -> Entry:
     return run
 
 
+class Impostor(ManagerConnection):
+    """A connection that sends a single hello on request."""
+
+    def send_hello(self) -> None:
+        self._client.emit("doorman.hello", claims_of(self._credential))
+
+
 def hasty(scheme: str) -> Entry:
     """Says hello and ends, without waiting for an answer."""
-    return _with(scheme, lambda line: line._client.emit("doorman.hello", claims_of(line._credential)), 7)
+    return _with(scheme, Impostor.send_hello, 7)
 
 
 def unproven(scheme: str) -> Entry:
@@ -165,12 +172,12 @@ def unproven(scheme: str) -> Entry:
     return _with(scheme, lambda line: line.report_outcome(returned("made up")), 0)
 
 
-def _with(scheme: str, act: Callable[[ManagerConnection], None], code: int) -> Entry:
+def _with(scheme: str, act: Callable[[Impostor], None], code: int) -> Entry:
     worker.prepare(scheme)
 
     def entry(order: Order) -> int:
         work = worker.decode_spec(order.payload)
-        own = ManagerConnection(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
+        own = Impostor(pickle.loads(work.location), Credential(order.attempt, order.secret, task=work.task))
         act(own)
         own.close()
         return code

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.command import CommandLauncher
@@ -36,9 +37,13 @@ def order(attempt: str, do: str, **wanted: Any) -> Order:
     return Order(attempt, b"s" * 32, json.dumps({"do": do, **wanted}).encode(), **launch)
 
 
+_left: WeakKeyDictionary[Launcher, list[Event]] = WeakKeyDictionary()
+"""Events that `launched` has polled and not returned: the next call of `hear` returns them first."""
+
+
 def hear(launcher: Launcher, enough: Callable[[list[Event]], object]) -> list[Event]:
     """Poll until what was heard is enough."""
-    heard: list[Event] = []
+    heard = _left.pop(launcher, [])
     deadline = time.monotonic() + DEADLINE
     while True:
         heard += launcher.poll()
@@ -57,7 +62,7 @@ def launched(launcher: ZygoteLauncher | CommandLauncher) -> Process:
     """Return the process of the only order; what came with the word of it, such as its end, is left to be polled."""
     event, *rest = hear(launcher, bool)
     assert isinstance(event, Launched), event
-    launcher._events[:0] = rest
+    _left[launcher] = rest
     return event.process
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from chores import sign_in, stay
 from impostors import Delayed, zygote
+from internals import attempt_of
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, SynchronousManager, Task
@@ -74,10 +75,9 @@ def behind(manager: ProcessManager, wrappers: Mapping[str, tuple[str, ...]], fol
     found = []
     for name, task in tasks.items():
         pid, inode, _ = map(int, (folder / name).read_text().split())
-        attempt = manager._supervisor.attempt_of(task)
-        assert attempt is not None
-        assert attempt.launched is not None
-        found.append(Behind(name, task, (pid, inode), attempt.launched.pid))
+        launched = attempt_of(manager, task).launched
+        assert launched is not None
+        found.append(Behind(name, task, (pid, inode), launched.pid))
     return found
 
 

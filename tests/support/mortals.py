@@ -22,6 +22,7 @@ import os, sys
 sys.path.insert(0, {support!r})
 from pathlib import Path
 import chores, impostors
+from internals import attempt_of
 from doorman import ProcessManager, Task
 from doorman.launcher.zygote import ZygoteLauncher
 location, folder = sys.argv[1], Path(sys.argv[2])

@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 from enum import Enum
 from importlib import import_module
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 PACKAGES = ("remit", "doorman")
 SIMPLE = (type(None), bool, int, float, str, bytes)
@@ -76,7 +76,7 @@ def _members(path: str, cls: type) -> Iterator[str]:
 
 
 def _has_constructor(cls: type, ours: list[type]) -> bool:
-    if getattr(cls, "_is_protocol", False):
+    if Protocol in cls.__bases__:
         return False
     return any(
         "__init__" in vars(each) or hasattr(each, "_fields") or hasattr(each, "__struct_fields__") for each in ours

@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from chores import stay
 from impostors import Delayed
+from internals import attempt_of
 from launching import hear
 from managing import tick_until
 from namespaces import LAST_PID, born_as, ended_by, gone
@@ -182,8 +183,7 @@ def of_another_host(pid: int) -> dict[str, bool]:
         LAST_PID.write_text(str(pid - 1))
         task = manager.add_task(Task(stay))
         tick_until(manager, lambda: task.identity is not None)
-        attempt, identity = manager._supervisor.attempt_of(task), task.identity
-        assert attempt is not None
+        attempt, identity = attempt_of(manager, task), task.identity
         assert identity is not None
         secret = attempt.credential.secret
         print(json.dumps([asdict(identity), heard[-1], secret.hex()]), flush=True)

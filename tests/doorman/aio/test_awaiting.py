@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from internals import callbacks_kept
 
 from doorman import GroupManager, ProcessManager, Rule, State, SynchronousManager, Task
 from doorman.errors import TaskCancelled, TaskExpired, WorkerDied
@@ -119,7 +120,7 @@ def test_waits_that_time_out_leave_nothing_behind(place):
             for _ in range(3):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(task, 0.01)
-            assert len(task._done_callbacks) == 1
+            assert callbacks_kept(task) == 1
             waits = [asyncio.ensure_future(task) for _ in range(2)]
             await asyncio.sleep(0)
             task.cancel()

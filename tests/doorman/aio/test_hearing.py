@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from chores import obey
-from internals import server_io
+from internals import loop_driver, server_io
 
 from doorman import ProcessManager, Rule, Task, current_task
 from remit import Client
@@ -101,7 +101,7 @@ def test_what_is_wanted_or_published_between_ticks_wakes_the_thread_that_waits(r
                 lambda: manager.cancel(manager.waiting[0]),
             ):
                 await manager.run(0.0)
-                while manager._loop_driver._tick_scheduled:
+                while loop_driver(manager).tick_scheduled:
                     await asyncio.sleep(0)
                 woken.clear()
                 want()

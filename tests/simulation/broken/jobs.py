@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-import remit._patterns.jobs
 from broken import Mutation
+from remit._patterns import jobs
 from remit._patterns.jobs import WorkerJobs
 from remit._protocol.job_queue import FairQueue, JobQueue, QueuedJob, WorkerSlot
 from remit._protocol.leases import Leases
@@ -115,5 +115,5 @@ MUTATIONS: list[Mutation] = [
     (Leases, "_expired", end_leases_early),
     (Leases, "_expired", hold_an_old_loss_against_it),
     (WorkerJobs, "on_lease_lost", never_come_back),
-    (remit._patterns.jobs, "TOKEN_BITS", 0),
+    (jobs, "TOKEN_BITS", 0),
 ]

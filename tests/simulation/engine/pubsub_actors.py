@@ -95,7 +95,7 @@ class Newsreader:
         self._ask(self.subscription)
 
     def _ask(self, subscription: Subscription) -> None:
-        future = self._client.submit(SUBSCRIBE, *subscription._request_args, idempotent=True)
+        future = self._client.submit(SUBSCRIBE, subscription.id, subscription.pattern, *self._options, idempotent=True)
         future.add_done_callback(self._confirmed)
 
     def _confirmed(self, future: Future[Any]) -> None:
@@ -105,7 +105,7 @@ class Newsreader:
     def _renewed(self) -> None:
         """As `Client` does: subscribe again with a server that knows nothing of it."""
         for subscription in self._following:
-            subscription._on_server_restart()
+            subscription._on_server_restart()  # Only the client calls it; this is its simulated twin.
             self._ask(subscription)
 
     def _unsubscribed(self, wire: EventMessage, *_: Any) -> None:

@@ -22,6 +22,7 @@ from doorman.journal.recorder import Recorder
 from doorman.journal.records import Entry
 from doorman.journal.recovery import Recovery
 from doorman.launcher import Exited, Launched, LaunchFailed, Order
+from doorman.load import Load
 from tasks.world import Handle, Message, Process, World, identity_of
 
 __all__ = ["SLOTS", "Manager"]
@@ -39,13 +40,13 @@ class Manager(ProcessManager):
         self.world = world
         self._closed = self._ticking = False
         self._clock = world.clock
-        self._run_queue = RunQueue([Rule(processes=SLOTS)], clock=world.clock)
+        self._run_queue: _RunQueue = _RunQueue([Rule(processes=SLOTS)], clock=world.clock)
         self.rules = self._run_queue.rules
         self._recorder = recorder = _Recorder(world)
         self._launcher: Any = _Launcher(world)
         self._output: Any = _Output()
         handshake: Any = _Handshake(world)
-        self._supervisor = Supervisor(
+        self._supervisor: _Supervisor = _Supervisor(
             self._launcher,
             self._run_queue,
             recorder,
@@ -55,7 +56,7 @@ class Manager(ProcessManager):
             payload=(b"", b""),
             clock=world.clock,
         )
-        self._supervisor._actions = _Actions(world)
+        self._supervisor.use_world(world)
         self.recovered = _Recovery(recorder, self._run_queue, self._supervisor, self._launcher).run(
             self, world.journal.entries()
         )
@@ -84,10 +85,10 @@ class Manager(ProcessManager):
     def check_empty(self) -> None:
         """Check that nothing is left of what has ended."""
         supervisor, world = self._supervisor, self.world
-        load = self._run_queue._occupancy.load
+        load = self._run_queue.load
         world.check(not len(supervisor) and not supervisor.tasks, "no attempt is left", supervisor.tasks)
         world.check(not load.everyone.processes and not load.handlers, "no slot is left", load)
-        world.check(not supervisor._unproven and not supervisor._by_handler, "no index is left")
+        world.check(supervisor.indexes_are_empty, "no index is left")
         world.check(not world.handles, "no handle is left", [handle.pid for handle in world.handles])
 
 
@@ -102,6 +103,25 @@ class _Actions(deque[tuple[Attempt, lifecycle.Action]]):
         self._world.maybe_kill()
         self._world.counts["actions"] += 1
         return super().popleft()
+
+
+class _Supervisor(Supervisor):
+    """The supervisor, with the queue of actions of a world."""
+
+    def use_world(self, world: World) -> None:
+        self._actions = _Actions(world)
+
+    @property
+    def indexes_are_empty(self) -> bool:
+        return not self._unproven and not self._by_handler
+
+
+class _RunQueue(RunQueue):
+    """The run queue, whose slots can be counted."""
+
+    @property
+    def load(self) -> Load:
+        return self._occupancy.load
 
 
 class _Output:
@@ -247,17 +267,17 @@ class _Recorder(Recorder):
         journal: Any = world.journal
         super().__init__(None)
         self.journal: Journal | None = journal
-        self._world = world
+        self.world = world
 
     def place_of(self, attempt: Attempt) -> str | None:
         return attempt.id if attempt.task.detach else None
 
     def read_files(self, attempt: Attempt) -> tuple[Outcome | None, Exited | None]:
-        return self._world.outcome_files.get(attempt.id), self._world.end_files.get(attempt.id)
+        return self.world.outcome_files.get(attempt.id), self.world.end_files.get(attempt.id)
 
     def remove_files(self, attempt: Attempt) -> None:
-        self._world.outcome_files.pop(attempt.id, None)
-        self._world.end_files.pop(attempt.id, None)
+        self.world.outcome_files.pop(attempt.id, None)
+        self.world.end_files.pop(attempt.id, None)
 
     def sweep(self, kept: Container[str]) -> None:
         pass
@@ -267,18 +287,18 @@ class _Recovery(Recovery):
     """Recovery that looks for processes in a simulated world."""
 
     def _find(self, identity: Identity) -> Any:
-        world: World = self._recorder._world  # type: ignore[attr-defined]
+        world: World = self._recorder.world  # type: ignore[attr-defined]
         process = world.processes.get(identity.attempt)
         return None if process is None or not process.alive else Handle(world, process)
 
     def _find_wrapper(self, _entry: Entry, identity: Identity) -> Any:
-        world: World = self._recorder._world  # type: ignore[attr-defined]
+        world: World = self._recorder.world  # type: ignore[attr-defined]
         wrapper = world.processes[identity.attempt].wrapper
         return None if wrapper is None or not wrapper.alive else Handle(world, wrapper)
 
     def _end_leftovers(self, entries: Iterable[Entry] | Iterator[Entry]) -> None:
         """What is not detached has ended with its manager; a detached process that had not proven itself has not."""
-        world: World = self._recorder._world  # type: ignore[attr-defined]
+        world: World = self._recorder.world  # type: ignore[attr-defined]
         for entry in entries:
             assert entry.started is not None
             process = world.processes.get(entry.started.attempt)

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from doorman import State
 from doorman._scheduler import lifecycle
 from doorman._scheduler.attempt import Attempt
 from doorman._scheduler.lifecycle import (
@@ -61,8 +60,11 @@ def _run_again(attempt: Attempt, event: Any, now: float) -> list[Action]:
     return TABLE[ProcessGone][Phase.LAUNCHING](attempt, event, now)
 
 
-def _expire_what_has_its_result(attempt: Attempt, _event: Any, now: float) -> list[Action]:
-    return lifecycle._stop(attempt, State.EXPIRED, now)
+def _expire_what_has_its_result(attempt: Attempt, event: Any, now: float) -> list[Action]:
+    outcome, attempt.outcome = attempt.outcome, None
+    actions = EXPIRED(attempt, event, now)
+    attempt.outcome = outcome
+    return actions
 
 
 def _finish_twice(attempt: Attempt, event: Any, now: float) -> list[Action]:
@@ -80,6 +82,7 @@ def _is_kill(action: Action) -> bool:
 
 PROVEN = TABLE[Proven][Phase.PROVING]
 FAILED = TABLE[LaunchFailed][Phase.LAUNCHING]
+EXPIRED = TABLE[Deadline.EXPIRY][Phase.RUNNING]
 MUTANTS: dict[str, Mutant] = {
     "go before the journal": (Proven, Phase.PROVING, _go_before_the_journal),
     "no journal entry of the proof": (

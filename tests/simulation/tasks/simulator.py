@@ -123,7 +123,7 @@ class _History:
             task = Task.command(["true"], **policy)
         else:
             task = Task(len, "", **policy)
-            task._release(CALL)
+            task._release(CALL)  # Pickling a call for each of a million tasks would take longer than the rest.
         self._added += 1
         task.id = f"{self._added}"
         self._observe(manager, task)
@@ -133,7 +133,7 @@ class _History:
         self._policies[task.id] = policy
 
     def _observe(self, manager: Manager, task: Task) -> None:
-        end = task._finish
+        end = task._finish  # A callback at the end would not see a second one.
 
         def observed(state: State, value: Any = None, error: BaseException | None = None) -> None:
             end(state, value, error)

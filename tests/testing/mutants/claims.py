@@ -42,14 +42,16 @@ class CutsItsParentsLinks(UnixTransport):
 
     def bind(self, location: Location) -> Any:
         link = super().bind(location)
-        link.__class__ = type("Cutting", (type(link),), {"_close_descriptors": self.cut})
-        return link
+        kind: Any = type(link)
 
-    @staticmethod
-    def cut(link: Any) -> None:
-        for stream in link.streams.values():
-            stream.socket.shutdown(2)
-        super(type(link), link)._close_descriptors()
+        class Cutting(kind):  # type: ignore[misc]
+            def _close_descriptors(self) -> None:
+                for stream in self.streams.values():
+                    stream.socket.shutdown(2)
+                super()._close_descriptors()
+
+        link.__class__ = Cutting
+        return link
 
 
 class OpensNothingInAFork(MutantTransport):
