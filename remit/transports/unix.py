@@ -50,10 +50,8 @@ class _ServerLink(StreamLink):
         self._poller.register(self._listener, select.POLLIN)
 
     def _handle_listener(self, descriptor: int) -> None:
-        if descriptor == self._listener.fileno():
-            self._accept()
-
-    def _accept(self) -> None:
+        if descriptor != self._listener.fileno():
+            return  # a waker, or a stream removed in this turn
         for _ in range(MAX_ACCEPTS_PER_TURN):
             try:
                 connection, _ = self._listener.accept()

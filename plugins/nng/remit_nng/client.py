@@ -25,8 +25,8 @@ class ClientLink(NngLink):
     """The client's end. It is pausing, waiting for the lobby's reply, claiming its channel, or up."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
+        self._address = lobby_address(location, binding=False)  # raises BadLocation before anything is created
         super().__init__(location, capabilities)
-        self._address = lobby_address(location, binding=False)
         self._lobby: Any = None
         self._reply: int | None = None
         """Descriptor that is readable when the lobby has replied."""

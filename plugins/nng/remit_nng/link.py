@@ -223,7 +223,7 @@ class NngLink(OwnedLink):
     def _read_ready(self, timeout: float) -> set[int]:
         ready = {descriptor for descriptor, _ in self._poller.poll(timeout)}
         for descriptor in ready:
-            # A reader may have removed another one of this turn.
+            # None for a descriptor without a reader, and for a reader that an earlier one of this turn has removed.
             if reader := self._readers.get(descriptor):
                 reader()
         return ready

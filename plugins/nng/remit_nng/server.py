@@ -35,16 +35,25 @@ _peer_numbers = itertools.count(1)
 class ServerLink(NngLink):
     """The server's end. A peer token is the number of its channel."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, lock: FileLock | None) -> None:
-        self._file_lock = lock
+    def __init__(self, location: Location, capabilities: Capabilities) -> None:
+        address = lobby_address(location, binding=True)  # raises BadLocation before anything is created
         self.channels: dict[int, Channel] = {}
         self.unclaimed: dict[Channel, None] = {}
-        super().__init__(location, capabilities)
+        self._file_lock: FileLock | None = None
         with contextlib.ExitStack() as undo:
+            if uses_files(location):
+                self._file_lock = FileLock(location.path)
+                undo.callback(self._file_lock.release)
+                remove_stale_sockets(location)
+            super().__init__(location, capabilities)
             undo.callback(self._close_descriptors)
             self._lobby = pynng.Rep0(recv_max_size=MAX_REQUEST_BYTES)
             undo.callback(self._lobby.close)
-            self._listen_in_lobby()
+            listener = listen(self._lobby, address)
+            if not uses_files(location):
+                self.location = location.replace(port=_port(listener))
+            self._lobby_descriptor: int = self._lobby.recv_fd
+            self._add_reader(self._lobby_descriptor, self._answer_requests)
             undo.pop_all()
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
@@ -52,16 +61,6 @@ class ServerLink(NngLink):
         self._check(frame)
         channel = self.channels.get(peer)  # type: ignore[call-overload]
         return Sent.GONE if channel is None else self._send_on(channel, frame)
-
-    def _listen_in_lobby(self) -> None:
-        address = lobby_address(self.location, binding=True)
-        if uses_files(self.location):
-            remove_stale_sockets(self.location)
-        listener = listen(self._lobby, address)
-        if not uses_files(self.location):
-            self.location = self.location.replace(port=_port(listener))
-        self._lobby_descriptor: int = self._lobby.recv_fd
-        self._add_reader(self._lobby_descriptor, self._answer_requests)
 
     def _answer_requests(self) -> None:
         with contextlib.suppress(pynng.NNGException):

@@ -12,8 +12,7 @@ import pynng
 
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
-from remit.transport import Capabilities, FileLock, Link
-from remit_nng.addresses import lobby_address, uses_files
+from remit.transport import Capabilities, Link
 from remit_nng.client import ClientLink
 from remit_nng.link import mark_used
 from remit_nng.server import ServerLink
@@ -33,24 +32,14 @@ class NngTransport:
     def bind(self, location: Location) -> Link:
         """Open a server. Raises LocationInUse, BadLocation, TransportError."""
         mark_used()
-        capabilities = self._read(location)
-        lobby_address(location, binding=True)  # raises BadLocation before anything is created
-        lock = FileLock(location.path) if uses_files(location) else None
-        try:
-            with _translated_errors(location):
-                return ServerLink(location, capabilities, lock)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+        with _translated_errors(location):
+            return ServerLink(location, self._read(location))
 
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
         mark_used()
-        capabilities = self._read(location)
-        lobby_address(location, binding=False)  # as above
         with _translated_errors(location):
-            return ClientLink(location, capabilities)
+            return ClientLink(location, self._read(location))
 
     def _read(self, location: Location) -> Capabilities:
         options = location.read(self.options)

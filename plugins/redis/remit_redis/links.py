@@ -508,16 +508,17 @@ class ClientLink(RedisLink):
     def _on_subscriber_count(self, token: bytes, answer: list[Any]) -> None:
         # A reply for a former token is about a former server.
         if not answer[1] and token == self._token:
-            self._server_gone()
+            self._replace_server()
 
     def _on_published(self, route: Route, readers: int) -> None:
         if not readers and route is self._server_route:
-            self._server_gone()
+            self._replace_server()
 
-    def _server_gone(self) -> None:
+    def _replace_server(self) -> None:
         self._leave("the server is gone")
         if self.connection is not None:
-            self._on_heartbeat(self.connection)  # looks for another server
+            # Now rather than after the period: another server may hold the lease already.
+            self._on_heartbeat(self.connection)
 
     def _leave(self, why: str) -> None:
         if self.connection is not None:
