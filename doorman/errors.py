@@ -6,6 +6,38 @@ import enum
 import signal
 from concurrent.futures import BrokenExecutor
 
+__all__ = [
+    "BadCommandLine",
+    "BadRule",
+    "ControlError",
+    "ControlRefused",
+    "DependencyFailed",
+    "DoormanError",
+    "IdentityRefused",
+    "JournalError",
+    "JournalInUse",
+    "LaunchRefused",
+    "LimitNotApplied",
+    "ManagerNotFound",
+    "ManagerSilent",
+    "NameTaken",
+    "NotInTask",
+    "PidfdUnavailable",
+    "PoolFailed",
+    "PreloadFailed",
+    "Refusal",
+    "RestartedTooOften",
+    "ResultTimeout",
+    "TaskAlreadyAdded",
+    "TaskCancelled",
+    "TaskDetached",
+    "TaskError",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskNotPicklable",
+    "WorkerDied",
+]
+
 
 class DoormanError(Exception):
     """Base class of the exceptions of Doorman."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
     from doorman.task import Task
 
+__all__ = ["TaskFuture", "as_completed", "wait"]
+
 
 IDLE_WAIT_S: Final = 60.0  # every event of a manager wakes the wait
 POLL_INTERVAL_S: Final = 0.02  # for futures of other managers and executors, which cannot wake the wait

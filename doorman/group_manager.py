@@ -12,6 +12,8 @@ from doorman.states import ABNORMAL, State
 from doorman.task import Task
 from remit.options import check_choice
 
+__all__ = ["GroupManager"]
+
 OnFailure: TypeAlias = Literal["continue", "stop"]
 
 

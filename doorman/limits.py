@@ -14,6 +14,8 @@ from typing import Any, Final
 from doorman.errors import LimitNotApplied
 from remit.options import check_count
 
+__all__ = ["Limits"]
+
 REPORT_RESERVE_BYTES: Final = 64 << 20  # beyond the memory limit: the process still has to report its end
 CPU_GRACE_S: Final = 1  # processor time between SIGXCPU at the limit and SIGKILL
 # CPUCLOCK_PROF of this process, which the kernel compares with RLIMIT_CPU. It counts in ticks: on a busy machine it may

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+__all__ = ["Progress"]
+
 REPORT_INTERVAL_S: Final = 0.05
 MAX_NOTE_CHARS: Final = 1000
 _INT_LIMIT: Final = 1 << 63  # msgpack has no larger integers

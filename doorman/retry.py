@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias, get_args
 from doorman.errors import RestartedTooOften
 from doorman.states import ABNORMAL, State
 
+__all__ = ["Backoff", "Intensity", "Restart", "RetryPolicy"]
+
 Restart: TypeAlias = Literal["temporary", "transient", "permanent"]
 """When a task is restarted: never; after an abnormal end; always."""
 

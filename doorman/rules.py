@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from doorman.errors import BadRule
 from doorman.load import Cost, Load
 
+__all__ = ["Rule", "Rules"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:

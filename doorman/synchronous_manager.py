@@ -29,6 +29,8 @@ from doorman.task import OnOutput, OnProgress, Task
 from remit import Server
 from remit.errors import ReentrantTick
 
+__all__ = ["SynchronousManager"]
+
 STREAMS: Final = ("stdout", "stderr")
 READ_BYTES: Final = 64 * 1024
 RETRY_INTERVAL_S: Final = 0.01  # nothing wakes the wait when a rule or condition begins to allow a task

@@ -11,6 +11,8 @@ import msgspec
 from remit.errors import CodecError
 from remit.event import Event
 
+__all__ = ["JSON", "Codec", "MessagePack"]
+
 
 # gc=False: messages hold decoded plain values, which form no cycles, and bursts of them would trigger collections.
 class EventMessage(msgspec.Struct, array_like=True, gc=False):

@@ -18,6 +18,8 @@ from remit.options import nearest, suggest
 from remit.plugins import find_transport, installed_transports
 from remit.runtime_dirs import fresh_name, fresh_path, has_unix_sockets, runtime_folder
 
+__all__ = ["private_location", "resolve"]
+
 # If neither the environment nor a file names a transport: that of a host and a port, and that of the default location.
 DEFAULT_TRANSPORT: Final = "zmq"
 LOCAL_SCHEME: Final = "unix"
