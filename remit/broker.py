@@ -54,8 +54,6 @@ class Broker:
         )
         self._stopping = False
 
-    # -- running -----------------------------------------------------------------------------------------------
-
     def tick(self) -> int:
         """Handle what has arrived and assign jobs, without waiting; return the number of events handled."""
         handled = self.server.tick()

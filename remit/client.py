@@ -296,25 +296,25 @@ class Client(ListenerRegistry):
         after a restart of the server. Raises what `request` raises, and TypeError or ValueError for invalid arguments.
         """
         subscription = Subscription(pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event)
-        subscription._set_unsubscribe(self._unsubscribe)
+        subscription._unsubscribe = self._unsubscribe
         # Before the request: the first publication may arrive together with the reply.
-        self._subscriptions.add(subscription)
+        self._subscriptions.active[subscription.id] = subscription
         if self._threaded:
             self.start()
         try:
             self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
         except BaseException:
-            self._subscriptions.remove(subscription)
+            self._subscriptions.active.pop(subscription.id, None)
             raise
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:
-        if self._subscriptions.remove(subscription) and self._io is not None:
+        if self._subscriptions.active.pop(subscription.id, None) and self._io is not None:
             self.emit(UNSUBSCRIBE, subscription.id)
 
     def _subscribe_again(self, message: EventMessage) -> None:
         """Repeat all subscriptions: a restarted server does not know them."""
-        for subscription in self._subscriptions:
+        for subscription in tuple(self._subscriptions.active.values()):
             try:
                 # Without a deadline: after a timeout nothing would repeat the subscription.
                 self.submit(SUBSCRIBE, *subscription._request_args, timeout=FOREVER, idempotent=True)

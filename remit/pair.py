@@ -70,7 +70,7 @@ class Pair:
     @property
     def location(self) -> Location:
         """The location that was bound."""
-        return self._member.location
+        return self._member.end.location
 
     def signal(self, value: Any = None, *, timeout: float = JOIN_TIMEOUT_S) -> None:
         """Signal the other member, with an optional value; wait up to ``timeout`` seconds for it to join.
@@ -120,23 +120,19 @@ class _BoundMember:
     """The member that has bound the location. Its own thread ticks the server."""
 
     def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
-        self._server = server
-        self._pair = PairServer(self._server._router, self._server._post, signals.put, lease=lease)
+        self.end = server
+        self._pair = PairServer(self.end._router, self.end._post, signals.put, lease=lease)
         self._stopping = threading.Event()
         self._broken = ""
         """Why the thread has ended; empty while it runs."""
         self._thread = threading.Thread(target=self._run, name="remit-pair", daemon=True)
         self._thread.start()
 
-    @property
-    def location(self) -> Location:
-        return self._server.location
-
     def signal(self, value: Any, deadline: float) -> None:
         if self._broken:
             raise PeerLost(self._broken)
         if not self._pair.wait_for_member(deadline):
-            raise SignalTimeout(f"no other member has joined {self.location}")
+            raise SignalTimeout(f"no other member has joined {self.end.location}")
         self._pair.signal(value)
 
     def lost_reason(self) -> str:
@@ -146,46 +142,37 @@ class _BoundMember:
     def close(self) -> None:
         self._pair.leave()
         self._stopping.set()
-        self._server.wake()  # After the flag, which the thread reads when it wakes.
+        self.end.wake()  # After the flag, which the thread reads when it wakes.
         self._thread.join(CLOSE_TIMEOUT_S)
-        self._server.close()
+        self.end.close()
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._server.tick()
-                self._pair.advance(self._server._drained_at)
-                self._server.wait(LEASE_CHECK_INTERVAL_S)
+                self.end.tick()
+                self._pair.advance(self.end._drained_at)
+                self.end.wait(LEASE_CHECK_INTERVAL_S)
         except Exception as error:  # noqa: BLE001 - any error is reported to the threads that wait
-            self._broken = f"{self.location} is lost: {error}"
+            self._broken = f"{self.end.location} is lost: {error}"
 
 
 class _JoinedMember:
     """The member that has joined."""
 
     def __init__(self, client: Client, lease: float, timeout: float, signals: queue.SimpleQueue[Any]) -> None:
-        self._client = client
-        self._pair = PairClient(self._client._router, self._client, signals.put, lease=lease)
+        self.end = client
+        self._pair = PairClient(self.end._router, self.end, signals.put, lease=lease)
         try:
-            lease = self._pair.on_joined(self._client.request(PAIR_JOIN, lease, timeout=timeout, idempotent=True))
-        except RequestFailed as error:
-            self._client.close(0.0)
-            if error.type_name.endswith("PairBusy"):
+            lease = self._pair.on_joined(self.end.request(PAIR_JOIN, lease, timeout=timeout, idempotent=True))
+        except BaseException as error:
+            self.end.close(0.0)
+            if isinstance(error, NoListener):
+                why = f"the server on {self.end.location} is not a pair: create one there with Pair.bind(...)"
+                raise NoListener(why) from None
+            if isinstance(error, RequestFailed) and error.type_name.endswith("PairBusy"):
                 raise PairBusy(error.message) from None
             raise
-        except NoListener:
-            self._client.close(0.0)
-            raise NoListener(
-                f"the server on {self.location} is not a pair: create one there with Pair.bind(...)"
-            ) from None
-        except BaseException:
-            self._client.close(0.0)
-            raise
-        self._client._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
-
-    @property
-    def location(self) -> Location:
-        return self._client.location
+        self.end._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
 
     def signal(self, value: Any, deadline: float) -> None:
         self._pair.signal(value)
@@ -194,4 +181,4 @@ class _JoinedMember:
         return self._pair.lost_reason()
 
     def close(self) -> None:
-        self._client.close(0.0 if self._pair.ended else None)
+        self.end.close(0.0 if self._pair.ended else None)

@@ -64,8 +64,8 @@ class Server(ListenerRegistry):
         self._publisher = Publisher(self._mark_writable)
         self._requests = RequestServer(self._router, self._call_listeners, self._post)
         self._router.register(UNSUBSCRIBE, self._unsubscribe)
-        self._router.register_request(SUBSCRIBE, self._publisher.subscribe)
-        self._router.on_session_closed(self._publisher.remove_session)
+        self._router.request_handlers[SUBSCRIBE] = self._publisher.subscribe
+        self._router.session_closed.append(self._publisher.remove_session)
         register_after_fork(self._after_fork)
         if not _unpickling.active:
             self._open()

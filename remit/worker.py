@@ -12,7 +12,15 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from remit._patterns.jobs import Job, WorkerJobs
-from remit._patterns.names import JOB, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
+from remit._patterns.names import (
+    JOB,
+    JOB_DONE,
+    JOB_PROGRESS,
+    JOB_STARTED,
+    SERVER_RESTARTED,
+    WORKER_LEAVE,
+    WORKER_UNKNOWN,
+)
 from remit._patterns.request_reply import decode_nested, error_reply, value_reply
 from remit.client import Client
 from remit.codec import find_codec
@@ -73,9 +81,9 @@ class Worker:
                 raise ValueError(f"capacity must be at least threads: {capacity=}, {threads=}")
         self.client = Client(location, **options)
         self._jobs = WorkerJobs(self.client, lambda: list(self._handlers), threads if capacity is None else capacity)
-        self.client._router.register_io(JOB, self._jobs.on_job)
-        self.client._router.register(SERVER_RESTARTED, lambda *_: self._jobs.on_lease_lost())
-        self.client._router.register(WORKER_UNKNOWN, lambda *_: self._jobs.on_lease_lost())
+        self.client._router.io_handlers[JOB] = self._jobs.on_job
+        for name in (SERVER_RESTARTED, WORKER_UNKNOWN):
+            self.client._router.register(name, lambda *_: self._jobs.on_lease_lost())
         self._threads = threads
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
         self._stopping = threading.Event()
@@ -92,10 +100,7 @@ class Worker:
         return add
 
     def add_handler(self, name: str, handler: Callable[..., Any]) -> None:
-        """Call ``handler(*args, **kwargs)`` for jobs of this name or pattern; its value or error is the reply.
-
-        If several patterns match, the first one registered is used.
-        """
+        """Call ``handler(*args, **kwargs)`` for jobs of this name or pattern; the first one that matches is used."""
         check_listener(name, handler)
         self._handlers[name] = matcher(name), converter(handler)
 
@@ -110,14 +115,18 @@ class Worker:
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._discard_unstarted()
         while self._interrupted:
-            self._jobs.report_done(*self._interrupted.pop())
+            job, reply = self._interrupted.pop()
+            self.client.emit(JOB_DONE, job.token, *reply)
         try:
             self._jobs.lease_s = lease = self._register()
             self.client._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
             try:
                 self._run_jobs_in_threads(deadline)
             finally:
-                self._leave()
+                # If the broker cannot be reached, the lease expires instead.
+                with contextlib.suppress(RemitError):
+                    self.client.request(WORKER_LEAVE, timeout=LEAVE_TIMEOUT_S)
+                self._discard_unstarted()  # The broker assigns nothing after its reply.
         finally:
             self._stopping.clear()
 
@@ -167,17 +176,18 @@ class Worker:
             runner.close()
 
     def _run_job(self, job: Job, runner: asyncio.Runner) -> None:
-        working = self._jobs
-        working.report_started(job)
+        self.client.emit(JOB_STARTED, job.token)
         codec = find_codec(job.codec)
         try:
             call = decode_nested(codec, job.body)
             deadline = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
-            token = _current.set(
-                CurrentJob(
-                    call.name, job.attempt, deadline, lambda done, total: working.report_progress(job, done, total)
-                )
+            current = CurrentJob(
+                call.name,
+                job.attempt,
+                deadline,
+                lambda done, total: self.client.emit(JOB_PROGRESS, job.token, done, total),
             )
+            token = _current.set(current)
             try:
                 value = self._handler(call.name)(*call.args, **call.kwargs)
                 if inspect.iscoroutine(value):
@@ -193,9 +203,9 @@ class Worker:
             self._interrupted.append((job, error_reply(codec, error)))
             raise
         try:
-            working.report_done(job, reply)
+            self.client.emit(JOB_DONE, job.token, *reply)
         except FrameTooLarge as error:
-            working.report_done(job, error_reply(codec, error))
+            self.client.emit(JOB_DONE, job.token, *error_reply(codec, error))
 
     def _handler(self, name: str) -> Callable[..., Any]:
         for matches, handler in self._handlers.values():
@@ -215,13 +225,6 @@ class Worker:
         except (TypeError, ValueError) as error:
             raise NoListener(message) from error
         return float(lease)
-
-    def _leave(self) -> None:
-        """Leave the broker, which requeues the jobs that have not started."""
-        # If the broker cannot be reached, the lease expires instead.
-        with contextlib.suppress(RemitError):
-            self.client.request(WORKER_LEAVE, timeout=LEAVE_TIMEOUT_S)
-        self._discard_unstarted()  # The broker assigns nothing after its reply.
 
     def _discard_unstarted(self) -> None:
         # Discarding also removes the interrupt of a `stop` that was called in between: it is repeated.

@@ -71,8 +71,8 @@ class ClientIO:
         self.send_queue = SendQueue(self.outbox, options, codec.encode, limits.max_frame - HEAD_BYTES)
         self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
         self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
-        router.register_io(REPLY, self.requests.on_reply)
-        router.register_io(PROGRESS, self.requests.on_progress)
+        router.io_handlers[REPLY] = self.requests.on_reply
+        router.io_handlers[PROGRESS] = self.requests.on_progress
         self.closing = False
         """Set when no further frame will be received: all waits end."""
         self._callback_thread = 0
@@ -107,7 +107,11 @@ class ClientIO:
         # The pump's lock, besides the link lock: close() may run while a caller without a thread waits here.
         with self.link_pump.lock:
             if not self.closing:
-                until = min(seconds, self.requests.next_deadline - time.monotonic()) if len(self.requests) else seconds
+                until = (
+                    min(seconds, self.requests.open.next_deadline - time.monotonic())
+                    if len(self.requests.open)
+                    else seconds
+                )
                 self.link_pump.wait(max(0.0, until), self.link_lock.waker)
             self.link_lock.waker.clear()
 
@@ -182,7 +186,7 @@ class ClientIO:
             return result.result()
         future = FutureResult()
         self.requests.send(future, name, args, kwargs, **options)
-        return future.future.result()
+        return future.result()
 
     def _cancel_request(self, request: int) -> None:
         self.machine.session.abandoned_requests.append(request)
@@ -194,7 +198,7 @@ class ClientIO:
         session = self.machine.session
         return {
             "queued": len(self.send_queue.pending),
-            "requests": len(self.requests),
+            "requests": len(self.requests.open),
             "unconfirmed": self.outbox.unconfirmed,
             "emitted": self.outbox.last + len(self.send_queue.pending),
             "connections": session.generation,

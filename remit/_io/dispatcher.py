@@ -64,7 +64,7 @@ class Dispatcher:
             requests.on_server_restart()
             # Queued like an event, so that its handlers run after those of all events of the old server.
             self._queue((machine.session, [EventMessage(SERVER_RESTARTED)], 0, False))
-        if len(requests):
+        if len(requests.open):
             if machine.refusal is not None:
                 requests.on_session_refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
             requests.expire(now)

@@ -266,7 +266,7 @@ class ThreadDriver:
         self._queue.idle = True
         self._lock.give_back()
         # One request of another thread can wait until the I/O thread returns by itself, after PARK_S.
-        if len(self._io.requests) > 1 or self._queue.pending:
+        if len(self._io.requests.open) > 1 or self._queue.pending:
             self._lock.interrupt()
 
     def progress(self, seconds: float) -> None:

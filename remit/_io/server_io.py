@@ -143,9 +143,12 @@ class ServerIO:
         waiting = {dispatching, *(received[0] for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
-            self._router.session_closed(session)
+            for on_closed in self._router.session_closed:
+                on_closed(session)
         while machine.cancelled_requests:
-            self._router.request_cancelled(*machine.cancelled_requests.popleft())
+            cancelled = machine.cancelled_requests.popleft()
+            for on_cancelled in self._router.request_cancelled:
+                on_cancelled(*cancelled)
 
     def _with(self, waker: Wakeable) -> Wakeable:
         """Return one descriptor that is readable when the waker of the user or our own is."""

@@ -24,37 +24,13 @@ class EventRouter:
         self.handlers: dict[str, tuple[Handler, ...]] = {}
         self.io_handlers: dict[str, IOHandler] = {}
         self.request_handlers: dict[str, RequestHandler] = {}
-        self._session_closed: list[Callable[[Session], None]] = []
-        self._request_cancelled: list[Callable[[Session, int], None]] = []
+        self.session_closed: list[Callable[[Session], None]] = []
+        """Called for each session that has ended, after its last event."""
+        self.request_cancelled: list[Callable[[Session, int], None]] = []
+        """Called with session and request id when a client cancels a request."""
         self._on_change = on_change
 
     def register(self, name: str, handler: Handler, *, replace: bool = False) -> None:
         """Call ``handler`` for each event of this name where listeners run, after or instead of earlier handlers."""
         self.handlers[name] = (handler,) if replace else (*self.handlers.get(name, ()), handler)
         self._on_change()
-
-    def register_io(self, name: str, handler: IOHandler) -> None:
-        """Call ``handler`` on the I/O thread for each event of this name, before it is queued for dispatch."""
-        self.io_handlers[name] = handler
-
-    def register_request(self, name: str, handler: RequestHandler) -> None:
-        """Answer requests of this name with the return value of ``handler``."""
-        self.request_handlers[name] = handler
-
-    def on_session_closed(self, handler: Callable[[Session], None]) -> None:
-        """Call ``handler`` for each session that has ended, after the last event of that session."""
-        self._session_closed.append(handler)
-
-    def on_request_cancelled(self, handler: Callable[[Session, int], None]) -> None:
-        """Call ``handler`` with session and request id when a client cancels a request."""
-        self._request_cancelled.append(handler)
-
-    def session_closed(self, session: Session) -> None:
-        """Call the handlers for a session that has ended."""
-        for handler in self._session_closed:
-            handler(session)
-
-    def request_cancelled(self, session: Session, request: int) -> None:
-        """Call the handlers for a cancelled request."""
-        for handler in self._request_cancelled:
-            handler(session, request)

@@ -25,7 +25,7 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PAIR_CHECK, PAIR_ENDED, PAIR_JOIN, PAIR_SIGNAL, SERVER_RESTARTED
 from remit._patterns.request_reply import Post, session_of
 from remit._protocol.leases import ExclusiveSlot
-from remit._protocol.session import Session
+from remit._protocol.session import FOREVER, Session
 from remit.codec import EventMessage
 from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
 from remit.event import Sender
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 
 NO_EPOCH: Final = 0
-FOREVER: Final = float("inf")
 EPOCH_BITS: Final = 48
 """Random bits of a server's first epoch: signals for a server that died must not be accepted by its successor."""
 OnSignal = Callable[[Any], None]
@@ -56,9 +55,9 @@ class PairServer:
     ) -> None:
         self.slot = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
         router.register(PAIR_SIGNAL, self._handle_signal)
-        router.register_request(PAIR_JOIN, self._join)
-        router.register_request(PAIR_CHECK, self._check)
-        router.on_session_closed(self.on_session_closed)
+        router.request_handlers[PAIR_JOIN] = self._join
+        router.request_handlers[PAIR_CHECK] = self._check
+        router.session_closed.append(self.on_session_closed)
         self._post = post
         self._on_signal = on_signal
         self._lease = lease
@@ -124,10 +123,10 @@ class PairServer:
             self.on_session_closed(session)
 
     def _check(self, session: Session, epoch: int) -> bool:
-        if self.slot.is_held_by(session, epoch):
-            return True
-        self.on_session_closed(session)
-        return False
+        holds = self.slot.is_held_by(session, epoch)
+        if not holds:
+            self.on_session_closed(session)  # Its place in another epoch: it does not know of it, and cannot use it.
+        return holds
 
     def _send_ended(self, session: Session, epoch: int) -> None:
         with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
@@ -176,7 +175,7 @@ class PairClient:
             self._on_signal((value,))
 
     def _handle_ended(self, epoch: int) -> None:
-        if epoch == self.epoch:
+        if epoch == self.epoch:  # Otherwise it is late, and about a pair that this member has left.
             self._end("the other member has left, or considered this one dead")
 
     def _check_membership(self) -> None:

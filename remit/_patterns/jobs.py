@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from remit._patterns.event_router import EventRouter, Handler
+from remit._patterns.event_router import EventRouter
 from remit._patterns.names import (
     JOB,
     JOB_DONE,
@@ -27,6 +27,7 @@ from remit._patterns.names import (
     WORKER_UNKNOWN,
 )
 from remit._patterns.request_reply import (
+    IncomingRequest,
     Post,
     Reply,
     RequestServer,
@@ -34,13 +35,12 @@ from remit._patterns.request_reply import (
     encode_nested,
     error_reply,
     late_reply,
-    read_request,
     send_reply,
     session_of,
 )
 from remit._protocol.job_queue import JobQueue, QueuedJob
 from remit._protocol.leases import Leases
-from remit._protocol.session import Session
+from remit._protocol.session import FOREVER, Session
 from remit.codec import EventMessage, find_codec
 from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.event import Sender
@@ -54,7 +54,6 @@ TOKEN_BITS: Final = 48
 """Random bits of a broker's first token: a restarted broker must not reuse a token that a worker still holds."""
 SWEEP_INTERVAL_S: Final = 0.25
 """Seconds between two searches for expired leases and deadlines."""
-FOREVER: Final = float("inf")
 _DEAD_LETTER: Final = f"{DeadLetter.__module__}.{DeadLetter.__qualname__}"
 
 
@@ -75,26 +74,24 @@ class BrokerCore:
         self.jobs = JobQueue(max_attempts=max_attempts, queue=queue, first=secrets.randbits(TOKEN_BITS))
         self.workers = Leases(lease)
         self.draining = False
-        """Whether new requests are refused."""
         self._request_server = request_server
         self._post = post
         self._clock = clock
         self._sweep_at = 0.0
-        router.register(REQUEST, _with_session(self._on_request), replace=True)
-        router.register(JOB_STARTED, _with_session(self._on_job_started))
-        router.register(JOB_PROGRESS, _with_session(self._on_job_progress))
-        router.register(JOB_DONE, _with_session(self._on_job_done))
-        router.register_request(WORKER_READY, self._on_worker_ready)
-        router.register_request(WORKER_LEAVE, self.jobs.retire_worker)
-        router.on_session_closed(self.on_session_closed)
-        router.on_request_cancelled(self.on_request_cancelled)
+        router.register(REQUEST, self._on_request, replace=True)
+        router.register(JOB_STARTED, self._on_job_started)
+        router.register(JOB_PROGRESS, self._on_job_progress)
+        router.register(JOB_DONE, self._on_job_done)
+        router.request_handlers[WORKER_READY] = self._on_worker_ready
+        router.request_handlers[WORKER_LEAVE] = self.jobs.retire_worker
+        router.session_closed.append(self.on_session_closed)
+        # A job that a worker has started runs to its end: user code is not interrupted.
+        router.request_cancelled.append(self.jobs.cancel)
 
     def advance(self, caught_up: float) -> None:
-        """Expire leases and deadlines that are due, and assign waiting jobs to idle workers.
-
-        ``caught_up`` is the time of the last read that emptied the link: silence of a worker is measured up to it, so
-        that no worker expires because the broker was not ticked.
-        """
+        """Expire leases and deadlines that are due, and assign waiting jobs to idle workers."""
+        # `caught_up` is the time of the last read that emptied the link: silence of a worker is measured up to it, so
+        # that no worker expires because the broker was not ticked.
         now = self._clock()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL_S
@@ -103,7 +100,7 @@ class BrokerCore:
                 with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
                     self._post(session, WORKER_UNKNOWN, ())  # If it is still alive, it announces itself again.
             for job in self.jobs.expire_jobs(now):
-                self._reply(job, late_reply(_client_of(job).codec))
+                self._reply(job, late_reply(job.client.codec))
         self._assign_jobs(now)
 
     @property
@@ -123,27 +120,24 @@ class BrokerCore:
 
     # -- events of clients -------------------------------------------------------------------------------------
 
-    def _on_request(self, message: EventMessage, session: Session, redelivered: bool) -> None:
-        request = read_request(message)
+    def _on_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
+        session = session_of(sender)
+        request = msgspec.convert(message.args, IncomingRequest)
         if not self._request_server.should_answer(session, request, redelivered):
             return
         name = decode_nested(session.codec, request.body).name
         if name.startswith(RESERVED):
-            self._request_server.handle_request(message, session.sender, redelivered)
+            self._request_server.handle_request(message, sender, redelivered)
             return
         deadline = FOREVER if request.remaining_ms is None else self._clock() + request.remaining_ms / 1000
         job = QueuedJob(session, request.id, name, request.body, session.codec.name, deadline)
         if self.draining:
-            self._refuse(job, "the broker is draining and accepts no more requests")
+            reason = "the broker is draining and accepts no more requests"
         elif not self.jobs.submit(job):
-            self._refuse(job, "the broker is full: its queue bounds the jobs in it")
-
-    def _refuse(self, job: QueuedJob, reason: str) -> None:
-        self._reply(job, ("refused", encode_nested(_client_of(job).codec, "", (reason,), {})))
-
-    def on_request_cancelled(self, session: Session, request_id: int) -> None:
-        """Cancel a job. If a worker has started it, it runs to its end: user code is not interrupted."""
-        self.jobs.cancel(session, request_id)
+            reason = "the broker is full: its queue bounds the jobs in it"
+        else:
+            return
+        self._reply(job, ("refused", encode_nested(session.codec, "", (reason,), {})))
 
     # -- events of workers -------------------------------------------------------------------------------------
 
@@ -156,20 +150,20 @@ class BrokerCore:
         self.workers.register(session)
         return self.workers.lease_s
 
-    def _on_job_started(self, message: EventMessage, session: Session, _: bool) -> None:
+    def _on_job_started(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         (token,) = message.args
-        self.jobs.start_job(session, token)
+        self.jobs.start_job(session_of(sender), token)
 
-    def _on_job_progress(self, message: EventMessage, session: Session, _: bool) -> None:
+    def _on_job_progress(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         token, done, total = message.args
-        job = self.jobs.assigned_job(token)
-        if job is not None and job.worker is not None and job.worker.key is session:
+        job = self.jobs.job_held_by(session_of(sender), token)
+        if job is not None:
             with contextlib.suppress(EmitError):  # The session of the client has ended.
-                self._post(_client_of(job), PROGRESS, (job.request_id, done, total))
+                self._post(job.client, PROGRESS, (job.request_id, done, total))
 
-    def _on_job_done(self, message: EventMessage, session: Session, _: bool) -> None:
+    def _on_job_done(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         token, outcome, result = message.args
-        job = self.jobs.finish_job(session, token)
+        job = self.jobs.finish_job(session_of(sender), token)
         if job is not None:
             self._reply(job, (outcome, result))
 
@@ -185,41 +179,30 @@ class BrokerCore:
         """Remove a lost worker; reply with DeadLetter for jobs that have used up their attempts."""
         for job in self.jobs.remove_worker(worker):
             why = f"{job.attempt} workers died of {job.name!r}"
-            self._reply(job, ("dead", encode_nested(_client_of(job).codec, "", (_DEAD_LETTER, why, ""), {})))
+            self._reply(job, ("dead", encode_nested(job.client.codec, "", (_DEAD_LETTER, why, ""), {})))
 
     def _assign_jobs(self, now: float) -> None:
         for worker, job in self.jobs.assign():
             remaining_ms = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
-            session: Any = worker.key
             try:
-                self._post(session, JOB, (job.token, job.attempt + 1, remaining_ms, job.codec, job.body, worker.term))
+                self._post(
+                    worker.key, JOB, (job.token, job.attempt + 1, remaining_ms, job.codec, job.body, worker.term)
+                )
             except FrameTooLarge as error:
-                self.jobs.finish_job(session, job.token)
-                self._reply(job, error_reply(_client_of(job).codec, error))
+                self.jobs.finish_job(worker.key, job.token)
+                self._reply(job, error_reply(job.client.codec, error))
             except EmitError:
-                self.workers.remove(session)
-                self._requeue_jobs_of(session)
-                return
+                self.workers.remove(worker.key)
+                self._requeue_jobs_of(worker.key)
+                return  # The jobs of the lost worker are queued again, so the next call starts over.
 
     def _reply(self, job: QueuedJob, reply: Reply) -> None:
-        send_reply(self._post, _client_of(job), job.request_id, reply)
-
-
-def _with_session(handler: Callable[[EventMessage, Session, bool], None]) -> Handler:
-    def handle(message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
-        handler(message, session_of(sender), redelivered)
-
-    return handle
-
-
-def _client_of(job: QueuedJob) -> Session:
-    session: Any = job.client
-    return session  # type: ignore[no-any-return]
+        send_reply(self._post, job.client, job.request_id, reply)
 
 
 def _arguments_of(job: QueuedJob) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
-        call = decode_nested(_client_of(job).codec, job.body)
+        call = decode_nested(job.client.codec, job.body)
     except CodecError:
         return (), {}
     return call.args, call.kwargs
@@ -253,10 +236,7 @@ class WorkerJobs:
         """None interrupts the waits."""
 
     def announce(self, timeout: float | None = None) -> Future[Any]:
-        """Send WORKER_READY and return the future of the lease. Jobs that have not started are discarded.
-
-        The broker requeues these jobs when it receives the announcement.
-        """
+        """Send WORKER_READY and return the future of the lease. Discard unstarted jobs: the broker requeues them."""
         # The lock keeps the announcements in the order of their terms: the broker ignores an older term.
         with self._announce_lock:
             self._term += 1
@@ -300,15 +280,3 @@ class WorkerJobs:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait()
-
-    def report_started(self, job: Job) -> None:
-        """Report the start of a job to the broker."""
-        self._client.emit(JOB_STARTED, job.token)
-
-    def report_progress(self, job: Job, done: Any, total: Any) -> None:
-        """Report the progress of a job to the client that submitted it."""
-        self._client.emit(JOB_PROGRESS, job.token, done, total)
-
-    def report_done(self, job: Job, reply: Reply) -> None:
-        """Report the result of a job. Raises FrameTooLarge."""
-        self._client.emit(JOB_DONE, job.token, *reply)

@@ -98,10 +98,7 @@ class Publisher:
     def publish(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool, largest: int = UNBOUNDED_BYTES
     ) -> int:
-        """Queue a publication for all matching subscriptions; return their number.
-
-        Raises CodecError, ValueError, and FrameTooLarge for one of more than ``largest`` bytes.
-        """
+        """Publish, and return the number of subscribers. Raises CodecError, ValueError, FrameTooLarge (``largest``)."""
         check_name(name)
         with self.lock:
             now = self._clock()
@@ -219,23 +216,16 @@ class Subscription:
         """Why the server ended it; empty while it is active."""
         self._listener = listener if pass_event else converter(listener)
         self._pass_event = pass_event
-        self._options = options
+        self._request_args = (self.id, pattern, *options)
+        """Arguments of the SUBSCRIBE request."""
         self._on_gap = on_gap
         self._last_number = 0
         self._unsubscribe: Callable[[Subscription], None] = lambda _: None
-
-    @property
-    def _request_args(self) -> tuple[Any, ...]:
-        """Arguments of the SUBSCRIBE request."""
-        return (self.id, self.pattern, *self._options)
+        """What `close` calls. Set by the client."""
 
     def close(self) -> None:
         """End the subscription. May be called twice."""
         self._unsubscribe(self)
-
-    def _set_unsubscribe(self, unsubscribe: Callable[[Subscription], None]) -> None:
-        """Set what `close` calls."""
-        self._unsubscribe = unsubscribe
 
     def _on_publication(self, number: int, message: EventMessage) -> Any:
         """Report a gap before this publication, then call the listener and return its value."""
@@ -258,35 +248,21 @@ class Subscription:
 
 
 class SubscriberState:
-    """Subscriptions of one client."""
+    """Subscriptions of one client, by id."""
 
     def __init__(self) -> None:
-        self._subscriptions: dict[int, Subscription] = {}
-
-    def __iter__(self) -> Any:
-        return iter(tuple(self._subscriptions.values()))
-
-    def __len__(self) -> int:
-        return len(self._subscriptions)
-
-    def add(self, subscription: Subscription) -> None:
-        """Add a subscription."""
-        self._subscriptions[subscription.id] = subscription
-
-    def remove(self, subscription: Subscription) -> bool:
-        """Remove a subscription; return False if it was not there."""
-        return self._subscriptions.pop(subscription.id, None) is not None
+        self.active: dict[int, Subscription] = {}
 
     def on_publication(self, codec: Codec, message: EventMessage) -> Any:
         """Call the listener of a publication; return its value. Raises CodecError, msgspec.ValidationError."""
         identifier, number, publication = msgspec.convert(message.args, tuple[int, int, bytes])
-        subscription = self._subscriptions.get(identifier)
+        subscription = self.active.get(identifier)
         return None if subscription is None else subscription._on_publication(number, decode_nested(codec, publication))
 
     def on_unsubscribed(self, message: EventMessage) -> None:
         """Handle the end of a subscription by the server. Raises msgspec.ValidationError."""
         identifier, reason = msgspec.convert(message.args, tuple[int, str])
-        subscription = self._subscriptions.pop(identifier, None)
+        subscription = self.active.pop(identifier, None)
         if subscription is not None:
             subscription.ended = reason
             subscription._on_server_restart()

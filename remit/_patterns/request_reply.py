@@ -92,32 +92,22 @@ class InlineResult:
         return self._value
 
 
-class FutureResult:
-    """Result for a caller in any thread, as a `Future`."""
-
-    __slots__ = ("future",)
-
-    def __init__(self) -> None:
-        self.future: Future[Any] = Future()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the future has a result, or was cancelled."""
-        return self.future.done()
+class FutureResult(Future[Any]):
+    """Result for a caller in any thread. It is dropped if the future was cancelled."""
 
     def set_result(self, value: Any) -> None:
-        """Set the result of the future."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_result(value)
+        """Set the value of the reply."""
+        # The future runs first, so that a cancel() in another thread cannot come between the question and the result.
+        if self.set_running_or_notify_cancel():
+            super().set_result(value)
 
-    def set_exception(self, error: BaseException) -> None:
-        """Set the exception of the future."""
-        if not self.finished and self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
+    def set_exception(self, error: BaseException | None) -> None:
+        """Set the error that ends the request, unless it has ended."""
+        if not self.done() and self.set_running_or_notify_cancel():
+            super().set_exception(error)
 
 
 ResultSink: TypeAlias = InlineResult | FutureResult
-"""Receiver of the result of a request. A second result is dropped."""
 
 
 class _Caller(NamedTuple):
@@ -129,10 +119,9 @@ _Request: TypeAlias = Request[_Caller]
 
 
 class RequestClient:
-    """Open requests of one client. Any thread sends; the ``on_`` methods run on the thread that owns the link.
+    """Open requests of one client. Any thread sends; the ``on_`` methods run on the thread that owns the link."""
 
-    ``post`` queues an encoded event and returns False if it was dropped; ``cancel`` sends a cancellation.
-    """
+    # `post` returns False for an event that was dropped.
 
     def __init__(
         self,
@@ -147,36 +136,16 @@ class RequestClient:
         self._post = post
         self._cancel = cancel
         self._clock = clock
-        self._requests: OpenRequests[_Caller] = OpenRequests()
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    @property
-    def next_deadline(self) -> float:
-        """Monotonic time of the next deadline."""
-        return self._requests.next_deadline
+        self.open: OpenRequests[_Caller] = OpenRequests()
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        *,
-        timeout: float,
-        idempotent: bool,
-        on_progress: OnProgress | None,
-    ) -> Future[Any]:
-        """Send a request and return the future of its result; to cancel the future cancels the request.
-
-        Raises what `send` raises.
-        """
-        sink = FutureResult()
-        request = self.send(sink, name, args, kwargs, timeout=timeout, idempotent=idempotent, on_progress=on_progress)
-        sink.future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
-        return sink.future
+    def submit(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Future[Any]:
+        """Send a request as `send`; return the future of its result. To cancel the future cancels the request."""
+        future = FutureResult()
+        request = self.send(future, name, args, kwargs, **options)
+        future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
+        return future
 
     def send(
         self,
@@ -189,28 +158,25 @@ class RequestClient:
         idempotent: bool,
         on_progress: OnProgress | None,
     ) -> _Request:
-        """Send a request, whose result is set in ``sink``.
-
-        Raises CodecError, FrameTooLarge, EmitError, and TypeError or ValueError for invalid arguments.
-        """
+        """Send a request. Raises CodecError, FrameTooLarge, EmitError, TypeError, ValueError."""
         _check_options(timeout, on_progress)
         call = encode_nested(self._codec, name, args, kwargs)
         deadline = self._clock() + timeout
-        request = self._requests.add(name, _Caller(sink, on_progress), deadline, idempotent=idempotent)
+        request = self.open.add(name, _Caller(sink, on_progress), deadline, idempotent=idempotent)
         remaining_ms = None if timeout > MAX_TIMEOUT_S else int(timeout * 1000)
         request.data = self._codec.encode(REQUEST, (request.id, remaining_ms, idempotent, call), {}, {})
         try:
             request.queued = self._post(name, request.data)
         except BaseException:
             # BaseException: after an interrupt, too, no result may be set for a request whose caller is gone.
-            self._requests.pop(request.id)
+            self.open.pop(request.id)
             raise
         if not request.queued:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
         return request
 
     def _cancel_request(self, request: _Request) -> None:
-        self._requests.pop(request.id)
+        self.open.pop(request.id)
         # Removed from the queue, unless the thread that owns the link has just framed it: then CANCEL follows it.
         with contextlib.suppress(ValueError, IndexError):
             self._outbox.pending.remove(request.data)
@@ -221,12 +187,10 @@ class RequestClient:
 
     def on_reply(self, message: EventMessage) -> None:
         """Set the result of a request. Raises msgspec.ValidationError, CodecError."""
-        identifier, outcome, result = msgspec.convert(message.args, tuple[int, str, bytes])
-        request = self._requests.pop(identifier)
-        if request is not None:
-            self._set_result(request, outcome, result)
-
-    def _set_result(self, request: _Request, outcome: str, data: bytes) -> None:
+        identifier, outcome, data = msgspec.convert(message.args, tuple[int, str, bytes])
+        request = self.open.pop(identifier)
+        if request is None:
+            return
         try:
             result = decode_nested(self._codec, data)
         except CodecError as error:
@@ -240,30 +204,30 @@ class RequestClient:
     def on_progress(self, message: EventMessage) -> EventMessage | None:
         """Return the event that calls on_progress on the dispatch thread, or None. Raises msgspec.ValidationError."""
         identifier, done, total = msgspec.convert(message.args, tuple[int, Any, Any])
-        request = self._requests.get(identifier)
+        request = self.open.get(identifier)
         if request is None or request.waiter.on_progress is None:
             return None
         return EventMessage(PROGRESS, (request.waiter.on_progress, done, total))
 
     def on_disconnect(self, why: str) -> None:
         """Fail the requests that were sent and must not run twice."""
-        for request in self._requests.pop_lost(self._outbox.unfinished_ids(sent=False)):
+        for request in self.open.pop_lost(self._outbox.unfinished_ids(sent=False)):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
     def on_server_restart(self) -> None:
         """Resend the idempotent requests that the last server has not answered; fail the others."""
-        for request in self._requests.pop_lost(self._outbox.unfinished_ids(marked=False)):
+        for request in self.open.pop_lost(self._outbox.unfinished_ids(marked=False)):
             self._fail(request, PeerLost(f"the server restarted before {request.name!r} was answered; it may have run"))
-        self._outbox.pending.extend(each.data for each in self._requests.resendable(self._outbox.unfinished_ids()))
+        self._outbox.pending.extend(each.data for each in self.open.resendable(self._outbox.unfinished_ids()))
 
     def on_session_refused(self, error: Exception) -> None:
-        """Fail all requests: the server refuses the session."""
-        for request in self._requests.pop_all():
+        """Fail all requests."""
+        for request in self.open.pop_all():
             self._fail(request, error)
 
     def expire(self, now: float) -> None:
         """Fail the requests whose deadline has passed."""
-        for request in self._requests.pop_expired(now):
+        for request in self.open.pop_expired(now):
             sent = request.queued and id(request.data) not in self._outbox.unfinished_ids(sent=False)
             how = "it was sent, and not answered" if sent else "it was never sent: is a server there?"
             self._cancel_request(request)
@@ -271,11 +235,11 @@ class RequestClient:
 
     def close(self) -> None:
         """Fail all requests: the client is closed."""
-        for request in self._requests.pop_all():
+        for request in self.open.pop_all():
             self._fail(request, LinkClosed(f"the client was closed before {request.name!r} was answered"))
 
     def _fail(self, request: _Request, error: BaseException) -> None:
-        self._requests.pop(request.id)
+        self.open.pop(request.id)
         request.waiter.sink.set_exception(error)
 
 
@@ -296,6 +260,7 @@ def _error(name: str, outcome: str, args: Sequence[Any]) -> RequestError:
         return RequestTimeout(f"{name!r} reached its listener after its deadline")
     if outcome == "refused":
         return RequestError(f"{name!r} was refused: {' '.join(texts)}")
+    # A newer peer may use an outcome that is unknown here: it is shown as a failure, not dropped.
     kind = DeadLetter if outcome == "dead" else RequestFailed
     return kind(*[*texts, "", "", ""][:3])
 
@@ -333,7 +298,7 @@ class RequestServer:
 
     def handle_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         """Call the listener of a request and send its reply. Raises msgspec.ValidationError."""
-        request = read_request(message)
+        request = msgspec.convert(message.args, IncomingRequest)
         session = session_of(sender)
         if self.should_answer(session, request, redelivered):
             reply = self._answer(session, request, sender)
@@ -364,11 +329,6 @@ class RequestServer:
             return value_reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
         except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
             return error_reply(codec, error)
-
-
-def read_request(message: EventMessage) -> IncomingRequest:
-    """Return the request in an event. Raises msgspec.ValidationError."""
-    return msgspec.convert(message.args, IncomingRequest)
 
 
 def session_of(sender: Sender | None) -> Session:

@@ -54,6 +54,12 @@ from remit.transport import Peer
 TAG_BYTES: Final = 16
 NONCE_BYTES: Final = 16
 CHANNEL_ID_BYTES: Final = 8
+_HANDSHAKE: Final = {
+    Kind.AUTH_REQUEST: (b"remit knock", NONCE_BYTES),
+    Kind.AUTH_ACCEPT: (b"remit admit", 2 * NONCE_BYTES),
+    Kind.UNKNOWN_CHANNEL: (b"remit stranger", CHANNEL_ID_BYTES),
+}
+"""Personalization and bytes of content of the frames that `SharedKey` signs."""
 _HEADER: Final = struct.Struct(f">4s{CHANNEL_ID_BYTES}sQ")
 OVERHEAD_BYTES: Final = _HEADER.size + TAG_BYTES
 """Bytes that an AUTHENTICATED frame adds to its inner frame."""
@@ -81,37 +87,18 @@ class SharedKey:
     def __init__(self, key: bytes) -> None:
         self._key = blake2b(key, digest_size=32, person=b"remit key").digest()
 
-    def auth_request(self) -> bytes:
-        """Return an AUTH_REQUEST with a new nonce."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        return head(Kind.AUTH_REQUEST) + nonce + self._mac(b"remit knock", nonce)
+    def sign(self, kind: Kind, content: bytes) -> bytes:
+        """Return a handshake frame with this content and its MAC."""
+        return head(kind) + content + self._mac(kind, content)
 
-    def verify_request(self, frame: bytes) -> bytes:
-        """Return the client nonce of an AUTH_REQUEST. Raises ProtocolError."""
-        client_nonce, tag = read_auth_request(frame)
-        self._verify(tag, b"remit knock", client_nonce)
-        return client_nonce
-
-    def auth_accept(self, client_nonce: bytes, server_nonce: bytes) -> bytes:
-        """Return the AUTH_ACCEPT that answers a request."""
-        nonces = client_nonce + server_nonce
-        return head(Kind.AUTH_ACCEPT) + nonces + self._mac(b"remit admit", nonces)
-
-    def verify_accept(self, frame: bytes) -> tuple[bytes, bytes]:
-        """Return both nonces of an AUTH_ACCEPT. Raises ProtocolError."""
-        client_nonce, server_nonce, tag = read_auth_accept(frame)
-        self._verify(tag, b"remit admit", client_nonce + server_nonce)
-        return client_nonce, server_nonce
-
-    def unknown_channel(self, identifier: bytes) -> bytes:
-        """Return the UNKNOWN_CHANNEL frame for a channel id."""
-        return head(Kind.UNKNOWN_CHANNEL) + identifier + self._mac(b"remit stranger", identifier)
-
-    def verify_unknown_channel(self, frame: bytes) -> bytes:
-        """Return the channel id of an UNKNOWN_CHANNEL frame. Raises ProtocolError."""
-        identifier, tag = read_unknown_channel(frame)
-        self._verify(tag, b"remit stranger", identifier)
-        return identifier
+    def verify(self, kind: Kind, frame: bytes) -> bytes:
+        """Return the content of a handshake frame. Raises ProtocolError: truncated, forged."""
+        if len(frame) != 4 + _HANDSHAKE[kind][1] + TAG_BYTES:
+            raise ProtocolError("truncated", f"{kind.name} frame of {len(frame)} bytes")
+        content = bytes(frame[4:-TAG_BYTES])
+        if not compare_digest(frame[-TAG_BYTES:], self._mac(kind, content)):
+            raise ProtocolError("forged", "the MAC does not match: another key, or a modified frame")
+        return content
 
     def derive_channel(self, client_nonce: bytes, server_nonce: bytes, *, client: bool) -> AuthChannel:
         """Return the channel of a handshake, as seen by the client or by the server."""
@@ -121,12 +108,8 @@ class SharedKey:
         keys = (to_server, to_client) if client else (to_client, to_server)
         return AuthChannel(client_nonce[:CHANNEL_ID_BYTES], *keys)
 
-    def _mac(self, person: bytes, data: bytes) -> bytes:
-        return blake2b(data, key=self._key, digest_size=TAG_BYTES, person=person).digest()
-
-    def _verify(self, tag: bytes, person: bytes, data: bytes) -> None:
-        if not compare_digest(tag, self._mac(person, data)):
-            raise ProtocolError("forged", "the MAC does not match: another key, or a modified frame")
+    def _mac(self, kind: Kind, content: bytes) -> bytes:
+        return blake2b(content, key=self._key, digest_size=TAG_BYTES, person=_HANDSHAKE[kind][0]).digest()
 
 
 class AuthChannel:
@@ -152,10 +135,8 @@ class AuthChannel:
         return b"".join((header, frame, mac.digest()))
 
     def unwrap(self, frame: bytes) -> bytes:
-        """Return the inner frame of an AUTHENTICATED frame. Raises ProtocolError: stale, replayed, forged."""
-        _, identifier, counter = _HEADER.unpack_from(frame)
-        if identifier != self.id:
-            raise ProtocolError("stale", "a frame of another channel")
+        """Return the inner frame of an AUTHENTICATED frame of this channel. Raises ProtocolError: replayed, forged."""
+        counter: int = _HEADER.unpack_from(frame)[2]
         if counter <= self._received:
             raise ProtocolError("replayed", f"frame {counter} arrived after frame {self._received}")
         view = memoryview(frame)
@@ -173,34 +154,6 @@ def channel_id_of(frame: bytes) -> bytes:
         raise ProtocolError("truncated", f"an AUTHENTICATED frame of {len(frame)} bytes")
     identifier: bytes = _HEADER.unpack_from(frame)[1]
     return identifier
-
-
-def read_auth_request(frame: bytes) -> tuple[bytes, bytes]:
-    """Return nonce and tag of an AUTH_REQUEST, not verified. Raises ProtocolError."""
-    nonce, tag = _split(frame, NONCE_BYTES, TAG_BYTES)
-    return nonce, tag
-
-
-def read_auth_accept(frame: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return both nonces and the tag of an AUTH_ACCEPT, not verified. Raises ProtocolError."""
-    client_nonce, server_nonce, tag = _split(frame, NONCE_BYTES, NONCE_BYTES, TAG_BYTES)
-    return client_nonce, server_nonce, tag
-
-
-def read_unknown_channel(frame: bytes) -> tuple[bytes, bytes]:
-    """Return channel id and tag of an UNKNOWN_CHANNEL frame, not verified. Raises ProtocolError."""
-    identifier, tag = _split(frame, CHANNEL_ID_BYTES, TAG_BYTES)
-    return identifier, tag
-
-
-def _split(frame: bytes, *sizes: int) -> list[bytes]:
-    data, parts = frame[4:], []
-    if len(data) != sum(sizes):
-        raise ProtocolError("truncated", f"a handshake frame of {len(frame)} bytes")
-    for size in sizes:
-        parts.append(bytes(data[:size]))
-        data = data[size:]
-    return parts
 
 
 class ClientAuth:
@@ -221,7 +174,8 @@ class ClientAuth:
         if frame[3] == Kind.HELLO:
             if frame is not self._hello:
                 self.reset()
-                self._hello, self._request = frame, self._key.auth_request()
+                self._hello = frame
+                self._request = self._key.sign(Kind.AUTH_REQUEST, secrets.token_bytes(NONCE_BYTES))
             return self._request
         if self._channel is None:
             return None
@@ -251,27 +205,25 @@ class ClientAuth:
     def _handle(self, frame: bytes) -> bytes | None:
         kind = frames.kind_of(frame)
         if kind is Kind.AUTHENTICATED:
-            return self._unwrap(frame)
+            identifier = channel_id_of(frame)
+            if self._channel is None or identifier != self._channel.id:
+                raise ProtocolError("stale", "a frame of another channel")
+            return self._channel.unwrap(frame)
         if kind is Kind.AUTH_ACCEPT:
             self._handle_accept(frame)
             return None
         if kind is Kind.UNKNOWN_CHANNEL:
-            if self._channel is None or self._key.verify_unknown_channel(frame) != self._channel.id:
+            if self._channel is None or self._key.verify(kind, frame) != self._channel.id:
                 raise ProtocolError("stale", "UNKNOWN_CHANNEL for another channel")
-            return frames.identify()  # The session answers with HELLO, which starts a handshake.
+            return head(Kind.IDENTIFY)  # The session answers with HELLO, which starts a handshake.
         if kind is Kind.REFUSE:
             return self._handle_refuse(frame)
         raise ProtocolError("unsigned", f"{kind.name} is not authenticated")
 
-    def _unwrap(self, frame: bytes) -> bytes:
-        identifier = channel_id_of(frame)
-        if self._channel is None or identifier != self._channel.id:
-            raise ProtocolError("stale", "a frame of another channel")
-        return self._channel.unwrap(frame)
-
     def _handle_accept(self, frame: bytes) -> None:
-        client_nonce, server_nonce = self._key.verify_accept(frame)
-        if not self._request or client_nonce != read_auth_request(self._request)[0]:
+        nonces = self._key.verify(Kind.AUTH_ACCEPT, frame)
+        client_nonce, server_nonce = nonces[:NONCE_BYTES], nonces[NONCE_BYTES:]
+        if client_nonce != self._request[4:-TAG_BYTES]:  # The request is empty if none is open.
             raise ProtocolError("stale", "AUTH_ACCEPT for another request")
         self._channel = self._key.derive_channel(client_nonce, server_nonce, client=True)
         # Wrapped now, so that it has the first counter and nothing can be sent before it.
@@ -359,7 +311,7 @@ class ServerAuth:
             inner = offer[1].unwrap(frame)
             self._confirm(peer, offer[1])
             return inner
-        self.replies.append((peer, self._key.unknown_channel(identifier)))
+        self.replies.append((peer, self._key.sign(Kind.UNKNOWN_CHANNEL, identifier)))
         raise ProtocolError("unknown_channel", "a frame of a channel that this server does not know")
 
     def _confirm(self, peer: Peer, channel: AuthChannel) -> None:
@@ -379,7 +331,7 @@ class ServerAuth:
         self._channels[peer] = channel
 
     def _handle_request(self, peer: Peer, frame: bytes) -> None:
-        client_nonce = self._key.verify_request(frame)
+        client_nonce = self._key.verify(Kind.AUTH_REQUEST, frame)
         identifier = client_nonce[:CHANNEL_ID_BYTES]
         channel = self._channels.get(peer)
         if (channel is not None and channel.id == identifier) or identifier in self._past_ids.get(peer, ()):
@@ -390,7 +342,7 @@ class ServerAuth:
             server_nonce = secrets.token_bytes(NONCE_BYTES)
             offers[identifier] = server_nonce, self._key.derive_channel(client_nonce, server_nonce, client=False)
         # A duplicate request gets the same answer, so that it does not matter which of the answers arrives first.
-        self.replies.append((peer, self._key.auth_accept(client_nonce, offers[identifier][0])))
+        self.replies.append((peer, self._key.sign(Kind.AUTH_ACCEPT, client_nonce + offers[identifier][0])))
         while len(offers) > MAX_OFFERS_PER_PEER:
             del offers[next(iter(offers))]
         while len(self.offers) > MAX_PENDING_PEERS:

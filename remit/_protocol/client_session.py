@@ -20,7 +20,7 @@ from typing import Final
 from remit._protocol import frames
 from remit._protocol.frames import Bye, Hello, Kind, Refuse, Welcome
 from remit._protocol.outbox import Outbox
-from remit._protocol.session import Received, Session
+from remit._protocol.session import FOREVER, Received, Session
 from remit.codec import Codec
 from remit.errors import ProtocolError
 from remit.transport import SERVER, Arrival, Down, Frame, Gap, Up
@@ -54,7 +54,6 @@ class ClientSession:
         self.instance = b""
         """Id of the server instance that welcomed the session last; empty before the first WELCOME."""
         self.ready: deque[Received] = deque()
-        """Events from the server, to be dispatched."""
         self.rejected: Counter[str] = Counter()
         self.disconnects = 0
         """Number of lost connections. The owner compares it to fail requests that cannot be repeated."""
@@ -67,8 +66,8 @@ class ClientSession:
         self._liveness_timeout = 0.0
         self._may_send_early = False
         self._welcomed_generation = 0
-        self._ping_at = float("inf")
-        self._hello_at = float("inf")
+        self._ping_at = FOREVER
+        self._hello_at = FOREVER
 
     # -- arrivals ----------------------------------------------------------------------------------------------
 
@@ -110,12 +109,12 @@ class ClientSession:
                 self._handle_welcome(control, now)
         elif isinstance(control, Refuse):
             self.state, self.refusal = ConnectionState.REFUSED, control
-            self._hello_at = self._ping_at = float("inf")
+            self._hello_at = self._ping_at = FOREVER
             self.session.disconnect()
         elif isinstance(control, Bye) and control.generation == self.session.generation:
             self._handle_disconnect()
             # Answered, so that the server knows that the client has read all its frames, and can close the link.
-            self.session.control_frames.append(frames.pack(Bye("heard", self.session.generation)))
+            self.session.queue_bye("heard")
             # Another server may bind the location without a Down that this transport can see.
             self._hello_at = now + HELLO_RETRY_S
             self.session.peer = SERVER
@@ -131,21 +130,18 @@ class ClientSession:
         self._may_send_early = session.generation == 1
         session.frame_limit = EARLY_FRAME_BYTES
         self.state = ConnectionState.HELLO_SENT
-        session.control_frames.append(
-            frames.pack(
-                Hello(
-                    session.id,
-                    session.generation,
-                    self.instance,
-                    outbox.oldest,
-                    outbox.last,
-                    session.inbox.received,
-                    session.codec.name,
-                    self._max_frame,
-                    self._welcomed_generation,
-                )
-            )
+        hello = Hello(
+            session.id,
+            session.generation,
+            self.instance,
+            oldest=outbox.done + 1,
+            latest=outbox.last,
+            received=session.inbox.received,
+            codec=session.codec.name,
+            max_frame=self._max_frame,
+            welcomed_generation=self._welcomed_generation,
         )
+        session.control_frames.append(frames.pack(hello))
         self._hello_at = now + HELLO_RETRY_S
 
     def _handle_welcome(self, welcome: Welcome, now: float) -> None:
@@ -161,7 +157,7 @@ class ClientSession:
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
         session.frame_limit = None
         self.state = ConnectionState.ESTABLISHED
-        self._hello_at = float("inf")
+        self._hello_at = FOREVER
         self._note_received(now)
         # First what is done, so that it is neither resent nor marked as redelivered.
         outbox.confirm(welcome.received, welcome.done)
@@ -178,7 +174,7 @@ class ClientSession:
             self.state = ConnectionState.DISCONNECTED
             self.disconnects += 1
         self._may_send_early = False
-        self._hello_at = self._ping_at = float("inf")
+        self._hello_at = self._ping_at = FOREVER
         self.session.disconnect()
 
     def _note_received(self, now: float) -> None:
@@ -202,13 +198,18 @@ class ClientSession:
     def handle_timeouts(self, now: float) -> float:
         """Repeat HELLO, probe and send heartbeats as far as they are due; return when to call again."""
         if self.state is ConnectionState.ESTABLISHED:
-            self._check_heartbeat(now)
+            if now >= self._ping_at:
+                self._ping_at = now + self._heartbeat
+                self.session.queue_ping()
+                if 0 < self._liveness_timeout < now - self.session.last_received_at:
+                    self.link_stale = True
         elif now >= self._hello_at and self.session.peer is not None:
             self._send_hello(now)
-        probe = self.session.probe(now) if self.session.peer is not None else None
-        ping_at = self._ping_at if self.state is ConnectionState.ESTABLISHED else float("inf")
-        ack_deadline = self.session.ack_deadline(now) if self._may_send_events() else float("inf")
-        return min(ping_at, self._hello_at, probe or float("inf"), ack_deadline)
+        if self.session.peer is not None:
+            self.session.probe(now)
+        ping_at = self._ping_at if self.state is ConnectionState.ESTABLISHED else FOREVER
+        ack_deadline = self.session.ack_deadline(now) if self._may_send_events() else FOREVER
+        return min(ping_at, self._hello_at, self.session.probe_at, ack_deadline)
 
     def set_heartbeat(self, seconds: float) -> None:
         """Change the seconds of silence after which PING is sent."""
@@ -218,12 +219,4 @@ class ClientSession:
     def queue_bye(self, why: str = "closed") -> None:
         """Queue a BYE, which ends the session."""
         if self.state is ConnectionState.ESTABLISHED:
-            self.session.control_frames.append(frames.pack(Bye(why, self.session.generation)))
-
-    def _check_heartbeat(self, now: float) -> None:
-        if now < self._ping_at:
-            return
-        self._ping_at = now + self._heartbeat
-        self.session.control_frames.append(frames.ping(self.session.generation, self.session.outbox.last))
-        if self._liveness_timeout and now - self.session.last_received_at > self._liveness_timeout:
-            self.link_stale = True
+            self.session.queue_bye(why)

@@ -123,12 +123,15 @@ _KINDS: Final[dict[type, Kind]] = {
     Refuse: Kind.REFUSE,
     Bye: Kind.BYE,
 }
-_TYPES: Final[dict[Kind, type]] = {kind: struct_type for struct_type, kind in _KINDS.items()}
 _HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
 
 _EVENTS = struct.Struct(">4sIBQI")
-_TWO = struct.Struct(">4sIQQ")
-_ONE = struct.Struct(">4sIQ")
+_NUMBERS: Final = {
+    Kind.ACK: struct.Struct(">4sIQQ"),
+    Kind.RESUME: struct.Struct(">4sIQQ"),
+    Kind.PING: struct.Struct(">4sIQ"),
+    Kind.CANCEL: struct.Struct(">4sIQ"),
+}
 _EMBEDDED_ACK = struct.Struct(">QQ")
 _FLAGS = 8
 _REDELIVERED, _ACKNOWLEDGES = 1, 2
@@ -140,9 +143,9 @@ ACK_BYTES: Final = _EMBEDDED_ACK.size
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
-    kind: msgspec.msgpack.Decoder(struct_type) for kind, struct_type in _TYPES.items()
+    kind: msgspec.msgpack.Decoder(struct_type) for struct_type, kind in _KINDS.items()
 }
-_AUTH_REQUEST: Final = bytes((Kind.AUTH_REQUEST,))
+# Keyed by bytes, because a slice of a frame that is too short fails without an IndexError.
 _kinds = {bytes((kind,)): kind for kind in Kind}
 
 
@@ -159,13 +162,13 @@ def kind_of(frame: bytes) -> Kind:
 
 
 def head(kind: Kind) -> bytes:
-    """Return the first four bytes of a frame of this kind."""
+    """Return the first four bytes of a frame of this kind; IDENTIFY has no others."""
     return _HEADS[kind]
 
 
 def echo_of(frame: bytes) -> bytes:
     """Return the part of an AUTH_REQUEST that a refusal repeats; empty bytes for other frames."""
-    return bytes(frame[2:]) if frame[3:4] == _AUTH_REQUEST else b""
+    return bytes(frame[2:]) if frame[3:4] == bytes((Kind.AUTH_REQUEST,)) else b""
 
 
 def generation_of(frame: bytes) -> int:
@@ -206,50 +209,17 @@ def read_embedded_ack(frame: bytes) -> tuple[int, int] | None:
     return received, done
 
 
-def ack(generation: int, received: int, done: int) -> bytes:
-    """Return an ACK frame."""
-    return _TWO.pack(_HEADS[Kind.ACK], generation, received, done)
+def pack_numbers(kind: Kind, generation: int, *numbers: int) -> bytes:
+    """Return an ACK, RESUME, PING or CANCEL frame."""
+    return _NUMBERS[kind].pack(_HEADS[kind], generation, *numbers)
 
 
-def resume(generation: int, received: int, done: int) -> bytes:
-    """Return a RESUME frame."""
-    return _TWO.pack(_HEADS[Kind.RESUME], generation, received, done)
-
-
-def read_ack(frame: bytes) -> tuple[int, int]:
-    """Return received and done of an ACK or RESUME frame. Raises ProtocolError."""
-    if len(frame) != _TWO.size:
-        raise ProtocolError("truncated", f"an acknowledgement of {len(frame)} bytes")
-    _, _, received, done = _TWO.unpack(frame)
-    return received, done
-
-
-def ping(generation: int, last: int) -> bytes:
-    """Return a PING frame."""
-    return _ONE.pack(_HEADS[Kind.PING], generation, last)
-
-
-def read_ping(frame: bytes) -> int:
-    """Return the last number of a PING frame. Raises ProtocolError."""
-    if len(frame) != _ONE.size:
-        raise ProtocolError("truncated", f"a ping of {len(frame)} bytes")
-    last: int = _ONE.unpack(frame)[2]
-    return last
-
-
-def cancel(generation: int, request: int) -> bytes:
-    """Return a CANCEL frame."""
-    return _ONE.pack(_HEADS[Kind.CANCEL], generation, request)
-
-
-def read_cancel(frame: bytes) -> int:
-    """Return the request of a CANCEL frame. Raises ProtocolError."""
-    return read_ping(frame)
-
-
-def identify() -> bytes:
-    """Return an IDENTIFY frame."""
-    return _HEADS[Kind.IDENTIFY]
+def unpack_numbers(kind: Kind, frame: bytes) -> tuple[int, ...]:
+    """Return the numbers of an ACK, RESUME, PING or CANCEL frame after its generation. Raises ProtocolError."""
+    layout = _NUMBERS[kind]
+    if len(frame) != layout.size:
+        raise ProtocolError("truncated", f"{kind.name} frame of {len(frame)} bytes, not {layout.size}")
+    return layout.unpack(frame)[2:]
 
 
 def pack(control: _Control) -> bytes:

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from remit._protocol.deadlines import DeadlineHeap
 
@@ -32,9 +32,8 @@ DEAD_LETTERS_KEPT: Final = 1000
 class QueuedJob:
     """One request in the broker. Its body stays encoded."""
 
-    client: Hashable
+    client: Any
     request_id: int
-    """Number that the client gave to the request."""
     name: str
     body: bytes
     codec: str
@@ -54,7 +53,7 @@ class QueuedJob:
 class WorkerSlot:
     """One worker and the jobs that it holds."""
 
-    key: Hashable
+    key: Any
     accepts: Callable[[str], bool]
     capacity: int
     term: int = 0
@@ -72,81 +71,57 @@ class FairQueue:
     """Waiting jobs by name. The clients of one name take turns; the jobs of one client keep their order."""
 
     def __init__(self) -> None:
-        self._names: dict[str, dict[Hashable, deque[QueuedJob]]] = {}
+        self.by_name: dict[str, dict[Hashable, deque[QueuedJob]]] = {}
+        """Jobs by name and client, with the clients in the order of their turns."""
 
-    def __contains__(self, name: str) -> bool:
-        """Return whether a job of this name waits."""
-        return name in self._names
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the waiting jobs."""
-        return tuple(self._names)
-
-    def clients_waiting(self, name: str) -> Collection[Hashable]:
-        """Return the clients with waiting jobs of this name, in the order of their turns."""
-        return self._names.get(name, {}).keys()
-
-    def append(self, job: QueuedJob) -> None:
-        """Add a job behind all others of its client."""
-        self._jobs_like(job).append(job)
-
-    def requeue(self, job: QueuedJob) -> None:
-        """Add a job before all others of its client."""
-        self._jobs_like(job).appendleft(job)
+    def add(self, job: QueuedJob, *, first: bool = False) -> None:
+        """Add a job behind all others of its client, or before them."""
+        jobs = self.by_name.setdefault(job.name, {}).setdefault(job.client, deque())
+        if first:
+            jobs.appendleft(job)
+        else:
+            jobs.append(job)
 
     def pop_next(self, name: str) -> QueuedJob:
         """Remove and return the first job of the client whose turn it is; the next turn of that client comes last."""
-        clients = self._names[name]
-        client = next(iter(clients))
-        jobs = clients.pop(client)
-        job = jobs.popleft()
+        clients = self.by_name[name]
+        client, jobs = next(iter(clients.items()))
+        job = jobs[0]
+        self.remove(job)
         if jobs:
-            clients[client] = jobs
-        elif not clients:
-            del self._names[name]
+            clients[client] = clients.pop(client)
         return job
 
     def remove(self, job: QueuedJob) -> None:
         """Remove a job."""
-        clients = self._names.get(job.name, {})
-        jobs = clients.get(job.client)
-        if jobs is None:
-            return
+        clients = self.by_name[job.name]
+        jobs = clients[job.client]
         jobs.remove(job)
+        # Empty queues are deleted: clients come and go, and each would leave one for each name that it has used.
         if not jobs:
             del clients[job.client]
         if not clients:
-            del self._names[job.name]
-
-    def _jobs_like(self, job: QueuedJob) -> deque[QueuedJob]:
-        return self._names.setdefault(job.name, {}).setdefault(job.client, deque())
+            del self.by_name[job.name]
 
 
 class JobQueue:
-    """The pure core of a broker. Clients and workers are opaque keys.
-
-    ``first`` is the first token. It is drawn at random, so that a restarted broker does not reuse a token that a worker
-    still holds from its predecessor.
-    """
+    """The pure core of a broker. Clients and workers are opaque keys; tokens count up from ``first``."""
 
     def __init__(self, *, max_attempts: int, queue: int, first: int = 1) -> None:
         self.counts: Counter[str] = Counter()
         self.dead: deque[QueuedJob] = deque(maxlen=DEAD_LETTERS_KEPT)
-        """The last dead letters."""
         self._max_attempts = max_attempts
         self._limit = queue
-        self._waiting = FairQueue()
+        self.fair_queue = FairQueue()
         self._by_request: dict[tuple[Hashable, int], QueuedJob] = {}
         self._assigned: dict[int, QueuedJob] = {}
-        self._workers: dict[Hashable, WorkerSlot] = {}
+        self.workers: dict[Hashable, WorkerSlot] = {}
         self._idle: dict[WorkerSlot, None] = {}
         """Workers that accept a job, least recently used first."""
         self._tokens = itertools.count(first)
         self._deadlines: DeadlineHeap[QueuedJob] = DeadlineHeap(lambda job: not job.finished)
 
     def __len__(self) -> int:
-        """Return the number of jobs, waiting or assigned."""
         return len(self._by_request)
 
     @property
@@ -154,18 +129,10 @@ class JobQueue:
         """Number of jobs that are not assigned."""
         return len(self._by_request) - len(self._assigned)
 
-    @property
-    def workers(self) -> tuple[WorkerSlot, ...]:
-        """The registered workers."""
-        return tuple(self._workers.values())
-
-    def clients_waiting(self, name: str) -> Collection[Hashable]:
-        """Return the clients with waiting jobs of this name, in the order of their turns."""
-        return self._waiting.clients_waiting(name)
-
-    def assigned_job(self, token: int) -> QueuedJob | None:
-        """Return the job of an assignment, or None."""
-        return self._assigned.get(token)
+    def job_held_by(self, key: Hashable, token: int) -> QueuedJob | None:
+        """Return the job of an assignment, or None if this worker does not hold it."""
+        job = self._assigned.get(token)
+        return job if job is not None and job.worker is not None and job.worker.key == key else None
 
     # -- clients -----------------------------------------------------------------------------------------------
 
@@ -176,7 +143,7 @@ class JobQueue:
             self.counts["refused"] += 1
             return False
         self._by_request[key] = job
-        self._waiting.append(job)
+        self.fair_queue.add(job)
         if job.deadline != float("inf"):
             self._deadlines.schedule(job.deadline, job)
         self.counts["submitted"] += 1
@@ -208,14 +175,9 @@ class JobQueue:
     # -- workers -----------------------------------------------------------------------------------------------
 
     def register_worker(self, key: Hashable, accepts: Callable[[str], bool], capacity: int, term: int = 0) -> None:
-        """Add a worker, or update one that announces itself again: jobs that it has not started are requeued.
-
-        An announcement of an earlier ``term`` is out of order and ignored.
-        """
-        worker = self._workers.get(key)
-        if worker is None:
-            worker = self._workers[key] = WorkerSlot(key, accepts, capacity, term)
-        elif term < worker.term:
+        """Add a worker, or update one that announces itself again: jobs that it has not started are requeued."""
+        worker = self.workers.setdefault(key, WorkerSlot(key, accepts, capacity, term))
+        if term < worker.term:  # The announcement was overtaken by a later one.
             return
         self._requeue_unstarted(worker)
         worker.accepts, worker.capacity, worker.term, worker.retiring = accepts, capacity, term, False
@@ -223,7 +185,7 @@ class JobQueue:
 
     def start_job(self, key: Hashable, token: int) -> bool:
         """Note that a worker has started a job, which counts as an attempt. Return False if it does not hold it."""
-        job = self._job_held_by(key, token)
+        job = self.job_held_by(key, token)
         if job is None:
             return False
         if not job.started:
@@ -233,7 +195,7 @@ class JobQueue:
 
     def finish_job(self, key: Hashable, token: int) -> QueuedJob | None:
         """Remove and return a job that a worker has finished, or count a stale result and return None."""
-        job = self._job_held_by(key, token)
+        job = self.job_held_by(key, token)
         if job is None:
             self.counts["stale"] += 1
             return None
@@ -243,23 +205,26 @@ class JobQueue:
 
     def retire_worker(self, key: Hashable) -> None:
         """Assign no more jobs to a worker, and requeue those that it has not started."""
-        worker = self._workers.get(key)
+        worker = self.workers.get(key)
         if worker is not None:
             worker.retiring = True
-            self._idle.pop(worker, None)
+            self._update_idle(worker)
             self._requeue_unstarted(worker)
 
     def remove_worker(self, key: Hashable) -> list[QueuedJob]:
         """Remove a lost worker and requeue its jobs. Remove and return those that have used up their attempts."""
-        worker = self._workers.pop(key, None)
+        worker = self.workers.pop(key, None)
         if worker is None:
             return []
-        self._idle.pop(worker, None)
         worker.retiring = True
-        self._count_unreported_start(worker)
-        dead = []
+        self._update_idle(worker)
+        jobs, dead = list(worker.jobs.values()), []
+        # A job that kills its worker immediately leaves no time for the report of its start. It counts as started,
+        # or it would be requeued without end.
+        if jobs and not any(job.started for job in jobs):
+            jobs[0].attempt += 1
         # Each job is put before the others of its client: the last one first restores their order.
-        for job in reversed(list(worker.jobs.values())):
+        for job in reversed(jobs):
             if job.cancelled:
                 self.counts["cancelled"] += 1
                 self._remove_job(job)
@@ -275,23 +240,14 @@ class JobQueue:
 
     def assign(self) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
         """Assign waiting jobs to idle workers; yield each assignment."""
-        for name in self._waiting.names:
-            while name in self._waiting:
+        for name in tuple(self.fair_queue.by_name):
+            while name in self.fair_queue.by_name:
                 worker = next((each for each in self._idle if each.accepts(name)), None)
                 if worker is None:
                     break
-                yield worker, self._assign_job(self._waiting.pop_next(name), worker)
+                yield worker, self._assign_job(self.fair_queue.pop_next(name), worker)
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _count_unreported_start(self, worker: WorkerSlot) -> None:
-        """Count an attempt for the first job of a lost worker if it has reported no start.
-
-        A job that kills its worker immediately leaves no time for the report, and would be requeued without end.
-        """
-        jobs = list(worker.jobs.values())
-        if jobs and not any(job.started for job in jobs):
-            jobs[0].attempt += 1
 
     def _assign_job(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
         job.token, job.worker, job.started = next(self._tokens), worker, False
@@ -306,12 +262,7 @@ class JobQueue:
         else:
             self._idle.pop(worker, None)
 
-    def _job_held_by(self, key: Hashable, token: int) -> QueuedJob | None:
-        job = self._assigned.get(token)
-        return job if job is not None and job.worker is not None and job.worker.key == key else None
-
     def _release_job(self, job: QueuedJob) -> None:
-        """End the assignment of a job."""
         if job.worker is not None:
             del self._assigned[job.token], job.worker.jobs[job.token]
             self._update_idle(job.worker)
@@ -324,7 +275,7 @@ class JobQueue:
     def _requeue(self, job: QueuedJob) -> None:
         self._release_job(job)
         job.started = False
-        self._waiting.requeue(job)
+        self.fair_queue.add(job, first=True)
 
     def _cancel_job(self, job: QueuedJob) -> None:
         job.cancelled = True
@@ -336,7 +287,7 @@ class JobQueue:
         job.finished = True
         self._by_request.pop((job.client, job.request_id), None)
         if job.worker is None:
-            self._waiting.remove(job)
+            self.fair_queue.remove(job)
         else:
             self._release_job(job)
         # The heap holds removed jobs, their bodies included, until their deadlines, which may be hours away.

@@ -39,9 +39,8 @@ class Leases:
 
     def remove_expired(self, now: float) -> list[Session]:
         """Remove and return the workers that were silent for a lease or did not reconnect in time."""
-        return [
-            session for session in list(self._disconnected_at) if self._expired(session, now) and self.remove(session)
-        ]
+        expired = [session for session in self._disconnected_at if self._expired(session, now)]
+        return [session for session in expired if self.remove(session)]
 
     def _expired(self, session: Session, now: float) -> bool:
         if now - session.last_received_at > self.lease_s:
@@ -57,11 +56,7 @@ class Leases:
 
 
 class ExclusiveSlot:
-    """A slot for one holder. Each new holder starts an epoch, which fences off messages of earlier holders.
-
-    Epochs count up from ``first``. It is drawn at random, so that a restarted owner does not repeat an epoch that a
-    member of its predecessor still uses.
-    """
+    """A slot for one holder. Each new holder starts an epoch, which fences off messages of earlier holders."""
 
     def __init__(self, *, lease: float, first: int = 0) -> None:
         self.epoch = first
@@ -70,20 +65,18 @@ class ExclusiveSlot:
 
     def claim(self, claimant: Hashable) -> int | None:
         """Take the slot and return its epoch, or None if it is taken. The holder itself may claim it again."""
-        if self.holder is not None and self.holder is not claimant:
-            return None
         if self.holder is None:
             self.holder = claimant
             self.epoch += 1
-        return self.epoch
+        return self.epoch if self.holder is claimant else None
 
     def is_held_by(self, claimant: Hashable, epoch: int) -> bool:
         """Return whether the slot has this holder, in this epoch."""
-        return self.holder is not None and self.holder is claimant and epoch == self.epoch
+        return self.holder is claimant and epoch == self.epoch
 
     def release(self, holder: Hashable) -> bool:
         """Free the slot; return False if it has another holder or none."""
-        if self.holder is None or self.holder is not holder:
+        if self.holder is not holder:
             return False
         self.holder = None
         return True

@@ -71,7 +71,6 @@ class Outbox:
         self.refill: Callable[[], None] | None = None
         """Called when the window has room and nothing is pending; it may append events."""
         self.generation = 0
-        """Number of the connection that frames are made for."""
         self.received = 0
         self.done = 0
         self.last = 0
@@ -99,11 +98,6 @@ class Outbox:
         """Whether an event has not been received yet."""
         return bool(self.pending) or bool(self._unsent) or self.last > self.received
 
-    @property
-    def oldest(self) -> int:
-        """The first number that is not done."""
-        return self.done + 1
-
     def sendable(self, limit: int | None = None) -> bool:
         """Return whether `pop_frame` would return a frame, as far as is known before it is made."""
         if self._unsent:
@@ -117,10 +111,7 @@ class Outbox:
         return bool(self._unsent) and len(self._unsent[0].frame) + extra <= min(EMBED_ACK_BYTES, self.max_frame)
 
     def pop_frame(self, limit: int | None = None) -> bytes | None:
-        """Return the next frame to send, or None if nothing waits or the window is full.
-
-        A frame of more than ``limit`` bytes stays.
-        """
+        """Return the next frame of up to ``limit`` bytes, or None if nothing waits or the window is full."""
         if not self._unsent and (self.pending or self.refill is not None):
             self._frame_events(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
@@ -146,7 +137,7 @@ class Outbox:
 
     def resend_unreceived(self) -> None:
         """Queue all frames again that were not received."""
-        # All of them, not the missing one: links are FIFO, so what follows a lost frame was dropped by the inbox.
+        # All of them, not only the missing one: links are FIFO, so what follows a lost frame was dropped by the inbox.
         if self._sequenced:
             self._unsent = deque(batch for batch in self._kept if batch.last > self.received)
 
@@ -164,25 +155,18 @@ class Outbox:
         for batch in self._kept:
             for number, event in enumerate(batch.events, batch.first):
                 if number > self.done:
-                    yield self._fate(number, batch), event
+                    unconfirmed = "unknown" if batch.sent else "never_sent"
+                    yield "received" if number <= self.received else unconfirmed, event
         for event in (*self.oversized, *self.pending):
             yield "never_sent", event
 
     def unfinished_ids(self, *, sent: bool = True, marked: bool = True) -> set[int]:
-        """Return the `id()` of each event that is not done.
-
-        ``sent=False`` leaves out sent events, ``marked=False`` those that another server may have handled.
-        """
+        """Return the `id()` of each event that is not done; if False without ``sent``, or redelivered (marked) ones."""
         ids = {id(event) for event in (*self.oversized, *self.pending)}
         for batch in self._kept:
             if (sent or not batch.sent) and (marked or not batch.redelivered):
                 ids.update(id(event) for number, event in enumerate(batch.events, batch.first) if number > self.done)
         return ids
-
-    def _fate(self, number: int, batch: Batch) -> str:
-        if number <= self.received:
-            return "received"
-        return "unknown" if batch.sent else "never_sent"
 
     def _rewrite_head(self, batch: Batch) -> None:
         """Replace the head of a frame that was made for another connection. The body is not encoded again."""
@@ -210,27 +194,24 @@ class Outbox:
         events = self._pop_events(limit)
         if not events:
             return
-        if not self._sequenced:
-            frame = self._codec.join(events_head(self.generation, 0, len(events)), events)
-            self._unsent.append(Batch(0, 0, events, frame, self.generation))
-            return
-        first, self.last = self.last + 1, self.last + len(events)
+        first = last = 0
+        if self._sequenced:
+            first, last = self.last + 1, self.last + len(events)
         frame = self._codec.join(events_head(self.generation, first, len(events)), events)
-        batch = Batch(first, self.last, events, frame, self.generation)
-        self._kept.append(batch)
+        batch = Batch(first, last, events, frame, self.generation)
+        if self._sequenced:
+            self.last = last
+            self._kept.append(batch)
+            self._kept_bytes += len(frame)
         self._unsent.append(batch)
-        self._kept_bytes += len(batch.frame)
 
     def _pop_events(self, limit: int | None) -> list[bytes]:
-        """Pop pending events for one frame; move those that exceed max_frame to `oversized`.
-
-        An event over ``limit`` stays: once numbered it would have to be sent, although the real limit of the peer
-        may turn out to be lower.
-        """
+        """Pop pending events for one frame; move those that exceed max_frame to `oversized`."""
         pending, size = self.pending, 0
         events: list[bytes] = []
         budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
         if limit is not None:
+            # It stays: once numbered it would have to be sent, although the peer's real limit may prove to be lower.
             if self._exceeds(limit):
                 return events
             budget = min(budget, limit - HEAD_BYTES)

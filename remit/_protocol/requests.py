@@ -38,10 +38,10 @@ class Request(Generic[Waiter]):
 
 
 class OpenRequests(Generic[Waiter]):
-    """The open requests of one session. Each request is removed exactly once, whichever event comes first.
+    """The open requests of one session. Each request is removed exactly once, whichever event comes first."""
 
-    Any thread may call `add` and `pop`; the other methods belong to the thread that owns the link.
-    """
+    # Any thread may call `add` and `pop`: a single operation on the dict is atomic, and the thread that pops a request
+    # is the only one that sets its result. The other methods belong to the thread that owns the link.
 
     def __init__(self) -> None:
         self._open: dict[int, Request[Waiter]] = {}
@@ -72,10 +72,7 @@ class OpenRequests(Generic[Waiter]):
         return tuple(self._open.values())
 
     def pop_lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
-        """Remove and return the requests that were sent and must not run twice.
-
-        ``unsent`` holds the `id()` of all encoded events that have not been sent.
-        """
+        """Remove and return the requests that must not run twice and whose data has no `id()` in ``unsent``."""
         lost = [each for each in self.snapshot() if not each.idempotent and each.queued and id(each.data) not in unsent]
         return [each for each in lost if self.pop(each.id) is not None]
 

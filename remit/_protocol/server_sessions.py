@@ -41,11 +41,7 @@ SWEEP_INTERVAL_S: Final = 1.0
 
 
 class ServerSessions:
-    """State machine of the server. It is fed with arrivals of the link and the time; `writable` sessions have frames.
-
-    ``outbox`` makes the outbox of a new session from its codec and the max_frame of the client. ``sees_peers`` is
-    whether the transport reports `Down` for a lost client; otherwise only silence shows it.
-    """
+    """State machine of the server. It is fed with arrivals and the time, and returns sessions with frames to send."""
 
     def __init__(
         self,
@@ -59,21 +55,20 @@ class ServerSessions:
         self.instance = secrets.token_bytes(16)
         self.sessions: dict[bytes, Session] = {}
         self.ready: deque[Received] = deque()
-        """Events to dispatch, in the order of their arrival."""
         self.rejected: Counter[str] = Counter()
         self.opened: deque[Session] = deque()
-        """Sessions that have started since the owner emptied this queue; `closed` has those that have ended."""
+        """Sessions that have started since the owner emptied this queue."""
         self.closed: deque[Session] = deque()
         self.cancelled_requests: deque[tuple[Session, int]] = deque()
-        """Cancelled requests since the owner emptied this queue."""
         self.writable: dict[Session, None] = {}
         """Sessions that may have frames to send. An ordered set: sessions are served in the order of their events."""
         self.unknown_peer_replies: deque[tuple[Peer, bytes]] = deque()
-        """Frames for peers that have no session."""
         self._outbox = outbox
+        """Makes the outbox of a session from its codec and the max_frame of the client."""
         self._max_frame = max_frame
         self._liveness_timeout = liveness_timeout
         self._ttl = session_ttl
+        # Without it the transport reports no `Down` for a lost client: only silence shows it.
         self._sees_peers = sees_peers
         self._ended_sessions: dict[bytes, int] = {}
         self._by_peer: dict[Peer, Session] = {}
@@ -104,11 +99,18 @@ class ServerSessions:
         kind = frames.kind_of(frame)
         session = self._by_peer.get(peer)
         if kind is Kind.HELLO or kind is Kind.BYE:
-            self._handle_control(peer, session, frames.unpack(kind, frame), now)
+            control = frames.unpack(kind, frame)
+            if isinstance(control, Hello):
+                self._handle_hello(peer, control, now)
+            elif session is not None and isinstance(control, Bye) and control.generation == session.generation:
+                self._end_session(session)
         elif session is None or frames.generation_of(frame) > session.generation:
             self._handle_unknown_peer(peer, kind, frame)
         elif kind is Kind.CANCEL:
-            self._cancel_request(session, frames.read_cancel(frame), now)
+            (request,) = frames.unpack_numbers(kind, frame)
+            session.last_received_at = now
+            session.cancelled_requests.append(request)
+            self.cancelled_requests.append((session, request))
         else:
             self.writable[session] = None
             received = session.handle_frame(kind, frame, now)
@@ -122,22 +124,7 @@ class ServerSessions:
         if kind is Kind.AUTH_REQUEST:
             self._refuse(peer, "keyed", "this server has no key", frame)
         elif kind is not Kind.AUTHENTICATED:
-            self.unknown_peer_replies.append((peer, frames.identify()))
-
-    def _cancel_request(self, session: Session, request: int, now: float) -> None:
-        session.last_received_at = now
-        session.cancelled_requests.append(request)
-        self.cancelled_requests.append((session, request))
-
-    def _handle_control(
-        self, peer: Peer, session: Session | None, control: Hello | Welcome | Refuse | Bye, now: float
-    ) -> None:
-        if isinstance(control, Hello):
-            self._handle_hello(peer, control, now)
-        elif session is not None and isinstance(control, Bye) and control.generation == session.generation:
-            # Its number is kept: a frame that is still in flight must not start the session again and repeat an event.
-            self._keep_number(session)
-            self._remove_session(session)
+            self.unknown_peer_replies.append((peer, frames.head(Kind.IDENTIFY)))
 
     def _handle_hello(self, peer: Peer, hello: Hello, now: float) -> None:
         codec = CODECS.get(hello.codec)
@@ -151,11 +138,8 @@ class ServerSessions:
         if session is None:
             received = self._ended_sessions.pop(hello.session, None)
             if received is None and hello.instance == self.instance and hello.latest >= hello.oldest:
-                self._refuse(
-                    peer,
-                    "expired",
-                    "the client was disconnected for longer than the server keeps sessions (session_ttl)",
-                )
+                why = "the client was disconnected for longer than the server keeps sessions (session_ttl)"
+                self._refuse(peer, "expired", why)
                 return
             session = self._start_session(hello, codec, hello.oldest - 1 if received is None else received)
         self._attach(session, peer, hello.generation, now)
@@ -164,8 +148,18 @@ class ServerSessions:
         if not fresh:
             session.outbox.confirm(hello.received, session.outbox.done)
         session.outbox.resend_unreceived()
+        welcome = Welcome(
+            self.instance,
+            session.generation,
+            session.inbox.received,
+            session.inbox.done,
+            fresh,
+            self._max_frame,
+            self._liveness_timeout,
+            session.first_generation,
+        )
         # Before anything else on this connection: the client drops frames that precede the WELCOME.
-        session.control_frames.appendleft(self._welcome(session, fresh=fresh))
+        session.control_frames.appendleft(frames.pack(welcome))
 
     def _start_session(self, hello: Hello, codec: Codec, received: int) -> Session:
         session = Session(hello.session, codec, self._outbox(codec, hello.max_frame))
@@ -187,21 +181,6 @@ class ServerSessions:
         self._by_peer[peer] = session
         self.writable[session] = None
 
-    def _welcome(self, session: Session, *, fresh: bool) -> bytes:
-        inbox = session.inbox
-        return frames.pack(
-            Welcome(
-                self.instance,
-                session.generation,
-                inbox.received,
-                inbox.done,
-                fresh,
-                self._max_frame,
-                self._liveness_timeout,
-                session.first_generation,
-            )
-        )
-
     def _refuse(self, peer: Peer, reason: str, detail: str, frame: bytes = b"") -> None:
         self.unknown_peer_replies.append((peer, frames.pack(Refuse(reason, detail, frames.echo_of(frame)))))
 
@@ -212,16 +191,12 @@ class ServerSessions:
             session.disconnect()
             session.last_received_at = now
 
-    def _may_be_gone(self, session: Session) -> bool:
-        return session.peer is None or not self._sees_peers
-
-    def _keep_number(self, session: Session) -> None:
+    def _end_session(self, session: Session) -> None:
+        # Its number is kept: a frame that is still in flight must not start the session again and repeat an event.
         # A dict keeps the order of insertion, so the session that ended first is dropped first.
         while len(self._ended_sessions) >= ENDED_SESSIONS_KEPT:
             del self._ended_sessions[next(iter(self._ended_sessions))]
         self._ended_sessions[session.id] = session.inbox.received
-
-    def _remove_session(self, session: Session) -> None:
         self.sessions.pop(session.id, None)
         self.writable.pop(session, None)
         if session.peer is not None:
@@ -236,24 +211,19 @@ class ServerSessions:
             self._disconnect(session.peer, now)
 
     def handle_timeouts(self, now: float, *, drained: bool) -> float:
-        """Probe and expire sessions; return when to call again.
-
-        A session expires only if the link was ``drained`` and its events are handled: while a server is not ticked,
-        the frames of its clients wait in the link, and silence means nothing.
-        """
+        """Probe and expire sessions; return when to call again. ``drained``: all that had arrived was read."""
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL_S
             for session in list(self.sessions.values()):
-                if (
-                    drained
-                    and now - session.last_received_at > self._ttl
-                    and self._may_be_gone(session)
-                    and session.inbox.all_handled
-                ):
-                    self._keep_number(session)
-                    self._remove_session(session)
-                elif session.peer is not None and session.probe(now) is not None and session.control_frames:
-                    self.writable[session] = None
+                # While a server is not ticked, frames of its clients wait in the link, and silence means nothing.
+                expired = drained and now - session.last_received_at > self._ttl
+                may_be_gone = session.peer is None or not self._sees_peers
+                if expired and may_be_gone and session.inbox.done == session.inbox.received:
+                    self._end_session(session)
+                elif session.peer is not None:
+                    session.probe(now)
+                    if session.control_frames:
+                        self.writable[session] = None
         return self._sweep_at
 
     @property
@@ -269,5 +239,5 @@ class ServerSessions:
     def queue_bye(self, why: str) -> None:
         """Queue a BYE for each client."""
         for session in self._by_peer.values():
-            session.control_frames.append(frames.pack(Bye(why, session.generation)))
+            session.queue_bye(why)
             self.writable[session] = None

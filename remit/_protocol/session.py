@@ -19,13 +19,14 @@ from collections import deque
 from typing import Any, Final, TypeVar
 
 from remit._protocol import frames
-from remit._protocol.frames import EVENTS_HEAD, Kind
+from remit._protocol.frames import EVENTS_HEAD, Bye, Kind
 from remit._protocol.outbox import Outbox
 from remit.codec import Codec, EventMessage
 from remit.errors import CodecError, ProtocolError
 from remit.transport import Credentials, Peer
 
 T = TypeVar("T")
+FOREVER: Final = float("inf")
 PROBE_DELAY_S: Final = 0.5
 """Seconds without progress before a probe; doubled after each probe, up to `PROBE_DELAY_MAX_S`."""
 PROBE_DELAY_MAX_S: Final = 4.0
@@ -44,27 +45,23 @@ class Inbox:
     # Two counters instead of a set of numbers: FIFO links and rule 1 make a prefix sufficient. A frame of 128 events
     # costs 0.4 us, 3 ns an event; with a set it was 900 ns an event, and memory grew with the window.
     #
-    # The I/O thread writes `received`, the dispatching thread writes `_handled`. Neither needs a lock, because each
+    # The I/O thread writes `received`, the dispatching thread writes `handled`. Neither needs a lock, because each
     # counter has one writer, and a reader that is late only acknowledges less.
 
-    __slots__ = ("_handled", "_handled_before", "_start", "duplicates", "received")
+    __slots__ = ("_handled_before", "_start", "duplicates", "handled", "received")
 
     def __init__(self, received: int = 0) -> None:
         self.received = received
         self.duplicates = 0
         self._start = received
         self._handled_before = 0
-        self._handled = 0
+        self.handled = 0
+        """Number of accepted events whose listeners have returned."""
 
     @property
     def done(self) -> int:
         """The last number up to which all events have been handled."""
-        return self._start + max(0, self._handled - self._handled_before)
-
-    @property
-    def all_handled(self) -> bool:
-        """Whether all accepted events have been handled."""
-        return self.done == self.received
+        return self._start + max(0, self.handled - self._handled_before)
 
     def restart(self) -> None:
         """Count from 1 again, for another server instance. Events accepted before will still be marked as handled."""
@@ -90,10 +87,6 @@ class Inbox:
         self.received += new
         return new
 
-    def mark_handled(self, count: int) -> None:
-        """Note that the listeners of the next ``count`` events have returned."""
-        self._handled += count
-
 
 class Session:
     """One end of a session. It is fed with frames and the time, and returns frames to send."""
@@ -106,12 +99,10 @@ class Session:
         self.peer: Peer | None = None
         """Peer token of the present connection; None without one."""
         self.generation = 0
-        """Number of the present connection."""
         self.first_generation = 0
         """Number of the connection with which the session started at the server."""
         self.credentials: Credentials | None = None
         self.last_received_at = 0.0
-        """Time of the last frame."""
         self.sender: Any = None
         """The `Sender` of this session, once the server has made one for its listeners."""
         self.ack_due = False
@@ -123,14 +114,14 @@ class Session:
         """Whether the transport did not accept the next frame."""
         self.control_frames: deque[bytes] = deque()
         self.cancelled_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
-        """Ids of requests that the peer has cancelled."""
         self.abandoned_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
         """Ids of own requests that were cancelled, for which CANCEL has not been sent yet."""
+        self.probe_at = FOREVER
+        """When `probe` is due; infinity while nothing is unfinished."""
         self._ack_at: float | None = None
         self._ack_late = False
         self._acked = 0
         self._next_frame: bytes | None = None
-        self._probe_at: float | None = None
         self._probe_delay = PROBE_DELAY_S
 
     # -- sending -----------------------------------------------------------------------------------------------
@@ -143,7 +134,7 @@ class Session:
             if self.control_frames:
                 self._next_frame = self.control_frames.popleft()
             elif self.abandoned_requests:
-                self._next_frame = frames.cancel(self.generation, self.abandoned_requests.popleft())
+                self._next_frame = frames.pack_numbers(Kind.CANCEL, self.generation, self.abandoned_requests.popleft())
             else:
                 self._next_frame = self._events_or_ack()
         return self._next_frame
@@ -156,12 +147,10 @@ class Session:
             events = self.outbox.pop_frame()
             if events is not None:
                 return frames.with_ack(events, *self._acknowledge())
-        if self.ack_delay and not self._ack_overdue():
+        overdue = self._ack_late or self.inbox.received - self._acked >= ACK_AFTER_EVENTS
+        if self.ack_delay and not overdue:
             return self.outbox.pop_frame(self.frame_limit)
-        return frames.ack(self.generation, *self._acknowledge())
-
-    def _ack_overdue(self) -> bool:
-        return self._ack_late or self.inbox.received - self._acked >= ACK_AFTER_EVENTS
+        return frames.pack_numbers(Kind.ACK, self.generation, *self._acknowledge())
 
     def _acknowledge(self) -> tuple[int, int]:
         """Return the numbers of an acknowledgement, which is no longer due."""
@@ -175,19 +164,19 @@ class Session:
     def ack_deadline(self, now: float) -> float:
         """Return when a delayed acknowledgement must be sent on its own, or infinity if none is delayed."""
         if not self.ack_due or not self.ack_delay:
-            return float("inf")
+            return FOREVER
         if self._ack_at is None:
             self._ack_at = now + self.ack_delay
         self._ack_late = now >= self._ack_at
         # An overdue acknowledgement needs no timer: it is sent in this flush, or after a frame that the transport has
         # not accepted yet. A deadline in the past would make the caller spin.
-        return float("inf") if self._ack_late else self._ack_at
+        return FOREVER if self._ack_late else self._ack_at
 
     def mark_sent(self, now: float) -> None:
         """Note that the transport accepted the frame from `next_frame`."""
         self._next_frame = None
-        if self._probe_at is None and self.outbox.unconfirmed:
-            self._probe_at = now + self._probe_delay
+        if self.probe_at == FOREVER and self.outbox.unconfirmed:
+            self.probe_at = now + self._probe_delay
 
     def connect(self, peer: Peer, generation: int) -> None:
         """Start another connection."""
@@ -199,7 +188,7 @@ class Session:
         """End the connection and drop the control frames that were meant for it."""
         self.peer = None
         self._next_frame = None  # Its events are still in the outbox and are resent.
-        self._probe_at = None
+        self.probe_at = FOREVER
         self.control_frames.clear()
 
     # -- receiving ---------------------------------------------------------------------------------------------
@@ -212,44 +201,49 @@ class Session:
         if kind is Kind.EVENTS:
             return self._handle_events(frame, now)
         if kind is Kind.ACK or kind is Kind.RESUME:
-            received, done = frames.read_ack(frame)
-            if self.outbox.confirm(received, done):
-                self._note_progress(now)
+            received, done = frames.unpack_numbers(kind, frame)
+            self._confirm(received, done, now)
             if kind is Kind.RESUME:
                 self.outbox.resend_unreceived()  # Rule 3.
         elif kind is Kind.PING:
-            self._answer_probe(frames.read_ping(frame))
+            (last,) = frames.unpack_numbers(kind, frame)
+            if last > self.inbox.received:
+                self._request_resend()
+            else:
+                self.ack_due = True
         else:
             raise ProtocolError("unexpected", f"{kind.name} within a session")
         return None
 
-    @property
-    def probe_at(self) -> float:
-        """When `probe` is due; infinity while nothing is unfinished."""
-        return float("inf") if self._probe_at is None else self._probe_at
-
-    def probe(self, now: float) -> float | None:
-        """Queue a PING if there was no progress for too long (rule 4); return when to call again."""
-        if self._probe_at is None:
-            return None
+    def probe(self, now: float) -> None:
+        """Queue a PING if there was no progress until `probe_at` (rule 4)."""
+        if self.probe_at == FOREVER:
+            return
         if not self.outbox.unconfirmed:
-            self._probe_at = None
-        elif now >= self._probe_at:
-            self.control_frames.append(frames.ping(self.generation, self.outbox.last))
+            self.probe_at = FOREVER
+        elif now >= self.probe_at:
+            self.queue_ping()
             self._probe_delay = min(self._probe_delay * 2, PROBE_DELAY_MAX_S)
-            self._probe_at = now + self._probe_delay
-        return self._probe_at
+            self.probe_at = now + self._probe_delay
+
+    def queue_ping(self) -> None:
+        """Queue a PING with the last number sent."""
+        self.control_frames.append(frames.pack_numbers(Kind.PING, self.generation, self.outbox.last))
+
+    def queue_bye(self, why: str) -> None:
+        """Queue a BYE, which ends this connection at the peer."""
+        self.control_frames.append(frames.pack(Bye(why, self.generation)))
 
     def probe_now(self, now: float) -> None:
         """Probe at the next call of `probe`: the transport reports that frames may have been lost."""
-        if self.outbox.unconfirmed:
-            self._probe_at = now
+        if self.peer is not None and self.outbox.unconfirmed:
+            self.probe_at = now
 
     def mark_handled(self, count: int) -> None:
         """Note that the listeners of the next ``count`` events have returned; an acknowledgement becomes due."""
         if count:
             # In this order: another thread that sees ack_due must read the new count.
-            self.inbox.mark_handled(count)
+            self.inbox.handled += count
             self.ack_due = True
 
     def _handle_events(self, frame: bytes, now: float) -> Received | None:
@@ -257,8 +251,7 @@ class Session:
         body = EVENTS_HEAD
         if acked := frames.read_embedded_ack(frame):
             body += frames.ACK_BYTES
-            if self.outbox.confirm(*acked):
-                self._note_progress(now)
+            self._confirm(*acked, now)
         if first and self.inbox.has_gap_before(first):
             self._request_resend()
             return None
@@ -277,18 +270,13 @@ class Session:
         self.ack_due = True
         return (self, new, len(new), redelivered) if new else None
 
-    def _answer_probe(self, last: int) -> None:
-        if last > self.inbox.received:
-            self._request_resend()
-        else:
-            self.ack_due = True
-
     def _request_resend(self) -> None:
-        resume = frames.resume(self.generation, self.inbox.received, self.inbox.done)
+        resume = frames.pack_numbers(Kind.RESUME, self.generation, self.inbox.received, self.inbox.done)
         # One RESUME is enough, however many frames follow a gap before it is sent: each resends the whole window.
         if resume not in self.control_frames:
             self.control_frames.append(resume)
 
-    def _note_progress(self, now: float) -> None:
-        self._probe_delay = PROBE_DELAY_S
-        self._probe_at = now + PROBE_DELAY_S if self.outbox.unconfirmed else None
+    def _confirm(self, received: int, done: int, now: float) -> None:
+        if self.outbox.confirm(received, done):
+            self._probe_delay = PROBE_DELAY_S
+            self.probe_at = now + PROBE_DELAY_S if self.outbox.unconfirmed else FOREVER

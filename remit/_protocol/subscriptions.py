@@ -14,13 +14,7 @@ class SubscriberQueue:
     """Queue of one subscriber. Dropped publications are numbered too, so that the subscriber detects the gap."""
 
     def __init__(
-        self,
-        identifier: int,
-        matches: Callable[[str], object],
-        *,
-        queue: int,
-        when_full: str,
-        max_lag: float | None,
+        self, identifier: int, matches: Callable[[str], object], *, queue: int, when_full: str, max_lag: float | None
     ) -> None:
         self.id = identifier
         self.matches = matches

@@ -232,7 +232,7 @@ def test_a_session_is_not_forgotten_before_its_events_were_handled() -> None:
 def test_a_client_that_waits_for_a_welcome_rests() -> None:
     pair = met()
     pair.emit(2)
-    pair.to_client(frames.identify())
+    pair.to_client(frames.head(Kind.IDENTIFY))
     assert pair.client.state is ConnectionState.HELLO_SENT
     assert kinds(pair.from_client()) == [Kind.HELLO]
     assert not pair.client.has_sendable_events()

@@ -131,7 +131,7 @@ def test_an_announcement_that_comes_too_late_changes_nothing() -> None:
     jobs = jobs_with_worker()
     jobs.register_worker("worker", bool, 5, 2)
     jobs.register_worker("worker", bool, 1, 1)
-    assert [(worker.capacity, worker.term) for worker in jobs.workers] == [(5, 2)]
+    assert [(worker.capacity, worker.term) for worker in jobs.workers.values()] == [(5, 2)]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "late", "its client ended"])

@@ -42,7 +42,7 @@ def post(server: Server, session: Session, name: str, *args: Any) -> None:
 
 def answer_reserved(server: Server, name: str, value: Any) -> None:
     """Answer requests of a reserved name with ``value``."""
-    server._router.register_request(name, lambda *_: value)  # add_listener() refuses reserved names
+    server._router.request_handlers[name] = lambda *_: value  # add_listener() refuses reserved names
 
 
 def launcher_of(manager: ProcessManager) -> ZygoteLauncher:

@@ -38,15 +38,16 @@ def trust_any_acknowledgement(self: Outbox, received: int, done: int, *, origina
 
 
 def never_probe(self: Session, now: float) -> None:
-    self._probe_at = None
+    self.probe_at = float("inf")
 
 
 def count_on_from_the_last_server(self: Inbox) -> None:
     return
 
 
-def remember_nothing(self: ServerSessions, session: Session) -> None:
-    return
+def remember_nothing(self: ServerSessions, session: Session, *, original: Any) -> None:
+    original(self, session)
+    del self._ended_sessions[session.id]
 
 
 def hear_of_any_connection(self: Session, peer: object, generation: int, *, original: Any) -> None:
@@ -74,7 +75,7 @@ MUTATIONS: list[Mutation] = [
     (Outbox, "confirm", trust_any_acknowledgement),
     (Session, "probe", never_probe),
     (Session, "connect", hear_of_any_connection),
-    (ServerSessions, "_keep_number", remember_nothing),
+    (ServerSessions, "_end_session", remember_nothing),
     (ClientSession, "has_sendable_events", send_before_the_welcome),
     (ClientSession, "_send_hello", greet_once_only),
 ]

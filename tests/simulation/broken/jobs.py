@@ -14,7 +14,7 @@ from remit._protocol.session import Session
 
 
 def lose_jobs_with_their_worker(self: JobQueue, key: Hashable) -> list[QueuedJob]:
-    worker = self._workers.pop(key, None)
+    worker = self.workers.pop(key, None)
     for job in list(worker.jobs.values()) if worker else []:
         self._remove_job(job)
     if worker is not None:
@@ -62,7 +62,7 @@ def keep_what_was_purged(self: JobQueue, worker: WorkerSlot) -> None:
 
 
 def serve_one_client_only(self: FairQueue, name: str) -> QueuedJob:
-    job = next(iter(self._names[name].values()))[0]
+    job = next(iter(self.by_name[name].values()))[0]
     self.remove(job)
     return job
 
@@ -74,7 +74,7 @@ def forget_who_is_idle(self: JobQueue, worker: WorkerSlot, *, original: Any) -> 
 
 def do_what_nobody_wants(self: JobQueue, job: QueuedJob) -> None:
     if not job.started:
-        self._waiting.append(job)
+        self.fair_queue.add(job)
 
 
 def overload(self: WorkerSlot) -> bool:
@@ -105,7 +105,7 @@ MUTATIONS: list[Mutation] = [
     (JobQueue, "remove_worker", give_up_at_once),
     (JobQueue, "assign", give_twice),
     (JobQueue, "_requeue", keep_the_token),
-    (JobQueue, "_job_held_by", believe_whoever_is_done),
+    (JobQueue, "job_held_by", believe_whoever_is_done),
     (JobQueue, "_requeue_unstarted", keep_what_was_purged),
     (FairQueue, "pop_next", serve_one_client_only),
     (JobQueue, "_update_idle", forget_who_is_idle),

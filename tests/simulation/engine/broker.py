@@ -43,11 +43,11 @@ class SimulatedBroker(SimulatedServer):
         )
         self._rota = Rota(world, book.max_attempts)
         router = self.router
-        router.on_session_closed(self._ended)
-        router.on_request_cancelled(self._cancelled)
+        router.session_closed.append(self._ended)
+        router.request_cancelled.append(self._cancelled)
         self._ready, self._leave = (router.request_handlers[name] for name in (WORKER_READY, WORKER_LEAVE))
-        router.register_request(WORKER_READY, self._announced)
-        router.register_request(WORKER_LEAVE, self._left)
+        router.request_handlers[WORKER_READY] = self._announced
+        router.request_handlers[WORKER_LEAVE] = self._left
         (self._ask,), (self._begin,) = router.handlers[REQUEST], router.handlers[JOB_STARTED]
         router.register(REQUEST, self._asked, replace=True)
         router.register(JOB_STARTED, self._begun, replace=True)
@@ -56,7 +56,7 @@ class SimulatedBroker(SimulatedServer):
 
     def _asked(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         for name in NAMES:
-            self._rota.waits(name, session_of(sender), self.brokering.jobs.clients_waiting(name))
+            self._rota.waits(name, session_of(sender), self.brokering.jobs.fair_queue.by_name.get(name, {}))
         self._ask(wire, sender, redelivered)
 
     def _begun(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
@@ -102,11 +102,11 @@ class SimulatedBroker(SimulatedServer):
     def _give(
         self, session: Session, token: int, attempt: int, left: int | None, codec: str, sealed: bytes, _: int
     ) -> None:
-        job = self.brokering.jobs.assigned_job(token)
+        job = self.brokering.jobs.job_held_by(session, token)
         wire = decode_nested(self.book.codec, sealed)
         if job is None:
             self.world.fail(f"job {wire.args[0]} is given away under a token that means nothing")
-        self._rota.turn(job.name, job.client, self.brokering.jobs.clients_waiting(job.name))
+        self._rota.turn(job.name, job.client, self.brokering.jobs.fair_queue.by_name.get(job.name, {}))
         self._rota.given(session, (job.client, job.request_id), token, attempt, self.book.inquiries[wire.args[0]])
         self.book.counts["jobs given"] += 1
 
@@ -129,7 +129,7 @@ class SimulatedBroker(SimulatedServer):
             return
         for name in NAMES:
             idle = self._rota.idle(name)
-            if idle is not None and len(self.brokering.jobs.clients_waiting(name)):
+            if idle is not None and len(self.brokering.jobs.fair_queue.by_name.get(name, {})):
                 self.world.fail(f"{name} waits, and worker {idle.id.hex()[:8]} waits for it")
 
     def calm(self) -> None:

@@ -50,8 +50,8 @@ class SimulatedClient(Actor):
         self.machine.session.ack_delay = world.random.choice((0.0, ACK_DELAY))
         self.requests = RequestClient(book.codec, self.outbox, self._post, self._cancel, world.clock)
         self.router = EventRouter()
-        self.router.register_io(REPLY, self.requests.on_reply)
-        self.router.register_io(PROGRESS, self.requests.on_progress)
+        self.router.io_handlers[REPLY] = self.requests.on_reply
+        self.router.io_handlers[PROGRESS] = self.requests.on_progress
         self.dispatcher = Dispatcher(self.router, lambda: self._dispatch, lambda: None)
         self.pump = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
         self.wake(world.now)
@@ -126,7 +126,7 @@ class SimulatedClient(Actor):
             raise SimulationFailed(f"{self} was refused: {self.machine.refusal}")
         self.settled()
         self.pump.wait(LONG)
-        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.requests.next_deadline)))
+        self.wake(min(self.world.now + self.end.timeout, max(self.world.now, self.requests.open.next_deadline)))
         if len(self.dispatcher):
             self.wake(self.deaf_until)
 
@@ -174,7 +174,7 @@ class SimulatedClient(Actor):
     @property
     def idle(self) -> bool:
         """Whether all that it sent and asked has come to its end."""
-        return self.outbox.all_done and not len(self.requests)
+        return self.outbox.all_done and not len(self.requests.open)
 
     def calm(self) -> None:
         """There will be no more faults."""
@@ -183,7 +183,7 @@ class SimulatedClient(Actor):
         machine = self.machine
         return (
             f"{type(self).__name__}, {machine.state.value}, generation {machine.session.generation}: "
-            f"{self.outbox.last} numbered, {self.outbox.done} done, {len(self.requests)} questions open"
+            f"{self.outbox.last} numbered, {self.outbox.done} done, {len(self.requests.open)} questions open"
         )
 
 

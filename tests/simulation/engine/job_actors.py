@@ -11,7 +11,7 @@ from engine.network import Host
 from engine.request_oracle import Asker, Inquiry
 from engine.virtual_clock import World
 from remit._patterns.jobs import Job, WorkerJobs
-from remit._patterns.names import JOB, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
+from remit._patterns.names import JOB, JOB_DONE, JOB_STARTED, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
 from remit._patterns.request_reply import decode_nested, value_reply
 from remit.codec import EventMessage
 from remit.errors import RequestTimeout
@@ -82,7 +82,7 @@ class SimulatedWorker(SimulatedClient):
             random.choice(ALL if book.workers % 2 else (*ALL, NAMES[:1], NAMES[1:])) if names is None else names
         )
         self.working = WorkerJobs(self, lambda: list(self._names), random.choice((2, 4, 16)))
-        self.router.register_io(JOB, self._taken)
+        self.router.io_handlers[JOB] = self._taken
         self.router.register(SERVER_RESTARTED, lambda *_: self.working.on_lease_lost())
         self.router.register(WORKER_UNKNOWN, lambda *_: self.working.on_lease_lost())
         self._running: set[int] = set()
@@ -126,7 +126,7 @@ class SimulatedWorker(SimulatedClient):
     def _begin(self, job: Job) -> None:
         random = self.world.random
         self._running.add(job.token)
-        self.working.report_started(job)
+        self.emit(JOB_STARTED, job.token)
         inquiry: Inquiry = self.book.inquiries[decode_nested(self.book.codec, job.body).args[0]]
         inquiry.run()
         seconds = random.expovariate(1 / EASY) * (100 if random.random() < HARD else 1)
@@ -141,7 +141,7 @@ class SimulatedWorker(SimulatedClient):
             self.world.at(self.stalled_until, self._finish, job, serial)
             return
         self._running.discard(job.token)
-        self.working.report_done(job, value_reply(self.book.codec, (serial, job.token)))
+        self.emit(JOB_DONE, job.token, *value_reply(self.book.codec, (serial, job.token)))
 
     def _die(self) -> None:
         if self.alive:

@@ -39,7 +39,7 @@ class SimulatedOwner(SimulatedServer):
         super().__init__(world, host, book, limit=limit, window=window, ttl=ttl)
         self.owner = PairServer(self.router, self.post, self._signalled, lease=book.lease, clock=world.clock)
         self._join = self.router.request_handlers[PAIR_JOIN]
-        self.router.register_request(PAIR_JOIN, self._asked)
+        self.router.request_handlers[PAIR_JOIN] = self._asked
         self._seated: dict[int, Session] = {}
         self._parted: set[Session] = set()
         self.heard = self.sent = 0

@@ -32,8 +32,8 @@ class Newsroom:
         """For each subscription: the session that has it, and how much had been published before it."""
         self._publishing = Publisher(server.has_more, server.world.clock)
         self._server = server
-        server.router.on_session_closed(self._publishing.remove_session)
-        server.router.register_request(SUBSCRIBE, self._subscribe)
+        server.router.session_closed.append(self._publishing.remove_session)
+        server.router.request_handlers[SUBSCRIBE] = self._subscribe
         server.router.register(UNSUBSCRIBE, self._unsubscribed)
 
     def publish(self, count: int) -> None:
@@ -91,7 +91,7 @@ class Newsreader:
     def _subscribe(self) -> None:
         self._last, self.settled = None, False
         self.subscription = Subscription(self._pattern, self._heard, self._options, self._missed, pass_event=False)
-        self._following.add(self.subscription)
+        self._following.active[self.subscription.id] = self.subscription
         self._ask(self.subscription)
 
     def _ask(self, subscription: Subscription) -> None:
@@ -104,7 +104,7 @@ class Newsreader:
 
     def _renewed(self) -> None:
         """As `Client` does: subscribe again with a server that knows nothing of it."""
-        for subscription in self._following:
+        for subscription in tuple(self._following.active.values()):
             subscription._on_server_restart()  # Only the client calls it; this is its simulated twin.
             self._ask(subscription)
 

@@ -95,9 +95,12 @@ class SimulatedServer(Actor):
         for session in [each for each in machine.closed if each not in waiting]:
             machine.closed.remove(session)
             self._streams.pop(session, None)
-            self.router.session_closed(session)
+            for on_closed in self.router.session_closed:
+                on_closed(session)
         while machine.cancelled_requests:
-            self.router.request_cancelled(*machine.cancelled_requests.popleft())
+            cancelled = machine.cancelled_requests.popleft()
+            for on_cancelled in self.router.request_cancelled:
+                on_cancelled(*cancelled)
 
     def _handle(self, received: Received, limit: int) -> int:
         """Handle one frame's events, or the first of them, as `Server` does."""
