@@ -1,4 +1,4 @@
-"""Manager: what is wanted and what exists; each tick hears, ends what is over, and admits what may start."""
+"""The manager that runs each task in a child process: `tick` handles events, ends attempts and starts tasks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ GRACE: Final = 3.0
 HELLO_TIMEOUT: Final = 30.0
 """Seconds within which a process must have proven that it is its task's."""
 KILL_TIMEOUT_S: Final = 5.0
-"""Seconds that leaving a manager waits beyond the grace for what it killed."""
+"""Seconds that close() waits beyond the grace for processes that it has killed."""
 
 
 class ProcessManager(BaseManager):

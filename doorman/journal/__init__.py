@@ -1,1 +1,1 @@
-"""Journal: what survives a manager's death: what it wanted, what it had, and how the next one finds it again."""
+"""The write-ahead journal of a manager, and the recovery of its tasks by the next manager."""

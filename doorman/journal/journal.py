@@ -1,4 +1,4 @@
-"""Journal: the file that says what a manager wanted and what became of it, for the one that comes after its death."""
+"""The journal file: records of tasks and attempts that survive the manager which wrote them."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from remit.transport import FileLock, register_after_fork
 __all__ = ["Finished", "Journal", "finished_of"]
 
 KEEP: Final = 10_000
-"""Tasks that have ended and are remembered; beyond that the oldest are forgotten."""
+"""Number of ended tasks that stay in the file; older ones are removed when it is rewritten."""
 ROTATE: Final = 16 << 20
-"""Bytes that a journal may grow by, and at least double, before it is written anew."""
+"""The file is rewritten once it has doubled and grown by this many bytes."""
 SURVIVES: Final = ("manager", "machine")
 _log = logging.getLogger(__name__)
 _open: Final[WeakSet[Journal]] = WeakSet()
-"""A fork must not keep the lock of a manager that has died."""
+"""Closed in a forked child, which would otherwise hold the lock after the manager has died."""
 
 
 class Finished(NamedTuple):
-    """What a journal says of a task that has ended."""
+    """A task that has ended, as the journal has it."""
 
     id: str
     name: str
     command: tuple[str, ...]
     state: State
     attempt: int
-    """Which try was the last."""
+    """Number of the last attempt."""
     exit_code: int | None
     signal: int | None
     outcome: Outcome | None
-    """What it told; None if it ended without a word."""
+    """The outcome that its process reported; None without a report."""
     value: bytes | None = None
-    """Its value where it told none itself, pickled."""
+    """Pickled value, if the process did not report it."""
     error: bytes | None = None
-    """What it ended with where it told nothing itself, pickled."""
+    """Pickled error, if the process did not report it."""
 
     def result(self) -> Any:
         """Return its value, or raise what ``Task.result`` raised. Unpickles: read only journals that you trust."""
@@ -70,27 +70,27 @@ class Finished(NamedTuple):
 
 
 class Journal:
-    """An append-only file of what happens to tasks. One manager at a time writes to it; anybody allowed may read it.
+    """An append-only file of records about tasks. One manager at a time writes to it; other processes may read it.
 
-    survives -- ``"manager"``: a record is given to the kernel before the manager goes on, and is there whatever
-        becomes of the manager; ``"machine"``: it is on the disk (fdatasync) before the manager goes on
-    keep -- how many tasks that have ended are remembered
+    survives -- ``"manager"``: each record is written to the kernel before the manager goes on, and survives the
+        manager's death; ``"machine"``: each record is on the disk (fdatasync) before the manager goes on
+    keep -- number of ended tasks that stay in the file
 
-    A torn last record is forgotten, damaged ones are passed over and counted. The file holds the secrets of attempts
-    and pickled calls: only its owner can read it, and a file that others could write to could run code here. Raises
-    JournalInUse while another manager holds it, JournalError if it cannot be read or written.
+    A torn last record is dropped; damaged records are skipped and counted. The file has mode 0600: it holds secrets
+    of attempts and pickled calls, and records written by another user could run code here.
+    Raises JournalInUse while another manager holds the file, JournalError if it cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, survives: str = "manager", keep: int = KEEP) -> None:
         if survives not in SURVIVES:
             raise ValueError(f"survives is one of {', '.join(SURVIVES)}, not {survives!r}")
-        self.path = Path(os.path.realpath(path))  # A link to it stays a link when it is written anew.
+        self.path = Path(os.path.realpath(path))  # The rewrite replaces the file; a symbolic link to it must stay.
         self.folder = self.path.with_name(self.path.name + ".d")
-        """Where detached processes leave their last words while there is no manager."""
+        """Folder in which detached processes store their outcomes while no manager runs."""
         self.damaged = 0
-        """Records that could not be read when it was opened."""
+        """Number of unreadable records found by the opening."""
         self.location: bytes | None = None
-        """The private location of the manager before, pickled."""
+        """Pickled private location of the previous manager."""
         self._synced = survives == "machine"
         self._keep = keep
         self._owner = os.getpid()
@@ -107,9 +107,9 @@ class Journal:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Iterator[Finished]:
-        """Yield what has ended, in the order in which it was added; also while a manager writes. Raises JournalError.
+        """Yield the ended tasks in the order in which they were added; also while a manager writes.
 
-        What has not ended is not told of: it waits, or is under way.
+        Waiting and running tasks are left out. Raises JournalError.
         """
         for entry in folded(_records(Path(path))[0]).values():
             finished = finished_of(entry)
@@ -117,31 +117,31 @@ class Journal:
                 yield finished
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return what it said of each task when it was opened; the second time nothing."""
+        """Return the tasks found by the opening, once: later calls return an empty tuple."""
         entries, self._entries = self._entries, {}
         return tuple(entries.values())
 
     def append(self, *records: Record) -> None:
-        """Write records, whole or not at all. Raises JournalError, from then on each time."""
+        """Write records, all or none. After a failure this and each later call raise JournalError."""
         self.check()
         self._write(b"".join(map(encoded, records)))
         if self._size >= self._rotate_at:
             self._renew()
 
     def check(self) -> None:
-        """Raise JournalError if something could not be written, or this journal is closed, or came with a fork."""
+        """Raise JournalError if a write has failed, the journal is closed, or this process is a fork of its owner."""
         if self._broken is not None:
             raise self._broken
         if self._descriptor < 0 or self._owner != os.getpid():
             raise JournalError(f"the journal {self.path} is closed, or belongs to the parent process: open another one")
 
     def opened(self, location: bytes | None) -> None:
-        """Say that a manager begins. ``location`` is where it will be found again if its user does not say."""
+        """Record that a manager has opened the journal, with its pickled private location, if it has one."""
         self.location = location
         self.append(JournalOpened(VERSION, os.getpid(), location))
 
     def make_folder(self) -> Path:
-        """Return the folder, made if need be. Raises JournalError."""
+        """Create the folder if it is missing, and return it. Raises JournalError."""
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -149,7 +149,7 @@ class Journal:
         return self.folder
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
+        """Close the file and release its lock. May be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -173,14 +173,14 @@ class Journal:
             if self._synced:
                 os.fdatasync(self._descriptor)
         except OSError as error:
-            with contextlib.suppress(OSError):  # What was written in part is read as torn in any case.
+            with contextlib.suppress(OSError):  # If this fails too, a partial record is read as torn.
                 os.ftruncate(self._descriptor, self._size)
             self._broken = JournalError(f"cannot write to {self.path}: {error.strerror}; the manager has to end")
             raise self._broken from error
         self._size += len(data)
 
     def _renew(self) -> dict[str, Entry]:
-        """Write anew only what still matters, in place of all that was ever written; return that."""
+        """Replace the file by one with only the records that are still needed; return their tasks."""
         try:
             entries = self._survivors()
             opened = JournalOpened(VERSION, os.getpid(), self.location)
@@ -197,7 +197,7 @@ class Journal:
             fresh.replace(self.path)
             _sync_folder(self.path.parent)
         except OSError as error:
-            # What is written from now on might be in a file that is never read.
+            # Later records might go to a file that is never read.
             self._broken = JournalError(f"cannot write {self.path} anew: {error.strerror}; the manager has to end")
             raise self._broken from error
         self._rotate_at = 2 * self._size + ROTATE
@@ -234,7 +234,7 @@ register_after_fork(_after_fork)
 
 
 def finished_of(entry: Entry) -> Finished | None:
-    """Return what is known of a task that has ended; None if it has not."""
+    """Return an ended task; None for one that has not ended."""
     ended = entry.ended
     if ended is None:
         return None
@@ -245,7 +245,7 @@ def finished_of(entry: Entry) -> Finished | None:
 
 
 def _records(path: Path) -> tuple[list[Record], int]:
-    """Return the records of a file, and how many lines are none, not counting a torn last one. Raises JournalError."""
+    """Return the records of a file and the number of damaged lines, without a torn last line. Raises JournalError."""
     records: list[Record] = []
     bad: list[int] = []
     number = 0
@@ -265,9 +265,9 @@ def _records(path: Path) -> tuple[list[Record], int]:
 
 
 def _check_language(path: Path, records: Iterable[Record], bad: list[int]) -> None:
-    """Refuse what is no journal at all, lest a file of somebody else's is written over, and one of a later version."""
+    """Refuse a file that is not a journal, which must not be overwritten, and one of a later version."""
     first = next(iter(records), None)
-    if first is None and bad:  # A journal is made whole: its first record is never torn.
+    if first is None and bad:  # A journal replaces its predecessor as a whole: the first record is never torn.
         raise JournalError(f"{path} is not a journal: choose another path")
     if isinstance(first, JournalOpened) and first.version > VERSION:
         raise JournalError(f"{path} is of version {first.version}, this Doorman reads up to {VERSION}: use a newer one")

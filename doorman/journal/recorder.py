@@ -171,7 +171,7 @@ class Recorder:
         return None if data is None else Outcome.decode(data), outcome_files.read_exit(place)
 
     def remove_files(self, attempt: Attempt) -> None:
-        """Remove the files that a detached process has left: the journal has what they say."""
+        """Remove the files that a detached process has left: the journal has their contents."""
         place = self.place_of(attempt)
         if place is not None:
             outcome_files.remove_files(place)
@@ -196,7 +196,7 @@ class _Unpickler(pickle.Unpickler):
         self._tasks = tasks
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return the task of an id. Raises KeyError if it is forgotten."""
+        """Return the task of an id. Raises KeyError if it has been removed."""
         return self._tasks[pid]
 
 

@@ -1,4 +1,4 @@
-"""Records: what a journal says, line by line, and what its lines together say of each task. Touches no file."""
+"""Types and encoding of journal records, and the state of a task that they add up to. No file access."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ _CHECK: Final = 9
 
 
 class _Record(msgspec.Struct, gc=False, tag_field="is", tag=str.lower):
-    """A record: one line, in JSON, so that a journal can be searched and read."""
+    """A record is one line of JSON, so that a journal can be read and searched with common tools."""
 
 
 class JournalOpened(_Record, tag="opened"):
-    """A manager began to write."""
+    """A manager has opened the journal."""
 
     version: int
     pid: int
     location: bytes | None = None
-    """The private location that the manager was given, pickled; None where its user said where."""
+    """Pickled private location of the manager; None if the user chose the location."""
 
 
 class Added(_Record):
-    """A task is wanted."""
+    """A task was added."""
 
     task: str
     name: str
     command: tuple[str, ...]
-    """For readers; what is run is in the policy."""
+    """For readers of the file; the command to run is in the policy."""
     policy: bytes
-    """The pickled policy, part by part."""
+    """The pickled options of the task, each by itself."""
     call: bytes
     """The pickled callable with its arguments; empty for a command."""
     after: tuple[str, ...] = ()
-    """The tasks that have to be done before it, which are not forgotten while it has not ended."""
+    """Ids of the tasks that it depends on; their records stay until it has ended."""
 
 
 class Started(_Record):
-    """A process is about to be asked for. The secret is in the clear: whoever reads it can speak as this attempt."""
+    """A process is about to be launched. The secret is not encrypted: a reader of the file can sign as this attempt."""
 
     task: str
     attempt: str
@@ -72,11 +72,11 @@ class Started(_Record):
     secret: bytes
     detach: bool
     boot: str
-    """The kernel's name for the boot, within which inodes and moments mean something."""
+    """The kernel's boot id: inodes and monotonic times are valid within one boot."""
 
 
 class ProcessLaunched(_Record, tag="launched"):
-    """A process is there; the task's, or a wrapper's."""
+    """A process exists: the task's own, or its wrapper."""
 
     task: str
     pid: int
@@ -84,38 +84,38 @@ class ProcessLaunched(_Record, tag="launched"):
 
 
 class ProcessProven(_Record, tag="proven"):
-    """The process has proven itself, and is about to be told to go."""
+    """The process has proven its identity; the reply that starts the user code follows this record."""
 
     task: str
     identity: Identity
     at: float
-    """Seconds on the monotonic clock, which is the same for all processes of one boot."""
+    """Seconds of the monotonic clock, which all processes of one boot share."""
 
 
 class Stopped(_Record):
-    """The process is about to be told to end."""
+    """The process is about to be stopped."""
 
     task: str
     ends_as: State
 
 
 class OutcomeReceived(_Record, tag="outcome"):
-    """The process has told its outcome."""
+    """The process has reported its outcome."""
 
     task: str
     outcome: bytes
 
 
 class Requeued(_Record, tag="requeued"):
-    """The attempt is over, and the task waits again."""
+    """The attempt has ended, and the task waits again."""
 
     task: str
     number: int
-    """How many attempts count so far."""
+    """Number of attempts that count so far."""
 
 
 class Ended(_Record):
-    """The task has ended. Its value or error is in the outcome that was told, or here, pickled."""
+    """The task has ended. Its value or error is in the reported outcome, or pickled here."""
 
     task: str
     state: State
@@ -135,13 +135,13 @@ _decode: Final[Callable[[bytes], Record]] = msgspec.json.Decoder(Record).decode
 
 @dataclass(slots=True)
 class Entry:
-    """All that a journal says of one task."""
+    """The state of one task after all its records."""
 
     added: Added
     number: int = 0
-    """Attempts that count so far."""
+    """Number of attempts that count."""
     started: Started | None = None
-    """The attempt that was under way when the journal was last written to; None if it waits or has ended."""
+    """The attempt that had not ended at the last record; None if the task waits or has ended."""
     launched: ProcessLaunched | None = None
     proven: ProcessProven | None = None
     stopped: Stopped | None = None
@@ -149,7 +149,7 @@ class Entry:
     ended: Ended | None = None
 
     def take(self, record: Record) -> None:
-        """Take in what was written next about this task."""
+        """Apply the next record of this task."""
         if isinstance(record, Started | Requeued):
             self.launched = self.proven = self.stopped = self.told = None
             self.started = record if isinstance(record, Started) else None
@@ -164,10 +164,10 @@ class Entry:
             self.told = record
         elif isinstance(record, Ended):
             self.ended, self.started, self.launched, self.stopped = record, None, None, None
-            self.added = msgspec.structs.replace(self.added, call=b"")  # It will not be called any more.
+            self.added = msgspec.structs.replace(self.added, call=b"")  # The call is not needed any more.
 
     def records(self) -> Iterator[Record]:
-        """Yield the fewest records that say the same."""
+        """Yield the fewest records that lead to this state."""
         yield self.added
         if self.started is None and self.number:
             yield Requeued(self.added.task, self.number)
@@ -183,7 +183,7 @@ def encoded(record: Record) -> bytes:
 
 
 def decoded(line: bytes) -> Record | None:
-    """Return the record of a line; None for what is torn, damaged or none at all."""
+    """Return the record of a line; None for a torn, damaged or foreign line."""
     data = line[_CHECK:-1]
     if not line.endswith(b"\n") or line[: _CHECK - 1] != b"%08x" % zlib.crc32(data):
         return None
@@ -194,7 +194,7 @@ def decoded(line: bytes) -> Record | None:
 
 
 def folded(records: Iterable[Record]) -> dict[str, Entry]:
-    """Return what the records together say of each task, in the order in which the tasks were added."""
+    """Apply all records; return the state of each task by id, in the order in which the tasks were added."""
     entries: dict[str, Entry] = {}
     for record in records:
         if isinstance(record, Added):

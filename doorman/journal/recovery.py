@@ -1,4 +1,4 @@
-"""What a new manager makes of the journal of the one before it: tasks, and processes that it adopts."""
+"""Recovery of the tasks of an earlier manager from its journal, and adoption of their processes."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Recovery:
 
 
 def replay(attempt: Attempt, entry: Entry) -> None:
-    """Bring an attempt to the phase that its journal tells of. Its actions were executed by the earlier manager."""
+    """Replay the journal of an attempt up to its phase. The earlier manager has executed the actions."""
     proven, stopped = entry.proven, entry.stopped
     if entry.launched is not None or proven is not None:
         # The handle of the process died with its manager.
