@@ -39,7 +39,7 @@ BUDGET = {  # figure: (limit to reach, limit of today)
     "lines without a comment, %": (97.0, 97.0),
     "module docstrings like 'Noun: ...'": (0, 0),
     "file names used twice": (0, 0),
-    "class names used twice": (0, 2),
+    "class names used twice": (0, 0),
     "constructors of more than five collaborators": (0, 0),
     "private attributes in tests": (29, 29),
 }

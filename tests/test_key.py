@@ -14,7 +14,7 @@ from waiting import DEADLINE, tick_until
 
 from remit import AsyncClient, AsyncServer, Broker, Client, Location, Pair, Server
 from remit._protocol import frames
-from remit._protocol.frames import Kind
+from remit._protocol.frames import FrameKind
 from remit.errors import BadLocation, SessionRefused, Undelivered
 from remit.options import resolve_options
 from remit.plugins import find_transport
@@ -184,7 +184,7 @@ def test_what_was_recorded_on_the_wire_is_not_heard_again(location: Location, mo
             for number in range(3):
                 client.emit("n", number)
                 tick_until(server, lambda: client.tick() == 0 and client.flush(0.01))
-        sealed = [frame for frame in recorded if frames.kind_of(frame) is Kind.AUTHENTICATED]
+        sealed = [frame for frame in recorded if frames.kind_of(frame) is FrameKind.AUTHENTICATED]
         assert len(sealed) >= 4
         sessions = server.stats()["sessions"]
         for frame in recorded:

@@ -57,7 +57,7 @@ def test_a_greeting_whose_numbers_fit_no_frame_is_counted_and_passed_over(greeti
         first = greeting.get("oldest", 1) % 2**64
         for frame in (
             hello(**greeting),
-            frames.pack_numbers(frames.Kind.PING, 1, 0),
+            frames.pack_numbers(frames.FrameKind.PING, 1, 0),
             frames.events_head(1, first, 2) + b"?",
         ):
             link.send(SERVER, frame)

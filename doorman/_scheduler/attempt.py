@@ -12,7 +12,7 @@ import msgspec
 from doorman._scheduler.lifecycle import HelloReceived, Phase
 from doorman._scheduler.output import Outputs
 from doorman._worker.main import WorkSpec
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman._worker.signed_channel import TASK_REPORTS, SignedReceiver
 from doorman.identity import SECRET_BYTES, Credential, Identity
 from doorman.launcher import Exited, Order, Reach
@@ -72,7 +72,7 @@ class Attempt:
     """Where the process can be reached once it is proven."""
     reports: int = 0
     """Number of the newest progress report."""
-    outcome: Outcome | None = None
+    outcome: TaskOutcome | None = None
     exited: Exited | None = None
     waited: bool = False
     """Whether no result is waited for any more."""

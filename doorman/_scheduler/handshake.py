@@ -17,7 +17,7 @@ from doorman._scheduler.lifecycle import (
     ResultReceived,
 )
 from doorman._worker.connection import CHALLENGE_LABEL, READOPTION_LABEL
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman._worker.signed_channel import PROGRESS
 from doorman.errors import IdentityRefused
 from doorman.identity import Credential, Refusal, verify
@@ -149,7 +149,7 @@ class Handshake:
             received = [
                 ProgressReceived(serial, decode_progress(content))
                 if kind == PROGRESS
-                else ResultReceived(Outcome.decode(content))
+                else ResultReceived(TaskOutcome.decode(content))
                 for _, kind, content in reports
             ]
         except (ValueError, msgspec.MsgspecError):

@@ -19,7 +19,7 @@ from doorman.states import State
 
 if TYPE_CHECKING:
     from doorman._scheduler.attempt import Attempt
-    from doorman._worker.outcome import Outcome
+    from doorman._worker.outcome import TaskOutcome
     from doorman.identity import Identity
     from doorman.process import Process
     from doorman.progress import Progress
@@ -141,13 +141,13 @@ class ProgressReceived(msgspec.Struct, frozen=True):
 class ResultReceived(msgspec.Struct, frozen=True):
     """The process has sent its whole result, signed."""
 
-    outcome: Outcome
+    outcome: TaskOutcome
 
 
 class FilesRead(msgspec.Struct, frozen=True):
     """What a detached process has left in files: its outcome, and how it ended. None for what is not there."""
 
-    outcome: Outcome | None
+    outcome: TaskOutcome | None
     exited: Exited | None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from doorman import identity
-from doorman._worker.outcome import Outcome, returned
+from doorman._worker.outcome import TaskOutcome, returned
 from doorman._worker.signed_channel import PROGRESS, RESULT, TASK_REPORTS, SignedSender
 from doorman.errors import NotInTask
 from doorman.identity import Credential
@@ -138,7 +138,7 @@ class ManagerConnection:
             self._reporter = ProgressReporter(self._send_progress)
         self._reporter.report(progress)
 
-    def report_outcome(self, outcome: Outcome) -> None:
+    def report_outcome(self, outcome: TaskOutcome) -> None:
         """Send the outcome, after the last progress."""
         data = outcome.encode()
         if self._record is not None:

@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from doorman._worker.connection import ManagerConnection
-from doorman._worker.outcome import Outcome, failed, returned
+from doorman._worker.outcome import TaskOutcome, failed, returned
 from doorman.current import CurrentTask, task_context
 from doorman.identity import Credential
 from doorman.launcher import Order
@@ -111,7 +111,7 @@ def run_order(order: Order) -> int:
     return code
 
 
-def initialize(spec: WorkSpec, connection: ManagerConnection, *, called: bool) -> Outcome | None:
+def initialize(spec: WorkSpec, connection: ManagerConnection, *, called: bool) -> TaskOutcome | None:
     """Apply the limits and call the initializer; return the task's outcome if one of them failed."""
     try:
         if spec.limits is not None:
@@ -124,7 +124,7 @@ def initialize(spec: WorkSpec, connection: ManagerConnection, *, called: bool) -
     return None
 
 
-def run_call(spec: WorkSpec, connection: ManagerConnection) -> tuple[Outcome | None, int]:
+def run_call(spec: WorkSpec, connection: ManagerConnection) -> tuple[TaskOutcome | None, int]:
     """Call the task's function; return the outcome and the exit code. An exit with an error has no outcome."""
     try:
         with user_code(spec, connection):

@@ -15,10 +15,10 @@ import msgspec
 
 from doorman.errors import TaskFailed
 
-__all__ = ["Outcome", "failed", "returned"]
+__all__ = ["TaskOutcome", "failed", "returned"]
 
 
-class Outcome(msgspec.Struct, array_like=True, frozen=True):
+class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
     """The value or the exception of a task. Its signature is checked before anything in it is unpickled."""
 
     value: bytes | None
@@ -33,7 +33,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
         return msgspec.msgpack.encode(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Outcome:
+    def decode(cls, data: bytes) -> TaskOutcome:
         """Return the outcome that `encode` made bytes of. Raises msgspec.MsgspecError."""
         return msgspec.msgpack.decode(data, type=cls)
 
@@ -55,22 +55,22 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True):
         return None, error
 
 
-def returned(value: Any) -> Outcome:
+def returned(value: Any) -> TaskOutcome:
     """Return the outcome of a task that returned; a failed one if the value cannot be pickled."""
     try:
-        return Outcome(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+        return TaskOutcome(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
     except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
         reason = TypeError(f"the task returned a {type(value).__qualname__} that cannot be pickled: {error}")
         return failed(reason)
 
 
-def failed(error: BaseException) -> Outcome:
+def failed(error: BaseException) -> TaskOutcome:
     """Return the outcome of a task that raised."""
     text = "".join(traceback.format_exception(error))
     try:
-        return Outcome(None, cloudpickle.dumps(error, protocol=pickle.HIGHEST_PROTOCOL), text)
+        return TaskOutcome(None, cloudpickle.dumps(error, protocol=pickle.HIGHEST_PROTOCOL), text)
     except Exception:  # noqa: BLE001 - as above; the text travels in any case
-        return Outcome(None, None, text)
+        return TaskOutcome(None, None, text)
 
 
 def _unpickled(data: bytes) -> tuple[Any, BaseException | None]:

@@ -25,7 +25,7 @@ Entry: TypeAlias = tuple[int, int, bytes]
 TASK_REPORTS: Final = b"doorman.report"
 """Purpose of the channel from the process of a task."""
 RESULT: Final = 0
-"""Kind on that channel: an encoded `Outcome`."""
+"""Kind on that channel: an encoded `TaskOutcome`."""
 PROGRESS: Final = 1
 """Kind on that channel: an encoded `Progress`."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakSet
 
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, TaskFailed
 from doorman.journal.records import VERSION, Entry, JournalOpened, Record, decoded, encoded, folded
 from doorman.states import State
@@ -41,7 +41,7 @@ class Finished(NamedTuple):
     """Number of the last attempt."""
     exit_code: int | None
     signal: int | None
-    outcome: Outcome | None
+    outcome: TaskOutcome | None
     """The outcome that its process reported; None without a report."""
     value: bytes | None = None
     """Pickled value, if the process did not report it."""
@@ -238,7 +238,7 @@ def finished_of(entry: Entry) -> Finished | None:
     ended = entry.ended
     if ended is None:
         return None
-    outcome = None if entry.told is None else Outcome.decode(entry.told.outcome)
+    outcome = None if entry.outcome is None else TaskOutcome.decode(entry.outcome.outcome)
     added = entry.added
     how = (ended.state, entry.number, ended.exit_code, ended.signal)
     return Finished(added.task, added.name, added.command, *how, outcome, ended.value, ended.error)

@@ -15,7 +15,7 @@ import cloudpickle
 from doorman._scheduler import lifecycle
 from doorman._scheduler.attempt import Attempt
 from doorman._scheduler.lifecycle import JournalEntry
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman.errors import JournalError, TaskFailed
 from doorman.identity import boot_id
 from doorman.journal.journal import Journal
@@ -63,7 +63,7 @@ class Recorder:
     def remember(self, entry: Entry) -> None:
         """Reserve the id of a recovered task, and note whether its outcome is in the journal."""
         self._ids.add(entry.added.task)
-        if entry.told is not None:
+        if entry.outcome is not None:
             self._with_outcome.add(entry.added.task)
 
     def check(self) -> None:
@@ -162,13 +162,13 @@ class Recorder:
             return None
         return str(self.journal.make_folder() / attempt.id)
 
-    def read_files(self, attempt: Attempt) -> tuple[Outcome | None, Exited | None]:
+    def read_files(self, attempt: Attempt) -> tuple[TaskOutcome | None, Exited | None]:
         """Return the outcome that a detached process has left in a file, and how it ended, as far as it has."""
         place = self.place_of(attempt)
         if place is None:
             return None, None
         data = outcome_files.read_outcome(place, attempt.credential)
-        return None if data is None else Outcome.decode(data), outcome_files.read_exit(place)
+        return None if data is None else TaskOutcome.decode(data), outcome_files.read_exit(place)
 
     def remove_files(self, attempt: Attempt) -> None:
         """Remove the files that a detached process has left: the journal has their contents."""

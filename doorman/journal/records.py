@@ -145,13 +145,13 @@ class Entry:
     launched: ProcessLaunched | None = None
     proven: ProcessProven | None = None
     stopped: Stopped | None = None
-    told: OutcomeReceived | None = None
+    outcome: OutcomeReceived | None = None
     ended: Ended | None = None
 
-    def take(self, record: Record) -> None:
+    def apply(self, record: Record) -> None:
         """Apply the next record of this task."""
         if isinstance(record, Started | Requeued):
-            self.launched = self.proven = self.stopped = self.told = None
+            self.launched = self.proven = self.stopped = self.outcome = None
             self.started = record if isinstance(record, Started) else None
             self.number = record.number
         elif isinstance(record, ProcessLaunched):
@@ -161,7 +161,7 @@ class Entry:
         elif isinstance(record, Stopped):
             self.stopped = record
         elif isinstance(record, OutcomeReceived):
-            self.told = record
+            self.outcome = record
         elif isinstance(record, Ended):
             self.ended, self.started, self.launched, self.stopped = record, None, None, None
             self.added = msgspec.structs.replace(self.added, call=b"")  # The call is not needed any more.
@@ -171,7 +171,7 @@ class Entry:
         yield self.added
         if self.started is None and self.number:
             yield Requeued(self.added.task, self.number)
-        for record in (self.started, self.launched, self.proven, self.stopped, self.told, self.ended):
+        for record in (self.started, self.launched, self.proven, self.stopped, self.outcome, self.ended):
             if record is not None:
                 yield record
 
@@ -200,5 +200,5 @@ def folded(records: Iterable[Record]) -> dict[str, Entry]:
         if isinstance(record, Added):
             entries[record.task] = Entry(record)
         elif not isinstance(record, JournalOpened) and record.task in entries:
-            entries[record.task].take(record)
+            entries[record.task].apply(record)
     return entries

@@ -28,7 +28,7 @@ from doorman._scheduler.lifecycle import (
 )
 from doorman._scheduler.run_queue import RunQueue
 from doorman._scheduler.supervisor import Supervisor
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman.errors import IdentityRefused
 from doorman.identity import NODE_ID, Identity, boot_id
 from doorman.journal.journal import Finished, finished_of
@@ -191,9 +191,9 @@ def replay(attempt: Attempt, entry: Entry) -> None:
     elif stopped is not None and stopped.ends_as is State.EXPIRED:
         step(attempt, DeadlineReached(Deadline.EXPIRY), 0.0)
     elif stopped is not None:
-        step(attempt, DeadlineReached(Deadline.LINGER) if entry.told else FailRequested(None), 0.0)
-    if entry.told is not None:  # Behind the stop: a result that came after the expiry does not count.
-        step(attempt, ResultReceived(Outcome.decode(entry.told.outcome)), 0.0)
+        step(attempt, DeadlineReached(Deadline.LINGER) if entry.outcome else FailRequested(None), 0.0)
+    if entry.outcome is not None:  # Behind the stop: a result that came after the expiry does not count.
+        step(attempt, ResultReceived(TaskOutcome.decode(entry.outcome.outcome)), 0.0)
 
 
 class Recalled(Task):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman._worker.pickling import not_picklable, pickle_value
 from doorman.errors import PoolFailed, TaskCancelled, TaskFailed
 from doorman.futures import ManagedFuture
@@ -113,10 +113,10 @@ class Call(ManagedFuture):
             self.set_result(value)
 
     def set_pickled_error(self, data: bytes) -> None:
-        """Finish the call with an encoded `Outcome` that failed."""
+        """Finish the call with an encoded `TaskOutcome` that failed."""
         self.data = b""
         try:
-            error = Outcome.decode(data).unpickle()[1]
+            error = TaskOutcome.decode(data).unpickle()[1]
         except SystemExit as leaving:
             error = _not_unpicklable("exception", leaving)
         self.set_exception(error)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
 from doorman.futures import IDLE_WAIT_S
@@ -306,7 +306,7 @@ class Crew(CallPool):
             worker.exiting = True
             self._schedule_dispatch()
         elif kind == Kind.INIT_FAILED:
-            error = Outcome.decode(data).unpickle()[1]
+            error = TaskOutcome.decode(data).unpickle()[1]
             self._give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
 
     def _on_worker_done(self, worker: WorkerHandle) -> None:

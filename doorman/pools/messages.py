@@ -29,7 +29,7 @@ class Kind:
     RETURNED: Final = 1
     """From a worker: the call's pickled result."""
     RAISED: Final = 2
-    """From a worker: the encoded `Outcome` of a call that failed."""
+    """From a worker: the encoded `TaskOutcome` of a call that failed."""
     RETURNED_UNSTARTED: Final = 3
     """From a worker: the call was not started; another worker may run it."""
     CALL_DURATION: Final = 4
@@ -43,7 +43,7 @@ class Kind:
     LEAVING: Final = 8
     """From a worker: it exits and starts no more calls."""
     INIT_FAILED: Final = 9
-    """From a worker: the encoded `Outcome` of its initializer, which failed."""
+    """From a worker: the encoded `TaskOutcome` of its initializer, which failed."""
 
 
 CRASH_RECORD_SIZE: Final = 64 * 1024

@@ -47,7 +47,7 @@ from hmac import compare_digest
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import Kind, Refuse, head
+from remit._protocol.frames import FrameKind, Refuse, head
 from remit.errors import ProtocolError
 from remit.transport import Peer
 
@@ -55,9 +55,9 @@ TAG_BYTES: Final = 16
 NONCE_BYTES: Final = 16
 CHANNEL_ID_BYTES: Final = 8
 _HANDSHAKE: Final = {
-    Kind.AUTH_REQUEST: (b"remit knock", NONCE_BYTES),
-    Kind.AUTH_ACCEPT: (b"remit admit", 2 * NONCE_BYTES),
-    Kind.UNKNOWN_CHANNEL: (b"remit stranger", CHANNEL_ID_BYTES),
+    FrameKind.AUTH_REQUEST: (b"remit knock", NONCE_BYTES),
+    FrameKind.AUTH_ACCEPT: (b"remit admit", 2 * NONCE_BYTES),
+    FrameKind.UNKNOWN_CHANNEL: (b"remit stranger", CHANNEL_ID_BYTES),
 }
 """Personalization and bytes of content of the frames that `SharedKey` signs."""
 _HEADER: Final = struct.Struct(f">4s{CHANNEL_ID_BYTES}sQ")
@@ -87,11 +87,11 @@ class SharedKey:
     def __init__(self, key: bytes) -> None:
         self._key = blake2b(key, digest_size=32, person=b"remit key").digest()
 
-    def sign(self, kind: Kind, content: bytes) -> bytes:
+    def sign(self, kind: FrameKind, content: bytes) -> bytes:
         """Return a handshake frame with this content and its MAC."""
         return head(kind) + content + self._mac(kind, content)
 
-    def verify(self, kind: Kind, frame: bytes) -> bytes:
+    def verify(self, kind: FrameKind, frame: bytes) -> bytes:
         """Return the content of a handshake frame. Raises ProtocolError: truncated, forged."""
         if len(frame) != 4 + _HANDSHAKE[kind][1] + TAG_BYTES:
             raise ProtocolError("truncated", f"{kind.name} frame of {len(frame)} bytes")
@@ -108,7 +108,7 @@ class SharedKey:
         keys = (to_server, to_client) if client else (to_client, to_server)
         return AuthChannel(client_nonce[:CHANNEL_ID_BYTES], *keys)
 
-    def _mac(self, kind: Kind, content: bytes) -> bytes:
+    def _mac(self, kind: FrameKind, content: bytes) -> bytes:
         return blake2b(content, key=self._key, digest_size=TAG_BYTES, person=_HANDSHAKE[kind][0]).digest()
 
 
@@ -128,7 +128,7 @@ class AuthChannel:
     def wrap(self, frame: bytes) -> bytes:
         """Return an AUTHENTICATED frame with the next counter."""
         self._sent += 1
-        header = _HEADER.pack(head(Kind.AUTHENTICATED), self.id, self._sent)
+        header = _HEADER.pack(head(FrameKind.AUTHENTICATED), self.id, self._sent)
         mac = self._send_mac.copy()
         mac.update(header)
         mac.update(frame)
@@ -171,11 +171,11 @@ class ClientAuth:
 
     def wrap_frame(self, frame: bytes) -> bytes | None:
         """Return what to send for a frame, the same until `mark_sent`. None: the handshake is not complete yet."""
-        if frame[3] == Kind.HELLO:
+        if frame[3] == FrameKind.HELLO:
             if frame is not self._hello:
                 self.reset()
                 self._hello = frame
-                self._request = self._key.sign(Kind.AUTH_REQUEST, secrets.token_bytes(NONCE_BYTES))
+                self._request = self._key.sign(FrameKind.AUTH_REQUEST, secrets.token_bytes(NONCE_BYTES))
             return self._request
         if self._channel is None:
             return None
@@ -204,24 +204,24 @@ class ClientAuth:
 
     def _handle(self, frame: bytes) -> bytes | None:
         kind = frames.kind_of(frame)
-        if kind is Kind.AUTHENTICATED:
+        if kind is FrameKind.AUTHENTICATED:
             identifier = channel_id_of(frame)
             if self._channel is None or identifier != self._channel.id:
                 raise ProtocolError("stale", "a frame of another channel")
             return self._channel.unwrap(frame)
-        if kind is Kind.AUTH_ACCEPT:
+        if kind is FrameKind.AUTH_ACCEPT:
             self._handle_accept(frame)
             return None
-        if kind is Kind.UNKNOWN_CHANNEL:
+        if kind is FrameKind.UNKNOWN_CHANNEL:
             if self._channel is None or self._key.verify(kind, frame) != self._channel.id:
                 raise ProtocolError("stale", "UNKNOWN_CHANNEL for another channel")
-            return head(Kind.IDENTIFY)  # The session answers with HELLO, which starts a handshake.
-        if kind is Kind.REFUSE:
+            return head(FrameKind.IDENTIFY)  # The session answers with HELLO, which starts a handshake.
+        if kind is FrameKind.REFUSE:
             return self._handle_refuse(frame)
         raise ProtocolError("unsigned", f"{kind.name} is not authenticated")
 
     def _handle_accept(self, frame: bytes) -> None:
-        nonces = self._key.verify(Kind.AUTH_ACCEPT, frame)
+        nonces = self._key.verify(FrameKind.AUTH_ACCEPT, frame)
         client_nonce, server_nonce = nonces[:NONCE_BYTES], nonces[NONCE_BYTES:]
         if client_nonce != self._request[4:-TAG_BYTES]:  # The request is empty if none is open.
             raise ProtocolError("stale", "AUTH_ACCEPT for another request")
@@ -231,7 +231,7 @@ class ClientAuth:
 
     def _handle_refuse(self, frame: bytes) -> bytes:
         """Return a refusal for the session. It is not authenticated, so it must repeat our own open request."""
-        refusal = frames.unpack(Kind.REFUSE, frame)
+        refusal = frames.unpack(FrameKind.REFUSE, frame)
         if not isinstance(refusal, Refuse) or not self._request or refusal.echo != frames.echo_of(self._request):
             raise ProtocolError("unsigned", "REFUSE is not authenticated")
         detail = REFUSALS.get(refusal.reason, "it uses another version of the protocol: install the same Remit on both")
@@ -291,9 +291,9 @@ class ServerAuth:
         """Return the frame for the sessions, or None if there is none or the frame was rejected."""
         try:
             kind = frames.kind_of(frame)
-            if kind is Kind.AUTHENTICATED:
+            if kind is FrameKind.AUTHENTICATED:
                 return self._unwrap(peer, frame)
-            if kind is not Kind.AUTH_REQUEST:
+            if kind is not FrameKind.AUTH_REQUEST:
                 raise ProtocolError("unsigned", f"{kind.name} is not authenticated")
             self._handle_request(peer, frame)
         except ProtocolError as error:
@@ -311,7 +311,7 @@ class ServerAuth:
             inner = offer[1].unwrap(frame)
             self._confirm(peer, offer[1])
             return inner
-        self.replies.append((peer, self._key.sign(Kind.UNKNOWN_CHANNEL, identifier)))
+        self.replies.append((peer, self._key.sign(FrameKind.UNKNOWN_CHANNEL, identifier)))
         raise ProtocolError("unknown_channel", "a frame of a channel that this server does not know")
 
     def _confirm(self, peer: Peer, channel: AuthChannel) -> None:
@@ -331,7 +331,7 @@ class ServerAuth:
         self._channels[peer] = channel
 
     def _handle_request(self, peer: Peer, frame: bytes) -> None:
-        client_nonce = self._key.verify(Kind.AUTH_REQUEST, frame)
+        client_nonce = self._key.verify(FrameKind.AUTH_REQUEST, frame)
         identifier = client_nonce[:CHANNEL_ID_BYTES]
         channel = self._channels.get(peer)
         if (channel is not None and channel.id == identifier) or identifier in self._past_ids.get(peer, ()):
@@ -342,7 +342,7 @@ class ServerAuth:
             server_nonce = secrets.token_bytes(NONCE_BYTES)
             offers[identifier] = server_nonce, self._key.derive_channel(client_nonce, server_nonce, client=False)
         # A duplicate request gets the same answer, so that it does not matter which of the answers arrives first.
-        self.replies.append((peer, self._key.sign(Kind.AUTH_ACCEPT, client_nonce + offers[identifier][0])))
+        self.replies.append((peer, self._key.sign(FrameKind.AUTH_ACCEPT, client_nonce + offers[identifier][0])))
         while len(offers) > MAX_OFFERS_PER_PEER:
             del offers[next(iter(offers))]
         while len(self.offers) > MAX_PENDING_PEERS:
@@ -352,9 +352,9 @@ class ServerAuth:
         """Refuse a client that starts without the key. A peer with a channel gets no answer to a rejected frame."""
         if peer in self._channels or len(frame) < 4:
             return
-        if frame[3] == Kind.AUTH_REQUEST and reason == "forged":
+        if frame[3] == FrameKind.AUTH_REQUEST and reason == "forged":
             reason = "key"
-        elif reason != "version" and not (frame[3] == Kind.HELLO and reason == "unsigned"):
+        elif reason != "version" and not (frame[3] == FrameKind.HELLO and reason == "unsigned"):
             return
         detail = REFUSALS.get(reason, f"it uses version {frames.VERSION} of the protocol")
         self.replies.append((peer, frames.pack(Refuse(reason, detail, frames.echo_of(frame)))))

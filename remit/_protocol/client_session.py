@@ -18,7 +18,7 @@ from collections import Counter, deque
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import Bye, Hello, Kind, Refuse, Welcome
+from remit._protocol.frames import Bye, FrameKind, Hello, Refuse, Welcome
 from remit._protocol.outbox import Outbox
 from remit._protocol.session import FOREVER, Received, Session
 from remit.codec import Codec
@@ -89,9 +89,9 @@ class ClientSession:
         kind = frames.kind_of(frame)
         if self.state is ConnectionState.REFUSED:
             return
-        if kind is Kind.WELCOME or kind is Kind.REFUSE or kind is Kind.BYE:
+        if kind is FrameKind.WELCOME or kind is FrameKind.REFUSE or kind is FrameKind.BYE:
             self._handle_control(frames.unpack(kind, frame), now)
-        elif kind is Kind.IDENTIFY:
+        elif kind is FrameKind.IDENTIFY:
             # In HELLO_SENT it may be the answer to a frame that was sent before the HELLO.
             if self.state is ConnectionState.ESTABLISHED or now >= self._hello_at - HELLO_RETRY_S / 2:
                 self._send_hello(now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
@@ -25,8 +24,9 @@ class DeadlineHeap(Generic[T]):
         # Hand-over between threads: any thread may schedule, but only the consumer (one thread at a time, under
         # the lock of its owner) touches the heap. Otherwise the consumer could find a dead entry on top, and pop
         # the live one that another thread has pushed in between: its deadline would be lost. append() is atomic.
-        self._scheduled: deque[tuple[float, int, T]] = deque()
-        self._serial = itertools.count()  # The tie-breaker, so that items are never compared.
+        self._scheduled: deque[tuple[float, T]] = deque()
+        # The tie-breaker, so that items are never compared. Not itertools.count: a heap may have to be pickled.
+        self._serial = 0
 
     def __len__(self) -> int:
         """Return the number of entries, dead ones included."""
@@ -34,7 +34,7 @@ class DeadlineHeap(Generic[T]):
 
     def schedule(self, deadline: float, item: T) -> None:
         """Add an item. Safe from any thread."""
-        self._scheduled.append((deadline, next(self._serial), item))
+        self._scheduled.append((deadline, item))
 
     def pop_due(self, now: float) -> Iterator[T]:
         """Remove and yield the live items whose deadline has passed, earliest first."""
@@ -65,5 +65,7 @@ class DeadlineHeap(Generic[T]):
     def _merge(self) -> None:
         while self._scheduled:
             # Pushed before it is removed: an interrupt in between repeats an entry, but loses none.
-            heapq.heappush(self._heap, self._scheduled[0])
+            deadline, item = self._scheduled[0]
+            self._serial += 1
+            heapq.heappush(self._heap, (deadline, self._serial, item))
             self._scheduled.popleft()

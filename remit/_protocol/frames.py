@@ -38,7 +38,7 @@ VERSION: Final = 1
 MAGIC: Final = b"RM"
 
 
-class Kind(enum.IntEnum):
+class FrameKind(enum.IntEnum):
     """The fourth byte of a frame."""
 
     EVENTS = 1
@@ -118,16 +118,16 @@ class Bye(msgspec.Struct, array_like=True, frozen=True):
 
 
 _Control = Hello | Welcome | Refuse | Bye
-_KINDS: Final[dict[type, Kind]] = {
-    Hello: Kind.HELLO,
-    Welcome: Kind.WELCOME,
-    Refuse: Kind.REFUSE,
-    Bye: Kind.BYE,
+_KINDS: Final[dict[type, FrameKind]] = {
+    Hello: FrameKind.HELLO,
+    Welcome: FrameKind.WELCOME,
+    Refuse: FrameKind.REFUSE,
+    Bye: FrameKind.BYE,
 }
-_HEADS: Final[dict[Kind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
+_HEADS: Final[dict[FrameKind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in FrameKind}
 
 _EVENTS = struct.Struct(">4sIBQI")
-_NUMBERS: Final = {Kind.ACK: "QQ", Kind.RESUME: "QQ", Kind.PING: "Q", Kind.CANCEL: "Q"}
+_NUMBERS: Final = {FrameKind.ACK: "QQ", FrameKind.RESUME: "QQ", FrameKind.PING: "Q", FrameKind.CANCEL: "Q"}
 # Bound once: a partial for each kind costs one look-up for each frame, and the padding skips head and generation.
 _packers = {
     kind: functools.partial(struct.Struct(f">4sI{numbers}").pack, _HEADS[kind]) for kind, numbers in _NUMBERS.items()
@@ -143,14 +143,14 @@ ACK_BYTES: Final = _EMBEDDED_ACK.size
 """Bytes of an acknowledgement in an EVENTS frame, between its head and its body."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoders: dict[Kind, msgspec.msgpack.Decoder[_Control]] = {
+_decoders: dict[FrameKind, msgspec.msgpack.Decoder[_Control]] = {
     kind: msgspec.msgpack.Decoder(struct_type) for struct_type, kind in _KINDS.items()
 }
 # Keyed by bytes, because a slice of a frame that is too short fails without an IndexError.
-_kinds = {bytes((kind,)): kind for kind in Kind}
+_kinds = {bytes((kind,)): kind for kind in FrameKind}
 
 
-def kind_of(frame: bytes) -> Kind:
+def kind_of(frame: bytes) -> FrameKind:
     """Return the frame's kind. Raises ProtocolError: garbage, version or kind."""
     if frame[:2] != MAGIC or len(frame) < 4:
         raise ProtocolError("garbage", f"{len(frame)} bytes that start with {frame[:4]!r}")
@@ -162,14 +162,14 @@ def kind_of(frame: bytes) -> Kind:
     return kind
 
 
-def head(kind: Kind) -> bytes:
+def head(kind: FrameKind) -> bytes:
     """Return the first four bytes of a frame of this kind; IDENTIFY has no others."""
     return _HEADS[kind]
 
 
 def echo_of(frame: bytes) -> bytes:
     """Return the part of an AUTH_REQUEST that a refusal repeats; empty bytes for other frames."""
-    return bytes(frame[2:]) if frame[3:4] == bytes((Kind.AUTH_REQUEST,)) else b""
+    return bytes(frame[2:]) if frame[3:4] == bytes((FrameKind.AUTH_REQUEST,)) else b""
 
 
 def generation_of(frame: bytes) -> int:
@@ -182,7 +182,7 @@ def generation_of(frame: bytes) -> int:
 
 def events_head(generation: int, first: int, count: int, *, redelivered: bool = False) -> bytes:
     """Return the head of an EVENTS frame."""
-    return _EVENTS.pack(_HEADS[Kind.EVENTS], generation, redelivered, first, count)
+    return _EVENTS.pack(_HEADS[FrameKind.EVENTS], generation, redelivered, first, count)
 
 
 def read_events(frame: bytes) -> tuple[bool, int, int]:
@@ -210,12 +210,12 @@ def read_embedded_ack(frame: bytes) -> tuple[int, int] | None:
     return received, done
 
 
-def pack_numbers(kind: Kind, generation: int, *numbers: int) -> bytes:
+def pack_numbers(kind: FrameKind, generation: int, *numbers: int) -> bytes:
     """Return an ACK, RESUME, PING or CANCEL frame."""
     return _packers[kind](generation, *numbers)
 
 
-def unpack_numbers(kind: Kind, frame: bytes) -> tuple[int, ...]:
+def unpack_numbers(kind: FrameKind, frame: bytes) -> tuple[int, ...]:
     """Return the numbers of an ACK, RESUME, PING or CANCEL frame after its generation. Raises ProtocolError."""
     layout = _unpackers[kind]
     if len(frame) != layout.size:
@@ -228,7 +228,7 @@ def pack(control: _Control) -> bytes:
     return _HEADS[_KINDS[type(control)]] + _encode(control)
 
 
-def unpack(kind: Kind, frame: bytes) -> _Control:
+def unpack(kind: FrameKind, frame: bytes) -> _Control:
     """Return the control message of a frame. Raises ProtocolError."""
     try:
         control: _Control = _decoders[kind].decode(memoryview(frame)[4:])

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import Bye, Hello, Kind, Refuse, Welcome
+from remit._protocol.frames import Bye, FrameKind, Hello, Refuse, Welcome
 from remit._protocol.outbox import Outbox
 from remit._protocol.session import Inbox, Received, Session
 from remit.codec import CODECS, Codec
@@ -98,7 +98,7 @@ class ServerSessions:
     def _handle_frame(self, peer: Peer, frame: bytes, now: float) -> None:
         kind = frames.kind_of(frame)
         session = self._by_peer.get(peer)
-        if kind is Kind.HELLO or kind is Kind.BYE:
+        if kind is FrameKind.HELLO or kind is FrameKind.BYE:
             control = frames.unpack(kind, frame)
             if isinstance(control, Hello):
                 self._handle_hello(peer, control, now)
@@ -106,7 +106,7 @@ class ServerSessions:
                 self._end_session(session)
         elif session is None or frames.generation_of(frame) > session.generation:
             self._handle_unknown_peer(peer, kind, frame)
-        elif kind is Kind.CANCEL:
+        elif kind is FrameKind.CANCEL:
             (request,) = frames.unpack_numbers(kind, frame)
             session.last_received_at = now
             session.cancelled_requests.append(request)
@@ -117,14 +117,14 @@ class ServerSessions:
             if received:
                 self.ready.append(received)
 
-    def _handle_unknown_peer(self, peer: Peer, kind: Kind, frame: bytes) -> None:
+    def _handle_unknown_peer(self, peer: Peer, kind: FrameKind, frame: bytes) -> None:
         """Ask a peer without a session for HELLO; refuse it if it uses a key, because this server has none."""
-        if kind is Kind.AUTH_REQUEST or kind is Kind.AUTHENTICATED:
+        if kind is FrameKind.AUTH_REQUEST or kind is FrameKind.AUTHENTICATED:
             self.rejected["keyed"] += 1
-        if kind is Kind.AUTH_REQUEST:
+        if kind is FrameKind.AUTH_REQUEST:
             self._refuse(peer, "keyed", "this server has no key", frame)
-        elif kind is not Kind.AUTHENTICATED:
-            self.unknown_peer_replies.append((peer, frames.head(Kind.IDENTIFY)))
+        elif kind is not FrameKind.AUTHENTICATED:
+            self.unknown_peer_replies.append((peer, frames.head(FrameKind.IDENTIFY)))
 
     def _handle_hello(self, peer: Peer, hello: Hello, now: float) -> None:
         codec = CODECS.get(hello.codec)

@@ -19,7 +19,7 @@ from collections import deque
 from typing import Any, Final, TypeVar
 
 from remit._protocol import frames
-from remit._protocol.frames import EVENTS_HEAD, Bye, Kind
+from remit._protocol.frames import EVENTS_HEAD, Bye, FrameKind
 from remit._protocol.outbox import Outbox
 from remit.codec import Codec, EventMessage
 from remit.errors import CodecError, ProtocolError
@@ -134,7 +134,9 @@ class Session:
             if self.control_frames:
                 self._next_frame = self.control_frames.popleft()
             elif self.abandoned_requests:
-                self._next_frame = frames.pack_numbers(Kind.CANCEL, self.generation, self.abandoned_requests.popleft())
+                self._next_frame = frames.pack_numbers(
+                    FrameKind.CANCEL, self.generation, self.abandoned_requests.popleft()
+                )
             else:
                 self._next_frame = self._events_or_ack()
         return self._next_frame
@@ -150,7 +152,7 @@ class Session:
         overdue = self._ack_late or self.inbox.received - self._acked >= ACK_AFTER_EVENTS
         if self.ack_delay and not overdue:
             return self.outbox.pop_frame(self.frame_limit)
-        return frames.pack_numbers(Kind.ACK, self.generation, *self._acknowledge())
+        return frames.pack_numbers(FrameKind.ACK, self.generation, *self._acknowledge())
 
     def _acknowledge(self) -> tuple[int, int]:
         """Return the numbers of an acknowledgement, which is no longer due."""
@@ -193,19 +195,19 @@ class Session:
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
-    def handle_frame(self, kind: Kind, frame: bytes, now: float) -> Received | None:
+    def handle_frame(self, kind: FrameKind, frame: bytes, now: float) -> Received | None:
         """Handle a frame of this session; return events to dispatch, if any. Raises ProtocolError."""
         if frames.generation_of(frame) != self.generation:  # Rule 5.
             raise ProtocolError("stale", f"{kind.name} of another connection")
         self.last_received_at = now
-        if kind is Kind.EVENTS:
+        if kind is FrameKind.EVENTS:
             return self._handle_events(frame, now)
-        if kind is Kind.ACK or kind is Kind.RESUME:
+        if kind is FrameKind.ACK or kind is FrameKind.RESUME:
             received, done = frames.unpack_numbers(kind, frame)
             self._confirm(received, done, now)
-            if kind is Kind.RESUME:
+            if kind is FrameKind.RESUME:
                 self.outbox.resend_unreceived()  # Rule 3.
-        elif kind is Kind.PING:
+        elif kind is FrameKind.PING:
             (last,) = frames.unpack_numbers(kind, frame)
             if last > self.inbox.received:
                 self._request_resend()
@@ -228,7 +230,7 @@ class Session:
 
     def queue_ping(self) -> None:
         """Queue a PING with the last number sent."""
-        self.control_frames.append(frames.pack_numbers(Kind.PING, self.generation, self.outbox.last))
+        self.control_frames.append(frames.pack_numbers(FrameKind.PING, self.generation, self.outbox.last))
 
     def queue_bye(self, why: str) -> None:
         """Queue a BYE, which ends this connection at the peer."""
@@ -271,7 +273,7 @@ class Session:
         return (self, new, len(new), redelivered) if new else None
 
     def _request_resend(self) -> None:
-        resume = frames.pack_numbers(Kind.RESUME, self.generation, self.inbox.received, self.inbox.done)
+        resume = frames.pack_numbers(FrameKind.RESUME, self.generation, self.inbox.received, self.inbox.done)
         # One RESUME is enough, however many frames follow a gap before it is sent: each resends the whole window.
         if resume not in self.control_frames:
             self.control_frames.append(resume)

@@ -13,7 +13,7 @@ import pytest
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task
-from doorman._worker.outcome import Outcome, failed, returned
+from doorman._worker.outcome import TaskOutcome, failed, returned
 from doorman.errors import ResultTimeout, TaskFailed, WorkerDied
 
 
@@ -213,15 +213,15 @@ def test_an_interrupt_of_the_process_does_not_look_like_one_of_the_manager(manag
 
 
 def test_an_outcome_survives_its_journey():
-    value, error = Outcome.decode(returned({"a": 1}).encode()).unpickle()
+    value, error = TaskOutcome.decode(returned({"a": 1}).encode()).unpickle()
     assert (value, error) == ({"a": 1}, None)
-    value, error = Outcome.decode(failed(KeyError("b")).encode()).unpickle()
+    value, error = TaskOutcome.decode(failed(KeyError("b")).encode()).unpickle()
     assert value is None
     assert isinstance(error, KeyError)
 
 
 def test_nothing_is_not_the_same_as_no_value():
-    assert Outcome.decode(returned(None).encode()).unpickle() == (None, None)
+    assert TaskOutcome.decode(returned(None).encode()).unpickle() == (None, None)
 
 
 class Leaving:

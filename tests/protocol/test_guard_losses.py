@@ -10,7 +10,7 @@ from guards import KEY, PEER, Ends, hello
 from remit._protocol import auth as guard
 from remit._protocol import frames
 from remit._protocol.auth import ClientAuth, ServerAuth, channel_id_of
-from remit._protocol.frames import Kind
+from remit._protocol.frames import FrameKind
 
 
 def test_a_knock_that_came_twice_opens_one_channel() -> None:
@@ -42,21 +42,21 @@ def test_a_lost_admission_is_made_up_for_by_the_next_hello() -> None:
     ends = Ends()
     ends.up(hello())
     ends.server.replies.clear()
-    assert ends.client.wrap_frame(frames.pack_numbers(Kind.ACK, 1, 0, 0)) is None
+    assert ends.client.wrap_frame(frames.pack_numbers(FrameKind.ACK, 1, 0, 0)) is None
     ends.greet()
 
 
 def test_a_server_that_began_anew_has_the_client_greet_again(ends: Ends) -> None:
     ends.server = ServerAuth(KEY, Counter())
-    assert ends.up(frames.pack_numbers(Kind.PING, 1, 0)) is None
-    assert ends.replies() == [frames.head(Kind.IDENTIFY)]
+    assert ends.up(frames.pack_numbers(FrameKind.PING, 1, 0)) is None
+    assert ends.replies() == [frames.head(FrameKind.IDENTIFY)]
     assert ends.server.rejected == {"unknown_channel": 1}
     ends.greet()
 
 
 def test_a_forged_word_that_a_channel_is_unknown_is_not_heard(ends: Ends) -> None:
-    identifier = channel_id_of(ends.client.wrap_frame(frames.pack_numbers(Kind.ACK, 1, 1, 1)) or b"")
-    assert ends.client.unwrap_frame(frames.head(Kind.UNKNOWN_CHANNEL) + identifier + bytes(16)) is None
+    identifier = channel_id_of(ends.client.wrap_frame(frames.pack_numbers(FrameKind.ACK, 1, 1, 1)) or b"")
+    assert ends.client.unwrap_frame(frames.head(FrameKind.UNKNOWN_CHANNEL) + identifier + bytes(16)) is None
     assert ends.client.rejected == {"forged": 1}
 
 
@@ -67,7 +67,7 @@ def test_knocks_without_end_take_no_memory_and_harm_nobody(ends: Ends, monkeypat
             ends.server.unwrap_frame(peer, ClientAuth(KEY, Counter()).wrap_frame(hello()) or b"")
     assert len(ends.server.offers) == 10
     assert all(len(offers) <= guard.MAX_OFFERS_PER_PEER for offers in ends.server.offers.values())
-    assert ends.up(frame := frames.pack_numbers(Kind.ACK, 1, 1, 1)) == frame
+    assert ends.up(frame := frames.pack_numbers(FrameKind.ACK, 1, 1, 1)) == frame
 
 
 def test_a_channel_that_had_to_make_room_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +76,9 @@ def test_a_channel_that_had_to_make_room_is_opened_again(monkeypatch: pytest.Mon
     second.server = first.server
     first.greet("first")
     second.greet("second")
-    assert first.server.wrap_frame("first", frames.head(Kind.IDENTIFY)) is None
-    assert first.up(frames.pack_numbers(Kind.PING, 1, 0), "first") is None
-    assert first.replies() == [frames.head(Kind.IDENTIFY)]
+    assert first.server.wrap_frame("first", frames.head(FrameKind.IDENTIFY)) is None
+    assert first.up(frames.pack_numbers(FrameKind.PING, 1, 0), "first") is None
+    assert first.replies() == [frames.head(FrameKind.IDENTIFY)]
     first.greet("first")
 
 
@@ -87,7 +87,7 @@ def test_a_late_copy_of_an_old_knock_makes_no_late_frame_look_forged() -> None:
     ends = Ends()
     ends.greet()
     knock = next(frame for way, frame in ends.wire if way == "up")
-    late = ends.client.wrap_frame(frames.pack_numbers(Kind.ACK, 1, 1, 0))
+    late = ends.client.wrap_frame(frames.pack_numbers(FrameKind.ACK, 1, 1, 0))
     assert late is not None
     for _ in range(3):
         ends.greet()

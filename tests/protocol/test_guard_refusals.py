@@ -10,7 +10,7 @@ from guards import KEY, PEER, Ends, hello
 from remit._protocol import frames
 from remit._protocol.auth import ClientAuth, ServerAuth, SharedKey
 from remit._protocol.client_session import ClientSession, ConnectionState
-from remit._protocol.frames import Kind, Refuse
+from remit._protocol.frames import FrameKind, Refuse
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit.codec import MessagePack
@@ -19,7 +19,7 @@ from remit.transport import SERVER, Frame, Up
 
 def refusal(frame: bytes | None) -> Refuse:
     assert frame is not None
-    told = frames.unpack(Kind.REFUSE, frame)
+    told = frames.unpack(FrameKind.REFUSE, frame)
     assert isinstance(told, Refuse)
     return told
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit._protocol.client_session import ClientSession, ConnectionState
-from remit._protocol.frames import Kind, kind_of, unpack_numbers
+from remit._protocol.frames import FrameKind, kind_of, unpack_numbers
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Inbox, Session
@@ -302,8 +302,8 @@ def test_events_that_are_handled_while_an_acknowledgement_is_made_are_acknowledg
     session.inbox = HandledMeanwhile()
     session.inbox.accept(1, ["event"])
     session.ack_due = True
-    assert unpack_numbers(Kind.ACK, session.next_frame() or b"") == (1, 0)
+    assert unpack_numbers(FrameKind.ACK, session.next_frame() or b"") == (1, 0)
     session.mark_sent(0.0)
     following = session.next_frame() or b""
-    assert kind_of(following) is Kind.ACK
-    assert unpack_numbers(Kind.ACK, following) == (1, 1)
+    assert kind_of(following) is FrameKind.ACK
+    assert unpack_numbers(FrameKind.ACK, following) == (1, 1)

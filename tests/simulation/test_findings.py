@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remit._protocol import frames
 from remit._protocol.client_session import HELLO_RETRY_S, ClientSession, ConnectionState
-from remit._protocol.frames import Kind
+from remit._protocol.frames import FrameKind
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Session
@@ -108,7 +108,7 @@ def met() -> Pair:
     return pair
 
 
-def kinds(sent: list[bytes]) -> list[Kind]:
+def kinds(sent: list[bytes]) -> list[FrameKind]:
     return [frames.kind_of(frame) for frame in sent]
 
 
@@ -119,7 +119,7 @@ def test_a_lost_acknowledgement_of_done_is_asked_for_again() -> None:
     pair.to_server(*pair.from_client())
     assert (pair.session.outbox.received, pair.session.outbox.done) == (2, 1)
     assert pair.handle(pair.client) == [2]
-    assert kinds(pair.from_client()) == [Kind.ACK]  # and it is lost
+    assert kinds(pair.from_client()) == [FrameKind.ACK]  # and it is lost
     pair.settle()
     assert pair.session.outbox.done == 2
 
@@ -132,7 +132,7 @@ def test_a_welcome_that_comes_twice_begins_nothing_anew() -> None:
     sent = pair.from_server()
     pair.to_client(*sent)
     pair.to_client(sent[0])
-    assert frames.kind_of(sent[0]) is Kind.WELCOME
+    assert frames.kind_of(sent[0]) is FrameKind.WELCOME
     assert pair.handle(pair.client) == [1]
     pair.answer(2)
     assert pair.settle()[1] == [2]
@@ -155,7 +155,7 @@ def test_what_a_dead_server_confirmed_comes_too_late() -> None:
     pair.to_server(*pair.from_client())
     assert pair.handle(pair.server) == [2]
     late = pair.from_server()
-    assert Kind.ACK in kinds(late)
+    assert FrameKind.ACK in kinds(late)
     pair.server = pair.another()
     pair.connect()
     pair.to_server(*pair.from_client())
@@ -173,7 +173,7 @@ def test_what_a_dead_server_sent_comes_too_late() -> None:
     pair.settle(1.0)
     pair.answer(100)
     late = pair.from_server()
-    assert kinds(late) == [Kind.EVENTS]
+    assert kinds(late) == [FrameKind.EVENTS]
     pair.server = pair.another()
     pair.connect()
     pair.to_server(*pair.from_client())
@@ -189,7 +189,7 @@ def test_a_late_farewell_does_not_end_the_next_connection() -> None:
     pair.server.queue_bye("closed")
     pair.to_client(*pair.from_server())
     late = pair.from_client()
-    assert kinds(late) == [Kind.BYE]
+    assert kinds(late) == [FrameKind.BYE]
     pair.server = pair.another()
     pair.connect()
     pair.settle(1.0)
@@ -232,9 +232,9 @@ def test_a_session_is_not_forgotten_before_its_events_were_handled() -> None:
 def test_a_client_that_waits_for_a_welcome_rests() -> None:
     pair = met()
     pair.emit(2)
-    pair.to_client(frames.head(Kind.IDENTIFY))
+    pair.to_client(frames.head(FrameKind.IDENTIFY))
     assert pair.client.state is ConnectionState.HELLO_SENT
-    assert kinds(pair.from_client()) == [Kind.HELLO]
+    assert kinds(pair.from_client()) == [FrameKind.HELLO]
     assert not pair.client.has_sendable_events()
     for _ in range(50):
         due = pair.client.handle_timeouts(pair.now)

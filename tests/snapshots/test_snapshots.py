@@ -162,7 +162,7 @@ def _environment(runtime_dir: Path) -> dict[str, str]:
 def test_frames() -> None:
     lines = [f"{label:28} {frame.hex(' ', -4)}" for label, frame in _frames()]
     kinds = {int(kind) for line in lines for kind in re.findall(r"^\w+ (\d+)", line)}
-    assert kinds == set(map(int, frames.Kind)), "each kind has a frame here"
+    assert kinds == set(map(int, frames.FrameKind)), "each kind has a frame here"
     expect("frames.txt", lines)
 
 
@@ -179,19 +179,19 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "events 1, redelivered", codec.join(frames.events_head(3, 7, 1, redelivered=True), [one])
     yield "events 1, at most once", codec.join(frames.events_head(3, 0, 1), [one])
     yield "events 1, acknowledging", frames.with_ack(events, 9, 8)
-    yield "ack 2", frames.pack_numbers(frames.Kind.ACK, 3, 9, 8)
-    yield "resume 3", frames.pack_numbers(frames.Kind.RESUME, 3, 9, 8)
-    yield "ping 4", frames.pack_numbers(frames.Kind.PING, 3, 7)
-    yield "identify 5", frames.head(frames.Kind.IDENTIFY)
+    yield "ack 2", frames.pack_numbers(frames.FrameKind.ACK, 3, 9, 8)
+    yield "resume 3", frames.pack_numbers(frames.FrameKind.RESUME, 3, 9, 8)
+    yield "ping 4", frames.pack_numbers(frames.FrameKind.PING, 3, 7)
+    yield "identify 5", frames.head(frames.FrameKind.IDENTIFY)
     yield "hello 6", frames.pack(frames.Hello(session, 3, instance, 5, 7, 9, "msgpack", 1 << 20, 2))
     yield "welcome 7", frames.pack(frames.Welcome(instance, 3, 7, 6, True, 1 << 20, 10.0, 1))
     yield "refuse 8", frames.pack(frames.Refuse("key", "detail", b"about"))
     yield "bye 9", frames.pack(frames.Bye("closed", 3))
-    yield "cancel 10", frames.pack_numbers(frames.Kind.CANCEL, 3, 4)
-    yield "auth_request 11", secret.sign(frames.Kind.AUTH_REQUEST, session)
-    yield "auth_accept 12", secret.sign(frames.Kind.AUTH_ACCEPT, session + number)
-    yield "authenticated 13", channel.wrap(frames.pack_numbers(frames.Kind.ACK, 3, 9, 8))
-    yield "unknown_channel 14", secret.sign(frames.Kind.UNKNOWN_CHANNEL, session[:8])
+    yield "cancel 10", frames.pack_numbers(frames.FrameKind.CANCEL, 3, 4)
+    yield "auth_request 11", secret.sign(frames.FrameKind.AUTH_REQUEST, session)
+    yield "auth_accept 12", secret.sign(frames.FrameKind.AUTH_ACCEPT, session + number)
+    yield "authenticated 13", channel.wrap(frames.pack_numbers(frames.FrameKind.ACK, 3, 9, 8))
+    yield "unknown_channel 14", secret.sign(frames.FrameKind.UNKNOWN_CHANNEL, session[:8])
 
 
 def test_reserved_event_names() -> None:

@@ -14,7 +14,7 @@ from doorman._scheduler.lifecycle import HelloReceived, ManagerClosed, Phase, Pr
 from doorman._scheduler.output import Outputs
 from doorman._scheduler.run_queue import RunQueue
 from doorman._scheduler.supervisor import Supervisor
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman.errors import LaunchRefused
 from doorman.identity import Credential, Identity
 from doorman.journal.journal import Journal
@@ -272,7 +272,7 @@ class _Recorder(Recorder):
     def place_of(self, attempt: Attempt) -> str | None:
         return attempt.id if attempt.task.detach else None
 
-    def read_files(self, attempt: Attempt) -> tuple[Outcome | None, Exited | None]:
+    def read_files(self, attempt: Attempt) -> tuple[TaskOutcome | None, Exited | None]:
         return self.world.outcome_files.get(attempt.id), self.world.end_files.get(attempt.id)
 
     def remove_files(self, attempt: Attempt) -> None:

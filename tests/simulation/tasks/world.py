@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-from doorman._worker.outcome import Outcome
+from doorman._worker.outcome import TaskOutcome
 from doorman.errors import JournalError
 from doorman.identity import NODE_ID, Identity, boot_id
 from doorman.journal import records
@@ -21,7 +21,7 @@ from doorman.states import State
 __all__ = ["Handle", "Journal", "ManagerKilled", "Message", "Process", "Violation", "World", "identity_of"]
 
 VALUES = [pickle.dumps(value) for value in range(10)]
-RAISED = Outcome(None, None, "the user's code raised")
+RAISED = TaskOutcome(None, None, "the user's code raised")
 DELAYS = (0.0, 0.001, 0.01, 0.1, 0.4, 2.0)
 """Seconds that a message, a report or a step of a process may take."""
 GO_TIMEOUT_S = 30.0
@@ -50,7 +50,7 @@ class World:
         self.processes: dict[str, Process] = {}
         """By attempt; without those that have ended and been reported."""
         self.handles: set[Handle] = set()
-        self.outcome_files: dict[str, Outcome] = {}
+        self.outcome_files: dict[str, TaskOutcome] = {}
         self.end_files: dict[str, Exited] = {}
         self.generation = 0
         """Number of the present manager."""
@@ -141,7 +141,9 @@ class World:
 class Message:
     """Something a process sends to its manager."""
 
-    def __init__(self, kind: str, process: Process, *, stranger: bool = False, outcome: Outcome | None = None) -> None:
+    def __init__(
+        self, kind: str, process: Process, *, stranger: bool = False, outcome: TaskOutcome | None = None
+    ) -> None:
         self.kind, self.process, self.stranger, self.outcome = kind, process, stranger, outcome
         self.attempt = process.attempt
         self.id = f"{'stranger' if stranger else 'client'}-{process.pid}"
@@ -158,7 +160,7 @@ class Process:
         self.alive = True
         self.told: str | None = None
         """The answer to its hello."""
-        self.outcome: Outcome | None = None
+        self.outcome: TaskOutcome | None = None
         self.acknowledged = False
         self.exit: tuple[int | None, int | None] | None = None
         pick = world.random.random()
@@ -223,7 +225,7 @@ class Process:
             self.end(self.world.random.choice([0, 0, 3]), None)
         else:
             value = VALUES[self.pid % len(VALUES)]
-            self.outcome = RAISED if self.life == "raises" else Outcome(value)
+            self.outcome = RAISED if self.life == "raises" else TaskOutcome(value)
             if self.detach:
                 self.world.outcome_files[self.attempt] = self.outcome
             self.world.send(Message("result", self, outcome=self.outcome))
