@@ -63,7 +63,7 @@ class Attempt:
     own: Process | None = None
     """The task's process where that is not what was launched."""
     hellos: deque[HelloReceived] = field(default_factory=lambda: deque(maxlen=EARLY))
-    """Hellos that came before the launcher's report of the process. Anybody may have sent them."""
+    """Hellos that arrived before the launcher's report of the process. Any peer may have sent them."""
     identity: Identity | None = None
     """The process that was proven to be the task's."""
     proven_at: float = 0.0

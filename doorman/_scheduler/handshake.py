@@ -126,7 +126,7 @@ class Handshake:
             proven = self._answered(attempt, hello, signature, event.sender)
         except IdentityRefused as error:
             self.refused[error.reason.value] += 1
-        except (ValueError, TypeError, AttributeError):  # Anybody may have sent anything.
+        except (ValueError, TypeError, AttributeError):  # Any peer may have sent anything.
             self.refused[Refusal.MALFORMED.value] += 1
         else:
             self._supervisor.handle(attempt, proven)

@@ -110,7 +110,7 @@ class LaunchInvalid(msgspec.Struct, frozen=True):
 
 
 class HelloReceived(msgspec.Struct, frozen=True):
-    """A process claims to be this attempt's. Anybody may have sent it."""
+    """A process claims to be this attempt's. Any peer may have sent it."""
 
     hello: Any
     sender: Any
@@ -655,7 +655,7 @@ def _verdict(attempt: Attempt) -> tuple[State, Any, BaseException | None]:
     lost = attempt.stopping is None and _exit_unknown(attempt)
     detail = "it ended with its manager or while there was none" if lost and attempt.abandoned else ""
     died = attempt.error or WorkerDied(attempt.pid, exit_code, number, detail)
-    # Nobody can know how a process ended that was abandoned by its manager: it may be tried again if retries are left.
+    # How an abandoned process ended is unknown: the task may be tried again if retries are left.
     retried = attempt.abandoned and attempt.number <= attempt.task.retries
     return State.LOST if lost and not retried else State.FAILED, None, died
 

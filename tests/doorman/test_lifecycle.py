@@ -422,7 +422,7 @@ def test_the_files_of_a_detached_process_are_read_once_more_before_it_is_given_u
 
 
 def replayed(*events: Any, **policy: Any) -> Attempt:
-    """Return an attempt of an earlier manager as its journal tells of it."""
+    """Return an attempt of an earlier manager from its journal."""
     return made(*events, adopted=True, **policy)
 
 

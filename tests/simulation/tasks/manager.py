@@ -221,7 +221,7 @@ class _Handshake:
         self._supervisor.handle(attempt, Proven(identity, message, launched=held))  # type: ignore[arg-type]
 
     def _result(self, attempt: Attempt | None, message: Message) -> None:
-        """Hand a result over. It is acknowledged unless the manager dies meanwhile."""
+        """Hand a result over. It is acknowledged unless the manager dies first."""
         world, outcome = self._world, message.outcome
         assert outcome is not None
         if attempt is not None and attempt.identity is not None:

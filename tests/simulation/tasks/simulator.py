@@ -180,7 +180,7 @@ class _History:
         manager.check_empty()
         world.now += 3600
         world.happen()
-        # Without inodes an adopted process that does not prove itself anew is left alone.
+        # Without inodes an adopted process that does not prove itself again is left alone.
         alive = [
             process for process in world.processes.values() if process.alive and (world.inodes or not process.detach)
         ]

@@ -147,7 +147,7 @@ class Message:
         self.kind, self.process, self.stranger, self.outcome = kind, process, stranger, outcome
         self.attempt = process.attempt
         self.id = f"{'stranger' if stranger else 'client'}-{process.pid}"
-        """Of its sender: another one for whoever repeats an overheard hello."""
+        """Session id of the sender; a peer that replays an overheard hello has another one."""
 
 
 class Process:
@@ -394,7 +394,7 @@ class Journal:
     def _check_gone(self, attempt: str | None) -> None:
         process = self._world.processes.get(attempt or "")
         at_work = process is not None and process.alive and process.told == "go"
-        # Without inodes an adopted process that does not prove itself anew is left alone.
+        # Without inodes an adopted process that does not prove itself again is left alone.
         self._world.check(not (at_work and self._world.inodes), "no user code goes on behind the end", attempt)
 
     def entries(self) -> tuple[records.Entry, ...]:
