@@ -38,6 +38,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,44 +46,13 @@ if TYPE_CHECKING:
 
     from remit.event import Event
 
-__all__ = [
-    "BadLocation",
-    "CodecError",
-    "DeadLetter",
-    "EmitError",
-    "EmitTimeout",
-    "ForkedLinkError",
-    "FrameTooLarge",
-    "LinkClosed",
-    "LocationError",
-    "LocationInUse",
-    "NoListener",
-    "PairBusy",
-    "PeerLost",
-    "PluginError",
-    "ProtocolError",
-    "QueueFull",
-    "ReentrantTick",
-    "RemitError",
-    "RequestError",
-    "RequestFailed",
-    "RequestTimeout",
-    "SchemeClaimedTwice",
-    "SessionRefused",
-    "SignalTimeout",
-    "TransportBroken",
-    "TransportError",
-    "TransportNotInstalled",
-    "Undelivered",
-    "UnknownLocation",
-    "UnknownOption",
-    "WouldDeadlock",
-    "WrongThreadError",
-]
-
 
 class RemitError(Exception):
     """Base of all exceptions that Remit raises."""
+
+    # Pickled without a call of the constructor, whose arguments are not the text in `args`.
+    def __reduce__(self) -> tuple[object, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class LocationError(RemitError, ValueError):
@@ -217,10 +187,6 @@ class RequestFailed(RequestError):
         """Type of the remote exception, such as ``builtins.ZeroDivisionError``."""
         self.message = message
         self.traceback = traceback
-
-    # Exceptions are pickled by their args, which here are the message alone.
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.type_name, self.message, self.traceback)
 
 
 class DeadLetter(RequestFailed):

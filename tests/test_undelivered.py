@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import pytest
@@ -9,13 +10,17 @@ from internals import client_io
 from ticking import closing
 from waiting import DEADLINE, tick_until, wait_until
 
-from remit import Client, Location, Server
+from remit import Client, Event, Location, Server
 from remit.errors import (
     CodecError,
+    DeadLetter,
     EmitTimeout,
     FrameTooLarge,
     LinkClosed,
+    ProtocolError,
     QueueFull,
+    RemitError,
+    SessionRefused,
     Undelivered,
     WouldDeadlock,
 )
@@ -35,6 +40,23 @@ def test_leaving_without_a_server_raises_what_was_lost(location: Location) -> No
     client.close()
     with pytest.raises(LinkClosed):
         client.emit("late")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Undelivered([Event("lost", (1,))], why="no server"),
+        DeadLetter("builtins.ValueError", "x", "trace"),
+        SessionRefused("key", "another key"),
+        ProtocolError("length", "3"),
+        EmitTimeout("full"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_pickling(error: RemitError) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_an_exception_on_its_way_is_not_masked(location: Location) -> None:
