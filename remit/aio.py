@@ -1,7 +1,7 @@
 """`AsyncClient` and `AsyncServer`: client and server with awaitable methods, for asyncio.
 
-A thread pumps each link, and the event loop runs the listeners. So no receive of a transport is ever awaited or
-cancelled: cancelling a wait loses no event.
+A thread pumps each link, and the event loop runs the listeners. The receive of a transport is never awaited, so a
+cancellation loses no event.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeVar
 
 from remit._io.send_queue import WouldBlock
 from remit._patterns.pubsub import Subscription
 from remit.client import Client
-from remit.errors import Undelivered
 from remit.location import Location
 from remit.server import Server
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 __all__ = ["AsyncClient", "AsyncServer"]
+
+T = TypeVar("T")
 
 
 class AsyncClient:
@@ -45,12 +43,11 @@ class AsyncClient:
 
     async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
-        # Of this thread only: a thread of the executor may wait for room.
         self._forbid_waiting()
         try:
             self._client.emit(name, *args, **kwargs)
         except WouldBlock:
-            # In a thread, which a cancellation does not stop: the event is then queued all the same.
+            # A thread of the executor may wait. A cancellation does not stop it: the event is queued all the same.
             await self._in_thread(functools.partial(self._client.emit, name, *args, **kwargs))
 
     async def request(
@@ -78,17 +75,15 @@ class AsyncClient:
         """
         gap = None if on_gap is None else self._on_loop(on_gap)
         subscribe = functools.partial(self._client.subscribe, pattern, self._on_loop(listener), on_gap=gap, **options)
-        subscription: Subscription = await self._in_thread(subscribe, Subscription.close)
-        return subscription
+        return await self._in_thread(subscribe, Subscription.close)
 
     def add_listener(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
         """Call ``listener`` on the loop for each such event that the server emits to this client."""
         self._client.add_listener(name, self._on_loop(listener), pass_event=pass_event)
 
     async def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the server has handled all events. Return False after ``timeout`` seconds, or else ``linger``."""
-        flushed: bool = await self._in_thread(functools.partial(self._client.flush, timeout))
-        return flushed
+        """Wait until the server has handled all events; return False after ``timeout`` seconds, or else ``linger``."""
+        return await self._in_thread(functools.partial(self._client.flush, timeout))
 
     def stats(self) -> dict[str, int]:
         """Return the counters of `Client.stats`."""
@@ -102,22 +97,15 @@ class AsyncClient:
         self._loop = asyncio.get_running_loop()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self.aclose()
-        except Undelivered as lost:
-            if error is None:
-                raise
-            error.add_note(f"and while leaving the client: {lost}")
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._in_thread(functools.partial(self._client.__exit__, *raised))
 
     def _forbid_waiting(self) -> None:
-        """Have `Client.emit` raise WouldBlock in this thread instead of waiting for room."""
+        """Make `Client.emit` raise WouldBlock in this thread instead of waiting for room in the queue."""
         (self._client._io or self._client._open()).send_queue.nonblocking_thread = threading.get_ident()
 
-    async def _in_thread(self, call: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
-        """Run a blocking call in a thread. A cancelled wait does not stop it: ``undo`` then gets its result."""
+    async def _in_thread(self, call: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+        """Run a blocking call in a thread. A cancellation does not stop the call: ``undo`` then gets its result."""
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(None, call)
 
@@ -165,9 +153,7 @@ class AsyncServer(Server):
         self._serving = asyncio.get_running_loop().create_task(self.serve())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self, linger: float | None = None) -> None:

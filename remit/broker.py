@@ -6,7 +6,6 @@ import time
 from typing import Any, Final
 
 from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
-from remit.errors import LinkClosed
 from remit.listeners import OnError
 from remit.location import Location
 from remit.options import check_count, check_seconds
@@ -16,9 +15,6 @@ __all__ = ["Broker"]
 
 LEASE_S: Final = 10.0
 """Seconds of silence after which a worker is considered dead."""
-RUN_WAIT_S: Final = 1.0
-"""Longest wait between two ticks of `Broker.run`."""
-FOREVER: Final = float("inf")
 
 
 class Broker:
@@ -52,7 +48,6 @@ class Broker:
             max_attempts=max_attempts,
             queue=queue,
         )
-        self._stopping = False
 
     def tick(self) -> int:
         """Handle what has arrived and assign jobs, without waiting; return the number of events handled."""
@@ -71,21 +66,11 @@ class Broker:
 
     def run(self, timeout: float | None = None) -> None:
         """Tick until `stop` or `close` is called, or ``timeout`` seconds have passed."""
-        deadline = FOREVER if timeout is None else time.monotonic() + timeout
-        try:
-            while not self._stopping and (left := deadline - time.monotonic()) > 0:
-                if not self.tick():
-                    self.wait(min(left, RUN_WAIT_S))
-        except LinkClosed:
-            if self.server._is_open:
-                raise
-        finally:
-            self._stopping = False
+        self.server._run(self.tick, self.wait, timeout)
 
     def stop(self) -> None:
         """Make `run` return; if it has not been called yet, the next call returns. Safe from any thread."""
-        self._stopping = True
-        self.server.wake()
+        self.server.stop()
 
     def drain(self, timeout: float) -> bool:
         """Refuse new requests, and tick until all jobs are done; return False after ``timeout`` seconds."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from remit._io.client_io import ClientIO
 from remit._io.exit_flush import register, register_strong, unregister
@@ -26,11 +27,7 @@ from remit.plugins import find_transport
 from remit.transport import register_after_fork
 from remit.transports.authenticated import with_authentication
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 __all__ = ["Client"]
-
 
 SAME_THREAD_WAIT_S: Final = 0.25
 """Longest wait for confirmations in the thread that ticks the server: acknowledgements may be on their way."""
@@ -68,7 +65,8 @@ class Client(ListenerRegistry):
         on_error: OnError | None = None,
     ) -> None:
         super().__init__(on_error)
-        self._given = {
+        self._given: dict[str, Any] = {
+            "codec": codec,
             "delivery": delivery,
             "when_full": when_full,
             "queue": queue,
@@ -81,7 +79,6 @@ class Client(ListenerRegistry):
             "key": key,
             "key_file": key_file,
         }
-        self._given_codec = codec
         self._threaded = threaded
         self._location = resolve(location)
         transport = find_transport(self._location.scheme)
@@ -216,13 +213,9 @@ class Client(ListenerRegistry):
             raise WouldDeadlock(
                 f"this thread ticks the server on {self._location} itself: send the request in another thread"
             )
+        bound = self._options.request_timeout if timeout is None else timeout
         return (self._io or self._open()).request(
-            name,
-            args,
-            kwargs,
-            timeout=self._options.request_timeout if timeout is None else timeout,
-            idempotent=idempotent,
-            on_progress=on_progress,
+            name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
         )
 
     def submit(
@@ -239,13 +232,9 @@ class Client(ListenerRegistry):
 
         Callbacks of the future run on the I/O thread and must be short. Arguments and errors are those of `request`.
         """
+        bound = self._options.request_timeout if timeout is None else timeout
         return (self._io or self._open()).requests.submit(
-            name,
-            args,
-            kwargs,
-            timeout=self._options.request_timeout if timeout is None else timeout,
-            idempotent=idempotent,
-            on_progress=on_progress,
+            name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
         )
 
     # -- receiving ---------------------------------------------------------------------------------------------
@@ -350,13 +339,10 @@ class Client(ListenerRegistry):
         raise undelivered
 
     def __enter__(self) -> Self:
-        if self._io is None:
-            self._open()
+        self._open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except Undelivered as lost:
@@ -365,7 +351,7 @@ class Client(ListenerRegistry):
             error.add_note(f"and while leaving the client: {lost}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._location, self._given_codec, self._threaded, self._given)
+        return functools.partial(type(self), threaded=self._threaded, **self._given), (self._location,)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self.connected else "not connected"
@@ -374,14 +360,7 @@ class Client(ListenerRegistry):
     def _after_fork(self) -> None:
         """In a forked child: open a new connection at the next use. Queued events belong to the parent."""
         # Threads of the parent may hold the locks, and do not exist here.
-        self._renew_lock()
-        self._open_lock = threading.RLock()
+        self._entries_lock, self._open_lock = threading.Lock(), threading.RLock()
         io, self._io = self._io, None
         if io is not None:
             io.abandon()
-
-
-def _rebuild(
-    kind: type[Client], location: Location, codec: str | Codec | None, threaded: bool, given: dict[str, Any]
-) -> Client:
-    return kind(location, codec=codec, threaded=threaded, **given)

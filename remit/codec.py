@@ -49,7 +49,6 @@ class Codec(Protocol):
 class _MsgspecCodec:
     """Base of the codecs of msgspec, whose encoder and decoder are reused."""
 
-    name: str
     _format: str
     _encode: Callable[[Any], bytes]
     _decode: Callable[[bytes | memoryview], list[EventMessage]]
@@ -83,15 +82,13 @@ class MessagePack(_MsgspecCodec):
 
     name = "msgpack"
     _format = "MessagePack"
-
-    def __init__(self) -> None:
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[EventMessage]).decode
+    _encode = msgspec.msgpack.Encoder().encode
+    _decode = msgspec.msgpack.Decoder(list[EventMessage]).decode
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
         """Return ``head`` followed by a MessagePack array of the events."""
-        # The array header is written by hand, so that the events need not be decoded to be encoded as one array.
-        # The shortest of MessagePack's three headers of an array: fixarray, array 16 and array 32.
+        # The header of the array is written by hand, because the events are encoded already: the shortest of fixarray,
+        # array 16 and array 32.
         count = len(events)
         if count < 16:
             prefix = bytes((0x90 | count,))
@@ -107,10 +104,8 @@ class JSON(_MsgspecCodec):
 
     name = "json"
     _format = "JSON"
-
-    def __init__(self) -> None:
-        self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(list[EventMessage]).decode
+    _encode = msgspec.json.Encoder().encode
+    _decode = msgspec.json.Decoder(list[EventMessage]).decode
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
         """Return ``head`` followed by a JSON array of the events."""

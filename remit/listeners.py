@@ -14,7 +14,7 @@ import re
 import threading
 import typing
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -159,8 +159,9 @@ class ListenerRegistry:
         self._entries = tuple(entry for entry in self._entries if id(entry) not in identities)
         self._cache = {}
 
-    def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None:
+    def _dispatch(self, wires: Iterable[EventMessage], sender: Sender | None, redelivered: bool) -> None:
         """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
+        dispatched = 0
         for wire in wires:
             # Read for each event: a listener may have added or removed listeners. Without the lock: entries and cache
             # are replaced, never changed, except for additions to the cache.
@@ -179,7 +180,8 @@ class ListenerRegistry:
                         self._defer(wire.event(sender=sender, redelivered=redelivered), value)
                 except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                     self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
-        self._dispatched += len(wires)
+            dispatched += 1
+        self._dispatched += dispatched
 
     def _defer(self, event: Event, value: Awaitable[Any]) -> None:
         """Have an event loop await ``value``. Without a loop, raise TypeError for a coroutine: it would never run."""
@@ -234,10 +236,6 @@ class ListenerRegistry:
     def _reset_cache(self) -> None:
         with self._entries_lock:
             self._cache = {}
-
-    def _renew_lock(self) -> None:
-        """In a forked child: a thread of the parent may hold the lock."""
-        self._entries_lock = threading.Lock()
 
     def _report_error(self, event: Event, error: Exception) -> None:
         self._errors += 1

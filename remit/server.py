@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,7 +31,7 @@ __all__ = ["Server"]
 MAX_TICK_S: Final = 0.25
 """Seconds after which a tick without ``limit`` returns, although more events keep arriving."""
 RUN_WAIT_S: Final = 1.0
-"""Upper bound of one wait in `Server.run`."""
+"""Upper bound of one wait in `Server.run` and `Broker.run`."""
 FOREVER: Final = float("inf")
 
 
@@ -67,7 +69,7 @@ class Server(ListenerRegistry):
         self._router.request_handlers[SUBSCRIBE] = self._publisher.subscribe
         self._router.session_closed.append(self._publisher.remove_session)
         register_after_fork(self._after_fork)
-        if not _unpickling.active:
+        if not getattr(_unpickling, "active", False):
             self._open()
 
     def _open(self) -> ServerIO:
@@ -86,10 +88,6 @@ class Server(ListenerRegistry):
         if self._io is None and not self._closed:
             self._open()
         return self._location
-
-    @property
-    def _is_open(self) -> bool:
-        return self._io is not None
 
     # -- dispatch ----------------------------------------------------------------------------------------------
 
@@ -115,14 +113,17 @@ class Server(ListenerRegistry):
 
     def run(self, timeout: float | None = None) -> None:
         """Tick for ``timeout`` seconds, or until a listener or another thread calls `stop` or `close`."""
+        self._run(self.tick, self.wait, timeout)
+
+    def _run(self, tick: Callable[[], int], wait: Callable[[float], None], timeout: float | None) -> None:
         deadline = FOREVER if timeout is None else time.monotonic() + timeout
         if self._io is None and not self._closed:
             self._open()
         try:
             while not self._stopping and self._io is not None and (left := deadline - time.monotonic()) > 0:
                 try:
-                    if not self.tick() and not self._stopping:
-                        self.wait(min(left, RUN_WAIT_S))
+                    if not tick() and not self._stopping:
+                        wait(min(left, RUN_WAIT_S))
                 except LinkClosed:
                     if self._io is not None:
                         raise
@@ -178,26 +179,18 @@ class Server(ListenerRegistry):
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
         session, wires, count, redelivered = received
-        if limit is not None and limit < len(wires):
-            rest = wires[limit:]
-            wires = wires[:limit]
-            io.machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
-            count = len(wires) if count else 0
-        before = self._dispatched
+        pending = iter(wires)
         try:
-            self._dispatch(wires, io.sender_of(session), redelivered)
-        except BaseException:
-            # KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
-            done = min(self._dispatched - before + 1, len(wires))
-            if done < len(wires):
-                rest = wires[done:]
+            self._dispatch(itertools.islice(pending, limit), io.sender_of(session), redelivered)
+        finally:
+            # After KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
+            rest = list(pending)
+            if rest:
                 io.machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
+            done = len(wires) - len(rest)
             session.mark_handled(done if count else 0)
             io.machine.writable[session] = None
-            raise
-        session.mark_handled(count)
-        io.machine.writable[session] = None
-        return len(wires)
+        return done
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to the listeners of this server, in this call. It is not sent to clients."""
@@ -290,17 +283,13 @@ class Server(ListenerRegistry):
 
     def _after_fork(self) -> None:
         """In a forked child: replace locks that threads of the parent may hold. The copy refuses to tick."""
-        self._renew_lock()
+        self._entries_lock = threading.Lock()
         self._publisher.lock = threading.Lock()
         if self._io is not None:
             self._io.after_fork()
 
 
-class _Unpickling(threading.local):
-    active = False
-
-
-_unpickling = _Unpickling()
+_unpickling = threading.local()
 
 
 def _reopen(kind: type[Server], location: Location, threaded: bool, given: dict[str, Any]) -> Server:

@@ -31,7 +31,6 @@ from remit.options import check_count, check_seconds
 
 if TYPE_CHECKING:
     import asyncio
-    from types import TracebackType
 
 __all__ = ["CurrentJob", "Worker", "current_job"]
 
@@ -146,11 +145,9 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self.stop()
-        self.client.__exit__(kind, error, trace)
+        self.client.__exit__(*raised)
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
@@ -215,15 +212,14 @@ class Worker:
 
     def _register(self) -> float:
         """Announce the worker and return its lease. Raises NoListener, and what `Client.request` raises."""
-        message = f"the server on {self.client.location} is not a broker: start one with Broker(...) or `remit broker`"
         try:
             lease = self._jobs.announce().result()
-        except NoListener as error:
-            raise NoListener(message) from error
-        try:
             check_seconds("the lease of a broker", lease)
-        except (TypeError, ValueError) as error:
-            raise NoListener(message) from error
+        except (NoListener, TypeError, ValueError) as error:
+            where = self.client.location
+            raise NoListener(
+                f"the server on {where} is not a broker: start one with Broker(...) or `remit broker`"
+            ) from error
         return float(lease)
 
     def _discard_unstarted(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from waiting import tick_until
 
 from remit import Client, Location, Server
+from remit.codec import JSON
 from remit.plugins import find_transport
 
 CHILDREN = 10
@@ -162,7 +163,7 @@ def test_a_client_is_pickled_without_what_it_holds(crossing_location: Location) 
     heard: list[int] = []
     with Server(crossing_location) as server:
         server.add_listener("n", heard.append)
-        with Client(server.location) as client:
+        with Client(server.location, codec=JSON()) as client:
             client.emit("n", 1)
             with pickle.loads(pickle.dumps(client)) as copy:
                 copy.emit("n", 2)

@@ -36,6 +36,27 @@ def test_tick_says_how_many_and_obeys_its_limit(location: Location) -> None:
         assert client.flush()
 
 
+def test_an_interrupted_tick_dispatches_no_event_twice(location: Location) -> None:
+    heard: list[int] = []
+
+    def listen(number: int) -> None:
+        heard.append(number)
+        server.emit("local")  # A dispatch within the dispatch must not count.
+        if number == 5:
+            raise KeyboardInterrupt
+
+    with Server(location) as server, Client(server.location) as client:
+        server.add_listener("n", listen)
+        for number in range(10):
+            client.emit("n", number)
+        wait_until(lambda: (server.tick(limit=0), server.stats()["waiting"] == 10)[1])
+        with pytest.raises(KeyboardInterrupt):
+            server.tick()
+        tick_until(server, lambda: len(heard) >= 10)
+        assert client.flush()
+    assert heard == list(range(10))
+
+
 def test_an_unthreaded_client_sends_at_once(location: Location) -> None:
     heard: list[int] = []
     with Server(location) as server, Client(server.location, threaded=False) as client:
