@@ -16,7 +16,7 @@ from remit.errors import BadLocation, LocationError, UnknownLocation, UnknownOpt
 from remit.location import Location
 from remit.options import nearest, suggest
 from remit.plugins import find_transport, installed_transports
-from remit.runtime_dirs import fresh_name, fresh_path, has_unix_sockets, runtime_folder
+from remit.runtime_dirs import fresh_name, runtime_folder
 
 __all__ = ["private_location", "resolve"]
 
@@ -175,15 +175,15 @@ def private_location(hint: str = "private") -> Location:
     ``hint`` becomes part of a path or prefix. Raises LocationError if the configuration gives no such location.
     """
     base = _configured() or Location(f"{_local_scheme()}://")
-    backend = base.scheme.partition("+")[0]
-    # A path of its own if the transport has files; else its sibling with files; else a free TCP port, a prefix of its
-    # own on the configured backend, or a path below the configured one.
-    if _has_files(base.scheme):
-        return base.replace(path=fresh_path(hint), **_NO_HOST)
-    if base.scheme.endswith("+tcp"):
-        sibling = f"{backend}+ipc"
-        if has_unix_sockets() and sibling in _schemes():
-            return base.replace(scheme=sibling, path=fresh_path(hint), **_NO_HOST)
+    # A new path if the backend has a scheme with files; else a free TCP port, a new prefix on the configured backend,
+    # or a new path beside the configured one.
+    scheme = base.scheme
+    if scheme.endswith("+tcp"):
+        sibling = scheme.removesuffix("tcp") + "ipc"
+        scheme = sibling if sibling in _schemes() else scheme
+    if _has_files(scheme):
+        return base.replace(scheme=scheme, path=str(runtime_folder() / fresh_name(hint)), **_NO_HOST)
+    if scheme.endswith("+tcp"):
         return base.replace(host="127.0.0.1", port=0)
     transport = find_transport(base.scheme)
     if PREFIX in transport.options and (base.host or base.path):
@@ -296,11 +296,10 @@ def _local_scheme() -> str:
     """Return the scheme by which the configured transport connects processes of this host."""
     transport = _chosen_transport()
     if not transport:
-        return LOCAL_SCHEME if has_unix_sockets() else f"{DEFAULT_TRANSPORT}+tcp"
+        return LOCAL_SCHEME
     backend = transport.partition("+")[0]
     schemes = _schemes()
-    choices = (f"{backend}+ipc", transport, f"{backend}+tcp") if has_unix_sockets() else (transport, f"{backend}+tcp")
-    return next((each for each in choices if each in schemes), transport)
+    return next((each for each in (f"{backend}+ipc", transport, f"{backend}+tcp") if each in schemes), transport)
 
 
 def _local_default() -> Location:

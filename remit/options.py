@@ -159,17 +159,12 @@ _READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "codec": partial(read_choice, known=sorted(CODECS)),
     "delivery": partial(read_choice, known=_DELIVERIES),
     "when_full": partial(read_choice, known=_POLICIES),
-    "queue": read_count,
+    **dict.fromkeys(("queue", "window"), read_count),
     "queue_bytes": read_size,
-    "window": read_count,
-    "emit_timeout": read_seconds,
-    "linger": read_seconds,
-    "request_timeout": read_seconds,
+    **dict.fromkeys(("emit_timeout", "linger", "request_timeout", "session_ttl"), read_seconds),
     # With 0, a client would probe its server all the time.
     "heartbeat": partial(read_seconds, above_zero=True),
-    "session_ttl": read_seconds,
-    "key": str,
-    "key_file": str,
+    **dict.fromkeys(("key", "key_file"), str),
 }
 # Keyword arguments are checked by these and not by the readers, so that a wrong type raises TypeError. Codecs and keys
 # are checked where they are used.

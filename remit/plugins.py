@@ -138,14 +138,12 @@ def _load(scheme: str) -> Transport:
     # One manager per scheme, so that a plugin's failure affects no other and one module may provide several schemes.
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
-    if scheme in BUILT_IN:
-        claimant = DISTRIBUTION
-        manager.register(import_module(BUILT_IN[scheme]), name=scheme)
-    else:
-        claimant = _only_claimant(scheme)
+    claimant = DISTRIBUTION if scheme in BUILT_IN else _only_claimant(scheme)
     failure = "cannot be loaded"
     try:
-        if scheme not in BUILT_IN:
+        if scheme in BUILT_IN:
+            manager.register(import_module(BUILT_IN[scheme]), name=scheme)
+        else:
             manager.load_setuptools_entrypoints(hookspecs.GROUP, name=scheme)
             manager.check_pending()
         failure = "failed when asked for it"

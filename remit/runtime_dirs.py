@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import re
-import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,11 +26,6 @@ PART_SUFFIX: Final = ".part"
 _numbers = itertools.count(1)
 
 
-def has_unix_sockets() -> bool:
-    """Return whether this system has Unix sockets, and user ids that own their directory."""
-    return hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
-
-
 def runtime_folder() -> Path:
     """Return a directory that only this user can enter, and create it if it is missing.
 
@@ -50,11 +44,6 @@ def runtime_folder() -> Path:
     if fault := _fault(folder):
         raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a directory of your own")
     return folder
-
-
-def fresh_path(hint: str) -> str:
-    """Return a path that no other call returns, in this or another process."""
-    return str(runtime_folder() / fresh_name(hint))
 
 
 def fresh_name(hint: str) -> str:

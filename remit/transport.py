@@ -204,7 +204,7 @@ the references, since the objects need not be hashable."""
 def register_after_fork(callback: Callable[[], object]) -> None:
     """Call ``callback()`` in each forked child of this process.
 
-    A method's object is referenced weakly: the registration ends with it. Does nothing where there is no fork.
+    A method's object is referenced weakly: the registration ends with it.
     """
     if isinstance(callback, MethodType):
         # No WeakMethod: it is Python code, and the kernel must copy the pages of all code that a child runs first. Its
@@ -215,7 +215,7 @@ def register_after_fork(callback: Callable[[], object]) -> None:
 
         reference = weakref.ref(callback.__self__, remove)
         _methods[id(reference)] = reference, callback.__name__
-    elif hasattr(os, "register_at_fork"):
+    else:
         os.register_at_fork(after_in_child=callback)
 
 
@@ -310,6 +310,8 @@ class Waker:
             os.close(descriptor)
 
 
+MAX_WAIT_S: Final = 24 * 3600.0
+"""Limit of one wait. Python refuses to poll for more than 2**31 ms."""
 MAX_EVENTS: Final = 64
 """Descriptors that one `Poller.poll` returns at most. The others follow in the next call."""
 
@@ -362,6 +364,7 @@ class Poller:
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         """Wait up to ``timeout`` seconds; return the ready descriptors, each with its events."""
+        timeout = min(timeout, MAX_WAIT_S)
         if self._epoll is not None:
             return self._epoll.poll(timeout, MAX_EVENTS)
         return self._poll.poll(timeout * 1000)

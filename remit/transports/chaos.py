@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from remit.errors import TransportError
-from remit.location import Location, read_seconds
+from remit.location import Location, read_count, read_seconds
 from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Transport, Up, Wakeable
 
 
@@ -291,13 +291,6 @@ class ChaosServerLink(ChaosLink):
         return Sent.ACCEPTED
 
 
-def read_seed(text: str) -> int:
-    """Read a whole number from 0. Raises ValueError."""
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"not a whole number from 0: {text!r}")
-    return int(text)
-
-
 def read_probability(text: str) -> float:
     """Read a number from 0 to 1. Raises ValueError."""
     probability = float(text)
@@ -307,7 +300,7 @@ def read_probability(text: str) -> float:
 
 
 OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "seed": read_seed,
+    "seed": partial(read_count, least=0),
     "loss": read_probability,
     "duplication": read_probability,
     "reorder": read_probability,

@@ -13,6 +13,7 @@ from typing import Any, Final
 from remit.errors import BadLocation, LocationInUse
 from remit.location import Location, read_count, read_size
 from remit.transport import (
+    MAX_WAIT_S,
     SERVER,
     Arrival,
     Capabilities,
@@ -33,8 +34,6 @@ MAX_FRAME: Final = 16 * 1024 * 1024
 """Default of the option ``max_frame``, in bytes."""
 CAPACITY_FRAMES: Final = 1024
 """Default of the option ``capacity``: frames queued in one direction of a connection."""
-MAX_WAIT_S: Final = 24 * 3600.0
-"""Limit of one wait. Python refuses to poll for more than 2**31 ms."""
 
 _TOKENS = itertools.count(1)
 _HUBS: dict[str, _Hub] = {}
@@ -131,11 +130,6 @@ class MemoryLink(OwnedLink):
                 self._leave_hub(_HUBS[self.name])
         self._waker.close()
 
-    def _discard(self) -> None:
-        """Close a link that is in no hub."""
-        self._ending()
-        self._waker.close()
-
     # -- called with the lock held -------------------------------------------------------------------------------
 
     def enqueue(self, arrival: Arrival, route: _Route | None = None) -> None:
@@ -204,7 +198,7 @@ class MemoryTransport:
                 for client in hub.clients:
                     link.connect_client(client)
                 return link
-        link._discard()
+        link._waker.close()
         raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
 
     def connect(self, location: Location) -> MemoryLink:

@@ -203,8 +203,6 @@ class Stream:
         self._unsent.clear()
 
 
-MAX_WAIT_S: Final = 24 * 3600.0
-"""Limit of one wait. Python refuses to poll for more than 2**31 ms."""
 FIRST_READ_BYTES: Final = 16 * 1024
 """Size of the read buffer until one read fills it. Most links receive little and need no more memory."""
 READ_BYTES: Final = 256 * 1024
@@ -245,7 +243,7 @@ class StreamLink(OwnedLink):
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Wait up to ``timeout`` seconds for an arrival, room to send, or ``waker``."""
         self._check()
-        deadline = time.monotonic() + max(0.0, min(timeout, MAX_WAIT_S))
+        deadline = time.monotonic() + timeout
         try:
             self._poller.watch_waker(waker)
             while not self._arrivals:
