@@ -1,4 +1,4 @@
-"""A manager without processes: each task runs in the calling process, one after the other."""
+"""A manager without processes, which runs tasks one after the other in the calling process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import IO, Any, Final, TypeAlias
 
-from doorman._scheduler.base_manager import BaseManager, check_listeners
+from doorman._scheduler.base_manager import BaseManager
 from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_streamed
 from doorman._scheduler.run_queue import RunQueue
 from doorman.current import CurrentTask, task_context
@@ -25,7 +25,7 @@ from doorman.launcher.process_exit import exit_code
 from doorman.progress import Progress
 from doorman.rules import Rule
 from doorman.states import State
-from doorman.task import OnOutput, OnProgress, Task
+from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Server
 from remit.errors import ReentrantTick
 
@@ -33,14 +33,14 @@ __all__ = ["SynchronousManager"]
 
 STREAMS: Final = ("stdout", "stderr")
 READ_BYTES: Final = 64 * 1024
-RETRY_INTERVAL_S: Final = 0.01  # nothing wakes the wait when a rule or condition begins to allow a task
-EXIT_NOT_FOUND: Final = 127  # by the convention of shells
+RETRY_INTERVAL_S: Final = 0.01  # Nothing reports that a rule or a condition begins to allow a task.
+EXIT_NOT_FOUND: Final = 127  # By the convention of shells.
 _End: TypeAlias = tuple[State, Any, BaseException | None]
 
 
 @contextlib.contextmanager
 def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
-    """Capture the output of a block, if the task's is streamed, and deliver its lines at the end of the block."""
+    """Capture the output of a block if the task is streamed, and deliver its lines at the end of the block."""
     if not is_streamed(task, listener):
         yield
         return
@@ -62,7 +62,7 @@ def capture_output(task: Task, listener: OnOutput | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _redirected(name: str, descriptor: int, to: int) -> Iterator[None]:
-    # The descriptor is for the writes of C code and programs, the stream for those of Python.
+    # C code and programs write to the descriptor, Python code to the stream.
     before = getattr(sys, name)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # There may be no stream, or a closed one.
         before.flush()
@@ -153,6 +153,7 @@ class SynchronousManager(BaseManager):
 
     def tick(self) -> bool:
         """Run every waiting task that may start; True while any waits. Raises ReentrantTick in a task."""
+        self._check_loop_turn()
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         self.server.tick()
@@ -167,7 +168,7 @@ class SynchronousManager(BaseManager):
                     self._run_task(queued.task)
                     self._release_dependents()
         self._release_dependents()
-        for task in self.waiting:  # Those that may not start now can be cancelled all the same.
+        for task in self.waiting:  # A task that may not start now can be cancelled.
             self._still_wanted(task)
         return self.busy
 
@@ -207,7 +208,7 @@ class SynchronousManager(BaseManager):
         task.attempt += 1
         task.identity = own_identity(f"{task.id}.{task.attempt}")
         task._set_state(State.RUNNING)
-        # This is the end of the task if the caller is interrupted, as by Ctrl-C.
+        # The end of the task if the caller is interrupted, as by Ctrl-C.
         end: _End = (State.CANCELLED, None, None)
         try:
             with capture_output(task, self._on_output):

@@ -43,8 +43,8 @@ _numbers = itertools.count(1)
 class Task:
     """A callable with its arguments, run once in a process of its own.
 
-    ``Task(resize, "a.png", expires_in=30.0)`` calls ``resize("a.png")``; keyword arguments for the callable go into
-    ``kwargs``. `Task.command` runs a program instead.
+    ``Task(resize, "a.png", expires_in=30.0)`` calls ``resize("a.png")``; ``kwargs`` are keyword arguments of the
+    callable. `Task.command` runs a program instead.
 
     name -- shown in tables and log files; default: the callable's name
     handler -- tasks with the same handler are siblings; default: the callable's module and qualified name
@@ -104,27 +104,29 @@ class Task:
             raise ValueError(
                 "a detached process outlives the pipes of its manager: give the manager a log_path instead"
             )
-        check_listeners(on_output=on_output, on_progress=on_progress)
+        if expires_in is not None and not expires_in > 0:
+            raise ValueError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority is a whole number, not {priority!r}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
+        check_listeners(on_output=on_output, on_progress=on_progress, can_run=can_run, cancel_when=cancel_when)
         self.fn, self.args, self.kwargs = fn, args, dict(kwargs or {})
         self.argv: tuple[str, ...] = ()
         self.id = f"{next(_numbers)}"  # unique in this process: names and handlers are not
         self.name = name or str(getattr(_innermost(fn), "__name__", type(fn).__name__))
         self.handler = handler or _handler_of(fn)
-        self.expires_in = _seconds(expires_in)
-        self.ignores_rules = ignores_rules
-        self.stops_siblings = stops_siblings
-        self.can_run = _question("can_run", can_run)
-        self.cancel_when = _question("cancel_when", cancel_when)
-        self.retries = retries
-        self.backoff, self.restart, self.intensity = backoff, restart, intensity
-        self.priority = _priority(priority)
-        self.after = _tasks(after)
-        self.limits = _limits(limits)
-        self.detach = detach
+        self.expires_in, self.priority, self.after, self.limits = expires_in, priority, _tasks(after), limits
+        self.ignores_rules, self.stops_siblings, self.detach = ignores_rules, stops_siblings, detach
+        self.can_run, self.cancel_when = can_run, cancel_when
+        self.retries, self.backoff, self.restart, self.intensity = retries, backoff, restart, intensity
         self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
         self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
-        self.env = None if env is None else _environment(env)
+        for variable, value in (env or {}).items():
+            if not isinstance(variable, str) or not isinstance(value, str):
+                raise TypeError(f"the environment of a process maps strings to strings, not {variable!r}: {value!r}")
+        self.env = None if env is None else dict(env)
 
         self.state = State.WAITING
         self.identity: Identity | None = None
@@ -203,13 +205,13 @@ class Task:
         return self.result()
 
     def cancel(self) -> bool:
-        """Remove it if it waits, stop it if it runs; False if it has finished."""
+        """Remove the task if it waits, stop it if it runs; False if it has finished."""
         return self._manager is not None and self._manager.cancel(self)
 
     def stop(self, *, kill: bool = False) -> bool:
         """Like `cancel`; with ``kill`` a verified process gets SIGKILL, and the task fails for good: WorkerDied."""
         if kill and self.identity is not None and not self.done():
-            # The open fails if the process has just exited; then this is a cancel.
+            # open() fails if the process has just exited; then this is a cancel.
             with contextlib.suppress(IdentityRefused), self.identity.open() as process:
                 self._killed = True
                 return process.signal_group(signal.SIGKILL)
@@ -239,11 +241,11 @@ class Task:
         return call
 
     def _release(self, call: bytes | None = None) -> None:
-        """Undo `_adopt`. The next manager gets ``call``: arguments are those of the first add; None: pickle again."""
+        """Undo `_adopt`. The next `_adopt` returns ``call``, or pickles the task again if it is None."""
         self._manager, self._call = None, call
 
     def _set_state(self, state: State) -> None:
-        """Change the state; the only place that does."""
+        """Change the state. Only this method does."""
         if state not in WAYS[self.state]:
             raise AssertionError(f"a task cannot go from {self.state} to {state}")
         self.state = state
@@ -251,7 +253,7 @@ class Task:
             self._started, self._ended = time.monotonic(), None
         elif state in ENDED:
             self._ended = time.monotonic()
-        if self._future is not None:  # Another thread may bind one just now: it then reads the new state itself.
+        if self._future is not None:  # A thread that creates one just now reads the new state itself.
             self._future._update()
 
     def _set_started(self, moment: float) -> None:
@@ -264,7 +266,7 @@ class Task:
         return self._killed
 
     def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
-        """Return to WAITING, for another attempt ``delay`` seconds after one with this end."""
+        """Return to WAITING after an attempt with this end; the next one starts after ``delay`` seconds."""
         self.identity = None
         self._set_state(State.WAITING)
 
@@ -283,7 +285,7 @@ class Task:
             callback(self)
 
     def _on_done(self, callback: Callable[[Self], object]) -> None:
-        """Call ``callback(task)`` at its end, or now if it has finished. It must not raise."""
+        """Call ``callback(task)`` when the task ends, or now if it has. The callback must not raise."""
         if self.done():
             callback(self)
         else:
@@ -340,36 +342,12 @@ def _depends(task: Task, other: Task) -> bool:
 
 
 def check_listeners(**listeners: Callable[..., object] | None) -> None:
-    """Raise TypeError unless each listener is None or a plain function."""
+    """Raise TypeError unless each listener or condition is None or a plain function."""
     for name, listener in listeners.items():
         if listener is not None and not callable(listener):
             raise TypeError(f"{name} is called, but {listener!r} cannot be")
         if inspect.iscoroutinefunction(listener):
             raise TypeError(f"{name} is called in a tick, so it must be a plain function; it may start an asyncio task")
-
-
-def _seconds(expires_in: float | None) -> float | None:
-    if expires_in is not None and not expires_in > 0:
-        raise ValueError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
-    return expires_in
-
-
-def _question(name: str, function: Callable[[], bool] | None) -> Callable[[], bool] | None:
-    if function is not None and not callable(function):
-        raise TypeError(f"{name} is a function, but {function!r} cannot be called")
-    return function
-
-
-def _priority(priority: object) -> int:
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise TypeError(f"priority is a whole number, not {priority!r}")
-    return priority
-
-
-def _limits(limits: object) -> Limits | None:
-    if limits is not None and not isinstance(limits, Limits):
-        raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
-    return limits
 
 
 def _tasks(after: object) -> tuple[Task, ...]:
@@ -400,12 +378,5 @@ def _words(words: Sequence[str | os.PathLike[str]], what: str, example: str) -> 
     return tuple(os.fspath(word) for word in read)
 
 
-def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    for name, value in env.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"the environment of a process maps strings to strings, not {name!r}: {value!r}")
-    return dict(env)
-
-
 def _nothing() -> None:
-    """Stand in for the callable of a command, which has none."""
+    """Do nothing: the callable of a command."""

@@ -53,6 +53,17 @@ def script(folder: Path, text: str, argument: object) -> str:
 # -- making one ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["can_run", "cancel_when"])
+def test_a_condition_is_a_plain_function(name):
+    async def later() -> bool:
+        return False  # never asked: the coroutine would count as True
+
+    with pytest.raises(TypeError, match=f"{name} is called, but 'no function' cannot be"):
+        Task(print, **{name: "no function"})
+    with pytest.raises(TypeError, match=f"{name} is called in a tick, so it must be a plain function"):
+        Task(print, **{name: later})
+
+
 def test_a_new_task_waits_and_has_no_process():
     task = Task(len, "abc")
     assert task.state is State.WAITING

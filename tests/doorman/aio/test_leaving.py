@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from doorman import ProcessManager, Rule, State, Task, current_task
+from doorman import ProcessManager, Rule, State, SynchronousManager, Task, current_task
 from doorman.errors import TaskCancelled
 
 
@@ -108,9 +108,10 @@ def test_what_a_tick_raises_while_the_block_is_left_leaves_no_process(run, place
     assert tasks[0].state is State.CANCELLED
 
 
-def test_what_would_stop_the_loop_is_refused(place):
+@pytest.mark.parametrize("make", [ProcessManager, lambda _place: SynchronousManager()])
+def test_what_would_stop_the_loop_is_refused(place, make):
     async def main() -> None:
-        async with ProcessManager(place) as manager:
+        async with make(place) as manager:
             task = manager.add_task(Task(pow, 2, 3))
             with pytest.raises(RuntimeError, match="await"):
                 task.result()
