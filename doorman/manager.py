@@ -1,4 +1,4 @@
-"""The manager that runs each task in a child process: `tick` handles events, ends attempts and starts tasks."""
+"""The manager that runs each task in a child process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from doorman._scheduler.attempt import Timeouts
-from doorman._scheduler.base_manager import BaseManager, check_listeners
+from doorman._scheduler.base_manager import BaseManager
 from doorman._scheduler.handshake import Handshake
 from doorman._scheduler.lifecycle import ManagerClosed, ManagerClosing, step
 from doorman._scheduler.output import Logs, Streams
@@ -22,27 +22,27 @@ from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
 from doorman.launcher import Launcher
 from doorman.launcher.zygote import ZygoteLauncher
-from doorman.load import SAMPLE_INTERVAL_S
 from doorman.rules import Rule
-from doorman.task import OnOutput, OnProgress, Task
+from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Location, Server
 from remit.config import resolve
 from remit.errors import ReentrantTick
 from remit.plugins import find_transport
 
-__all__ = ["ProcessManager", "opened"]
+__all__ = ["ProcessManager"]
+
+GRACE: Final = 3.0
+"""Seconds between SIGTERM and SIGKILL."""
+HELLO_TIMEOUT: Final = 30.0
+"""Seconds between the launch of a process and its proof."""
+KILL_TIMEOUT_S: Final = 5.0
+"""Seconds that close() waits after the grace period for the processes that it has killed."""
 
 
-def opened(
-    location: str | Location | Server | None,
-    launcher: Launcher | None,
-    preload: Sequence[str],
-    recorder: Recorder,
+def _open(
+    location: str | Location | Server | None, launcher: Launcher | None, preload: Sequence[str], recorder: Recorder
 ) -> tuple[Launcher, Server]:
-    """Return the launcher and the server of a manager; if it raises, nothing is left open.
-
-    Raises ValueError, LocationError, PluginError.
-    """
+    """Return the launcher and the server of a manager. Close both if an error is raised."""
     with contextlib.ExitStack() as undone:
         undone.callback(recorder.close)
         where = _place(location, recorder)
@@ -71,16 +71,8 @@ def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:
     return zygote
 
 
-GRACE: Final = 3.0
-"""Seconds between SIGTERM and SIGKILL."""
-HELLO_TIMEOUT: Final = 30.0
-"""Seconds within which a process must have proven that it is its task's."""
-KILL_TIMEOUT_S: Final = 5.0
-"""Seconds that close() waits beyond the grace for processes that it has killed."""
-
-
 class ProcessManager(BaseManager):
-    """Runs each task in a process of its own, which is proven to be the task's before its code begins.
+    """Runs each task in a process of its own. User code begins after the process has proven that it is the task's.
 
     ``location`` is where the processes connect to the manager: a Remit location that crosses processes, an open
     `Server` that the caller closes, or None for a private location on the configured transport. The manager works only
@@ -90,15 +82,15 @@ class ProcessManager(BaseManager):
     rules -- limit which tasks may start; without rules all start immediately
     preload -- modules that the zygote imports once for all tasks
     initializer -- called without arguments in each process before the task's code; if it raises, the task fails
-    log_path -- folder for a file of each task's output and errors; None: those of the manager
+    log_path -- folder for log files of each task's output and errors; None: tasks write to those of the manager
+    shared_log -- all tasks append to one ``stdout.log`` and one ``stderr.log`` in that folder
     journal -- a file that survives the manager, or a `Journal`; `recovered` has the tasks of the earlier manager
-    shared_log -- one ``stdout.log`` and one ``stderr.log`` instead, to which all tasks append
     on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line of its output
     on_progress -- called with the task and each `Progress` that it reports
     grace -- seconds between SIGTERM and SIGKILL
     hello_timeout -- seconds within which a process must have proven itself
 
-    Leaving the manager's block stops what still runs; `run` waits for it.
+    Leaving the manager's block stops the running tasks; `run` waits for their end.
     Raises LocationError, PluginError, JournalError, TaskNotPicklable.
     """
 
@@ -130,13 +122,13 @@ class ProcessManager(BaseManager):
         self.rules = self._run_queue.rules
         self._recorder = recorder = Recorder(journal)
         self._shares = isinstance(location, Server)
-        self._launcher, self.server = opened(location, launcher, preload, recorder)
+        self._launcher, self.server = _open(location, launcher, preload, recorder)
         adopting = None if recorder.journal is None else AdoptedProcessLauncher(self._launcher)
         self._launcher = adopting or self._launcher
         self._output = Streams(logs, self._launcher, on_output)
         self._handshake = Handshake(self.server)
         self.refused = self._handshake.refused
-        """Hellos and results that were not believed, and processes that never proved themselves, by reason."""
+        """Number of refused hellos and results, and of processes that did not prove themselves, by reason."""
         self._supervisor = Supervisor(
             self._launcher,
             self._run_queue,
@@ -148,14 +140,14 @@ class ProcessManager(BaseManager):
             on_progress=on_progress,
         )
         self.recovered: tuple[Task, ...] = ()
-        """The tasks that the journal had when it was opened, in the order in which they were added."""
+        """The tasks of the journal when it was opened, in the order in which they were added."""
         if adopting is not None and recorder.journal is not None:
             recovery = Recovery(recorder, self._run_queue, self._supervisor, adopting)
             try:
                 self.recovered = recovery.run(self, recorder.journal.entries())
             except BaseException:
                 self._closed = True
-                self._give_back()
+                self._release()
                 recorder.close()
                 raise
 
@@ -179,27 +171,27 @@ class ProcessManager(BaseManager):
 
     @property
     def running(self) -> tuple[Task, ...]:
-        """The tasks that have a process, or are about to."""
+        """The tasks whose process is running or being launched."""
         return self._supervisor.tasks
 
     @property
     def closed(self) -> bool:
-        """Whether it runs nothing more."""
+        """Whether `close` was called."""
         return self._closed
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
+        """Whether any task waits or runs."""
         return bool(len(self._run_queue) or len(self._supervisor))
 
     def why(self, task: Task) -> str | None:
-        """Return what holds a waiting task back as of the last tick, in words with figures; None if nothing does."""
+        """Return why a waiting task did not start in the last tick, with figures; None if nothing held it back."""
         return self._run_queue.why(task)
 
     def emit_to(self, task: Task, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to a running task, which listens by ``current_task().on(name, listener)``; acknowledged.
+        """Emit an event to a running task, which listens by ``current_task().on(name, listener)``.
 
-        Raises ValueError if it does not run, EmitError, CodecError.
+        The event is acknowledged. Raises ValueError if the task does not run, EmitError, CodecError.
         """
         attempt = self._supervisor.attempt_of(task)
         if attempt is None or attempt.sender is None:
@@ -207,21 +199,21 @@ class ProcessManager(BaseManager):
         attempt.sender.emit(name, *args, **kwargs)
 
     def cancel(self, task: Task) -> bool:
-        """Drop a waiting task or stop a running one; if it has ended return False and send no signal."""
+        """Remove a waiting task or stop a running one; False if it has finished."""
         if not self._supervisor.cancel(task):
             return False
         self._wake_loop()
         return True
 
     def kill(self) -> None:
-        """Like `stop`, without any grace: SIGKILL now."""
+        """Like `stop`, with SIGKILL now and no grace period."""
         self.stop()
         self._supervisor.kill()
 
     # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
-        """Do what can be done now, without waiting; True while anything waits or runs."""
+        """Process all that is pending, without waiting; True while any task waits or runs."""
         self._check_loop_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
@@ -241,15 +233,13 @@ class ProcessManager(BaseManager):
         return self.busy
 
     def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if `tick` has something to do."""
-        if self._supervisor.watches:
-            timeout = min(timeout, SAMPLE_INTERVAL_S)  # Nothing reports that a `cancel_when` has another answer.
+        """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
         timeout = self._run_queue.next_timeout(timeout, full=self._supervisor.room <= 0)
         timeout = 0.0 if self._scheduled_calls or self._output.pending else self._supervisor.next_timeout(timeout)
         self.server.wait(timeout, self._output.waker)
 
     def close(self) -> None:
-        """Stop what runs (TERM, grace, KILL), drop what waits, and end. May be called twice."""
+        """Stop running tasks, cancel waiting ones, and release all resources. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -263,18 +253,18 @@ class ProcessManager(BaseManager):
             self._begin_shutdown()
             self._run(self._shutdown_timeout)
         finally:
-            self._give_back()
+            self._release()
             self._supervisor.handle_all(ManagerClosed())
             self._recorder.close()
             self._output.close()
 
     def _begin_shutdown(self) -> None:
-        """Begin to close: leave detached processes running and cancel the rest, for the journal's next manager."""
+        """Leave detached processes running, and cancel the other tasks; the journal's next manager gets both."""
         self._recorder.leaving()
         self._supervisor.handle_all(ManagerClosing())
         self.stop()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self._launcher.close(KILL_TIMEOUT_S)
         self._handshake.close()
         if not self._shares:

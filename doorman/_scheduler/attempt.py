@@ -1,4 +1,4 @@
-"""All that a manager knows of one attempt of a task."""
+"""The state of one attempt of a task."""
 
 from __future__ import annotations
 
@@ -23,20 +23,16 @@ from remit import Sender
 if TYPE_CHECKING:
     from doorman.task import Task
 
-__all__ = ["Attempt", "Timeouts", "launch_request"]
-
 EARLY: Final = 8
-"""Hellos that are kept of an attempt whose process is not known yet. The process repeats its own."""
+"""Most hellos kept for an attempt whose process is not known yet. The process repeats its hello."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds that a manager gives to each attempt."""
+    """Durations in seconds."""
 
-    grace: float
-    """Between SIGTERM and SIGKILL."""
-    hello: float
-    """From the launch to the proof."""
+    grace: float  # Between SIGTERM and SIGKILL.
+    hello: float  # From the launch to the proof.
 
 
 @dataclass(eq=False)
@@ -44,48 +40,30 @@ class Attempt:
     """One attempt of a task. Only `lifecycle.step` changes it."""
 
     task: Task
-    call: bytes
-    """The pickled callable with its arguments."""
+    call: bytes  # The pickled callable with its arguments.
     number: int
     timeouts: Timeouts
-    turn: int = 0
-    """The place of its task in the run queue."""
+    turn: int = 0  # The place of the task in the run queue.
     id: str = ""
-    secret: bytes = field(default=b"", repr=False)
-    """Of an attempt of an earlier manager; otherwise it is made here, like the id."""
-    salt: bytes = b""
-    """Of an attempt whose process was adopted from an earlier manager: part of the nonce of its challenge."""
+    secret: bytes = field(default=b"", repr=False)  # Of an attempt of an earlier manager; else made here, as the id is.
+    salt: bytes = b""  # Part of the nonce of a challenge. Only an attempt adopted from an earlier manager has one.
     phase: Phase = Phase.LAUNCHING
-    launched: Process | None = None
-    """What the launcher started: the task's process, or a wrapper around it."""
-    reach: Reach = Reach.BELOW
-    """Where the task's process may be, seen from there."""
-    own: Process | None = None
-    """The task's process where that is not what was launched."""
-    hellos: deque[HelloReceived] = field(default_factory=lambda: deque(maxlen=EARLY))
-    """Hellos that arrived before the launcher's report of the process. Any peer may have sent them."""
-    identity: Identity | None = None
-    """The process that was proven to be the task's."""
-    proven_at: float = 0.0
-    """When it was, by the monotonic clock."""
-    sender: Sender | None = None
-    """Where the process can be reached once it is proven."""
-    reports: int = 0
-    """Number of the newest progress report."""
+    launched: Process | None = None  # The process that the launcher started: the task's, or a wrapper around it.
+    reach: Reach = Reach.BELOW  # Where the task's process may be, seen from the launched one.
+    own: Process | None = None  # The task's process if it is not the launched one.
+    hellos: deque[HelloReceived] = field(default_factory=lambda: deque(maxlen=EARLY))  # Arrived before `Launched`.
+    identity: Identity | None = None  # The process that was proven to be the task's.
+    proven_at: float = 0.0  # Monotonic time of the proof.
+    sender: Sender | None = None  # Where the proven process can be reached.
+    reports: int = 0  # Number of the newest progress report.
     outcome: TaskOutcome | None = None
     exited: Exited | None = None
-    waited: bool = False
-    """Whether no result is waited for any more."""
-    stopping: State | None = None
-    """Why it was stopped: the state that the task goes to."""
-    error: BaseException | None = None
-    """What the task ends with if it fails because it was stopped."""
-    final: bool = False
-    """Whether its end is its task's, whatever the policy says of another try."""
-    abandoned: bool = False
-    """Whether its manager died, and its process is gone."""
-    counted: bool = True
-    """Whether it counts as one of the task's tries; not if no process could be had."""
+    waited: bool = False  # Whether the wait for a result is over.
+    stopping: State | None = None  # The state that the task goes to, once the manager has stopped the process.
+    error: BaseException | None = None  # The task's error if it fails because it was stopped.
+    final: bool = False  # Whether the task ends with this attempt, in spite of its policy.
+    abandoned: bool = False  # Whether its manager died, and its process is gone.
+    counted: bool = True  # Whether it is one of the task's attempts; not if no process could be started.
     credential: Credential = field(init=False)
     channel: SignedReceiver = field(init=False)
 
@@ -97,25 +75,25 @@ class Attempt:
 
     @property
     def adopted(self) -> bool:
-        """Whether an earlier manager began it."""
+        """Whether an earlier manager started it."""
         return bool(self.salt)
 
     @property
     def pid(self) -> int | None:
-        """The number of the task's process as far as it is known; of the launched one before the proof."""
+        """The pid of the task's process; before the proof, of the launched one."""
         if self.identity is not None:
             return self.identity.pid
         return None if self.launched is None else self.launched.pid
 
 
 def launch_request(attempt: Attempt, payload: tuple[bytes, bytes], outputs: Outputs, record: str | None) -> Order:
-    """Return what a launcher needs. ``payload`` are the manager's location and its initializer, both pickled."""
+    """Return the order for a launcher. ``payload`` has the manager's location and its initializer, both pickled."""
     task = attempt.task
     location, initializer = payload
     work = WorkSpec(
         location,
         task.id,
-        task.name.encode(errors="backslashreplace").decode(),  # The name of a file need not be text.
+        task.name.encode(errors="backslashreplace").decode(),  # The name of a file need not be valid Unicode.
         attempt.number,
         attempt.call,
         task.wrapper,

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import ResultTimeout
-from doorman.futures import IDLE_WAIT_S
+from doorman.futures import IDLE_WAIT_S, tick_until
 from doorman.rules import Rule, Rules
-from doorman.task import Task, check_listeners
+from doorman.task import Task
 from remit import Server
 
 if TYPE_CHECKING:
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
     from doorman._scheduler.event_loop import LoopDriver
 
-__all__ = ["BaseManager", "check_listeners"]
-
-
 SHUTDOWN_TIMEOUT_S: Final = 10.0
-"""Longest duration of leaving a manager's block, unless the manager has its own."""
+"""Default for the longest duration of leaving a manager's block."""
 
 
 class BaseManager:
@@ -155,14 +152,8 @@ class BaseManager:
             raise RuntimeError("only the thread that owns the manager can wait for a task; use task.future elsewhere")
         if self._loop_driver is not None and not task.done():
             raise RuntimeError(f"{task!r} has not ended, and a wait here would block its event loop: `await` the task")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not task.done():
-            left = IDLE_WAIT_S if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise ResultTimeout(f"{task!r} has not ended within {timeout} s")
-            self.tick()
-            if not task.done():  # Not if the tick has finished it: there may be no further event to end the wait.
-                self.wait(min(left, IDLE_WAIT_S))
+        if not tick_until([self], task.done, timeout):
+            raise ResultTimeout(f"{task!r} has not ended within {timeout} s")
 
     async def _wait_ended(self, task: Task) -> None:
         """Wait until a task has finished. Raises RuntimeError outside ``async with``."""

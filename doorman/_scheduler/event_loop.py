@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
     from doorman.task import Task
 
-__all__ = ["LoopDriver"]
-
-
 JOIN_TIMEOUT_S: Final = 5.0
 """Longest wait for the thread, which was woken, at the end of a driver."""
 

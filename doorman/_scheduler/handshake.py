@@ -1,4 +1,4 @@
-"""Messages of worker processes to their manager, turned into events of their attempts once they are verified."""
+"""Listeners for the messages of worker processes, which turn verified messages into events of attempts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from doorman._scheduler.lifecycle import (
-    HelloReceived,
-    Phase,
-    ProgressReceived,
-    ProofRefused,
-    Proven,
-    ResultReceived,
-)
+from doorman._scheduler.lifecycle import HelloReceived, Phase, ProgressReceived, ProofRefused, Proven, ResultReceived
 from doorman._worker.connection import CHALLENGE_LABEL, READOPTION_LABEL
 from doorman._worker.outcome import TaskOutcome
 from doorman._worker.signed_channel import PROGRESS
@@ -30,18 +23,16 @@ if TYPE_CHECKING:
     from doorman._scheduler.attempt import Attempt
     from doorman._scheduler.supervisor import Supervisor
 
-__all__ = ["Handshake"]
-
 
 class Handshake:
-    """The listeners of one manager. They verify, and decide nothing: `lifecycle.step` does.
+    """The listeners of one manager. They verify messages; `lifecycle.step` decides.
 
     An event is handled inside the listener, so that the journal has a result before the server acknowledges it.
     """
 
     def __init__(self, server: Server) -> None:
         self.refused: Counter[str] = Counter()
-        """Messages that were not believed, by reason. They change nothing."""
+        """Number of refused messages, by reason."""
         self._server = server
         self._listeners = {
             "doorman.hello": self._on_hello,
@@ -50,13 +41,13 @@ class Handshake:
         }
 
     def open(self, supervisor: Supervisor) -> None:
-        """Begin to listen, for the attempts of a supervisor."""
+        """Add the listeners, for the attempts of a supervisor."""
         self._supervisor = supervisor
         for name, listener in self._listeners.items():
             self._server.add_listener(name, listener, pass_event=True)
 
     def close(self) -> None:
-        """End to listen, on a server that may go on."""
+        """Remove the listeners: the server may be the user's."""
         for name, listener in self._listeners.items():
             self._server.remove_listener(name, listener)
 
@@ -67,7 +58,7 @@ class Handshake:
     # -- actions of an attempt ---------------------------------------------------------------------------------
 
     def verify(self, attempt: Attempt, hello: dict[str, Any], sender: Any) -> Proven | ProofRefused:
-        """Compare a hello with the secret, the launched process and the kernel's word."""
+        """Verify a hello by the secret, the launched process and the kernel's peer credentials."""
         own = None
         try:
             identity = verify(
@@ -86,12 +77,12 @@ class Handshake:
         return Proven(identity, sender, own=own)
 
     def challenge(self, attempt: Attempt, sender: Any) -> None:
-        """Ask the sender of a hello to sign a nonce of its own: it could repeat an old hello."""
+        """Ask the sender of a hello to sign a nonce: the hello could be a replay."""
         nonce = _nonce(attempt, sender)
         _emit(sender, "doorman.challenge", attempt.id, nonce, attempt.credential.sign(CHALLENGE_LABEL + nonce))
 
     def reply(self, credential: Credential, word: str, sender: Any) -> None:
-        """Answer ``go`` or ``die``, signed: a process obeys its own manager only."""
+        """Send ``go`` or ``die``, signed: a process obeys only its own manager."""
         _emit(sender, f"doorman.{word}", credential.attempt, credential.sign(word.encode()))
 
     # -- listeners ---------------------------------------------------------------------------------------------
@@ -106,7 +97,7 @@ class Handshake:
             self._supervisor.handle(attempt, HelloReceived(hello, event.sender))
 
     def _answer_late(self, hello: Any, credential: Credential | None, sender: Any) -> None:
-        """Tell the process of an attempt that has ended to die; any other sender gets no answer."""
+        """Reply ``die`` to the process of an attempt that has ended; do not answer any other sender."""
         if credential is None:
             self.refused["unknown attempt"] += 1
             return
@@ -140,8 +131,10 @@ class Handshake:
         return Proven(identity, sender, launched=identity.open() if attempt.launched is None else None)
 
     def _on_report(self, event: Event) -> None:
-        attempt = self._proven(event, "report")
-        if attempt is None:
+        attempt = self._supervisor.attempt(event.args[0]) if event.args else None
+        if attempt is None or attempt.identity is None:
+            why = "an unknown attempt" if attempt is None else "a process that has not proven itself"
+            self.refused[f"report of {why}"] += 1
             return
         try:
             _, serial, data, signature = event.args
@@ -158,20 +151,9 @@ class Handshake:
         for report in received:
             self._supervisor.handle(attempt, report)
 
-    def _proven(self, event: Event, what: str) -> Attempt | None:
-        """Return the attempt that a message names, if its process has proven itself."""
-        attempt = self._supervisor.attempt(event.args[0]) if event.args else None
-        if attempt is None:
-            self.refused[f"{what} of an unknown attempt"] += 1
-        elif attempt.identity is None:
-            self.refused[f"{what} of a process that has not proven itself"] += 1
-        else:
-            return attempt
-        return None
-
 
 def _nonce(attempt: Attempt, sender: Any) -> bytes:
-    """Return what one sender has to sign: no other could use the answer."""
+    """Return the nonce for one sender. The answer is useless to any other."""
     return attempt.credential.sign(CHALLENGE_LABEL + attempt.salt + str(sender.id).encode())
 
 

@@ -1,7 +1,7 @@
 """State machine of one attempt of a task: `step` turns an event into the actions that follow from it.
 
-Nothing else decides what becomes of an attempt. `step` reads and changes the `Attempt` alone: it reads no clock,
-touches no process, socket or journal, and calls no code of the user's. The supervisor executes the actions in order.
+`step` alone decides how an attempt continues. It reads and changes only the `Attempt`: no clock, process, socket or
+journal. It calls no user code. The supervisor executes the actions in order.
 """
 
 from __future__ import annotations
@@ -25,46 +25,33 @@ if TYPE_CHECKING:
     from doorman.progress import Progress
     from remit import Sender
 
-__all__ = ["Action", "Event", "Phase", "step"]
-
 RESULT_GRACE_S: Final = 0.5
-"""Seconds for which the result of a process that has ended may still be on its way."""
+"""Seconds to wait for the result of a process that has ended."""
 
 
 class Phase(enum.IntEnum):  # Of int: the hash of a plain Enum is computed in Python, at each step.
-    """Where an attempt stands."""
+    """Phase of an attempt."""
 
-    LAUNCHING = enum.auto()
-    """A process is asked for."""
-    PROVING = enum.auto()
-    """A process exists and has not yet proven that it is the task's. No user code runs."""
-    RUNNING = enum.auto()
-    """Proven. The user's code runs."""
-    STOPPING = enum.auto()
-    """Stopped by the manager; `Attempt.stopping` is the state that the task goes to. It may not be proven."""
-    EXITED = enum.auto()
-    """The process has ended. Its result may still arrive."""
-    ENDED = enum.auto()
-    """Every later event is ignored."""
+    LAUNCHING = enum.auto()  # The launcher was asked for a process.
+    PROVING = enum.auto()  # The process exists and has not proven that it is the task's. No user code runs.
+    RUNNING = enum.auto()  # The process is proven. User code runs.
+    STOPPING = enum.auto()  # Stopped by the manager, proven or not; `Attempt.stopping` is the task's next state.
+    EXITED = enum.auto()  # The process has ended. Its result may still arrive.
+    ENDED = enum.auto()  # Every later event is ignored.
 
 
 class Deadline(enum.IntEnum):
-    """Deadlines of an attempt."""
+    """Deadline of an attempt. It is also the event that the deadline has passed."""
 
-    HELLO = enum.auto()
-    """The process should have proven itself."""
-    EXPIRY = enum.auto()
-    """The user's code has run for as long as it may."""
-    LINGER = enum.auto()
-    """The process was over its time but had sent its result; it should have ended by itself."""
-    KILL = enum.auto()
-    """The grace period after SIGTERM is over."""
-    RESULT = enum.auto()
-    """A result that was on its way when the process ended would be here."""
+    HELLO = enum.auto()  # The process had to prove itself.
+    EXPIRY = enum.auto()  # User code may run until then.
+    LINGER = enum.auto()  # The process was over its time but had sent its result: it had to exit.
+    KILL = enum.auto()  # The grace period after SIGTERM is over.
+    RESULT = enum.auto()  # A result that was on its way when the process ended would have arrived.
 
 
 class JournalEntry(enum.Enum):
-    """Records of a journal that are about an attempt."""
+    """Record of a journal about an attempt."""
 
     STARTED = enum.auto()
     LAUNCHED = enum.auto()
@@ -78,12 +65,9 @@ class JournalEntry(enum.Enum):
 class SignalTarget(enum.Enum):
     """Receivers of a signal."""
 
-    TASK = enum.auto()
-    """The task's process. The group of the launched process if that is the same, or if no other is known."""
-    ALL = enum.auto()
-    """The groups of the launched process and of the task's process."""
-    OWN = enum.auto()
-    """The task's process where that is not the launched one, and its group."""
+    TASK = enum.auto()  # The task's process. The launched one's group if that is the same, or no other is known.
+    ALL = enum.auto()  # The groups of the launched process and of the task's process.
+    OWN = enum.auto()  # The task's process where that is not the launched one, and its group.
 
 
 # -- events ----------------------------------------------------------------------------------------------------
@@ -98,19 +82,19 @@ class LaunchAccepted(msgspec.Struct, frozen=True):
 
 
 class LaunchDeclined(msgspec.Struct, frozen=True):
-    """The launcher accepts no request just now."""
+    """The launcher accepts no request now; a later one may succeed."""
 
     why: str
 
 
 class LaunchInvalid(msgspec.Struct, frozen=True):
-    """The request cannot be written down, or a file for the output cannot be opened."""
+    """The request cannot be encoded, or a file for the output cannot be opened."""
 
     error: Exception
 
 
 class HelloReceived(msgspec.Struct, frozen=True):
-    """A process claims to be this attempt's. Any peer may have sent it."""
+    """A process claims to be this attempt's. Any peer may have sent the hello."""
 
     hello: Any
     sender: Any
@@ -126,8 +110,6 @@ class Proven(msgspec.Struct, frozen=True):
 
 
 class ProofRefused(msgspec.Struct, frozen=True):
-    """A hello was not believed."""
-
     reason: str
 
 
@@ -145,7 +127,7 @@ class ResultReceived(msgspec.Struct, frozen=True):
 
 
 class FilesRead(msgspec.Struct, frozen=True):
-    """What a detached process has left in files: its outcome, and how it ended. None for what is not there."""
+    """The files of a detached process were read. A file that does not exist is None."""
 
     outcome: TaskOutcome | None
     exited: Exited | None
@@ -159,7 +141,7 @@ class OutcomeOpened(msgspec.Struct, frozen=True):
 
 
 class CancelRequested(msgspec.Struct, frozen=True):
-    """The task is not wanted any more."""
+    """The task is to end: the user asks for it, or a sibling that stops its siblings has started."""
 
 
 class FailRequested(msgspec.Struct, frozen=True):
@@ -168,45 +150,34 @@ class FailRequested(msgspec.Struct, frozen=True):
     error: BaseException | None
 
 
-class SiblingStarted(msgspec.Struct, frozen=True):
-    """A task with the same handler has started that stops its siblings."""
-
-
-class DeadlineReached(msgspec.Struct, frozen=True):
-    """A deadline has passed."""
-
-    deadline: Deadline
-
-
 class ManagerClosing(msgspec.Struct, frozen=True):
-    """The manager is being left. Detached processes run on, all others are stopped."""
+    """The manager begins to close. Detached processes run on, all others are stopped."""
 
 
 class ManagerClosed(msgspec.Struct, frozen=True):
-    """The manager has waited for as long as it may, and has killed what was left."""
+    """The shutdown timeout of the manager is over, and the remaining processes were killed."""
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """The process of an attempt of an earlier manager is alive, and is held."""
+    """The process of an attempt of an earlier manager is alive, and the manager has a handle of it."""
 
     launched: Process
     own: Process | None
 
 
 class AdoptedUnverified(msgspec.Struct, frozen=True):
-    """The same, but the kernel cannot name that process (before Linux 6.9): it has to prove itself."""
+    """As `Adopted`, but the kernel cannot identify the process (before Linux 6.9): it has to prove itself."""
 
 
 class ProcessGone(msgspec.Struct, frozen=True):
-    """The process of an attempt of an earlier manager is gone, or must not be adopted."""
+    """The process of an attempt of an earlier manager has ended, or must not be adopted."""
 
 
 # fmt: off
 Event: TypeAlias = (
     Admitted | LaunchAccepted | LaunchDeclined | LaunchInvalid | LaunchFailed | Launched | HelloReceived | Proven
     | ProofRefused | ProgressReceived | ResultReceived | Exited | FilesRead | OutcomeOpened | CancelRequested
-    | FailRequested | SiblingStarted | DeadlineReached | ManagerClosing | ManagerClosed | Adopted | AdoptedUnverified
-    | ProcessGone
+    | FailRequested | Deadline | ManagerClosing | ManagerClosed | Adopted | AdoptedUnverified | ProcessGone
 )
 # fmt: on
 
@@ -214,7 +185,11 @@ Event: TypeAlias = (
 # -- actions ---------------------------------------------------------------------------------------------------
 
 
-class WriteRecord(msgspec.Struct, frozen=True):
+class Action(msgspec.Struct, frozen=True):
+    """An effect that the supervisor executes for an attempt."""
+
+
+class WriteRecord(Action, frozen=True):
     """Write a record to the journal. It is durable before the next action is executed."""
 
     entry: JournalEntry
@@ -223,105 +198,105 @@ class WriteRecord(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
-class TakeSlot(msgspec.Struct, frozen=True):
+class TakeSlot(Action, frozen=True):
     """Count the attempt among those that run, and remove its task from the run queue."""
 
 
-class Launch(msgspec.Struct, frozen=True):
+class Launch(Action, frozen=True):
     """Ask the launcher for a process. Leads to `LaunchAccepted`, `LaunchDeclined` or `LaunchInvalid`."""
 
 
-class StopSiblings(msgspec.Struct, frozen=True):
-    """Send `SiblingStarted` to the attempts of other tasks with the same handler."""
+class StopSiblings(Action, frozen=True):
+    """Send `CancelRequested` to the attempts of other tasks with the same handler."""
 
 
-class VerifyHello(msgspec.Struct, frozen=True):
+class VerifyHello(Action, frozen=True):
     """Check a hello. Leads to `Proven` or `ProofRefused`."""
 
     hello: Any
     sender: Sender
 
 
-class Challenge(msgspec.Struct, frozen=True):
-    """Ask the sender of a hello to sign a nonce: an overheard hello must not be believed. May lead to `Proven`."""
+class Challenge(Action, frozen=True):
+    """Ask the sender of a hello to sign a nonce, as the hello may be a replay. May lead to `Proven`."""
 
     sender: Sender
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """Answer a hello, signed: ``"go"`` lets the user's code begin, ``"die"`` ends the process."""
+class Reply(Action, frozen=True):
+    """Answer a hello, signed: ``"go"`` lets user code begin, ``"die"`` ends the process."""
 
     word: str
     sender: Sender
 
 
-class CountRefusal(msgspec.Struct, frozen=True):
-    """Count something that was not believed."""
+class CountRefusal(Action, frozen=True):
+    """Count a refused message, or a process that did not prove itself, by reason."""
 
     reason: str
 
 
-class Signal(msgspec.Struct, frozen=True):
-    """Signal processes that are held by pidfd. Does nothing if none is held."""
+class Signal(Action, frozen=True):
+    """Signal processes through their pidfds. Does nothing if the manager has none."""
 
     number: signal.Signals
     target: SignalTarget
 
 
-class SetDeadline(msgspec.Struct, frozen=True):
-    """Expect `DeadlineReached` at a moment of the monotonic clock."""
+class SetDeadline(Action, frozen=True):
+    """Schedule a deadline. ``at`` is a monotonic time."""
 
     deadline: Deadline
     at: float
 
 
-class SetState(msgspec.Struct, frozen=True):
-    """Show another state of the task. ``at`` is when it was entered, by the monotonic clock."""
+class SetState(Action, frozen=True):
+    """Change the state of the task. ``at`` is the monotonic time since which the attempt has been in it."""
 
     state: State
     at: float
 
 
-class SetExit(msgspec.Struct, frozen=True):
-    """Show how the task's process ended."""
+class SetExit(Action, frozen=True):
+    """Store in the task how its process ended."""
 
     exited: Exited
 
 
-class ReportProgress(msgspec.Struct, frozen=True):
-    """Call the listeners of the progress."""
+class ReportProgress(Action, frozen=True):
+    """Store the progress in the task, and call its listeners."""
 
     progress: Progress
 
 
-class ReadFiles(msgspec.Struct, frozen=True):
-    """Read what a detached process has left in files. Leads to `FilesRead`."""
+class ReadFiles(Action, frozen=True):
+    """Read the files that a detached process has written. Leads to `FilesRead`."""
 
 
-class OpenOutcome(msgspec.Struct, frozen=True):
-    """Unpickle the outcome, which runs code of the user's. Leads to `OutcomeOpened`."""
+class OpenOutcome(Action, frozen=True):
+    """Unpickle the outcome, which runs user code. Leads to `OutcomeOpened`."""
 
 
-class CollectOutput(msgspec.Struct, frozen=True):
-    """Read what is left in the pipes of the process, and close them."""
+class CollectOutput(Action, frozen=True):
+    """Read the rest of the output from the pipes of the process, and close them."""
 
 
-class FreeSlot(msgspec.Struct, frozen=True):
-    """Count the attempt no more."""
+class FreeSlot(Action, frozen=True):
+    """Remove the attempt from those that run."""
 
 
-class CloseProcess(msgspec.Struct, frozen=True):
-    """Close the handles. Unless ``leave``, refuse later hellos and remove the files that the process has left."""
+class CloseProcess(Action, frozen=True):
+    """Close the handles. Unless ``leave``, refuse later hellos and remove the files of the process."""
 
     leave: bool = False
 
 
-class Requeue(msgspec.Struct, frozen=True):
-    """Put the task back into the run queue, after ``delay`` seconds.
+class Requeue(Action, frozen=True):
+    """Return the task to the run queue for another attempt, after ``delay`` seconds.
 
-    Unless ``counted``, the attempt is as if it had never been, and the task waits where it stood. ``why`` says what
-    kept it from starting; then no other process is asked for during a short time. ``state`` and ``error`` say how
-    an attempt that counts has ended.
+    ``state`` and ``error`` are the end of an attempt that counts. If it does not count, the task keeps its place in the
+    queue and the number of its attempt. ``why`` is the reason that no process could be started: the run queue then
+    admits no task for a short time.
     """
 
     delay: float = 0.0
@@ -331,28 +306,25 @@ class Requeue(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
-class Finish(msgspec.Struct, frozen=True):
-    """End the task, with what its result is."""
+class Finish(Action, frozen=True):
+    """End the task with a value or an error."""
 
     state: State
     value: Any = None
     error: BaseException | None = None
 
 
-# fmt: off
-Action: TypeAlias = (
-    WriteRecord | TakeSlot | Launch | StopSiblings | VerifyHello | Challenge | Reply | CountRefusal | Signal
-    | SetDeadline | SetState | SetExit | ReportProgress | ReadFiles | OpenOutcome | CollectOutput | FreeSlot
-    | CloseProcess | Requeue | Finish
-)
-# fmt: on
 Actions: TypeAlias = list[Action]
+
+KILL: Final = Signal(signal.SIGKILL, SignalTarget.ALL)
+TERM: Final = (Signal(signal.SIGTERM, SignalTarget.TASK), Signal(signal.SIGCONT, SignalTarget.TASK))
+"""SIGTERM, and SIGCONT so that a stopped process can obey it."""
+REPLAYED: Final = CountRefusal("another process has already proven this attempt")
 
 
 def step(attempt: Attempt, event: Event, now: float) -> Actions:
-    """Return the actions that follow from an event, in order; ``now`` is a moment of the monotonic clock."""
-    row = TABLE[event.deadline if type(event) is DeadlineReached else type(event)]
-    function = row.get(attempt.phase)
+    """Return the actions that follow from an event, in order; ``now`` is a monotonic time."""
+    function = TABLE[event if type(event) is Deadline else type(event)].get(attempt.phase)
     return [] if function is None else function(attempt, event, now)
 
 
@@ -376,7 +348,7 @@ def _fail_invalid(attempt: Attempt, event: LaunchInvalid, now: float) -> Actions
 
 
 def _launch_failed(attempt: Attempt, event: LaunchFailed, now: float) -> Actions:
-    """Put the task back if the system had no process to give; such an attempt does not count."""
+    """Requeue the task if the system could start no process: such an attempt does not count. Else retry or fail."""
     if event.back_pressure and attempt.stopping is None:
         return _requeue(attempt, Requeue(counted=False, why=f"no process can be started now: {event.why}"))
     error = attempt.error
@@ -388,20 +360,14 @@ def _launch_failed(attempt: Attempt, event: LaunchFailed, now: float) -> Actions
 def _launched(attempt: Attempt, event: Launched, now: float) -> Actions:
     attempt.phase = Phase.PROVING
     attempt.launched, attempt.reach = event.process, event.reach
-    until = now + attempt.timeouts.hello
-    return [
-        WriteRecord(JournalEntry.LAUNCHED),
-        SetState(State.PROVING, now),
-        SetDeadline(Deadline.HELLO, until),
-        *_kept_hellos(attempt),
-    ]
+    hello = SetDeadline(Deadline.HELLO, now + attempt.timeouts.hello)
+    return [WriteRecord(JournalEntry.LAUNCHED), SetState(State.PROVING, now), hello, *_kept_hellos(attempt)]
 
 
 def _launched_late(attempt: Attempt, event: Launched, now: float) -> Actions:
     """Kill a process that was stopped before it existed."""
     attempt.launched, attempt.reach = event.process, event.reach
-    kill = Signal(signal.SIGKILL, SignalTarget.ALL)
-    return [WriteRecord(JournalEntry.LAUNCHED), kill, *_kept_hellos(attempt)]
+    return [WriteRecord(JournalEntry.LAUNCHED), KILL, *_kept_hellos(attempt)]
 
 
 # -- proving ---------------------------------------------------------------------------------------------------
@@ -428,48 +394,44 @@ def _check_hello(attempt: Attempt, event: HelloReceived, now: float) -> Actions:
 
 
 def _proven(attempt: Attempt, event: Proven, now: float) -> Actions:
-    """Let the user's code begin. The journal must know the process before that: recovery looks for it there."""
+    """Let user code begin, after the journal has the process: recovery looks for it there."""
     attempt.phase = Phase.RUNNING
     attempt.identity, attempt.sender, attempt.proven_at = event.identity, event.sender, now
     attempt.launched, attempt.own = event.launched or attempt.launched, event.own
-    return [
-        WriteRecord(JournalEntry.PROVEN),
-        SetState(State.RUNNING, now),
-        *_expiry(attempt, now),
-        Reply("go", event.sender),
-    ]
+    shown = SetState(State.RUNNING, now)
+    return [WriteRecord(JournalEntry.PROVEN), shown, *_expiry(attempt, now), Reply("go", event.sender)]
 
 
 def _proven_again(attempt: Attempt, event: Proven, now: float) -> Actions:
-    """Repeat the answer: it may have been lost. Another sender repeats an overheard hello."""
+    """Repeat the reply, which may have been lost. A hello from another client is a replay."""
     if attempt.sender is not None and attempt.sender.id != event.sender.id:
-        return [CountRefusal(REPLAYED)]
+        return [REPLAYED]
     attempt.sender = event.sender
     return [Reply("go", event.sender)]
 
 
 def _proven_late(attempt: Attempt, event: Proven, now: float) -> Actions:
     if attempt.sender is not None and attempt.sender.id != event.sender.id:
-        return [CountRefusal(REPLAYED)]
+        return [REPLAYED]
     if event.launched is None:
         return [Reply("die", event.sender)]
-    attempt.launched = event.launched  # Adopted, and not held before: it has its grace from now on.
+    attempt.launched = event.launched  # Adopted, and its handle is new: the grace period begins now.
     kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
-    return [Reply("die", event.sender), *_term(), kill]
+    return [Reply("die", event.sender), *TERM, kill]
 
 
 def _refuse(attempt: Attempt, event: ProofRefused, now: float) -> Actions:
     return [CountRefusal(event.reason)]
 
 
-def _no_hello(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+def _no_hello(attempt: Attempt, event: Deadline, now: float) -> Actions:
     late = CountRefusal("no hello in time")
-    if attempt.adopted:  # It may not be the task's process at all: leave it alone.
+    if attempt.adopted:  # It may be a process that is not the task's: send it no signal.
         return [late, *_exit_unseen(attempt, now)]
     return [late, *_stop(attempt, State.FAILED, now)]
 
 
-def _no_hello_stopping(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+def _no_hello_stopping(attempt: Attempt, event: Deadline, now: float) -> Actions:
     if attempt.adopted and attempt.launched is None:
         return _exit_unseen(attempt, now)
     return []
@@ -479,7 +441,7 @@ def _no_hello_stopping(attempt: Attempt, event: DeadlineReached, now: float) -> 
 
 
 def _expiry(attempt: Attempt, since: float) -> Actions:
-    """Return the deadline of the user's code; it does not include the time until the proof."""
+    """Return the deadline of the user code; the time until the proof does not count."""
     seconds = attempt.task.expires_in
     return [] if seconds is None else [SetDeadline(Deadline.EXPIRY, since + seconds)]
 
@@ -488,26 +450,24 @@ def _progress(attempt: Attempt, event: ProgressReceived, now: float) -> Actions:
     if attempt.identity is None:
         return [CountRefusal("progress of a process that has not proven itself")]
     if event.number <= attempt.reports:
-        return []  # Received before, and again after a restart of the server.
+        return []  # Sent again after a restart of the server.
     attempt.reports = event.number
     return [ReportProgress(event.progress)]
 
 
 def _result(attempt: Attempt, event: ResultReceived, now: float) -> Actions:
-    """Keep the result. It is journalled before the server acknowledges it and the process forgets it."""
+    """Keep the result. The journal has it before the server acknowledges it and the process drops it."""
     if attempt.identity is None:
         return [CountRefusal("result of a process that has not proven itself")]
     if attempt.outcome is not None:
         return []
     attempt.outcome = event.outcome
-    return [
-        WriteRecord(JournalEntry.OUTCOME),
-        *(_no_more_waiting(attempt, now) if attempt.phase is Phase.EXITED else []),
-    ]
+    follow = _no_more_waiting(attempt, now) if attempt.phase is Phase.EXITED else []
+    return [WriteRecord(JournalEntry.OUTCOME), *follow]
 
 
-def _expired(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
-    """Stop user code that ran for too long. Once its result is here, only the process is late: it gets the grace."""
+def _expired(attempt: Attempt, event: Deadline, now: float) -> Actions:
+    """Stop user code that ran too long. If its result has arrived, the process has the grace period to exit."""
     if attempt.outcome is None:
         return _stop(attempt, State.EXPIRED, now)
     return [SetDeadline(Deadline.LINGER, now + attempt.timeouts.grace)]
@@ -517,24 +477,19 @@ def _expired(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
 
 
 def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
-    """Return TERM now and KILL after the grace; KILL now for a process that has not even proven itself."""
+    """Send SIGTERM now and SIGKILL after the grace period. An unproven process gets SIGKILL now."""
     if attempt.stopping is not None:
         return []
     attempt.stopping = ends_as
     actions: Actions = [WriteRecord(JournalEntry.STOPPED), SetState(State.STOPPING, now)]
     if attempt.phase is Phase.EXITED:
         return actions
-    actions += _term() if attempt.phase is Phase.RUNNING else [Signal(signal.SIGKILL, SignalTarget.ALL)]
+    actions += TERM if attempt.phase is Phase.RUNNING else [KILL]
     attempt.phase = Phase.STOPPING
     return [*actions, SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)]
 
 
-def _term() -> Actions:
-    """Return SIGTERM, and SIGCONT so that a stopped process can obey it."""
-    return [Signal(signal.SIGTERM, SignalTarget.TASK), Signal(signal.SIGCONT, SignalTarget.TASK)]
-
-
-def _cancel(attempt: Attempt, event: CancelRequested | SiblingStarted, now: float) -> Actions:
+def _cancel(attempt: Attempt, event: CancelRequested, now: float) -> Actions:
     attempt.final = True  # Also if it is being stopped already for another reason.
     return _stop(attempt, State.CANCELLED, now)
 
@@ -545,16 +500,16 @@ def _fail(attempt: Attempt, event: FailRequested, now: float) -> Actions:
     return _stop(attempt, State.FAILED, now)
 
 
-def _linger_over(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
-    return _stop(attempt, State.FAILED, now)  # Its result is here, and decides how it ends.
+def _linger_over(attempt: Attempt, event: Deadline, now: float) -> Actions:
+    return _stop(attempt, State.FAILED, now)  # FAILED does not show: the attempt ends by its result, which has arrived.
 
 
-def _kill(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
-    return [] if attempt.stopping is None else [Signal(signal.SIGKILL, SignalTarget.ALL)]
+def _kill(attempt: Attempt, event: Deadline, now: float) -> Actions:
+    return [] if attempt.stopping is None else [KILL]
 
 
 def _closing(attempt: Attempt, event: ManagerClosing, now: float) -> Actions:
-    """Leave a detached process to the next manager of the journal; stop any other, for good."""
+    """Leave a detached process to the next manager of the journal. Stop any other; it gets no further attempt."""
     attempt.final = True
     task = attempt.task
     if not task.detach or attempt.stopping is not None or not (attempt.identity or attempt.adopted):
@@ -576,10 +531,10 @@ def _closed(attempt: Attempt, event: ManagerClosed, now: float) -> Actions:
 
 
 def _exited(attempt: Attempt, event: Exited, now: float) -> Actions:
-    """End with the process that was launched; if that was a wrapper, nothing of the task goes on behind it."""
+    """End the attempt with the launched process; if that is a wrapper, kill the task's process behind it."""
     attempt.phase, attempt.exited = Phase.EXITED, event
     actions: Actions = [SetExit(event)]
-    # If a launcher has lost a detached process, nothing is known of its end: it may run on.
+    # If the launcher has lost a detached process, its end is unknown: it may run on.
     lost = attempt.task.detach and not attempt.adopted and _exit_unknown(attempt)
     if attempt.own is not None and not lost:
         actions.append(Signal(signal.SIGKILL, SignalTarget.OWN))
@@ -587,13 +542,13 @@ def _exited(attempt: Attempt, event: Exited, now: float) -> Actions:
 
 
 def _exit_unseen(attempt: Attempt, now: float) -> Actions:
-    """End without a report of how the process ended: there is none to come."""
+    """End the attempt without an exit code: no launcher will report it."""
     attempt.phase = Phase.EXITED
     return _no_more_waiting(attempt, now)
 
 
 def _files(attempt: Attempt, event: FilesRead, now: float) -> Actions:
-    """Take what a detached process has left, as far as it is not known already."""
+    """Use the outcome and the exit that a detached process has written, unless they are known."""
     actions: Actions = []
     if attempt.outcome is None and event.outcome is not None:
         attempt.outcome = event.outcome
@@ -612,7 +567,7 @@ def _exit_unknown(attempt: Attempt) -> bool:
 
 
 def _wait_or_conclude(attempt: Attempt, now: float) -> Actions:
-    """Wait a little for a result, or for the file that says how an adopted process ended, if it may still come."""
+    """Wait for a result, or for the exit file of an adopted process, if it may still arrive."""
     unexpected = attempt.outcome is None and attempt.stopping is None and not attempt.task.argv
     result_may_come = unexpected and attempt.identity is not None
     file_may_come = attempt.adopted and _exit_unknown(attempt)
@@ -621,7 +576,7 @@ def _wait_or_conclude(attempt: Attempt, now: float) -> Actions:
     return _conclude(attempt, now)
 
 
-def _no_result(attempt: Attempt, event: DeadlineReached, now: float) -> Actions:
+def _no_result(attempt: Attempt, event: Deadline, now: float) -> Actions:
     return _no_more_waiting(attempt, now)
 
 
@@ -631,7 +586,7 @@ def _no_more_waiting(attempt: Attempt, now: float) -> Actions:
 
 
 def _conclude(attempt: Attempt, now: float) -> Actions:
-    """Decide how the attempt ended. Its result counts first, unless its time was over."""
+    """Decide how the attempt ended: by its result unless it expired, else by how the process ended."""
     if attempt.outcome is not None and attempt.stopping is not State.EXPIRED:
         return [OpenOutcome()]
     return _retry_or_finish(attempt, *_verdict(attempt), now)
@@ -640,7 +595,7 @@ def _conclude(attempt: Attempt, now: float) -> Actions:
 def _opened(attempt: Attempt, event: OutcomeOpened, now: float) -> Actions:
     state = State.DONE if event.error is None else State.FAILED
     actions = _retry_or_finish(attempt, state, event.value, event.error, now)
-    if attempt.identity is None and attempt.stopping is None:  # Adopted, and not held when it left its result.
+    if attempt.identity is None and attempt.stopping is None:  # Adopted, and it wrote its result before a proof.
         actions.insert(0, SetState(State.RUNNING, attempt.proven_at))
     return actions
 
@@ -664,10 +619,10 @@ def _verdict(attempt: Attempt) -> tuple[State, Any, BaseException | None]:
 
 
 def _retry_or_finish(attempt: Attempt, state: State, value: Any, error: BaseException | None, now: float) -> Actions:
-    """Ask the task's policy for another try."""
+    """Requeue the task if its policy allows another attempt, else finish it."""
     task = attempt.task
     ran = None if attempt.identity is None else now - attempt.proven_at
-    # A task that was cancelled under an earlier manager is not wanted either.
+    # A task that was cancelled under an earlier manager gets no further attempt either.
     wanted = not (attempt.final or attempt.stopping is State.CANCELLED or task._last_attempt)
     try:
         delay = task._retry_policy.delay(state, error, attempt=attempt.number, ran=ran, now=now) if wanted else None
@@ -699,13 +654,13 @@ def _requeue(attempt: Attempt, requeue: Requeue) -> Actions:
 
 
 def _adopted(attempt: Attempt, event: Adopted, now: float) -> Actions:
-    """Go on with a process of an earlier manager. Its time runs since its proof."""
+    """Continue with a process of an earlier manager. Its expiry is measured from its proof."""
     attempt.launched, attempt.own = event.launched, event.own
     actions: Actions = [SetState(State.RUNNING, attempt.proven_at), ReadFiles()]
     if attempt.stopping is None:
         return [*actions, *_expiry(attempt, attempt.proven_at)]
     kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
-    return [*actions, SetState(State.STOPPING, now), *_term(), kill]
+    return [*actions, SetState(State.STOPPING, now), *TERM, kill]
 
 
 def _unverified(attempt: Attempt, event: AdoptedUnverified, now: float) -> Actions:
@@ -738,7 +693,6 @@ def _gone_stopping(attempt: Attempt, event: ProcessGone, now: float) -> Actions:
     return [*shown, *_finish(attempt, attempt.stopping, None, error)]
 
 
-REPLAYED: Final = "another process has already proven this attempt"
 _Step: TypeAlias = Callable[[Any, Any, float], Actions]
 
 
@@ -766,7 +720,6 @@ TABLE: Final[Mapping[type | Deadline, Mapping[Phase, _Step]]] = {
     FilesRead:         _row(None,           _files,         _files,         _files,             _files),
     OutcomeOpened:     _row(None,           None,           None,           None,               _opened),
     CancelRequested:   _row(_cancel,        _cancel,        _cancel,        _cancel,            _cancel),
-    SiblingStarted:    _row(_cancel,        _cancel,        _cancel,        _cancel,            _cancel),
     FailRequested:     _row(_fail,          _fail,          _fail,          _fail,              _fail),
     ManagerClosing:    _row(_closing,       _closing,       _closing,       _closing,           _closing),
     ManagerClosed:     _row(_closed,        _closed,        _closed,        _closed,            _closed),

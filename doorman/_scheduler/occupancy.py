@@ -9,11 +9,8 @@ from typing import Final
 from doorman._scheduler.attempt import Attempt
 from doorman.load import SAMPLE_INTERVAL_S, Load, Meter
 
-__all__ = ["Occupancy"]
-
-
 SHARE: Final = 0.1
-"""Share of the manager's time that measuring may take: thousands of processes are measured less often."""
+"""Largest share of the manager's time for measuring: thousands of processes are measured less often."""
 
 
 class Occupancy:
@@ -27,18 +24,18 @@ class Occupancy:
         self._next = 0.0
 
     def started(self, attempt: Attempt) -> None:
-        """Count a process that was just asked for as one busy core: its load cannot show yet."""
+        """Count a process that was just launched as one busy core: its load cannot be measured yet."""
         self._counted[attempt.id] = attempt.handler, *self._meter.last_measured(attempt.id)
         self._meter.add_unmeasured(self.load, attempt.handler)
 
     def ended(self, attempt: Attempt) -> None:
-        """Count a process no more, with what it was last counted as."""
+        """Subtract the last counted load of a process."""
         handler, processor, memory, measured = self._counted.pop(attempt.id)
         siblings = self.load.handlers[handler]
         for cost in (self.load.everyone, siblings):
             cost.processes -= 1
             cost.unmeasured -= not measured
-            # Sums of fractions: taken apart again, they may end just below nothing.
+            # Rounding errors of the sums may make them slightly negative.
             cost.processor = max(0.0, cost.processor - processor)
             cost.memory = max(0.0, cost.memory - memory)
         if not siblings.processes:
@@ -52,7 +49,7 @@ class Occupancy:
         self._next = 0.0
 
     def measure(self, running: Iterable[Attempt]) -> bool:
-        """Measure the processes if the last readings are old enough; return whether that was done."""
+        """Measure the processes if the last readings are old enough; return whether it measured."""
         began = self._clock()
         if began < self._next:
             return False

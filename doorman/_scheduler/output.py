@@ -22,15 +22,21 @@ if TYPE_CHECKING:
     from doorman.task import OnOutput, Task
     from remit.transport import Wakeable
 
-__all__ = ["MAX_LINE_CHARS", "Line", "Lines", "Logs", "Outputs", "Streams", "deliver_line", "is_streamed"]
-
+logger = logging.getLogger("doorman")
 
 MAX_LINE_CHARS: Final = 64 * 1024
-"""Characters of the longest line that is passed on; a longer one is split."""
+"""Characters of the longest line for a listener; a longer one is split."""
+READ_BYTES: Final = 64 * 1024
+"""Most bytes that are read from one pipe in one tick; a faster task blocks on its full pipe."""
+PIPES_PER_TICK: Final = 64
+"""Most pipes that are read in one tick; the others follow in the next."""
+KEPT_LINES: Final = 1000
+"""Number of lines in `Task.lines`."""
+_NO_ROOM: Final = {errno.EMFILE, errno.ENFILE}
 
 
 class Line(NamedTuple):
-    """One line that a task has written."""
+    """One line of a task's output."""
 
     stream: str
     """``"stdout"`` or ``"stderr"``."""
@@ -56,15 +62,13 @@ class Lines:
             lines.append(begun[:MAX_LINE_CHARS])
             begun = begun[MAX_LINE_CHARS:]
         self._begun = begun
-        return lines if all(len(line) <= MAX_LINE_CHARS for line in lines) else [*_pieces(lines)]
-
-
-def _pieces(lines: list[str]) -> list[str]:
-    return [line[at : at + MAX_LINE_CHARS] for line in lines for at in range(0, max(1, len(line)), MAX_LINE_CHARS)]
+        if all(len(line) <= MAX_LINE_CHARS for line in lines):
+            return lines
+        return [line[at : at + MAX_LINE_CHARS] for line in lines for at in range(0, max(1, len(line)), MAX_LINE_CHARS)]
 
 
 class Outputs(NamedTuple):
-    """Descriptors for standard output and error of one process; None to inherit the manager's."""
+    """Descriptors for the standard output and error of one process; None to inherit the manager's."""
 
     stdout: int | None = None
     stderr: int | None = None
@@ -80,8 +84,8 @@ class Logs:
     """A folder with two log files for each attempt, ``<name>-<attempt>.out`` and ``.err``.
 
     With ``shared`` all tasks append to ``stdout.log`` and ``stderr.log``. The process writes to the files itself:
-    nothing is lost when it is killed or its manager dies. Without a folder tasks inherit the manager's own standard
-    output and error.
+    no output is lost when the process is killed or its manager dies. Without a folder tasks inherit the manager's
+    standard output and error.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, *, shared: bool = False) -> None:
@@ -90,7 +94,7 @@ class Logs:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
         elif shared:
-            raise ValueError("shared_log needs a folder to be in: give log_path too")
+            raise ValueError("shared_log needs a folder: give log_path too")
 
     def paths(self, name: str, attempt: str) -> tuple[Path, Path] | None:
         """Return the paths of one attempt's log files; None without a folder."""
@@ -116,27 +120,16 @@ class Logs:
             raise
 
 
-logger = logging.getLogger("doorman")
-
-READ_BYTES: Final = 64 * 1024
-"""Bytes that are read from one pipe in one tick; a task that writes faster blocks on its full pipe."""
-PIPES_PER_TICK: Final = 64
-"""Pipes that are read in one tick; the others follow in the next."""
-KEPT_LINES: Final = 1000
-"""Number of lines in `Task.lines`."""
-_NO_ROOM = {errno.EMFILE, errno.ENFILE}
-
-
 def is_streamed(task: Task, listener: OnOutput | None) -> bool:
-    """Return whether a task's output is streamed: by its own option, or else if its manager has a listener."""
+    """Return whether a task's output is streamed: by its own option, else if its manager has a listener."""
     if task.detach:
-        return False  # It outlives its manager, which would be the reader of the pipes.
+        return False  # The process outlives its manager, which would read the pipes.
     own = task.on_output is not None or task.stream
     return bool(own) if task.stream is not None or own else listener is not None
 
 
 def deliver_line(task: Task, stream: str, line: str, listener: OnOutput | None) -> None:
-    """Call the task's listener and the manager's with a line."""
+    """Call the listeners of the task and of its manager with a line."""
     for each in (task.on_output, listener):
         if each is not None:
             try:
@@ -146,9 +139,9 @@ def deliver_line(task: Task, stream: str, line: str, listener: OnOutput | None) 
 
 
 class Streams:
-    """The pipes of one manager's tasks, and the log files that get a copy.
+    """The pipes of one manager's tasks, and their log files.
 
-    Only `read` and `finish_attempt` read them. A task that writes faster than its manager ticks blocks on its full
+    Only `read` and `finish_attempt` read the pipes. A task that writes faster than its manager ticks blocks on its full
     pipe, so memory is bounded.
     """
 
@@ -163,28 +156,25 @@ class Streams:
 
     @property
     def waker(self) -> Wakeable:
-        """Readable when the launcher has events or a task has written to a pipe."""
+        """An object whose descriptor is readable when the launcher has events or a task has written to a pipe."""
         return self.launcher if self._epoll is None else self._epoll
 
     @property
     def pending(self) -> bool:
-        """Whether there are lines that no listener has received yet."""
+        """Whether an interrupt left lines that no listener has received."""
         return bool(self._interrupted)
 
-    def is_streamed(self, task: Task) -> bool:
-        """Return whether a task's output is streamed."""
-        return is_streamed(task, self._listener)
-
     def open(self, task: Task, attempt: str) -> Outputs:
-        """Return the descriptors for a process: pipes, log files, or none.
+        """Return the descriptors for a process: pipes, log files, or none. Show the paths of the files in the task.
 
         Raises LaunchRefused if no descriptors are left, OSError for a file that cannot be opened.
         """
+        task.output = self._logs.paths(task.name, attempt)
         with contextlib.ExitStack() as undone:
             try:
                 files = self._logs.open(task.name, attempt)
                 undone.callback(files.close)
-                pipes, theirs = _open_pipes(task) if self.is_streamed(task) else (None, files)
+                pipes, theirs = _open_pipes(task) if is_streamed(task, self._listener) else (None, files)
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise LaunchRefused(f"no descriptor is left for the task's output: {error}") from error
@@ -198,12 +188,8 @@ class Streams:
         self._by_attempt[attempt] = pipes
         return theirs
 
-    def files(self, task: Task, attempt: str) -> tuple[Path, Path] | None:
-        """Return the paths of an attempt's log files; None without a folder."""
-        return self._logs.paths(task.name, attempt)
-
     def read(self) -> None:
-        """Pass on the lines that tasks have written since the last call; never waits."""
+        """Deliver the lines that tasks have written since the last call; never waits."""
         while self._interrupted:
             self._deliver(self._interrupted.pop())
         if not self._pipes or self._epoll is None:
@@ -214,7 +200,7 @@ class Streams:
                 self._read(pipe, READ_BYTES)
 
     def finish_attempt(self, attempt: str) -> None:
-        """Pass on the remaining lines of an attempt whose process has ended, and close its pipes."""
+        """Deliver the remaining lines of an attempt whose process has ended, and close its pipes."""
         for pipe in self._by_attempt.pop(attempt, ()):
             if self._pipes.get(pipe.descriptor) is pipe:
                 # Only the bytes that are in the pipe now: a grandchild may go on writing without end.
@@ -223,7 +209,6 @@ class Streams:
                 self._finish(pipe)
 
     def close(self) -> None:
-        """Close all pipes and files."""
         for pipe in self._pipes.values():
             pipe.close()
         self._pipes, self._by_attempt = {}, {}
@@ -264,7 +249,7 @@ class Streams:
         self._deliver(pipe)
 
     def _deliver(self, pipe: _Pipe) -> None:
-        """Call the listeners with each line. After an interrupt, as by Ctrl-C, `read` passes on the rest."""
+        """Call the listeners with each line. After an interrupt, as by Ctrl-C, `read` delivers the rest."""
         task, name = pipe.task, pipe.name
         try:
             while pipe.lines:
@@ -299,14 +284,13 @@ class _Pipe:
             self.copy = None
 
     def close(self) -> None:
-        """Close the reading end and the log file."""
         os.close(self.descriptor)
         if self.copy is not None:
             self.copy.close()
 
 
 class _Copy:
-    """The log file of a stream. With ``whole``, only complete lines are written: other tasks write to it, too."""
+    """The log file of a stream. With ``whole`` it gets complete lines only, as other tasks write to it too."""
 
     def __init__(self, descriptor: int, *, whole: bool) -> None:
         self._descriptor = descriptor
@@ -331,12 +315,11 @@ class _Copy:
         return True
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._descriptor)
 
 
 def _open_pipes(task: Task) -> tuple[tuple[_Pipe, _Pipe], Outputs]:
-    """Create the two pipes of an attempt; return the reading ends, and those for the process. Raises OSError."""
+    """Create the two pipes of an attempt; return the reading ends, and the writing ends. Raises OSError."""
     out = os.pipe()
     try:
         err = os.pipe()

@@ -1,4 +1,4 @@
-"""Queue of the tasks that wait: by priority, then in order, held back by rules, dependencies, delays and `can_run`."""
+"""Queue of waiting tasks, by priority, then in order. Rules, dependencies, delays and `can_run` hold tasks back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from doorman._scheduler.occupancy import Occupancy
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
     from doorman._scheduler.attempt import Attempt
     from doorman.task import Task
 
-__all__ = ["QueuedTask", "RunQueue"]
-
 HOLD_S: Final = 0.1
-"""Seconds for which no process is asked for after none could be had; it is less if another one ends."""
+"""Seconds without a launch after a failed one, unless a process ends earlier."""
 SPARE_ENTRIES: Final = 64
-"""Rebuild the heap of a group when it has more removed tasks than this and they outnumber those that wait."""
+"""Rebuild the heap of a group when it has more removed tasks than this, and more than waiting ones."""
 NAMED: Final = 3
-"""Dependencies that `RunQueue.why` names; the others it counts."""
+"""Most dependencies that `RunQueue.why` names; it counts the others."""
 _Key: TypeAlias = tuple[int, int]
 
 
@@ -36,28 +34,24 @@ class QueuedTask:
     """A task that waits."""
 
     task: Task
-    call: bytes
-    """The pickled callable with its arguments."""
-    turn: int
-    """Its place among tasks of equal priority."""
-    group: _QueueGroup | None = None
-    """Where it could start from; None while it waits for a moment or for other tasks."""
-    key: _Key = field(init=False)
-    """The order: higher priority first, then by turn."""
+    call: bytes  # The pickled callable with its arguments.
+    turn: int  # Its place among tasks of equal priority.
+    group: _QueueGroup | None = None  # None while it waits for the end of a delay or for other tasks.
+    key: _Key = field(init=False)  # The order: higher priority first, then by turn.
 
     def __post_init__(self) -> None:
         self.key = -self.task.priority, self.turn
 
 
 _Admitted: TypeAlias = tuple[QueuedTask, Exception | None]
-"""A task that may start, or one whose `can_run` raised, and what it raised."""
+"""A task that may start, or one whose `can_run` raised, with the exception."""
 
 
 class RunQueue:
-    """The tasks of one manager that wait, and what keeps them from starting.
+    """The waiting tasks of one manager.
 
-    Nothing is examined before something has happened that may let a task start, and then only the first task of each
-    group that is held back together: a tick costs no more with many tasks.
+    A tick examines tasks only after a change that may let one start, and then only the first task of each group. So
+    the cost of a tick does not grow with the number of tasks.
     """
 
     def __init__(self, rules: Iterable[Rule], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,8 +67,7 @@ class RunQueue:
         self._seen: tuple[Rule, ...] = ()
         self._general = Rules()
         self._by_load = False
-        self._changed = False
-        """Whether anything has happened that may let a task start."""
+        self._changed = False  # Whether a change may let a task start.
         self._held: str | None = None
         self._not_before = 0.0
 
@@ -97,7 +90,7 @@ class RunQueue:
             self._ready(queued)
 
     def delay(self, task: Task, call: bytes, seconds: float) -> None:
-        """Add a task that is tried again, but not before so many seconds."""
+        """Add a task for its next attempt, after so many seconds."""
         queued = self._queued[task] = QueuedTask(task, call, self.next_turn())
         if seconds <= 0:
             self._ready(queued)
@@ -106,12 +99,12 @@ class RunQueue:
         self._delays.schedule(self._due[queued], queued)
 
     def requeue(self, task: Task, call: bytes, turn: int) -> None:
-        """Add a task where it stood before: it was admitted, and no process could be had."""
+        """Return an admitted task to its place, since no process could be started."""
         queued = self._queued[task] = QueuedTask(task, call, turn)
         self._ready(queued)
 
     def remove(self, task: Task) -> bool:
-        """Remove a task; False if it did not wait."""
+        """Remove a task; False if it does not wait."""
         queued = self._queued.pop(task, None)
         if queued is None:
             return False
@@ -122,17 +115,17 @@ class RunQueue:
         return True
 
     def take_slot(self, attempt: Attempt) -> None:
-        """Count a process that is about to be asked for."""
+        """Count a process that is about to be launched."""
         self._occupancy.started(attempt)
 
     def free_slot(self, attempt: Attempt) -> None:
-        """Count a process no more: there is room again."""
+        """Subtract a process that has ended: another may start."""
         self._occupancy.ended(attempt)
         self._changed = True
         self._not_before = 0.0
 
     def release_dependents(self) -> Iterator[tuple[Task, DependencyFailed]]:
-        """Let tasks go on whose dependencies are done; remove and yield those with one that did not end well."""
+        """Make tasks ready whose dependencies are done; remove and yield those with a failed dependency."""
         for task, error in self._dependencies.settle():
             if error is None:
                 self._ready(self._queued[task])
@@ -147,14 +140,16 @@ class RunQueue:
     # -- admission ---------------------------------------------------------------------------------------------
 
     def admit(self, running: Iterable[Attempt], limit: int) -> Generator[_Admitted, None, None]:
-        """Yield up to ``limit`` tasks that may start, and those whose `can_run` raised, with what it raised.
+        """Yield up to ``limit`` tasks that may start, and those whose `can_run` raised, with the exception.
 
-        The caller removes each of them before it asks for the next. A task that is added in between waits for the
-        next call.
+        The caller removes each task before it requests the next. A task that is added in between waits for the next
+        call.
         """
         if limit <= 0 or not self._queued:
             return
-        self._end_delays()
+        for queued in self._delays.pop_due(self._clock()):
+            del self._due[queued]
+            self._ready(queued)
         if not self._worth_examining(running):
             return
         self._changed, self._held = False, None
@@ -170,11 +165,11 @@ class RunQueue:
                 self._groups.queue(group)
 
     def hold(self, why: str) -> None:
-        """Admit nothing for a little while: no process can be had just now."""
+        """Admit no task for HOLD_S seconds, since no process can be started now."""
         self._held, self._not_before = why, self._clock() + HOLD_S
 
     def why(self, task: Task) -> str | None:
-        """Return what holds a waiting task back; None if nothing does, or if it does not wait."""
+        """Return the reason that holds a waiting task back; None if there is none, or if the task does not wait."""
         queued = self._queued.get(task)
         if queued is None:
             return None
@@ -188,11 +183,11 @@ class RunQueue:
         return queued.group.why or (None if queued.group.free else self._held)
 
     def next_timeout(self, most: float, *, full: bool) -> float:
-        """Return the seconds, ``most`` at the most, until a task may start though nothing else happens.
+        """Return the seconds until a task may start without any other change, ``most`` at the most.
 
-        ``full`` says that no process would be asked for now.
+        With ``full`` no process may be launched now.
         """
-        if self._dependencies.unsettled:
+        if self._dependencies.ended:
             return 0.0
         if full or not self._queued:
             return most
@@ -222,7 +217,7 @@ class RunQueue:
             if group.why is not None:
                 held = True
             elif queued.group is group:  # Its `can_run` may have cancelled it.
-                # What starts changes the load: it may end what held others back.
+                # A start changes the load, so that a rule may no longer hold back others.
                 self._changed |= held
                 yield queued, None
                 limit -= 1
@@ -234,11 +229,6 @@ class RunQueue:
     def _ready(self, queued: QueuedTask) -> None:
         self._groups.add(queued)
         self._changed = True
-
-    def _end_delays(self) -> None:
-        for queued in self._delays.pop_due(self._clock()):
-            del self._due[queued]
-            self._ready(queued)
 
     def _worth_examining(self, running: Iterable[Attempt]) -> bool:
         if self._not_before:
@@ -253,7 +243,7 @@ class RunQueue:
         return bool(self._changed or self._groups.asked)
 
     def _next_group(self) -> _QueueGroup | None:
-        """Pop the next group; once a rule holds back all that obey rules, only those that do not."""
+        """Pop the next group; once a rule holds back all tasks that obey rules, the next of the others."""
         if self._held is None and len(self._general):
             self._held = self._general.holds_back("", self._occupancy.load)
         return self._groups.pop(free_only=self._held is not None)
@@ -269,45 +259,33 @@ class RunQueue:
 
 def _about_siblings(rule: Rule) -> bool:
     """Return whether a rule may hold back one handler and not another."""
-    return any(
-        bound is not None
-        for bound in (
-            rule.minimum_sibling_processor_load,
-            rule.maximum_sibling_processor_load,
-            rule.minimum_sibling_memory_load,
-            rule.maximum_sibling_memory_load,
-        )
-    )
+    return any(getattr(rule, bound.name) is not None for bound in fields(rule) if "sibling" in bound.name)
 
 
 class _QueueGroup:
-    """Waiting tasks that are held back together: of one handler, or free of rules; or one task with a `can_run`."""
+    """Waiting tasks that are held back together: of one handler, or exempt from rules; or one task with a `can_run`."""
 
     def __init__(self, name: Hashable, *, free: bool) -> None:
         self.name = name
-        self.free = free
-        """Whether it obeys no rule."""
-        self.why: str | None = None
-        """What held it back when it was last examined."""
-        self.listed: _Key | None = None
-        """The key of its entry in `_QueueGroups`; any other entry there is out of date."""
+        self.free = free  # Whether its tasks are exempt from rules.
+        self.why: str | None = None  # The reason that held it back when it was last examined.
+        self.listed: _Key | None = None  # The key of its entry in `_QueueGroups`; any other entry there is outdated.
         self._heap: list[tuple[_Key, int, QueuedTask]] = []
         self._removed = 0
 
     def head(self) -> QueuedTask | None:
-        """Return the task whose turn it is; None in an empty group."""
+        """Return the first task; None in an empty group."""
         while self._heap and self._heap[0][2].group is not self:
             heapq.heappop(self._heap)
             self._removed -= 1
         return self._heap[0][2] if self._heap else None
 
     def add(self, queued: QueuedTask) -> None:
-        """Add a task."""
         queued.group = self
         heapq.heappush(self._heap, (queued.key, id(queued), queued))
 
     def remove(self, queued: QueuedTask) -> None:
-        """Remove a task, wherever it stands; its entry stays until it comes to the front."""
+        """Remove a task; its entry stays in the heap until it is the first."""
         queued.group = None
         self._removed += 1
         if self._removed > SPARE_ENTRIES and self._removed > len(self._heap) // 2:
@@ -321,14 +299,13 @@ class _QueueGroups:
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, _QueueGroup] = {}
-        # Those that obey rules, and those that do not: a rule that holds back all is asked once for the first.
+        # By `free`: a rule that holds back all handlers is evaluated once for all groups that obey rules.
         self._order: dict[bool, list[tuple[_Key, int, _QueueGroup]]] = {False: [], True: []}
         self._serial = 0
-        self.asked = 0
-        """How many tasks have a `can_run`, to be asked again and again."""
+        self.asked = 0  # Number of tasks with a `can_run`, which each tick calls again.
 
     def add(self, queued: QueuedTask) -> None:
-        """Add a task to the group that it belongs to."""
+        """Add a task to its group."""
         task = queued.task
         self.asked += task.can_run is not None
         name = task if task.can_run is not None else None if task.ignores_rules else task.handler
@@ -349,7 +326,7 @@ class _QueueGroups:
             self._groups.pop(group.name, None)
 
     def queue(self, group: _QueueGroup) -> None:
-        """Have a group examined when its head's turn comes."""
+        """Queue a group at the place of its first task."""
         head = group.head()
         if head is not None and (group.listed is None or head.key < group.listed):
             group.listed = head.key
@@ -357,7 +334,7 @@ class _QueueGroups:
             heapq.heappush(self._order[group.free], (head.key, self._serial, group))
 
     def pop(self, *, free_only: bool) -> _QueueGroup | None:
-        """Pop the group whose head's turn it is, of all or of those that obey no rule; the caller has to `queue` it."""
+        """Pop the group with the first task, of all or of the exempt ones; the caller has to `queue` it again."""
         orders = [self._order[True]] if free_only else list(self._order.values())
         current = [order for order in orders if self._skip_outdated(order)]
         if not current:
@@ -381,20 +358,15 @@ class _QueueGroups:
 
 
 class _Dependencies:
-    """The waiting tasks of one manager that come after others. Each end is examined once."""
+    """The waiting tasks of one manager that depend on others. Each end of a task is examined once."""
 
     def __init__(self) -> None:
         self._open: dict[Task, dict[Task, None]] = {}
         self._followers: dict[Task, dict[Task, None]] = {}
-        self._ended: deque[Task] = deque()
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether a task with followers has ended, and `settle` has not been called since."""
-        return bool(self._ended)
+        self.ended: deque[Task] = deque()  # Tasks with followers that have ended since the last `settle`.
 
     def hold(self, task: Task) -> bool:
-        """Hold a task back until those that it comes after are done; False if they are."""
+        """Hold a task back until its dependencies are done; False if they are done."""
         wanted = {first: None for first in task.after if first.state is not State.DONE}
         if not wanted:
             return False
@@ -402,23 +374,24 @@ class _Dependencies:
         for first in wanted:
             if first not in self._followers:
                 self._followers[first] = {}
-                first._on_done(self._ended.append)
+                first._on_done(self.ended.append)
             self._followers[first][task] = None
         return True
 
     def remove(self, task: Task) -> None:
-        """Remove a task that waits."""
         for first in self._open.pop(task, {}):
             self._followers.get(first, {}).pop(task, None)
 
     def settle(self) -> Iterator[tuple[Task, DependencyFailed | None]]:
-        """Yield the tasks that need not wait any more, and those that never can start with the error they end with."""
-        while self._ended:
-            first = self._ended.popleft()
+        """Yield the tasks whose dependencies are done, and those with a failed one, with their error."""
+        while self.ended:
+            first = self.ended.popleft()
             for task in self._followers.pop(first, {}):
                 if first.state is not State.DONE:
                     self.remove(task)
-                    yield task, _failure(task, first)
+                    error = DependencyFailed(f"task {task.name!r} comes after {first!r}, which did not end well")
+                    error.__cause__ = first.exception()
+                    yield task, error
                 elif task in self._open:
                     del self._open[task][first]
                     if not self._open[task]:
@@ -426,16 +399,10 @@ class _Dependencies:
                         yield task, None
 
     def why(self, task: Task) -> str | None:
-        """Name what a task waits for; None if it waits for no other."""
+        """Return the names of the tasks that a task waits for; None if there are none."""
         wanted = list(self._open.get(task, ()))
         if not wanted:
             return None
         names = ", ".join(f"{first.name!r} (task {first.id}, {first.state})" for first in wanted[:NAMED])
         more = f" and {len(wanted) - NAMED} more" if len(wanted) > NAMED else ""
         return f"it comes after {names}{more}"
-
-
-def _failure(task: Task, first: Task) -> DependencyFailed:
-    error = DependencyFailed(f"task {task.name!r} comes after {first!r}, which did not end well")
-    error.__cause__ = first.exception()
-    return error

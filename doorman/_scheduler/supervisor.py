@@ -1,4 +1,4 @@
-"""All attempts of one manager: gathers their events, and executes the actions that `lifecycle.step` returns."""
+"""The attempts of one manager: gathers their events, and executes the actions that `lifecycle.step` returns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import resource
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,23 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from doorman._scheduler import lifecycle
 from doorman._scheduler.attempt import Attempt, Timeouts, launch_request
 from doorman._scheduler.handshake import Handshake
-from doorman._scheduler.lifecycle import (
-    Action,
-    Actions,
-    CancelRequested,
-    Deadline,
-    DeadlineReached,
-    Event,
-    FailRequested,
-    SignalTarget,
-    step,
-)
+from doorman._scheduler.lifecycle import Action, Actions, CancelRequested, Deadline, Event, FailRequested, step
 from doorman._scheduler.output import Streams
 from doorman._scheduler.run_queue import QueuedTask, RunQueue
 from doorman.errors import JournalError, LaunchRefused
 from doorman.identity import Credential
 from doorman.launcher import Event as Report
 from doorman.launcher import Exited, Launched, Launcher
+from doorman.load import SAMPLE_INTERVAL_S
 from doorman.process import Process
 from doorman.states import State
 from remit._internal import DeadlineHeap
@@ -40,24 +30,19 @@ if TYPE_CHECKING:
     from doorman.journal.recorder import Recorder
     from doorman.task import OnProgress, Task
 
-__all__ = ["Supervisor"]
-
 AT_ONCE: Final = 64
-"""Processes that may be between launch and proof: more only delay each other."""
+"""Most processes between launch and proof: more would only delay each other."""
 DESCRIPTORS: Final = 5
 """Descriptors that a process may need in the manager until its proof: two pidfds, two pipes and its connection."""
 SPARE_DESCRIPTORS: Final = 16
-"""Descriptors that are left to the rest of the program."""
+"""Descriptors reserved for the rest of the program."""
 DEADLINES: Final = len(Deadline)
 ENDED: Final = 1024
-"""Ended attempts whose credentials are kept, so that a late hello of theirs is answered with die."""
+"""Number of ended attempts whose credentials are kept: their late hellos are answered with ``die``."""
 
 
 class Supervisor:
-    """The attempts of one manager, by id, task and handler.
-
-    Every event goes through `handle` or `execute`; the actions of all of them form one queue.
-    """
+    """The attempts of one manager. The actions of all attempts form one queue."""
 
     def __init__(
         self,
@@ -105,28 +90,30 @@ class Supervisor:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Their tasks."""
+        """The tasks that have an attempt."""
         return tuple(self._by_task)
 
     @property
     def room(self) -> int:
-        """How many processes may be asked for now."""
+        """Number of processes that may be launched now."""
         return AT_ONCE - len(self._unproven)
 
     def attempt(self, attempt_id: object) -> Attempt | None:
-        """Return the attempt of an id; None if there is none, or if that is no id at all."""
+        """Return the attempt with an id, which any peer may have sent; None if there is none."""
         return self._attempts.get(attempt_id) if isinstance(attempt_id, str) else None
 
     def attempt_of(self, task: Task) -> Attempt | None:
-        """Return the attempt that is under way for a task."""
+        """Return the current attempt of a task."""
         return self._by_task.get(task)
 
     def ended_credential(self, attempt_id: object) -> Credential | None:
-        """Return the revoked credential of an attempt that has ended not long ago."""
+        """Return the revoked credential of one of the last ENDED attempts that have ended."""
         return self._ended.get(attempt_id) if isinstance(attempt_id, str) else None
 
     def next_timeout(self, most: float) -> float:
-        """Return the seconds until there is something to do, ``most`` at the most, if no message or report comes."""
+        """Return the seconds until the next deadline or poll of a `cancel_when`, ``most`` at the most."""
+        if self._cancel_when:
+            most = min(most, SAMPLE_INTERVAL_S)  # Nothing reports that a `cancel_when` has another answer.
         if self._actions or self._reports or self._exits:
             return 0.0
         return self._deadlines.next_timeout(self._clock(), most)
@@ -134,8 +121,8 @@ class Supervisor:
     # -- events ------------------------------------------------------------------------------------------------
 
     def gather(self) -> Iterator[tuple[Attempt, Event]]:
-        """Yield what has happened to which attempt. The actions of each event are executed before the next."""
-        if self._actions:  # An exception came out of the last tick.
+        """Yield each attempt with an event. The caller executes the actions of an event before the next."""
+        if self._actions:  # The last tick raised before it had executed them.
             self._perform()
         self._reports.extend(self._launcher.poll())
         while self._reports:
@@ -148,7 +135,7 @@ class Supervisor:
                 self._exits.append((attempt, report))
             else:
                 yield attempt, report
-        # Before the exits: what a process sent before its end counts. The handshake's listeners handle it.
+        # Before the exits: a message that a process sent before its end counts. The handshake's listeners handle it.
         self._handshake.receive()
         while self._exits:
             yield self._exits.popleft()
@@ -156,14 +143,14 @@ class Supervisor:
         for deadline, attempt_id in self._deadlines.pop_due(self._clock()):
             attempt = self._attempts.get(attempt_id)
             if attempt is not None:
-                yield attempt, DeadlineReached(deadline)
+                yield attempt, deadline
 
     def handle(self, attempt: Attempt, event: Event) -> None:
-        """Do what follows from an event."""
+        """Execute the actions that follow from an event."""
         self.execute(attempt, step(attempt, event, self._clock()))
 
     def start(self, admitted: Generator[tuple[QueuedTask, Exception | None], None, None]) -> None:
-        """Start what the run queue admits."""
+        """Start the tasks that the run queue admits."""
         try:
             for queued, error in admitted:
                 if error is not None:
@@ -175,10 +162,10 @@ class Supervisor:
                     attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
                     self.handle(attempt, lifecycle.Admitted())
         finally:
-            admitted.close()  # Now, and not once an exception's traceback is gone: the queue has to be in order again.
+            admitted.close()  # Now: an exception's traceback would keep the generator, and the queue incomplete.
 
     def restore(self, attempt: Attempt, event: Event) -> None:
-        """Go on with an attempt of an earlier manager: ``event`` says what became of its process."""
+        """Continue an attempt of an earlier manager; ``event`` is the fate of its process."""
         self._run_queue.take_slot(attempt)
         self._register(attempt)
         self.handle(attempt, event)
@@ -189,11 +176,6 @@ class Supervisor:
         """Call the `cancel_when` of a task in each tick, if it has one."""
         if task.cancel_when is not None:
             self._cancel_when[task] = None
-
-    @property
-    def watches(self) -> bool:
-        """Whether there is any `cancel_when` to call."""
-        return bool(self._cancel_when)
 
     def call_cancel_when(self) -> None:
         """Cancel the tasks whose `cancel_when` is true; fail those whose `cancel_when` raises."""
@@ -207,25 +189,25 @@ class Supervisor:
                 self.cancel(task)
 
     def end_dependents(self) -> None:
-        """End the waiting tasks that come after one which did not end well."""
+        """Cancel the waiting tasks that depend on a task which failed."""
         for task, error in self._run_queue.release_dependents():
             self._finish_waiting(task, State.CANCELLED, error)
 
     def cancel(self, task: Task) -> bool:
-        """Stop a task that runs, drop one that waits; False if it has ended."""
+        """Stop a running task or remove a waiting one; False if it has ended."""
         return self._end(task, CancelRequested(), State.CANCELLED, None)
 
-    def fail(self, task: Task, error: Exception) -> bool:
-        """Do the same because a function of its policy raised."""
-        return self._end(task, FailRequested(error), State.FAILED, error)
+    def fail(self, task: Task, error: Exception) -> None:
+        """Stop a running task or remove a waiting one, since a function of its policy raised."""
+        self._end(task, FailRequested(error), State.FAILED, error)
 
     def kill(self) -> None:
-        """Kill all processes now."""
+        """Send SIGKILL to all processes."""
         for attempt in self.attempts:
-            _signal(attempt, lifecycle.Signal(signal.SIGKILL, SignalTarget.ALL))
+            _signal(attempt, lifecycle.KILL)
 
     def handle_all(self, event: Event) -> None:
-        """Do what follows from an event for each attempt."""
+        """Execute the actions that follow from an event for each attempt."""
         for attempt in tuple(self.attempts):
             self.handle(attempt, event)
 
@@ -248,7 +230,7 @@ class Supervisor:
     # -- actions -----------------------------------------------------------------------------------------------
 
     def execute(self, attempt: Attempt, actions: Actions) -> None:
-        """Execute actions in order, behind those that are being executed already."""
+        """Execute actions in order, behind the queued ones."""
         self._actions.extend(zip(itertools.repeat(attempt), actions))
         self._perform()
 
@@ -258,16 +240,13 @@ class Supervisor:
             try:
                 _PERFORM[type(action)](self, attempt, action)
             except JournalError:
-                # The manager has to end now. What must not happen without the record is dropped; ends go on.
+                # The manager has to end now. Actions that must not happen without the record are dropped.
                 needs_record = lifecycle.TakeSlot | lifecycle.Launch | lifecycle.Reply
                 self._actions = deque(item for item in self._actions if not isinstance(item[1], needs_record))
                 raise
-            except BaseException:  # Such as a Ctrl-C in a callback: what was decided happens all the same.
+            except BaseException:  # Such as a Ctrl-C in a callback: the decided actions are still executed.
                 self._perform()
                 raise
-
-    def _write_record(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
-        self._recorder.write(attempt, action)
 
     def _take_slot(self, attempt: Attempt, _: lifecycle.TakeSlot) -> None:
         task = attempt.task
@@ -276,7 +255,6 @@ class Supervisor:
         self._register(attempt)
         self._unproven.add(attempt)
         task.attempt, task.progress = attempt.number, None
-        task.output = self._output.files(task, attempt.id)
         task._set_state(State.LAUNCHING)
 
     def _register(self, attempt: Attempt) -> None:
@@ -292,7 +270,7 @@ class Supervisor:
             event = lifecycle.LaunchAccepted()
         except LaunchRefused as error:
             event = lifecycle.LaunchDeclined(str(error))
-        except (OSError, ValueError) as error:  # Such as a wrapper whose words are no text.
+        except (OSError, ValueError) as error:  # Such as a wrapper with words that are not valid text.
             event = lifecycle.LaunchInvalid(error)
         finally:
             self.handle(attempt, event)
@@ -300,22 +278,7 @@ class Supervisor:
     def _stop_siblings(self, attempt: Attempt, _: lifecycle.StopSiblings) -> None:
         for sibling in tuple(self._by_handler.get(attempt.handler, ())):
             if sibling.task is not attempt.task:
-                self.handle(sibling, lifecycle.SiblingStarted())
-
-    def _verify_hello(self, attempt: Attempt, action: lifecycle.VerifyHello) -> None:
-        self.handle(attempt, self._handshake.verify(attempt, action.hello, action.sender))
-
-    def _challenge(self, attempt: Attempt, action: lifecycle.Challenge) -> None:
-        self._handshake.challenge(attempt, action.sender)
-
-    def _reply(self, attempt: Attempt, action: lifecycle.Reply) -> None:
-        self._handshake.reply(attempt.credential, action.word, action.sender)
-
-    def _count_refusal(self, _: Attempt, action: lifecycle.CountRefusal) -> None:
-        self._handshake.refused[action.reason] += 1
-
-    def _set_deadline(self, attempt: Attempt, action: lifecycle.SetDeadline) -> None:
-        self._deadlines.schedule(action.at, (action.deadline, attempt.id))
+                self.handle(sibling, CancelRequested())
 
     def _set_state(self, attempt: Attempt, action: lifecycle.SetState) -> None:
         task = attempt.task
@@ -331,18 +294,9 @@ class Supervisor:
         task = attempt.task
         task.exit_code, task.signal, task.max_rss = action.exited[1:4]
 
-    def _report_progress(self, attempt: Attempt, action: lifecycle.ReportProgress) -> None:
-        attempt.task._report_progress(action.progress, self._on_progress)
-
-    def _read_files(self, attempt: Attempt, _: lifecycle.ReadFiles) -> None:
-        self.handle(attempt, lifecycle.FilesRead(*self._recorder.read_files(attempt)))
-
     def _open_outcome(self, attempt: Attempt, _: lifecycle.OpenOutcome) -> None:
         assert attempt.outcome is not None
         self.handle(attempt, lifecycle.OutcomeOpened(*attempt.outcome.unpickle()))
-
-    def _collect_output(self, attempt: Attempt, _: lifecycle.CollectOutput) -> None:
-        self._output.finish_attempt(attempt.id)
 
     def _free_slot(self, attempt: Attempt, _: lifecycle.FreeSlot) -> None:
         del self._attempts[attempt.id]
@@ -386,22 +340,32 @@ class Supervisor:
 
 
 _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
-    lifecycle.WriteRecord: Supervisor._write_record,
+    lifecycle.WriteRecord: lambda self, attempt, action: self._recorder.write(attempt, action),
     lifecycle.TakeSlot: Supervisor._take_slot,
     lifecycle.Launch: Supervisor._launch,
     lifecycle.StopSiblings: Supervisor._stop_siblings,
-    lifecycle.VerifyHello: Supervisor._verify_hello,
-    lifecycle.Challenge: Supervisor._challenge,
-    lifecycle.Reply: Supervisor._reply,
-    lifecycle.CountRefusal: Supervisor._count_refusal,
+    lifecycle.VerifyHello: lambda self, attempt, action: self.handle(
+        attempt, self._handshake.verify(attempt, action.hello, action.sender)
+    ),
+    lifecycle.Challenge: lambda self, attempt, action: self._handshake.challenge(attempt, action.sender),
+    lifecycle.Reply: lambda self, attempt, action: self._handshake.reply(
+        attempt.credential, action.word, action.sender
+    ),
+    lifecycle.CountRefusal: lambda self, _, action: self._handshake.refused.update([action.reason]),
     lifecycle.Signal: lambda _, attempt, action: _signal(attempt, action),
-    lifecycle.SetDeadline: Supervisor._set_deadline,
+    lifecycle.SetDeadline: lambda self, attempt, action: self._deadlines.schedule(
+        action.at, (action.deadline, attempt.id)
+    ),
     lifecycle.SetState: Supervisor._set_state,
     lifecycle.SetExit: Supervisor._set_exit,
-    lifecycle.ReportProgress: Supervisor._report_progress,
-    lifecycle.ReadFiles: Supervisor._read_files,
+    lifecycle.ReportProgress: lambda self, attempt, action: attempt.task._report_progress(
+        action.progress, self._on_progress
+    ),
+    lifecycle.ReadFiles: lambda self, attempt, _: self.handle(
+        attempt, lifecycle.FilesRead(*self._recorder.read_files(attempt))
+    ),
     lifecycle.OpenOutcome: Supervisor._open_outcome,
-    lifecycle.CollectOutput: Supervisor._collect_output,
+    lifecycle.CollectOutput: lambda self, attempt, _: self._output.finish_attempt(attempt.id),
     lifecycle.FreeSlot: Supervisor._free_slot,
     lifecycle.CloseProcess: Supervisor._close_process,
     lifecycle.Requeue: Supervisor._requeue,
@@ -410,27 +374,27 @@ _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
 
 
 def _signal(attempt: Attempt, action: lifecycle.Signal) -> None:
-    """Signal through pidfds alone, which never come to mean another process.
+    """Signal through pidfds only: unlike pids they are never reused.
 
-    The end of a wrapper would be the end of the task's grace: the task's own process is asked first.
+    The task's own process goes first: the exit of a wrapper would end the task's grace period.
     """
     launched, own = attempt.launched, attempt.own
-    if action.target is SignalTarget.TASK and own is not None and _sent(own, own.signal, action.number):
+    if action.target is lifecycle.SignalTarget.TASK and own is not None and _sent(own, own.signal, action.number):
         return
-    for process in (own,) if action.target is SignalTarget.OWN else (launched, own):
+    for process in (own,) if action.target is lifecycle.SignalTarget.OWN else (launched, own):
         if process is not None and not _sent(process, process.signal_group, action.number):
             _sent(process, process.signal, action.number)
 
 
 def _sent(process: Process, send: Callable[[int], bool], number: int) -> bool:
-    """Send a signal; False if nothing received it, or if a process that others started is another user's."""
+    """Send a signal; False if the process is gone or another user's."""
     with contextlib.suppress(PermissionError):
         return send(number)
     return False
 
 
 def _descriptors_left(count: int) -> bool:
-    """Return whether so many more can be opened, judged by the lowest free one: without them no proof is received."""
+    """Return whether ``count`` more descriptors can be opened, estimated from the lowest free one."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         lowest = os.open("/", os.O_PATH | os.O_CLOEXEC)

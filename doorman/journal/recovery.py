@@ -20,7 +20,6 @@ from doorman._scheduler.lifecycle import (
     AdoptedUnverified,
     CancelRequested,
     Deadline,
-    DeadlineReached,
     FailRequested,
     ProcessGone,
     ResultReceived,
@@ -189,9 +188,9 @@ def replay(attempt: Attempt, entry: Entry) -> None:
     if stopped is not None and stopped.ends_as is State.CANCELLED:
         step(attempt, CancelRequested(), 0.0)
     elif stopped is not None and stopped.ends_as is State.EXPIRED:
-        step(attempt, DeadlineReached(Deadline.EXPIRY), 0.0)
+        step(attempt, Deadline.EXPIRY, 0.0)
     elif stopped is not None:
-        step(attempt, DeadlineReached(Deadline.LINGER) if entry.outcome else FailRequested(None), 0.0)
+        step(attempt, Deadline.LINGER if entry.outcome else FailRequested(None), 0.0)
     if entry.outcome is not None:  # Behind the stop: a result that came after the expiry does not count.
         step(attempt, ResultReceived(TaskOutcome.decode(entry.outcome.outcome)), 0.0)
 

@@ -26,7 +26,6 @@ from doorman._scheduler.lifecycle import (
     CollectOutput,
     CountRefusal,
     Deadline,
-    DeadlineReached,
     FailRequested,
     FilesRead,
     Finish,
@@ -54,7 +53,6 @@ from doorman._scheduler.lifecycle import (
     SetDeadline,
     SetExit,
     SetState,
-    SiblingStarted,
     Signal,
     SignalTarget,
     StopSiblings,
@@ -108,8 +106,7 @@ EVENTS: list[Any] = [
     OutcomeOpened(None, ERROR),
     CancelRequested(),
     FailRequested(ERROR),
-    SiblingStarted(),
-    *(DeadlineReached(each) for each in Deadline),
+    *Deadline,
     ManagerClosing(),
     ManagerClosed(),
     Adopted(PROCESS, None),
@@ -139,8 +136,8 @@ PATHS: dict[Phase, list[tuple[Any, ...]]] = {
         (*LAUNCHED, CancelRequested()),
         (*RUNNING, CancelRequested()),
         (*RUNNING, FailRequested(ERROR)),
-        (*RUNNING, DeadlineReached(Deadline.EXPIRY)),
-        (*RUNNING, DeadlineReached(Deadline.EXPIRY), ResultReceived(OUTCOME)),
+        (*RUNNING, Deadline.EXPIRY),
+        (*RUNNING, Deadline.EXPIRY, ResultReceived(OUTCOME)),
     ],
     Phase.EXITED: [(*RUNNING, Exited(ID, 1, None)), (*RUNNING, ResultReceived(OUTCOME), Exited(ID, 0, None))],
     Phase.ENDED: [(Admitted(), LaunchFailed(ID, "no")), (*RUNNING, Exited(ID, 1, None), ManagerClosed())],
@@ -227,7 +224,6 @@ def test_the_whole_life_of_an_attempt_that_goes_well():
 def test_siblings_are_stopped_once_the_launcher_has_accepted_the_request():
     attempt = made(Admitted(), stops_siblings=True)
     assert step(attempt, LaunchAccepted(), NOW) == [StopSiblings()]
-    assert step(made(*RUNNING), SiblingStarted(), NOW) == [*STOPPED, *TERM, KILL_LATER]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +260,7 @@ def test_a_death_without_a_result_waits_for_one_that_may_be_on_its_way():
     attempt = made(*RUNNING)
     exited = Exited(ID, None, signal.SIGKILL)
     assert step(attempt, exited, NOW) == [SetExit(exited), SetDeadline(Deadline.RESULT, NOW + 0.5)]
-    actions = step(attempt, DeadlineReached(Deadline.RESULT), NOW)
+    actions = step(attempt, Deadline.RESULT, NOW)
     assert of_died(finish_of(actions).error) == (70, None, signal.SIGKILL)
 
 
@@ -272,7 +268,7 @@ def test_a_result_after_the_exit_ends_the_wait():
     attempt = made(*RUNNING, Exited(ID, 0, None))
     assert step(attempt, ResultReceived(OUTCOME), NOW) == [WriteRecord(JournalEntry.OUTCOME), OpenOutcome()]
     assert step(attempt, OutcomeOpened(1, None), NOW) == ended(State.DONE, 1)
-    assert step(attempt, DeadlineReached(Deadline.RESULT), NOW) == []
+    assert step(attempt, Deadline.RESULT, NOW) == []
 
 
 def test_an_exit_code_decides_about_a_command_alone():
@@ -293,7 +289,7 @@ def test_what_the_user_code_raised_fails_this_task_only():
 
 def test_an_exit_that_cannot_be_known_is_a_loss():
     attempt = made(*RUNNING, Exited(ID, None, None))
-    assert finish_of(step(attempt, DeadlineReached(Deadline.RESULT), NOW)).state is State.LOST
+    assert finish_of(step(attempt, Deadline.RESULT, NOW)).state is State.LOST
 
 
 # -- stopping ------------------------------------------------------------------------------------------------------
@@ -303,7 +299,7 @@ def test_a_running_task_is_asked_to_end_and_killed_after_the_grace():
     attempt = made(*RUNNING)
     assert step(attempt, CancelRequested(), NOW) == [*STOPPED, *TERM, KILL_LATER]
     assert step(attempt, CancelRequested(), NOW) == []
-    assert step(attempt, DeadlineReached(Deadline.KILL), NOW) == [KILL]
+    assert step(attempt, Deadline.KILL, NOW) == [KILL]
     assert step(attempt, Exited(ID, None, 9), NOW)[1:] == ended(State.CANCELLED)
 
 
@@ -327,25 +323,25 @@ def test_a_result_counts_though_the_task_was_cancelled():
 def test_a_cancel_while_a_result_may_still_come_signals_nothing():
     attempt = made(*RUNNING, Exited(ID, 1, None))
     assert step(attempt, CancelRequested(), NOW) == STOPPED
-    assert step(attempt, DeadlineReached(Deadline.RESULT), NOW) == ended(State.CANCELLED)
+    assert step(attempt, Deadline.RESULT, NOW) == ended(State.CANCELLED)
 
 
 def test_expiry_stops_user_code_and_its_result_counts_no_more():
     attempt = made(*RUNNING)
-    assert step(attempt, DeadlineReached(Deadline.EXPIRY), NOW) == [*STOPPED, *TERM, KILL_LATER]
+    assert step(attempt, Deadline.EXPIRY, NOW) == [*STOPPED, *TERM, KILL_LATER]
     assert step(attempt, ResultReceived(OUTCOME), NOW) == [WriteRecord(JournalEntry.OUTCOME)]
     assert step(attempt, Exited(ID, 0, None), NOW)[1:] == ended(State.EXPIRED)
 
 
 def test_expiry_is_about_user_code_alone():
     for early in ((Admitted(),), LAUNCHED, (*RUNNING, Exited(ID, 0, None))):
-        assert step(made(*early), DeadlineReached(Deadline.EXPIRY), NOW) == []
+        assert step(made(*early), Deadline.EXPIRY, NOW) == []
 
 
 def test_a_process_that_lingers_after_its_result_gets_the_grace_and_ends_as_its_result_says():
     attempt = made(*RUNNING, ResultReceived(OUTCOME))
-    assert step(attempt, DeadlineReached(Deadline.EXPIRY), NOW) == [SetDeadline(Deadline.LINGER, NOW + GRACE)]
-    assert step(attempt, DeadlineReached(Deadline.LINGER), NOW) == [*STOPPED, *TERM, KILL_LATER]
+    assert step(attempt, Deadline.EXPIRY, NOW) == [SetDeadline(Deadline.LINGER, NOW + GRACE)]
+    assert step(attempt, Deadline.LINGER, NOW) == [*STOPPED, *TERM, KILL_LATER]
     assert step(attempt, Exited(ID, None, 15), NOW)[-1] == OpenOutcome()
     assert step(attempt, OutcomeOpened(5, None), NOW) == ended(State.DONE, 5)
 
@@ -355,24 +351,24 @@ def test_a_process_that_lingers_after_its_result_gets_the_grace_and_ends_as_its_
 
 def death(attempt: Attempt, now: float = NOW) -> list[Any]:
     step(attempt, Exited(ID, 1, None), now)
-    return step(attempt, DeadlineReached(Deadline.RESULT), now)
+    return step(attempt, Deadline.RESULT, now)
 
 
 def test_retries_are_counted_and_only_failures_are_retried():
     assert retried(death(made(*RUNNING, retries=1))) == (0.0, State.FAILED)
     assert finish_of(death(made(*RUNNING, retries=1, number=2))).state is State.FAILED
-    expired = made(*RUNNING, DeadlineReached(Deadline.EXPIRY), retries=1)
+    expired = made(*RUNNING, Deadline.EXPIRY, retries=1)
     assert step(expired, Exited(ID, None, 15), NOW)[1:] == ended(State.EXPIRED)
     backoff = Backoff(first=2.0, jitter=0.0)
     assert retried(death(made(*RUNNING, retries=1, backoff=backoff))) == (2.0, State.FAILED)
 
 
-@pytest.mark.parametrize("event", [CancelRequested(), FailRequested(ERROR), SiblingStarted(), ManagerClosing()])
+@pytest.mark.parametrize("event", [CancelRequested(), FailRequested(ERROR), ManagerClosing()])
 def test_what_was_stopped_on_purpose_is_not_tried_again(event):
     for policy in ({"retries": 9}, {"restart": "permanent"}):
         attempt = made(*RUNNING, event, **policy)
         finish_of(step(attempt, Exited(ID, None, 15), NOW))
-        attempt = made(*RUNNING, DeadlineReached(Deadline.EXPIRY), event, **policy)
+        attempt = made(*RUNNING, Deadline.EXPIRY, event, **policy)
         assert finish_of(step(attempt, Exited(ID, None, 15), NOW)).state is State.EXPIRED
 
 
@@ -414,7 +410,7 @@ def test_the_files_of_a_detached_process_are_read_once_more_before_it_is_given_u
     attempt = made(*RUNNING, detach=True, adopted=True)
     step(attempt, Exited(ID, None, None), NOW)
     assert step(attempt, FilesRead(None, None), NOW) == [SetDeadline(Deadline.RESULT, NOW + 0.5)]
-    assert step(attempt, DeadlineReached(Deadline.RESULT), NOW) == [ReadFiles()]
+    assert step(attempt, Deadline.RESULT, NOW) == [ReadFiles()]
     end = Exited(ID, 4, None)
     [shown, *rest] = step(attempt, FilesRead(None, end), NOW)
     assert shown == SetExit(end)
@@ -480,7 +476,7 @@ def test_without_inodes_an_adopted_process_is_neither_known_nor_signalled_before
     assert attempt.launched is PROCESS
     silent = replayed(*RUNNING, detach=True)
     step(silent, AdoptedUnverified(), NOW)
-    late = step(silent, DeadlineReached(Deadline.HELLO), NOW)
+    late = step(silent, Deadline.HELLO, NOW)
     assert late == [CountRefusal("no hello in time"), ReadFiles()]
     assert finish_of(step(silent, FilesRead(None, None), NOW)).state is State.LOST
 
@@ -502,7 +498,7 @@ def test_without_inodes_an_adopted_process_that_was_being_stopped_is_told_to_die
     assert step(attempt, Proven(IDENTITY, CHILD, launched=PROCESS), NOW) == [Reply("die", CHILD), *TERM, KILL_LATER]
     silent = replayed(*RUNNING, CancelRequested(), detach=True)
     step(silent, AdoptedUnverified(), NOW)
-    assert step(silent, DeadlineReached(Deadline.HELLO), NOW) == [ReadFiles()]
+    assert step(silent, Deadline.HELLO, NOW) == [ReadFiles()]
     assert step(silent, FilesRead(None, None), NOW) == ended(State.CANCELLED)
 
 
@@ -539,7 +535,7 @@ def test_a_detached_process_that_its_launcher_has_lost_is_left_alone():
 def test_I04_a_process_that_leaves_its_work_to_a_fork_has_failed():
     attempt = made(*RUNNING)
     assert step(attempt, Exited(ID, 0, None), NOW)[-1] == SetDeadline(Deadline.RESULT, NOW + 0.5)
-    assert finish_of(step(attempt, DeadlineReached(Deadline.RESULT), NOW)).state is State.FAILED
+    assert finish_of(step(attempt, Deadline.RESULT, NOW)).state is State.FAILED
 
 
 def test_I05_I06_I07_I17_signals_name_what_is_held_and_never_a_number():
@@ -576,10 +572,10 @@ def test_I11_a_repeated_hello_has_the_same_answer_and_one_of_another_sender_has_
 
 def test_I12_a_process_that_never_proves_itself_is_killed():
     attempt = made(*LAUNCHED)
-    late = step(attempt, DeadlineReached(Deadline.HELLO), NOW)
+    late = step(attempt, Deadline.HELLO, NOW)
     assert late == [CountRefusal("no hello in time"), *STOPPED, KILL, KILL_LATER]
     assert finish_of(step(attempt, Exited(ID, None, 9), NOW)).state is State.FAILED
-    assert step(made(*RUNNING), DeadlineReached(Deadline.HELLO), NOW) == []
+    assert step(made(*RUNNING), Deadline.HELLO, NOW) == []
 
 
 def test_I13_a_hello_after_the_stop_is_answered_with_die():
@@ -647,12 +643,12 @@ def _tree() -> ast.Module:
 def kinds() -> list[Any]:
     """Return what the rows of the table are for."""
     events = lifecycle.Event.__args__  # type: ignore[attr-defined]
-    return [*(event for event in events if event is not DeadlineReached), *Deadline]
+    return [*(event for event in events if event is not Deadline), *Deadline]
 
 
 def test_invariant_5_every_event_has_a_row_and_every_phase_a_column():
     assert set(lifecycle.TABLE) == set(kinds())
-    seen = {event.deadline if isinstance(event, DeadlineReached) else type(event) for event in EVENTS}
+    seen = {event if isinstance(event, Deadline) else type(event) for event in EVENTS}
     assert seen == set(kinds()), "EVENTS has an example of each"
     for phase, paths in PATHS.items():
         for path in paths:

@@ -132,9 +132,6 @@ class _Output:
     def open(self, _task: Task, _attempt: str) -> Outputs:
         return Outputs()
 
-    def files(self, _task: Task, _attempt: str) -> None:
-        return None
-
     def read(self) -> None:
         pass
 
