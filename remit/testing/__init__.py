@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from remit.testing import checks_delivery, checks_flow, checks_lifecycle, checks_peers, checks_processes
 from remit.testing.harness import Disruption, Harness, Relay, UrlHarness
 from remit.testing.runner import Check, Outcome, Verdict, try_all, try_one
-from remit.testing.violations import NotApplicable, Violation
+from remit.testing.trial import NotApplicable, Violation
 
 if TYPE_CHECKING:
     from remit.testing.pytest_plugin import TransportSuite

@@ -6,9 +6,8 @@ import os
 from typing import Final
 
 from remit.errors import FrameTooLarge
-from remit.testing.link_pair import LinkPair, Trial
 from remit.testing.runner import check
-from remit.testing.violations import Violation, expect
+from remit.testing.trial import LinkPair, Trial, Violation, expect
 from remit.transport import Sent
 
 # Bytes of frames, around the sizes at which wire formats change their encoding of a length.

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from remit.testing.link_pair import LONG_WAIT_S, LinkEnd, Trial
 from remit.testing.runner import check
-from remit.testing.violations import NotApplicable, Violation, expect, expect_frames
+from remit.testing.trial import LONG_WAIT_S, LinkEnd, NotApplicable, Trial, Violation, expect, expect_frames
 from remit.transport import SERVER, Peer, Sent, Waker
 
 CHUNK: Final = bytes(range(256)) * 64

@@ -11,9 +11,8 @@ from typing import Final
 from remit.errors import LinkClosed, RemitError, WrongThreadError
 from remit.testing.checks_flow import numbered
 from remit.testing.harness import Disruption
-from remit.testing.link_pair import LinkEnd, LinkPair, Trial
 from remit.testing.runner import check
-from remit.testing.violations import NotApplicable, Violation, expect, expect_frames
+from remit.testing.trial import LinkEnd, LinkPair, NotApplicable, Trial, Violation, expect, expect_frames
 from remit.transport import SERVER, Frame, Peer, Sent
 
 DESCRIPTORS: Final = Path("/proc/self/fd")
@@ -136,7 +135,7 @@ def break_and_recover(trial: Trial, kind: Disruption) -> None:
     sent = [b"%d" % number for number in range(10)]
     for data in sent:
         trial.send_both_ways(pair, data)
-    trial.harness.disrupt(kind)
+    trial.harness.disruptions[kind]()
     exchange_probes(trial, pair)
     # Either end may report the loss: a server need not see that its clients disconnect.
     lossy = bool(pair.client.losses or pair.server.losses) or trial.capabilities.lossy
@@ -180,7 +179,7 @@ def a_restart_is_reported(trial: Trial) -> None:
 def a_stalled_peer_blocks_no_call(trial: Trial) -> None:
     """While a connection is stalled no method blocks, and close returns by its linger."""
     pair = trial.open_pair()
-    trial.harness.disrupt(Disruption.STALL_PEER)
+    trial.harness.disruptions[Disruption.STALL_PEER]()
     for writer, to, _ in pair.directions:
         # 10,000 frames of 16 KiB fill any window if none is acknowledged.
         unbounded = accepts(trial, writer, to, 10_000)

@@ -8,9 +8,8 @@ from collections.abc import Hashable
 from typing import Final
 
 from remit.errors import LocationInUse
-from remit.testing.link_pair import LinkEnd, Trial
 from remit.testing.runner import check
-from remit.testing.violations import Violation, expect, expect_frames
+from remit.testing.trial import LinkEnd, Trial, Violation, expect, expect_frames
 from remit.transport import SERVER, Frame, Gap, Sent
 
 LINGER_S: Final = 1.0

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from typing import Final
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import cloudpickle
 
 from remit.errors import ForkedLinkError
 from remit.location import Location
 from remit.testing.checks_lifecycle import expect_refused
-from remit.testing.harness import Relay
-from remit.testing.link_pair import Trial
+from remit.testing.harness import Harness, Relay
 from remit.testing.runner import check
-from remit.testing.subprocesses import run_in_fork, run_in_process, wait_for_exit
-from remit.testing.violations import NotApplicable, expect, expect_frames
+from remit.testing.trial import LinkEnd, NotApplicable, Trial, Violation, expect, expect_frames
 from remit.transport import SERVER, Frame
 
 GREETING: Final = b"from a forked child"
 LINGER_S: Final = 1.0
+COMMAND: Final = ("-W", "ignore", "-c", f"from {__name__} import main; main()")
+"""Arguments of Python in the other process. Its last line on stderr is the error, so warnings must not follow it."""
 
 
 @check(7)
@@ -109,6 +117,116 @@ def call(trial: Trial, place: Location) -> None:
     trial.wait_until(lambda: client.frames, "the reply arrives in the other process", client)
     expect_frames(client.frames, [b"%d" % os.getpid()])
     trial.close_end(client, LINGER_S)
+
+
+class OtherProcess:
+    """Another process that runs a part of a check."""
+
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self.process = process
+        self._errors = errors
+
+    def last_error_line(self) -> str:
+        """Return the last line that the process wrote to stderr."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "the other process failed silently")
+        return last.removeprefix(f"{Violation.__module__}.{Violation.__qualname__}: ")
+
+
+@contextlib.contextmanager
+def run_in_process(trial: Trial, work: Callable[..., None], *arguments: object) -> Iterator[OtherProcess]:
+    """Run ``work(trial, *arguments)`` with its own Trial in another process, which is killed when the block ends."""
+    # Files and not pipes: a full pipe would block the other process while this thread polls links.
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+        # Not all the time left: the other process must still be able to report its error.
+        given.write(_pickled(trial.harness, (trial.harness, trial.seconds_left * 0.8, work, arguments)))
+        given.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, *COMMAND],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=given,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        try:
+            yield OtherProcess(process, errors)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _pickled(harness: Harness, order: tuple[Any, ...]) -> bytes:
+    """Pickle an order. A harness from a module that another process cannot import is pickled by value."""
+    module = sys.modules[type(harness).__module__]
+    name = Path(*module.__name__.split("."))
+    # Not find_spec(), which also finds loaded modules that are on no path, such as test files.
+    places = [(folder / name.with_suffix(".py"), folder / name / "__init__.py") for folder in map(Path, sys.path)]
+    importable = module.__name__ == "__main__" or any(Path(module.__file__ or "") in files for files in places)
+    with contextlib.ExitStack() as stack:
+        if not importable:
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        return bytes(cloudpickle.dumps(order))
+
+
+def main() -> None:
+    """Run the pickled order from standard input."""
+    # Blocked, so that sigtimedwait() in run_in_fork() receives it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    harness, deadline, work, arguments = cloudpickle.load(sys.stdin.buffer)
+    with Trial(harness, deadline) as trial:
+        work(trial, *arguments)
+
+
+def wait_for_exit(trial: Trial, other: OtherProcess, *ends: LinkEnd) -> None:
+    """Poll the ends until the other process exits. Raises Violation unless its exit code is 0."""
+
+    def over() -> bool:
+        if not ends:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                other.process.wait(trial.seconds_left)
+        return other.process.poll() is not None
+
+    trial.wait_until(over, "the other process ends", *ends)
+    code = other.process.returncode
+    expect(
+        code == 0,
+        other.last_error_line() if code > 0 else f"signal {-code} ended the other process",
+    )
+
+
+def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:
+    """Fork the other process, and poll the ends until its child has run ``work``."""
+    pid = os.fork()
+    if not pid:
+        # The default action of SIGALRM ends a child that blocks in a call of the transport, in Python code or in C.
+        signal.alarm(max(1, round(trial.seconds_left)))
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            if code:
+                traceback.print_exc()
+                sys.stderr.flush()
+            # os._exit: the exit handlers and buffers inherited from the parent must not run or be flushed here.
+            os._exit(code)
+    status = 0
+
+    def over() -> bool:
+        nonlocal status
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found and not ends:
+            # Not a wait on a link, which would change the state that parent and child share.
+            signal.sigtimedwait((signal.SIGCHLD,), 0.005)
+        return bool(found)
+
+    trial.wait_until(over, "the forked child ends", *ends)
+    code = os.waitstatus_to_exitcode(status)
+    if code > 0:
+        raise SystemExit(code)  # The child has printed its error, which must stay the last line of stderr.
+    expect(code == 0, f"signal {-code} ended the forked child")
 
 
 def _run_forking(trial: Trial, work: Callable[[Trial], None]) -> None:

@@ -31,19 +31,20 @@ class Relay:
     """
 
     def __init__(self, server: Location) -> None:
-        self._server = server
-        self._listener = _socket(server)
+        self._target: str | tuple[str, int]
         if server.port is None:
-            path = f"{server.path}-relay"
-            self._listener.bind(path)
-            self.location = server.replace(path=path)
+            self._family, self._target = socket.AF_UNIX, server.path
+            self.location = server.replace(path=f"{server.path}-relay")
+            self._listener = socket.socket(self._family)
+            self._listener.bind(self.location.path)
+            self._listener.listen()
         else:
-            here = "::1" if ":" in server.host else "127.0.0.1"
-            self._listener.bind((here, 0))
+            here, self._family = ("::1", socket.AF_INET6) if ":" in server.host else ("127.0.0.1", socket.AF_INET)
+            self._target = server.host, server.port
+            self._listener = socket.create_server((here, 0), family=self._family)
             # Keep the name "localhost", which a TLS certificate may contain.
             host = server.host if server.host == "localhost" else here
             self.location = server.replace(host=host, port=self._listener.getsockname()[1])
-        self._listener.listen()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._flowing = threading.Event()
@@ -88,8 +89,8 @@ class Relay:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = _socket(self._server)
-            if server.connect_ex(_address(self._server)) == 0:
+            server = socket.socket(self._family)
+            if server.connect_ex(self._target) == 0:
                 self.passed += 1
                 self._join(client, server)
             else:
@@ -121,16 +122,6 @@ class Relay:
         with self._lock:
             self._connections.discard(source)
             source.close()
-
-
-def _address(location: Location) -> str | tuple[str, int]:
-    return location.path if location.port is None else (location.host, location.port)
-
-
-def _socket(location: Location) -> socket.socket:
-    if location.port is None:
-        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    return socket.socket(socket.AF_INET6 if ":" in location.host else socket.AF_INET, socket.SOCK_STREAM)
 
 
 class Disruption(enum.Enum):
@@ -166,13 +157,9 @@ class Harness:
     def reach(self, bound: Location, *, breakable: bool = False) -> Location:
         """Return the location at which a client connects to the server whose link has the location ``bound``.
 
-        ``breakable`` is set if the check will `disrupt` their connection.
+        ``breakable`` is set if the check will inject one of the `disruptions`.
         """
         return bound
-
-    def disrupt(self, kind: Disruption) -> None:
-        """Inject a fault that `disruptions` contains."""
-        self.disruptions[kind]()
 
     def finish(self) -> None:
         """Release the resources of a finished check."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
-from remit.testing import CHECKS
-from remit.testing.harness import Harness
-from remit.testing.runner import Check, Verdict, try_one
+from remit import Client, Location, Server
+from remit.testing import CHECKS, Check, Harness, UrlHarness, Verdict, try_one
 
-if TYPE_CHECKING:
-    from remit import Client, Location, Server
 # Longest wait between two ticks: a fact may also come true without an event.
 POLL_S: Final = 0.05
 
@@ -70,16 +67,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def remit_location(remit_url: str) -> Location:
     """Fresh location for the URL of ``--remit-url`` or ``remit_urls``; by default over the memory transport."""
-    from remit.testing.harness import UrlHarness
-
     return UrlHarness(remit_url).location()
 
 
 @pytest.fixture
 def remit_server(remit_location: Location) -> Iterator[Server]:
     """Server at `remit_location`, closed after the test. It dispatches events in `tick` and in `remit_until`."""
-    from remit import Server
-
     with Server(remit_location) as server:
         yield server
 
@@ -90,8 +83,6 @@ def remit_client(remit_server: Server) -> Iterator[Client]:
 
     Events that are still not handled then fail the test with Undelivered.
     """
-    from remit import Client
-
     with Client(remit_server.location) as client:
         yield client
         # Client.close() would wait for acknowledgements that only ticks of this thread can produce.

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from remit.testing.harness import Disruption, Harness
-from remit.testing.link_pair import Trial
-from remit.testing.violations import ErrorRecorder, NotApplicable, Violation, current_line
+from remit.testing.trial import ErrorRecorder, NotApplicable, Trial, Violation, current_line
 
 # A check may take so long to close its links after its deadline, or half the deadline if that is shorter.
 CLEANUP_S: Final = 2.0
@@ -26,25 +25,27 @@ def try_all(harness: Harness, checks: Iterable[Check]) -> Iterator[Outcome]:
 def try_one(harness: Harness, check: Check) -> Outcome:
     """Run a check within the harness's ``deadline``, in a thread that is abandoned if it does not end.
 
-    A capability that is not declared is tried for ``patience`` seconds: if it works, it must be declared.
+    A check of a capability that is not declared runs for ``patience`` seconds, and fails if the capability works.
     """
-    if check.needs is not None and check.needs not in harness.disruptions:
-        return _not_applicable(check, f"this harness cannot {check.needs.value}")
-    declared = not check.capability or bool(getattr(harness.transport.capabilities, check.capability))
+    name = check.capability
+    declared = not name or bool(getattr(harness.transport.capabilities, name))
     error = _run(harness, check, harness.deadline if declared else harness.patience)
-    if isinstance(error, NotApplicable):
-        return _not_applicable(check, str(error))
     if not declared:
-        if error is not None:
-            return _not_applicable(check, f"{check.capability} is not declared and does not work: {_describe(error)}")
-        error = Violation(f"{check.capability} works but is not declared: set Capabilities({check.capability}=True)")
+        if error is None:
+            error = Violation(f"{name} works but is not declared: set Capabilities({name}=True)")
+        elif not isinstance(error, NotApplicable):
+            error = NotApplicable(f"{name} is not declared and does not work: {_describe(error)}")
     if error is None:
         return Outcome(check=check, verdict=Verdict.PASSED)
+    if isinstance(error, NotApplicable):
+        return Outcome(check=check, verdict=Verdict.NOT_APPLICABLE, reason=str(error))
     return Outcome(check=check, verdict=Verdict.FAILED, reason=_describe(error), error=error)
 
 
 def _run(harness: Harness, check: Check, deadline: float) -> BaseException | None:
-    """Return the error of a check, or a Violation if the check did not end."""
+    """Return the error of a check, a Violation if the check did not end, or None."""
+    if check.needs is not None and check.needs not in harness.disruptions:
+        return NotApplicable(f"this harness cannot {check.needs.value}")
     caught = ErrorRecorder()
 
     def run() -> None:
@@ -59,10 +60,6 @@ def _run(harness: Harness, check: Check, deadline: float) -> BaseException | Non
     if thread.is_alive():
         return caught.error or Violation(f"still blocked after {deadline} s, at {current_line(thread)}")
     return caught.error
-
-
-def _not_applicable(check: Check, reason: str) -> Outcome:
-    return Outcome(check=check, verdict=Verdict.NOT_APPLICABLE, reason=reason)
 
 
 def _describe(error: BaseException) -> str:

@@ -1,17 +1,19 @@
-"""Links of one run of a check, their recorded arrivals, and the deadline of the run."""
+"""Trial of a check, which owns its links and its deadline, and the expectations, which raise Violation."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from remit.location import Location
 from remit.testing.harness import Harness
-from remit.testing.violations import ErrorRecorder, Violation, current_line, expect, expect_frames
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Gap, Link, Peer, Sent, Up
 
 BATCH: Final = 4096  # Arrivals received from one link before the next link is polled.
@@ -20,8 +22,65 @@ POLL_S: Final = 0.01  # Seconds that one idle link waits before the next link is
 _greetings = itertools.count(1)
 
 
+class Violation(AssertionError):
+    """Raised by a check when a transport violates the contract; the text describes what was observed."""
+
+
+class NotApplicable(Exception):
+    """Raised by a check that cannot run here; the text gives the reason."""
+
+
+def expect(fact: object, otherwise: str) -> None:
+    """Raise a Violation that describes the observation, unless the fact holds."""
+    if not fact:
+        raise Violation(otherwise)
+
+
+def expect_frames(got: Sequence[bytes], sent: Sequence[bytes], *, lossy: bool = False) -> None:
+    """Raise a Violation unless the frames received are those sent or, if ``lossy``, some of them in order."""
+    if list(got) == list(sent):
+        return
+    # `in` on an iterator consumes it up to the match, so this tests for a subsequence in linear time.
+    rest = iter(sent)
+    if lossy and all(any(frame == each for each in rest) for frame in got):
+        return
+    pairs = enumerate(zip(got, sent, strict=False))
+    first = next((number for number, (one, other) in pairs if one != other), min(len(got), len(sent)))
+    seen, wanted = (_shown(frames[first]) if first < len(frames) else "missing" for frames in (got, sent))
+    fewer, more = len(got) < len(sent), len(got) > len(sent)
+    what = "lost" if fewer else "repeated or invented" if more else "altered or out of order"
+    raise Violation(
+        f"{what}: {len(sent)} frames were sent, {len(got)} received; "
+        f"frame {first} received is {seen}, frame {first} sent is {wanted}"
+    )
+
+
+def _shown(data: bytes) -> str:
+    # Frames of many megabytes would fill a report.
+    return repr(data) if len(data) <= 40 else f"{data[:40]!r}... ({len(data)} bytes)"
+
+
+class ErrorRecorder(contextlib.AbstractContextManager["ErrorRecorder"]):
+    """Context manager that suppresses every exception of its block and keeps the first one."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.error = self.error or error
+        return True
+
+
+def current_line(thread: threading.Thread) -> str:
+    """Return the line that a thread executes: the innermost one of this package, and the innermost of all."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    stack = traceback.extract_stack(frame) if frame is not None else []
+    ours = [each for each in stack if Path(each.filename).parent == Path(__file__).parent]
+    return " in ".join(f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in [*ours[-1:], *stack[-1:]])
+
+
 class LinkEnd:
-    """A link and the arrivals received from it."""
+    """A link and the arrivals that it has returned."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -31,7 +90,7 @@ class LinkEnd:
 
     @property
     def frames(self) -> list[bytes]:
-        """Data of the frames received."""
+        """Data of the recorded frames."""
         return [bytes(arrival.data) for arrival in self.arrivals if isinstance(arrival, Frame)]
 
     @property
@@ -82,7 +141,7 @@ class LinkPair:
         """Writer, token of the reader, and reader, for both directions."""
 
 
-class Trial:
+class Trial(contextlib.AbstractContextManager["Trial"]):
     """One run of a check: its links, which are closed at the end, and its deadline."""
 
     def __init__(self, harness: Harness, deadline: float, *, breakable: bool = False) -> None:
@@ -135,9 +194,6 @@ class Trial:
         """Close an end before the run is over."""
         self._links.remove(end.link)
         end.link.close(linger)
-
-    def __enter__(self) -> Trial:
-        return self
 
     def __exit__(self, *_: object) -> None:
         try:
