@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from remit.hookspecs import hookimpl
-
-if TYPE_CHECKING:
-    from remit.transport import Transport
+from remit.transport import Transport, hookimpl
 
 
 @hookimpl
 def remit_transport(scheme: str) -> Transport | None:
-    """Return the transport, or None for a scheme of another plugin."""
+    """Return the transport for a scheme, or None for the scheme of another plugin."""
     if scheme not in ("redis", "rediss", "redis+unix"):
         return None
     from remit_redis.transport import RedisTransport

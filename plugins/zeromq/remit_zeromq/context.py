@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import struct
 import threading
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import zmq
 
@@ -21,14 +22,18 @@ SPARE_DESCRIPTORS: Final = 16
 _lock = threading.Lock()
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _users = 0
-_inherited: list[Any] = []
-"""Sockets and contexts of the parent. Never dropped: pyzmq's finalizers could act on what the parent still uses."""
+inherited: Final[list[object]] = []
+"""In a forked child, the links and the context of the parent. Never removed: pyzmq's finalizers would act on them."""
 
 
 def acquire_context() -> zmq.Context[zmq.Socket[bytes]]:
     """Return the process's context, created for the first link. Raises OSError if descriptors run out."""
     global _context, _users
-    _require_descriptors()
+    # libzmq 4.3.5 may abort the process if it finds no descriptor for a socket or a thread.
+    with contextlib.ExitStack() as spare:
+        for _ in range(SPARE_DESCRIPTORS // 2):
+            for descriptor in os.pipe():
+                spare.callback(os.close, descriptor)
     with _lock:
         if _context is None:
             _context = zmq.Context(io_threads=1)
@@ -37,19 +42,8 @@ def acquire_context() -> zmq.Context[zmq.Socket[bytes]]:
         return _context
 
 
-def _require_descriptors() -> None:
-    # libzmq 4.3.5 may abort the process if it finds no descriptor for a socket or a thread.
-    spare: list[int] = []
-    try:
-        while len(spare) < SPARE_DESCRIPTORS:
-            spare += os.pipe()
-    finally:
-        for descriptor in spare:
-            os.close(descriptor)
-
-
 def release_context(linger: float) -> None:
-    """Release the context. The last user terminates it and waits up to ``linger`` seconds for unsent frames.
+    """Release the context. The last release terminates it and waits up to ``linger`` seconds for unsent frames.
 
     Without zmq_ctx_term() the process may exit before ZeroMQ's I/O thread has written the frames of closed sockets.
     """
@@ -69,24 +63,14 @@ def release_context(linger: float) -> None:
         ending.join(linger + TERM_WAIT_S)
 
 
-def has_context() -> bool:
-    """Return whether a context is open in this process."""
-    return _context is not None
-
-
-def keep_inherited(inherited: object) -> None:
-    """Keep an object of the parent alive and unused for the life of this forked child."""
-    _inherited.append(inherited)
-
-
 def _after_fork_in_child() -> None:
     # libzmq's I/O thread exists only in the parent: in the child a send reports success and sends nothing.
     global _context, _users, _lock
     _lock = threading.Lock()  # another thread of the parent may have held it
     if _context is not None:
-        keep_inherited(_context)
+        inherited.append(_context)
     _context, _users = None, 0
-    _servers.clear()
+    inproc_servers.clear()
 
 
 register_after_fork(_after_fork_in_child)
@@ -125,9 +109,9 @@ def read_monitor(monitor: zmq.Socket[bytes]) -> Iterator[int]:
 
 
 # libzmq neither monitors nor reconnects inproc connections, and connects to a name that is not bound without an
-# error. So the servers are registered here, and clients compare what they are connected to with what is bound.
+# error. So each bind is registered here, and a client compares the bind that it is connected to with the current one.
 
-_servers: Final[dict[str, object]] = {}
+inproc_servers: Final[dict[str, object]] = {}
 """A new object for each bind, by endpoint."""
 
 
@@ -135,26 +119,21 @@ def bind_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Bind a server's socket. Raises ZMQError."""
     with _lock:
         socket.bind(endpoint)
-        _servers[endpoint] = object()
+        inproc_servers[endpoint] = object()
 
 
 def unbind_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Unbind a server's socket. Its clients notice at their next check."""
     with _lock:
-        del _servers[endpoint]
+        del inproc_servers[endpoint]
         socket.unbind(endpoint)
 
 
-def inproc_server(endpoint: str) -> object:
-    """Return the object of the server that is bound now, or None."""
-    return _servers.get(endpoint)
-
-
 def connect_inproc(socket: zmq.Socket[bytes], endpoint: str) -> object:
-    """Connect to the server that is bound, if any, and return its object."""
+    """Connect to the bound server, and return its object; return None if there is no server."""
     # Under the lock, so that the server cannot unbind between the check and the connect.
     with _lock:
-        server = _servers.get(endpoint)
+        server = inproc_servers.get(endpoint)
         if server is not None:
             socket.connect(endpoint)
         return server

@@ -14,8 +14,8 @@ from remit.runtime_dirs import remove_socket
 from remit.transport import SERVER, Arrival, Capabilities, Down, FileLock, Frame, OwnedLink, Peer, Sent, Up, Wakeable
 from remit_zeromq.context import (
     connect_inproc,
-    inproc_server,
-    keep_inherited,
+    inherited,
+    inproc_servers,
     open_monitor,
     read_monitor,
     release_context,
@@ -24,8 +24,8 @@ from remit_zeromq.context import (
 
 Socket: TypeAlias = "zmq.Socket[bytes]"
 
+# Plain numbers: combining members of zmq's enums takes longer than the getsockopt() call that they are used for.
 POLLIN: Final = int(zmq.POLLIN)
-"""Plain numbers: combining members of zmq's enums takes longer than the getsockopt() call that they are used for."""
 POLLOUT: Final = int(zmq.POLLOUT)
 NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -36,17 +36,17 @@ ABSENT_POLL_S: Final = 0.01
 CLOSE_WAIT_MS: Final = 500
 """Time for ZeroMQ's thread to release a server's port after its socket is closed."""
 MAX_KNOWN_PEERS: Final = 65_536
-"""Peers for which a server remembers that it reported `Up`. The oldest is dropped first and may come up again."""
+"""Peers of which a server remembers that it reported `Up`. Above this number the oldest is removed and may come up
+again."""
 ROUTING_ID_BYTES: Final = 5
-"""Size of a routing id created by ZeroMQ: a zero, with which no peer's own id may begin, and a number."""
+"""Size of a routing id that ZeroMQ creates: a zero byte and a number. An id chosen by a peer never begins with zero."""
 
 
 class ZeroMQLink(OwnedLink):
     """Base of both ends.
 
-    ZeroMQ's descriptor is edge-triggered: it becomes readable once for news since the last call on the socket, and any
-    call may consume that edge. So `receive` and `wait` ask the socket itself (zmq.EVENTS), unless it was found empty
-    and nothing was called on it since. Only then do they rely on the descriptor, which is cheaper to poll.
+    ZeroMQ's descriptor is edge-triggered, and any call on the socket may consume the edge. So `receive` and `wait` ask
+    the socket itself (zmq.EVENTS). If the last call found the socket empty, they poll the descriptor, which is cheaper.
     """
 
     def __init__(self, location: Location, capabilities: Capabilities, socket: Socket) -> None:
@@ -95,7 +95,7 @@ class ZeroMQLink(OwnedLink):
     def after_fork(self) -> None:
         """Refuse all further use, and keep pyzmq from finalizing the parent's socket. Called in a forked child."""
         super().after_fork()
-        keep_inherited(self)
+        inherited.append(self)
 
     def _has_events(self) -> bool:
         """Ask the socket whether it can be read. This consumes the edge of the descriptor."""
@@ -104,7 +104,7 @@ class ZeroMQLink(OwnedLink):
         return bool(readable)
 
     def _read_arrival(self) -> Arrival | None:
-        """Read messages until one is a frame. Others are counted and dropped."""
+        """Read messages up to the first valid one. Others are counted and dropped."""
         while True:
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -174,17 +174,8 @@ class ServerLink(ZeroMQLink):
             unbind_inproc(self._socket, f"inproc://{self.location.host}{self.location.path}")
             super()._close_socket(linger)
             return
-        self._close_and_wait(linger)
-        if self._file_lock is not None:
-            with contextlib.suppress(OSError):  # libzmq leaves the file of a closed ipc socket
-                remove_socket(self.location.path)
-            self._file_lock.release()
-        release_context(linger)
-
-    def _close_and_wait(self, linger: float) -> None:
-        """Close the socket, and wait until ZeroMQ's I/O thread has released the port."""
-        # unbind() before close() would free the port immediately, but it also ends the connections and loses frames
-        # that have not left yet.
+        # unbind() would free the port immediately, but it also ends the connections and loses frames that have not left
+        # yet. So close the socket, and wait until ZeroMQ's I/O thread has released the port.
         monitor = None
         with contextlib.suppress(zmq.ZMQError):  # out of descriptors: the port is free a moment after close() returns
             monitor = open_monitor(self._socket, zmq.EVENT_CLOSED)
@@ -192,10 +183,15 @@ class ServerLink(ZeroMQLink):
         if monitor is not None:
             monitor.poll(CLOSE_WAIT_MS)
             monitor.close(linger=0)
+        if self._file_lock is not None:
+            with contextlib.suppress(OSError):  # libzmq leaves the file of a closed ipc socket
+                remove_socket(self.location.path)
+            self._file_lock.release()
+        release_context(linger)
 
 
 class _DealerLink(ZeroMQLink):
-    """Base of the client's ends: a connection that comes and goes."""
+    """Base of the client's ends. It accepts frames while it is connected, and reports `Up` and `Down`."""
 
     _up = False
 
@@ -302,13 +298,9 @@ class InprocClientLink(_DealerLink):
         self._empty = False
         return arrival
 
-    def _has_events(self) -> bool:
-        pending = super()._has_events()
-        self._empty = False  # as in _read_arrival
-        return pending
-
     def _update_connection(self) -> None:
-        if inproc_server(self._endpoint) is self._server:
+        self._empty = False  # as in _read_arrival: `_has_events` ends with this method
+        if inproc_servers.get(self._endpoint) is self._server:
             return
         if self._server is not None:
             self._disconnected()

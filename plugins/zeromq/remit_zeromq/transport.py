@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import zmq
@@ -36,15 +37,8 @@ MAX_INPROC_NAME_BYTES: Final = 240
 """Bytes that libzmq allows in an inproc name, less a margin."""
 
 
-def _read_frames(text: str) -> int:
-    return _bounded(read_count(text))
-
-
-def _read_bytes(text: str) -> int:
-    return _bounded(read_size(text))
-
-
-def _bounded(value: int) -> int:
+def _read_bounded(read: Callable[[str], int], text: str) -> int:
+    value = read(text)
     if value > MAX_OPTION:
         raise ValueError(f"over {MAX_OPTION}, the most that is allowed")
     return value
@@ -53,7 +47,10 @@ def _bounded(value: int) -> int:
 class ZeroMQTransport:
     """Remit over ``zmq+tcp:``, ``zmq+ipc:`` or ``zmq+inproc:``."""
 
-    options: Mapping[str, Callable[[str], Any]] = {"max_frame": _read_bytes, "hwm": _read_frames}
+    options: Mapping[str, Callable[[str], Any]] = {
+        "max_frame": partial(_read_bounded, read_size),
+        "hwm": partial(_read_bounded, read_count),
+    }
 
     def __init__(self, scheme: str) -> None:
         self.capabilities = Capabilities(
@@ -71,7 +68,7 @@ class ZeroMQTransport:
         lock = FileLock(location.path) if location.scheme == "zmq+ipc" else None
         try:
             with _open_socket(zmq.ROUTER, location, capabilities, options) as socket:
-                # Without it, ROUTER drops frames for unknown peers and at the high-water mark without an error.
+                # By default a ROUTER drops frames for unknown peers and at the high-water mark without an error.
                 socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
                 return ServerLink(_bind_socket(socket, endpoint, location), capabilities, socket, lock)
         except BaseException:
@@ -84,7 +81,7 @@ class ZeroMQTransport:
         capabilities, options = self._read(location)
         endpoint = _endpoint(location, binding=False)
         with _open_socket(zmq.DEALER, location, capabilities, options) as socket:
-            # Without it, frames are queued for a server that is not there, and lost when it comes.
+            # By default ZeroMQ accepts frames while no server is connected, and loses them later.
             socket.setsockopt(zmq.IMMEDIATE, 1)
             socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[0])
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS[1])
@@ -129,13 +126,11 @@ def _open_socket(
     kind: int, location: Location, capabilities: Capabilities, options: Mapping[str, Any]
 ) -> Iterator[zmq.Socket[bytes]]:
     """Create a socket. If the block fails, close it and translate the error."""
-    try:
+    with _translated_errors(location), contextlib.ExitStack() as undo:
         context = acquire_context()
-    except OSError as error:
-        raise _translate(error, location) from error
-    socket = None
-    try:
+        undo.callback(release_context, 0.0)
         socket = context.socket(kind)
+        undo.callback(socket.close, linger=0)
         socket.setsockopt(zmq.LINGER, DEFAULT_LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE_BYTES)
         socket.setsockopt(zmq.SNDHWM, options.get("hwm", HIGH_WATER_MARK))
@@ -147,22 +142,20 @@ def _open_socket(
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
             socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
         yield socket
-    except BaseException as error:
-        if socket is not None:
-            socket.close(linger=0)
-        release_context(0.0)
-        if isinstance(error, zmq.ZMQError | OSError):
-            raise _translate(error, location) from error
-        raise
+        undo.pop_all()
 
 
-def _translate(error: zmq.ZMQError | OSError, location: Location) -> TransportError:
-    if error.errno == errno.EADDRINUSE:
-        return LocationInUse(f"{location} has a server already; stop it or choose another place")
-    if error.errno == errno.EMFILE:
-        advice = "out of sockets or descriptors; raise `ulimit -n`"
-    elif location.path:
-        advice = f"{error}; does its folder exist, and may you write to it?"
-    else:
-        advice = f"{error}; check the host; a server can bind only to an address of its own host"
-    return TransportError(f"cannot open {location}: {advice}")
+@contextlib.contextmanager
+def _translated_errors(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except (zmq.ZMQError, OSError) as error:
+        if error.errno == errno.EADDRINUSE:
+            raise LocationInUse(f"{location} has a server already; stop it or choose another place") from error
+        if error.errno == errno.EMFILE:
+            advice = "out of sockets or descriptors; raise `ulimit -n`"
+        elif location.path:
+            advice = f"{error}; does its folder exist, and may you write to it?"
+        else:
+            advice = f"{error}; check the host; a server can bind only to an address of its own host"
+        raise TransportError(f"cannot open {location}: {advice}") from error

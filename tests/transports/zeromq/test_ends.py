@@ -127,14 +127,12 @@ FORKING = """
 import gc, os
 from links import Pair, frames
 from remit import Location
-from remit_zeromq.context import has_context
 place, within, other = map(Location, sys.argv[1:])
 with Pair(place) as pair, Pair(within) as neighbours:
     pair.meet()
     neighbours.meet()
     pid = os.fork()
     if pid == 0:
-        assert not has_context()
         for link in (pair.client, pair.server, neighbours.client, neighbours.server):
             link.close(1.0)
         early = neighbours.transport.connect(within)
