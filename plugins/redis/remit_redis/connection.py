@@ -13,7 +13,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -97,24 +97,20 @@ def open_connection(address: Address) -> socket.socket:
 
 def _connect(address: Address) -> socket.socket:
     location = address.location
-    if local := location.scheme == "redis+unix":
-        connection = socket.socket(socket.AF_UNIX)
-    else:
-        host = location.host or "localhost"
-        connection = socket.create_connection((host, location.port or DEFAULT_PORT), CONNECT_TIMEOUT_S)
-    try:
-        if local:
+    with ExitStack() as undo:
+        if location.scheme == "redis+unix":
+            connection = undo.enter_context(socket.socket(socket.AF_UNIX))
             connection.settimeout(CONNECT_TIMEOUT_S)
             connection.connect(location.path)
-            return connection
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if location.scheme != "rediss":
-            return connection
-        context = ssl.create_default_context(cafile=address.authorities)
-        return context.wrap_socket(connection, server_hostname=host)
-    except OSError:
-        connection.close()
-        raise
+        else:
+            host = location.host or "localhost"
+            connection = socket.create_connection((host, location.port or DEFAULT_PORT), CONNECT_TIMEOUT_S)
+            undo.enter_context(connection).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if location.scheme == "rediss":
+                context = ssl.create_default_context(cafile=address.authorities)
+                connection = context.wrap_socket(connection, server_hostname=host)
+        undo.pop_all()
+        return connection
 
 
 def _greet(connection: socket.socket, address: Address) -> None:
@@ -160,7 +156,7 @@ def _greeting_error(reply: str, command: str, address: Address) -> TransportErro
 class BackgroundConnect:
     """One attempt to connect, in a thread: a host that does not respond blocks `open_connection` for seconds.
 
-    Raises TransportError if the process is out of descriptors.
+    Raises TransportError if there is no descriptor or no thread left.
     """
 
     def __init__(self, address: Address) -> None:
@@ -169,13 +165,12 @@ class BackgroundConnect:
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="remit-redis-dial", daemon=True)
         try:
-            self._waker = Waker()
-        except OSError as error:
-            raise TransportError(f"cannot connect to redis at {address.location}: {error.strerror}") from error
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # too many threads, or Python 3.12 and later at interpreter shutdown
-            self._results.append(TransportError(f"cannot connect to redis at {address.location}: {error}"))
+            with ExitStack() as undo:
+                self._waker = undo.enter_context(closing(Waker()))
+                self._thread.start()
+                undo.pop_all()
+        except (OSError, RuntimeError) as error:  # Python 3.12 and later start no threads at interpreter shutdown
+            raise TransportError(f"cannot connect to redis at {address.location}: {error}") from error
 
     def fileno(self) -> int:
         """Return the descriptor that is readable once the attempt has ended."""
@@ -185,7 +180,7 @@ class BackgroundConnect:
         """Return the connection once, or None while the attempt lasts. Raises TransportError."""
         if not self._results:
             return None
-        self._join()
+        self._thread.join()  # Short, since there is a result: the thread only wakes this one.
         self._waker.close()
         result = self._results.pop()
         if isinstance(result, TransportError):
@@ -198,18 +193,13 @@ class BackgroundConnect:
         # flag. So at least one of them discards the result, and `deque.pop` lets only one do it.
         self._abandoned = True
         if self._results:
-            self._join()
+            self._thread.join()
             self._discard_result()
 
     def close_inherited(self) -> None:
         """Close the descriptors in a forked child. The thread exists in the parent only."""
         self._waker.close()
         self._discard_result()
-
-    def _join(self) -> None:
-        # Short, since there is a result: the thread only wakes this one. It was not started if that failed.
-        if self._thread.ident is not None:
-            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -273,13 +263,9 @@ class RespConnection:
         self._unanswered_bytes += size
         self._write(command)
 
-    def subscribe(self, *channels: bytes) -> None:
-        """Subscribe to channels. Raises ConnectionLost."""
-        self._write(_pack((b"SUBSCRIBE", *channels)))
-
-    def unsubscribe(self, *channels: bytes) -> None:
-        """Unsubscribe from channels. Raises ConnectionLost."""
-        self._write(_pack((b"UNSUBSCRIBE", *channels)))
+    def send_without_reply(self, *words: bytes) -> None:
+        """Send a command that RESP3 answers with a push message: SUBSCRIBE or UNSUBSCRIBE. Raises ConnectionLost."""
+        self._write(_pack(words))
 
     def process(self) -> None:
         """Read and handle what has arrived, and write what is unsent. Never blocks. Raises ConnectionLost."""

@@ -14,7 +14,7 @@ import select
 from collections import deque
 from itertools import islice
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from remit.errors import LocationInUse, TransportError
 from remit.location import Location
@@ -76,6 +76,7 @@ class RedisLink(OwnedLink):
         self._names = names
         self._address = address
         self._arrivals: deque[Arrival] = deque()
+        self.peers: dict[Peer, Route] = {}
         self.connection: RespConnection | None = None
         self._connecting: BackgroundConnect | None = None
         self._retry_at = 0.0
@@ -97,9 +98,6 @@ class RedisLink(OwnedLink):
     def _on_connected(self, connection: RespConnection) -> None:
         """Subscribe, and start the exchange that makes the link ready."""
 
-    def _on_disconnected(self, why: str) -> None:
-        """Report every peer as down."""
-
     def _on_message(self, channel: bytes, data: bytes) -> None:
         """Handle a pub/sub message."""
 
@@ -109,10 +107,6 @@ class RedisLink(OwnedLink):
     def _send_leave(self, connection: RespConnection) -> None:
         """Announce that this end closes."""
 
-    def _route(self, peer: Peer) -> Route | None:
-        """Return the route to a peer, or None if it is not connected."""
-        raise NotImplementedError
-
     def _on_published(self, route: Route, readers: int) -> None:
         """Handle the reply to PUBLISH, the number of subscribers that got the frame: 0 means that the peer is gone."""
 
@@ -121,13 +115,14 @@ class RedisLink(OwnedLink):
 
     # -- contract ------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Wait until the link may be used. Raises TransportError after it has closed the link."""
+    def open(self) -> Self:
+        """Wait until the link may be used, and return it. Raises TransportError after it has closed the link."""
         try:
             self._await_ready()
         except BaseException:
             self.close(0.0)
             raise
+        return self
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Send one frame. Never blocks. Raises FrameTooLarge."""
@@ -136,7 +131,7 @@ class RedisLink(OwnedLink):
             if monotonic() >= self.heartbeat_at:
                 self._process()
             full = not self._has_room(len(frame))
-            route = self._route(peer)
+            route = self.peers.get(peer)
             if self.connection is None or route is None:
                 return Sent.GONE
             if full:
@@ -278,6 +273,14 @@ class RedisLink(OwnedLink):
         self._schedule_retry()
         self._on_disconnected(str(lost))
 
+    def _on_disconnected(self, why: str) -> None:
+        for peer in list(self.peers):
+            self._remove_peer(peer, why)
+
+    def _remove_peer(self, peer: Peer, why: str) -> None:
+        if self.peers.pop(peer, None) is not None:
+            self._arrivals.append(Down(peer, why))
+
     def _schedule_retry(self) -> None:
         self._retry_at = monotonic() + self._retry_delay
         self._retry_delay = min(2 * self._retry_delay, RECONNECT_S[1])
@@ -332,7 +335,6 @@ class ServerLink(RedisLink):
         self._hub_prefix = names.hubs + new_token() + b"."
         self._epoch = 0
         self._hub = b""
-        self.peers: dict[Peer, Route] = {}
         self._unchecked: list[bytes] = []
         self._expected_free_at: float | None = None
 
@@ -351,9 +353,10 @@ class ServerLink(RedisLink):
 
     def _on_connected(self, connection: RespConnection) -> None:
         self._epoch += 1
+        self._unchecked.clear()
         self._hub = self._hub_prefix + str(self._epoch).encode()
         # Subscribe before claiming: a holder of the lease whose channel has no subscriber counts as dead.
-        connection.subscribe(self._hub)
+        connection.send_without_reply(b"SUBSCRIBE", self._hub)
         self._send_claim(connection)
 
     def _on_heartbeat(self, connection: RespConnection) -> None:
@@ -418,18 +421,6 @@ class ServerLink(RedisLink):
         if not readers:
             self._remove_peer(route[0][-TOKEN_BYTES:], "it is gone")
 
-    def _remove_peer(self, peer: Peer, why: str) -> None:
-        if self.peers.pop(peer, None) is not None:
-            self._arrivals.append(Down(peer, why))
-
-    def _route(self, peer: Peer) -> Route | None:
-        return self.peers.get(peer)
-
-    def _on_disconnected(self, why: str) -> None:
-        self._unchecked.clear()
-        for peer in list(self.peers):
-            self._remove_peer(peer, why)
-
     def _send_leave(self, connection: RespConnection) -> None:
         if self._ready and self._fatal_error is None:
             connection.send_command(
@@ -455,7 +446,6 @@ class ClientLink(RedisLink):
         self._hub: bytes | None = None
         self._token = b""
         self._inbox = b""
-        self._server_route: Route | None = None
         self._previous_token = b""
 
     def _await_ready(self) -> None:
@@ -468,7 +458,7 @@ class ClientLink(RedisLink):
             raise self._last_error
 
     def _on_connected(self, connection: RespConnection) -> None:
-        connection.subscribe(self._names.announcements)
+        connection.send_without_reply(b"SUBSCRIBE", self._names.announcements)
         connection.send_command(self._on_lease, None, b"GET", self._names.lease)
 
     def _on_heartbeat(self, connection: RespConnection) -> None:
@@ -490,7 +480,7 @@ class ClientLink(RedisLink):
         self._token = new_token()
         self._inbox = self._names.inboxes + self._token
         self._hub = hub
-        connection.subscribe(self._inbox)
+        connection.send_without_reply(b"SUBSCRIBE", self._inbox)
         if self._previous_token:  # this server may still have the peer of the lost connection
             connection.send_command(None, None, b"PUBLISH", hub, LEAVE + self._previous_token)
         self._previous_token = self._token
@@ -500,7 +490,7 @@ class ClientLink(RedisLink):
         if token != self._token or self._hub is None:
             return
         if readers:
-            self._server_route = self._hub, FRAME + token
+            self.peers[SERVER] = self._hub, FRAME + token
             self._arrivals.append(Up(SERVER))
         else:
             self._leave("it is not there")
@@ -511,7 +501,7 @@ class ClientLink(RedisLink):
             self._replace_server()
 
     def _on_published(self, route: Route, readers: int) -> None:
-        if not readers and route is self._server_route:
+        if not readers and route is self.peers.get(SERVER):
             self._replace_server()
 
     def _replace_server(self) -> None:
@@ -522,11 +512,11 @@ class ClientLink(RedisLink):
 
     def _leave(self, why: str) -> None:
         if self.connection is not None:
-            self.connection.unsubscribe(self._inbox)
+            self.connection.send_without_reply(b"UNSUBSCRIBE", self._inbox)
         self._on_disconnected(why)
 
     def _on_message(self, channel: bytes, data: bytes) -> None:
-        if channel == self._inbox and self._server_route:
+        if channel == self._inbox and self.peers:
             self._arrivals.append(Frame(SERVER, data))
         elif channel == self._names.announcements and data[1:].startswith(self._names.hubs):
             self._on_announcement(data[:1], data[1:])
@@ -543,14 +533,9 @@ class ClientLink(RedisLink):
                 self._leave("another server came")
             self._join(hub)
 
-    def _route(self, peer: Peer) -> Route | None:
-        return self._server_route if peer == SERVER else None
-
     def _on_disconnected(self, why: str) -> None:
         self._hub, self._token, self._inbox = None, b"", b""
-        if self._server_route is not None:
-            self._server_route = None
-            self._arrivals.append(Down(SERVER, why))
+        super()._on_disconnected(why)
 
     def _send_leave(self, connection: RespConnection) -> None:
         if self._hub is not None:

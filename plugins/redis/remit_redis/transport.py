@@ -14,7 +14,7 @@ from remit_redis.connection import Address
 from remit_redis.links import ChannelNames, ClientLink, ServerLink
 
 LEASE_S: Final = 3.0
-"""Default of the option ``lease``: time for which a server that does not renew it keeps its location."""
+"""Default of the option ``lease``: time for which a server keeps its location without a renewal."""
 MIN_LEASE_S: Final = 0.2
 MAX_LEASE_S: Final = 3600.0
 MAX_FRAME: Final = 8 * 1024 * 1024
@@ -82,25 +82,18 @@ class RedisTransport:
 
         Raises LocationInUse, TransportError, LocationError.
         """
-        values, address, names = self._read(location)
-        link = ServerLink(location, self._capabilities(values), address, names, lease=values.get("lease", LEASE_S))
-        link.open()
-        return link
+        lease, parts = self._read(location)
+        return ServerLink(location, *parts, lease=lease).open()
 
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when Redis and a server are there.
 
         Raises TransportError if Redis refuses the client, LocationError.
         """
-        values, address, names = self._read(location)
-        link = ClientLink(location, self._capabilities(values), address, names)
-        link.open()
-        return link
+        _, parts = self._read(location)
+        return ClientLink(location, *parts).open()
 
-    def _capabilities(self, values: Mapping[str, Any]) -> Capabilities:
-        return replace(self.capabilities, max_frame=values.get("max_frame", self.capabilities.max_frame))
-
-    def _read(self, location: Location) -> tuple[dict[str, Any], Address, ChannelNames]:
+    def _read(self, location: Location) -> tuple[float, tuple[Capabilities, Address, ChannelNames]]:
         values = location.read(self.options)
         local = location.scheme == "redis+unix"
         if local and (location.host or not location.path.strip("/")):
@@ -112,4 +105,6 @@ class RedisTransport:
             raise BadLocation(f"option 'ca' of {location} is for TLS: write rediss://")
         database = int(path) if path else values.get("db", 0)
         address = Address(location=location, database=database, authorities=values.get("ca"))
-        return values, address, ChannelNames(values.get("prefix", "remit"), database)
+        names = ChannelNames(values.get("prefix", "remit"), database)
+        capabilities = replace(self.capabilities, max_frame=values.get("max_frame", self.capabilities.max_frame))
+        return values.get("lease", LEASE_S), (capabilities, address, names)
