@@ -10,9 +10,8 @@ import pynng
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Down, Frame, Peer, Sent, Up
-from remit_nng.addresses import channel_address, lobby_address
 from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
-from remit_nng.server import REQUEST, TOKEN_BYTES
+from remit_nng.server import REQUEST, TOKEN_BYTES, channel_address, lobby_address
 
 RECONNECT_S: Final = (0.01, 0.25)
 """Delay of the first new request, and the longest delay."""
@@ -97,7 +96,7 @@ class ClientLink(NngLink):
             raise
         self._channel = channel
         self.next_deadline = time.monotonic() + CLAIM_TIMEOUT_S
-        self._add_reader(channel.fileno(), self._read)
+        self._add_reader(channel.descriptor, self._read)
 
     def _claim(self, channel: Channel) -> None:
         if channel.send(channel.token) is Sent.ACCEPTED:

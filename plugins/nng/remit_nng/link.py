@@ -47,7 +47,7 @@ register_after_fork(_after_fork_in_child)
 CLAIM_TIMEOUT_S: Final = 2.0
 """Time within which a client must claim its channel, and within which a lobby must answer."""
 MAX_CLOSE_WAIT_S: Final = 0.5
-"""Longest wait of `close` for the peer to read everything: it may not be reading at all."""
+"""Longest wait of `close` for the peer to read everything: a peer may not read at all."""
 FULL_RETRY_S: Final = 0.005
 """Interval of attempts to send to a full channel for which no descriptor is left to poll."""
 ENVELOPE_BYTES: Final = 1024
@@ -59,7 +59,7 @@ READS_PER_TURN: Final = 32
 
 
 class PipeEvents:
-    """Queue of pipe events from nng's threads to the link's owner, which it wakes."""
+    """Queue of pipe events from nng's threads. It wakes the link's owner."""
 
     def __init__(self) -> None:
         self.waker = Waker()
@@ -68,7 +68,7 @@ class PipeEvents:
     def callback(self, subject: Any, event: str) -> Callable[[Any], None]:
         """Return a callback for pynng that queues ``event`` of ``subject``."""
 
-        # Nothing but a queue: pynng calls it on a thread of nng, holding a lock that most calls on the socket need.
+        # Do nothing else: pynng calls this function on a thread of nng, with a lock held that most socket calls need.
         def queue_event(pipe: Any) -> None:
             self._events.append((subject, event))
             self.waker.wake()
@@ -86,13 +86,14 @@ class PipeEvents:
 class Channel:
     """A Pair0 socket between a server and one client.
 
-    Its ``token``, a random text from the lobby, is the first frame of the client and the last one of both ends.
+    Its ``token``, random bytes from the lobby, is the first frame that the client sends, and the last frame that either
+    end sends.
     """
 
     def __init__(self, events: PipeEvents, token: bytes, max_frame: int) -> None:
         self.token = token
         self.peer: int = 0
-        """The server's token of the peer, given when it claims the channel."""
+        """Peer token at the server's end, assigned when the client claims the channel."""
         self.up = False
         self.closed = False
         self.has_peer = False
@@ -102,8 +103,9 @@ class Channel:
             recv_max_size=max_frame + ENVELOPE_BYTES, send_buffer_size=BUFFER_FRAMES, recv_buffer_size=BUFFER_FRAMES
         )
         try:
-            # Read once: nng creates it at the first call. It is level-triggered.
-            self._descriptor: int = self.socket.recv_fd
+            # Read once: nng creates it at the first call.
+            self.descriptor: int = self.socket.recv_fd
+            """Descriptor that is readable while a frame waits. It is level-triggered."""
         except pynng.NNGException:
             self.socket.close()
             raise
@@ -116,10 +118,6 @@ class Channel:
         if self.has_peer:
             pipe.close()
         self.has_peer = True
-
-    def fileno(self) -> int:
-        """Return the descriptor that is readable while a frame waits."""
-        return self._descriptor
 
     def send(self, frame: bytes) -> Sent:
         """Send a frame."""
@@ -249,7 +247,7 @@ class NngLink(OwnedLink):
         return sent
 
     def _discard_channel(self, channel: Channel) -> None:
-        self._remove_reader(channel.fileno())
+        self._remove_reader(channel.descriptor)
         self._mark_writable(channel)
         channel.close()
 
@@ -263,11 +261,7 @@ class NngLink(OwnedLink):
         unsent = [channel for channel in channels if channel.up]
         waiting = set(unsent)
         while waiting and (left := deadline - time.monotonic()) > 0:
-            unsent = [
-                channel
-                for channel in unsent
-                if channel in waiting and self._send_on(channel, channel.token) is Sent.FULL
-            ]
+            unsent = [each for each in unsent if each in waiting and self._send_on(each, each.token) is Sent.FULL]
             self._read_ready(min(left, FULL_RETRY_S) if -1 in self._full.values() else left)
             for subject, event in self._events.pop_all():
                 if event == "removed":

@@ -6,7 +6,9 @@ Pair1 in polyamorous mode would need no lobby, but nng has deprecated it, and it
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
+import os
 import secrets
 import socket
 import time
@@ -14,9 +16,10 @@ from typing import Any, Final
 
 import pynng
 
+from remit.errors import TransportError
 from remit.location import Location
-from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up
-from remit_nng.addresses import channel_address, listen, lobby_address, remove_stale_sockets, uses_files
+from remit.runtime_dirs import remove_socket, socket_path
+from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up, tcp_address
 from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
 
 REQUEST: Final = b"remit 1"
@@ -26,8 +29,10 @@ MAX_REQUEST_BYTES: Final = 1024
 """nng closes the connection of a client that sends a larger request."""
 REQUESTS_PER_TURN: Final = 8
 """Requests answered before the channels are served."""
+SUFFIX: Final = "~"
+"""Separates the lobby's path from the name of a channel, which has eight hexadecimal digits."""
 MAX_UNCLAIMED: Final = 128
-"""Channels without a client. Further clients get an empty reply and request again."""
+"""Largest number of channels without a client. Further clients get an empty reply and request again."""
 
 _peer_numbers = itertools.count(1)
 
@@ -41,16 +46,16 @@ class ServerLink(NngLink):
         self.unclaimed: dict[Channel, None] = {}
         self._file_lock: FileLock | None = None
         with contextlib.ExitStack() as undo:
-            if uses_files(location):
+            if _uses_files(location):
                 self._file_lock = FileLock(location.path)
                 undo.callback(self._file_lock.release)
-                remove_stale_sockets(location)
+                _remove_stale_sockets(location)
             super().__init__(location, capabilities)
             undo.callback(self._close_descriptors)
             self._lobby = pynng.Rep0(recv_max_size=MAX_REQUEST_BYTES)
             undo.callback(self._lobby.close)
-            listener = listen(self._lobby, address)
-            if not uses_files(location):
+            listener = _listen(self._lobby, address)
+            if not _uses_files(location):
                 self.location = location.replace(port=_port(listener))
             self._lobby_descriptor: int = self._lobby.recv_fd
             self._add_reader(self._lobby_descriptor, self._answer_requests)
@@ -72,12 +77,12 @@ class ServerLink(NngLink):
                 self._lobby.send(reply, block=False)
 
     def open_channel(self) -> bytes:
-        """Open a channel for a new client; return the reply: its token and its place."""
+        """Open a channel for a new client; return the reply: its token, and its port or the end of its path."""
         channel = Channel(self._events, secrets.token_bytes(TOKEN_BYTES), self.capabilities.max_frame)
-        where = secrets.token_hex(4) if uses_files(self.location) else "0"
+        where = secrets.token_hex(4) if _uses_files(self.location) else "0"
         try:
-            listener = listen(channel.socket, channel_address(self.location, where))
-            if not uses_files(self.location):
+            listener = _listen(channel.socket, channel_address(self.location, where))
+            if not _uses_files(self.location):
                 where = str(_port(listener))
         except BaseException:
             channel.close()
@@ -85,7 +90,7 @@ class ServerLink(NngLink):
         channel.deadline = time.monotonic() + CLAIM_TIMEOUT_S
         self.unclaimed[channel] = None
         self.next_deadline = min(self.next_deadline, channel.deadline)
-        self._add_reader(channel.fileno(), lambda: self._read(channel))
+        self._add_reader(channel.descriptor, lambda: self._read(channel))
         return channel.token + where.encode()
 
     def _read(self, channel: Channel) -> int:
@@ -144,6 +149,41 @@ class ServerLink(NngLink):
             channel.close()
         if self._file_lock is not None:
             self._file_lock.release()
+
+
+def _uses_files(location: Location) -> bool:
+    """Return whether a location is a path of the file system."""
+    return location.scheme == "nng+ipc"
+
+
+def lobby_address(location: Location, *, binding: bool) -> str:
+    """Return the lobby's address as an nng URL. Raises BadLocation."""
+    if _uses_files(location):
+        return f"ipc://{socket_path(location, reserved=len(SUFFIX) + 8)}"
+    return tcp_address(location, binding=binding)
+
+
+def channel_address(location: Location, name: str) -> str:
+    """Return the address of a channel: ``name`` is a port, or the end of a path."""
+    if _uses_files(location):
+        return f"ipc://{location.path}{SUFFIX}{name}"
+    return f"{tcp_address(location, binding=True).rpartition(':')[0]}:{name}"
+
+
+def _remove_stale_sockets(location: Location) -> None:
+    """Remove the sockets of a dead server. Only the holder of the lock may call it. Raises TransportError."""
+    remove_socket(location.path)
+    for path in glob.glob(glob.escape(location.path + SUFFIX) + "[0-9a-f]" * 8):  # noqa: PTH207
+        with contextlib.suppress(TransportError):  # not a socket, in spite of its name: it stays
+            remove_socket(path)
+
+
+def _listen(opened: Any, address: str) -> Any:
+    """Return a listener of an nng socket. Only this user can connect to the file of an IPC address."""
+    listener = opened.listen(address)
+    if address.startswith("ipc://"):
+        os.chmod(address.removeprefix("ipc://"), 0o600)  # noqa: PTH101
+    return listener
 
 
 def _port(listener: Any) -> int:

@@ -31,14 +31,12 @@ class NngTransport:
 
     def bind(self, location: Location) -> Link:
         """Open a server. Raises LocationInUse, BadLocation, TransportError."""
-        mark_used()
-        with _translated_errors(location):
+        with _opening(location):
             return ServerLink(location, self._read(location))
 
     def connect(self, location: Location) -> Link:
         """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
-        mark_used()
-        with _translated_errors(location):
+        with _opening(location):
             return ClientLink(location, self._read(location))
 
     def _read(self, location: Location) -> Capabilities:
@@ -47,7 +45,9 @@ class NngTransport:
 
 
 @contextlib.contextmanager
-def _translated_errors(location: Location) -> Iterator[None]:
+def _opening(location: Location) -> Iterator[None]:
+    """Record that nng is used, and translate the errors of the block."""
+    mark_used()
     try:
         yield
     except pynng.AddressInUse as error:

@@ -60,7 +60,7 @@ def test_a_claim_is_heard_although_the_server_was_busy_when_its_time_ended(
     link: Any = server
     assert len(link.unclaimed) == 5
     for channel in link.unclaimed:
-        wait_until(lambda: select.select([channel], [], [], 0)[0])  # noqa: B023
+        wait_until(lambda: select.select([channel.descriptor], [], [], 0)[0])  # noqa: B023
         channel.deadline = time.monotonic()
     link.handle_deadline()
     arrivals: list[Arrival] = []
