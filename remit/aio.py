@@ -78,7 +78,7 @@ class AsyncClient:
         return await self._in_thread(subscribe, Subscription.close)
 
     def add_listener(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
-        """Call ``listener`` on the loop for each such event that the server emits to this client."""
+        """Call ``listener`` on the loop for each event of this name that the server emits to this client."""
         self._client.add_listener(name, self._on_loop(listener), pass_event=pass_event)
 
     async def flush(self, timeout: float | None = None) -> bool:

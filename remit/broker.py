@@ -60,8 +60,8 @@ class Broker:
         self.server.wait(self._bound_wait(timeout))
 
     def _bound_wait(self, timeout: float) -> float:
-        """Return for how long at most a caller may wait before the next `tick`."""
-        # Leases and deadlines expire without an event, so they need a tick at least once in each interval.
+        """Return the longest wait before the next `tick`, at most ``timeout`` seconds."""
+        # Leases and deadlines expire without an event, so the broker must be ticked once in each interval.
         return min(timeout, SWEEP_INTERVAL_S) if self.busy or len(self._core.workers) else timeout
 
     def run(self, timeout: float | None = None) -> None:

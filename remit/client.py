@@ -136,7 +136,7 @@ class Client(ListenerRegistry):
     def _set_heartbeat(self, seconds: float) -> None:
         """Probe the server after this many seconds of silence."""
         io = self._io or self._open()
-        # Two numbers: no lock, which a waiting thread holds. That thread must compute its timeout again.
+        # Without the link lock, which a waiting thread holds. That thread is woken to compute its timeout again.
         io.machine.set_heartbeat(seconds)
         io.link_lock.interrupt()
 
@@ -318,8 +318,8 @@ class Client(ListenerRegistry):
 
         Raises Undelivered, which names the events that were not confirmed.
         """
-        # First, so that no other thread opens a connection that nothing would close. Under the lock, because a thread
-        # may be about to store one.
+        # First, so that no other thread opens a connection that nothing would close. Under the lock, because another
+        # thread may be in `_open`.
         with self._open_lock:
             self._closed = True
             io, self._io = self._io, None

@@ -29,21 +29,19 @@ class EventMessage(msgspec.Struct, array_like=True, gc=False):
 
 
 class Codec(Protocol):
-    """Encodes each event on its own, and joins encoded events to the body of a frame. HELLO names the codec."""
+    """Encodes each event on its own, and joins encoded events into the body of a frame."""
 
     name: str
+    """Name by which HELLO announces the codec to the server."""
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
         """Return one encoded event. Raises CodecError, and TypeError if the name is not a string."""
-        ...
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
         """Return ``head`` followed by the encoded events."""
-        ...
 
     def decode(self, body: bytes | memoryview) -> list[EventMessage]:
         """Return the events of a body. Raises CodecError."""
-        ...
 
 
 class _MsgspecCodec:
@@ -54,7 +52,6 @@ class _MsgspecCodec:
     _decode: Callable[[bytes | memoryview], list[EventMessage]]
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
-        """Return one encoded event. Raises CodecError, and TypeError if the name is not a string."""
         if not isinstance(name, str):
             raise invalid_name_error(name)
         try:
@@ -70,7 +67,6 @@ class _MsgspecCodec:
             ) from error
 
     def decode(self, body: bytes | memoryview) -> list[EventMessage]:
-        """Return the events of a body. Raises CodecError."""
         try:
             return self._decode(body)
         except DECODE_ERRORS as error:

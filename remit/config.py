@@ -47,7 +47,7 @@ class _Content(msgspec.Struct, forbid_unknown_fields=True):
     transport: _Text = ""
     url: _Text = ""
     locations: dict[str, Any] = {}
-    """Each as written at first, then as the pair that `_read_entry` returns."""
+    """Values as in the file. `_read_file` replaces each with the pair that `_read_entry` returns."""
 
 
 class _Address(msgspec.Struct):
@@ -305,7 +305,7 @@ def _local_scheme() -> str:
 def _local_default() -> Location:
     scheme = _local_scheme()
     if not _has_files(scheme):
-        find_transport(scheme)  # For a transport that is not installed, its error is the better one.
+        find_transport(scheme)  # Its error is clearer if the transport is not installed.
         raise UnknownLocation(
             f"no location is given, and {scheme!r} has no default one: pass one, set {URL_VARIABLE}, or put 'url' "
             f"into {OWN_FILE} or under [tool.remit] in {PROJECT_FILE}"

@@ -16,6 +16,7 @@ import typing
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutine
+from operator import length_hint
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -41,7 +42,7 @@ _CONVERTED: Final = (msgspec.Struct, enum.Enum, set, frozenset, decimal.Decimal,
 
 
 def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that converts annotated arguments and calls ``listener``, or ``listener`` if none need it.
+    """Return a function that converts arguments and calls ``listener``, or ``listener`` itself if none is converted.
 
     Dataclasses, msgspec structs, TypedDicts, enums, sets, dates, UUIDs and decimals are converted, also inside lists,
     dicts, tuples and unions. An argument of the wrong type raises msgspec.ValidationError.
@@ -161,7 +162,7 @@ class ListenerRegistry:
 
     def _dispatch(self, wires: Iterable[EventMessage], sender: Sender | None, redelivered: bool) -> None:
         """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
-        dispatched = 0
+        self._dispatched += length_hint(wires)
         for wire in wires:
             # Read for each event: a listener may have added or removed listeners. Without the lock: entries and cache
             # are replaced, never changed, except for additions to the cache.
@@ -180,8 +181,6 @@ class ListenerRegistry:
                         self._defer(wire.event(sender=sender, redelivered=redelivered), value)
                 except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                     self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
-            dispatched += 1
-        self._dispatched += dispatched
 
     def _defer(self, event: Event, value: Awaitable[Any]) -> None:
         """Have an event loop await ``value``. Without a loop, raise TypeError for a coroutine: it would never run."""
@@ -192,7 +191,7 @@ class ListenerRegistry:
             raise TypeError(ASYNC)
 
     def _call_listeners(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
-        """Call the listeners of a request. Return whether one exists, and the value of the first one, or raise."""
+        """Call the listeners of a request. Return whether there is one, and the first value. Raises the first error."""
         entries = self._cache.get(wire.name)
         if entries is None:
             entries = self._resolve(wire.name)

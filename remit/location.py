@@ -118,7 +118,7 @@ def _from_url(url: str, port: int | None) -> dict[str, Any]:
     if "\0" in host + unquote(host) + path:
         raise BadLocation(f"a zero byte in the host or the path of {_masked(url)!r}: leave it out")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    # A dict would keep one of two values without a word about the other.
+    # Refused, because a dict would silently keep only one of two values.
     if len({name for name, _ in pairs}) < len(pairs):
         raise BadLocation(f"an option is given twice in {_masked(url)!r}")
     return {

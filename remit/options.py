@@ -1,4 +1,4 @@
-"""Options of clients and servers, and the validators of numbers, sizes and durations that both packages use.
+"""Options of clients and servers, and the validators of numbers, sizes and durations that Remit and Doorman use.
 
 An option comes from a keyword argument, a location's query, an environment variable, a config file or a command line.
 `read_*` functions parse text from the last four, `check_*` functions validate values from the first.
@@ -92,16 +92,13 @@ def check_count(name: str, value: object, *, least: int = 1, most: int | None = 
         raise ValueError(f"{name} must be {bounds}, not {value!r}")
 
 
-def check_number(name: str, value: object, *, above_zero: bool = False, kind: str = "number") -> None:
-    """Raise TypeError or ValueError unless a value is a finite number, not negative."""
+def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Raise TypeError or ValueError unless a value is a finite number of seconds, not negative."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a {kind}, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if not 0 <= value < float("inf") or (above_zero and not value):
         bound = "greater than 0" if above_zero else "0 or greater"
-        raise ValueError(f"{name} must be a {kind}, finite and {bound}, not {value!r}")
-
-
-check_seconds = partial(check_number, kind="number of seconds")
+        raise ValueError(f"{name} must be a number of seconds, finite and {bound}, not {value!r}")
 
 
 def check_choice(name: str, value: object, known: Collection[str]) -> None:

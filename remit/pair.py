@@ -31,7 +31,7 @@ class Pair:
     """One of two members that signal each other in both directions. Create it with `bind` or `connect`.
 
     A signal arrives exactly once and in order, or the next `signal` or `wait` raises PeerLost: immediately if the other
-    member was closed, after the lease if it died. Then another one may join the bound member.
+    member was closed, after the lease if it died. Then a new member may join the bound one.
     """
 
     def __init__(self, member: _BoundMember | _JoinedMember, signals: queue.SimpleQueue[Any]) -> None:
@@ -60,7 +60,7 @@ class Pair:
     ) -> Pair:
         """Join the member that has bound a location. ``options`` are those of `Client`.
 
-        Raises PairBusy if another one has joined it, RequestTimeout, NoListener if the server is not a pair, and what
+        Raises PairBusy if a member has joined already, RequestTimeout, NoListener if the server is not a pair, and what
         `Client` raises.
         """
         check_seconds("lease", lease, above_zero=True)
@@ -86,7 +86,7 @@ class Pair:
         while True:
             self._check_open()
             try:
-                # In short waits: the loss of the other member by silence is not queued, it is found by looking.
+                # Short waits, because a silent member puts no PeerLost into the queue: `lost_reason` detects it.
                 signal = self._signals.get(timeout=max(0.0, min(LEASE_CHECK_INTERVAL_S, deadline - time.monotonic())))
             except queue.Empty:
                 why = self._member.lost_reason()

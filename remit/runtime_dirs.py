@@ -21,7 +21,7 @@ MAX_PATH_BYTES: Final = 107
 MAX_FOLDER_BYTES: Final = 60
 OWNER_ONLY: Final = 0o700
 PART_SUFFIX: Final = ".part"
-"""Ends the name of a file that `write_private_file` has not finished."""
+"""Suffix of a file that `write_private_file` has not finished."""
 
 _numbers = itertools.count(1)
 
@@ -57,7 +57,7 @@ def fresh_name(hint: str) -> str:
 def socket_path(location: Location, *, reserved: int = 0) -> str:
     """Return the path of a location that is a Unix socket.
 
-    ``reserved`` bytes are left free for what the transport appends to the path. Raises BadLocation.
+    ``reserved`` bytes are left free for a suffix that the transport appends. Raises BadLocation.
     """
     if location.host or location.username or location.port is not None or not location.path.strip("/"):
         example = f"{location.scheme}:///tmp/events.sock"
@@ -69,7 +69,7 @@ def socket_path(location: Location, *, reserved: int = 0) -> str:
 
 
 def remove_socket(path: str) -> None:
-    """Remove a socket that a dead server left, if there is one. Only the holder of the path's `FileLock` may.
+    """Remove a socket that a dead server left, if there is one. Call it only with the `FileLock` of the path.
 
     Raises TransportError if a file of another kind is there.
     """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -170,7 +170,7 @@ class Server(ListenerRegistry):
             bound = now + MAX_TICK_S if bound is None else bound
             if drained or (limit is not None and dispatched >= limit) or (limit is None and now > bound):
                 break
-        # One flush for all that the listeners have caused: replies and acknowledgements share frames.
+        # One flush after all listeners, so that replies and acknowledgements share frames.
         if io.machine.writable and self._io is io:
             with pump.lock:
                 pump.flush()
@@ -179,15 +179,17 @@ class Server(ListenerRegistry):
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
         session, wires, count, redelivered = received
-        pending = iter(wires)
+        admitted = wires[:limit]
+        pending = iter(admitted)
         try:
-            self._dispatch(itertools.islice(pending, limit), io.sender_of(session), redelivered)
+            self._dispatch(pending, io.sender_of(session), redelivered)
         finally:
             # After KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
-            rest = list(pending)
-            if rest:
+            interrupted = length_hint(pending)
+            self._dispatched -= interrupted
+            done = len(admitted) - interrupted
+            if rest := wires[done:]:
                 io.machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
-            done = len(wires) - len(rest)
             session.mark_handled(done if count else 0)
             io.machine.writable[session] = None
         return done
@@ -209,7 +211,7 @@ class Server(ListenerRegistry):
         return self._publisher.publish(name, args, kwargs, keep=keep, largest=io.max_event)
 
     def emit_to(self, peer: Sender | str, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to one client, given by its `Sender` or the id of that. Acknowledged like any other event.
+        """Emit an event to one client, given by its `Sender` or its id. It is acknowledged like any other event.
 
         Raises EmitError if the session of the client has ended, QueueFull, CodecError, FrameTooLarge.
         """
@@ -230,7 +232,7 @@ class Server(ListenerRegistry):
 
     @property
     def _drained_at(self) -> float:
-        """`ServerPump.drained_at`. Raises LinkClosed."""
+        """Monotonic time of the last read that emptied the link. Raises LinkClosed."""
         return (self._io or self._open()).link_pump.drained_at
 
     def stats(self) -> dict[str, int]:

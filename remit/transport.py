@@ -236,9 +236,6 @@ class OwnedLink:
     ask ``self._ending()``, which returns True once, and only in the process that opened the link.
     """
 
-    location: Location
-    capabilities: Capabilities
-
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         self.location = location
         self.capabilities = capabilities
@@ -351,7 +348,7 @@ class Poller:
             self._waker = waker
 
     def unwatch_waker(self) -> None:
-        """End of a wait. An epoll keeps the waker registered for the next wait, which saves two system calls."""
+        """Stop polling the waker. An epoll keeps it registered for the next wait, which saves two system calls."""
         if self._epoll is None:
             self._remove_waker()
 
@@ -384,7 +381,9 @@ def tcp_address(location: Location, *, binding: bool) -> str:
     if not location.host or location.port is None or location.path.strip("/"):
         raise BadLocation(f"{location} needs a host and a port and no more, as in {location.scheme}://127.0.0.1:5555")
     if not binding and (location.port == 0 or location.host == "*"):
-        raise BadLocation(f"{location} is no place to connect to: write the server's host and its own `location.port`")
+        raise BadLocation(
+            f"{location} cannot be connected to: write the server's host, and its port from `server.location`"
+        )
     host = f"[{location.host}]" if ":" in location.host else location.host
     return f"tcp://{host}:{location.port}"
 

@@ -63,11 +63,11 @@ def current_job() -> CurrentJob:
 
 
 class Worker:
-    """Runs handlers for the jobs of a broker, whose location it gets.
+    """Runs handlers for the jobs of the broker at ``location``.
 
     ``threads`` is the number of jobs that run in parallel; a single one runs in the caller of `run`. ``capacity``
-    is the number of jobs that the worker holds, by default as many as threads. More of them save short jobs the round
-    trip to the broker, but keep long ones from other workers. Raises what `Client` raises.
+    is the number of jobs that the worker holds, by default as many as threads. A higher one saves round trips between
+    short jobs, but holds long jobs back from other workers. Raises what `Client` raises.
     """
 
     def __init__(
@@ -178,13 +178,11 @@ class Worker:
         try:
             call = decode_nested(codec, job.body)
             deadline = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
-            current = CurrentJob(
-                call.name,
-                job.attempt,
-                deadline,
-                lambda done, total: self.client.emit(JOB_PROGRESS, job.token, done, total),
-            )
-            token = _current.set(current)
+
+            def progress(done: Any, total: Any) -> None:
+                self.client.emit(JOB_PROGRESS, job.token, done, total)
+
+            token = _current.set(CurrentJob(call.name, job.attempt, deadline, progress))
             try:
                 value = self._handler(call.name)(*call.args, **call.kwargs)
                 if inspect.iscoroutine(value):

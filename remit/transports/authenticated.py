@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from remit._protocol.auth import OVERHEAD_BYTES, ClientAuth, ServerAuth, SharedKey
 from remit._protocol.client_session import ClientSession
@@ -33,7 +32,7 @@ class AuthenticatedTransport:
 
     def __init__(self, transport: Transport, key: bytes) -> None:
         self.capabilities = _reduced(transport.capabilities)
-        self.options: Mapping[str, Callable[[str], Any]] = transport.options
+        self.options = transport.options
         self.rejected: Counter[str] = Counter()
         self._transport = transport
         self._key = SharedKey(key)

@@ -36,7 +36,7 @@ class Faults:
     loss: float = 0.0
     """The frame is lost."""
     duplication: float = 0.0
-    """It arrives twice."""
+    """The frame arrives twice."""
     reorder: float = 0.0
     """The next frame for the same peer overtakes it."""
     delay: float = 0.0
@@ -58,13 +58,13 @@ NEVER: Final = float("inf")
 
 
 class PeerQueue:
-    """Frames for one peer that leave later, each with the time from which it may leave. Reads no clock."""
+    """Delayed frames for one peer, each with the time from which it may leave. Reads no clock."""
 
     def __init__(self) -> None:
         self.frames: deque[tuple[float, bytes]] = deque()
         """In the order in which they leave."""
         self.overtaken: tuple[float, bytes] | None = None
-        """Leaves after the next frame, or at its time if there is none."""
+        """The frame that leaves after the next one, or at its time if there is none."""
         self.refused: FrameFaults | None = None
         """Faults of the frame that the link refused."""
 
@@ -220,7 +220,7 @@ class ChaosLink(OwnedLink):
         raise NotImplementedError
 
     def _cut(self, peer: Peer) -> Sent:
-        """End a connection without the help of the wrapped link."""
+        """Simulate the end of a peer's connection."""
         raise NotImplementedError
 
 
@@ -301,11 +301,8 @@ def read_probability(text: str) -> float:
 
 OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "seed": partial(read_count, least=0),
-    "loss": read_probability,
-    "duplication": read_probability,
-    "reorder": read_probability,
     "delay": read_seconds,
-    "cut": read_probability,
+    **dict.fromkeys(("loss", "duplication", "reorder", "cut"), read_probability),
 }
 """The options of `Faults`. All others belong to the wrapped transport."""
 

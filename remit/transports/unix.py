@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from remit.errors import TransportError
 from remit.location import Location, read_size
@@ -121,24 +121,21 @@ class _ClientLink(StreamLink):
         self._retry_delay = min(2 * self._retry_delay, MAX_RETRY_S)
 
 
-_End = TypeVar("_End", bound=StreamLink)
-
-
 class UnixTransport:
     """``unix:///path.sock``: one server and its clients, in any processes of one host."""
 
     capabilities = Capabilities(max_frame=MAX_FRAME, attests_peers=HAS_PEER_CREDENTIALS)
     options: Mapping[str, Callable[[str], Any]] = {"max_frame": read_size}
 
-    def bind(self, location: Location) -> _ServerLink:
+    def bind(self, location: Location) -> StreamLink:
         """Open the server's link. Raises LocationInUse, BadLocation, TransportError."""
         return self._open(_ServerLink, location)
 
-    def connect(self, location: Location) -> _ClientLink:
+    def connect(self, location: Location) -> StreamLink:
         """Open the client's link. The server may start later. Raises BadLocation, TransportError."""
         return self._open(_ClientLink, location)
 
-    def _open(self, kind: Callable[[Location, Capabilities], _End], location: Location) -> _End:
+    def _open(self, kind: Callable[[Location, Capabilities], StreamLink], location: Location) -> StreamLink:
         options = location.read(self.options)
         socket_path(location)  # raises BadLocation
         try:
