@@ -168,9 +168,9 @@ class Harness:
 class UrlHarness(Harness):
     """Harness for the transport of a URL, from which it derives fresh locations.
 
-    Each location has its own ``prefix`` if the transport has that option; a URL with a port is not changed, so use
-    port 0; otherwise each has its own path or name. With ``relayed``, a `Relay` connects the two ends of each check
-    that cuts or stalls their connection. Raises LocationError, PluginError.
+    If the transport has the option ``prefix``, each location gets a new one. A URL with a port is not changed, so use
+    port 0. Any other URL gets a new path or name. With ``relayed``, a `Relay` connects the two ends of each check that
+    cuts or stalls their connection. Raises LocationError, PluginError.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import pytest
 from remit import Client, Location, Server
 from remit.testing import CHECKS, Check, Harness, UrlHarness, Verdict, try_one
 
-# Longest wait between two ticks: a fact may also come true without an event.
+# Longest wait between two ticks: a fact may also become true without an event.
 POLL_S: Final = 0.05
 
 
@@ -27,7 +27,7 @@ class TransportSuite:
     harness: Any
 
     def __init_subclass__(cls) -> None:
-        """Turn a harness or its class into a fixture of that name."""
+        """Replace a harness, or its class, by a pytest fixture named ``harness``."""
         super().__init_subclass__()
         given = cls.__dict__.get("harness")
         if isinstance(given, Harness) or (isinstance(given, type) and issubclass(given, Harness)):
@@ -51,7 +51,7 @@ class TransportSuite:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--remit-url``, and ``remit_urls`` to the ini file."""
+    """Add the option ``--remit-url`` and the ini setting ``remit_urls``."""
     purpose = "URL for tests that use remit_location; each such test runs once per URL"
     parser.getgroup("remit").addoption("--remit-url", action="append", metavar="URL", help=purpose)
     parser.addini("remit_urls", type="linelist", default=["memory://test"], help=purpose)

@@ -12,7 +12,7 @@ from typing import Final
 from remit.testing.harness import Disruption, Harness
 from remit.testing.trial import ErrorRecorder, NotApplicable, Trial, Violation, current_line
 
-# A check may take so long to close its links after its deadline, or half the deadline if that is shorter.
+# Longest time after its deadline in which a check may close its links. It is at most half the deadline.
 CLEANUP_S: Final = 2.0
 
 

@@ -17,7 +17,7 @@ from remit.testing.harness import Harness
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Gap, Link, Peer, Sent, Up
 
 BATCH: Final = 4096  # Arrivals received from one link before the next link is polled.
-LONG_WAIT_S: Final = 3600.0  # For a wait that something else must end.
+LONG_WAIT_S: Final = 3600.0  # Timeout of a wait that a frame or a waker must end.
 POLL_S: Final = 0.01  # Seconds that one idle link waits before the next link is polled.
 _greetings = itertools.count(1)
 
@@ -31,7 +31,7 @@ class NotApplicable(Exception):
 
 
 def expect(fact: object, otherwise: str) -> None:
-    """Raise a Violation that describes the observation, unless the fact holds."""
+    """Raise a Violation with the text ``otherwise``, unless the fact holds."""
     if not fact:
         raise Violation(otherwise)
 
@@ -100,12 +100,12 @@ class LinkEnd:
 
     @property
     def ups(self) -> list[Up]:
-        """Connections reported."""
+        """Recorded arrivals that report a connection."""
         return [arrival for arrival in self.arrivals if isinstance(arrival, Up)]
 
     @property
     def downs(self) -> list[Down]:
-        """Disconnections reported."""
+        """Recorded arrivals that report the end of a connection."""
         return [arrival for arrival in self.arrivals if isinstance(arrival, Down)]
 
     def drain(self) -> bool:

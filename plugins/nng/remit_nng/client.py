@@ -106,7 +106,7 @@ class ClientLink(NngLink):
             self._arrivals.append(Up(SERVER))
 
     def _read(self) -> int:
-        """Read some frames; return their number."""
+        """Read frames of one turn; return their number."""
         channel = self._channel
         if channel is None:
             return 0

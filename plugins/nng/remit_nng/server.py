@@ -94,7 +94,7 @@ class ServerLink(NngLink):
         return channel.token + where.encode()
 
     def _read(self, channel: Channel) -> int:
-        """Read some frames of a channel; return their number."""
+        """Read a channel's frames of one turn; return their number."""
         frames = channel.read()
         for frame in frames:
             if not channel.up:

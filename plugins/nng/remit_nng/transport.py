@@ -35,7 +35,7 @@ class NngTransport:
             return ServerLink(location, self._read(location))
 
     def connect(self, location: Location) -> Link:
-        """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
+        """Open a client, which reports `Up` once a server is bound. Raises BadLocation, TransportError."""
         with _opening(location):
             return ClientLink(location, self._read(location))
 

@@ -37,7 +37,7 @@ poll does not see a rest that stays decrypted in the SSL object."""
 INCOMPLETE: Final = object()
 """hiredis's result while a reply is incomplete. Its default, False, is also a reply of RESP3."""
 TEMPORARY_ERRORS: Final = ("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN")
-"""Errors of a Redis that will work later."""
+"""First words of errors that Redis returns only for a time."""
 
 _pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 

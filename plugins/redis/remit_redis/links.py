@@ -67,7 +67,7 @@ def new_token() -> bytes:
 
 
 class RedisLink(OwnedLink):
-    """Base of both ends: a connection to Redis that is replaced when it is lost."""
+    """Base of both ends, which replaces its connection to Redis when that is lost."""
 
     def __init__(self, location: Location, capabilities: Capabilities, address: Address, names: ChannelNames) -> None:
         super().__init__(location, capabilities)
@@ -102,7 +102,7 @@ class RedisLink(OwnedLink):
         """Handle a pub/sub message."""
 
     def _on_heartbeat(self, connection: RespConnection) -> None:
-        """Renew or check what must be renewed or checked every `period` seconds."""
+        """Renew the lease or check the server. Called every `period` seconds."""
 
     def _send_leave(self, connection: RespConnection) -> None:
         """Announce that this end closes."""
@@ -178,7 +178,7 @@ class RedisLink(OwnedLink):
                 self._send_leave(connection)
                 connection.drain(max(linger, MIN_CLOSE_WAIT_S))
             except ConnectionLost:
-                pass  # so is the leave message: the peers notice at their next heartbeat
+                pass  # The leave message is lost: the peers notice the end at their next heartbeat.
             finally:
                 connection.close()
 
@@ -193,7 +193,7 @@ class RedisLink(OwnedLink):
     # -- connection ----------------------------------------------------------------------------------------------
 
     def _process(self) -> None:
-        """Handle what has arrived and what is due, or reconnect."""
+        """Handle replies, messages and a due heartbeat, or reconnect."""
         connection = self.connection
         if connection is None:
             self._reconnect()
@@ -303,7 +303,7 @@ PEERS_PER_HEARTBEAT: Final = 1000
 
 # Scripts, so that check and change of the lease are one atomic step.
 # Keys: the lease. Arguments: this server's channel, the prefix of all its channels, milliseconds, announcements.
-# Returns {1, 0, 0} if the lease is held; otherwise the subscribers of the holder's channel and the lease's rest in ms.
+# Returns {1, 0, 0} if the lease is held; otherwise the subscribers of the holder's channel and the remaining ms.
 CLAIM: Final = b"""
 local holder = redis.call('GET', KEYS[1])
 if holder and string.sub(holder, 1, #ARGV[2]) ~= ARGV[2] then
@@ -394,7 +394,7 @@ class ServerLink(RedisLink):
             self.heartbeat_at = monotonic() + CLAIM_RETRY_S
 
     def _was_renewed(self, left: float) -> bool:
-        # A holder without a subscriber is dead or reconnects. In the latter case its lease ends later than at first.
+        # A holder without a subscriber is dead, or it reconnects and renews its lease, which ends later then.
         ends = monotonic() + left
         if self._expected_free_at is None:
             self._expected_free_at = ends

@@ -86,7 +86,7 @@ class RedisTransport:
         return ServerLink(location, *parts, lease=lease).open()
 
     def connect(self, location: Location) -> Link:
-        """Open a client, which comes up when Redis and a server are there.
+        """Open a client, which reports `Up` once Redis runs and a server is bound.
 
         Raises TransportError if Redis refuses the client, LocationError.
         """

@@ -77,7 +77,7 @@ class ZeroMQTransport:
             raise
 
     def connect(self, location: Location) -> Link:
-        """Open a client, which comes up when a server is there. Raises BadLocation, TransportError."""
+        """Open a client, which reports `Up` once a server is bound. Raises BadLocation, TransportError."""
         capabilities, options = self._read(location)
         endpoint = _endpoint(location, binding=False)
         with _open_socket(zmq.DEALER, location, capabilities, options) as socket:
