@@ -191,7 +191,7 @@ class Task:
         """Return the exception that `result` would raise, or None. Raises ResultTimeout."""
         if not self.done():
             self._added_to()._run_until(self, timeout)
-        return self._error
+        return self._outcome[1]
 
     @property
     def future(self) -> TaskFuture:

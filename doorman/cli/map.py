@@ -16,6 +16,7 @@ from doorman.cli.manager_session import ManagerSession, open_manager
 from doorman.cli.map_io import Counts, Inputs, OutputPrinter, ProgressLines, Template, progress_on_stderr, split_command
 from doorman.cli.ps import align, end_text, exit_text, format_memory, pid_cells
 from doorman.journal.journal import Journal
+from doorman.journal.recorder import escaped
 from doorman.rules import Rule
 from doorman.states import ABNORMAL, State
 from doorman.task import Task
@@ -84,11 +85,6 @@ def _finished_commands(path: str | None) -> Counter[tuple[str, ...]]:
     return Counter(each.command for each in Journal.read(path) if each.state is State.DONE)
 
 
-def _escaped(text: str) -> str:
-    """Return a text as the journal has it: bytes of a file name that are not valid text are escaped."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 class _MapWork:
     """The tasks of the inputs read so far, and the rows of those that have finished."""
 
@@ -153,7 +149,7 @@ class _MapWork:
 
     def _add_task(self, number: int, text: str) -> None:
         command = self._template.fill(text, number)
-        done = tuple(map(_escaped, command))
+        done = tuple(map(escaped, command))
         if self._finished[done]:
             self._finished[done] -= 1
             self._skipped += 1
@@ -162,7 +158,7 @@ class _MapWork:
             return
         task = Task.command(
             command,
-            name=_escaped(text),
+            name=escaped(text),
             handler=self._arguments.command[0],
             retries=self._arguments.retries,
             expires_in=self._arguments.timeout,

@@ -6,10 +6,9 @@ import contextlib
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
-from weakref import WeakSet
 
 from doorman._worker.outcome import TaskOutcome
 from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, TaskFailed
@@ -18,20 +17,16 @@ from doorman.states import State
 from remit.errors import LocationInUse, TransportError
 from remit.transport import FileLock, register_after_fork
 
-__all__ = ["Finished", "Journal", "finished_of"]
-
 KEEP: Final = 10_000
 """Number of ended tasks that stay in the file; older ones are removed when it is rewritten."""
 ROTATE: Final = 16 << 20
 """The file is rewritten once it has doubled and grown by this many bytes."""
 SURVIVES: Final = ("manager", "machine")
 _log = logging.getLogger(__name__)
-_open: Final[WeakSet[Journal]] = WeakSet()
-"""Closed in a forked child, which would otherwise hold the lock after the manager has died."""
 
 
 class Finished(NamedTuple):
-    """A task that has ended, as the journal has it."""
+    """A task that has ended, read from a journal."""
 
     id: str
     name: str
@@ -42,14 +37,14 @@ class Finished(NamedTuple):
     exit_code: int | None
     signal: int | None
     outcome: TaskOutcome | None
-    """The outcome that its process reported; None without a report."""
+    """The outcome that its process reported; None if it reported none."""
     value: bytes | None = None
     """Pickled value, if the process did not report it."""
     error: bytes | None = None
     """Pickled error, if the process did not report it."""
 
     def result(self) -> Any:
-        """Return its value, or raise what ``Task.result`` raised. Unpickles: read only journals that you trust."""
+        """Return the value or raise the error of the task. Unpickles: read only journals that you trust."""
         value, error = self.opened()
         if error is not None:
             raise error
@@ -61,23 +56,23 @@ class Finished(NamedTuple):
             return self.outcome.unpickle()
         if self.error is None and self.state is not State.DONE:
             kind = {State.CANCELLED: TaskCancelled, State.EXPIRED: TaskExpired}.get(self.state, TaskFailed)
-            return None, kind(f"task {self.name!r} is {self.state}, says the journal")
+            return None, kind(f"task {self.name!r} is {self.state} according to the journal")
         try:
             value = None if self.value is None else pickle.loads(self.value)
             return value, None if self.error is None else pickle.loads(self.error)
         except Exception as error:  # noqa: BLE001 - unpickling runs the user's code, which may raise anything
-            return None, JournalError(f"the journal has an end of task {self.name!r} that cannot be read here: {error}")
+            return None, JournalError(f"the result of task {self.name!r} cannot be unpickled here: {error}")
 
 
 class Journal:
     """An append-only file of records about tasks. One manager at a time writes to it; other processes may read it.
 
-    survives -- ``"manager"``: each record is written to the kernel before the manager goes on, and survives the
-        manager's death; ``"machine"``: each record is on the disk (fdatasync) before the manager goes on
+    survives -- ``"manager"``: `append` returns once the kernel has the records, which survive the manager's death;
+        ``"machine"``: `append` returns once the records are on the disk (fdatasync)
     keep -- number of ended tasks that stay in the file
 
-    A torn last record is dropped; damaged records are skipped and counted. The file has mode 0600: it holds secrets
-    of attempts and pickled calls, and records written by another user could run code here.
+    A truncated last record is dropped; damaged records are skipped and counted. The file has mode 0600: it holds
+    secrets of attempts and pickled calls, and records written by another user could run code here.
     Raises JournalInUse while another manager holds the file, JournalError if it cannot be read or written.
     """
 
@@ -88,7 +83,7 @@ class Journal:
         self.folder = self.path.with_name(self.path.name + ".d")
         """Folder in which detached processes store their outcomes while no manager runs."""
         self.damaged = 0
-        """Number of unreadable records found by the opening."""
+        """Number of unreadable records that the file had when it was opened."""
         self.location: bytes | None = None
         """Pickled private location of the previous manager."""
         self._synced = survives == "machine"
@@ -97,8 +92,14 @@ class Journal:
         self._descriptor = -1
         self._broken: JournalError | None = None
         self._size = self._rotate_at = 0
-        self._claim = _claimed(self.path)
-        _open.add(self)
+        try:
+            self._claim = FileLock(str(self.path))
+        except LocationInUse as error:
+            raise JournalInUse(f"another manager writes to {self.path}: end it, or choose another journal") from error
+        except TransportError as error:
+            raise JournalError(f"cannot open the journal {self.path}: {error}") from error
+        # A forked child would otherwise hold the file and its lock after the manager has died.
+        register_after_fork(self.close)
         try:
             self._entries: dict[str, Entry] = self._renew()
         except BaseException:
@@ -107,7 +108,7 @@ class Journal:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Iterator[Finished]:
-        """Yield the ended tasks in the order in which they were added; also while a manager writes.
+        """Yield the ended tasks in the order in which they were added, also while a manager writes.
 
         Waiting and running tasks are left out. Raises JournalError.
         """
@@ -117,7 +118,7 @@ class Journal:
                 yield finished
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return the tasks found by the opening, once: later calls return an empty tuple."""
+        """Return the tasks that the file had when it was opened. Later calls return an empty tuple."""
         entries, self._entries = self._entries, {}
         return tuple(entries.values())
 
@@ -136,16 +137,16 @@ class Journal:
             raise JournalError(f"the journal {self.path} is closed, or belongs to the parent process: open another one")
 
     def opened(self, location: bytes | None) -> None:
-        """Record that a manager has opened the journal, with its pickled private location, if it has one."""
+        """Record that a manager with this pickled private location uses the journal. Raises JournalError."""
         self.location = location
-        self.append(JournalOpened(VERSION, os.getpid(), location))
+        self.append(self._first_record())
 
     def make_folder(self) -> Path:
-        """Create the folder if it is missing, and return it. Raises JournalError."""
+        """Return the folder, and create it if it is missing. Raises JournalError."""
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise JournalError(f"cannot make {self.folder} for detached tasks: {error.strerror}") from error
+            raise JournalError(f"cannot create {self.folder} for detached tasks: {error.strerror}") from error
         return self.folder
 
     def close(self) -> None:
@@ -165,6 +166,9 @@ class Journal:
     def __repr__(self) -> str:
         return f"<Journal {self.path}{' closed' if self._descriptor < 0 else ''}>"
 
+    def _first_record(self) -> JournalOpened:
+        return JournalOpened(VERSION, os.getpid(), self.location)
+
     def _write(self, data: bytes) -> None:
         try:
             written = os.write(self._descriptor, data)
@@ -173,18 +177,17 @@ class Journal:
             if self._synced:
                 os.fdatasync(self._descriptor)
         except OSError as error:
-            with contextlib.suppress(OSError):  # If this fails too, a partial record is read as torn.
+            with contextlib.suppress(OSError):  # If this fails too, a partial record is read as truncated.
                 os.ftruncate(self._descriptor, self._size)
-            self._broken = JournalError(f"cannot write to {self.path}: {error.strerror}; the manager has to end")
+            self._broken = JournalError(f"cannot write to {self.path}: {error.strerror}; close the manager")
             raise self._broken from error
         self._size += len(data)
 
     def _renew(self) -> dict[str, Entry]:
-        """Replace the file by one with only the records that are still needed; return their tasks."""
+        """Replace the file with one that has only the records still needed; return their tasks."""
         try:
             entries = self._survivors()
-            opened = JournalOpened(VERSION, os.getpid(), self.location)
-            lines = [encoded(opened), *(encoded(record) for entry in entries.values() for record in entry.records())]
+            records = [self._first_record(), *(record for entry in entries.values() for record in entry.records())]
             fresh = self.path.with_name(self.path.name + ".new")
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
             before, self._descriptor = self._descriptor, descriptor
@@ -192,13 +195,17 @@ class Journal:
                 os.close(before)
             os.fchmod(descriptor, 0o600)
             self._size = 0
-            self._write(b"".join(lines))
+            self._write(b"".join(map(encoded, records)))
             os.fsync(descriptor)
             fresh.replace(self.path)
-            _sync_folder(self.path.parent)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as error:
-            # Later records might go to a file that is never read.
-            self._broken = JournalError(f"cannot write {self.path} anew: {error.strerror}; the manager has to end")
+            # Refuse later records: they might go to a file that is never read.
+            self._broken = JournalError(f"cannot rewrite {self.path}: {error.strerror}; close the manager")
             raise self._broken from error
         self._rotate_at = 2 * self._size + ROTATE
         return entries
@@ -206,7 +213,11 @@ class Journal:
     def _survivors(self) -> dict[str, Entry]:
         records, damaged = _records(self.path) if self.path.exists() else ([], 0)
         if damaged:
-            self._keep_evidence(damaged)
+            self.damaged += damaged
+            original = self.path.with_name(self.path.name + ".damaged")
+            original.unlink(missing_ok=True)
+            os.link(self.path, original)
+            _log.error("%s: %d damaged records were skipped; the original file is %s", self.path, damaged, original)
         for record in records:
             if isinstance(record, JournalOpened):
                 self.location = record.location
@@ -217,24 +228,9 @@ class Journal:
             del entries[task]
         return entries
 
-    def _keep_evidence(self, damaged: int) -> None:
-        self.damaged += damaged
-        evidence = self.path.with_name(self.path.name + ".damaged")
-        evidence.unlink(missing_ok=True)
-        os.link(self.path, evidence)
-        _log.error("%s: %d damaged records were passed over; the file as it was is %s", self.path, damaged, evidence)
-
-
-def _after_fork() -> None:
-    for journal in tuple(_open):
-        journal.close()
-
-
-register_after_fork(_after_fork)
-
 
 def finished_of(entry: Entry) -> Finished | None:
-    """Return an ended task; None for one that has not ended."""
+    """Return the ended task of an entry; None if the task has not ended."""
     ended = entry.ended
     if ended is None:
         return None
@@ -245,46 +241,20 @@ def finished_of(entry: Entry) -> Finished | None:
 
 
 def _records(path: Path) -> tuple[list[Record], int]:
-    """Return the records of a file and the number of damaged lines, without a torn last line. Raises JournalError."""
-    records: list[Record] = []
-    bad: list[int] = []
-    number = 0
+    """Return the records of a file and the number of damaged lines. A truncated last line is not counted.
+
+    Raises JournalError, also for a file of another kind, which must not be overwritten, and for a later version.
+    """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                record = decoded(line)
-                if record is None:
-                    bad.append(number)
-                else:
-                    records.append(record)
+            lines = list(map(decoded, file))
     except OSError as error:
         raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
-    _check_language(path, records, bad)
-    torn = bool(bad) and bad[-1] == number
-    return records, len(bad) - torn
-
-
-def _check_language(path: Path, records: Iterable[Record], bad: list[int]) -> None:
-    """Refuse a file that is not a journal, which must not be overwritten, and one of a later version."""
-    first = next(iter(records), None)
-    if first is None and bad:  # A journal replaces its predecessor as a whole: the first record is never torn.
+    records = [record for record in lines if record is not None]
+    if lines and not records:  # A rewrite replaces the whole file, so the first record is never truncated.
         raise JournalError(f"{path} is not a journal: choose another path")
+    first = records[0] if records else None
     if isinstance(first, JournalOpened) and first.version > VERSION:
-        raise JournalError(f"{path} is of version {first.version}, this Doorman reads up to {VERSION}: use a newer one")
-
-
-def _claimed(path: Path) -> FileLock:
-    try:
-        return FileLock(str(path))
-    except LocationInUse as error:
-        raise JournalInUse(f"another manager writes to {path}: end it, or choose another journal") from error
-    except TransportError as error:
-        raise JournalError(f"cannot open the journal {path}: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise JournalError(f"{path} has version {first.version}, this Doorman reads up to {VERSION}: use a newer one")
+    truncated = bool(lines) and lines[-1] is None
+    return records, len(lines) - len(records) - truncated

@@ -1,4 +1,4 @@
-"""Writes what happens to tasks into a journal, before it takes effect."""
+"""Recorder that writes each change of a task into the journal before the change takes effect."""
 
 from __future__ import annotations
 
@@ -37,21 +37,19 @@ from doorman.task import Task
 from remit import Location
 from remit.config import private_location
 
-__all__ = ["Recorder", "pickled_policy", "policy_of"]
-
 _QUESTIONS: Final = frozenset({"can_run", "cancel_when"})
-"""Parts of a policy that call functions of the program that made them. They are not journalled."""
+"""Options that call functions of the program. They are not journalled."""
 POLICY_DEFAULTS: Final = {
     name: parameter.default
     for name, parameter in inspect.signature(Task).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name not in _QUESTIONS | {"kwargs"}
 }
-"""The journalled parts of a policy, with their defaults."""
+"""The journalled options of a task, with their defaults."""
 _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes the records of one manager; without a journal it does nothing."""
+    """Writes the records of one manager. Without a journal its methods do nothing."""
 
     def __init__(self, journal: str | os.PathLike[str] | Journal | None) -> None:
         self._ours = isinstance(journal, str | os.PathLike)
@@ -67,12 +65,12 @@ class Recorder:
             self._with_outcome.add(entry.added.task)
 
     def check(self) -> None:
-        """Raise JournalError if a record could not be written: a manager must not go on without its journal."""
+        """Raise JournalError if a record could not be written: a manager must stop without its journal."""
         if self.journal is not None:
             self.journal.check()
 
     def leaving(self) -> None:
-        """Write no end of a task that is cancelled from now on: the next manager runs it again."""
+        """Record no end of a task that is cancelled from now on: the next manager runs it again."""
         self._leaving = True
 
     def private_place(self) -> Location:
@@ -90,10 +88,10 @@ class Recorder:
         if journal is not None and self._ours:
             journal.close()
 
-    # -- a task's life -----------------------------------------------------------------------------------------
+    # -- records -----------------------------------------------------------------------------------------------
 
     def added(self, task: Task, call: bytes) -> None:
-        """Write that a task was added. Raises JournalError."""
+        """Record that a task was added. Raises JournalError."""
         if self.journal is None:
             return
         number = int(task.id)
@@ -101,12 +99,12 @@ class Recorder:
             number += 1
             task.id = f"{number}"
         self._ids.add(task.id)
-        command = tuple(_plain(word) for word in task.argv)
+        command = tuple(map(escaped, task.argv))
         after = tuple(first.id for first in task.after)
-        self._write(Added(task.id, _plain(task.name), command, pickled_policy(task), call, after))
+        self._write(Added(task.id, escaped(task.name), command, pickled_policy(task), call, after))
 
     def write(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
-        """Write the record of an attempt that an action asks for. Raises JournalError."""
+        """Write the record that an action of an attempt requires. Raises JournalError."""
         if self.journal is None:
             return
         task = attempt.task
@@ -130,19 +128,17 @@ class Recorder:
                 self.ended(task, action.state, action.value, action.error)
 
     def ended(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
-        """Write that a task has ended."""
-        if self.journal is None or task.id not in self._ids or self._is_for_the_next(task, state):
+        """Record that a task has ended, unless the next manager will run it again. Raises JournalError."""
+        if self.journal is None or task.id not in self._ids:
             return
-        known = task.id in self._with_outcome and state in (State.DONE, State.FAILED)
-        empty = known or (error is None and state is not State.DONE)
-        kept = (None, None) if empty else _kept(task, value, error)
-        self._write(Ended(task.id, state, task.exit_code, task.signal, task.max_rss, *kept))
+        may_run_again = task.identity is None or task.attempt <= task.retries or task.restart != "temporary"
+        if self._leaving and may_run_again and state in (State.CANCELLED, State.FAILED):
+            return
+        recorded = task.id in self._with_outcome and state in (State.DONE, State.FAILED)
+        empty = recorded or (error is None and state is not State.DONE)
+        result = (None, None) if empty else _pickled_result(task, value, error)
+        self._write(Ended(task.id, state, task.exit_code, task.signal, task.max_rss, *result))
         self._with_outcome.discard(task.id)
-
-    def _is_for_the_next(self, task: Task, state: State) -> bool:
-        """Return whether a task ends only because its manager is left, and runs again under the next one."""
-        may_again = task.identity is None or task.attempt <= task.retries or task.restart != "temporary"
-        return self._leaving and state in (State.CANCELLED, State.FAILED) and may_again
 
     def _write(self, record: Record) -> None:
         if self.journal is None:
@@ -152,18 +148,18 @@ class Recorder:
         except JournalError:
             if not self._leaving:
                 raise
-            _log.exception("the journal does not have all that happened while its manager was left")
+            _log.exception("a record was lost while the manager closed")
 
     # -- detached processes ------------------------------------------------------------------------------------
 
     def place_of(self, attempt: Attempt) -> str | None:
-        """Return the path of the files that a detached process leaves; None if there is no journal to read them for."""
+        """Return the path of the files of a detached process; None for another process, or without a journal."""
         if self.journal is None or not attempt.task.detach:
             return None
         return str(self.journal.make_folder() / attempt.id)
 
     def read_files(self, attempt: Attempt) -> tuple[TaskOutcome | None, Exited | None]:
-        """Return the outcome that a detached process has left in a file, and how it ended, as far as it has."""
+        """Return the outcome and the exit that a detached process has stored in files; None for a missing one."""
         place = self.place_of(attempt)
         if place is None:
             return None, None
@@ -171,22 +167,21 @@ class Recorder:
         return None if data is None else TaskOutcome.decode(data), outcome_files.read_exit(place)
 
     def remove_files(self, attempt: Attempt) -> None:
-        """Remove the files that a detached process has left: the journal has their contents."""
+        """Remove the files of a detached process. The journal has their contents."""
         place = self.place_of(attempt)
         if place is not None:
             outcome_files.remove_files(place)
 
     def sweep(self, kept: Container[str]) -> None:
-        """Remove the files of all attempts but these."""
+        """Remove the files of all other attempts."""
         if self.journal is not None:
             outcome_files.remove_stale(self.journal.folder, kept)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
-    """Pickles a part of a policy; tasks in it by their ids."""
+    """Pickles an option. Tasks in it are pickled as their ids."""
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Return the id of a task."""
         return obj.id if isinstance(obj, Task) else None
 
 
@@ -196,23 +191,22 @@ class _Unpickler(pickle.Unpickler):
         self._tasks = tasks
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return the task of an id. Raises KeyError if it has been removed."""
         return self._tasks[pid]
 
 
 def policy_of(added: Added, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Return the journalled policy of a task; ``tasks`` are the earlier ones, which it may refer to."""
+    """Return the journalled options of a task. ``tasks`` has the tasks added before, by id: options may name them."""
     policy: dict[str, Any] = {}
     for name, data in pickle.loads(added.policy).items():
         try:
             policy[name] = _Unpickler(io.BytesIO(data), tasks).load()
         except Exception:  # noqa: BLE001 - unpickling runs the user's code, which may raise anything
-            _log.exception("task %s has lost its %s: it cannot be read here", added.name, name)
+            _log.exception("task %s has lost its %s, which cannot be unpickled here", added.name, name)
     return policy
 
 
 def pickled_policy(task: Task) -> bytes:
-    """Return the keyword arguments of a task, pickled one by one: one that fails must not keep out the others."""
+    """Return the options of a task, each pickled by itself, so that a failure loses only that option."""
     parts: dict[str, bytes] = {}
     for name, default in {**POLICY_DEFAULTS, "argv": ()}.items():
         value = getattr(task, name, default)
@@ -221,21 +215,21 @@ def pickled_policy(task: Task) -> bytes:
         buffer = io.BytesIO()
         try:
             _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-        except Exception as error:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
+        except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
             _log.warning("%r: its %s cannot be journalled: %s", task, name, error)
             continue
         parts[name] = buffer.getvalue()
     return pickle.dumps(parts)
 
 
-def _kept(task: Task, value: Any, error: BaseException | None) -> tuple[bytes | None, bytes | None]:
+def _pickled_result(task: Task, value: Any, error: BaseException | None) -> tuple[bytes | None, bytes | None]:
     try:
         return (cloudpickle.dumps(value), None) if error is None else (None, cloudpickle.dumps(error))
-    except Exception as unfit:  # noqa: BLE001 - pickling runs code of the user's, which may raise anything
-        lost = TaskFailed(f"task {task.name!r} ended with {error or 'a value'}, which cannot be journalled: {unfit}")
+    except Exception as fault:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
+        lost = TaskFailed(f"task {task.name!r} ended with {error or 'a value'}, which cannot be journalled: {fault}")
         return None, pickle.dumps(lost)
 
 
-def _plain(text: str) -> str:
-    """Return a text that JSON can hold: file names need not be valid Unicode."""
+def escaped(text: str) -> str:
+    """Return a text that JSON can hold: bytes of a file name that are not valid text are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()

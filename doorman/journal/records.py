@@ -1,4 +1,4 @@
-"""Types and encoding of journal records, and the state of a task that they add up to. No file access."""
+"""Types and encoding of journal records, and the state of a task after its records. No file access."""
 
 from __future__ import annotations
 
@@ -12,31 +12,14 @@ import msgspec
 from doorman.identity import Identity
 from doorman.states import State
 
-__all__ = [
-    "Added",
-    "Ended",
-    "Entry",
-    "JournalOpened",
-    "OutcomeReceived",
-    "ProcessLaunched",
-    "ProcessProven",
-    "Record",
-    "Requeued",
-    "Started",
-    "Stopped",
-    "decoded",
-    "encoded",
-    "folded",
-]
-
 VERSION: Final = 1
-"""Of the journal's language. A journal of a later one is not read."""
+"""Version of the record format. A journal with a later version is refused."""
 _CHECK: Final = 9
 """Bytes in front of a record: its checksum in hexadecimal digits, and a space."""
 
 
 class _Record(msgspec.Struct, gc=False, tag_field="is", tag=str.lower):
-    """A record is one line of JSON, so that a journal can be read and searched with common tools."""
+    """Base of the records. A record is one line of JSON, so that common tools can search a journal."""
 
 
 class JournalOpened(_Record, tag="opened"):
@@ -54,17 +37,17 @@ class Added(_Record):
     task: str
     name: str
     command: tuple[str, ...]
-    """For readers of the file; the command to run is in the policy."""
+    """For readers of the file. The command to run is in the policy."""
     policy: bytes
-    """The pickled options of the task, each by itself."""
+    """A pickled dict of the options of the task, each pickled by itself."""
     call: bytes
     """The pickled callable with its arguments; empty for a command."""
     after: tuple[str, ...] = ()
-    """Ids of the tasks that it depends on; their records stay until it has ended."""
+    """Ids of the tasks that this task depends on. Their records stay until it has ended."""
 
 
 class Started(_Record):
-    """A process is about to be launched. The secret is not encrypted: a reader of the file can sign as this attempt."""
+    """A process is about to be launched. The secret is not encrypted: a reader of the file can sign as the attempt."""
 
     task: str
     attempt: str
@@ -84,12 +67,12 @@ class ProcessLaunched(_Record, tag="launched"):
 
 
 class ProcessProven(_Record, tag="proven"):
-    """The process has proven its identity; the reply that starts the user code follows this record."""
+    """The process has proven its identity. The reply that starts the user code is sent after this record."""
 
     task: str
     identity: Identity
     at: float
-    """Seconds of the monotonic clock, which all processes of one boot share."""
+    """Monotonic time, which all processes of one boot share."""
 
 
 class Stopped(_Record):
@@ -115,7 +98,7 @@ class Requeued(_Record, tag="requeued"):
 
 
 class Ended(_Record):
-    """The task has ended. Its value or error is in the reported outcome, or pickled here."""
+    """The task has ended. Its value or error is pickled here, unless `OutcomeReceived` has it."""
 
     task: str
     state: State
@@ -141,7 +124,7 @@ class Entry:
     number: int = 0
     """Number of attempts that count."""
     started: Started | None = None
-    """The attempt that had not ended at the last record; None if the task waits or has ended."""
+    """The current attempt; None if the task waits or has ended."""
     launched: ProcessLaunched | None = None
     proven: ProcessProven | None = None
     stopped: Stopped | None = None
@@ -149,7 +132,7 @@ class Entry:
     ended: Ended | None = None
 
     def apply(self, record: Record) -> None:
-        """Apply the next record of this task."""
+        """Update the state by the next record of the task."""
         if isinstance(record, Started | Requeued):
             self.launched = self.proven = self.stopped = self.outcome = None
             self.started = record if isinstance(record, Started) else None
@@ -164,10 +147,10 @@ class Entry:
             self.outcome = record
         elif isinstance(record, Ended):
             self.ended, self.started, self.launched, self.stopped = record, None, None, None
-            self.added = msgspec.structs.replace(self.added, call=b"")  # The call is not needed any more.
+            self.added = msgspec.structs.replace(self.added, call=b"")  # No longer needed.
 
     def records(self) -> Iterator[Record]:
-        """Yield the fewest records that lead to this state."""
+        """Yield the fewest records that restore this state."""
         yield self.added
         if self.started is None and self.number:
             yield Requeued(self.added.task, self.number)
@@ -177,13 +160,13 @@ class Entry:
 
 
 def encoded(record: Record) -> bytes:
-    """Return a record as a line with its checksum."""
+    """Return the line of a record: checksum, space, JSON."""
     data = _encode(record)
     return b"%08x %s\n" % (zlib.crc32(data), data)
 
 
 def decoded(line: bytes) -> Record | None:
-    """Return the record of a line; None for a torn, damaged or foreign line."""
+    """Return the record of a line; None if the line is truncated, damaged or no record."""
     data = line[_CHECK:-1]
     if not line.endswith(b"\n") or line[: _CHECK - 1] != b"%08x" % zlib.crc32(data):
         return None
@@ -194,7 +177,7 @@ def decoded(line: bytes) -> Record | None:
 
 
 def folded(records: Iterable[Record]) -> dict[str, Entry]:
-    """Apply all records; return the state of each task by id, in the order in which the tasks were added."""
+    """Return the state of each task after all records, by id, in the order in which the tasks were added."""
     entries: dict[str, Entry] = {}
     for record in records:
         if isinstance(record, Added):

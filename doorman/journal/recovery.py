@@ -38,13 +38,15 @@ from doorman.process import Process, process_by_inode
 from doorman.states import State
 from doorman.task import Task
 
-__all__ = ["AdoptedProcessLauncher", "Recovery"]
+LEFTOVERS_S: Final = 2.0
+"""Seconds to wait for the end of killed processes that outlived the earlier manager without being detached."""
+SALT_BYTES: Final = 16
 
 
 class AdoptedProcessLauncher:
     """A launcher that also reports the exits of adopted processes.
 
-    Only the parent of a process can read its exit code, so `Exited` of an adopted process has none.
+    `Exited` of an adopted process has no exit code, which only the parent of the process can read.
     """
 
     def __init__(self, launcher: Launcher) -> None:
@@ -54,25 +56,32 @@ class AdoptedProcessLauncher:
         self._watched: dict[int, tuple[str, Process]] = {}
 
     def watch(self, attempt: str, process: Process) -> None:
-        """Report the exit of this process. The caller keeps its handle."""
+        """Report the exit of a process in a later `poll`. The caller still has to close its own handle."""
         own = Process(process.pid, os.dup(process.fileno()))
         self._watched[own.fileno()] = attempt, own
         self._epoll.register(own, select.EPOLLIN)
 
     def launch(self, order: Order) -> None:
-        """Ask the other launcher for a process. Raises LaunchRefused."""
+        """Launch a process by the wrapped launcher. Raises LaunchRefused."""
         self._launcher.launch(order)
 
     def poll(self) -> list[Event]:
-        """Return what has happened since the last call; never waits."""
-        return [*self._launcher.poll(), *self._ends()]
+        """Return the events since the last call, without waiting."""
+        events = [*self._launcher.poll()]
+        for descriptor, _ in self._epoll.poll(0) if self._watched else ():
+            if descriptor in self._watched:
+                attempt, process = self._watched.pop(descriptor)
+                self._epoll.unregister(descriptor)
+                process.close()
+                events.append(Exited(attempt, None, None))
+        return events
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable whenever `poll` has something to return."""
+        """Return a descriptor that is readable while `poll` has events to return."""
         return self._epoll.fileno()
 
     def close(self, grace: float) -> None:
-        """Close the other launcher and the handles."""
+        """Close the wrapped launcher and the handles of adopted processes."""
         self._launcher.close(grace)
         for _, process in self._watched.values():
             process.close()
@@ -80,26 +89,9 @@ class AdoptedProcessLauncher:
         with contextlib.suppress(ValueError):  # closed before
             self._epoll.close()
 
-    def _ends(self) -> list[Event]:
-        if not self._watched:
-            return []
-        ended: list[Event] = []
-        for descriptor, _ in self._epoll.poll(0):
-            if descriptor in self._watched:
-                attempt, process = self._watched.pop(descriptor)
-                self._epoll.unregister(descriptor)
-                process.close()
-                ended.append(Exited(attempt, None, None))
-        return ended
-
-
-LEFTOVERS: Final = 2.0
-"""Seconds to wait for processes that outlived their manager against its will, and were killed by this one."""
-SALT_BYTES: Final = 16
-
 
 class Recovery:
-    """Puts each task of a journal where it belongs: among those that have ended, that wait, or that run."""
+    """Restores the tasks of a journal: ended, waiting, or running in a process that this manager adopts."""
 
     def __init__(
         self, recorder: Recorder, run_queue: RunQueue, supervisor: Supervisor, launcher: AdoptedProcessLauncher
@@ -110,21 +102,21 @@ class Recovery:
         self._launcher = launcher
 
     def run(self, manager: BaseManager, entries: Iterable[Entry]) -> tuple[Task, ...]:
-        """Return the tasks of the entries, in their order; they become tasks of ``manager``."""
+        """Add the tasks of the entries to ``manager``, and return them in the same order."""
         entries = tuple(entries)
         self._end_leftovers(entry for entry in entries if entry.started and not _outlives(entry))
         tasks: dict[str, Task] = {}
         for entry in entries:
-            task = tasks[entry.added.task] = Recalled(entry, tasks)
+            task = tasks[entry.added.task] = RecoveredTask(entry, tasks)
             self._recorder.remember(entry)
             self._place(task, task._adopt(manager), entry)
         self._recorder.sweep({attempt.id for attempt in self._supervisor.attempts})
         return tuple(tasks.values())
 
-    def _place(self, task: Recalled, call: bytes, entry: Entry) -> None:
+    def _place(self, task: RecoveredTask, call: bytes, entry: Entry) -> None:
         finished = finished_of(entry)
         if finished is not None:
-            task.recall(finished, entry)
+            task.set_finished(finished, entry)
         elif entry.started is None:
             self._run_queue.add(task, call)
         else:
@@ -136,7 +128,7 @@ class Recovery:
             self._supervisor.restore(attempt, self._found(attempt, entry))
 
     def _found(self, attempt: Attempt, entry: Entry) -> lifecycle.Event:
-        """Look for the process of an attempt. Only a detached one may be alive: it is held, and its end is watched."""
+        """Return `ProcessGone`, or an event that adopts the process of an attempt if it is detached and still runs."""
         identity = attempt.identity
         process = None if identity is None or not _outlives(entry) else self._find(identity)
         if process is None or identity is None:
@@ -145,7 +137,7 @@ class Recovery:
         attempt.salt = secrets.token_bytes(SALT_BYTES)
         if identity.inode is None:
             self._launcher.watch(attempt.id, process)
-            process.close()  # It must not be signalled before it has proven itself again.
+            process.close()  # The process must not be signalled before it has proven itself again.
             return AdoptedUnverified()
         wrapper = self._find_wrapper(entry, identity)
         launched, own = (process, None) if wrapper is None else (wrapper, process)
@@ -153,34 +145,33 @@ class Recovery:
         return Adopted(launched, own)
 
     def _find(self, identity: Identity) -> Process | None:
-        try:
+        with contextlib.suppress(IdentityRefused):
             return identity.open()
-        except IdentityRefused:
-            return None
+        return None
 
     def _find_wrapper(self, entry: Entry, identity: Identity) -> Process | None:
-        """Hold what the process was launched by, if that is another one and still there."""
+        """Return the process that was launched, if it still runs and is another one than the proven process."""
         launched = entry.launched
         if launched is None or launched.inode is None or launched.inode == identity.inode:
             return None
         return process_by_inode(launched.inode, guess=launched.pid)
 
     def _end_leftovers(self, entries: Iterable[Entry]) -> None:
-        """Kill processes that should have ended with their manager, found by inode alone, and wait for their end."""
+        """Kill the processes that should have ended with the earlier manager, and wait for their end."""
         processes = [process for entry in entries for process in _leftovers(entry)]
         for process in processes:
             process.signal_group(signal.SIGKILL)
-        deadline = time.monotonic() + LEFTOVERS
+        deadline = time.monotonic() + LEFTOVERS_S
         for process in processes:
             process.wait(deadline - time.monotonic())
             process.close()
 
 
 def replay(attempt: Attempt, entry: Entry) -> None:
-    """Replay the journal of an attempt up to its phase. The earlier manager has executed the actions."""
+    """Replay the records of an attempt. Its actions are dropped: the earlier manager has executed them."""
     proven, stopped = entry.proven, entry.stopped
     if entry.launched is not None or proven is not None:
-        # The handle of the process died with its manager.
+        # Without a handle: that of the earlier manager is gone.
         step(attempt, Launched(attempt.id, process=None), 0.0)  # type: ignore[arg-type]
     if proven is not None:
         identity = replace(proven.identity, node_id=NODE_ID)
@@ -191,57 +182,45 @@ def replay(attempt: Attempt, entry: Entry) -> None:
         step(attempt, Deadline.EXPIRY, 0.0)
     elif stopped is not None:
         step(attempt, Deadline.LINGER if entry.outcome else FailRequested(None), 0.0)
-    if entry.outcome is not None:  # Behind the stop: a result that came after the expiry does not count.
+    if entry.outcome is not None:  # After the stop: a result behind the expiry does not count.
         step(attempt, ResultReceived(TaskOutcome.decode(entry.outcome.outcome)), 0.0)
 
 
-class Recalled(Task):
+class RecoveredTask(Task):
     """A task of an earlier manager. Its call is unpickled in its process only."""
 
     def __init__(self, entry: Entry, tasks: dict[str, Task]) -> None:
         added = entry.added
         policy = {"name": added.name, "handler": added.name, **policy_of(added, tasks)}
         argv = policy.pop("argv", ())
-        super().__init__(_recalled, **policy)
+        super().__init__(lambda: None, **policy)
         self.argv = argv
         self.id, self.attempt = added.task, entry.number
         self._finished: Finished | None = None
         self._release(added.call)
 
-    def recall(self, finished: Finished, entry: Entry) -> None:
-        """Show the end that the journal has."""
+    def set_finished(self, finished: Finished, entry: Entry) -> None:
+        """Set the final state that the journal has."""
         self._finished = finished
         self.state, self.exit_code, self.signal = finished.state, finished.exit_code, finished.signal
         self.identity = None if entry.proven is None else entry.proven.identity
         self.max_rss = None if entry.ended is None else entry.ended.max_rss
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what `result` would raise; None if the task returned. Raises ResultTimeout."""
-        self._open()
-        return super().exception(timeout)
-
     @property
     def _outcome(self) -> tuple[Any, BaseException | None]:
-        """The value and the error that it ended with."""
-        self._open()
-        return super()._outcome
-
-    def _open(self) -> None:
         finished, self._finished = self._finished, None
         if finished is not None:  # On request only: unpickling a result runs code.
             self._value, self._error = finished.opened()
-
-
-def _recalled(*_: Any) -> None:
-    """Stand in for the callable of a task of an earlier manager."""
+        return super()._outcome
 
 
 def _outlives(entry: Entry) -> bool:
-    """Return whether the process may be alive and run user code: it was detached and proven."""
+    """Return whether a process may have outlived the earlier manager: it was detached and proven."""
     return entry.started is not None and entry.started.detach and entry.proven is not None
 
 
 def _leftovers(entry: Entry) -> Iterator[Process]:
+    """Yield the processes of an attempt that still run, found by inode alone: a pid may belong to another process."""
     assert entry.started is not None
     if entry.started.boot != boot_id():
         return
