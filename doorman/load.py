@@ -86,7 +86,7 @@ class Meter:
     ) -> None:
         self._read = read or process_reader()
         self._clock = clock
-        self._share = 100.0 / (cores or _cores())
+        self._share = 100.0 / (cores or available_cores())
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._known: dict[str, _Known] = {}
 
@@ -174,7 +174,8 @@ def _children(pid: int, fields: list[bytes]) -> list[int]:
         return []
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Return the number of processors that this process may use."""
     # A container or taskset may leave this process and its tasks fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

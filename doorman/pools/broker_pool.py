@@ -14,9 +14,6 @@ from doorman.states import State
 from doorman.task import Task
 from remit import Broker, Location, Worker
 
-__all__ = ["WorkerPool"]
-
-
 INTENSITY: Final = Intensity(restarts=10, seconds=10.0)
 """How often each worker may be restarted before the pool fails."""
 
@@ -69,11 +66,11 @@ class WorkerPool:
         return tuple(self._workers)
 
     def tick(self) -> int:
-        """Process all that is pending, without waiting; return the number of events. Raises PoolFailed."""
+        """Process all pending events without waiting; return their number. Raises PoolFailed."""
         handled = self.broker.tick()
         self.manager.tick()
         for place, worker in enumerate(self._workers):
-            # A permanent task ends only by its intensity or by a cancel. After a cancel the pool keeps its size.
+            # A permanent task ends only by too many restarts or by a cancel. After a cancel it is replaced.
             if worker.done() and not self._closed:
                 error = worker.exception(0)
                 if worker.state is not State.CANCELLED:
@@ -82,7 +79,7 @@ class WorkerPool:
         return handled
 
     def wait(self, timeout: float) -> None:
-        """Return after ``timeout`` seconds, or earlier if there may be work for `tick`."""
+        """Return after ``timeout`` seconds, or earlier if `tick` may have work."""
         self.manager.wait(timeout)
 
     def run(self, timeout: float | None = None) -> None:
@@ -96,12 +93,12 @@ class WorkerPool:
             self._stopping = False
 
     def stop(self) -> None:
-        """Make `run` return, or the next one if it has not begun yet. Safe from any thread."""
+        """Make `run` return, or the next call of `run` if none is in progress. Safe from any thread."""
         self._stopping = True
         self.broker.server.wake()
 
     def drain(self, timeout: float) -> bool:
-        """Refuse further requests, and tick until all are answered; False after ``timeout`` seconds."""
+        """Refuse further requests and tick until all are answered; return False after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         self.broker._refuse_requests()
         while self.broker.busy and (left := deadline - time.monotonic()) > 0:
@@ -130,7 +127,7 @@ class WorkerPool:
 
 
 def _serve(location: Location, handlers: dict[str, Callable[..., Any]], capacity: int) -> None:
-    """Run a worker until it is stopped, in its process."""
+    """Run a worker in its process until the process is stopped."""
     with Worker(location, capacity=capacity) as worker:
         for name, handler in handlers.items():
             worker.add_handler(name, handler)

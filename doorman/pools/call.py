@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from doorman.progress import Progress
     from doorman.task import Task
 
-__all__ = ["Call", "CallPool", "OnCallProgress", "PendingCalls"]
-
-
 logger = logging.getLogger("doorman")
 
 OnCallProgress: TypeAlias = "Callable[[Call, Progress], object]"
@@ -36,31 +33,28 @@ OnCallProgress: TypeAlias = "Callable[[Call, Progress], object]"
 class Call(ManagedFuture):
     """The result of `submit`: a `concurrent.futures.Future` that also names the process of the call.
 
-    It can be cancelled from any thread while it waits; once a worker has it, it runs to its end.
+    A waiting call can be cancelled from any thread. A call that was sent to a worker runs to its end.
     """
 
-    # Class attributes: a default costs a new call neither time nor memory.
+    # Class attributes, so that the defaults cost a new call neither time nor memory.
     worker: Identity | None = None
     """The process that the call was sent to; None while it waits."""
     progress: Progress | None = None
     """The latest report of ``current_task().progress(...)``."""
     name = ""
     """Name of the function."""
+    _manager: ProcessManager | None = None
     number = 0
-    """Number of the call between its manager and its worker; 0 until it is first sent."""
+    """Identifies the call in messages to and from its worker; 0 until it is first sent."""
     data = b""
     """The pickled function and arguments."""
 
     def __init__(self, manager: ProcessManager) -> None:
         Future.__init__(self)
-        self._owner = manager
-
-    @property
-    def _manager(self) -> ProcessManager:
-        return self._owner
+        self._manager = manager
 
     def pickle_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Pickle the call; if that fails, set the error and return False."""
+        """Pickle the call; if that fails, finish it with the error and return False."""
         self.name = str(getattr(fn, "__name__", type(fn).__name__))
         try:
             self.data = pickle_value((fn, args, kwargs))
@@ -77,8 +71,8 @@ class Call(ManagedFuture):
         return super().result(timeout)
 
     def start(self) -> bool:
-        """Mark the call as running, which ends the time for cancelling it; False if it was cancelled."""
-        # `set_running_or_notify_cancel` inlined for the common case: it runs once for each call.
+        """Mark the call as running, so that it cannot be cancelled any more; False if it was cancelled."""
+        # `set_running_or_notify_cancel`, inlined for the usual case because it is called for each call.
         condition = self._condition
         condition.acquire()
         waits = self._state == "PENDING"
@@ -88,13 +82,13 @@ class Call(ManagedFuture):
         return waits or self.set_running_or_notify_cancel()
 
     def requeue(self) -> None:
-        """Mark the call as waiting again: its worker has returned it before its start."""
+        """Mark the call as waiting again, after its worker has returned it unstarted."""
         self.worker = None
         with self._condition:
-            self._state = "PENDING"  # concurrent.futures has no such transition; waits have seen "running" at most.
+            self._state = "PENDING"  # concurrent.futures has no such transition.
 
     def set_progress(self, progress: Progress, listener: OnCallProgress | None) -> None:
-        """Store a progress report and call the listener."""
+        """Store a progress report and call the listener, if there is one."""
         self.progress = progress
         try:
             if listener is not None:
@@ -130,8 +124,8 @@ def _not_unpicklable(what: str, error: BaseException) -> TaskFailed:
 class PendingCalls:
     """The waiting calls of a pool, in order. One thread pops; any thread may `add` and `cancel_all`.
 
-    There is no lock: `add`, `close` and `fail` first change their own state and then look at that of the others, so
-    that of two racing threads at least one settles the call.
+    There is no lock. `add` first queues its call and then reads the flags; `close` and `fail` first set a flag and then
+    empty the queue. So if two threads race, at least one of them finishes the call.
     """
 
     def __init__(self) -> None:
@@ -148,7 +142,7 @@ class PendingCalls:
         self._settle()
 
     def pop(self, most: int) -> list[Call]:
-        """Remove and return up to ``most`` calls, skipping cancelled ones. From now on they cannot be cancelled."""
+        """Remove up to ``most`` calls, skip cancelled ones, and return the rest, which cannot be cancelled any more."""
         calls: list[Call] = []
         while len(calls) < most and (call := self._next()) is not None:
             if call.start():
@@ -156,7 +150,7 @@ class PendingCalls:
         return calls
 
     def requeue(self, calls: Iterable[Call]) -> None:
-        """Put calls that were popped and not run in front of all others. After `close` they are cancelled."""
+        """Put calls that a worker has not started in front of all others. After `close` they are cancelled."""
         returned = list(calls)
         for call in returned:
             call.requeue()
@@ -168,7 +162,7 @@ class PendingCalls:
         cancelled = 0
         while (call := self._next()) is not None:
             cancelled += not call.cancelled() and call.cancel()
-            call.start()  # Only this ends a wait for several futures: see `set_running_or_notify_cancel`.
+            call.start()  # Wakes a wait for several futures: see `set_running_or_notify_cancel`.
         return cancelled
 
     def close(self) -> None:
@@ -193,13 +187,13 @@ class PendingCalls:
         try:
             return self._calls.popleft()
         except IndexError:
-            return None  # The queue is empty, perhaps because another thread has just cancelled all calls.
+            return None  # Not tested before: another thread may empty the queue at any time.
 
 
 class CallPool(ABC):
-    """Up to ``size`` processes of a manager that run submitted calls. A subclass assigns the calls to the processes.
+    """Base of the pools: up to ``size`` processes of a manager, to which a subclass assigns the submitted calls.
 
-    `submit` and `cancel_waiting` are safe from any thread. All else is for the thread that owns the manager.
+    `submit` and `cancel_waiting` are safe from any thread. The other methods are for the thread that owns the manager.
     """
 
     def __init__(
@@ -216,14 +210,14 @@ class CallPool(ABC):
         self.manager = manager
         self.size = size
         self.failed: PoolFailed | None = None
-        """The error because of which it accepts no more calls."""
+        """The error that `submit` raises; None while the pool accepts calls."""
         self._initializer = b"" if initializer is None else pickle_value((initializer, tuple(initargs)))
         self._limits, self._on_progress = limits, on_progress
         self._waiting = PendingCalls()
         self._dispatch_scheduled = self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
-        """Call ``fn(*args, **kwargs)`` in a process; return the future of its result. Safe from any thread.
+        """Call ``fn(*args, **kwargs)`` in a process and return the future of its result. Safe from any thread.
 
         The future raises the function's exception with `TaskFailed`, which holds the traceback of the process, as its
         cause; TaskNotPicklable if the call cannot be pickled. Raises PoolFailed; ValueError once the pool or its
@@ -240,7 +234,7 @@ class CallPool(ABC):
         return call
 
     def cancel_waiting(self) -> int:
-        """Cancel the calls that no process has yet; return how many. Safe from any thread."""
+        """Cancel the calls that were not sent to a process yet; return their number. Safe from any thread."""
         return self._waiting.cancel_all()
 
     @property
@@ -249,7 +243,7 @@ class CallPool(ABC):
         return self._unfinished > 0
 
     def stop_workers(self, *, kill: bool = False) -> None:
-        """Stop the processes, with their calls: by SIGTERM and after the manager's grace SIGKILL, or SIGKILL now."""
+        """Stop the processes and their calls: by SIGTERM and, after the manager's grace, SIGKILL; or by SIGKILL now."""
         for task in self._tasks():
             task.stop(kill=kill)
 
@@ -277,9 +271,9 @@ class CallPool(ABC):
         """Send waiting calls to processes, and start processes as needed."""
 
     def _schedule_dispatch(self) -> None:
-        """Have `_dispatch` called in the next tick, once for any number of calls."""
-        # The flag is read after the call was queued, and cleared before the queue is read: so no call is missed, and
-        # the usual submit costs no wake of the manager's thread.
+        """Schedule one `_dispatch` in the next tick, for any number of calls."""
+        # The flag is read after the call was queued, and cleared before the queue is read, so no call is missed. The
+        # usual submit does not wake the manager's thread.
         if not self._dispatch_scheduled:
             self._dispatch_scheduled = True
             self.manager._call_soon(self._dispatch)
@@ -292,15 +286,11 @@ class CallPool(ABC):
             self._assign_calls()
 
     def _on_process_done(self) -> None:
-        """Go on after the end of a process."""
+        """Assign or fail the waiting calls after the end of a process."""
         if self.manager.closed:
             self._fail_waiting()
         elif self._waiting:
             self._schedule_dispatch()
-
-    def _cancel_rest(self) -> None:
-        """Cancel waiting calls, and from now on those that workers return unstarted."""
-        self._waiting.close()
 
     def _give_up(self, failure: PoolFailed, cause: BaseException | None) -> None:
         """Fail the waiting calls and every later `submit`."""

@@ -6,14 +6,13 @@ import contextlib
 import itertools
 import pickle
 import secrets
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman._worker.outcome import TaskOutcome
 from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
-from doorman.futures import IDLE_WAIT_S
+from doorman.futures import tick_until
 from doorman.identity import Credential
 from doorman.limits import worker_limits
 from doorman.pools.call import Call, CallPool, OnCallProgress
@@ -32,24 +31,21 @@ if TYPE_CHECKING:
     from doorman.manager import ProcessManager
     from remit import Event, Sender, Server
 
-__all__ = ["Crew", "WorkerHandle"]
-
-
 PREFETCH_S: Final = 0.008
-"""Seconds of work that a worker has queued behind its running call, since the manager's tick may take as long.
+"""Seconds of work to queue at a worker behind its running call: a tick of the manager may take as long.
 
 With MAX_PREFETCH = 0 each short call costs a round trip: the rate of `make bench ONLY="Crew.submit unix"` falls to a
 thirtieth, measured on two busy processors.
 """
 MAX_PREFETCH: Final = 512
-"""Most calls that are sent to a worker and not answered."""
+"""Most calls to queue at a worker behind its running call."""
 MAX_START_FAILURES: Final = 3
-"""Workers in a row, beyond one for each place, that may end before they are ready; then the crew fails.
+"""With this many consecutive workers, plus the size of the crew, ended before they were ready, the crew fails.
 
-This is no restart policy of `Task`: workers are started on demand, each with its own credential and crash record.
+A restart policy of `Task` does not fit: workers are started on demand, each with its own credential and crash record.
 """
 CLOSE_TIMEOUT_S: Final = 3.0
-"""Seconds that idle workers have to exit by themselves; then they are stopped like any task."""
+"""Seconds for idle workers to exit by themselves, before they are stopped like any task."""
 
 
 class WorkerHandle:
@@ -63,32 +59,26 @@ class WorkerHandle:
         self.sender: Sender | None = None
         """The connection to the worker; None until it is ready."""
         self.shares_record = False
-        """Whether the worker can write the crash record, too."""
+        """Whether the worker has mapped the crash record."""
         self.exiting = False
-        """Whether it accepts no more calls."""
+        """Whether the worker accepts no more calls."""
         self.calls: dict[int, Call] = {}
-        """Calls that were sent and not answered, in order."""
+        """The unanswered calls by number, in the order in which they were sent."""
         self.depth = 1
-        """Most calls that it may have now."""
-        self._prefetches = False  # It was sent PREFETCH. Until then it has one call at a time and no watch thread.
-        self._call_duration = 0.0
+        """Most unanswered calls at a time; adapted to the duration of the calls."""
+        self._prefetches = False  # PREFETCH was sent. Until then the worker has one call at a time, no watch thread.
+        self._call_duration = 0.0  # seconds; 0 if unknown
         self._server = server
         self._out = SignedSender(self.credential, TO_WORKER, self._post)
-        self._in = SignedReceiver(self.credential, FROM_WORKER)
+        self.receiver = SignedReceiver(self.credential, FROM_WORKER)
 
     @property
     def room(self) -> int:
-        """Number of calls that can be sent now; 0 until half of its queue is done, so that they travel together."""
+        """Number of calls to send now; 0 until half of the queue is answered, so that one event carries many calls."""
         if self.sender is None or self.exiting or (self.calls and not self._prefetches):
             return 0
         room = self.depth - len(self.calls)
         return room if room * 2 >= self.depth else 0
-
-    def set_ready(self, sender: Sender | None, *, shares_record: bool) -> None:
-        """Record that the worker accepts calls from now on."""
-        self.sender, self.shares_record = sender, shares_record
-        # The worker has mapped the file or cannot see it. Without a name, nothing is left if the manager is killed.
-        self.record.unlink()
 
     def send_calls(self, calls: Iterable[Call]) -> None:
         """Send calls, in one event if they fit."""
@@ -100,33 +90,29 @@ class WorkerHandle:
             entries.append((call.number, Kind.CALL, call.data))
         if len(entries) > 1 and not self._prefetches:
             self._prefetches = True
-            # In front: the watch thread must run before a long call can block those behind it.
+            # In front: the watch thread must run before a long call can block the calls behind it.
             entries.insert(0, (0, Kind.PREFETCH, b""))
         self._out.send(entries)
 
     def request_exit(self) -> bool:
-        """Ask the worker to exit after its running call and to return the others; False if it is not ready yet."""
+        """Request that the worker exits after its running call and returns the others; False if it is not ready."""
         if self.sender is not None:
             self._out.send([(0, Kind.LEAVE, b"")])
         return self.sender is not None
 
-    def decode(self, serial: int, blob: bytes, signature: bytes) -> list[Entry]:
-        """Return the entries of an event. Raises ValueError, TypeError if this worker has not signed it."""
-        return self._in.receive(serial, blob, signature)
-
     def set_call_duration(self, nanoseconds: int) -> None:
-        """Adapt the depth of its queue to the mean duration of its last calls."""
+        """Adapt the depth of the queue to the mean duration of the last calls."""
         duration = nanoseconds / 1e9
         self._call_duration = (self._call_duration + duration) / 2 if self._call_duration else duration
         ahead = MAX_PREFETCH if self._call_duration <= 0 else min(MAX_PREFETCH, int(PREFETCH_S / self._call_duration))
         self.depth = 1 + ahead
 
     def reset_depth(self) -> None:
-        """Send one call at a time again: the worker has returned those behind a long one."""
+        """Send one call at a time again, after the worker has returned the calls behind a long one."""
         self._call_duration, self.depth = 0.0, 1
 
     def _post(self, serial: int, blob: bytes, signature: bytes) -> None:
-        # A session that is gone needs no handling: the task of the worker ends, too, and the crew requeues its calls.
+        # If the session is gone, the task of the worker ends as well, and the crew requeues its calls.
         with contextlib.suppress(EmitError):
             emit_now(self._server, self.sender, "doorman.calls", (serial, blob, signature))
 
@@ -134,14 +120,14 @@ class WorkerHandle:
 class Crew(CallPool):
     """Up to ``workers`` processes of a manager, started on demand, each running one call after the other.
 
-    They are tasks of the manager, proven before any user code runs, and live until the crew is closed. A worker that
-    dies is replaced and costs only its running call: that future raises `WorkerDied`. Everything but `submit` and
-    `cancel_waiting` is for the thread that owns the manager.
+    The processes are tasks of the manager and run until the crew is closed. If one dies, it is replaced; only the
+    future of its running call raises `WorkerDied`. `submit` and `cancel_waiting` are safe from any thread; the other
+    methods are for the thread that owns the manager.
 
     max_tasks_per_child -- calls after which a worker is replaced; None: never
     max_memory_per_child -- resident bytes after a call above which a worker is replaced; None: never
     initializer, initargs -- called in each worker before its first call; if it raises, the crew fails
-    limits -- what a worker may use: memory and seconds of processor time in each call, the rest in its whole life
+    limits -- memory and processor time hold for each call, the other limits for the whole process of a worker
     on_progress -- called with a `Call` and each `Progress` that it reports
 
     Raises ValueError, TaskNotPicklable.
@@ -178,17 +164,13 @@ class Crew(CallPool):
 
     @property
     def workers(self) -> tuple[Identity, ...]:
-        """The processes that are its workers now."""
+        """The processes of the workers that are ready."""
         tasks = [worker.task for worker in tuple(self._workers.values()) if worker.sender is not None]
         return tuple(task.identity for task in tasks if task is not None and task.identity is not None)
 
     def run(self, timeout: float | None = None) -> None:
         """Tick the manager until no call waits or runs, or for ``timeout`` seconds."""
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        while self.busy and (left := deadline - time.monotonic()) > 0:
-            self.manager.tick()
-            if self.busy:
-                self.manager.wait(min(left, IDLE_WAIT_S))
+        tick_until([self.manager], lambda: not self.busy, timeout)
 
     def close(self) -> None:
         """Cancel waiting calls, let idle workers exit, and stop those that run a call. May be called twice."""
@@ -200,13 +182,9 @@ class Crew(CallPool):
         for worker in tuple(self._workers.values()):
             if (worker.calls or not worker.request_exit()) and worker.task is not None:
                 worker.task.stop()
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        # A closed manager has ended its tasks; one that an event loop ticks goes on ending them after this.
-        ticks = not self.manager.closed and self.manager._loop_driver is None
-        while ticks and self._workers and (left := deadline - time.monotonic()) > 0:
-            self.manager.tick()
-            if self._workers:
-                self.manager.wait(left)
+        # A closed manager has ended its tasks. A manager that an event loop ticks ends them after this method.
+        if not self.manager.closed and self.manager._loop_driver is None:
+            tick_until([self.manager], lambda: not self._workers, CLOSE_TIMEOUT_S)
         self.stop_workers()
         self.manager.server.remove_listener("doorman.ready", self._on_ready)
         self.manager.server.remove_listener("doorman.results", self._on_results)
@@ -234,17 +212,14 @@ class Crew(CallPool):
                 break
             share = -(-len(waiting) // len(rooms))
             for worker, room in rooms:
-                worker.send_calls(self._pop_calls(min(room, share)))
-        # Workers that are not ready yet count as places for waiting calls: a burst starts no more than it needs.
+                calls = waiting.pop(min(room, share))
+                for call in calls:
+                    call.number = call.number or next(self._numbers)
+                worker.send_calls(calls)
+        # Each worker that is not ready yet will run one of the waiting calls: a burst of calls starts no more workers.
         starting = sum(worker.sender is None for worker in self._workers.values())
         for _ in range(min(len(waiting) - starting, self.size - len(self._workers))):
             self._start_worker()
-
-    def _pop_calls(self, count: int) -> list[Call]:
-        calls = self._waiting.pop(count)
-        for call in calls:
-            call.number = call.number or next(self._numbers)
-        return calls
 
     # -- workers -----------------------------------------------------------------------------------------------
 
@@ -263,7 +238,9 @@ class Crew(CallPool):
         name, shares_record, signature = event.args
         worker = self._workers.get(name)
         if worker is not None and worker.credential.check(READY + shares_record, signature):
-            worker.set_ready(event.sender, shares_record=bool(shares_record))
+            worker.sender, worker.shares_record = event.sender, bool(shares_record)
+            # The worker has mapped the file or cannot see it. Without a name, no file is left if the manager is killed.
+            worker.record.unlink()
             self._start_failures = 0
             self._schedule_dispatch()
 
@@ -273,7 +250,7 @@ class Crew(CallPool):
         if worker is None:
             return
         try:
-            entries = worker.decode(serial, blob, signature)
+            entries = worker.receiver.receive(serial, blob, signature)
         except (ValueError, TypeError):
             self.manager.refused["result not signed by the worker"] += 1
             return
@@ -296,7 +273,7 @@ class Crew(CallPool):
                 self._waiting.requeue([call])
 
     def _handle_status(self, worker: WorkerHandle, number: int, kind: int, data: bytes) -> None:
-        """Handle an entry that finishes no call."""
+        """Handle an entry that answers no call."""
         if kind == Kind.CALL_DURATION:
             worker.set_call_duration(number)
         elif kind == Kind.PROGRESS:
@@ -310,14 +287,14 @@ class Crew(CallPool):
             self._give_up(PoolFailed(f"the workers' initializer failed: {error}"), error)
 
     def _on_worker_done(self, worker: WorkerHandle) -> None:
-        """Finish the calls of a worker that has ended: recorded results count, only the running call is lost."""
+        """Finish the calls of a worker that has ended: results in the record count, only the running call is lost."""
         del self._workers[worker.name]
         started, entries = worker.record.read()
         worker.record.close()
-        # Recorded results that have arrived as events, too, are ignored: their calls are no longer in `calls`.
+        # Results that have also arrived as events are ignored: their calls are no longer in `calls`.
         self._handle_entries(worker, entries)
         if not worker.shares_record and not worker.exiting:
-            # Without a crash record a worker sends each result before it starts the next call.
+            # Without a crash record the oldest unanswered call was running: each result is sent before the next call.
             started = next(iter(worker.calls), 0)
         lost = worker.calls.pop(started, None)
         if lost is not None:

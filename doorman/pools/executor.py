@@ -1,8 +1,9 @@
-"""A `concurrent.futures.Executor` with proven processes, and the thread that runs its manager."""
+"""Executor of `concurrent.futures` whose calls run in proven processes, and the thread that runs its manager."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -11,19 +12,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from doorman.errors import PoolFailed
 from doorman.futures import IDLE_WAIT_S
 from doorman.limits import worker_limits
+from doorman.load import available_cores
 from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
 from doorman.task import check_listeners
 from remit.options import check_count
-from remit.transport import register_after_fork
 
 if TYPE_CHECKING:
     from doorman.identity import Identity
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from doorman.pools.call import Call, OnCallProgress
     from doorman.rules import Rule
     from remit import Location
-
-__all__ = ["ManagerThread", "ProcessExecutor"]
-
 
 EXIT_TIMEOUT_S: Final = 10.0
 """Seconds for which the interpreter's exit waits for unfinished calls, unless the executor has its own."""
@@ -45,28 +43,23 @@ _exiting = threading.Event()
 
 
 class ManagerThread:
-    """The thread of an executor, with a manager and a pool. The executor's callers are other threads.
+    """The thread of an executor, which runs a manager and its pool.
 
-    It holds no reference to its executor, so that an executor that is no longer used can be collected. It is a daemon
-    thread, so that it cannot keep the interpreter alive. ``pool_options`` are those of `Crew` or `ProcessPerCall`.
+    The thread holds no reference to the executor, so that an executor without users can be collected. It is a daemon
+    thread, so that it does not keep the interpreter alive. ``exit_timeout`` is that of `ProcessExecutor`.
     """
-
-    exit_timeout: float | None = None
 
     def __init__(
         self,
-        location: str | Location | None,
-        options: Mapping[str, Any],
-        size: int,
-        *,
-        reuse: bool,
-        pool_options: Mapping[str, Any],
+        make_manager: Callable[[], ProcessManager],
+        make_pool: Callable[[ProcessManager], Crew | ProcessPerCall],
+        exit_timeout: float | None,
     ) -> None:
-        self._location, self._options, self._size = location, options, size
-        self._reuse, self._pool_options = reuse, pool_options
+        self._make_manager, self._make_pool = make_manager, make_pool
+        self.exit_timeout = exit_timeout
         # Written by other threads, read by this one after each tick; `_call_soon` wakes it.
         self._finishing = self._killed = False
-        self._forked = False
+        self._pid = os.getpid()
         self._started = threading.Event()
         self._error: BaseException | None = None
         # Set in the thread before `start` returns. `submit` is the pool's own method: forwarding would cost each call.
@@ -75,7 +68,7 @@ class ManagerThread:
         self._thread = threading.Thread(target=self._run, name="doorman-executor", daemon=True)
 
     def start(self) -> None:
-        """Start the thread and wait for its manager. Raises what the manager or the pool raises."""
+        """Start the thread and wait until its pool accepts calls. Raises the error of the manager or the pool."""
         self._thread.start()
         self._started.wait()
         if self._error is not None:
@@ -83,28 +76,24 @@ class ManagerThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs, and in this process."""
-        return not self._forked and self._thread.is_alive()
-
-    @property
-    def is_current(self) -> bool:
-        """Whether this is the calling thread."""
-        return threading.current_thread() is self._thread
+        """Whether the thread runs; False in a forked child."""
+        return self._pid == os.getpid() and self._thread.is_alive()
 
     def finish(self, *, cancel: bool = False) -> None:
         """End the thread when all calls have finished; ``cancel`` those that wait. Safe from any thread."""
         if self.alive:
             self._finishing = True
-            # Cancelled in the manager's thread and so behind earlier submits, whose calls reach idle workers first.
-            self.pool.manager._call_soon(self.pool._cancel_rest if cancel else _wake)
+            # Cancel in the manager's thread: there, the calls submitted before reach idle workers first.
+            self.pool.manager._call_soon(self.pool._waiting.close if cancel else _wake)
 
     def stop_workers(self, *, kill: bool) -> None:
         """Stop the processes. Safe from any thread."""
         self.pool.manager._call_soon(lambda: self.pool.stop_workers(kill=kill))
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the thread's end; False after ``timeout`` seconds."""
-        self._thread.join(None if timeout is None else max(0.0, timeout))
+        """Wait for the end of the thread, unless called in it; return False if it still runs."""
+        if threading.current_thread() is not self._thread:  # A done callback runs in the thread and may call this.
+            self._thread.join(None if timeout is None else max(0.0, timeout))
         return not self._thread.is_alive()
 
     def kill(self) -> None:
@@ -113,21 +102,13 @@ class ManagerThread:
         self.pool.manager._call_soon(_wake)
         self.join(KILL_TIMEOUT_S)
 
-    def after_fork(self) -> None:
-        """In a forked child: the thread and the processes belong to the parent."""
-        self._forked = True
-
     def _run(self) -> None:
-        """Thread: make the manager, tick it until it is no longer needed, close it."""
-        try:
-            manager = ProcessManager(self._location, **self._options)
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that called `start`
-            self._error = error
-            self._started.set()
-            return
-        with manager:  # Its exit kills the processes that are left, however this thread ends.
+        """Thread: make the manager, tick it until the executor needs it no longer, close it."""
+        with contextlib.ExitStack() as stack:
             try:
-                pool = self.pool = (Crew if self._reuse else ProcessPerCall)(manager, self._size, **self._pool_options)
+                # Leaving its block kills the processes that are left, however this thread ends.
+                manager = stack.enter_context(self._make_manager())
+                pool = self.pool = self._make_pool(manager)
                 self.submit = pool.submit
             except BaseException as error:  # noqa: BLE001 - raised in the thread that called `start`
                 self._error = error
@@ -147,15 +128,15 @@ class ManagerThread:
 
 
 def _wake() -> None:
-    """Do nothing, in the thread that is woken for it."""
+    """Do nothing: scheduling this function wakes the manager's thread."""
 
 
 class ProcessExecutor(Executor):
-    """A `concurrent.futures.Executor` whose calls run in proven processes. Usable from any thread.
+    """A `concurrent.futures.Executor` whose calls run in proven processes. Safe from any thread.
 
-    A process that dies is replaced and fails only its running call, with `WorkerDied`: the executor does not break.
-    Functions of the main script, lambdas and closures can be submitted. Processes start with the first call. Futures
-    are `Call`: their ``worker`` is the `Identity` of the process that ran them.
+    If a process dies, it is replaced, and only its running call fails, with `WorkerDied`: the executor does not break.
+    Functions of the main script, lambdas and closures can be submitted. Processes start with the first call. Each
+    future is a `Call`, whose ``worker`` is the `Identity` of the process that ran it.
 
     max_workers -- most processes at a time; default: the number of processors that this process may use
     location -- where the processes connect to this one, as for `ProcessManager`
@@ -200,29 +181,34 @@ class ProcessExecutor(Executor):
             )
         if max_tasks_per_child is not None:
             check_count("max_tasks_per_child", max_tasks_per_child)
-        self.max_workers = max_workers or _processors()
+        # Since Python 3.13 users can set the number of processors.
+        self.max_workers = max_workers or getattr(os, "process_cpu_count", available_cores)() or 1
+        # Checked here, to raise in the caller and not in the thread.
         check_listeners(on_progress=on_progress)
+        worker_limits(limits)
         pool_options: dict[str, Any] = {"initializer": initializer, "initargs": tuple(initargs)}
-        worker_limits(limits)  # Checked here, to raise in the caller and not in the thread.
         pool_options |= {"limits": limits, "on_progress": on_progress}
         if reuse:
             pool_options |= {"max_tasks_per_child": max_tasks_per_child, "max_memory_per_child": max_memory_per_child}
-        options = {"preload": tuple(preload), "rules": tuple(rules), **options}
+        pool_class: type[Crew | ProcessPerCall] = Crew if reuse else ProcessPerCall
+        size = self.max_workers
         self._make_thread = functools.partial(
-            ManagerThread, location, options, self.max_workers, reuse=reuse, pool_options=pool_options
+            ManagerThread,
+            functools.partial(ProcessManager, location, preload=tuple(preload), rules=tuple(rules), **options),
+            lambda manager: pool_class(manager, size, **pool_options),
+            exit_timeout,
         )
-        self._exit_timeout = exit_timeout
-        # Held by `submit` and `shutdown`: each call is queued before a shutdown, and so finishes, or is refused.
+        # Held by `submit` and `shutdown`: each call is queued before a shutdown and finishes, or is refused.
         self._lock = threading.Lock()
         self._manager_thread: ManagerThread | None = None
         self._shut_down = False
         self._pid = os.getpid()
 
     def submit(self, fn: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Future[Value]:
-        """Call ``fn(*args, **kwargs)`` in a process; return the future of its result.
+        """Call ``fn(*args, **kwargs)`` in a process and return the future of its result.
 
         The future of a call that cannot be pickled raises TaskNotPicklable. Raises RuntimeError after `shutdown` and in
-        a forked child, PoolFailed, and what `ProcessManager` raises.
+        a forked child, PoolFailed, and the errors of `ProcessManager`.
         """
         if self._pid != os.getpid():
             raise RuntimeError("this executor belongs to the parent of this forked process: create a new one here")
@@ -245,8 +231,8 @@ class ProcessExecutor(Executor):
     ) -> Iterator[Value]:
         """Yield ``fn`` of each item, in order; each call runs ``chunksize`` items.
 
-        ``buffersize`` is the most chunks that are submitted ahead of the result that is yielded; None: all. Raises
-        TimeoutError ``timeout`` seconds after the call, and in place of a result the exception of the function.
+        At most ``buffersize`` chunks are submitted ahead of the result that is yielded; None: all. Raises TimeoutError
+        ``timeout`` seconds after the call. An exception of the function is raised in place of its result.
         """
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
@@ -257,14 +243,14 @@ class ProcessExecutor(Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
         work = functools.partial(_each, fn)
-        submitted = deque(self.submit(work, chunk) for chunk in itertools.islice(chunks, buffersize))
-        submit_next = None if buffersize is None else functools.partial(self._submit_next, chunks, work)
-        return _in_order(submitted, submit_next, deadline)
+        futures = (self.submit(work, chunk) for chunk in chunks)
+        return _in_order(deque(itertools.islice(futures, buffersize)), futures, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuse further calls and end the processes when all calls have finished; ``cancel_futures`` those that wait.
+        """Refuse further calls, and end the processes when all calls have finished.
 
-        ``wait`` for that. May be called twice; does nothing in a forked child.
+        ``wait`` waits for the end of the processes; ``cancel_futures`` cancels the waiting calls. May be called twice;
+        does nothing in a forked child.
         """
         if self._pid != os.getpid():
             return
@@ -274,26 +260,22 @@ class ProcessExecutor(Executor):
         if thread is None:
             return
         thread.finish(cancel=cancel_futures)
-        if wait and not thread.is_current:  # A done callback runs in that thread and may call this.
+        if wait:
             thread.join(None)
 
     def terminate_workers(self) -> None:
-        """Stop the processes now, by SIGTERM and after the grace SIGKILL, and shut down; their calls fail."""
+        """Shut down and stop the processes now, by SIGTERM and, after the grace, SIGKILL. Their calls fail."""
         self._end_workers(kill=False)
 
     def kill_workers(self) -> None:
-        """Stop the processes now, by SIGKILL, and shut down; their calls fail."""
+        """Shut down and stop the processes now, by SIGKILL. Their calls fail."""
         self._end_workers(kill=True)
 
     @property
     def workers(self) -> tuple[Identity, ...]:
-        """The processes that run now; none with ``reuse=False``."""
+        """The processes that run calls one after the other; none with ``reuse=False``."""
         pool = None if self._manager_thread is None else self._manager_thread.pool
         return pool.workers if isinstance(pool, Crew) else ()
-
-    def _submit_next(self, chunks: Iterator[Any], work: Callable[..., list[Value]]) -> Future[list[Value]] | None:
-        chunk = next(chunks, None)
-        return None if chunk is None else self.submit(work, chunk)
 
     def _end_workers(self, *, kill: bool) -> None:
         self.shutdown(wait=False, cancel_futures=True)
@@ -301,21 +283,13 @@ class ProcessExecutor(Executor):
             self._manager_thread.stop_workers(kill=kill)
 
     def _start_thread(self) -> ManagerThread:
-        """Start the thread. Raises what its manager raises."""
+        """Start the thread. Raises the errors of its manager."""
         thread = self._make_thread()
         thread.start()
-        thread.exit_timeout = self._exit_timeout
         _manager_threads.add(thread)
-        # An executor that is garbage gets no more calls: the thread finishes those that it has and ends.
+        # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
         weakref.finalize(self, thread.finish).atexit = False
         return thread
-
-
-def _processors() -> int:
-    count = getattr(os, "process_cpu_count", None)
-    if count is not None:
-        return count() or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _each(fn: Callable[..., Value], chunk: Sequence[tuple[Any, ...]]) -> list[Value]:
@@ -329,18 +303,15 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[tuple
 
 
 def _in_order(
-    submitted: deque[Future[list[Value]]],
-    submit_next: Callable[[], Future[list[Value]] | None] | None,
-    deadline: float | None,
+    submitted: deque[Future[list[Value]]], futures: Iterator[Future[list[Value]]], deadline: float | None
 ) -> Iterator[Value]:
-    """Yield the results of chunks in order and keep no reference to them; submit another chunk for each."""
+    """Yield the results of chunks in order and keep no reference to them; submit the next chunk after each."""
     try:
         while submitted:
             left = None if deadline is None else deadline - time.monotonic()
             results = submitted[0].result(left)
             submitted.popleft()
-            if submit_next is not None and (another := submit_next()) is not None:
-                submitted.append(another)
+            submitted.extend(itertools.islice(futures, 1))
             results.reverse()
             while results:
                 yield results.pop()
@@ -350,7 +321,7 @@ def _in_order(
 
 
 def _finish_all() -> None:
-    """At the interpreter's exit: finish all calls, within the timeout of each executor."""
+    """At the interpreter's exit: wait for all calls, up to the timeout of each executor."""
     _exiting.set()
     threads = [thread for thread in list(_manager_threads) if thread.alive]
     for thread in threads:
@@ -367,11 +338,4 @@ def _finish_all() -> None:
             thread.kill()
 
 
-def _after_fork_in_child() -> None:
-    for thread in list(_manager_threads):
-        thread.after_fork()
-    _manager_threads.clear()
-
-
 atexit.register(_finish_all)
-register_after_fork(_after_fork_in_child)

@@ -1,7 +1,7 @@
 """Kinds of messages between a crew and its workers, and the crash record in shared memory.
 
-A worker records the start of each call, and each result before the next call. Results that were still in a queue or in
-a transport's thread when the process died are read from the record, so that its death costs only the running call.
+A worker records the start of each call, and each result before the next call. If the process dies, the manager reads
+from the record the results that were not sent yet, so that only the running call is lost.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import Final, Self
 
 from doorman._worker.signed_channel import Entry
 
-__all__ = ["CrashRecord", "Kind"]
-
 
 class Kind:
     """Kinds of entries. Plain integers, because they are compared for each call.
 
-    Up to RETURNED_UNSTARTED an entry from a worker settles its call.
+    A worker answers a call with one entry of a kind up to RETURNED_UNSTARTED.
     """
 
     CALL: Final = 0
@@ -37,7 +35,7 @@ class Kind:
     PROGRESS: Final = 5
     """From a worker: progress of the running call."""
     PREFETCH: Final = 6
-    """To a worker: further calls may be queued behind the running one, so start the watch thread."""
+    """To a worker: start the watch thread, because further calls will be queued behind the running one."""
     LEAVE: Final = 7
     """To a worker: start no more calls and exit."""
     LEAVING: Final = 8
@@ -47,16 +45,16 @@ class Kind:
 
 
 CRASH_RECORD_SIZE: Final = 64 * 1024
-"""Bytes of a crash record: some thousand small results, which stay until the manager has acknowledged them."""
+"""Bytes of a crash record: some thousand small results, which stay until the record is full."""
 
 _NUMBER: Final = struct.Struct("<Q")
 _RECORD: Final = struct.Struct("<QBI")
-_USED: Final = 8  # offset of the end of the results
-_FIRST: Final = 16  # offset of the first result
+_USED: Final = 8  # position of the end of the results
+_FIRST: Final = 16  # position of the first result
 
 
 class CrashRecord:
-    """A file mapped by a worker, which writes it, and by its manager, which reads it once the worker has ended.
+    """A file mapped by a worker, which writes it, and by the manager, which reads it after the worker's end.
 
     Layout: number of the started call (8 bytes), end of the results (8), then for each result its call's number (8),
     kind (1), length (4) and data.
@@ -80,7 +78,7 @@ class CrashRecord:
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
-        """Map a record that the manager has created; None if the file is not visible here, as in a container."""
+        """Map the record that the manager has created; None if the file is not visible here, as in a container."""
         try:
             return cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError:
@@ -91,30 +89,30 @@ class CrashRecord:
         _NUMBER.pack_into(self._memory, 0, number)
 
     def record_result(self, number: int, kind: int, data: bytes) -> bool:
-        """Record a result; False if there is no room."""
+        """Record a result; return False if the record is full."""
         start = self._used + _RECORD.size
         end = start + len(data)
         if end > CRASH_RECORD_SIZE:
             return False
         _RECORD.pack_into(self._memory, self._used, number, kind, len(data))
         self._memory[start:end] = data
-        # Last: a result that is half written when the process dies is not counted.
+        # Last: if the process dies before this line, the partial result is not counted.
         _NUMBER.pack_into(self._memory, _USED, end)
         self._used = end
         return True
 
     def clear_results(self) -> None:
-        """Remove the results, which the manager has."""
+        """Remove the results, after the manager has acknowledged them."""
         _NUMBER.pack_into(self._memory, _USED, _FIRST)
         self._used = _FIRST
 
     def read(self) -> tuple[int, list[Entry]]:
-        """Return the number of the last started call, 0 for none, and the recorded results."""
+        """Return the number of the last call that was started (0: none) and the recorded results."""
         (begun,) = _NUMBER.unpack_from(self._memory, 0)
         (end,) = _NUMBER.unpack_from(self._memory, _USED)
         entries: list[Entry] = []
         at = _FIRST
-        # The end is checked: the user's code runs in the process that writes it, and may overwrite any memory.
+        # Check the end: the user's code runs in the process that writes it, and may have overwritten any memory.
         while at + _RECORD.size <= min(end, CRASH_RECORD_SIZE):
             number, kind, size = _RECORD.unpack_from(self._memory, at)
             at += _RECORD.size

@@ -8,11 +8,9 @@ from typing import Any
 from doorman.pools.call import Call, CallPool
 from doorman.task import Task
 
-__all__ = ["ProcessPerCall"]
-
 
 class ProcessPerCall(CallPool):
-    """Up to ``size`` processes at a time, one for each call, proven like those of any task."""
+    """A pool of up to ``size`` processes at a time, a new one for each call."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
