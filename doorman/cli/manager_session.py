@@ -1,14 +1,16 @@
-"""Process manager of one `doorman run`, `map` or `up`: registered for `doorman ps`, stopped by signals."""
+"""The process manager of `doorman run`, `map` and `up`, with its signal handlers and its registry entry."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
+from doorman.cli import discard_output
 from doorman.control.server import Control
 from doorman.errors import BadCommandLine
 from doorman.launcher.zygote import ZygoteLauncher
@@ -20,7 +22,7 @@ MAX_WAIT_S: Final = 60.0
 
 
 class ManagerSession:
-    """A manager with its stop request, which a signal, `doorman stop` or a closed output pipe sets."""
+    """A manager with a stop request, which a signal, `doorman stop` or a closed output pipe sets."""
 
     def __init__(self, manager: ProcessManager) -> None:
         self.manager = manager
@@ -41,6 +43,15 @@ class ManagerSession:
         self.stopping = True
         self.signal = self.signal or signal.SIGTERM
         self.wake()
+
+    def print_line(self, stream: str, line: str) -> None:
+        """Print a line to ``stdout`` or ``stderr``; request a stop if the reader of the stream is gone."""
+        file = sys.stdout if stream == "stdout" else sys.stderr
+        try:
+            print(line, file=file, flush=True)
+        except BrokenPipeError:
+            discard_output(file)
+            self.output_closed()
 
     def output_closed(self) -> None:
         """Request a stop because the reader of an output stream is gone."""
@@ -69,7 +80,10 @@ class ManagerSession:
 def open_manager(
     arguments: argparse.Namespace, kind: str, *, stdin: int | None = None, **options: Any
 ) -> Iterator[ManagerSession]:
-    """Open the manager of a command and handle signals; leaving stops its tasks. ``stdin`` is a descriptor for them."""
+    """Open the manager of a command, and handle signals inside the block. Leaving the block stops the tasks.
+
+    ``stdin`` is the descriptor of their standard input; None: it is empty. Raises BadCommandLine.
+    """
     with contextlib.ExitStack() as stack:
         try:
             if stdin is not None:

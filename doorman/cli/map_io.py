@@ -1,4 +1,4 @@
-"""Input and output of `doorman map`: command templates, inputs, outputs in order, and the progress."""
+"""Input and output of `doorman map`: command templates, inputs, ordered outputs, and progress."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PLACEHOLDER: Final = re.compile("|".join(map(re.escape, _VALUES)))
 
 
 def split_command(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """Return the command and its inputs; None if they come from standard input. Raises BadCommandLine."""
+    """Return the command and its inputs; None for the inputs of standard input. Raises BadCommandLine."""
     if SEPARATOR not in words:
         return list(words), None
     at = words.index(SEPARATOR)
@@ -77,7 +77,7 @@ class Template:
 
 
 class Inputs:
-    """Inputs in order; None instead of words: they are added by a thread. ``total`` is None until the last is known."""
+    """The inputs in order. ``total`` is None until all are known; `read` makes an object that a thread fills."""
 
     def __init__(self, words: Sequence[str] | None) -> None:
         self.total = None if words is None else len(words)
@@ -92,7 +92,7 @@ class Inputs:
         return self.popped == self.total
 
     def pop(self) -> str | None:
-        """Return the next input without waiting; None if there is none, or none yet."""
+        """Return the next input without waiting; None if there is none, or none has arrived yet."""
         try:
             text = self._queue.get_nowait()
         except queue.Empty:
@@ -102,7 +102,7 @@ class Inputs:
 
     @classmethod
     def read(cls, descriptor: int, separator: bytes, wake: Callable[[], None]) -> Inputs:
-        """Return inputs that a thread reads from a descriptor; ``wake`` is called in that thread for each."""
+        """Return inputs that a thread reads from a descriptor. The thread calls ``wake`` after each input."""
         inputs = cls(None)
         # Read the descriptor, not sys.stdin: a daemon thread that holds the lock of a buffered reader at interpreter
         # exit aborts the process.
@@ -131,7 +131,11 @@ def _split(descriptor: int, separator: bytes) -> Iterator[bytes]:
 
 
 class OutputPrinter:
-    """Prints the output of each finished task as a whole, with hidden progress; without a folder removes its files."""
+    """Prints the output of each finished task as a whole, while the progress is hidden.
+
+    folder -- where the tasks write their output; None: a temporary folder, whose files are removed once printed
+    hidden -- returns a context manager that hides the progress
+    """
 
     def __init__(
         self, folder: str | None, hidden: Callable[[], AbstractContextManager[None]], *, keep_order: bool
@@ -144,7 +148,7 @@ class OutputPrinter:
         self.closed = False  # the reader of standard output or standard error is gone
 
     def print_output(self, number: int, task: Task | None) -> None:
-        """Print the output of the task with that number, in order if wanted; None: the input needed no task."""
+        """Print the output of the task of an input, in order if required; None: the input needed no task."""
         files = None if task is None else task.output
         if not self._keep_order:
             self._print(files)
@@ -185,7 +189,7 @@ class OutputPrinter:
 
 
 class _TemporaryFolder:
-    """A temporary folder; one that a killed process left behind is removed by the next process that makes one."""
+    """A temporary folder. Making one also removes the folders that killed processes left behind."""
 
     def __init__(self) -> None:
         for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
@@ -200,7 +204,7 @@ class _TemporaryFolder:
                 self._lock = FileLock(str(self.path / LOCK))
                 return
             except RemitError as error:
-                # Another process found the folder before it was locked, and removes it: make another one.
+                # Another process found the folder before it was locked, and removes it: make another folder.
                 if self.path.exists() and not isinstance(error, LocationInUse):
                     raise
 
@@ -232,7 +236,7 @@ class ProgressLines:
         self._next = time.monotonic() + LINE_INTERVAL_S
 
     def show(self, counts: Counts) -> None:
-        """Show the counts, at most every `LINE_INTERVAL_S` seconds."""
+        """Show the counts, but not more often than every `LINE_INTERVAL_S` seconds."""
         if time.monotonic() >= self._next:
             self.print_line(str(counts))
             self._next = time.monotonic() + LINE_INTERVAL_S

@@ -77,7 +77,7 @@ class Plan(msgspec.Struct, kw_only=True):
 
 
 def load_plan(file: str | None) -> Plan:
-    """Read a file; None: the first of the default files. Raises BadCommandLine, which names the file and the fault."""
+    """Read a file; None: the first of the default files that exists. Raises BadCommandLine with the file and fault."""
     path = Path(file) if file is not None else _default_file()
     document = _read_toml(path) if path.suffix == ".toml" else _read_text(path)
     try:
@@ -91,7 +91,7 @@ def load_plan(file: str | None) -> Plan:
 
 
 def read_procfile(text: str) -> dict[str, Program]:
-    """Read lines ``name: command``; empty lines and lines that begin with ``#`` are skipped. Raises BadCommandLine."""
+    """Return the programs of lines ``name: command``, without empty lines and comments. Raises BadCommandLine."""
     table: dict[str, dict[str, str]] = {}
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
@@ -106,7 +106,7 @@ def read_procfile(text: str) -> dict[str, Program]:
 
 
 def read_table(table: Mapping[str, Any]) -> dict[str, Program]:
-    """Read a table with a table for each program. Raises BadCommandLine."""
+    """Return the programs of a table, which has a table for each program. Raises BadCommandLine."""
     if not table:
         raise BadCommandLine("it names no process: write, for example, a line 'web: python -m http.server'")
     programs = {}

@@ -1,4 +1,4 @@
-"""`doorman ps`: list the tasks of running managers; also the table formats that the other commands use."""
+"""`doorman ps`: list the tasks of running managers. Also the formats of the tables of all commands."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_managers(arguments: argparse.Namespace) -> Iterator[list[Remote]]:
 
 
 def task_rows(view: ManagerView) -> list[tuple[str, ...]]:
-    """Return a row for each task of a manager, one for the tasks left off, or one row if it is idle."""
+    """Return a row for each task of a manager and one for the tasks left off, or one row for an idle manager."""
     rest = ("",) * (len(TASK_HEAD) - 4)
     rows = [_task_row(view, task) for task in view.tasks]
     if view.left_off:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 from typing import Any, Final
 
-from doorman.cli import discard_output
 from doorman.cli.manager_session import ManagerSession, open_manager
 from doorman.cli.ps import exit_text
 from doorman.errors import BadCommandLine
@@ -16,7 +14,7 @@ from doorman.states import State
 from doorman.task import Task
 
 EXIT_NOT_STARTED: Final = 2
-EXIT_EXPIRED: Final = 124  # as timeout(1) has it
+EXIT_EXPIRED: Final = 124  # as that of timeout(1)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -26,7 +24,8 @@ def main(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {"name": arguments.name} if arguments.name else {}
     with open_manager(arguments, "run", log_path=arguments.log_path, stdin=_usable_stdin()) as session:
         if arguments.log_path is not None:
-            options["on_output"] = functools.partial(_print_line, session)
+            # Also print what is written to the log files.
+            options["on_output"] = lambda task, stream, line: session.print_line(stream, line)
         task = Task.command(
             arguments.command, expires_in=arguments.expires, retries=arguments.retries, cwd=arguments.cwd, **options
         )
@@ -42,30 +41,20 @@ def exit_code(task: Task) -> int:
     if task.exit_code is None:
         print(f"doorman: {task.exception()}", file=sys.stderr)
         return EXIT_NOT_STARTED
-    # A command that handles SIGTERM may exit with 0, but has not finished its work.
+    # A command that handles SIGTERM may exit with 0 without having finished its work.
     return EXIT_EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code
 
 
 def _usable_stdin() -> int | None:
-    """Return descriptor 0 if the command may read it; None if it is closed or a terminal in front of another job."""
+    """Return descriptor 0; None if it is closed, or a terminal that another job reads in the foreground."""
     try:
-        # The command runs in a session of its own. The kernel sends SIGTTIN to background jobs of the terminal's
-        # session only, so it would not keep the command from reading another job's input.
+        # The command runs in its own session. The kernel sends SIGTTIN only to background jobs of the terminal's
+        # session, so the command could read the input of another job.
         in_background = os.isatty(0) and os.tcgetpgrp(0) != os.getpgrp()
         os.fstat(0)
     except OSError:
         return None
     return None if in_background else 0
-
-
-def _print_line(session: ManagerSession, task: Task, stream: str, line: str) -> None:
-    """Print a line that is also written to a log file; request a stop if the reader is gone, as without log files."""
-    file = sys.stdout if stream == "stdout" else sys.stderr
-    try:
-        print(line, file=file, flush=True)
-    except BrokenPipeError:
-        discard_output(file)
-        session.output_closed()
 
 
 def _wait_for(task: Task, session: ManagerSession, *, verbose: bool) -> None:

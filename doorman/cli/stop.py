@@ -1,4 +1,4 @@
-"""`doorman stop`: stop a task or a whole manager, wait for the end, and report what became of each process."""
+"""`doorman stop`: stop a task or a whole manager, wait for the end, and report the end of each process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 from doorman.cli.ps import open_managers
@@ -34,13 +34,13 @@ def main(arguments: argparse.Namespace) -> int:
         for error in errors:
             print(f"doorman: {error}", file=sys.stderr)
         target = find_target(arguments.what, views)
-        # A manager that was selected by --location has no name on this side; then it is the only one.
+        # A manager that was selected by --location may have no name here; then it is the only one.
         by_name = {remote.name: remote for remote in remotes}
         return _stop(by_name.get(target.manager.name, remotes[0]), target, arguments.wait)
 
 
 def find_target(what: str, views: Sequence[ManagerView]) -> Target:
-    """Return the target of a name: MANAGER/TASK, a task or a manager, in this order. Raises BadCommandLine."""
+    """Return the target with a name: MANAGER/TASK, a task or a manager, in this order. Raises BadCommandLine."""
     manager, slash, task = what.partition("/")
     qualified = [view for view in views if slash and view.name == manager]
     found = _with_task(task, qualified) or _with_task(what, views)
@@ -58,7 +58,7 @@ def find_target(what: str, views: Sequence[ManagerView]) -> Target:
 
 
 def _with_task(what: str, views: Sequence[ManagerView]) -> list[Target]:
-    """Return the managers with tasks of that name, or else with a task of that id."""
+    """Return the managers with tasks of a name, or if there are none, with a task of that id."""
     named = [Target(view, [task for task in view.tasks if task.name == what]) for view in views]
     with_id = [Target(view, [task for task in view.tasks if task.id == what]) for view in views]
     return [each for each in named if each.tasks] or [each for each in with_id if each.tasks]
@@ -89,12 +89,10 @@ def _stop(remote: Remote, target: Target, timeout: float) -> int:
 
 def _open_process(identity: Identity | None, stack: ExitStack) -> Process | None:
     """Open a process by pidfd; None if it has ended or runs on another host."""
-    if identity is None:
-        return None
-    try:
-        return stack.enter_context(identity.open())
-    except IdentityRefused:
-        return None
+    if identity is not None:
+        with suppress(IdentityRefused):
+            return stack.enter_context(identity.open())
+    return None
 
 
 def _report(task: TaskView, process: Process | None, result: str, deadline: float) -> bool:

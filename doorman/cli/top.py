@@ -50,14 +50,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 class _Managers:
-    """Connections to the managers, which stay open between two refreshes."""
+    """Connections to managers. They stay open between two refreshes."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._open: dict[str, Remote] = {}
 
     def fetch_views(self) -> tuple[list[ManagerView], list[ControlError]]:
-        """Find the managers that run now and fetch their views."""
+        """Find the managers that run now, and return their views and the errors."""
         try:
             found = find(self._arguments.manager, self._arguments.location, timeout=self._arguments.timeout)
         except ControlError as error:

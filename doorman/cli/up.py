@@ -1,16 +1,14 @@
-"""`doorman up`: run the long-running programs of a Procfile or TOML file until one is given up or a stop arrives."""
+"""`doorman up`: run the long-running programs of a Procfile or TOML file until all end or a stop is requested."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
-from itertools import chain, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Final, cast
 
-from doorman.cli import discard_output
 from doorman.cli.manager_session import ManagerSession, open_manager
 from doorman.cli.procfile import Plan, Program, load_plan
 from doorman.cli.ps import end_text
@@ -23,34 +21,13 @@ EXIT_FAILED: Final = 1
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the programs until all have ended; return 1 if one was given up or failed for good."""
+    """Run the programs until all have ended; return 1 if one failed for good or was restarted too often."""
     plan = load_plan(arguments.file)
     with open_manager(arguments, "up", log_path=arguments.log_path) as session:
         programs = _Programs(session, plan, arguments.cwd)
         while programs.tick():
             session.wait()
     return EXIT_FAILED if programs.failed else 0
-
-
-class PrefixPrinter:
-    """Prints lines after the name of their process. ``on_closed`` is called when the reader of a stream is gone."""
-
-    def __init__(self, names: Iterable[str], on_closed: Callable[[], None]) -> None:
-        self._colours = dict(zip(names, cycle(COLOURS), strict=False))
-        self._width = max(map(len, self._colours), default=0)
-        self._on_closed = on_closed
-
-    def print_line(self, task: Task, stream: str, line: str) -> None:
-        """Print a line of a task, or a remark about it, to that stream of this process."""
-        file = sys.stdout if stream == "stdout" else sys.stderr
-        prefix = f"{task.name:{self._width}} |"
-        if file.isatty() and not os.environ.get("NO_COLOR"):
-            prefix = f"\x1b[{self._colours[task.name]}m{prefix}\x1b[0m"
-        try:
-            print(prefix, line, file=file, flush=True)
-        except BrokenPipeError:
-            discard_output(file)
-            self._on_closed()
 
 
 class _ProgramTask(Task):
@@ -64,8 +41,7 @@ class _ProgramTask(Task):
 
     def _retry(self, state: State, error: BaseException | None, delay: float) -> None:
         # Before the call of super, which resets the identity that the text needs.
-        note = f"({end_text(self, state, error)}; again in {delay:.2g} s)"
-        self.programs.printer.print_line(self, "stderr", note)
+        self.programs.print_line(self, "stderr", f"({end_text(self, state, error)}; again in {delay:.2g} s)")
         super()._retry(state, error, delay)
 
 
@@ -78,11 +54,11 @@ class _Programs:
         self._session, self._manager = session, session.manager
         self._folder = plan.folder if cwd is None else Path(cwd)
         names = {name: _process_names(name, program) for name, program in plan.programs.items()}
-        self.printer = PrefixPrinter([*chain(*names.values())], session.output_closed)
+        processes = [(name, group) for group in names for name in names[group]]
+        self._colours = {name: colour for (name, _), colour in zip(processes, cycle(COLOURS), strict=False)}
+        self._width = max(map(len, self._colours), default=0)
         self._left = [
-            self._manager.add_task(self._task(name, group, plan.programs[group]))
-            for group in names
-            for name in names[group]
+            self._manager.add_task(self._task(name, group, plan.programs[group])) for name, group in processes
         ]
 
     def tick(self) -> bool:
@@ -92,6 +68,13 @@ class _Programs:
         self._stop_in_order()
         return bool(self._left)
 
+    def print_line(self, task: Task, stream: str, line: str) -> None:
+        """Print a line of a task, or a remark about the task, after the name of its process."""
+        prefix = f"{task.name:{self._width}} |"
+        if (sys.stdout if stream == "stdout" else sys.stderr).isatty() and not os.environ.get("NO_COLOR"):
+            prefix = f"\x1b[{self._colours[task.name]}m{prefix}\x1b[0m"
+        self._session.print_line(stream, f"{prefix} {line}")
+
     def _task(self, name: str, group: str, program: Program) -> Task:
         task = _ProgramTask.command(
             program.argv,
@@ -100,16 +83,16 @@ class _Programs:
             expires_in=program.expires,
             wrapper=program.wrapper,
             cwd=self._folder / (program.cwd or ""),
-            # Without it a Python program buffers what it writes to a pipe in blocks of 8 KiB.
+            # Otherwise a Python program writes to a pipe in blocks of 8 KiB.
             env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
-            on_output=self.printer.print_line,
+            on_output=self.print_line,
             **program.restart_options,
         )
         cast("_ProgramTask", task).programs = self
         return task
 
     def _report_finished(self) -> None:
-        """Print the end of each task that is not restarted; stop all if one was restarted too often."""
+        """Print the end of each task that has finished; stop all if one was restarted too often."""
         for task in [task for task in self._left if task.done()]:
             self._left.remove(task)
             error = task.exception()
@@ -118,13 +101,13 @@ class _Programs:
             text = str(task.state) if cancelled_early else end_text(task, task.state, error)
             if given_up:
                 text += f"; given up, and all end: {error}"
-            self.printer.print_line(task, "stderr", f"({text})")
+            self.print_line(task, "stderr", f"({text})")
             # A failure during the stop does not count: programs may fail because others have stopped already.
             self.failed = self.failed or (task.state in ABNORMAL and not self.stopping)
             self.stopping = self.stopping or given_up
 
     def _stop_in_order(self) -> None:
-        """Once a stop is requested, stop the last program that still runs, or kill all after a second signal."""
+        """After a stop request, stop the last program that still runs; after a second signal, kill all."""
         self.stopping = self.stopping or self._session.stopping
         if not self.stopping:
             return

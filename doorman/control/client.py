@@ -20,7 +20,7 @@ MAX_THREADS: Final = 8
 
 
 class Remote:
-    """Connection to a manager; a context manager. Its registry entry has the key. Raises LocationError, PluginError."""
+    """Connection to a manager, whose registry entry has the ``key``. Raises LocationError, PluginError."""
 
     def __init__(self, location: Location, *, key: bytes = b"", name: str = "", timeout: float = TIMEOUT_S) -> None:
         self.name = name or str(location)
@@ -76,12 +76,12 @@ class Remote:
 
 
 def find(name: str | None = None, location: str | None = None, *, timeout: float = TIMEOUT_S) -> list[Remote]:
-    """Return the managers of this user, or that with a name or at a location. Raises ManagerNotFound, LocationError."""
+    """Connect to the managers of this user, or to one by name or location. Raises ManagerNotFound, LocationError."""
     entries = registry.entries()
     if location is not None:
         where = resolve(location)
         entries = [entry for entry in entries if entry.location == where][:1]
-        if not entries:  # It may run on another host, or be another user's.
+        if not entries:  # The manager may run on another host, or belong to another user.
             return [Remote(where, timeout=timeout)]
     elif name is not None:
         names = [entry.name for entry in entries]
@@ -92,7 +92,7 @@ def find(name: str | None = None, location: str | None = None, *, timeout: float
 
 
 def look_at_all(remotes: list[Remote]) -> tuple[list[ManagerView], list[ControlError]]:
-    """Query all managers; return the views of those that reply, and the errors of the others."""
+    """Query managers; return the views that arrive, and the errors of the other managers."""
     views: list[ManagerView] = []
     errors: list[ControlError] = []
     # In parallel, because each manager that does not answer costs the whole timeout.

@@ -45,7 +45,7 @@ class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stale(self) -> bool:
-        """Whether its process has certainly ended: the host has booted since, or no process has its inode."""
+        """Whether the process has certainly ended: the host has booted since, or no process has its inode."""
         if self.process.boot_id != boot_id():
             return True
         try:
@@ -57,7 +57,7 @@ class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registration:
-    """The registry entry of one manager, until `close` or the end of this process. Raises NameTaken, ValueError."""
+    """Keeps the registry entry of a manager until `close` or the end of this process. Raises NameTaken, ValueError."""
 
     def __init__(self, name: str, location: Location, *, kind: str, key: bytes) -> None:
         if not NAME.fullmatch(name):

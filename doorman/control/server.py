@@ -47,7 +47,7 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity | None = None
     """The proven process of the task; None before the proof."""
     cpu: float | None = None
-    """Per cent of one core, including descendants, since the last query or else since the start."""
+    """Load since the last query, or else since the start, in per cent of one core, including descendants."""
     memory: int | None = None
     """Resident bytes, including descendants."""
     age: float | None = None
@@ -68,12 +68,12 @@ class ManagerView(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     left_off: int = 0
-    """Number of tasks that are missing in `tasks`."""
+    """Number of further tasks, which are not in `tasks`."""
     progress: str = ""
 
 
 class Control:
-    """Answers queries about a manager during the manager's own `tick`; a context manager.
+    """Answers queries about a manager within the manager's `tick`, until `close` or the end of a ``with`` block.
 
     ``name`` names the manager in `doorman ps`; default: kind, pid and a number. ``on_end`` is called by `doorman stop
     NAME`; default: `manager.stop`. ``progress`` returns a short text. Raises NameTaken, ValueError, BadLocation.
