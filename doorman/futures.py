@@ -21,8 +21,8 @@ __all__ = ["TaskFuture", "as_completed", "wait"]
 IDLE_WAIT_S: Final = 60.0  # every event of a manager wakes the wait
 POLL_INTERVAL_S: Final = 0.02  # for futures of other managers and executors, which cannot wake the wait
 
-# Held while a future is bound to its task, and while it takes a step that only one thread may take: a future can be
-# requested in any thread, just when the manager's thread changes the state of the task.
+# Held while a future is bound to its task or follows the task's state: any thread can request a future while the
+# manager's thread changes the state.
 _binding = threading.Lock()
 
 
@@ -42,7 +42,7 @@ class ManagedFuture(Future[Any]):
         return super().exception(self._tick_until_done(timeout))
 
     def _tick_until_done(self, timeout: float | None) -> float | None:
-        """Tick the manager if that is for this thread to do; return the seconds that are left to wait."""
+        """Tick the manager if this thread owns it; return the seconds that are left to wait."""
         manager = self._manager
         if not self.done() and manager is not None and manager._owned_here:
             tick_until([manager], self.done, timeout)
@@ -142,7 +142,7 @@ class Waited(NamedTuple):
 
 
 def as_completed(tasks: Iterable[Awaited], timeout: float | None = None) -> Iterator[Awaited]:
-    """Yield tasks, or Doorman's futures, as they finish, each once; tick their manager if this thread owns it.
+    """Yield each task, or each of Doorman's futures, when it finishes. Tick the manager if this thread owns it.
 
     Raises TimeoutError if not all have finished ``timeout`` seconds after the call.
     """

@@ -1,4 +1,4 @@
-"""A manager that runs tasks in groups, one group after the other."""
+"""A manager that runs groups of tasks, one group after the other."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class GroupManager(BaseManager):
     on_failure -- after a group in which a task failed, expired or was lost: ``"continue"`` with the next group, or
     ``"stop"``: cancel all later groups, until `resume`
 
-    The tasks of one group run together, as the rules allow. Group managers may share an inner manager: each keeps its
-    own order, the rules apply to all together. Leaving the block closes the inner manager, too. Raises ValueError.
+    The tasks of one group run in parallel, as the rules allow. Group managers may share an inner manager: each keeps
+    its own order, and the rules apply to the tasks of all. Leaving the block closes the inner manager too.
+    Raises ValueError.
     """
 
     def __init__(self, manager: BaseManager, *, on_failure: OnFailure = "continue") -> None:
@@ -73,7 +74,7 @@ class GroupManager(BaseManager):
         return self.manager.why(task)
 
     def add_group(self, tasks: Iterable[Task], *, on_failure: OnFailure | None = None) -> tuple[Task, ...]:
-        """Queue tasks as one group, behind all earlier groups. If this raises, none of them is added.
+        """Queue tasks as one group, behind all earlier groups. After an error none of them is added.
 
         ``on_failure`` replaces that of the manager. Raises TaskNotPicklable, TaskAlreadyAdded, ValueError.
         """
@@ -149,14 +150,14 @@ class GroupManager(BaseManager):
             self._cancel_rest(self.failed[0])
         if self.failed or not self._groups:
             return False
-        # Set first: if the inner manager refuses a task, the group has still had its turn.
+        # Set before: a group with a task that the inner manager refuses is not started again.
         self._current = self._groups.popleft()
         self._submit(self._current)
         return True
 
     def _submit(self, group: _Group) -> None:
-        """Add a group to the inner manager. If that refuses a task, cancel this one and the rest of the group."""
-        # The inner manager adopts them under its own name, with the arguments pickled by `add_group`.
+        """Add a group to the inner manager. If it refuses a task, cancel this one and the rest of the group."""
+        # The inner manager adopts the tasks again, with the arguments that `add_group` has pickled.
         for task, call in group.items():
             task._release(call)
         left = list(group)
@@ -169,7 +170,7 @@ class GroupManager(BaseManager):
                 del left[0]
         except BaseException as error:
             for task in left:
-                _cancel(task, f"task {task.name!r} was not taken by its manager: {error}", error)
+                _cancel(task, f"task {task.name!r} was refused by its manager: {error}", error)
             raise
 
     def _cancel_rest(self, failed: Task) -> None:

@@ -22,7 +22,6 @@ from doorman.current import CurrentTask, task_context
 from doorman.errors import RestartedTooOften, TaskFailed, WorkerDied
 from doorman.identity import own_identity
 from doorman.launcher.process_exit import exit_code
-from doorman.progress import Progress
 from doorman.rules import Rule
 from doorman.states import State
 from doorman.task import OnOutput, OnProgress, Task, check_listeners
@@ -234,25 +233,24 @@ class SynchronousManager(BaseManager):
         task._finish(state, value, error)
 
     def _call(self, task: Task) -> _End:
-        def report(progress: Progress) -> None:
-            task._report_progress(replace(progress, at=time.time()), self._on_progress)
-
+        current = CurrentTask(
+            task.name,
+            task.attempt,
+            emit=lambda name, args, kwargs: self.server.emit(name, *args, **kwargs),
+            listen=lambda name, listener: self._task_listeners.setdefault(name, []).append(listener),
+            report=lambda news: task._report_progress(replace(news, at=time.time()), self._on_progress),
+        )
         try:
-            with task_context(CurrentTask(task.name, task.attempt, self._emit, self._listen, report)):
+            with task_context(current):
                 return State.DONE, task.fn(*task.args, **task.kwargs), None
         except SystemExit as leaving:
-            return _exited(leaving)
+            code = exit_code(leaving)  # As from a process: 0 is a success.
+            return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)
         except Exception as raised:  # noqa: BLE001 - one task that raises must not stop the others
             # As from a process: the user's exception, caused by a TaskFailed with the traceback as text.
             failure = TaskFailed(f"the task raised:\n\n{''.join(traceback.format_exception(raised))}")
             failure.__cause__, raised.__cause__ = raised.__cause__, failure
             return State.FAILED, None, raised
-
-    def _listen(self, name: str, listener: Callable[..., Any]) -> None:
-        self._task_listeners.setdefault(name, []).append(listener)
-
-    def _emit(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.server.emit(name, *args, **kwargs)
 
 
 def _command(task: Task) -> _End:
@@ -274,9 +272,3 @@ def _command(task: Task) -> _End:
             raise
     task.exit_code, task.signal = (code, None) if code >= 0 else (None, -code)
     return (State.FAILED, None, WorkerDied(process.pid, task.exit_code, task.signal)) if code else (State.DONE, 0, None)
-
-
-def _exited(leaving: SystemExit) -> _End:
-    """Return the end that the exit would have in a process of its own."""
-    code = exit_code(leaving)
-    return (State.FAILED, None, WorkerDied(os.getpid(), code, None)) if code else (State.DONE, None, None)

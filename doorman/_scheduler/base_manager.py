@@ -52,7 +52,7 @@ class BaseManager:
         self._wake_loop()
 
     def remove_rule(self, rule: Rule) -> bool:
-        """Remove a rule; False if there is none such."""
+        """Remove a rule; False if the manager does not have it."""
         self._wake_loop()
         return self.rules.remove(rule)
 
@@ -86,12 +86,12 @@ class BaseManager:
     def _call_soon(self, function: Callable[[], object]) -> None:
         """Call ``function()`` in the next tick, and wake a wait for it. Safe from any thread."""
         self._scheduled_calls.append(function)
-        # In the owner's thread no wait is in progress, so that the system call of a wake is saved.
+        # A wake costs a system call, and in the owner's thread no wait is in progress.
         if self._loop_driver is not None or not self._owned_here:
             self.server.wake()
 
     def _run_scheduled_calls(self) -> None:
-        """Call the functions of `_call_soon`. If one of them adds another, that is for the next tick."""
+        """Call the functions of `_call_soon`. A function that one of them adds is called in the next tick."""
         for _ in range(len(self._scheduled_calls)):
             self._scheduled_calls.popleft()()
 
@@ -166,7 +166,7 @@ class BaseManager:
         self.stop()
 
     def _wake_loop(self) -> None:
-        """Request a tick of the event loop, if there is one: tasks or rules have changed between two ticks."""
+        """Request a tick of the event loop, if there is one, after a change between two ticks."""
         if self._loop_driver is not None:
             self._loop_driver.schedule_tick()
 
@@ -181,7 +181,7 @@ class BaseManager:
             self._loop_driver.detach()
 
     async def __aenter__(self) -> Self:
-        # Imported here: programs without an event loop are spared the import of asyncio, tens of milliseconds.
+        # Imported here: importing asyncio takes tens of milliseconds, and most programs do not use it.
         from doorman._scheduler.event_loop import LoopDriver
 
         LoopDriver(self)

@@ -432,9 +432,7 @@ def _no_hello(attempt: Attempt, event: Deadline, now: float) -> Actions:
 
 
 def _no_hello_stopping(attempt: Attempt, event: Deadline, now: float) -> Actions:
-    if attempt.adopted and attempt.launched is None:
-        return _exit_unseen(attempt, now)
-    return []
+    return _exit_unseen(attempt, now) if attempt.adopted and attempt.launched is None else []
 
 
 # -- running ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -16,9 +15,9 @@ SHARE: Final = 0.1
 class Occupancy:
     """The load of one manager's processes. A start or an end costs O(1)."""
 
-    def __init__(self, meter: Meter | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float]) -> None:
         self.load = Load()
-        self._meter = meter or Meter()
+        self._meter = Meter()
         self._clock = clock
         self._counted: dict[str, tuple[str, float, float, bool]] = {}
         self._next = 0.0

@@ -200,7 +200,7 @@ class RunQueue:
         return min(most, SAMPLE_INTERVAL_S) if self._groups.asked or self._by_load else most
 
     def _examine(self, examined: dict[_QueueGroup, None], limit: int) -> Generator[_Admitted, None, bool]:
-        """Yield as `admit`; return whether all groups were examined."""
+        """Yield the tasks of `admit`; return whether all groups were examined."""
         latest, held = self.next_turn(), False
         while (group := self._next_group()) is not None:
             examined[group] = None

@@ -186,6 +186,6 @@ def test_what_a_closed_manager_does_not_take_is_cancelled(short_path):
         with pytest.raises(ValueError, match="closed"):
             groups.tick()
         for task in tasks:
-            with pytest.raises(TaskCancelled, match="not taken by its manager: this manager is closed"):
+            with pytest.raises(TaskCancelled, match="refused by its manager: this manager is closed"):
                 task.result(DEADLINE)
         groups.close()
