@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from remit._protocol.session import Session
 
 __all__ = ["Credentials", "Event", "Sender", "check_event"]
 
@@ -22,33 +25,24 @@ class Credentials(NamedTuple):
 class Sender:
     """A client, as seen by the listeners of its server."""
 
-    __slots__ = ("_credentials", "_emit", "_is_connected", "id", "session")
+    __slots__ = ("_emit", "id", "session")
 
-    def __init__(
-        self,
-        identifier: str,
-        emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
-        credentials: Callable[[], Credentials | None],
-        is_connected: Callable[[], bool],
-        session: object | None = None,
-    ) -> None:
-        self.id = identifier
+    def __init__(self, session: Session, emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None]) -> None:
+        self.id = session.id.hex()
         """32 hexadecimal digits, the same for all events of one client in one process."""
         self.session = session
         """Internal state of this client."""
         self._emit = emit
-        self._credentials = credentials
-        self._is_connected = is_connected
 
     @property
     def credentials(self) -> Credentials | None:
         """The client's process as reported by the kernel; None if the transport cannot know it."""
-        return self._credentials()
+        return self.session.credentials
 
     @property
     def connected(self) -> bool:
         """Whether the client is known to be connected. Its session outlives its connections."""
-        return self._is_connected()
+        return self.session.peer is not None
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to this client only. It is acknowledged like any other event.

@@ -177,15 +177,8 @@ class ServerIO:
     def sender_of(self, session: Session) -> Sender:
         """Return the client of a session as listeners receive it."""
         if session.sender is None:
-            session.sender = Sender(
-                session.id.hex(),
-                functools.partial(self.emit, session),
-                lambda: session.credentials,
-                lambda: session.peer is not None,
-                session,
-            )
-        sender: Sender = session.sender
-        return sender
+            session.sender = Sender(session, functools.partial(self.emit, session))
+        return session.sender
 
     def find_session(self, peer: Sender | str, name: str) -> Session:
         """Return the session of a client, to emit event ``name``. Raises EmitError, TypeError."""

@@ -16,13 +16,14 @@ the receiver. The rules, referred to by number in the comments:
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from remit._protocol import frames
 from remit._protocol.frames import EVENTS_HEAD, Bye, FrameKind
 from remit._protocol.outbox import Outbox
 from remit.codec import Codec, EventMessage
 from remit.errors import CodecError, ProtocolError
+from remit.event import Sender
 from remit.transport import Credentials, Peer
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Session:
         """Number of the connection with which the session started at the server."""
         self.credentials: Credentials | None = None
         self.last_received_at = 0.0
-        self.sender: Any = None
+        self.sender: Sender | None = None
         """The `Sender` of this session, once the server has made one for its listeners."""
         self.ack_due = False
         self.ack_delay = 0.0

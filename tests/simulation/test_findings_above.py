@@ -38,7 +38,7 @@ FOREVER = float("inf")
 def new_session(name: bytes = b"s") -> Session:
     session = Session(name * 16, CODEC, Outbox(CODEC, max_frame=1 << 20))
     session.peer = 1
-    session.sender = Sender(session.id.hex(), lambda *_: None, lambda: None, lambda: True, session)
+    session.sender = Sender(session, lambda *_: None)
     return session
 
 

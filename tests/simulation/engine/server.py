@@ -146,9 +146,8 @@ class SimulatedServer(Actor):
 
     def _sender(self, session: Session) -> Sender:
         if session.sender is None:
-            session.sender = Sender(session.id.hex(), _mute, lambda: None, lambda: True, session)
-        sender: Sender = session.sender
-        return sender
+            session.sender = Sender(session, _mute)
+        return session.sender
 
     def _speak(self, session: Session) -> None:
         if session not in self._streams:
