@@ -99,8 +99,13 @@ def entries() -> list[ManagerEntry]:
     for path in folder().glob("*.json"):
         if (entry := _read(path)) is not None:
             found.append(entry)
-        else:
-            _remove(path)
+            continue
+        with contextlib.suppress(LocationInUse):
+            lock = FileLock(str(path))
+            # Read it again under the lock: another manager may have registered the name since.
+            if _read(path) is None:
+                path.unlink(missing_ok=True)
+            lock.release()
     return sorted(found, key=lambda entry: entry.since)
 
 
@@ -111,12 +116,3 @@ def _read(path: Path) -> ManagerEntry | None:
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
     return None if entry.stale else entry
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(LocationInUse):
-        lock = FileLock(str(path))
-        # Read it again under the lock: another manager may have registered the name since.
-        if _read(path) is None:
-            path.unlink(missing_ok=True)
-        lock.release()

@@ -218,7 +218,12 @@ class ProcessExecutor(Executor):
             if _exiting.is_set():
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if self._manager_thread is None:
-                self._manager_thread = self._start_thread()
+                thread = self._make_thread()
+                thread.start()
+                self._manager_thread = thread
+                _manager_threads.add(thread)
+                # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
+                weakref.finalize(self, thread.finish).atexit = False
             return self._manager_thread.submit(fn, *args, **kwargs)
 
     def map(
@@ -281,15 +286,6 @@ class ProcessExecutor(Executor):
         self.shutdown(wait=False, cancel_futures=True)
         if self._manager_thread is not None and self._pid == os.getpid():
             self._manager_thread.stop_workers(kill=kill)
-
-    def _start_thread(self) -> ManagerThread:
-        """Start the thread. Raises the errors of its manager."""
-        thread = self._make_thread()
-        thread.start()
-        _manager_threads.add(thread)
-        # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
-        weakref.finalize(self, thread.finish).atexit = False
-        return thread
 
 
 def _each(fn: Callable[..., Value], chunk: Sequence[tuple[Any, ...]]) -> list[Value]:
