@@ -53,9 +53,10 @@ class AsyncClient:
     async def request(
         self, name: str, /, *args: Any, on_progress: Callable[..., Any] | None = None, **kwargs: Any
     ) -> Any:
-        """Return what the first listener of this name returns on the server. Like `Client.request`.
+        """Send a request and return the value that the server's first listener of this name returns.
 
-        Cancelling the call cancels the request on the server. ``on_progress``, plain or async, is called on the loop.
+        Arguments and errors are those of `Client.request`. Cancelling the call cancels the request on the server.
+        ``on_progress``, plain or async, is called on the loop.
         """
         progress = None if on_progress is None else self._on_loop(on_progress)
         ask = functools.partial(self._client.submit, name, *args, on_progress=progress, **kwargs)

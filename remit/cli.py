@@ -153,7 +153,7 @@ def _listen(given: argparse.Namespace) -> int:
 
 
 class _Printer:
-    """Prints events as lines of JSON until ``count`` are printed, or `stop` is called."""
+    """Prints events as lines of JSON until ``count`` events are printed or `stop` is called."""
 
     def __init__(self, count: int | None, wake: Callable[[], None]) -> None:
         self.left = count

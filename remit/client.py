@@ -202,12 +202,12 @@ class Client(ListenerRegistry):
         on_progress: OnProgress | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return what the first listener of this name returns on the server. Wait for up to ``timeout`` seconds.
+        """Send a request and return the value that the server's first listener of this name returns.
 
         An ``idempotent`` request may run twice: it is repeated after a lost connection. ``on_progress(done, total)``
         is called with the progress that the listener reports. Raises RequestFailed with the traceback of the listener,
-        NoListener, RequestTimeout, PeerLost when the connection is lost, WouldDeadlock in the thread that ticks the
-        server, and what `emit` raises.
+        NoListener, RequestTimeout after ``timeout`` seconds, PeerLost when the connection is lost, WouldDeadlock in the
+        thread that ticks the server, and what `emit` raises.
         """
         if ticked_here(self._location):
             raise WouldDeadlock(

@@ -1,4 +1,4 @@
-"""Transport between the threads of one process: `memory:`, the reference for all others."""
+"""Transport between the threads of one process: `memory:`. It is the simplest implementation of the contract."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Stream:
         self.socket.close()
 
     def _send_now(self, pieces: Sequence[bytes | memoryview]) -> int:
-        """Return the number of bytes that the kernel took."""
+        """Pass bytes to the kernel without queueing any; return the number that it took."""
         try:
             return self.socket.send(pieces[0]) if len(pieces) == 1 else self.socket.sendmsg(pieces)
         except (BrokenPipeError, ConnectionResetError):
