@@ -24,7 +24,6 @@ import msgspec
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PAIR_CHECK, PAIR_ENDED, PAIR_JOIN, PAIR_SIGNAL, SERVER_RESTARTED
 from remit._patterns.request_reply import Post, session_of
-from remit._protocol.leases import ExclusiveSlot
 from remit._protocol.session import FOREVER, Session
 from remit.codec import EventMessage
 from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
@@ -53,7 +52,11 @@ class PairServer:
         lease: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slot = ExclusiveSlot(lease=lease, first=secrets.randbits(EPOCH_BITS))
+        # Only the thread that ticks the server changes the slot, so it needs no lock.
+        self.holder: Session | None = None
+        """Session of the second member; None while the slot is free."""
+        self.epoch = secrets.randbits(EPOCH_BITS)
+        """Number of the holder. It fences off the messages of earlier holders."""
         router.register(PAIR_SIGNAL, self._handle_signal)
         router.request_handlers[PAIR_JOIN] = self._join
         router.request_handlers[PAIR_CHECK] = self._check
@@ -62,14 +65,13 @@ class PairServer:
         self._on_signal = on_signal
         self._lease = lease
         self._clock = clock
-        # The slot itself needs no lock: only the thread that ticks the server changes it. Threads that call signal()
-        # wait here until it is taken.
         self._taken = threading.Condition()
+        """Threads that call signal() wait here until the slot is taken."""
 
     def wait_for_member(self, deadline: float) -> bool:
         """Wait until the slot is taken; return False after ``deadline``."""
         with self._taken:
-            while self.slot.holder is None:
+            while self.holder is None:
                 left = deadline - self._clock()
                 if left <= 0:
                     return False
@@ -78,58 +80,65 @@ class PairServer:
 
     def signal(self, value: Any) -> None:
         """Signal the other member. Raises PeerLost, CodecError, FrameTooLarge."""
-        holder: Any = self.slot.holder
+        holder = self.holder
         if holder is None:
             raise PeerLost("the other member has left")
         try:
-            self._post(holder, PAIR_SIGNAL, (self.slot.epoch, value))
+            self._post(holder, PAIR_SIGNAL, (self.epoch, value))
         except EmitError as error:
             raise PeerLost(f"the other member has left: {error}") from error
 
     def advance(self, caught_up: float) -> None:
         """Free the slot if its lease has expired. ``caught_up`` is the time of the last read that emptied the link."""
-        holder: Any = self.slot.holder
-        if holder is not None and self.slot.has_expired(caught_up - holder.last_received_at):
-            self.leave()  # It may be alive and reconnect.
+        holder = self.holder
+        if holder is not None and caught_up - holder.last_received_at > self._lease:
+            self.leave()  # The other member may be alive and reconnect.
             self.on_session_closed(holder)
 
     def leave(self) -> None:
         """Send PAIR_ENDED to the other member."""
-        holder: Any = self.slot.holder
-        if holder is not None:
-            self._send_ended(holder, self.slot.epoch)
+        if self.holder is not None:
+            self._send_ended(self.holder, self.epoch)
 
     def on_session_closed(self, session: Session) -> None:
         """Free the slot if this session holds it."""
-        if self.slot.release(session):
+        if self.holder is session:
+            self.holder = None
             self._on_signal(PeerLost("the other member has left, or is dead"))
 
     def _join(self, session: Session, _: float) -> tuple[int, float]:
-        epoch = self.slot.claim(session)
-        if epoch is None:
+        # PAIR_JOIN is idempotent: the holder may repeat it, and gets the same epoch.
+        if self.holder is None:
+            # In this order: another thread that sees the new holder must read its epoch.
+            self.epoch += 1
+            self.holder = session
+        if self.holder is not session:
             raise PairBusy("this pair already has two members; a third cannot connect")
         with self._taken:
             self._taken.notify_all()
-        return epoch, self._lease
+        return self.epoch, self._lease
 
     def _handle_signal(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         session = session_of(sender)
         epoch, value = msgspec.convert(message.args, tuple[int, Any])
-        if self.slot.is_held_by(session, epoch):
+        if self._holds_slot(session, epoch):
             self._on_signal((value,))
         else:
-            # If this session holds the slot in a newer epoch, it does not know of it: it has lost the other one.
+            # A session that holds the slot in a newer epoch has not received that epoch, and can never use it.
             self._send_ended(session, epoch)
             self.on_session_closed(session)
 
     def _check(self, session: Session, epoch: int) -> bool:
-        holds = self.slot.is_held_by(session, epoch)
+        holds = self._holds_slot(session, epoch)
         if not holds:
-            self.on_session_closed(session)  # Its place in another epoch: it does not know of it, and cannot use it.
+            self.on_session_closed(session)  # As in `_handle_signal`.
         return holds
 
+    def _holds_slot(self, session: Session, epoch: int) -> bool:
+        return self.holder is session and epoch == self.epoch
+
     def _send_ended(self, session: Session, epoch: int) -> None:
-        with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
+        with contextlib.suppress(EmitError, FrameTooLarge):  # The session may have ended.
             self._post(session, PAIR_ENDED, (epoch,))
 
 
@@ -150,7 +159,7 @@ class PairClient:
     def on_joined(self, answer: tuple[int, float]) -> float:
         """Handle the reply to PAIR_JOIN; return the lease in seconds, the shorter one of both members."""
         self.epoch, server_lease = msgspec.convert(answer, tuple[int, float])
-        # A restart of the server between its reply and this line was not noticed: SERVER_RESTARTED found no epoch.
+        # If the server restarted after its reply and before this line, SERVER_RESTARTED found no epoch to check.
         self._check_membership()
         return min(self._lease, server_lease)
 
@@ -165,7 +174,7 @@ class PairClient:
         """Return why the pair has ended, or an empty text while it has two members."""
         if not self.ended and self._client.silence > self._lease:
             self.ended = f"the other member was silent for {self._lease} s"
-            # Gives the slot up, in case that the server is alive and still considers this client its member.
+            # This frees the slot if the server is alive and still considers this client its member.
             self._client.submit(PAIR_CHECK, NO_EPOCH, timeout=FOREVER, idempotent=True)
         return self.ended
 
@@ -175,7 +184,7 @@ class PairClient:
             self._on_signal((value,))
 
     def _handle_ended(self, epoch: int) -> None:
-        if epoch == self.epoch:  # Otherwise it is late, and about a pair that this member has left.
+        if epoch == self.epoch:  # Otherwise it is a late event of an earlier pair.
             self._end("the other member has left, or considered this one dead")
 
     def _check_membership(self) -> None:

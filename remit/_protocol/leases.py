@@ -1,8 +1,7 @@
-"""Leases of workers, and the exclusive slot that holds the second member of a pair."""
+"""Leases of workers, renewed by each received frame."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Final
 
 from remit._protocol.session import Session
@@ -31,7 +30,7 @@ class Leases:
         self._disconnected_at[session] = None
 
     def remove(self, session: Session) -> bool:
-        """Remove a worker; return False if it was not registered."""
+        """Remove a worker. Return False if it was not registered."""
         if session not in self._disconnected_at:
             return False
         del self._disconnected_at[session]
@@ -53,34 +52,3 @@ class Leases:
         if since is None or session.last_received_at > since:
             self._disconnected_at[session] = since = now
         return now - since > min(RECONNECT_GRACE_S, self.lease_s)
-
-
-class ExclusiveSlot:
-    """A slot for one holder. Each new holder starts an epoch, which fences off messages of earlier holders."""
-
-    def __init__(self, *, lease: float, first: int = 0) -> None:
-        self.epoch = first
-        self.holder: Hashable | None = None
-        self._lease = lease
-
-    def claim(self, claimant: Hashable) -> int | None:
-        """Take the slot and return its epoch, or None if it is taken. The holder itself may claim it again."""
-        if self.holder is None:
-            self.holder = claimant
-            self.epoch += 1
-        return self.epoch if self.holder is claimant else None
-
-    def is_held_by(self, claimant: Hashable, epoch: int) -> bool:
-        """Return whether the slot has this holder, in this epoch."""
-        return self.holder is claimant and epoch == self.epoch
-
-    def release(self, holder: Hashable) -> bool:
-        """Free the slot; return False if it has another holder or none."""
-        if self.holder is not holder:
-            return False
-        self.holder = None
-        return True
-
-    def has_expired(self, silence: float) -> bool:
-        """Return whether the holder has lost the slot after ``silence`` seconds without a frame."""
-        return self.holder is not None and silence > self._lease

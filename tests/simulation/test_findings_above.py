@@ -241,7 +241,7 @@ def test_one_who_speaks_in_an_epoch_that_is_over_does_not_keep_the_seat() -> Non
     table, session = Table(), new_session()
     epoch, _ = table.services[PAIR_JOIN](session, LEASE)
     table.router.handlers[PAIR_SIGNAL][0](EventMessage(PAIR_SIGNAL, (epoch - 1, "old")), session.sender, True)
-    assert table.owner.slot.holder is None
+    assert table.owner.holder is None
     assert all(isinstance(each, PeerLost) for each in table.heard)
 
 
@@ -253,7 +253,7 @@ def test_a_guest_that_lost_its_owner_by_silence_gives_the_seat_up() -> None:
     assert guest.lost_reason()
     name, epoch = talk.said[-1]
     assert table.services[name](session, epoch) is False
-    assert table.owner.slot.holder is None
+    assert table.owner.holder is None
 
 
 def test_a_guest_that_joins_a_server_that_began_anew_is_not_lost() -> None:

@@ -47,17 +47,17 @@ class SimulatedOwner(SimulatedServer):
 
     def advance(self) -> None:
         """Look after the seat: who was heard of just now must keep it."""
-        holder: Any = self.owner.slot.holder
+        holder: Any = self.owner.holder
         self.owner.advance(self.pump.drained_at)
         silent = 0.0 if holder is None else self.world.now - holder.last_received_at
-        if holder is not None and self.owner.slot.holder is not holder and silent <= self.book.lease:
+        if holder is not None and self.owner.holder is not holder and silent <= self.book.lease:
             self.world.fail(f"{self} takes the seat from one that it heard of {silent} s ago")
 
     def speak(self) -> None:
         """Signal whoever holds the seat."""
-        if self.owner.slot.holder is not None and self.world.now >= max(self.deaf_until, self.stalled_until):
+        if self.owner.holder is not None and self.world.now >= max(self.deaf_until, self.stalled_until):
             try:
-                self.owner.signal((self.machine.instance, self.owner.slot.epoch, self.sent + 1))
+                self.owner.signal((self.machine.instance, self.owner.epoch, self.sent + 1))
             except PeerLost:
                 return
             self.sent += 1
@@ -71,7 +71,7 @@ class SimulatedOwner(SimulatedServer):
 
     def _asked(self, session: Session, lease: float) -> Any:
         """Somebody wants the seat: it must be given if it is free, and must not if somebody has it."""
-        last = self._seated.get(self.owner.slot.epoch)
+        last = self._seated.get(self.owner.epoch)
         present = last is not None and last is not session and self._present(last)
         try:
             answer = self._join(session, lease)
@@ -91,9 +91,9 @@ class SimulatedOwner(SimulatedServer):
 
     def busy(self, sessions: set[bytes]) -> list[str]:
         """Say whether two have met here, and have heard all that the other one said."""
-        holder: Any = self.owner.slot.holder
+        holder: Any = self.owner.holder
         guest = self.book.guests.get(holder.id) if holder is not None and holder.id in sessions else None
-        if guest is None or guest.guest.ended or guest.guest.epoch != self.owner.slot.epoch:
+        if guest is None or guest.guest.ended or guest.guest.epoch != self.owner.epoch:
             return [
                 *super().busy(sessions),
                 f"{self} waits for somebody, its seat is held by {holder and holder.id.hex()}",
@@ -105,7 +105,7 @@ class SimulatedOwner(SimulatedServer):
     def _present(self, session: Session) -> bool:
         """Whether somebody has the seat and knows nothing to the contrary."""
         guest = self.book.guests[session.id].guest
-        if guest.ended or guest.epoch not in (0, self.owner.slot.epoch):
+        if guest.ended or guest.epoch not in (0, self.owner.epoch):
             return False
         return (
             self._has(session)
@@ -115,7 +115,7 @@ class SimulatedOwner(SimulatedServer):
 
     def _doubt(self) -> None:
         """Somebody is turned away: then somebody else must be there, or have been until just now."""
-        holder: Any = self.owner.slot.holder
+        holder: Any = self.owner.holder
         if holder is None or not (self._has(holder) or holder in self.machine.closed):
             self.world.fail(f"{self} turns somebody away, but nobody is there")
 
@@ -123,7 +123,7 @@ class SimulatedOwner(SimulatedServer):
         if isinstance(signal, PeerLost):
             return
         guest, epoch, number = signal[0]
-        seat = self.owner.slot
+        seat = self.owner
         holder: Any = seat.holder
         if holder is None or guest != holder.id or epoch != seat.epoch:
             self.world.fail(f"{self} hears a signal of epoch {epoch} from one who has lost its seat")
@@ -217,7 +217,5 @@ class SimulatedGuest(SimulatedClient):
         server = self.host.end.actor if self.host.end is not None else None
         if self._over or not self.guest.epoch or not isinstance(server, SimulatedOwner):
             return True
-        holder: Any = server.owner.slot.holder
-        return (
-            holder is not None and holder.id == self.machine.session.id and self.guest.epoch == server.owner.slot.epoch
-        )
+        holder: Any = server.owner.holder
+        return holder is not None and holder.id == self.machine.session.id and self.guest.epoch == server.owner.epoch
