@@ -73,7 +73,7 @@ MAX_CHANNELS: Final = 65_536
 """Channels of a server. A client whose channel is discarded repeats the handshake, and loses no event."""
 REFUSALS: Final = {
     "key": "its key is another one: give both ends the same key= or key_file=",
-    "keyed": "it has no key: give it the key= or key_file= of this client, or take it from this client",
+    "keyed": "it has no key: give it the key= or key_file= of this client, or remove the key from this client",
     "unsigned": "it accepts authenticated frames only: give this client the key= or key_file= of the server",
 }
 """Next action by reason. The client shows its own text instead of the received one, which is not authenticated."""
@@ -113,9 +113,9 @@ class SharedKey:
 
 
 class AuthChannel:
-    """One end of a channel: wraps frames to send and unwraps received ones, with a key and a counter for each way."""
+    """One end of a channel: wraps sent frames and unwraps received frames. Each direction has a key and a counter."""
 
-    __slots__ = ("_receive_mac", "_received", "_send_mac", "_sent", "id")
+    __slots__ = ("_plain", "_receive_mac", "_received", "_send_mac", "_sent", "_wrapped", "id")
 
     def __init__(self, identifier: bytes, send_key: bytes, receive_key: bytes) -> None:
         self.id = identifier
@@ -124,15 +124,25 @@ class AuthChannel:
         self._receive_mac = blake2b(key=receive_key, digest_size=TAG_BYTES, person=b"remit frame")
         self._sent = 0
         self._received = 0
+        self._plain: bytes | None = None
+        self._wrapped = b""
 
     def wrap(self, frame: bytes) -> bytes:
-        """Return an AUTHENTICATED frame with the next counter."""
-        self._sent += 1
-        header = _HEADER.pack(head(FrameKind.AUTHENTICATED), self.id, self._sent)
-        mac = self._send_mac.copy()
-        mac.update(header)
-        mac.update(frame)
-        return b"".join((header, frame, mac.digest()))
+        """Return an AUTHENTICATED frame with the next counter, the same for the same object until `mark_sent`."""
+        # A frame that the link did not accept is offered again as the same object. Wrapping it twice would use up
+        # a counter for each attempt, and cost a MAC.
+        if frame is not self._plain:
+            self._sent += 1
+            header = _HEADER.pack(head(FrameKind.AUTHENTICATED), self.id, self._sent)
+            mac = self._send_mac.copy()
+            mac.update(header)
+            mac.update(frame)
+            self._plain, self._wrapped = frame, b"".join((header, frame, mac.digest()))
+        return self._wrapped
+
+    def mark_sent(self) -> None:
+        """Note that the link accepted the frame from `wrap`: an equal frame gets another counter."""
+        self._plain = None
 
     def unwrap(self, frame: bytes) -> bytes:
         """Return the inner frame of an AUTHENTICATED frame of this channel. Raises ProtocolError: replayed, forged."""
@@ -166,32 +176,25 @@ class ClientAuth:
         self._key = key
         self._channel: AuthChannel | None = None
         self._hello = self._request = b""
-        self._plain: bytes | None = None
-        self._wrapped = b""
 
     def wrap_frame(self, frame: bytes) -> bytes | None:
-        """Return what to send for a frame, the same until `mark_sent`. None: the handshake is not complete yet."""
+        """Return the frame to send for a frame of the session, or None before the handshake is complete."""
         if frame[3] == FrameKind.HELLO:
             if frame is not self._hello:
                 self.reset()
                 self._hello = frame
                 self._request = self._key.sign(FrameKind.AUTH_REQUEST, secrets.token_bytes(NONCE_BYTES))
             return self._request
-        if self._channel is None:
-            return None
-        # A frame that the link did not accept is offered again as the same object. Wrapping it twice would use up
-        # a counter for each attempt, and cost a MAC.
-        if frame is not self._plain:
-            self._plain, self._wrapped = frame, self._channel.wrap(frame)
-        return self._wrapped
+        return None if self._channel is None else self._channel.wrap(frame)
 
     def mark_sent(self) -> None:
-        """Note that the link accepted the frame from `wrap_frame`: an equal frame gets another counter."""
-        self._plain = None
+        """Note that the link accepted the frame from `wrap_frame`."""
+        if self._channel is not None:
+            self._channel.mark_sent()
 
     def reset(self) -> None:
         """End the channel: the connection has ended, or another handshake starts."""
-        self._channel = self._plain = self.pending_hello = None
+        self._channel = self.pending_hello = None
         self._hello = self._request = b""
 
     def unwrap_frame(self, frame: bytes) -> bytes | None:
@@ -255,36 +258,27 @@ class ServerAuth:
     def __init__(self, key: SharedKey, rejected: Counter[str]) -> None:
         self.rejected = rejected
         self.replies: deque[tuple[Peer, bytes]] = deque()
-        """Frames to send as they are. If the link does not accept one, it may be dropped: the client repeats itself."""
+        """Frames to send without a wrapper. If the link refuses one, drop it: the client repeats its request."""
         self._key = key
         self._channels: dict[Peer, AuthChannel] = {}
         self.offers: dict[Peer, dict[bytes, tuple[bytes, AuthChannel]]] = {}
         """Unconfirmed handshakes by channel id: server nonce and channel."""
-        self._retries: dict[Peer, tuple[bytes, bytes]] = {}
         self._past_ids: dict[Peer, deque[bytes]] = {}
 
     def wrap_frame(self, peer: Peer, frame: bytes) -> bytes | None:
-        """Return what to send for a frame, the same until `mark_sent`. None: there is no channel to this peer."""
+        """Return the frame to send for a frame of a session, or None without a channel to this peer."""
         channel = self._channels.get(peer)
-        if channel is None:
-            return None
-        retry = self._retries.get(peer)
-        if retry is not None and retry[0] is frame:
-            return retry[1]
-        return channel.wrap(frame)
-
-    def keep_for_retry(self, peer: Peer, frame: bytes, wrapped: bytes) -> None:
-        """Note that the link was full: the same frame will be sent again, and keeps its counter."""
-        self._retries[peer] = frame, wrapped
+        return None if channel is None else channel.wrap(frame)
 
     def mark_sent(self, peer: Peer) -> None:
-        """Note that the link accepted the frame from `wrap_frame`: an equal frame gets another counter."""
-        if self._retries:
-            self._retries.pop(peer, None)
+        """Note that the link accepted the frame from `wrap_frame`."""
+        channel = self._channels.get(peer)
+        if channel is not None:
+            channel.mark_sent()
 
     def remove_peer(self, peer: Peer) -> None:
         """Remove the channels of a connection that has ended."""
-        for each in (self._channels, self.offers, self._retries, self._past_ids):
+        for each in (self._channels, self.offers, self._past_ids):
             each.pop(peer, None)
 
     def unwrap_frame(self, peer: Peer, frame: bytes) -> bytes | None:
@@ -316,7 +310,6 @@ class ServerAuth:
 
     def _confirm(self, peer: Peer, channel: AuthChannel) -> None:
         offers = self.offers.pop(peer, {})
-        self._retries.pop(peer, None)
         last = self._channels.pop(peer, None)
         if last is not None:
             self._past_ids.setdefault(peer, deque(maxlen=PAST_CHANNELS_KEPT)).append(last.id)

@@ -139,9 +139,7 @@ class AuthenticatedServerLink(_AuthenticatedLink):
         sent = self._link.send(peer, sealed)
         if sent is Sent.ACCEPTED:
             self._auth.mark_sent(peer)
-        elif sent is Sent.FULL:
-            self._auth.keep_for_retry(peer, frame, sealed)
-        else:
+        elif sent is Sent.GONE:
             self._auth.remove_peer(peer)
         return sent
 

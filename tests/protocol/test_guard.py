@@ -161,7 +161,6 @@ def test_a_frame_that_found_no_room_is_the_same_when_it_is_tried_again(ends: End
     assert ends.client.wrap_frame(frame) is ends.client.wrap_frame(frame)
     sealed = ends.server.wrap_frame(PEER, frame)
     assert sealed is not None
-    ends.server.keep_for_retry(PEER, frame, sealed)
     assert ends.server.wrap_frame(PEER, frame) is sealed
     ends.server.mark_sent(PEER)
     assert ends.server.wrap_frame(PEER, frame) != sealed
