@@ -13,9 +13,6 @@ from remit._protocol.session import Received, Session
 from remit.errors import TransportError
 from remit.transport import SERVER, Down, Link, Sent, Wakeable
 
-__all__ = ["ClientPump", "ServerPump"]
-
-
 MAX_RECEIVE_FRAMES: Final = 64
 """Frames received in a row before replies to them are sent."""
 MAX_SEND_FRAMES: Final = 64
@@ -163,7 +160,7 @@ class ServerPump(_Pump):
             if sent is Sent.FULL:
                 return False
             if sent is Sent.GONE:
-                self.machine.peer_gone(session, now)
+                self.machine.handle_arrival(Down(session.peer, "gone"), now)
                 return True
             session.mark_sent(now)
         return False

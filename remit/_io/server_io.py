@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import selectors
 import threading
 import time
@@ -24,9 +23,6 @@ from remit.options import Options
 from remit.transport import Transport, Wakeable, Waker
 from remit.transports.authenticated import share_rejected_counter
 
-__all__ = ["ServerIO", "ticked_here"]
-
-
 SEND_DELAY_S: Final = 0.002
 """Delay before the keepalive thread sends queued events, if no thread calls tick() or wait() by then."""
 SEND_LOCK_TIMEOUT_S: Final = 0.05
@@ -37,7 +33,7 @@ KEEPALIVE_PUMPS: Final = 16
 """Rounds of the keepalive thread in a row: a tick() must not wait long for the link."""
 LIVENESS_TIMEOUT_S: Final = 15.0
 """Seconds of silence after which clients may replace their link to a server with a keepalive thread."""
-FAREWELL_TIMEOUT_S: Final = 0.5
+BYE_TIMEOUT_S: Final = 0.5
 """Time in close() for clients to read pending events and BYE: some backends drop unread frames."""
 FULL_POLL_INTERVAL_S: Final = 0.01
 """Interval of attempts to send to a client whose link was full."""
@@ -104,11 +100,11 @@ class ServerIO:
         self._combined_waker: _CombinedWaker | None = None
         self._inherited = False
         self._stopping = threading.Event()
-        self._request = _KeepaliveRequest()
+        self._send_requested = threading.Event()
         self._thread: threading.Thread | None = None
         if threaded:
             # A weak reference: the thread must not keep a server alive that the program has dropped.
-            args = weakref.ref(self), self._stopping, self._request
+            args = weakref.ref(self), self._stopping, self._send_requested
             self._thread = threading.Thread(target=_keep_alive, args=args, name="remit-keeper", daemon=True)
             self._thread.start()
         _open.add(weakref.ref(self, _open.discard))
@@ -135,7 +131,6 @@ class ServerIO:
         event handled after that report would create state that nothing removes.
         """
         machine = self.machine
-        machine.opened.clear()
         if not machine.closed and not machine.cancelled_requests:
             return
         # Copies: the keepalive thread may pump at the same time. `closed` first: events of a session precede its end.
@@ -224,11 +219,11 @@ class ServerIO:
             self.mark_writable(session)
 
     def mark_writable(self, session: Session) -> None:
-        """Have queued events of a session sent by the next tick() or wait(), or else by the keepalive thread."""
+        """Schedule the queued events of a session: the next tick() or wait() sends them, or the keepalive thread."""
         self.machine.writable[session] = None
         here = threading.get_ident()
         if self.tick_thread != here or self._wait_thread not in (0, here):
-            # Another thread ticks or waits: wake it. It may also be busy elsewhere, so ask the keepalive thread too.
+            # Another thread ticks or waits: wake it. It may be busy with other work, so ask the keepalive thread too.
             self.waker.wake()
             self.request_send()
         elif not self.tick_lock.locked():
@@ -236,36 +231,29 @@ class ServerIO:
             self.request_send()
 
     def request_send(self) -> None:
-        """Have the keepalive thread send queued events after `SEND_DELAY_S`. From any thread."""
-        if not self._request.made:
-            self._request.made = True
-            self._request.event.set()
+        """Ask the keepalive thread to send queued events after `SEND_DELAY_S`. Safe from any thread."""
+        if not self._send_requested.is_set():  # Cheaper than set(), which takes a lock, for all but the first event.
+            self._send_requested.set()
 
     # -- the keepalive thread ----------------------------------------------------------------------------------
 
-    def keep_alive(self) -> None:
-        """Pump the link if no thread has done so for a while. Received events wait for the next tick."""
+    def keep_alive(self, *, send: bool) -> None:
+        """Send queued events if asked to; pump the link if no thread has done so for a while. Dispatches nothing."""
         pump = self.link_pump
-        if time.monotonic() - self.pumped_at < KEEPALIVE_INTERVAL_S or not pump.lock.acquire(blocking=False):
+        send = send and bool(self.machine.writable)
+        idle = time.monotonic() - self.pumped_at >= KEEPALIVE_INTERVAL_S
+        if not (send or idle) or not pump.lock.acquire(timeout=SEND_LOCK_TIMEOUT_S if send else 0.0):
             return
         try:
-            # Errors of the link are for tick(): it meets them again.
+            # An error of the link is left to tick(), which gets it again.
             with contextlib.suppress(TransportError):
-                for _ in itertools.repeat(None, 0 if self._stopping.is_set() else KEEPALIVE_PUMPS):
+                if self._stopping.is_set():
+                    return
+                if send:
+                    pump.flush()
+                for _ in range(KEEPALIVE_PUMPS if idle else 0):
                     if pump.exchange():
                         break
-        finally:
-            pump.lock.release()
-
-    def send_queued(self) -> None:
-        """Send queued events, unless another thread uses the link."""
-        pump = self.link_pump
-        if not self.machine.writable or not pump.lock.acquire(timeout=SEND_LOCK_TIMEOUT_S):
-            return
-        try:
-            with contextlib.suppress(TransportError):  # As in `keep_alive`.
-                if not self._stopping.is_set():
-                    pump.flush()
         finally:
             pump.lock.release()
 
@@ -279,12 +267,12 @@ class ServerIO:
         self.closed = True
         _open.discard(weakref.ref(self))
         self._stopping.set()
-        self._request.event.set()
+        self._send_requested.set()
         if not self._inherited:
             self.waker.wake()  # A thread that waits holds the lock.
         with self.link_pump.lock:
             if not self._inherited:
-                self._say_bye(time.monotonic() + min(linger, FAREWELL_TIMEOUT_S))
+                self._send_bye(time.monotonic() + min(linger, BYE_TIMEOUT_S))
             self.link_pump.close(linger)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN_TIMEOUT_S)
@@ -292,7 +280,7 @@ class ServerIO:
             self._combined_waker.close()
         self.waker.close()
 
-    def _say_bye(self, deadline: float) -> None:
+    def _send_bye(self, deadline: float) -> None:
         pump, machine = self.link_pump, self.machine
         pump.flush()
         while machine.has_unreceived and (left := deadline - time.monotonic()) > 0:
@@ -309,7 +297,7 @@ class ServerIO:
         """In a forked child: replace locks that threads of the parent may hold. The child has no keepalive thread."""
         self.link_pump.lock, self.tick_lock = threading.Lock(), threading.Lock()
         self.tick_thread = 0  # A thread of the child may have the ident of the thread that ticked in the parent.
-        self._stopping, self._request = threading.Event(), _KeepaliveRequest()
+        self._stopping, self._send_requested = threading.Event(), threading.Event()
         self._thread, self._inherited = None, True
 
 
@@ -330,28 +318,17 @@ class _CombinedWaker:
             selector.close()
 
 
-class _KeepaliveRequest:
-    """Whether the keepalive thread is asked to send. `made` saves all but the first of many `event.set()`."""
-
-    def __init__(self) -> None:
-        self.made = False
-        self.event = threading.Event()
-
-
-def _keep_alive(reference: weakref.ref[ServerIO], stopping: threading.Event, request: _KeepaliveRequest) -> None:
+def _keep_alive(reference: weakref.ref[ServerIO], stopping: threading.Event, send_requested: threading.Event) -> None:
     """Run the keepalive thread until the server is closed or collected."""
     while True:
-        requested = request.event.wait(KEEPALIVE_INTERVAL_S)
+        requested = send_requested.wait(KEEPALIVE_INTERVAL_S)
         # By the end of the delay a tick() or wait() has usually sent the events, and many requests have become one.
         if stopping.wait(SEND_DELAY_S if requested else 0.0):
             return
         # Cleared before sending: an event that is queued from now on makes a new request.
-        request.event.clear()
-        request.made = False
+        send_requested.clear()
         io = reference()
         if io is None:
             return
-        if requested:
-            io.send_queued()
-        io.keep_alive()
+        io.keep_alive(send=requested)
         del io

@@ -41,7 +41,7 @@ SWEEP_INTERVAL_S: Final = 1.0
 
 
 class ServerSessions:
-    """State machine of the server. It is fed with arrivals and the time, and returns sessions with frames to send."""
+    """State machine of the server. Its caller supplies arrivals and the time, and sends frames of `writable`."""
 
     def __init__(
         self,
@@ -56,9 +56,8 @@ class ServerSessions:
         self.sessions: dict[bytes, Session] = {}
         self.ready: deque[Received] = deque()
         self.rejected: Counter[str] = Counter()
-        self.opened: deque[Session] = deque()
-        """Sessions that have started since the owner emptied this queue."""
         self.closed: deque[Session] = deque()
+        """Sessions that have ended since the owner emptied this queue."""
         self.cancelled_requests: deque[tuple[Session, int]] = deque()
         self.writable: dict[Session, None] = {}
         """Sessions that may have frames to send. An ordered set: sessions are served in the order of their events."""
@@ -68,7 +67,7 @@ class ServerSessions:
         self._max_frame = max_frame
         self._liveness_timeout = liveness_timeout
         self._ttl = session_ttl
-        # Without it the transport reports no `Down` for a lost client: only silence shows it.
+        # If False, the transport reports no `Down` for a lost client: only silence shows the loss.
         self._sees_peers = sees_peers
         self._ended_sessions: dict[bytes, int] = {}
         self._by_peer: dict[Peer, Session] = {}
@@ -158,7 +157,7 @@ class ServerSessions:
             self._liveness_timeout,
             session.first_generation,
         )
-        # Before anything else on this connection: the client drops frames that precede the WELCOME.
+        # The first frame of this connection: the client drops frames that precede the WELCOME.
         session.control_frames.appendleft(frames.pack(welcome))
 
     def _start_session(self, hello: Hello, codec: Codec, received: int) -> Session:
@@ -166,7 +165,6 @@ class ServerSessions:
         session.inbox = Inbox(received)
         session.first_generation = hello.generation
         self.sessions[hello.session] = session
-        self.opened.append(session)
         return session
 
     def _attach(self, session: Session, peer: Peer, generation: int, now: float) -> None:
@@ -192,7 +190,7 @@ class ServerSessions:
             session.last_received_at = now
 
     def _end_session(self, session: Session) -> None:
-        # Its number is kept: a frame that is still in flight must not start the session again and repeat an event.
+        # The received number is kept: a frame in flight must not start the session again and repeat an event.
         # A dict keeps the order of insertion, so the session that ended first is dropped first.
         while len(self._ended_sessions) >= ENDED_SESSIONS_KEPT:
             del self._ended_sessions[next(iter(self._ended_sessions))]
@@ -205,13 +203,8 @@ class ServerSessions:
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def peer_gone(self, session: Session, now: float) -> None:
-        """Handle `Sent.GONE`: the transport has no connection to the peer of this session."""
-        if session.peer is not None:
-            self._disconnect(session.peer, now)
-
     def handle_timeouts(self, now: float, *, drained: bool) -> float:
-        """Probe and expire sessions; return when to call again. ``drained``: all that had arrived was read."""
+        """Probe and expire sessions; return the time of the next call. ``drained``: the link was read until empty."""
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL_S
             for session in list(self.sessions.values()):
@@ -228,7 +221,7 @@ class ServerSessions:
 
     @property
     def has_clients(self) -> bool:
-        """Whether a client is connected, as far as is known."""
+        """Whether a client is connected, unless the transport has not reported its loss yet."""
         return bool(self._by_peer)
 
     @property

@@ -90,7 +90,6 @@ class SimulatedServer(Actor):
 
     def _tell_of_sessions(self, heard: Session | None = None) -> None:
         machine = self.machine
-        machine.opened.clear()
         waiting = {heard, *(received[0] for received in machine.ready)} if machine.closed else set()
         for session in [each for each in machine.closed if each not in waiting]:
             machine.closed.remove(session)
