@@ -13,7 +13,7 @@ from remit._io.server_io import ServerIO
 from remit._patterns.names import SUBSCRIBE, UNSUBSCRIBE
 from remit._patterns.pubsub import Publisher
 from remit._patterns.request_reply import RequestServer, session_of
-from remit._protocol.session import Received, Session
+from remit._protocol.session import Received, Session, mark_events_handled
 from remit.codec import EventMessage
 from remit.config import resolve
 from remit.errors import LinkClosed, ReentrantTick
@@ -135,9 +135,9 @@ class Server(ListenerRegistry):
 
         Raises LinkClosed after `close`.
         """
-        from remit._io.async_server import serve  # Imports asyncio: slow, and needed only here.
+        from remit._io.async_server import AsyncServerLoop  # Imports asyncio: slow, and needed only here.
 
-        await serve(self, self._io or self._open())
+        await AsyncServerLoop(self, self._io or self._open()).serve()
 
     def stop(self) -> None:
         """Make `run` return, or the next `run` if none is active. Safe from any thread."""
@@ -178,7 +178,7 @@ class Server(ListenerRegistry):
 
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
-        session, wires, count, redelivered = received
+        session, wires, _, redelivered = received
         admitted = wires[:limit]
         pending = iter(admitted)
         try:
@@ -187,12 +187,9 @@ class Server(ListenerRegistry):
             # After KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
             interrupted = length_hint(pending)
             self._dispatched -= interrupted
-            done = len(admitted) - interrupted
-            if rest := wires[done:]:
-                io.machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
-            session.mark_handled(done if count else 0)
+            mark_events_handled(received, len(admitted) - interrupted, io.machine.ready)
             io.machine.writable[session] = None
-        return done
+        return len(admitted)
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to the listeners of this server, in this call. It is not sent to clients."""

@@ -12,28 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from remit._io.server_io import FULL_POLL_INTERVAL_S, ServerIO
 from remit._patterns.request_reply import IncomingRequest, error_reply, late_reply, send_reply, value_reply
-from remit._protocol.session import Received, Session
+from remit._protocol.session import Received, Session, mark_events_handled
 from remit.errors import LinkClosed
 
 if TYPE_CHECKING:
     from remit.server import Server
 
-__all__ = ["serve"]
-
-
 IDLE_WAIT_S: Final = 60.0
 """Upper bound of one wait on an idle link; frames and the waker end it."""
 FRAMES_PER_TURN: Final = 64
 """Frames dispatched in a row before other tasks of the loop run."""
-
-
-async def serve(server: Server, io: ServerIO) -> None:
-    """Dispatch until cancelled, or until the server is closed. Raises the error of a broken link."""
-    loop = AsyncServerLoop(server, io)
-    try:
-        await loop.run()
-    finally:
-        await loop.stop()
 
 
 class AsyncServerLoop:
@@ -50,32 +38,31 @@ class AsyncServerLoop:
         """Error that ended the thread."""
         self._thread = threading.Thread(target=self._run_thread, name="remit-aio", daemon=True)
 
-    async def run(self) -> None:
-        """Dispatch until cancelled, or until the server is closed."""
+    async def serve(self) -> None:
+        """Dispatch until cancelled, or until the server is closed. Raises the error of a broken link."""
         self._server._awaitables, self._server._requests.answer_later = [], self._reply_later
         self._thread.start()
-        while not self._io.closed:
-            await self._arrived.wait()
-            self._arrived.clear()
-            await self._dispatch()
-            if self._broken is not None and not self._io.closed:
-                raise self._broken
-
-    async def stop(self) -> None:
-        """Stop the thread, and cancel the requests that still run."""
-        self._stopping = True
-        self._server.wake()
-        self._server._awaitables, self._server._requests.answer_later = None, None
-        for task in self._replies:
-            task.cancel()
-        await self._loop.run_in_executor(None, self._thread.join)
+        try:
+            while not self._io.closed:
+                await self._arrived.wait()
+                self._arrived.clear()
+                await self._dispatch()
+                if self._broken is not None and not self._io.closed:
+                    raise self._broken
+        finally:
+            self._stopping = True
+            self._server.wake()
+            self._server._awaitables, self._server._requests.answer_later = None, None
+            for task in self._replies:
+                task.cancel()
+            await self._loop.run_in_executor(None, self._thread.join)
 
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
         try:
             self._pump()
-        except Exception as error:  # noqa: BLE001 - raised by run()
+        except Exception as error:  # noqa: BLE001 - raised by serve()
             self._broken = error
         finally:
             self._wake_loop()
@@ -112,7 +99,7 @@ class AsyncServerLoop:
                 await asyncio.sleep(0)
 
     async def _handle(self, received: Received) -> None:
-        session, wires, count, redelivered = received
+        session, wires, _, redelivered = received
         server, machine = self._server, self._io.machine
         done = 0
         try:
@@ -125,12 +112,9 @@ class AsyncServerLoop:
             # A cancelled event counts as not handled: the next serve() starts with it. An event whose listener raised
             # SystemExit or KeyboardInterrupt counts as handled.
             done += not isinstance(error, asyncio.CancelledError)
-            if rest := wires[done:]:
-                machine.ready.appendleft((session, rest, len(rest) if count else 0, redelivered))
-            count = done if count else 0
             raise
         finally:
-            session.mark_handled(count)
+            mark_events_handled(received, done, machine.ready)
             machine.writable[session] = None
             self._io.waker.wake()
 

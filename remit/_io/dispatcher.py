@@ -14,13 +14,10 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import SERVER_RESTARTED
 from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession
-from remit._protocol.session import Received
+from remit._protocol.session import Received, mark_events_handled
 from remit.codec import EventMessage
 from remit.errors import CodecError, SessionRefused
 from remit.event import Sender
-
-__all__ = ["Dispatch", "Dispatcher"]
-
 
 logger = logging.getLogger("remit")
 
@@ -81,7 +78,7 @@ class Dispatcher:
             self._queue((session, rest, count, redelivered))
 
     def _handle(self, wire: EventMessage) -> EventMessage | None:
-        """Return the event that is left for dispatch, or None. Malformed input must not end the I/O thread."""
+        """Return the event to dispatch, or None. A malformed event is counted: it must not end the I/O thread."""
         handler = self._io_handlers.get(wire.name)
         if handler is None:
             return wire
@@ -96,7 +93,7 @@ class Dispatcher:
         self._waiting.append(received)
 
     def wake_thread(self) -> None:
-        """Have the dispatch thread dispatch: a slow listener must not delay acknowledgements and heartbeats."""
+        """Wake the dispatch thread, or start it. Listeners run there, so that a slow one does not delay heartbeats."""
         with self._arrived:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="remit-dispatch", daemon=True)
@@ -114,7 +111,8 @@ class Dispatcher:
 
     def dispatch_frame(self) -> int:
         """Dispatch the events of the oldest queued frame, and mark them as handled. Return their number."""
-        session, wires, count, redelivered = self._waiting.popleft()
+        received = self._waiting.popleft()
+        _, wires, _, redelivered = received
         dispatch = self._dispatch()
         dispatched = 0
         try:
@@ -124,11 +122,8 @@ class Dispatcher:
                     dispatch((wire,), None, redelivered)
         finally:
             # After SystemExit in a listener: that event counts as handled, the events behind it stay queued.
-            rest = wires[dispatched:]
-            session.mark_handled(max(0, count - len(rest)))
-            if rest:
-                self._waiting.appendleft((session, rest, min(count, len(rest)), redelivered))
-            else:
+            mark_events_handled(received, dispatched, self._waiting)
+            if dispatched == len(wires):
                 self._unfinished -= 1
         return len(wires)
 

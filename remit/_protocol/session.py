@@ -16,7 +16,7 @@ the receiver. The rules, referred to by number in the comments:
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, TypeVar
+from typing import Final
 
 from remit._protocol import frames
 from remit._protocol.frames import EVENTS_HEAD, Bye, FrameKind
@@ -26,7 +26,6 @@ from remit.errors import CodecError, ProtocolError
 from remit.event import Sender
 from remit.transport import Credentials, Peer
 
-T = TypeVar("T")
 FOREVER: Final = float("inf")
 PROBE_DELAY_S: Final = 0.5
 """Seconds without progress before a probe; doubled after each probe, up to `PROBE_DELAY_MAX_S`."""
@@ -37,11 +36,21 @@ CANCELLATIONS_KEPT: Final = 1024
 """Cancelled requests remembered until they reach their listeners."""
 
 Received = tuple["Session", list[EventMessage], int, bool]
-"""Events to dispatch: their session, the events, how many numbers they finish, whether they are redelivered."""
+"""Events of one frame: session, events, how many to mark as handled (0 without numbers), whether redelivered."""
+
+
+def mark_events_handled(received: Received, done: int, ready: deque[Received]) -> None:
+    """Mark the first ``done`` events of a frame as handled, and put the others back at the front of ``ready``."""
+    session, events, count, redelivered = received
+    if done < len(events):
+        rest = events[done:]
+        ready.appendleft((session, rest, min(count, len(rest)), redelivered))
+        count = max(0, count - len(rest))
+    session.mark_handled(count)
 
 
 class Inbox:
-    """Receiving side of one direction: events up to ``received`` were accepted, up to ``done`` handled."""
+    """Receiving side of one direction: events up to ``received`` are accepted, events up to ``done`` are handled."""
 
     # Two counters instead of a set of numbers: FIFO links and rule 1 make a prefix sufficient. A frame of 128 events
     # costs 0.4 us, 3 ns an event; with a set it was 900 ns an event, and memory grew with the window.
@@ -65,7 +74,7 @@ class Inbox:
         return self._start + max(0, self.handled - self._handled_before)
 
     def restart(self) -> None:
-        """Count from 1 again, for another server instance. Events accepted before will still be marked as handled."""
+        """Count from 1 again, for another server instance. Events accepted before may still be marked as handled."""
         self._handled_before += self.received - self._start
         self.received = self._start = 0
 
@@ -73,8 +82,8 @@ class Inbox:
         """Return whether events before number ``first`` have not arrived."""
         return first > self.received + 1
 
-    def accept(self, first: int, events: list[T]) -> list[T]:
-        """Count the events as received and return those that are new. There must be no gap before ``first``."""
+    def accept(self, first: int, events: list[EventMessage]) -> list[EventMessage]:
+        """Count the events as received and return the new ones. There must be no gap before ``first``."""
         known = self.received + 1 - first
         if known > 0:
             self.duplicates += min(known, len(events))
@@ -90,7 +99,7 @@ class Inbox:
 
 
 class Session:
-    """One end of a session. It is fed with frames and the time, and returns frames to send."""
+    """One end of a session. Its caller supplies received frames and the time, and sends the frames that it returns."""
 
     def __init__(self, identifier: bytes, codec: Codec, outbox: Outbox) -> None:
         self.id = identifier
@@ -112,11 +121,11 @@ class Session:
         self.frame_limit: int | None = None
         """Largest frame in bytes that may be sent before the peer has announced its own limit."""
         self.send_blocked = False
-        """Whether the transport did not accept the next frame."""
+        """Whether the transport has refused the next frame."""
         self.control_frames: deque[bytes] = deque()
         self.cancelled_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
         self.abandoned_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
-        """Ids of own requests that were cancelled, for which CANCEL has not been sent yet."""
+        """Ids of cancelled requests for which CANCEL has not been sent yet."""
         self.probe_at = FOREVER
         """When `probe` is due; infinity while nothing is unfinished."""
         self._ack_at: float | None = None
@@ -129,8 +138,8 @@ class Session:
 
     def next_frame(self) -> bytes | None:
         """Return the frame to send, or None. It is the same frame until `mark_sent` is called."""
-        # Kept, because a transport that returned FULL is offered the same frame again: its events already left the
-        # outbox, and an authenticated link has numbered it.
+        # Kept, because the frame is offered again after FULL: its events have left the outbox, and an authenticated
+        # link has numbered it.
         if self._next_frame is None:
             if self.control_frames:
                 self._next_frame = self.control_frames.popleft()
@@ -157,8 +166,8 @@ class Session:
 
     def _acknowledge(self) -> tuple[int, int]:
         """Return the numbers of an acknowledgement, which is no longer due."""
-        # Cleared before `done` is read: the dispatching thread may call `mark_handled` in between, and the
-        # acknowledgement that it asks for must not be cancelled by this one, which does not contain it.
+        # Cleared before `done` is read. The dispatching thread may call `mark_handled` in between: the acknowledgement
+        # that becomes due then must stay due, because this one does not contain those events.
         self.ack_due = self._ack_late = False
         self._ack_at = None
         self._acked = self.inbox.received
@@ -176,7 +185,7 @@ class Session:
         return FOREVER if self._ack_late else self._ack_at
 
     def mark_sent(self, now: float) -> None:
-        """Note that the transport accepted the frame from `next_frame`."""
+        """Note that the transport has accepted the frame from `next_frame`."""
         self._next_frame = None
         if self.probe_at == FOREVER and self.outbox.unconfirmed:
             self.probe_at = now + self._probe_delay
@@ -188,7 +197,7 @@ class Session:
         self.generation = self.outbox.generation = generation
 
     def disconnect(self) -> None:
-        """End the connection and drop the control frames that were meant for it."""
+        """End the connection and drop its control frames."""
         self.peer = None
         self._next_frame = None  # Its events are still in the outbox and are resent.
         self.probe_at = FOREVER
