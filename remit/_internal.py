@@ -7,21 +7,10 @@ from typing import Any
 
 from remit._patterns.names import SERVER_RESTARTED
 from remit._patterns.request_reply import session_of
-from remit._protocol.deadlines import DeadlineHeap
+from remit._protocol.deadlines import DeadlineHeap as DeadlineHeap
 from remit.client import Client
 from remit.event import Event, Sender
 from remit.server import Server
-
-__all__ = [
-    "DeadlineHeap",
-    "collect_awaitables",
-    "emit_now",
-    "has_room",
-    "on_server_restart",
-    "pop_awaitables",
-    "report_listener_error",
-    "set_ack_delay",
-]
 
 
 def on_server_restart(client: Client, handler: Callable[[], None]) -> None:
@@ -30,27 +19,27 @@ def on_server_restart(client: Client, handler: Callable[[], None]) -> None:
 
 
 def has_room(client: Client) -> bool:
-    """Return False if `Client.emit` might wait for room in the send queue."""
+    """Return whether the send queue has room for a small event, so that `Client.emit` does not wait."""
     queue = (client._io or client._open()).send_queue
     return len(queue.pending) < queue.capacity
 
 
 def set_ack_delay(client: Client, seconds: float) -> None:
-    """Let acknowledgements wait this long for an event to share its frame, in a client without a thread.
+    """Delay acknowledgements of a client without a thread, so that they share a frame with the next event.
 
-    If each received event is answered soon, this saves the server one frame for each of them.
+    If the client answers each received event soon, the server receives one frame for each event instead of two.
     """
     (client._io or client._open()).machine.session.ack_delay = seconds
 
 
 def emit_now(server: Server, client: Sender | None, name: str, args: tuple[Any, ...]) -> None:
-    """Send an event to a client in this thread, without waking another one. For a caller that waits for the reply."""
+    """Send an event to a client in this thread, without waking another thread. For a caller that awaits the reply."""
     io = server._io or server._open()
     io.emit(session_of(client), name, args, {}, bounded=False, now=True)
 
 
 def collect_awaitables(server: Server, *, enabled: bool) -> None:
-    """Keep what async listeners return for `pop_awaitables`, instead of reporting it as an error."""
+    """Collect the awaitables of async listeners for `pop_awaitables`, instead of reporting them as errors."""
     server._awaitables = [] if enabled else None
 
 

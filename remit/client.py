@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from remit._io.client_io import ClientIO
-from remit._io.exit_flush import register, register_strong, unregister
+from remit._io.exit_flush import kept_alive, register
 from remit._io.server_io import ticked_here
 from remit._patterns.names import PROGRESS, PUBLISHED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 from remit._patterns.pubsub import OnGap, SubscriberState, Subscription
@@ -115,7 +115,7 @@ class Client(ListenerRegistry):
                 )
                 register(self)
                 if self._threaded:
-                    register_strong(self)
+                    kept_alive.add(self)
             return self._io
 
     @property
@@ -261,7 +261,7 @@ class Client(ListenerRegistry):
         """Start the threads that send, receive and dispatch. `tick` is not needed from now on."""
         self._threaded = True
         (self._io or self._open()).start()
-        register_strong(self)
+        kept_alive.add(self)
 
     def subscribe(
         self,
@@ -323,7 +323,7 @@ class Client(ListenerRegistry):
         with self._open_lock:
             self._closed = True
             io, self._io = self._io, None
-        unregister(self)
+        kept_alive.discard(self)
         if io is None:
             return
         bound = self._options.linger if linger is None else linger

@@ -115,7 +115,7 @@ def test_the_thread_comes_back_from_a_caller_that_took_just_about_long(monkeypat
     in_time = list(taken)
     lock.stop()
     thread.join(DEADLINE)
-    lock.close()
+    lock.waker.close()
     assert in_time == [True]
 
 

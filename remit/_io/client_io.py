@@ -13,7 +13,7 @@ from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PROGRESS, REPLY, REQUEST
-from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient
+from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient, decode_nested
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import HEAD_BYTES, WINDOW_BYTES, Outbox
 from remit.codec import Codec
@@ -23,9 +23,6 @@ from remit.location import Location
 from remit.options import Options
 from remit.transport import Link, Transport
 from remit.transports.authenticated import share_rejected_counter
-
-__all__ = ["ClientIO"]
-
 
 JOIN_TIMEOUT_S: Final = 2.0
 """Seconds that close() waits for each thread of the client, beyond the linger."""
@@ -68,7 +65,7 @@ class ClientIO:
         share_rejected_counter(transport, self.machine)
         self.link_pump = ClientPump(self.machine, link, connect)
         self.link_lock = LinkLock()
-        self.send_queue = SendQueue(self.outbox, options, codec.encode, limits.max_frame - HEAD_BYTES)
+        self.send_queue = SendQueue(self.outbox, options, codec, limits.max_frame - HEAD_BYTES)
         self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
         self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
         router.io_handlers[REPLY] = self.requests.on_reply
@@ -107,12 +104,9 @@ class ClientIO:
         # The pump's lock, besides the link lock: close() may run while a caller without a thread waits here.
         with self.link_pump.lock:
             if not self.closing:
-                until = (
-                    min(seconds, self.requests.open.next_deadline - time.monotonic())
-                    if len(self.requests.open)
-                    else seconds
-                )
-                self.link_pump.wait(max(0.0, until), self.link_lock.waker)
+                if len(self.requests.open):
+                    seconds = min(seconds, self.requests.open.next_deadline - time.monotonic())
+                self.link_pump.wait(seconds, self.link_lock.waker)
             self.link_lock.waker.clear()
 
     def wait_and_pump(self, seconds: float) -> None:
@@ -240,24 +234,20 @@ class ClientIO:
             self.machine.queue_bye()
             self.link_pump.flush()
             self.link_pump.close(linger)
-        self.link_lock.close()
+        self.link_lock.waker.close()
         self.requests.close()
         return self._undelivered()
 
     def _undelivered(self) -> Undelivered | None:
         fates: dict[str, list[Event]] = {"received": [], "unknown": [], "never_sent": []}
         for fate, data in self.outbox.unfinished():
-            wire = self._codec.decode(self._codec.join(b"", [data]))[0]
+            wire = decode_nested(self._codec, data)
             if wire.name != REQUEST:  # A request has raised or set its own error.
                 fates[fate].append(wire.event())
         if not any(fates.values()):
             return None
-        return Undelivered(why=self._why_undelivered(), **fates)
-
-    def _why_undelivered(self) -> str:
-        if self.machine.refusal is not None:
-            return self.machine.refusal.detail
-        return "" if self.machine.instance else "no server was met: is one there, and is it ticked?"
+        why = "" if self.machine.instance else "no server was met: is one there, and is it ticked?"
+        return Undelivered(why=why if self.machine.refusal is None else self.machine.refusal.detail, **fates)
 
     def abandon(self) -> None:
         """In a forked child: keep this object without using it, until the child ends."""

@@ -1,4 +1,4 @@
-"""Open clients of this process: closed with a time limit when it exits."""
+"""Exit hook that closes the open clients of this process within a time limit."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from remit.transport import register_after_fork
 if TYPE_CHECKING:
     from remit.client import Client
 
-__all__ = ["register", "register_strong", "unregister"]
-
-
 logger = logging.getLogger("remit")
 
 EXIT_LINGER_S: Final = 5.0
 """Time limit at exit for all open clients together."""
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_strong: set[Client] = set()
+kept_alive: set[Client] = set()
 """Clients with an I/O thread: without this reference a client could be collected before its events are delivered."""
 _hooked_pids: set[int] = set()
 """Processes that have an exit hook."""
@@ -45,16 +42,6 @@ def register(client: Client) -> None:
         util.Finalize(None, _close_all, exitpriority=100)
 
 
-def register_strong(client: Client) -> None:
-    """Keep ``client`` alive until `unregister`."""
-    _strong.add(client)
-
-
-def unregister(client: Client) -> None:
-    """Drop the strong reference to a client that is closed."""
-    _strong.discard(client)
-
-
 def _close_all() -> None:
     deadline = time.monotonic() + EXIT_LINGER_S
     for client in list(_clients):
@@ -68,7 +55,7 @@ def _close_all() -> None:
 def _after_fork_in_child() -> None:
     # The open clients belong to the parent; the child registers those that it opens itself.
     _clients.clear()
-    _strong.clear()
+    kept_alive.clear()
 
 
 register_after_fork(_after_fork_in_child)

@@ -5,24 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Final
 
 from remit._protocol.outbox import HEAD_BYTES, Outbox
-from remit.codec import shortened
+from remit.codec import Codec, shortened
 from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull
 from remit.options import Options
-
-__all__ = ["SendQueue", "WouldBlock"]
-
 
 LARGE_EVENT_BYTES: Final = 4096
 """Only events of this size or more count towards ``queue_bytes``: the number of events bounds the smaller ones."""
 ROOM_POLL_INTERVAL_S: Final = 0.05
 """Upper bound of one wait for room: a missed notification delays a blocked emit by this much."""
-
-Encode: TypeAlias = Callable[[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]], bytes]
-"""`Codec.encode`: name, args, kwargs, headers."""
 
 
 class WouldBlock(Exception):
@@ -37,23 +31,23 @@ class SendQueue:
     caller, not 0.7 us.
     """
 
-    def __init__(self, outbox: Outbox, options: Options, encode: Encode, max_event: int) -> None:
-        self.encode = encode
+    def __init__(self, outbox: Outbox, options: Options, codec: Codec, max_event: int) -> None:
+        self.encode = codec.encode
         self.pending = outbox.pending
         self.small = min(LARGE_EVENT_BYTES - 1, max_event)
         self.capacity = options.queue
         self.idle = True
-        """True while no thread is about to read `pending`: then a thread that appends must call `wake`. Set only by the
+        """Whether no thread is about to read `pending`: then a thread that appends must call `wake`. Set only by the
         thread that holds the link, which reads `pending` once more after it has set this."""
         self.wake: Callable[[], None] = lambda: None
-        """`wake` of the driver: sends soon. Raises SessionRefused."""
+        """`wake` of the driver, which sends soon. Raises SessionRefused."""
         self.serve: Callable[[float], None] | None = None
         """Set while no I/O thread runs: a blocked emit then pumps the link itself, for up to some seconds."""
         self.dropped: Counter[str] = Counter()
         self.waiting = 0
         """Threads that wait for room."""
         self.nonblocking_thread = 0
-        """Ident of the thread of an event loop, in which `reserve` must not wait."""
+        """Ident of the event loop's thread, in which `reserve` must not wait; 0 without an event loop."""
         self.closed = False
         self._room = threading.Condition()
         self._outbox = outbox
@@ -70,13 +64,16 @@ class SendQueue:
         return True
 
     def is_full(self, size: int) -> bool:
-        """Return True if an event of ``size`` bytes finds no room now."""
+        """Return whether the queue has no room for an event of ``size`` bytes now."""
         if len(self.pending) >= self.capacity:
             return True
-        return size >= LARGE_EVENT_BYTES and bool(self.pending) and self._bytes() + size > self._options.queue_bytes
+        if size < LARGE_EVENT_BYTES or not self.pending:
+            return False
+        queued = sum(len(event) for event in tuple(self.pending) if len(event) >= LARGE_EVENT_BYTES)
+        return queued + size > self._options.queue_bytes
 
     def reserve(self, name: str, size: int) -> bool:
-        """Make or await room for one event as ``when_full`` demands. Return False if the event is to be dropped.
+        """Make or await room for one event as ``when_full`` demands. Return False if the caller must drop the event.
 
         Raises FrameTooLarge, QueueFull, EmitTimeout, LinkClosed, WouldBlock.
         """
@@ -124,23 +121,18 @@ class SendQueue:
                         f"{name!r} was not queued: the queue stayed full for {self._options.emit_timeout} s; "
                         "is the server being ticked?"
                     )
-                self._wait(min(left, ROOM_POLL_INTERVAL_S))
+                left = min(left, ROOM_POLL_INTERVAL_S)
+                serve = self.serve
+                if serve is not None:
+                    serve(left)
+                    continue
+                with self._room:
+                    self._room.wait(left)
         finally:
             self.waiting -= 1
-
-    def _wait(self, seconds: float) -> None:
-        serve = self.serve
-        if serve is not None:
-            serve(seconds)
-            return
-        with self._room:
-            self._room.wait(seconds)
 
     def notify_room(self) -> None:
         """Wake the threads that wait for room."""
         if self.waiting:
             with self._room:
                 self._room.notify_all()
-
-    def _bytes(self) -> int:
-        return sum(len(event) for event in tuple(self.pending) if len(event) >= LARGE_EVENT_BYTES)

@@ -11,10 +11,6 @@ from remit.event import Sender
 
 Handler: TypeAlias = Callable[[EventMessage, Sender | None, bool], Any]
 """Called like a listener, with the event, its sender on a server, and whether it was redelivered."""
-IOHandler: TypeAlias = Callable[[EventMessage], EventMessage | None]
-"""Called on the I/O thread of a client, so it must not block. Returns an event for the dispatch thread, or None."""
-RequestHandler: TypeAlias = Callable[..., Any]
-"""Called with the session of the client and the arguments of the request. Returns the reply."""
 
 
 class EventRouter:
@@ -22,8 +18,10 @@ class EventRouter:
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self.handlers: dict[str, tuple[Handler, ...]] = {}
-        self.io_handlers: dict[str, IOHandler] = {}
-        self.request_handlers: dict[str, RequestHandler] = {}
+        self.io_handlers: dict[str, Callable[[EventMessage], EventMessage | None]] = {}
+        """Called on the I/O thread of a client: must not block. Return an event for the dispatch thread, or None."""
+        self.request_handlers: dict[str, Callable[..., Any]] = {}
+        """Called with the session of the client and the arguments of the request. Return the reply."""
         self.session_closed: list[Callable[[Session], None]] = []
         """Called for each session that has ended, after its last event."""
         self.request_cancelled: list[Callable[[Session, int], None]] = []

@@ -13,19 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from remit._patterns import names
 from remit._patterns.event_router import EventRouter
-from remit._patterns.names import (
-    JOB,
-    JOB_DONE,
-    JOB_PROGRESS,
-    JOB_STARTED,
-    PROGRESS,
-    REQUEST,
-    RESERVED,
-    WORKER_LEAVE,
-    WORKER_READY,
-    WORKER_UNKNOWN,
-)
 from remit._patterns.request_reply import (
     IncomingRequest,
     Post,
@@ -78,12 +67,12 @@ class BrokerCore:
         self._post = post
         self._clock = clock
         self._sweep_at = 0.0
-        router.register(REQUEST, self._on_request, replace=True)
-        router.register(JOB_STARTED, self._on_job_started)
-        router.register(JOB_PROGRESS, self._on_job_progress)
-        router.register(JOB_DONE, self._on_job_done)
-        router.request_handlers[WORKER_READY] = self._on_worker_ready
-        router.request_handlers[WORKER_LEAVE] = self.jobs.retire_worker
+        router.register(names.REQUEST, self._on_request, replace=True)
+        router.register(names.JOB_STARTED, self._on_job_started)
+        router.register(names.JOB_PROGRESS, self._on_job_progress)
+        router.register(names.JOB_DONE, self._on_job_done)
+        router.request_handlers[names.WORKER_READY] = self._on_worker_ready
+        router.request_handlers[names.WORKER_LEAVE] = self.jobs.retire_worker
         router.session_closed.append(self.on_session_closed)
         # A job that a worker has started runs to its end: user code is not interrupted.
         router.request_cancelled.append(self.jobs.cancel)
@@ -98,7 +87,7 @@ class BrokerCore:
             for session in self.workers.remove_expired(caught_up):
                 self._requeue_jobs_of(session)
                 with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
-                    self._post(session, WORKER_UNKNOWN, ())  # If it is still alive, it announces itself again.
+                    self._post(session, names.WORKER_UNKNOWN, ())  # If it is still alive, it announces itself again.
             for job in self.jobs.expire_jobs(now):
                 self._reply(job, late_reply(job.client.codec))
         self._assign_jobs(now)
@@ -110,9 +99,9 @@ class BrokerCore:
 
     def stats(self) -> dict[str, int]:
         """Return counters of jobs, and the present numbers of jobs and workers."""
-        names = ("submitted", "done", "requeued", "dead", "late", "cancelled", "refused", "stale")
+        counts = ("submitted", "done", "requeued", "dead", "late", "cancelled", "refused", "stale")
         return {
-            **{name: self.jobs.counts[name] for name in names},
+            **{name: self.jobs.counts[name] for name in counts},
             "waiting": self.jobs.waiting,
             "in_hand": len(self.jobs) - self.jobs.waiting,
             "workers": len(self.workers),
@@ -126,7 +115,7 @@ class BrokerCore:
         if not self._request_server.should_answer(session, request, redelivered):
             return
         name = decode_nested(session.codec, request.body).name
-        if name.startswith(RESERVED):
+        if name.startswith(names.RESERVED):
             self._request_server.handle_request(message, sender, redelivered)
             return
         deadline = FOREVER if request.remaining_ms is None else self._clock() + request.remaining_ms / 1000
@@ -141,9 +130,9 @@ class BrokerCore:
 
     # -- events of workers -------------------------------------------------------------------------------------
 
-    def _on_worker_ready(self, session: Session, names: list[str], capacity: int, term: int = 0) -> float:
+    def _on_worker_ready(self, session: Session, patterns: list[str], capacity: int, term: int = 0) -> float:
         """Register a worker and return its lease. Raises msgspec.ValidationError, TypeError."""
-        matches = [matcher(name) for name in msgspec.convert(names, list[str])]
+        matches = [matcher(pattern) for pattern in msgspec.convert(patterns, list[str])]
         self.jobs.register_worker(
             session, lambda name: any(match(name) for match in matches), max(1, int(capacity)), term
         )
@@ -159,7 +148,7 @@ class BrokerCore:
         job = self.jobs.job_held_by(session_of(sender), token)
         if job is not None:
             with contextlib.suppress(EmitError):  # The session of the client has ended.
-                self._post(job.client, PROGRESS, (job.request_id, done, total))
+                self._post(job.client, names.PROGRESS, (job.request_id, done, total))
 
     def _on_job_done(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         token, outcome, result = message.args
@@ -186,7 +175,7 @@ class BrokerCore:
             remaining_ms = None if job.deadline == FOREVER else max(0, int((job.deadline - now) * 1000))
             try:
                 self._post(
-                    worker.key, JOB, (job.token, job.attempt + 1, remaining_ms, job.codec, job.body, worker.term)
+                    worker.key, names.JOB, (job.token, job.attempt + 1, remaining_ms, job.codec, job.body, worker.term)
                 )
             except FrameTooLarge as error:
                 self.jobs.finish_job(worker.key, job.token)
@@ -224,11 +213,11 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
 class WorkerJobs:
     """Jobs that one worker holds and has not started. The I/O thread adds them; any thread waits for them."""
 
-    def __init__(self, client: Client, names: Callable[[], list[str]], capacity: int) -> None:
+    def __init__(self, client: Client, patterns: Callable[[], list[str]], capacity: int) -> None:
         self.lease_s = float("inf")
         """Seconds of silence after which the broker considers this worker dead."""
         self._client = client
-        self._names = names
+        self._patterns = patterns
         self._capacity = capacity
         self._term = 0
         self._announce_lock = threading.Lock()
@@ -242,7 +231,7 @@ class WorkerJobs:
             self._term += 1
             self.discard_unstarted()
             return self._client.submit(
-                WORKER_READY, self._names(), self._capacity, self._term, timeout=timeout, idempotent=True
+                names.WORKER_READY, self._patterns(), self._capacity, self._term, timeout=timeout, idempotent=True
             )
 
     def on_job(self, message: EventMessage) -> None:

@@ -43,7 +43,7 @@ class ConnectionState(enum.Enum):
 
 
 class ClientSession:
-    """State machine of the client. It is fed with arrivals of the link and the time, and returns frames to send."""
+    """State machine of the client. Its caller supplies arrivals and the time, and sends the frames that it returns."""
 
     def __init__(
         self, codec: Codec, outbox: Outbox, *, max_frame: int, heartbeat: float = HEARTBEAT_INTERVAL_S
@@ -56,11 +56,11 @@ class ClientSession:
         self.ready: deque[Received] = deque()
         self.rejected: Counter[str] = Counter()
         self.disconnects = 0
-        """Number of lost connections. The owner compares it to fail requests that cannot be repeated."""
+        """Number of lost connections. When it grows, the owner fails the requests that cannot be repeated."""
         self.server_restarts = 0
         """Number of WELCOMEs from a server that does not know the earlier state of this session."""
         self.link_stale = False
-        """Whether the server was silent for longer than it announced: the owner should open another link."""
+        """Whether the server has exceeded its liveness timeout: the owner should open another link."""
         self._max_frame = max_frame
         self._heartbeat = heartbeat
         self._liveness_timeout = 0.0
@@ -113,7 +113,7 @@ class ClientSession:
             self.session.disconnect()
         elif isinstance(control, Bye) and control.generation == self.session.generation:
             self._handle_disconnect()
-            # Answered, so that the server knows that the client has read all its frames, and can close the link.
+            # The answer shows the server that the client has read all its frames: it can close the link.
             self.session.queue_bye("heard")
             # Another server may bind the location without a Down that this transport can see.
             self._hello_at = now + HELLO_RETRY_S
@@ -159,7 +159,7 @@ class ClientSession:
         self.state = ConnectionState.ESTABLISHED
         self._hello_at = FOREVER
         self._note_received(now)
-        # First what is done, so that it is neither resent nor marked as redelivered.
+        # Confirmed first, so that finished events are neither resent nor marked as redelivered.
         outbox.confirm(welcome.received, welcome.done)
         if is_another:
             outbox.redeliver()
@@ -196,7 +196,7 @@ class ClientSession:
         return self.state is ConnectionState.ESTABLISHED or self._may_send_early
 
     def handle_timeouts(self, now: float) -> float:
-        """Repeat HELLO, probe and send heartbeats as far as they are due; return when to call again."""
+        """Repeat HELLO, probe and send heartbeats if they are due; return the time of the next call."""
         if self.state is ConnectionState.ESTABLISHED:
             if now >= self._ping_at:
                 self._ping_at = now + self._heartbeat

@@ -13,10 +13,10 @@ SPARE_ENTRIES: Final = 64
 
 
 class DeadlineHeap(Generic[T]):
-    """Items in the order of their deadlines; ``is_live`` returns False for an item whose deadline no longer counts."""
+    """Items in the order of their deadlines. ``is_live`` returns False for an item that no longer has a deadline."""
 
-    # Removal is lazy: searching a heap is O(n), while a dead entry costs one comparison when it reaches the top.
-    # `compact` bounds how many of them accumulate behind a distant deadline.
+    # Removal is lazy: a search in a heap is O(n), while a dead entry costs one comparison when it reaches the top.
+    # `compact` bounds the number of dead entries behind a distant deadline.
 
     def __init__(self, is_live: Callable[[T], bool] = lambda _: True) -> None:
         self._is_live = is_live

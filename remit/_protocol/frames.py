@@ -59,7 +59,7 @@ class FrameKind(enum.IntEnum):
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-"""A sequence number. The bound leaves room: no number that is counted up from a valid one overflows a u64."""
+"""A sequence number. The bound leaves room to count on from any valid number without overflow of a u64."""
 
 
 # The control messages are arrays, and later fields have defaults: a peer may omit them or send more.
@@ -92,7 +92,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
     received: int
     done: int
     fresh: bool
-    """Whether the client does not know the session that the server has now: the server's numbers start with 1."""
+    """Whether the session is new to the client: the numbers of the server start with 1."""
     max_frame: int
     liveness_timeout: float
     """Seconds of silence after which the client may consider the server dead; 0: never."""
@@ -106,7 +106,7 @@ class Refuse(msgspec.Struct, array_like=True, frozen=True):
     reason: str
     detail: str
     echo: bytes = b""
-    """Copy of a refused AUTH_REQUEST, which proves that the sender has received it; empty for other frames."""
+    """Copy of the refused AUTH_REQUEST, as proof that the server has received it; empty for other frames."""
 
 
 class Bye(msgspec.Struct, array_like=True, frozen=True):
@@ -114,7 +114,7 @@ class Bye(msgspec.Struct, array_like=True, frozen=True):
 
     why: str
     generation: int = 0
-    """The connection that it ends; on another one it is late and ignored."""
+    """The connection that it ends. A BYE on another connection is late and ignored."""
 
 
 _Control = Hello | Welcome | Refuse | Bye

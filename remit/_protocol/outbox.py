@@ -1,4 +1,4 @@
-"""Send window of one direction of a session: numbers events, frames them, keeps them until they are done."""
+"""Send window of one direction of a session: numbers events, frames them and keeps them until they are done."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Outbox:
     | sent              | acknowledged as `received`; RESUME resends it | unknown                      |
     | received          | acknowledged as `done`                        | received                     |
 
-    Any thread may append encoded events to `pending`. All else belongs to the thread that owns the link.
+    Any thread may append encoded events to `pending`. All other methods belong to the thread that owns the link.
     """
 
-    # The number is given as late as possible, so that when_full may still drop pending events without a gap, and a
-    # client that was never connected has no numbers that a server could miss.
+    # An event is numbered as late as possible: when_full may drop pending events without a gap, and a client that was
+    # never connected has no numbers that a server could miss.
 
     def __init__(
         self,
@@ -99,13 +99,13 @@ class Outbox:
         return bool(self.pending) or bool(self._unsent) or self.last > self.received
 
     def sendable(self, limit: int | None = None) -> bool:
-        """Return whether `pop_frame` would return a frame, as far as is known before it is made."""
+        """Return whether `pop_frame` would return a frame. Does not call `refill`."""
         if self._unsent:
             return limit is None or len(self._unsent[0].frame) <= limit
         return bool(self.pending) and self._has_room() and (limit is None or not self._exceeds(limit))
 
     def has_room_for(self, extra: int) -> bool:
-        """Return whether there is a next frame that is small enough to be copied with ``extra`` bytes in it."""
+        """Return whether a next frame exists that is small enough to be copied with ``extra`` more bytes."""
         if not self._unsent and (self.pending or self.refill is not None):
             self._frame_events()
         return bool(self._unsent) and len(self._unsent[0].frame) + extra <= min(EMBED_ACK_BYTES, self.max_frame)
@@ -116,7 +116,7 @@ class Outbox:
             self._frame_events(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None
-        # Marked before it is sent: if that is interrupted, its events are reported as unknown, never as never_sent.
+        # Marked before the send: after an interrupt its events are reported as unknown, not as never_sent.
         batch = self._unsent.popleft()
         batch.sent = True
         if batch.generation != self.generation:
@@ -124,7 +124,7 @@ class Outbox:
         return batch.frame
 
     def confirm(self, received: int, done: int) -> bool:
-        """Apply an acknowledgement; return whether it was news. Numbers that were never given are ignored."""
+        """Apply an acknowledgement; return whether it confirms more than before. Ignore numbers beyond `last`."""
         if done > received or received > self.last or (received <= self.received and done <= self.done):
             return False
         self.received = max(self.received, received)
@@ -137,12 +137,12 @@ class Outbox:
 
     def resend_unreceived(self) -> None:
         """Queue all frames again that were not received."""
-        # All of them, not only the missing one: links are FIFO, so what follows a lost frame was dropped by the inbox.
+        # Links are FIFO, and the inbox drops the frames after a lost one: all of them must be sent again.
         if self._sequenced:
             self._unsent = deque(batch for batch in self._kept if batch.last > self.received)
 
     def redeliver(self) -> None:
-        """Queue all frames again that are not done, as redelivered: another server may have handled their events."""
+        """Queue all unfinished frames again, marked as redelivered: another server may have handled their events."""
         self.received = self.done
         for batch in self._kept:
             if batch.sent:
@@ -161,7 +161,7 @@ class Outbox:
             yield "never_sent", event
 
     def unfinished_ids(self, *, sent: bool = True, marked: bool = True) -> set[int]:
-        """Return the `id()` of each event that is not done; if False without ``sent``, or redelivered (marked) ones."""
+        """Return the `id()` of unfinished events: also of sent ones if ``sent``, of redelivered ones if ``marked``."""
         ids = {id(event) for event in (*self.oversized, *self.pending)}
         for batch in self._kept:
             if (sent or not batch.sent) and (marked or not batch.redelivered):
@@ -211,7 +211,7 @@ class Outbox:
         events: list[bytes] = []
         budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
         if limit is not None:
-            # It stays: once numbered it would have to be sent, although the peer's real limit may prove to be lower.
+            # The event stays pending: a numbered event must be sent, and the peer's real limit may still be lower.
             if self._exceeds(limit):
                 return events
             budget = min(budget, limit - HEAD_BYTES)

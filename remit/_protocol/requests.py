@@ -29,7 +29,6 @@ class Request(Generic[Waiter]):
     name: str
     waiter: Waiter
     """Receiver of the result. Never used here."""
-    deadline: float
     idempotent: bool
     data: bytes = b""
     """The encoded event. Its `id()` identifies the request in the outbox."""
@@ -38,7 +37,7 @@ class Request(Generic[Waiter]):
 
 
 class OpenRequests(Generic[Waiter]):
-    """The open requests of one session. Each request is removed exactly once, whichever event comes first."""
+    """The open requests of one session. The first event that ends a request removes it; later ones find nothing."""
 
     # Any thread may call `add` and `pop`: a single operation on the dict is atomic, and the thread that pops a request
     # is the only one that sets its result. The other methods belong to the thread that owns the link.
@@ -53,14 +52,14 @@ class OpenRequests(Generic[Waiter]):
 
     def add(self, name: str, waiter: Waiter, deadline: float, *, idempotent: bool) -> Request[Waiter]:
         """Add a request and return it with its id."""
-        request = Request(next(self._ids), name, waiter, deadline, idempotent)
+        request = Request(next(self._ids), name, waiter, idempotent)
         self._open[request.id] = request
         if deadline != float("inf"):
             self.deadlines.schedule(deadline, request.id)
         return request
 
     def pop(self, identifier: int) -> Request[Waiter] | None:
-        """Remove and return a request, or None if another event has removed it before."""
+        """Remove and return a request, or return None if it is no longer open."""
         return self._open.pop(identifier, None)
 
     def get(self, identifier: int) -> Request[Waiter] | None:
@@ -72,12 +71,12 @@ class OpenRequests(Generic[Waiter]):
         return tuple(self._open.values())
 
     def pop_lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
-        """Remove and return the requests that must not run twice and whose data has no `id()` in ``unsent``."""
+        """Remove and return the sent requests that are not idempotent. ``unsent`` has the `id()` of unsent events."""
         lost = [each for each in self.snapshot() if not each.idempotent and each.queued and id(each.data) not in unsent]
         return [each for each in lost if self.pop(each.id) is not None]
 
     def resendable(self, kept: Container[int]) -> list[Request[Waiter]]:
-        """Return the idempotent requests that the outbox no longer holds; ``kept`` has the `id()` of those it holds."""
+        """Return the idempotent requests that the outbox no longer holds. ``kept`` has the `id()` of its events."""
         return [each for each in self.snapshot() if each.idempotent and each.queued and id(each.data) not in kept]
 
     def pop_expired(self, now: float) -> list[Request[Waiter]]:
