@@ -200,10 +200,8 @@ class ProcessManager(BaseManager):
 
     def cancel(self, task: Task) -> bool:
         """Remove a waiting task or stop a running one; False if it has finished."""
-        if not self._supervisor.cancel(task):
-            return False
         self._wake_loop()
-        return True
+        return self._supervisor.cancel(task)
 
     def kill(self) -> None:
         """Like `stop`, with SIGKILL now and no grace period."""

@@ -72,9 +72,7 @@ class Supervisor:
         self._unproven: set[Attempt] = set()
         self._ended: dict[str, Credential] = {}
         self._cancel_when: dict[Task, None] = {}
-        self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(
-            lambda deadline: deadline[1] in self._attempts
-        )
+        self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(lambda key: key[1] in self._attempts)
         self._reports: deque[Report] = deque()
         self._exits: deque[tuple[Attempt, Exited]] = deque()
         self._actions: deque[tuple[Attempt, Action]] = deque()
