@@ -24,7 +24,6 @@ __all__ = [
     "NotInTask",
     "PidfdUnavailable",
     "PoolFailed",
-    "PreloadFailed",
     "Refusal",
     "RestartedTooOften",
     "ResultTimeout",
@@ -52,9 +51,9 @@ class TaskNotPicklable(TaskError, TypeError):
 
 
 class TaskFailed(TaskError):
-    """Has the traceback of a task's process as its text.
+    """The cause of the exception that ``result()`` raises, with the traceback of the task's process as its text.
 
-    It is the cause of the exception that ``result()`` raises, and raised itself if that cannot be pickled.
+    Raised instead of that exception if it cannot be pickled.
     """
 
 
@@ -75,7 +74,7 @@ class WorkerDied(TaskError):
         super().__init__(f"{text}: {detail}" if detail else text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The text is restored as state: the constructor would add to it once more.
+        # The text is restored as state, because the constructor would extend it again.
         return type(self), (self.pid, self.exit_code, self.signal), {**vars(self), "args": self.args}
 
 
@@ -84,11 +83,11 @@ class TaskCancelled(TaskError):
 
 
 class DependencyFailed(TaskCancelled):
-    """Raised by ``result()`` of a task that depends on one that failed; the error of that one is the cause."""
+    """Raised by ``result()`` of a task that depends on a failed task, whose error is the cause."""
 
 
 class RestartedTooOften(TaskError):
-    """Raised by ``result()`` of a task that ended more often than its intensity allows; the last error is the cause."""
+    """Raised by ``result()`` of a task that ended more often than its intensity allows. The last error is the cause."""
 
 
 class LimitNotApplied(TaskError):
@@ -100,15 +99,15 @@ class TaskExpired(TaskError, TimeoutError):
 
 
 class TaskAlreadyAdded(TaskError, ValueError):
-    """Raised when one task object is added twice: it has one result."""
+    """Raised if a task object is added twice, because it can hold only one result."""
 
 
 class TaskDetached(TaskError):
-    """Raised by ``result()`` of a detached task whose manager was closed: the journal's next manager adopts it."""
+    """Raised by ``result()`` of a detached task whose manager was closed. The journal's next manager adopts it."""
 
 
 class NotInTask(TaskError, RuntimeError):
-    """Raised by ``current_task()`` outside a task."""
+    """Raised by ``current_task()`` outside the code of a task."""
 
 
 class ResultTimeout(TaskError, TimeoutError):
@@ -120,7 +119,7 @@ class ControlError(DoormanError):
 
 
 class ManagerNotFound(ControlError, LookupError):
-    """Raised if there is no manager of that name on this host, or no manager at that location."""
+    """Raised if no manager has the given name on this host, or no manager serves the given location."""
 
 
 class ManagerSilent(ControlError, TimeoutError):
@@ -132,11 +131,11 @@ class ControlRefused(ControlError, PermissionError):
 
 
 class NameTaken(ControlError, ValueError):
-    """Raised if another manager of this user has that name."""
+    """Raised if another manager of this user has the same name."""
 
 
 class BadCommandLine(DoormanError, ValueError):
-    """Raised if a command line, or a file that it names, is invalid; the text states the correction."""
+    """Raised if a command line, or a file that it names, is invalid. The text states the correction."""
 
 
 class BadRule(DoormanError, ValueError):
@@ -144,19 +143,15 @@ class BadRule(DoormanError, ValueError):
 
 
 class LaunchRefused(DoormanError):
-    """Raised by ``launch`` if no process can be started now; try again after the next ``poll``."""
-
-
-class PreloadFailed(DoormanError):
-    """Raised if the zygote cannot import a module that its children need; the text ends with its traceback."""
+    """Raised by ``launch`` if no process can be started now. Try again after the next ``poll``."""
 
 
 class PoolFailed(DoormanError, BrokenExecutor):
-    """Raised if the workers of a pool end too often, or their initializer fails; the cause has the error."""
+    """Raised if the workers of a pool end too often, or if their initializer fails. The error is the cause."""
 
 
 class Refusal(enum.Enum):
-    """Why a hello was refused."""
+    """Reason for the refusal of a hello."""
 
     MALFORMED = "not a hello"
     WRONG_ATTEMPT = "a hello for another attempt"

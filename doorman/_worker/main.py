@@ -21,69 +21,60 @@ from doorman._worker.outcome import TaskOutcome, failed, returned
 from doorman.current import CurrentTask, task_context
 from doorman.identity import Credential
 from doorman.launcher import Order
-from doorman.launcher.launch_messages import interpreter_flags, pack_order, read_order
+from doorman.launcher.launch_messages import interpreter_flags, pack_order, read_order, write_memfd
 from doorman.launcher.process_exit import exit_code
 from doorman.limits import Limits, apply_limits, limit_memory, memory_limited
 from remit import Server
 from remit.plugins import find_transport
 from remit.transport import register_after_fork
 
-__all__ = ["WorkSpec", "decode_spec", "main", "prepare", "run_order"]
-
-
 REHEARSALS: Final = 10
-"""Enough for the interpreter to specialise the code that is run; from then on it does not write to the code objects."""
+"""Number of runs after which the interpreter has specialised the code and no longer writes to the code objects."""
 EXIT_NOT_ADMITTED: Final = 75
-"""Exit code without a "go": EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a worker that received no "go": EX_TEMPFAIL of sysexits.h."""
 EXIT_NOT_FOUND: Final = 127
-"""Exit code of a command that cannot be run, as of a shell."""
+"""Exit code if the command cannot be run, as in a shell."""
 
 
 class WorkSpec(msgspec.Struct, array_like=True, frozen=True):
-    """The payload of an order: the call, its options, and the manager that gets the report."""
+    """The payload of an order: the call, its options, and the location of the manager."""
 
     location: bytes
-    """The manager's location, pickled: faster to read than a URL, and the password travels as safely as the secret."""
+    """The manager's location, pickled: faster to decode than a URL. Its password is as safe as the attempt's secret."""
     task: str
     name: str
     attempt: int
     call: bytes
     """The pickled callable with its arguments; empty for a command."""
     wrapper: tuple[str, ...] = ()
-    """A command that starts the worker once more, before it proves its identity."""
+    """Command that replaces the worker before its proof and starts it again, such as nice."""
     initializer: bytes = b""
-    """A pickled callable that is called before the task's code; empty for none."""
+    """A pickled callable that is called before the task's code; empty without an initializer."""
     limits: Limits | None = None
 
 
-# Created once, in the zygote: a decoder resolves annotations, which takes longer than the rest of a child's work.
+# Created once, in the zygote: a new decoder resolves annotations, which takes longer than all other work of a child.
 decode_spec: Final = msgspec.msgpack.Decoder(WorkSpec).decode
 
 
 def prepare(scheme: str) -> Callable[[Order], int]:
-    """Prepare the zygote, once, so that no child has to; return the entry function of the children."""
-    find_transport(scheme)
-    for _ in range(REHEARSALS):
-        rehearse()
-    return run_order
-
-
-def rehearse() -> None:
-    """Run the steps of a child once, with a server in this process.
+    """Run the steps of a child in the zygote, with a server in the same process; return the children's entry function.
 
     A child copies each page that it writes to. Lazy imports, caches and specialised code are written here, by the
     zygote, and shared by all children. docs/performance.md has the memory of a child and the rate of fresh processes.
     """
-    credential = Credential("rehearsal")
-    with Server("memory://rehearsal", threaded=False) as server:
-        server.add_listener("doorman.hello", lambda event: event.sender.emit("go"), pass_event=True)
-        connection = ManagerConnection(server.location, credential)
-        connection.rehearse(server)
-        connection.close(1.0)
+    find_transport(scheme)
+    for _ in range(REHEARSALS):
+        with Server("memory://rehearsal", threaded=False) as server:
+            server.add_listener("doorman.hello", lambda event: event.sender.emit("go"), pass_event=True)
+            connection = ManagerConnection(server.location, Credential("rehearsal"))
+            connection.rehearse(server)
+            connection.close(1.0)
+    return run_order
 
 
 def run_order(order: Order) -> int:
-    """Be the process of one attempt; return the exit code."""
+    """Run one attempt in this process, from the proof to the report; return the exit code."""
     spec = decode_spec(order.payload)
     if spec.wrapper:
         exec_wrapper(order, spec)
@@ -94,7 +85,7 @@ def run_order(order: Order) -> int:
     if not connection.prove():
         connection.close(0.0)
         return EXIT_NOT_ADMITTED
-    # A fork of the task is another process: without the secret it cannot report in the attempt's name.
+    # A fork of the task's process loses the secret, so that it cannot report in the name of the attempt.
     register_after_fork(credential.drop_secret)
     code = 1
     outcome = initialize(spec, connection, called=not order.command)
@@ -147,20 +138,18 @@ def user_code(spec: WorkSpec, connection: ManagerConnection, *, called: bool = T
 
 
 def exec_wrapper(order: Order, spec: WorkSpec) -> NoReturn:
-    """Become the wrapper, which starts a worker that reads the same order from an inherited descriptor."""
+    """Replace this program by the wrapper, which starts a worker that reads the order from an inherited descriptor."""
     inner = msgspec.structs.replace(spec, wrapper=())
     # Without environment and folder: both are set already, and the wrapper may change them for the worker.
     again = replace(order, payload=msgspec.msgpack.encode(inner), env=None, cwd=None)
-    data = pack_order(again, sys_path=sys.path)
-    descriptor = os.memfd_create("order", 0)
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(data)
+    descriptor = write_memfd(pack_order(again, sys_path=sys.path))
     os.lseek(descriptor, 0, os.SEEK_SET)
+    os.set_inheritable(descriptor, True)
     exec_command((*spec.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman._worker", str(descriptor)))
 
 
 def exec_command(command: tuple[str, ...]) -> NoReturn:
-    """Become the program: pid and pidfd inode stay. One that cannot be run is reported on standard error."""
+    """Replace this program by another; pid and pidfd inode stay. Exits with a message if the other cannot be run."""
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -169,10 +158,10 @@ def exec_command(command: tuple[str, ...]) -> NoReturn:
 
 
 def main() -> int:
-    """Run as a program of its own: read the order from a descriptor or from standard input, and execute it."""
+    """Read the order of this program from a descriptor or from standard input, and run it."""
     # Imported here: a forked child never needs them.
     from doorman import process
-    from doorman.launcher.zygote_process import use_line_buffering
+    from doorman.launcher.zygote_process import apply_order, use_line_buffering
 
     use_line_buffering()
     descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
@@ -181,11 +170,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             process.die_with_parent(os.getppid())
         _end_with_manager(descriptor)
-    if order.env is not None:
-        os.environ.clear()
-        os.environ.update(order.env)
-    if order.cwd is not None:
-        os.chdir(order.cwd)
+    apply_order(order)
     os.set_inheritable(descriptor, False)
     return run_order(order)
 
@@ -193,10 +178,10 @@ def main() -> int:
 def _end_with_manager(descriptor: int) -> None:
     """Kill this process group when the manager closes the other end of the order's pipe.
 
-    PR_SET_PDEATHSIG is not enough: the parent is a wrapper, which may outlive the manager.
+    PR_SET_PDEATHSIG is not enough, because the parent is a wrapper and may outlive the manager.
     """
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return  # A memfd of `exec_wrapper`: the zygote ends the whole group.
+        return  # A memfd of `exec_wrapper`: the zygote kills the whole group.
 
     def watch() -> None:
         poll = select.poll()

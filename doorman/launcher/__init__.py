@@ -18,31 +18,31 @@ class Order:
     """A request to launch the process of one attempt. A launcher does not read the payload."""
 
     attempt: str
-    """Identifies the attempt; unique among those whose end the launcher has not reported yet."""
+    """Id of the attempt; unique among the attempts whose end the launcher has not reported yet."""
     secret: bytes = field(repr=False)
-    """The attempt's one-time secret; travels by descriptor, never by argv or environment."""
+    """The one-time secret of the attempt. It travels by descriptor, never in argv or the environment."""
     payload: bytes = field(default=b"", repr=False)
     command: tuple[str, ...] = ()
-    """The program that the worker becomes after its proof; empty if it runs the payload."""
+    """Program that replaces the worker after its proof; empty if the worker runs the payload."""
     env: Mapping[str, str] | None = field(default=None, repr=False)
     """The whole environment of the process; None to inherit."""
     cwd: str | None = None
     """The working directory of the process; None to inherit."""
     stdout: int | None = None
-    """A descriptor for the standard output; None to inherit. The caller may close its own after `launch`."""
+    """Descriptor for the standard output; None to inherit. The caller may close its copy after `launch`."""
     stderr: int | None = None
-    """A descriptor for the standard error; None to inherit."""
+    """Descriptor for the standard error; None to inherit."""
     detach: bool = False
-    """True if the process is to outlive its manager."""
+    """True if the process may outlive its manager."""
     record: str | None = None
-    """Path of the files by which the end of a detached process reaches the next manager, without their suffixes."""
+    """Path, without suffix, of the files that a detached process leaves for the next manager: outcome and exit."""
 
 
 class Reach(Enum):
     """Where the process of a task may be, relative to the launched process."""
 
     BELOW = auto()
-    """It is the launched process or a descendant of it."""
+    """The launched process or a descendant of it."""
     HOST = auto()
     """Anywhere on this host: a daemon starts it on request, as with ``docker exec``."""
     ANYWHERE = auto()
@@ -54,7 +54,7 @@ class Launched(NamedTuple):
 
     attempt: str
     process: Process
-    """Owned by the receiver, which closes it, best after `Exited`."""
+    """The receiver owns the handle and closes it, best after `Exited`."""
     reach: Reach = Reach.BELOW
 
 
@@ -63,13 +63,13 @@ class Exited(NamedTuple):
 
     attempt: str
     exit_code: int | None
-    """None if a signal ended it, or if the exit status is unknown."""
+    """None if a signal ended the process, or if the exit status is unknown."""
     signal: int | None
-    """The signal that ended it; None if it exited, or if the exit status is unknown."""
+    """The signal that ended the process; None if no signal did, or if the exit status is unknown."""
     max_rss: int | None = None
-    """Peak memory in bytes, including pages that it shared with its zygote."""
+    """Peak memory in bytes, including pages that the process shared with its zygote."""
     cpu: float | None = None
-    """Seconds of processor time, including those of children that it waited for."""
+    """Seconds of processor time, including those of reaped children."""
 
 
 class LaunchFailed(NamedTuple):

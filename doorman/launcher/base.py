@@ -1,4 +1,4 @@
-"""The base class of the launchers: one epoll for many descriptors, and the queue of their events."""
+"""Base class of the launchers: one epoll for all descriptors, and a queue of events."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Final, Self
 from doorman.launcher import Event
 from doorman.process import check_system
 
-__all__ = ["CLOSE_GRACE_S", "EpollLauncher"]
-
-
 CLOSE_GRACE_S: Final = 5.0
-"""Default time for the launched processes to end when a launcher is closed."""
+"""Default time within which the launched processes must end when a launcher is closed."""
 
 
 class EpollLauncher:
@@ -45,9 +42,9 @@ class EpollLauncher:
         return self._epoll.fileno()
 
     def close(self, grace: float = CLOSE_GRACE_S) -> None:
-        """Stop the launched processes that are not detached, within about ``grace`` seconds. May be called twice.
+        """Stop the launched processes that are not detached, within about ``grace`` seconds. Closing twice is fine.
 
-        Their ends are no longer reported. In a fork of the owner it only closes the descriptors.
+        The end of a process is no longer reported. In a fork of the owner, `close` only closes the descriptors.
         """
         if self._closed:
             return
@@ -68,7 +65,7 @@ class EpollLauncher:
         if self._closed:
             raise ValueError("this launcher is closed")
         if self._owner != os.getpid():
-            raise ValueError("this launcher came with a fork and belongs to the parent: make a new one here")
+            raise ValueError("this launcher belongs to the parent of this fork: create another one here")
 
     def _add_event(self, event: Event) -> None:
         """Queue an event that no descriptor announces."""
@@ -87,5 +84,5 @@ class EpollLauncher:
         raise NotImplementedError
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
-        """Stop the processes by the deadline; only close the descriptors if not ``ours``."""
+        """Stop the processes by the deadline; in a fork of the owner (not ``ours``), only close the descriptors."""
         raise NotImplementedError

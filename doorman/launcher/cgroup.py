@@ -1,7 +1,7 @@
-"""A control group for one zygote: all its descendants are in it, and the kernel kills them together.
+"""A control group for one zygote and all its descendants, which the kernel can kill together.
 
-Only with cgroup v2, and only below the group of this process, if that is delegated to this user. The rules are in the
-kernel's admin guide (cgroup-v2, "Delegation") and in systemd's page on delegation.
+Requires cgroup v2 and that the group of this process is delegated to this user. The rules are in the kernel's admin
+guide (cgroup-v2, "Delegation") and in systemd's page on delegation.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["ControlGroup", "is_delegated", "own_group"]
-
 _PREFIX: Final = "doorman-"
 _ATTEMPTS: Final = 5  # to create a group: between mkdir and lock another manager may remove it as stale
 _NONE: Final = -1  # instead of a descriptor
 _EVENTS_BYTES: Final = 4096  # more than cgroup.events has, which is two short lines
 _DELEGATED: Final = ("user.delegate", "trusted.delegate")  # attributes that systemd sets on a delegated group
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # a space, tab, newline or backslash in mountinfo
 SYSTEMD_FOLDER: Final = Path("/run/systemd/system")  # exists if, and only if, systemd is process 1
 
 
 class ControlGroup:
-    """A control group, held by a locked descriptor of its folder. Without one it is false, and its methods do nothing.
+    """A control group, held by a locked descriptor of its folder. A false object has no group; its methods do nothing.
 
-    The flock belongs to the open file, so a process that receives the descriptor holds the lock, too. A group without a
-    lock is stale: all its holders have ended.
+    The flock belongs to the open file, so a process that receives the descriptor also holds the lock. A group without a
+    lock is stale: all processes that held it have ended.
     """
 
     def __init__(self, descriptor: int = _NONE) -> None:
@@ -37,7 +36,7 @@ class ControlGroup:
 
     @classmethod
     def create(cls) -> Self:
-        """Create a group below that of this process, if that is delegated. Removes stale groups first."""
+        """Create a group below the group of this process, if that is delegated. Removes stale groups first."""
         own = own_group()
         if own is None or not is_delegated(own):
             return cls()
@@ -50,19 +49,17 @@ class ControlGroup:
                 break
             # Locked before use: an unlocked group is stale for other managers, which would kill its processes.
             group = cls(_locked(folder))
-            if group and not group._usable():
-                group.remove()
-                group.close()
-                break
-            if group:
+            if group._usable():
                 return group
+            group.remove()
+            group.close()
         return cls()
 
     @staticmethod
     def remove_stale(deadline: float = 0.0) -> None:
-        """Kill the processes in stale groups below that of this process, and remove the groups.
+        """Kill the processes in stale groups below the group of this process, and remove these groups.
 
-        Waits until ``deadline`` at most for the processes; the next call removes what is left.
+        Waits until ``deadline`` at most for the processes to end; the next call removes the remaining groups.
         """
         own = own_group()
         # The kernel refuses all of this for groups of other users.
@@ -79,19 +76,19 @@ class ControlGroup:
 
     @property
     def descriptors(self) -> list[int]:
-        """The descriptor of its folder, for another process; empty without a group."""
+        """The descriptor of the group's folder, for another process; empty without a group."""
         return [self._descriptor] if self else []
 
     def join(self) -> None:
-        """Move this process into the group; its later forks start there. As slow as several forks. Raises OSError."""
+        """Move this process and its later forks into the group; as slow as several forks. Raises OSError."""
         self._write("cgroup.procs")
 
     def leave(self) -> None:
-        """Move this process to the parent group. As slow as `join`. Raises OSError."""
+        """Move this process to the parent group; as slow as `join`. Raises OSError."""
         self._write("../cgroup.procs")
 
     def kill(self) -> None:
-        """Kill all processes in the group and below it. The kernel does it in one step: no fork can escape."""
+        """Kill all processes in the group and below it, in one step of the kernel: no fork can escape."""
         # The group may be removed, or this process may have changed its user: a tick must not fail because of that.
         with contextlib.suppress(OSError):
             self._write("cgroup.kill", b"1")
@@ -102,13 +99,13 @@ class ControlGroup:
             _remove(Path(f"/proc/self/fd/{self._descriptor}").readlink())
 
     def close(self) -> None:
-        """Close the descriptor, and with the last copy the lock. Closing twice is fine."""
+        """Close the descriptor; the last copy also releases the lock. Closing twice is fine."""
         descriptor, self._descriptor = self._descriptor, _NONE
         if descriptor != _NONE:
             os.close(descriptor)
 
     def _usable(self) -> bool:
-        """Return whether the kernel has cgroup.kill (Linux 5.14), and whether the group may contain processes."""
+        """Return whether there is a group, with cgroup.kill (Linux 5.14), that may contain processes."""
         try:
             os.stat("cgroup.kill", dir_fd=self._descriptor)
             kind = os.open("cgroup.type", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
@@ -148,36 +145,29 @@ def own_group() -> Path | None:
     for mount in mounts:
         place, _, kind = mount.partition(" - ")
         if path is not None and kind.startswith("cgroup2 "):
-            root, point = map(_unescaped, place.split()[3:5])
+            root, point = (_ESCAPED.sub(lambda found: chr(int(found[1], 8)), word) for word in place.split()[3:5])
             below = os.path.relpath(path, root)
             if not below.startswith(".."):
                 return Path(point, below)
     return None
 
 
-def _unescaped(word: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word)
-
-
 def is_delegated(folder: Path) -> bool:
-    """Return whether the group is delegated. Root may write anywhere, but under systemd a group needs its mark."""
+    """Return whether the group is delegated. Root may write to any group, so under systemd its mark is required."""
     if not os.access(folder, os.W_OK):
         return False
     if os.geteuid() != 0 or not SYSTEMD_FOLDER.is_dir():
         return True
-    return any(_marked(each) for each in (folder, *folder.parents))
-
-
-def _marked(folder: Path) -> bool:
-    for name in _DELEGATED:
-        with contextlib.suppress(OSError):
-            if os.getxattr(folder, name) == b"1":
-                return True
+    for group in (folder, *folder.parents):
+        for name in _DELEGATED:
+            with contextlib.suppress(OSError):
+                if os.getxattr(group, name) == b"1":
+                    return True
     return False
 
 
 def _locked(folder: Path) -> int:
-    """Return a locked descriptor; _NONE if it is locked already or the folder is gone."""
+    """Return a locked descriptor of a folder; _NONE if the folder is already locked or does not exist."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -192,7 +182,7 @@ def _locked(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a group, and the groups of managers that ran in it, if no process is in them."""
+    """Remove a group and the groups of managers below it, if they contain no process."""
     with contextlib.suppress(OSError):
         for below in folder.glob(f"{_PREFIX}*"):
             _remove(below)

@@ -1,6 +1,6 @@
-"""Messages of the launchers: the protocol between manager and zygote, and orders for workers that are programs.
+"""Messages between launcher and zygote, and the encoding of orders.
 
-An order travels by descriptor, never by argv or environment: it holds the attempt's secret.
+An order travels by descriptor, never in argv or the environment, because it contains the attempt's secret.
 """
 
 from __future__ import annotations
@@ -18,34 +18,12 @@ import msgspec
 
 from doorman.launcher import Order
 
-__all__ = [
-    "ChildExited",
-    "Fork",
-    "ForkFailed",
-    "Forked",
-    "Kill",
-    "MessageError",
-    "Ready",
-    "Rejected",
-    "Shutdown",
-    "Start",
-    "StartFailed",
-    "decode_order",
-    "encode_order",
-    "interpreter_flags",
-    "pack_order",
-    "read_memfd",
-    "read_order",
-    "receive",
-    "send",
-    "write_memfd",
-]
-
-
 MAX_INLINE_ORDER = 64 * 1024
 """Bytes of the longest order that travels in a message; a longer one goes through a memfd."""
 _MAX_MESSAGE_BYTES = 2 * MAX_INLINE_ORDER
-_MAX_DESCRIPTORS = 3  # in one message: the order, standard output, standard error
+_MAX_DESCRIPTORS = 3  # of one message: the order, standard output, standard error
+_MAGIC = b"doorman1"
+_LENGTH = 8  # bytes
 
 
 class MessageError(ValueError):
@@ -57,10 +35,10 @@ class _Message(msgspec.Struct, array_like=True, gc=False, tag=True):
 
 
 class Start(_Message):
-    """To the zygote, first: the modules to import. Carries the manager's pidfd and perhaps a control group."""
+    """First message to the zygote: the modules to import. Carries the manager's pidfd and perhaps a control group."""
 
     sys_path: list[bytes]
-    """As bytes, because the name of a folder need not be valid UTF-8."""
+    """As bytes, because the name of a folder may be invalid UTF-8."""
     cwd: bytes
     preload: list[str]
     entry: str
@@ -82,7 +60,7 @@ class Kill(_Message):
 
 
 class Shutdown(_Message):
-    """To the zygote, last: exit. The launcher waits for that and removes the control group."""
+    """Last message to the zygote: exit. The launcher waits for the exit and removes the control group."""
 
 
 class Ready(_Message):
@@ -90,7 +68,7 @@ class Ready(_Message):
 
 
 class StartFailed(_Message):
-    """From the zygote, last: an import failed."""
+    """Last message from the zygote: an import failed."""
 
     why: str
 
@@ -121,19 +99,14 @@ class ChildExited(_Message):
     cpu: float
 
 
-class Rejected(_Message):
-    """From the zygote: a message could not be read."""
-
-    why: str
-
-
-Message: TypeAlias = Start | Fork | Kill | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited | Rejected
+Message: TypeAlias = Start | Fork | Kill | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 _Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
 _OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
+_decode_packed = msgspec.msgpack.Decoder(tuple[bytes, list[bytes]]).decode
 
 
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -143,7 +116,7 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
     try:
         channel.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
     except OSError as error:
-        # ETOOMANYREFS: too many descriptors are in flight for this user. Both pass when the receiver reads.
+        # ETOOMANYREFS: too many descriptors of this user are in flight. Both end when the receiver reads.
         if error.errno in {errno.ENOBUFS, errno.ETOOMANYREFS}:
             raise BlockingIOError(error.errno, str(error)) from error
         raise
@@ -152,13 +125,14 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
 def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
     """Return a message and its descriptors, which the caller owns; None at the end of the channel.
 
-    Raises BlockingIOError if there is none yet, MessageError if it is invalid.
+    Raises BlockingIOError if no message has arrived, MessageError if it is invalid.
     """
-    # Close-on-exec from the start: another thread may exec a program right now.
+    # Close-on-exec from the start, because another thread may exec a program at any time.
     data, ancillary, flags, _ = channel.recvmsg(
         _MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
     )
-    descriptors = _descriptors(ancillary) if ancillary else []
+    # Descriptors are the only ancillary data: the socket passes no credentials.
+    descriptors = [descriptor for _, _, numbers in ancillary for descriptor in array("i", numbers)]
     if not data:
         close_all(descriptors)
         return None, []
@@ -172,8 +146,8 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
 
 
 def encode_order(order: Order) -> bytes:
-    """Return an order as bytes, without its descriptors, which travel beside it."""
-    # Paths, arguments and variables as bytes: they need not be valid UTF-8.
+    """Return an order as bytes, without its descriptors."""
+    # Paths, arguments and variables as bytes, because they may be invalid UTF-8.
     command = [os.fsencode(word) for word in order.command]
     env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
     cwd = None if order.cwd is None else os.fsencode(order.cwd)
@@ -190,8 +164,8 @@ def decode_order(data: bytes) -> Order:
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
     folder = None if cwd is None else os.fsdecode(cwd)
-    told = None if record is None else os.fsdecode(record)
-    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=told)
+    path = None if record is None else os.fsdecode(record)
+    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=path)
 
 
 def write_memfd(data: bytes) -> int:
@@ -205,7 +179,7 @@ def write_memfd(data: bytes) -> int:
 
 def read_memfd(memory: int) -> bytes:
     """Return the content of a memfd."""
-    # pread(), because the offset is shared with the sender, which has left it at the end. Linux reads < 2 GiB a call.
+    # pread(), because the sender shares the offset and has left it at the end. Linux reads less than 2 GiB a call.
     size = os.fstat(memory).st_size
     return b"".join(os.pread(memory, 1 << 30, at) for at in range(0, size, 1 << 30))
 
@@ -216,39 +190,30 @@ def close_all(descriptors: Iterable[int]) -> None:
         os.close(descriptor)
 
 
-def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
-    found = array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
-
-
-_MAGIC = b"doorman1"
-_LENGTH = 8  # bytes
-_Content = tuple[bytes, list[bytes]]
-
-
 def pack_order(order: Order, *, sys_path: list[str] | None = None) -> bytes:
     """Return an order, and the folders to import from, as bytes for `read_order`."""
     # Absolute, because the worker may start in another folder.
     folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
-    content = msgspec.msgpack.encode((encode_order(order), folders))
+    content = _encode((encode_order(order), folders))
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
 
 def read_order(descriptor: int = 0) -> Order:
     """Read this worker's order from a descriptor, and set `sys.path` to the manager's.
 
-    The descriptor stays open: its end of file, later, announces the end of the manager. Raises EOFError if it ends
-    before the order is complete, MessageError if it holds something else.
+    The descriptor stays open: its end of file later announces the end of the manager. Raises EOFError if it ends before
+    the order is complete, MessageError if it carries other data.
     """
-    head = _read(descriptor, len(_MAGIC) + _LENGTH)
-    if not head.startswith(_MAGIC):
-        raise MessageError(f"expected an order on descriptor {descriptor}: is something else writing there?")
-    content = _read(descriptor, int.from_bytes(head[len(_MAGIC) :], "big"))
+    with open(descriptor, "rb", closefd=False) as file:
+        head = file.read(len(_MAGIC) + _LENGTH)
+        if head and not head.startswith(_MAGIC):
+            raise MessageError(f"expected an order on descriptor {descriptor}: is something else writing there?")
+        length = int.from_bytes(head[len(_MAGIC) :], "big")
+        content = file.read(length)
+    if not head or len(content) < length:
+        raise EOFError(f"descriptor {descriptor} ended before the order was complete: the manager has ended")
     try:
-        order, sys_path = msgspec.msgpack.decode(content, type=_Content)
+        order, sys_path = _decode_packed(content)
     except ValueError as error:
         raise MessageError(f"invalid order of {len(content)} bytes: {error}") from error
     sys.path[:] = map(os.fsdecode, sys_path) if sys_path else sys.path
@@ -256,17 +221,6 @@ def read_order(descriptor: int = 0) -> Order:
 
 
 def interpreter_flags() -> list[str]:
-    """Return the flags that give another interpreter this one's settings (``-I``, ``-W``, ``-X`` and so on)."""
+    """Return the flags that give another interpreter the settings of this one: ``-I``, ``-W``, ``-X`` and so on."""
     module: Any = subprocess  # A private name, but multiprocessing has used it since Python 3.4.
-    flags: list[str] = module._args_from_interpreter_flags()
-    return flags
-
-
-def _read(descriptor: int, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = os.read(descriptor, min(length - len(parts), 1 << 20))
-        if not part:
-            raise EOFError(f"descriptor {descriptor} ended before the order was whole: the manager is gone")
-        parts += part
-    return bytes(parts)
+    return list(module._args_from_interpreter_flags())

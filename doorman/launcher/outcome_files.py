@@ -1,7 +1,7 @@
 """The two small files that a detached process leaves for the manager that adopts it.
 
-The process itself writes what its task returned or raised, its zygote how the process exited. Both are needed where
-no manager is there to receive a message.
+The process writes the outcome of its task, and its zygote writes how the process exited. They replace messages while no
+manager runs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from doorman.identity import Credential
 from doorman.launcher import Exited
 from remit.runtime_dirs import PART_SUFFIX, write_private_file
 
-__all__ = ["read_exit", "read_outcome", "remove_files", "remove_stale", "write_exit", "write_outcome"]
-
-
 _OUTCOME: Final = ".result"
 _EXIT: Final = ".end"
 _SIGNATURE_BYTES: Final = 32
@@ -33,7 +30,7 @@ def write_outcome(record: str, outcome: bytes, credential: Credential) -> None:
 
 
 def read_outcome(record: str, credential: Credential) -> bytes | None:
-    """Return what `write_outcome` wrote; None if it is missing or not signed by this attempt's process."""
+    """Return the encoded outcome; None if the file is missing or not signed by this attempt's process."""
     data = _read(record + _OUTCOME)
     if data is None or not credential.check(_PURPOSE + data[_SIGNATURE_BYTES:], data[:_SIGNATURE_BYTES]):
         return None
@@ -41,13 +38,13 @@ def read_outcome(record: str, credential: Credential) -> bytes | None:
 
 
 def write_exit(record: str, exited: Exited) -> None:
-    """Write how a process exited. If that fails, the exit stays unknown."""
+    """Write how a process exited. If the file cannot be written, the exit status stays unknown."""
     with contextlib.suppress(OSError):
         write_private_file(record + _EXIT, msgspec.msgpack.encode(tuple(exited)))
 
 
 def read_exit(record: str) -> Exited | None:
-    """Return what `write_exit` wrote; None if it is missing or damaged."""
+    """Return how a process exited; None if the file is missing or damaged."""
     data = _read(record + _EXIT)
     try:
         return None if data is None else Exited(*msgspec.msgpack.decode(data, type=_ExitFields))
@@ -56,14 +53,14 @@ def read_exit(record: str) -> Exited | None:
 
 
 def remove_files(record: str) -> None:
-    """Remove both files."""
+    """Remove both files of an attempt."""
     for suffix in (_OUTCOME, _EXIT):
         with contextlib.suppress(OSError):
             Path(record + suffix).unlink()
 
 
 def remove_stale(folder: Path, kept: Container[str]) -> None:
-    """Remove the files of all attempts but these."""
+    """Remove the files of all attempts except ``kept``."""
     with contextlib.suppress(OSError):  # The folder does not exist before the first detached task.
         for file in list(folder.iterdir()):
             if file.name.endswith((_OUTCOME, _EXIT, PART_SUFFIX)) and file.name.rpartition(".")[0] not in kept:

@@ -1,7 +1,7 @@
-"""The zygote launcher: workers are forked from one process that has already imported what they need.
+"""The zygote launcher, which forks workers from one process that has already imported the modules they need.
 
-The zygote is a program of its own, with one thread: a fork of the manager itself could deadlock on a lock that another
-of its threads holds. docs/performance.md compares the rates of fresh processes.
+The zygote is a separate program with one thread: a fork of the manager could deadlock on a lock that another thread of
+the manager holds. docs/performance.md compares the rates of fresh processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from doorman.errors import LaunchRefused, PreloadFailed
+from doorman.errors import LaunchRefused
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
 from doorman.launcher import launch_messages as messages
 from doorman.launcher.base import EpollLauncher
@@ -39,13 +39,15 @@ _START: Final = (
 
 
 class ZygoteLauncher(EpollLauncher):
-    """Forks each worker from a process that has already imported what workers need.
+    """Forks each worker from a zygote, which starts with the first `launch` or earlier with `start`.
 
-    ``entry`` (``"module:function"``) is called in each child with its `Order` and returns the exit code. With
-    ``"module:function:argument"`` the zygote calls the function once, and it returns the entry. ``preload`` names
-    modules to import once. ``sys_path`` and ``cwd`` are this process's own unless given. ``stdin`` is a descriptor for
-    the standard input of all processes; None for an empty one. The zygote starts with the first `launch`, or earlier
-    with `start`; if it dies, the next launch starts another.
+    After the end of a zygote the next launch starts another one.
+
+    entry -- ``"module:function"``, which each child calls with its `Order` and which returns the exit code; with
+    ``"module:function:argument"`` the zygote calls the function once, and its result is the entry
+    preload -- modules that the zygote imports
+    sys_path, cwd -- those of the zygote; default: those of this process
+    stdin -- descriptor for the standard input of all processes; None for an empty one
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class ZygoteLauncher(EpollLauncher):
         stdin: int | None = None,
     ) -> None:
         cwd = cwd or os.getcwd()  # noqa: PTH109 - with its symbolic links
-        # Absolute: "" and relative folders mean this process's folder, also for children that start in another.
+        # Absolute, because "" and relative folders are below this process's folder, and a child may start in another.
         folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps non-paths
         self._start = messages.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry)
         self._stdin = stdin
@@ -80,30 +82,22 @@ class ZygoteLauncher(EpollLauncher):
             self._zygote = _ZygoteHandle(self._start, self._stdin)
             self._epoll.register(self._zygote.channel, select.EPOLLIN)
 
-    def wait_ready(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for the imports; return whether they are done. Raises PreloadFailed."""
-        self.start()
-        deadline = time.monotonic() + timeout
-        while not self._start_error and not (self._zygote and self._zygote.ready):
-            self.start()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            select.select([self._zygote.channel] if self._zygote else [], [], [], left)
-            self._read_descriptors()
-        if self._start_error:
-            raise PreloadFailed(self._start_error)
-        return True
-
     def launch(self, order: Order) -> None:
-        """Request a child. Raises LaunchRefused if the zygote is too busy; try again after `poll`."""
+        """Request a child. Raises LaunchRefused if the zygote cannot accept a request before the next `poll`."""
         self._check_usable()
         if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112 - once per task
             self._add_event(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
         elif self._start_error:
             self._add_event(LaunchFailed(order.attempt, self._start_error))
         else:
-            self._request_fork(order)
+            try:
+                self.start()
+                assert self._zygote is not None
+                self._zygote.request_fork(order)
+            except (BlockingIOError, ConnectionError) as error:
+                raise LaunchRefused(f"the zygote accepts no more requests now: {error}") from error
+            except OSError as error:
+                raise LaunchRefused(f"no process can be started now: {error}") from error
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
@@ -113,16 +107,6 @@ class ZygoteLauncher(EpollLauncher):
         for zygote in zygotes:
             zygote.reap(deadline, ours=ours)
         ControlGroup.remove_stale(time.monotonic() + KILL_WAIT_S)
-
-    def _request_fork(self, order: Order) -> None:
-        try:
-            self.start()
-            assert self._zygote is not None
-            self._zygote.request_fork(order)
-        except (BlockingIOError, ConnectionError) as error:
-            raise LaunchRefused(f"the zygote accepts no more requests now: {error}") from error
-        except OSError as error:
-            raise LaunchRefused(f"no process can be started now: {error}") from error
 
     def _handle(self, descriptor: int, mask: int) -> None:
         """Handle the zygote's channel, or the pidfd of a zygote that has ended."""
@@ -138,7 +122,7 @@ class ZygoteLauncher(EpollLauncher):
             except BlockingIOError:
                 return
             except ConnectionError:
-                continue  # It ended with orders unread. The kernel reports that once, before its last messages.
+                continue  # The zygote ended with unread orders. The kernel reports that once, before its last messages.
             if message is None:
                 self._remove_zygote(zygote)
                 return
@@ -169,14 +153,14 @@ class ZygoteLauncher(EpollLauncher):
 
 
 class _ZygoteHandle:
-    """One zygote process, with the attempts that it was asked to fork and those that run."""
+    """A zygote process, with its requested and running attempts."""
 
     def __init__(self, start: messages.Start, stdin: int | None) -> None:
         self.ready = False
-        self._requested: dict[str, bool] = {}
+        self._requested: set[str] = set()
         self._running: dict[str, Process] = {}
-        self._detached: set[str] = set()
-        # SEQPACKET keeps message boundaries and order, carries descriptors, and reports the end of either process.
+        self._detached: set[str] = set()  # requested or running
+        # SEQPACKET preserves message boundaries and order, carries descriptors and reports the end of either process.
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # Popen without preexec_fn runs no Python between fork and exec: the manager may have threads.
@@ -184,7 +168,7 @@ class _ZygoteHandle:
                 [sys.executable, *interpreter_flags(), "-c", _START, _ROOT, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # The terminal's Ctrl-C is for the manager to handle.
+                start_new_session=True,  # Only the manager handles the terminal's Ctrl-C.
             )
         self.process = Process.open(self._popen.pid)
         self._group = ControlGroup.create()
@@ -195,7 +179,7 @@ class _ZygoteHandle:
     def request_fork(self, order: Order) -> None:
         """Send an order. Raises BlockingIOError if the channel is full, ValueError for an attempt in use."""
         if order.attempt in self._requested or order.attempt in self._running:
-            raise ValueError(f"attempt {order.attempt!r} is launched already; each attempt needs its own name")
+            raise ValueError(f"attempt {order.attempt!r} is launched already; give each attempt an id of its own")
         data = messages.encode_order(order)
         memory = [messages.write_memfd(data)] if len(data) > messages.MAX_INLINE_ORDER else []
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
@@ -205,7 +189,9 @@ class _ZygoteHandle:
             messages.send(self.channel, request, [*memory, *standard])
         finally:
             messages.close_all(memory)
-        self._requested[order.attempt] = order.detach
+        self._requested.add(order.attempt)
+        if order.detach:
+            self._detached.add(order.attempt)
 
     def handle_message(self, message: messages.Message, descriptors: list[int]) -> list[Event]:
         """Return the events that follow from a message."""
@@ -214,34 +200,34 @@ class _ZygoteHandle:
         elif isinstance(message, messages.Forked):
             return [self._on_forked(message, descriptors)]
         elif isinstance(message, messages.ForkFailed):
-            self._requested.pop(message.attempt, None)
-            return [LaunchFailed(message.attempt, message.why, message.back_pressure)]
+            return [self._launch_failed(message.attempt, message.why, message.back_pressure)]
         elif isinstance(message, messages.ChildExited) and self._running.pop(message.attempt, None) is not None:
             self._detached.discard(message.attempt)
             return [Exited(message.attempt, message.exit_code, message.signal, message.max_rss, message.cpu)]
         return []
 
     def fail_all(self, why: str) -> list[Event]:
-        """Kill the processes that the kernel has not killed with the zygote, and return the last event of each."""
+        """Kill all processes that are not detached, and return the last event of each attempt."""
         for attempt, process in self._running.items():
             if attempt not in self._detached:
                 process.signal_group(signal.SIGKILL)
         self._group.kill()  # Also descendants that have left their process group.
         failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._requested]
         exited = [Exited(attempt, None, None) for attempt in self._running]
-        self._requested, self._running = {}, {}
+        # The zygote has ended, so `reap` must wait for it even if a process is detached.
+        self._requested, self._running, self._detached = set(), {}, set()
         return [*failed, *exited]
 
     def disconnect(self, *, ours: bool) -> None:
         """Close the channel: the zygote then ends with its last child. `reap` waits unless a child is detached."""
         with contextlib.suppress(OSError):
-            if ours and not self._has_detached():
+            if ours and not self._detached:
                 messages.send(self.channel, messages.Shutdown())
         self.channel.close()
 
     def reap(self, deadline: float, *, ours: bool) -> None:
-        """Wait for the zygote until ``deadline``, then kill it; not if a detached child needs it."""
-        if not ours or self._has_detached():
+        """Wait for the zygote until ``deadline``, then kill it, unless it is the parent of a detached child."""
+        if not ours or self._detached:
             self._popen.returncode = 0  # Keeps Popen from waiting for it.
         elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -251,27 +237,27 @@ class _ZygoteHandle:
         self._group.close()
         self.process.close()
 
-    def _has_detached(self) -> bool:
-        return bool(self._detached) or any(self._requested.values())
-
     def _on_forked(self, message: messages.Forked, descriptors: list[int]) -> Event:
-        detach = self._requested.pop(message.attempt, False)
         process = _open_process(message, descriptors)
         if process is None:
             with contextlib.suppress(OSError):
                 messages.send(self.channel, messages.Kill(message.attempt))
-            return LaunchFailed(message.attempt, "no file descriptor is left for its pidfd", True)
+            return self._launch_failed(message.attempt, "no file descriptor is left for its pidfd", True)
+        self._requested.discard(message.attempt)
         self._running[message.attempt] = process
-        if detach:
-            self._detached.add(message.attempt)
         return Launched(message.attempt, process)
+
+    def _launch_failed(self, attempt: str, why: str, back_pressure: bool) -> LaunchFailed:
+        self._requested.discard(attempt)
+        self._detached.discard(attempt)
+        return LaunchFailed(attempt, why, back_pressure)
 
 
 def _open_process(message: messages.Forked, descriptors: list[int]) -> Process | None:
-    """Return the handle of a new child; None without a descriptor for it.
+    """Return the handle of a new child; None if no descriptor is left for it.
 
-    The kernel drops a descriptor that this process has no number left for. The pid alone might be reused by now, so the
-    inode is compared.
+    The kernel drops a received descriptor if this process has no number left. The child is then opened by its pid, and
+    the inode is compared because the pid may have been reused.
     """
     if descriptors:
         return Process(message.pid, descriptors[0])

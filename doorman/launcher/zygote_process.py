@@ -1,6 +1,6 @@
 """The zygote process: forks workers on request, holds them by pidfd, reaps them, and ends with its manager.
 
-One thread and one epoll; nothing but that epoll waits. A forked child continues in `run_child`.
+It has one thread and one epoll, and waits only there. A forked child continues in `_Zygote._run_child`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,12 @@ from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.process_exit import ExitGuard, ExitHooks
 from doorman.process import SIGNAL_PROCESS_GROUP, pidfd_inode
 
-__all__ = [
-    "ChildProcess",
-    "Entry",
-    "ForkContext",
-    "import_entry",
-    "main",
-    "own_children",
-    "prepare_for_forks",
-    "reserve_standard_descriptors",
-    "reset_signals",
-    "run_child",
-    "use_line_buffering",
-]
-
-
 Entry: TypeAlias = Callable[[Order], int | None]
-"""The function that a child runs; it returns the exit code."""
+"""Function that a child calls; it returns the exit code."""
 
 KILL_WAIT_S: Final = 5.0
 """Time that the zygote waits for the children that it killed when its manager ended."""
-_REQUESTS_PER_ROUND: Final = 16  # the ends of children are handled in between
+_REQUESTS_PER_ROUND: Final = 16  # between two rounds, ended children are reaped
 _BLOCKED: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _OUT_OF_RESOURCES: Final = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
@@ -69,22 +54,13 @@ class ChildProcess(NamedTuple):
             if error.errno == errno.EINVAL:  # Before Linux 6.9.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, signal.SIGKILL)
-            # An orphan leads no group. PermissionError: a program may run as another user by now.
+            # An orphan leads no group. PermissionError: the program may have changed its user.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
-class ForkContext(NamedTuple):
-    """State that a fork inherits from its zygote: pid, descriptors to close, control group, exit hooks."""
-
-    pid: int
-    descriptors: list[int]
-    group: ControlGroup
-    hooks: ExitHooks
-
-
 def main(descriptor: int) -> None:
-    """Serve the launcher at the other end of an inherited socket until it is closed and no child is left."""
+    """Serve the launcher at the other end of an inherited socket until the socket is closed and no child is left."""
     reserve_standard_descriptors()
     channel = socket.socket(fileno=descriptor)
     start, descriptors = messages.receive(channel)
@@ -98,51 +74,24 @@ def main(descriptor: int) -> None:
         raise SystemExit(1) from error
     # As a subreaper the zygote becomes the parent of the orphans of a worker that has ended, and can kill them.
     process.become_subreaper()
-    manager, group = descriptors[0], _join_group(descriptors[1:])
-    hooks = ExitHooks()  # After the imports, which register them, and before the first fork.
+    group = ControlGroup(*descriptors[1:])
+    try:
+        group.join()
+    except OSError:
+        group.close()
+    hooks = ExitHooks()  # After the imports, which register hooks, and before the first fork.
     prepare_for_forks()
-    # Its manager ends the zygote. Blocked, not ignored: a signal that reaches a child too early is then pending.
+    # Only its manager ends the zygote. Blocked, not ignored: a signal that reaches a child too early stays pending.
     signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
-    zygote = _Zygote(channel, manager, group, entry, hooks)
+    zygote = _Zygote(channel, descriptors[0], group, entry, hooks)
     zygote.run()
     hooks.run()
     zygote.remove_group()
     os._exit(0)
 
 
-# -- in the child --------------------------------------------------------------------------------------------------
-
-
-def run_child(entry: Entry, order: Order, standard: list[int | None], context: ForkContext) -> NoReturn:
-    """Make this fork of the zygote a worker, run ``entry`` with its order, and end the process.
-
-    ``standard`` holds the descriptors for standard output and error; None to inherit.
-    """
-    with ExitGuard() as guard:
-        _separate(context, detach=order.detach)
-        _set_up_process(order, standard)
-        messages.close_all(context.descriptors)
-        context.hooks.clear_inherited()
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        guard.code = entry(order)
-    raise AssertionError("ExitGuard has ended the process")
-
-
-def _separate(context: ForkContext, *, detach: bool) -> None:
-    """Lead a process group, end with the zygote unless detached, and become the parent of the task's orphans."""
-    if detach:
-        context.group.leave()
-    elif not process.die_with_parent(context.pid):
-        os._exit(1)
-    os.setpgid(0, 0)
-    # Not inherited by fork(). The orphans of a worker are its own children, and the zygote's only after its end.
-    process.become_subreaper()
-
-
-def _set_up_process(order: Order, standard: list[int | None]) -> None:
-    for number, descriptor in enumerate(standard, 1):
-        if descriptor is not None:
-            os.dup2(descriptor, number)
+def apply_order(order: Order) -> None:
+    """Set the environment and the working directory of this process to those of its order."""
     if order.env is not None:
         os.environ.clear()
         os.environ.update(order.env)
@@ -161,7 +110,7 @@ def reserve_standard_descriptors() -> None:
 
 
 def reset_signals() -> None:
-    """Reset signals that the manager ignored or blocked: SIGTERM must end a child, and children must be waitable."""
+    """Reset signals that the manager ignores or blocks: SIGTERM must end a child, and SIGCHLD must leave zombies."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -170,29 +119,36 @@ def reset_signals() -> None:
 
 
 def import_entry(start: messages.Start) -> Entry:
-    """Import the modules that children need and return their entry function. Raises whatever an import raises."""
+    """Import the modules that children need and return their entry function. Raises the exceptions of the imports.
+
+    The entry ``module:function:argument`` is the result of calling the function with the argument.
+    """
     os.chdir(start.cwd)
     sys.path[:] = map(os.fsdecode, start.sys_path)
     for name in start.preload:
         importlib.import_module(name)
-    entry = _find_entry(start.entry)
-    _refuse_threads()
-    return entry
+    module, function, *argument = start.entry.split(":", 2)
+    found = getattr(importlib.import_module(module), function)
+    entry = found(*argument) if argument else found
+    if "threading" in sys.modules and (threads := sys.modules["threading"].enumerate()[1:]):
+        names = ", ".join(thread.name for thread in threads)
+        raise RuntimeError(f"a preloaded module started threads ({names}): forks would deadlock on their locks")
+    return cast("Entry", entry)
 
 
 def prepare_for_forks() -> None:
-    """Do once what each child would have to do, and reduce the memory that a fork and a child copy."""
+    """Fill caches that each child would fill otherwise, and reduce the memory that a fork and a child copy."""
     pidfd_inode(0)  # Caches whether this kernel has inodes for processes.
     use_line_buffering()
     gc.collect()
     process.trim_heap()
     # A collection in a child writes to the header of each object that it visits, so it would copy nearly all shared
-    # pages: that halves the rate of fresh processes (971 instead of 2,350 a second). Frozen objects are not visited.
+    # pages and reduce the rate of fresh processes from 2,350 to 971 a second. Frozen objects are not visited.
     gc.freeze()
 
 
 def use_line_buffering() -> None:
-    """Write each line of standard output and error in one call: several processes may append to one file."""
+    """Write each line of standard output and error in one call, because several processes may append to one file."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -207,33 +163,6 @@ def own_children() -> set[int]:
             return {int(pid) for pid in (file.read(1 << 20) or b"").split()}
     except FileNotFoundError:  # The kernel was built without CONFIG_PROC_CHILDREN.
         return set()
-
-
-def _find_entry(entry: str) -> Entry:
-    """Return the function ``module:function``; with ``:argument``, the result of calling it with the argument."""
-    module, _, rest = entry.partition(":")
-    function, _, argument = rest.partition(":")
-    found = getattr(importlib.import_module(module), function)
-    return cast("Entry", found(argument) if argument else found)
-
-
-def _refuse_threads() -> None:
-    threading = sys.modules.get("threading")
-    threads = [thread.name for thread in threading.enumerate()[1:]] if threading else []
-    if threads:
-        raise RuntimeError(
-            f"a preloaded module started threads ({', '.join(threads)}): forks would deadlock on its locks"
-        )
-
-
-def _join_group(descriptors: list[int]) -> ControlGroup:
-    """Move this process into the control group that the manager has created; return it, or none if that fails."""
-    group = ControlGroup(*descriptors)
-    try:
-        group.join()
-    except OSError:
-        group.close()
-    return group
 
 
 # -- the event loop of the zygote ----------------------------------------------------------------------------------
@@ -273,7 +202,7 @@ class _Zygote:
             self._kill_orphans()
 
     def remove_group(self) -> None:
-        """Remove the control group unless the launcher does: this process has to leave it first, which is slow."""
+        """Leave and remove the control group, which is slow; after a `Shutdown` the launcher removes it instead."""
         if not self._launcher_removes_group:
             with contextlib.suppress(OSError):
                 self._group.leave()
@@ -299,8 +228,7 @@ class _Zygote:
                 message, descriptors = messages.receive(self._channel)
             except (BlockingIOError, ConnectionError):
                 return  # After a ConnectionError the remaining messages can be read, and then the end of the channel.
-            except messages.MessageError as error:
-                self._send(messages.Rejected(str(error)))
+            except messages.MessageError:
                 continue
             if message is None:
                 self._stop_serving()
@@ -318,13 +246,11 @@ class _Zygote:
             for child in self._children.values():
                 if child.attempt == message.attempt:
                     child.kill()
-        else:
-            self._send(messages.Rejected(f"a zygote does not handle {type(message).__name__}"))
         messages.close_all(descriptors)
 
     def _fork(self, request: messages.Fork, descriptors: list[int]) -> None:
         if len(descriptors) != (request.order is None) + request.stdout + request.stderr:
-            # The kernel drops descriptors that this process has no numbers left for.
+            # The kernel drops received descriptors if this process has no numbers left.
             self._send(messages.ForkFailed(request.attempt, "the zygote is out of file descriptors", True))
             return
         try:
@@ -336,21 +262,43 @@ class _Zygote:
             self._send(messages.ForkFailed(request.attempt, str(error), False))
         else:
             if pid == 0:
-                own = [self._channel.detach(), self._manager, self._epoll.fileno(), *self._children]
-                inherited = [*own, *self._group.descriptors, *descriptors]
-                run_child(self._entry, order, standard, ForkContext(self._pid, inherited, self._group, self._hooks))
+                self._run_child(order, standard, descriptors)
             self._register_child(order, pid)
+
+    def _run_child(self, order: Order, standard: list[int | None], descriptors: list[int]) -> NoReturn:
+        """Make this fork of the zygote a worker, call the entry with its order, and end the process.
+
+        ``standard`` holds the descriptors for standard output and error, None to inherit; ``descriptors`` are closed.
+        """
+        with ExitGuard() as guard:
+            if order.detach:
+                self._group.leave()
+            elif not process.die_with_parent(self._pid):
+                os._exit(1)
+            os.setpgid(0, 0)
+            # Not inherited by fork(). Orphans of the task become children of its worker, and of the zygote after that.
+            process.become_subreaper()
+            for number, descriptor in enumerate(standard, 1):
+                if descriptor is not None:
+                    os.dup2(descriptor, number)
+            apply_order(order)
+            messages.close_all([self._channel.detach(), self._manager, self._epoll.fileno(), *self._children])
+            messages.close_all([*self._group.descriptors, *descriptors])
+            self._hooks.clear_inherited()
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            guard.code = self._entry(order)
+        raise AssertionError("ExitGuard has ended the process")
 
     def _register_child(self, order: Order, pid: int) -> None:
         """Open the pidfd of a new child before anything can reap it, and send it to the launcher."""
-        # The child calls setpgid() as well: whichever is first, the group exists before the launcher gets the pidfd.
+        # The child calls setpgid() too, so that the group exists for both before the launcher gets the pidfd.
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)
         try:
             pidfd = os.pidfd_open(pid)
             self._epoll.register(pidfd, select.EPOLLIN)
         except OSError as error:
-            os.kill(pid, signal.SIGKILL)  # By pid, which is safe here: an unreaped child keeps its own.
+            os.kill(pid, signal.SIGKILL)  # By pid, which is safe: the pid of an unreaped child is not reused.
             os.waitpid(pid, 0)
             self._send(messages.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_RESOURCES))
             return
@@ -359,7 +307,7 @@ class _Zygote:
         self._send(messages.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
 
     def _reap(self, child: ChildProcess) -> None:
-        """Kill the rest of a child's process group, then reap the child: until then its zombie keeps the group id."""
+        """Kill the rest of a child's process group, then reap the child, whose zombie keeps the group id until then."""
         child.kill()
         # wait4() by pid, because waitid() by pidfd returns no resource usage. No other code reaps this child.
         _, status, usage = os.wait4(child.pid, 0)
@@ -377,7 +325,7 @@ class _Zygote:
             self._send(messages.ChildExited(*exited))  # type: ignore[arg-type]  # all fields are known here
 
     def _kill_orphans(self) -> None:
-        """Kill processes that were reparented to the zygote: each worker is a subreaper, so theirs has ended."""
+        """Kill the processes that were reparented to the zygote, which happens only after the end of their worker."""
         if not self._orphans_due:
             return
         self._orphans_due = False
@@ -389,7 +337,7 @@ class _Zygote:
             self._pids.add(pid)
 
     def _stop_serving(self) -> None:
-        """Close the channel and kill all children that are not detached: the manager has ended."""
+        """After the manager's end, close the channel and kill all children that are not detached."""
         self._serving = False
         self._epoll.unregister(self._channel)
         self._epoll.unregister(self._manager)
@@ -407,7 +355,7 @@ class _Zygote:
             return
         if not self._unsent:
             self._epoll.modify(self._channel, select.EPOLLOUT)
-        # A duplicate: the child may be reaped, and its pidfd closed, before the message is sent.
+        # A duplicate, because the child may be reaped and its pidfd closed before the message is sent.
         self._unsent.append((message, None if pidfd is None else os.dup(pidfd)))
 
     def _flush(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from launching import DEADLINE, commands, zygote_of
+from launching import commands, exit_of, order, zygote_of
 from namespaces import needs_inodes
 
 from doorman import GroupManager, ProcessManager, SynchronousManager
@@ -79,7 +79,7 @@ def speak() -> Callable[[str], None]:
 @pytest.fixture(scope="module")
 def _warm() -> Iterator[ZygoteLauncher]:
     with zygote_of() as launcher:
-        assert launcher.wait_ready(DEADLINE)
+        exit_of(launcher, order("first", "noop"))
         yield launcher
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -171,7 +172,12 @@ def test_I21_a_fork_from_a_thread_is_not_the_task(manager):
 def test_I21_tasks_outlive_the_thread_that_started_their_zygote(short_path):
     """The kernel takes the thread for the parent: what ends with its parent would end with that thread."""
     launcher = zygote(honest)
-    thread = threading.Thread(target=launcher.wait_ready, args=(DEADLINE,))
+
+    def start() -> None:
+        launcher.start()
+        select.select([launcher], [], [], DEADLINE)  # until it has imported its modules
+
+    thread = threading.Thread(target=start)
     thread.start()
     thread.join()
     pid = launcher.pid

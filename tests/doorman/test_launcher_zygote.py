@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from internals import zygote_channel
@@ -28,7 +29,7 @@ from launching import (
 )
 from waiting import wait_until
 
-from doorman.errors import LaunchRefused, PreloadFailed
+from doorman.errors import LaunchRefused
 from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
 from doorman.launcher.cgroup import ControlGroup
 from doorman.process import Process
@@ -78,30 +79,22 @@ def test_attempt_in_hand_cannot_be_launched_again(zygote):
     until_over(zygote)
 
 
-def test_preload_that_fails_says_so():
+def test_preload_that_fails_fails_the_orders_before_and_after_it():
     with zygote_of(preload=["json", "no_such_module"]) as launcher:
-        with pytest.raises(PreloadFailed, match="No module named 'no_such_module'"):
-            launcher.wait_ready(DEADLINE)
-        launcher.launch(order("a", "noop"))
-        [failed] = until_over(launcher)
-        assert "no_such_module" in failed.why
-
-
-def test_order_given_before_a_preload_fails_is_told_of_it():
-    with zygote_of(preload=["no_such_module"]) as launcher:
-        launcher.launch(order("a", "noop"))
-        [failed] = until_over(launcher)
-        assert isinstance(failed, LaunchFailed)
-        assert "No module named 'no_such_module'" in failed.why
+        for attempt in ("before", "after"):
+            launcher.launch(order(attempt, "noop"))
+            [failed] = until_over(launcher)
+            assert isinstance(failed, LaunchFailed)
+            assert "No module named 'no_such_module'" in failed.why
 
 
 def test_preload_that_starts_a_thread_is_refused(tmp_path):
     (tmp_path / "threaded.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait).start()\n")
-    with (
-        zygote_of(str(tmp_path), preload=["threaded"]) as launcher,
-        pytest.raises(PreloadFailed, match="started threads"),
-    ):
-        launcher.wait_ready(DEADLINE)
+    with zygote_of(str(tmp_path), preload=["threaded"]) as launcher:
+        launcher.launch(order("a", "noop"))
+        [failed] = until_over(launcher)
+        assert isinstance(failed, LaunchFailed)
+        assert "started threads" in failed.why
 
 
 def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path, monkeypatch):
@@ -127,6 +120,16 @@ def test_zygote_that_is_killed_takes_its_children_along_and_is_replaced(tmp_path
         for stray in holders(tmp_path / "held"):
             assert stray.signal(signal.SIGKILL)
         assert abandoned(reader)
+
+
+def test_zygote_of_a_detached_process_that_is_killed_is_reaped():
+    with zygote_of() as launcher:
+        launcher.launch(order("a", "pause", detach=True))
+        with launched(launcher) as process, Process.open(launcher.pid) as zygote:
+            zygote.signal(signal.SIGKILL)
+            until_over(launcher)
+            wait_until(lambda: launcher.poll() or not Path(f"/proc/{zygote.pid}").exists())
+            assert process.signal(signal.SIGKILL)
 
 
 def test_message_that_is_none_is_survived(zygote):
@@ -173,7 +176,7 @@ def test_manager_out_of_descriptors_refuses_or_fails_but_does_not_break(tmp_path
         import select
         from launching import *
         with zygote_of() as launcher:
-            launcher.wait_ready(DEADLINE)
+            exit_of(launcher, order("first", "noop"))
             launcher.launch(order("a", "pause"))
             select.select([launcher], [], [])
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -212,7 +215,7 @@ def test_closing_ends_what_runs_and_may_be_done_twice(tmp_path):
 
 def test_closing_kills_a_zygote_that_does_not_answer():
     with zygote_of() as launcher:
-        launcher.wait_ready(DEADLINE)
+        exit_of(launcher, order("a", "noop"))
         with Process.open(launcher.pid) as zygote:
             zygote.signal(signal.SIGSTOP)
             launcher.close(grace=0.0)
