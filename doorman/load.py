@@ -1,4 +1,4 @@
-"""The load of the running tasks: processor time and memory of their processes, sampled once for all rules."""
+"""Load of the running tasks: processor time and memory of their processes, sampled once for all rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from doorman.process import STAT_CPU, STAT_RSS_PAGES, STAT_START, STAT_THREADS, stat_fields
 
-__all__ = ["Cost", "Load", "Meter", "Reading", "process_reader"]
+__all__ = ["Cost", "Load", "Meter", "Reading", "read_process"]
 
 SAMPLE_INTERVAL_S: Final = 0.1  # of one process: the kernel counts processor time in ticks of 10 ms
 STALE_AFTER_S: Final = 2.0
@@ -22,7 +22,7 @@ class Reading(NamedTuple):
     cpu: float
     """Seconds of processor time."""
     memory: int
-    """Resident bytes; pages that several processes share are counted for each."""
+    """Resident bytes. A page that several processes share counts for each of them."""
     born: int = 0
     """Start time of the process, which distinguishes it from a later one with the same pid."""
 
@@ -35,14 +35,7 @@ class Cost:
     processor: float = 0.0
     memory: float = 0.0
     unmeasured: int = 0
-    """How many of the processes count as one busy core each, because they have not been measured."""
-
-    def add(self, processor: float, memory: float, *, measured: bool) -> None:
-        """Add one process."""
-        self.processes += 1
-        self.processor += processor
-        self.memory += memory
-        self.unmeasured += not measured
+    """Number of processes that count as one busy core each, because they have not been measured."""
 
 
 @dataclass(slots=True)
@@ -59,7 +52,10 @@ class Load:
     def add(self, handler: str, processor: float, memory: float, *, measured: bool = True) -> None:
         """Add one process."""
         for cost in (self.everyone, self.handlers.setdefault(handler, Cost())):
-            cost.add(processor, memory, measured=measured)
+            cost.processes += 1
+            cost.processor += processor
+            cost.memory += memory
+            cost.unmeasured += not measured
 
 
 @dataclass(slots=True)
@@ -84,30 +80,27 @@ class Meter:
         cores: int | None = None,
         memory: int | None = None,
     ) -> None:
-        self._read = read or process_reader()
+        self._read = read or read_process
         self._clock = clock
         self._share = 100.0 / (cores or available_cores())
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._known: dict[str, _Known] = {}
 
-    def measure(self, running: Iterable[tuple[str, str, int | None]], *, read: bool = True) -> Load:
-        """Return the load of ``(attempt, handler, pid)``, pid None before its code runs; ``read=False`` counts only."""
+    def measure(self, running: Iterable[tuple[str, str, int | None]]) -> Load:
+        """Return the load of each ``(attempt, handler, pid)``; pid is None until the code of the attempt runs."""
         # Rebuilt with each measurement, so that ended attempts disappear without a call.
         load, now, before = Load(), self._clock(), self._known
         self._known = {}
         for attempt, handler, pid in running:
-            if not read:
-                load.add(handler, 0.0, 0.0)
-                continue
             if (known := self._look(before.get(attempt), pid, now)) is not None:
                 self._known[attempt] = known
             processor, memory, measured = self.last_measured(attempt)
             load.add(handler, processor, memory, measured=measured)
         return load
 
-    def add_unmeasured(self, load: Load, handler: str, memory: int = 0) -> None:
-        """Add a process that has not been measured: one busy core, and its memory if that is known."""
-        load.add(handler, self._share, 100.0 * memory / self._memory, measured=False)
+    def add_unmeasured(self, load: Load, handler: str) -> None:
+        """Add a process that has not been measured, as one busy core."""
+        load.add(handler, self._share, 0.0, measured=False)
 
     def drop_stale(self) -> None:
         """Drop samples older than STALE_AFTER_S; called when measuring begins again after a pause."""
@@ -128,7 +121,7 @@ class Meter:
             return known
         reading = None if pid is None else self._read(pid)
         if reading is None or (known is not None and reading.born != known.reading.born):
-            return known  # The process has ended, and another one may have its pid.
+            return known  # The process has ended; another process may have its pid.
         if known is None:
             return _Known(reading, now)
         used = max(0.0, reading.cpu - known.reading.cpu)
@@ -137,10 +130,10 @@ class Meter:
 
 _TICK_HZ: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-_MAX_DESCENDANTS: Final = 1000  # of one task: with more, measuring would cost more than it is worth
+_MAX_DESCENDANTS: Final = 1000  # of one task: bounds the time of a measurement
 
 
-def _read_proc(pid: int) -> Reading | None:
+def read_process(pid: int) -> Reading | None:
     """Return the resources of a process and its descendants from /proc; None if it has ended."""
     root = stat_fields(pid)
     if not root:
@@ -163,7 +156,7 @@ def _ticks(fields: list[bytes]) -> int:
 def _children(pid: int, fields: list[bytes]) -> list[int]:
     """Return the children of a process; none if the kernel was built without CONFIG_PROC_CHILDREN."""
     try:
-        # No Path in these lines: to build one costs more than the read.
+        # No Path in these lines, because its construction takes longer than the read.
         threads = [str(pid)] if fields[STAT_THREADS] == b"1" else os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
         found: list[int] = []
         for thread in threads:
@@ -178,20 +171,3 @@ def available_cores() -> int:
     """Return the number of processors that this process may use."""
     # A container or taskset may leave this process and its tasks fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def process_reader() -> Callable[[int], Reading | None]:
-    """Return a function that reads the resources of a process by pid; it returns None if that has ended."""
-    if os.path.exists("/proc/self/stat"):  # noqa: PTH110 - once
-        return _read_proc
-    import psutil  # Only on systems without /proc.
-
-    def read(pid: int) -> Reading | None:
-        try:
-            process = psutil.Process(pid)
-            times = process.cpu_times()
-            return Reading(times.user + times.system, process.memory_info().rss)
-        except psutil.Error:
-            return None
-
-    return read

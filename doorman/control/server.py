@@ -18,7 +18,7 @@ import msgspec
 from doorman.control.registry import Registration
 from doorman.errors import ControlRefused
 from doorman.identity import Identity
-from doorman.load import Reading, process_reader
+from doorman.load import Reading, read_process
 
 if TYPE_CHECKING:
     from doorman.manager import ProcessManager
@@ -223,7 +223,7 @@ class _Usage:
     """CPU and memory use of processes; the CPU load is the difference to the reading before."""
 
     def __init__(self) -> None:
-        self._read = process_reader()
+        self._read = read_process
         self._before: OrderedDict[str, tuple[float, Reading, float | None]] = OrderedDict()
 
     def measure(self, task: Task) -> tuple[float | None, int | None]:

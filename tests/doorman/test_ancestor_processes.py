@@ -221,7 +221,7 @@ with ProcessManager("unix://{short_path}/m", rules=[Rule(processes=1, minimum_pr
 
 
 def test_B20_a_system_without_what_identity_rests_on_is_told_at_once(short_path, monkeypatch):
-    for name in ("pidfd_open", "eventfd"):
+    for name in ("pidfd_open", "eventfd", "sched_getaffinity"):
         monkeypatch.delattr(os, name)
     with pytest.raises(PidfdUnavailable, match="use Linux"):
         ProcessManager(f"unix://{short_path}/m")

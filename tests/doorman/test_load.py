@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from doorman.load import SAMPLE_INTERVAL_S, STALE_AFTER_S, Meter, Reading, process_reader
+from doorman.load import SAMPLE_INTERVAL_S, STALE_AFTER_S, Meter, Reading, read_process
 
 
 class Machine:
@@ -98,11 +98,6 @@ def test_how_many_have_not_been_measured_is_known(machine):
     ]
 
 
-def test_what_is_only_counted_is_not_read(machine):
-    load = machine.meter.measure([("a1", "a", 7), ("b1", "b", None)], read=False)
-    assert (load.everyone.processes, load.everyone.processor, machine.reads) == (2, 0.0, 0)
-
-
 @pytest.mark.parametrize(("pause", "processor"), [(STALE_AFTER_S, 0.0), (STALE_AFTER_S + 1, 25.0)])
 def test_after_a_pause_a_load_is_measured_anew(machine, pause, processor):
     machine.processes[7] = Reading(0.0, 0)
@@ -140,7 +135,7 @@ time.sleep(1000)
         try:
             assert process.stdout is not None
             assert process.stdout.read(4) == b"!!!!"
-            reading = process_reader()(process.pid)
+            reading = read_process(process.pid)
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # by number: our own child, not reaped
     assert reading is not None
