@@ -1,4 +1,4 @@
-"""The worker process's connection to its manager: prove the identity, receive "go", report progress and outcome."""
+"""Connection of a worker process to its manager: proof of identity, receipt of "go", progress and outcome."""
 
 from __future__ import annotations
 
@@ -22,16 +22,13 @@ from remit import Client, Event, Location, Server
 from remit._internal import has_room, on_server_restart
 from remit.errors import LinkClosed, RemitError
 
-__all__ = ["CHALLENGE_LABEL", "READOPTION_LABEL", "REPORT_LINGER_S", "ManagerConnection", "ReadoptionClient"]
-
-
 CHALLENGE_LABEL: Final = b"doorman.challenge"
-"""Signed with each challenge, so that its signature is valid for nothing else."""
+"""Part of the signed bytes of each challenge, so that its signature is valid for no other message."""
 READOPTION_LABEL: Final = b"doorman.again"
-"""Signed with each answer to a challenge, for the same reason."""
+"""Part of the signed bytes of each answer to a challenge, for the same reason."""
 
 GO_TIMEOUT_S: Final = 30.0
-"""A worker that has received no "go" by then exits without having run any user code."""
+"""Time after which a worker without a "go" exits; no user code has run."""
 HELLO_INTERVAL_S: Final = 2.0
 """Time after which an unanswered hello is sent again."""
 REPORT_LINGER_S: Final = 60.0
@@ -41,7 +38,7 @@ DETACHED_CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class ReadoptionClient:
-    """Answers a manager that adopts this detached process: sends it a hello, and proves the identity once more."""
+    """Sends a hello to a manager that adopts this detached process, and proves the identity again."""
 
     def __init__(self, client: Client, credential: Credential) -> None:
         self._client = client
@@ -52,17 +49,17 @@ class ReadoptionClient:
         client.add_listener("doorman.die", self._on_die)
 
     def start(self) -> None:
-        """Start the client's thread, which notices a new manager while the task's own code runs."""
+        """Start the client's thread, which connects to a new manager while the task's code runs."""
         self._started = True
         self._client.start()
 
     def _on_restarted(self) -> None:
-        """Handle the restart of the server: it belongs to another manager."""
+        """Send a hello after a restart of the server, which belongs to another manager."""
         if self._started:
             self._emit("doorman.hello", identity.hello(self._credential))
 
     def _on_challenge(self, attempt: str, nonce: bytes, signature: bytes) -> None:
-        """Listener: answer a challenge that has the attempt's own secret."""
+        """Listener: answer a challenge that is signed with the attempt's secret."""
         if attempt == self._credential.attempt and self._credential.check(CHALLENGE_LABEL + nonce, signature):
             hello = identity.hello(self._credential)
             signed = READOPTION_LABEL + nonce + hello["proof"].encode()
@@ -73,7 +70,7 @@ class ReadoptionClient:
             self._client.emit(name, *args)
 
     def _on_die(self, attempt: str, signature: bytes) -> None:
-        """Listener: end by SIGTERM, because the new manager does not want this attempt."""
+        """Listener: end by SIGTERM, because the new manager does not adopt this attempt."""
         known = attempt == self._credential.attempt and self._credential.check(b"die", signature)
         if known and self._started:
             signal.raise_signal(signal.SIGTERM)
@@ -90,14 +87,14 @@ class ManagerConnection:
         self._readoption: ReadoptionClient | None = None
         self._reporter: ProgressReporter | None = None
         self._reports = SignedSender(credential, TASK_REPORTS, self._emit_report)
-        # Held while a report is signed and emitted: progress comes from any thread, and serial numbers must not swap.
+        # Held while a report is signed and emitted: any thread reports progress, and serial numbers must stay in order.
         self._report_lock = threading.Lock()
         self._client = Client(location, threaded=False, linger=REPORT_LINGER_S)
         self._client.add_listener("doorman.go", self._on_reply, pass_event=True)
         self._client.add_listener("doorman.die", self._on_reply, pass_event=True)
 
     def enable_readoption(self, record: str | None) -> None:
-        """Let a later manager adopt this process. The outcome is also written to the file ``record``, if given."""
+        """Allow a later manager to adopt this process. The outcome is also written to the file ``record``, if given."""
         self._record = record
         self._readoption = ReadoptionClient(self._client, self._credential)
 
@@ -109,12 +106,12 @@ class ManagerConnection:
             self._client.emit("doorman.hello", hello)
             again = time.monotonic() + min(HELLO_INTERVAL_S, left)
             while self._reply is None and (left := again - time.monotonic()) > 0:
-                # In this thread: a child that needs no other thread starts none, which saves memory and time.
+                # In this thread: most children need no other thread, which saves memory and time.
                 self._client.tick(left)
         return self._reply == "go"
 
     def start_readoption(self) -> None:
-        """Begin to watch for a new manager; called right before the task's own code."""
+        """Begin to watch for a new manager. Called immediately before the task's code."""
         if self._readoption is not None:
             self._readoption.start()
 
@@ -125,7 +122,7 @@ class ManagerConnection:
         self._client.emit(name, *args, **kwargs)
 
     def add_listener(self, name: str, listener: Callable[..., Any]) -> None:
-        """Call a listener, in a thread, for events that the manager emits to this task."""
+        """Call ``listener`` in a thread for each event of this name that the manager emits to this task."""
         if os.getpid() == self._owner:
             self._client.add_listener(name, listener)
             self._client.start()
@@ -133,13 +130,13 @@ class ManagerConnection:
     def report_progress(self, progress: Progress) -> None:
         """Send the task's progress, at most one report per REPORT_INTERVAL_S. Raises NotInTask in a fork."""
         if os.getpid() != self._owner:
-            raise NotInTask("a fork of the task's process has no progress of its own: report from the task itself")
+            raise NotInTask("a fork of the task's process cannot report progress: report it from the task's process")
         if self._reporter is None:
             self._reporter = ProgressReporter(self._send_progress)
         self._reporter.report(progress)
 
     def report_outcome(self, outcome: TaskOutcome) -> None:
-        """Send the outcome, after the last progress."""
+        """Send the outcome, after the last progress. Of a detached process, also write it to its file."""
         data = outcome.encode()
         if self._record is not None:
             try:
@@ -166,19 +163,19 @@ class ManagerConnection:
                 print(f"doorman: the manager did not receive everything: {lost}", file=sys.stderr)  # noqa: T201
 
     def rehearse(self, server: Server) -> None:
-        """Exchange hello, its answer and a result with a server in this process, all acknowledged at the end."""
+        """Exchange hello, "go" and a result with a server in this process, until all are acknowledged."""
         self._client.emit("doorman.hello", identity.hello(self._credential))
         self._exchange(server)
         self.report_outcome(returned(None))
         self._exchange(server)
 
     def _exchange(self, server: Server) -> None:
-        for _ in range(3):  # A frame travels, then its answer, then the acknowledgement of that.
+        for _ in range(3):  # For a frame, its answer, and the acknowledgement of the answer.
             self._client.tick()
             server.tick()
 
     def _send_progress(self, progress: Progress) -> None:
-        # With a full queue `emit` would block the task, for a report that is soon out of date.
+        # A full queue would block the task in `emit`, for a report that is soon out of date.
         if has_room(self._client):
             self._client.start()
             with self._report_lock:

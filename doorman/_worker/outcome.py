@@ -1,4 +1,4 @@
-"""The outcome of a call, its value or its exception, as bytes that travel from the worker process to the manager."""
+"""Encoding of a call's outcome, its value or its exception, for the way from the worker process to the manager."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import msgspec
 
 from doorman.errors import TaskFailed
 
-__all__ = ["TaskOutcome", "failed", "returned"]
-
 
 class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
     """The value or the exception of a task. Its signature is checked before anything in it is unpickled."""
@@ -29,16 +27,16 @@ class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
     """The exception and its traceback, as the interpreter prints them."""
 
     def encode(self) -> bytes:
-        """Return the bytes that travel."""
+        """Return the outcome as bytes."""
         return msgspec.msgpack.encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> TaskOutcome:
-        """Return the outcome that `encode` made bytes of. Raises msgspec.MsgspecError."""
+        """Return the encoded outcome. Raises msgspec.MsgspecError."""
         return msgspec.msgpack.decode(data, type=cls)
 
     def unpickle(self) -> tuple[Any, BaseException | None]:
-        """Return the value and None, or None and the exception to raise, caused by the traceback of the process."""
+        """Return the value and None, or None and the exception. Its cause has the traceback of the task's process."""
         if self.value is not None:
             value, unreadable = _unpickled(self.value)
             if unreadable is None:
@@ -50,13 +48,13 @@ class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
         # A KeyboardInterrupt of the worker process must not look like one of the manager.
         if not isinstance(error, Exception):
             return None, failure
-        # Not by assignment: an exception may be a frozen dataclass.
+        # Not by assignment, because an exception may be a frozen dataclass.
         BaseException.__dict__["__cause__"].__set__(error, failure)
         return None, error
 
 
 def returned(value: Any) -> TaskOutcome:
-    """Return the outcome of a task that returned; a failed one if the value cannot be pickled."""
+    """Return the outcome of a task that returned a value. If that cannot be pickled, the task failed."""
     try:
         return TaskOutcome(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
     except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything

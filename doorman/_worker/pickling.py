@@ -11,9 +11,6 @@ import cloudpickle
 
 from doorman.errors import TaskNotPicklable
 
-__all__ = ["not_picklable", "pickle_call", "pickle_initializer", "pickle_value"]
-
-
 _MAIN: Final = b"__main__"
 _shown = reprlib.Repr()  # Not repr(): its text may be as long as the value, and it may raise.
 _shown.maxother = _shown.maxstring = 120
@@ -28,7 +25,7 @@ def pickle_call(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 
 def pickle_initializer(initializer: Callable[[], object] | None) -> bytes:
-    """Return the pickled initializer; nothing for None. Raises TypeError, TaskNotPicklable."""
+    """Return the pickled initializer; empty bytes for None. Raises TypeError, TaskNotPicklable."""
     if initializer is None:
         return b""
     if not callable(initializer):
@@ -42,10 +39,10 @@ def pickle_initializer(initializer: Callable[[], object] | None) -> bytes:
 
 
 def pickle_value(thing: Any) -> bytes:
-    """Return a pickled object: by name if it can be imported elsewhere, by value if it belongs to the main script.
+    """Return a pickled object: by name if another process can import it, by value if it belongs to the main script.
 
     The standard pickle is faster than cloudpickle, but assumes that the other process has the same main module. Raises
-    whatever pickling raises.
+    the exceptions of pickling, which runs the user's code.
     """
     try:
         data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)

@@ -1,7 +1,7 @@
 """Signed, numbered and chunked messages between a manager and one of its processes.
 
-A pool's calls and results, and the result and the progress of a task, travel as entries. One event carries a serial
-number, a group of entries and a signature over both and the purpose of the channel.
+An entry is a call or a result of a pool, or the result or the progress of a task. One event carries a serial number, a
+group of entries and a signature over both and the purpose of the channel.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ import msgspec
 
 from doorman.identity import Credential
 
-__all__ = ["CHUNK_BYTES", "PROGRESS", "RESULT", "TASK_REPORTS", "Entry", "SignedReceiver", "SignedSender"]
-
-
 CHUNK_BYTES: Final = 256 * 1024
 """Bytes of entries in one event: below the frame limit of every transport."""
 
 Entry: TypeAlias = tuple[int, int, bytes]
-"""A number with a meaning for its kind, such as that of a call; the kind, 0 or more; the content."""
+"""A number such as that of a call, the kind of the entry (0 or more), and its content."""
 
 TASK_REPORTS: Final = b"doorman.report"
 """Purpose of the channel from the process of a task."""
@@ -29,8 +26,8 @@ RESULT: Final = 0
 PROGRESS: Final = 1
 """Kind on that channel: an encoded `Progress`."""
 
-# Kinds of the channel itself. They are negative, so that one comparison of an event's first entry finds them.
-_LARGE: Final = -1  # head of an entry that is sent in chunks: its number, and as content its kind and size
+# Internal kinds. They are negative, so that one comparison of an event's first entry finds them.
+_LARGE: Final = -1  # head of an entry that is sent in chunks: has its number, and as content its kind and size
 _CHUNK: Final = -2
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -49,7 +46,7 @@ class SignedSender:
         self._serial = 0
 
     def send(self, entries: Iterable[Entry]) -> None:
-        """Send the entries in as few events as they fit in; one larger than CHUNK_BYTES goes in chunks."""
+        """Send the entries in as few events as possible. An entry larger than CHUNK_BYTES is sent in chunks."""
         group: list[Entry] = []
         size = 0
         for entry in entries:
@@ -70,7 +67,7 @@ class SignedSender:
             serial = self._serial + 1
             data = _encode(group)
             signature = self._credential.sign(_label(self._purpose, serial) + data)
-            # Only now: if memory runs out above, as within a limit, the numbers that follow have no gap.
+            # Only now, so that serial numbers have no gap if memory runs out above, as it may within a limit.
             self._serial = serial
             self._send(serial, data, signature)
 
@@ -78,8 +75,8 @@ class SignedSender:
 class SignedReceiver:
     """Returns the entries of events that the other end has signed, each once and in order.
 
-    With ``joins`` numbers may be missing: an adopted process has sent the earlier messages to another manager. The rest
-    of an entry whose first chunks are missing is dropped.
+    With ``joins`` serial numbers may be missing, because an adopted process has sent earlier events to another manager.
+    An entry whose first chunks are missing is dropped.
     """
 
     def __init__(self, credential: Credential, purpose: bytes, *, joins: bool = False) -> None:
@@ -118,7 +115,7 @@ class SignedReceiver:
 
 
 def _chunks(entry: Entry) -> Iterator[list[Entry]]:
-    """Yield the groups of a large entry. One chunk at a time is copied: memory may be limited."""
+    """Yield the groups of a large entry. Only one chunk at a time is copied, because memory may be limited."""
     number, kind, data = entry
     view = memoryview(data)
     head: list[Entry] = [(number, _LARGE, _encode((kind, len(data))))]
