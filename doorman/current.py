@@ -1,4 +1,4 @@
-"""The current task, seen from its own code: its name and attempt, events to and from the manager, progress."""
+"""The task whose code runs in this process: its name and attempt, its events and its progress."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class CurrentTask:
         self._report = report
 
     def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to the listeners of ``manager.server``, acknowledged; see `remit.Client.emit`."""
+        """Emit an event to the listeners of ``manager.server``, as `remit.Client.emit` does."""
         self._emit(name, args, kwargs)
 
     def on(self, name: str, listener: Callable[..., Any]) -> None:
-        """Call ``listener(*args, **kwargs)`` for each event of `ProcessManager.emit_to`, in a thread of its own."""
+        """Call ``listener(*args, **kwargs)`` in a thread for each event that `ProcessManager.emit_to` sends."""
         self._listen(name, listener)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Report the progress of this task, which becomes `Task.progress`. It may be called at any rate.
+        """Report the progress of this task, which becomes `Task.progress`. May be called at any rate.
 
         About twenty reports a second are sent, and always the last one. Raises TypeError if a value is not a number,
-        NotInTask in a fork of the task's process.
+        and NotInTask in a fork of the task's process.
         """
         self._report(make_progress(done, total, note))
 

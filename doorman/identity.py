@@ -1,4 +1,4 @@
-"""The identity of a task's process: claimed in a signed hello, verified against the kernel."""
+"""The identity of a task's process: the process claims it in a signed hello, and the manager asks the kernel."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _CLAIMS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The process of one attempt of a task. It stays valid after the process has ended and its pid is reused."""
+    """Identifies the process of one attempt of a task, also after its end and after the reuse of its pid."""
 
     node_id: str
-    """The `NODE_ID` of the program that verified it."""
+    """The `NODE_ID` of the program that verified the identity."""
     boot_id: str
     pid_namespace: str
     pid: int
-    """Its pid in the namespace of the manager; in its own namespace it is `pid_inside`."""
+    """The pid in the PID namespace of the manager; `pid_inside` is the pid in the process's own namespace."""
     inode: int | None
-    """The inode of its pidfd, unique for the whole boot; None before Linux 6.9."""
+    """The inode of the pidfd, unique for the whole boot; None before Linux 6.9."""
     start_time: int | None
-    """Clock ticks from boot to its start. Not unique together with the pid, because a tick is 10 ms."""
+    """Clock ticks from boot to the start. Not unique together with the pid, because a tick is 10 ms."""
     attempt: str
     strength: str = "pidfd-inode"
     """The verified facts: ``pidfd-inode`` (unique in the kernel), ``peer-pidfd`` (the kernel attested the sender, and
@@ -77,8 +77,9 @@ class Credential:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
     task: str = ""
     confirmed: Identity | None = field(default=None, init=False)
-    """The identity that was verified with it."""
+    """The identity that was verified with this credential."""
     revoked: bool = field(default=False, init=False)
+    """True if each later hello is late: the attempt has expired, was cancelled or has finished."""
 
     def sign(self, data: bytes) -> bytes:
         """Return this attempt's signature of ``data``. Raises ValueError after `drop_secret`."""
@@ -93,24 +94,20 @@ class Credential:
         values = _framed(*(str(claims[name]) for name in _CLAIMS if name != "proof"))
         return self._keyed(b"doorman.hello", values).hexdigest()
 
-    def revoke(self) -> None:
-        """Refuse every later hello as late: the attempt has expired, was cancelled or has finished."""
-        self.revoked = True
-
     def drop_secret(self) -> None:
-        """Drop the secret, in a fork of the worker process: it is not the attempt's process."""
+        """Drop the secret in a fork of the worker process, which is not the attempt's process."""
         self.secret = b""
 
     def _keyed(self, purpose: bytes, data: bytes) -> hashlib.blake2b:
         if not self.secret:
-            raise ValueError(f"no secret of attempt {self.attempt} here: only the attempt's own process has it")
-        # ``person`` separates the purposes: the signature of a frame is never valid as the proof of a hello.
+            raise ValueError(f"a fork has no secret of attempt {self.attempt}: sign in the attempt's own process")
+        # ``person`` separates the purposes, so that the signature of a frame is never valid as the proof of a hello.
         return hashlib.blake2b(data, key=self.secret, digest_size=32, person=purpose)
 
 
 def hello(credential: Credential) -> dict[str, Any]:
-    """Return the claims of this process to be the attempt's, with their proof; only strings and integers."""
-    # Without a `Process`: each object that a child creates or reads for the first time costs it a copied page.
+    """Return a hello: facts about this process and the attempt, with their proof. All values are str, int or None."""
+    # Without a `Process`, because each object that a child creates or reads for the first time may copy a page.
     pidfd = os.pidfd_open(os.getpid())
     own = pidfd_inode(pidfd)
     os.close(pidfd)
@@ -121,7 +118,7 @@ def hello(credential: Credential) -> dict[str, Any]:
         "namespace": own_pid_namespace(),
         "pid": os.getpid(),
         "inode": own,
-        # Only without an inode, which is stronger: reading /proc writes to pages that are shared with the zygote.
+        # Only without an inode, which is stronger, because reading /proc writes to pages shared with the zygote.
         "started": start_time() if own is None else None,
     }
     return claims | {"proof": credential.proof(claims)}
@@ -138,7 +135,7 @@ def verify(
 ) -> Identity:
     """Return the identity that a hello proves. The same process may repeat its hello and gets the same identity.
 
-    process -- the launched process: the worker itself or a wrapper that it descends from; None if it is unknown
+    process -- the launched process: the worker or its wrapper; None if it is unknown
     descendant -- False for a wrapper that lets a daemon start the worker
     elsewhere -- True for a wrapper that reaches another host
 
@@ -165,9 +162,10 @@ def verify(
 
 
 def own_identity(attempt: str) -> Identity:
-    """Return the identity of the calling process, as the process of an attempt."""
-    claims = hello(Credential(attempt))
-    return _identity(claims, os.getpid(), start_time(), "start-time" if claims["inode"] is None else "pidfd-inode")
+    """Return the identity of the calling process, as the process of an attempt. Raises PidfdUnavailable."""
+    with Process.open(os.getpid()) as process:
+        strength = "start-time" if process.inode is None else "pidfd-inode"
+    return _identity(hello(Credential(attempt)), os.getpid(), start_time(), strength)
 
 
 @functools.cache
@@ -178,13 +176,13 @@ def boot_id() -> str:
 
 
 def _framed(*texts: str) -> bytes:
-    """Return texts with length prefixes: other texts with the same concatenation get other bytes."""
+    """Return texts with length prefixes, so that different texts never have the same bytes."""
     parts = [text.encode() for text in texts]
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
-    """Raise IdentityRefused if the hello is malformed, of another attempt, not signed, or late; in this order."""
+    """Raise IdentityRefused if the hello is malformed, of another attempt, forged or late; in this order."""
     if not isinstance(hello, Mapping) or not all(isinstance(hello.get(name), kind) for name, kind in _CLAIMS.items()):
         raise IdentityRefused(Refusal.MALFORMED, f"expected {', '.join(_CLAIMS)}")
     if (hello["task"], hello["attempt"]) != (credential.task, credential.attempt):
@@ -196,20 +194,20 @@ def _check_claims(hello: Mapping[str, Any], credential: Credential) -> None:
 
 
 def _is_same_process(hello: Mapping[str, Any], known: Identity) -> bool:
-    """Return whether the hello is of the known process. Without an inode the start time has to agree as well."""
+    """Return whether the known process sent the hello. Without an inode the start time must also agree."""
     own = (known.boot_id, known.pid_namespace, known.pid_inside, known.inode)
     same = own == tuple(hello[name] for name in ("boot", "namespace", "pid", "inode"))
     return same and (known.inode is not None or hello["started"] == known.start_time)
 
 
 def _check_process(hello: Mapping[str, Any], process: Process | None, *, descendant: bool) -> tuple[int, int]:
-    """Return the pid here and the start time of the launched process, or of its descendant that sent the hello."""
+    """Return pid and start time of the process that sent the hello: the launched process or a descendant of it."""
     if process is not None and _is_launched(hello, process):
         return _pid_and_start_time(process)
     with require_alive(
         find_process(hello["pid"], hello["inode"], hello["started"], hello["namespace"], hello["pid"])
     ) as found:
-        # Descent is read by pid, which is valid only if the launched process still runs.
+        # Descent is checked by pid, which is valid only while the launched process runs.
         if process is not None and descendant and not (found.descends_from(process.pid) and process.alive()):
             raise IdentityRefused(Refusal.NOT_DESCENDANT, f"pid {found.pid} is not a descendant of pid {process.pid}")
         return _pid_and_start_time(found)
@@ -225,14 +223,14 @@ def _is_launched(hello: Mapping[str, Any], process: Process) -> bool:
 def _check_peer(hello: Mapping[str, Any], pid: int, peer: Credentials | None) -> None:
     if peer is None:
         return
-    # SO_PEERPIDFD names the sender without a race, SO_PEERCRED only its pid.
+    # SO_PEERPIDFD identifies the sender without a race; SO_PEERCRED has only its pid.
     both = hello["inode"] is not None and peer.inode is not None
     if (peer.inode != hello["inode"]) if both else (peer.pid != pid):
         raise IdentityRefused(Refusal.WRONG_PEER, f"pid {peer.pid} sent the hello of pid {pid}")
 
 
 def _pid_and_start_time(process: Process) -> tuple[int, int]:
-    """Return pid and start time as read here: within a time namespace of its own a process reads shifted times."""
+    """Return pid and start time as the manager reads them. The process may read others in a time namespace."""
     started = require_alive(process).start_time
     if started is None:
         raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")

@@ -16,10 +16,10 @@ from remit.options import check_count
 
 __all__ = ["Limits"]
 
-REPORT_RESERVE_BYTES: Final = 64 << 20  # beyond the memory limit: the process still has to report its end
+REPORT_RESERVE_BYTES: Final = 64 << 20  # above the memory limit, for the report of the outcome
 CPU_GRACE_S: Final = 1  # processor time between SIGXCPU at the limit and SIGKILL
-# CPUCLOCK_PROF of this process, which the kernel compares with RLIMIT_CPU. It counts in ticks: on a busy machine it may
-# be far ahead of time.process_time, which is exact.
+# CPUCLOCK_PROF of this process, which the kernel compares with RLIMIT_CPU. It counts in ticks, so on a busy machine it
+# may be far ahead of time.process_time, which is exact.
 CPU_LIMIT_CLOCK: Final = -8
 _LEAST: Final = {"memory": 1, "cpu": 1, "files": 0, "processes": 0, "core": 0, "nice": -20, "umask": 0}
 _MOST: Final = {"nice": 19, "umask": 0o777}
@@ -27,16 +27,16 @@ _MOST: Final = {"nice": 19, "umask": 0o777}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one process; None leaves the limit of the manager's processes. Raises TypeError, ValueError.
+    """Limits of one process; None keeps the limit of the manager's process. Raises TypeError, ValueError.
 
-    memory -- bytes of address space (RLIMIT_AS): more raises MemoryError in Python
-    cpu -- whole seconds of processor time: more is SIGXCPU, and SIGKILL a second later
+    memory -- bytes of address space (RLIMIT_AS); above it, Python raises MemoryError
+    cpu -- whole seconds of processor time; above it, the kernel sends SIGXCPU, and SIGKILL a second later
     files -- number of open descriptors
-    processes -- processes and threads of the user, all together; the kernel does not apply it to root
+    processes -- number of all processes and threads of the user; the kernel does not apply it to root
     core -- bytes of a core dump; 0 for none
     nice -- niceness, from -20 (first) to 19 (last)
-    affinity -- the numbers of the CPUs that it may run on
-    umask -- the permissions that new files do not get, such as 0o077
+    affinity -- numbers of the CPUs that the process may use
+    umask -- permissions that new files do not get, such as 0o077
     """
 
     memory: int | None = None
@@ -57,9 +57,9 @@ class Limits:
 
 
 def apply_limits(limits: Limits, *, called: bool) -> None:
-    """Limit this process, except its memory, and check that `limit_memory` will be able to limit that.
+    """Apply all limits but memory to this process, and check that `limit_memory` can apply that one.
 
-    ``called`` is True for a callable, which runs in this process as it is. Raises LimitNotApplied.
+    ``called`` is True if this process calls a function, and False if a program replaces it. Raises LimitNotApplied.
     """
     steps: dict[str, Callable[[Any], object]] = {
         "umask": os.umask,
@@ -79,19 +79,19 @@ def apply_limits(limits: Limits, *, called: bool) -> None:
             except (OSError, ValueError) as error:
                 raise LimitNotApplied(
                     f"limit {name}={_shown(name, value)} cannot be applied: {error}; "
-                    "give another one, or the manager's own process the right to it"
+                    "give another value, or permit it to the manager's process"
                 ) from error
 
 
 def limit_memory(limits: Limits | None, *, reserve: int = 0) -> None:
-    """Limit the memory of this process; it may raise the limit again by ``reserve`` bytes."""
+    """Limit the memory of this process. The process may raise the limit later, by up to ``reserve`` bytes."""
     if limits is not None and limits.memory is not None:
         _set_limit(resource.RLIMIT_AS, limits.memory, reserve)
 
 
 @contextlib.contextmanager
 def memory_limited(limits: Limits | None) -> Iterator[None]:
-    """Limit the memory of this process within the block; after it there is some for the report of its end."""
+    """Limit the memory of this process within the block; after the block there is memory for the report."""
     limit_memory(limits, reserve=REPORT_RESERVE_BYTES)
     try:
         yield
@@ -101,25 +101,25 @@ def memory_limited(limits: Limits | None) -> Iterator[None]:
 
 
 def worker_limits(limits: Limits | None) -> Limits | None:
-    """Return the limits of a pool's worker that hold from its first call to its end. Raises TypeError."""
+    """Return the limits for the whole life of a pool's worker, without those of each call. Raises TypeError."""
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits, such as Limits(memory=1 << 30), not {limits!r}")
     return None if limits is None else replace(limits, cpu=None)
 
 
 class CallLimits:
-    """Limits memory and processor time of each call, a ``with`` block, in a worker that has the `worker_limits`."""
+    """Limits memory and processor time of each call, a ``with`` block, in a worker that has `worker_limits`."""
 
     def __init__(self, limits: Limits) -> None:
         self._memory, self._cpu = limits.memory, limits.cpu
-        # Guards `_inside` with the memory limit: the limit is the whole process's, but `suspended` runs in any thread.
+        # Guards `_inside` and the memory limit, which all threads share: `suspended` runs in any thread.
         self._lock = threading.Lock()
         self._inside = False
         self._set_memory_limit(None)
 
     def __enter__(self) -> None:
         if self._cpu is not None:
-            # Only the soft limit, whose SIGXCPU ends the process as well: a hard limit cannot be raised again.
+            # Only the soft limit, because a hard limit cannot be raised again. SIGXCPU ends the process, too.
             _set_soft_limit(resource.RLIMIT_CPU, int(time.clock_gettime(CPU_LIMIT_CLOCK)) + 1 + self._cpu)
         with self._lock:
             self._inside = True
@@ -134,7 +134,7 @@ class CallLimits:
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Suspend the memory limit for a block of the worker itself, in any thread, also during a call."""
+        """Suspend the memory limit for a block of the worker's code, in any thread, also during a call."""
         with self._lock:
             self._set_memory_limit(None)
             try:
@@ -144,7 +144,7 @@ class CallLimits:
                     self._set_memory_limit(self._memory)
 
     def reset_after_fork(self) -> None:
-        """Replace the lock, in a fork made by a call: a thread that is not in the fork may hold it."""
+        """Replace the lock in a fork that a call has made: a thread that the fork does not have may hold it."""
         self._lock = threading.Lock()
 
     def _set_memory_limit(self, size: int | None) -> None:
@@ -168,28 +168,28 @@ def _set_nice(nice: int) -> None:
 def _check_memory(memory: int, *, called: bool) -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hard != resource.RLIM_INFINITY and memory > hard:
-        raise ValueError(f"this process may have at most {hard} bytes")
+        raise ValueError(f"this process may use at most {hard} bytes")
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once
         used = int(file.read().split()[0]) * resource.getpagesize()
     if called and used >= memory:
-        raise ValueError(f"a process that calls a task takes up {used} bytes of addresses before the task begins")
+        raise ValueError(f"a worker process uses {used} bytes of address space before the task begins")
 
 
 def _set_limit(kind: int, soft: int, reserve: int = 0) -> None:
-    """Set a soft limit and, ``reserve`` above it, the hard one, without raising that: only root may."""
+    """Set a soft limit, and the hard limit ``reserve`` above it. Never raises the hard limit, which only root may."""
     before = resource.getrlimit(kind)[1]
     hard = soft + reserve if before == resource.RLIM_INFINITY else min(before, soft + reserve)
     resource.setrlimit(kind, (soft, max(hard, soft)))
 
 
 def _set_soft_limit(kind: int, soft: int | None) -> None:
-    """Set a soft limit; None raises it to the hard one."""
+    """Set a soft limit; None raises it to the hard limit."""
     hard = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (hard if soft is None else soft, hard))
 
 
 def _threads() -> list[int]:
-    # Niceness and affinity belong to a thread, and a transport has some.
+    # Niceness and affinity belong to a thread, and a transport has threads.
     return [int(name) for name in os.listdir("/proc/self/task")]  # noqa: PTH208 - numbers, not paths
 
 

@@ -1,4 +1,4 @@
-"""Processes of this host: a handle by pidfd, /proc, prctl, and the search for a process in another PID namespace."""
+"""Processes of this host: handles by pidfd, access to /proc and prctl, and search in other PID namespaces."""
 
 from __future__ import annotations
 
@@ -14,24 +14,7 @@ from typing import Final, Self
 
 from doorman.errors import IdentityRefused, PidfdUnavailable, Refusal
 
-__all__ = [
-    "Process",
-    "ancestors",
-    "become_subreaper",
-    "check_system",
-    "die_with_parent",
-    "find_process",
-    "has_pidfd_inodes",
-    "own_pid_namespace",
-    "pidfd_inode",
-    "process_by_inode",
-    "process_in_namespace",
-    "require_alive",
-    "start_time",
-    "stat_fields",
-    "trim_heap",
-]
-
+__all__ = ["Process"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -44,14 +27,13 @@ STAT_START: Final = 19
 STAT_RSS_PAGES: Final = 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_prctl = getattr(_libc, "prctl", None)  # Absent where there is no Linux.
 
 
 def die_with_parent(parent: int) -> bool:
     """Let the kernel kill this process when its parent ends; return False if ``parent`` has ended already.
 
-    The signal comes at the end of the *thread* that created this process. Only a child of a single-threaded process,
-    or of a thread that stays, may call this.
+    The kernel sends the signal when the *thread* that created this process ends. So the parent must have one thread, or
+    that thread must last as long as the parent.
     """
     _set_option(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # If the parent ended before the call above, the kernel sends nothing.
@@ -65,15 +47,12 @@ def become_subreaper() -> None:
 
 def trim_heap() -> None:
     """Return free heap memory to the kernel: a fork would copy its page tables."""
-    trim = getattr(_libc, "malloc_trim", None)  # Absent where the C library is not the GNU one.
-    if trim is not None:
-        trim(0)
+    if hasattr(_libc, "malloc_trim"):  # Only in the GNU C library.
+        _libc.malloc_trim(0)
 
 
 def _set_option(option: int, value: int) -> None:
-    if _prctl is None:
-        raise OSError("prctl is only on Linux")
-    if _prctl(option, value, 0, 0, 0) != 0:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -84,7 +63,7 @@ _MAX_GENERATIONS: Final = 1 << 16  # bounds the walk up a chain of parents, whic
 
 
 class Process:
-    """A handle of a process. A pid may be reused after the process has ended, its pidfd never means another one.
+    """A handle of a process. After its end the pid may be reused, but the pidfd never refers to another process.
 
     Owns ``pidfd`` and closes it with `close` or with the last reference to this object.
     """
@@ -103,11 +82,17 @@ class Process:
     @classmethod
     def open(cls, pid: int) -> Self:
         """Open the process that has this pid now. Raises ProcessLookupError, PidfdUnavailable."""
-        return cls(pid, _pidfd_open(pid))
+        check_system()
+        try:
+            return cls(pid, os.pidfd_open(pid))
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                raise PidfdUnavailable("Doorman holds processes by pidfd; use Linux 5.4 or later") from error
+            raise
 
     @property
     def start_time(self) -> int | None:
-        """Clock ticks from boot to its start, independent of the wall clock; None if it ended before the first read."""
+        """Clock ticks from boot to the start; None if the process ended before this was first read."""
         if self._start_time is None:
             ticks = start_time(self.pid)
             # It was read by pid. If the process still runs, the pid was not reused.
@@ -130,8 +115,8 @@ class Process:
         return not self.wait(0)
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for its end; return whether it has ended. Never reaps."""
-        # A pidfd is readable once the process has ended, also as a zombie. select() cannot have descriptors over 1023.
+        """Wait up to ``timeout`` seconds for the end of the process; return whether it has ended. Never reaps."""
+        # A pidfd is readable once the process has ended, also as a zombie. select() refuses descriptors over 1023.
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(max(0.0, timeout) * 1000))
@@ -141,14 +126,14 @@ class Process:
         return not self.closed and self.alive() and self._send(sig, 0)
 
     def signal_group(self, sig: int) -> bool:
-        """Send a signal to the process group that it leads, also after its own end; return False if none is left.
+        """Send a signal to the process group that the process leads; return False if no process is left.
 
-        A zombie counts until it is reaped. Without a group, and before Linux 6.9, the signal goes to the process only.
-        Raises PermissionError.
+        This also works after the end of the process, until it is reaped. If it leads no group, and before Linux 6.9,
+        only the process gets the signal. Raises PermissionError.
         """
         if self.closed:
             return False
-        # An unreaped leader keeps the group id, so the signal cannot reach a later group with the same number.
+        # An unreaped leader keeps the group id, so the signal cannot reach a later group with the same id.
         try:
             return self._send(sig, SIGNAL_PROCESS_GROUP) or self.signal(sig)
         except OSError as error:
@@ -157,7 +142,7 @@ class Process:
             return self.signal(sig)
 
     def descends_from(self, pid: int) -> bool:
-        """Return whether ``pid`` is one of its ancestors; False once it has ended."""
+        """Return whether ``pid`` is an ancestor of the process; False once the process has ended."""
         return pid in ancestors(self.pid) and self.alive()
 
     def close(self) -> None:
@@ -202,14 +187,14 @@ def pidfd_inode(pidfd: int) -> int | None:
 def start_time(pid: int | None = None) -> int | None:
     """Return the clock ticks from boot to the start of the process with this pid; None if there is none.
 
-    Without a pid: of this process, also where /proc shows the pids of another PID namespace.
+    Without a pid, the calling process is meant, even if /proc shows the pids of another PID namespace.
     """
     fields = stat_fields("self" if pid is None else pid)
     return int(fields[STAT_START]) if fields else None
 
 
 def ancestors(pid: int) -> list[int]:
-    """Return the pids of its parent, its grandparent and so on, as far as this namespace shows them."""
+    """Return the pids of the parent of ``pid``, of the grandparent and so on, as far as this namespace shows them."""
     chain: list[int] = []
     fields = stat_fields(pid)
     while fields and int(fields[STAT_PARENT]) > 0 and len(chain) < _MAX_GENERATIONS:
@@ -219,12 +204,12 @@ def ancestors(pid: int) -> list[int]:
 
 
 def stat_fields(pid: int | str) -> list[bytes]:
-    """Return the fields of /proc/PID/stat after the name; nothing if there is no such process.
+    """Return the fields of /proc/PID/stat after the name; an empty list if there is no such process.
 
     The name may contain spaces and parentheses, so the fields begin after the last parenthesis.
     """
     try:
-        # os.open() instead of open(): a handshake and each measurement of load read this.
+        # os.open() is faster than open(), and each handshake and measurement of load reads this file.
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return []
@@ -236,34 +221,23 @@ def stat_fields(pid: int | str) -> list[bytes]:
         os.close(descriptor)
 
 
-def _pidfd_open(pid: int) -> int:
-    check_system()
-    try:
-        return os.pidfd_open(pid)
-    except OSError as error:
-        if error.errno == errno.ENOSYS:
-            raise PidfdUnavailable("Doorman holds processes by pidfd; use Linux 5.4 or later") from error
-        raise
-
-
 @functools.cache
 def has_pidfd_inodes() -> bool:
-    """Return whether each pidfd has an inode of its own (Linux 6.9). Before, all anonymous descriptors share one."""
+    """Return whether each process has an inode of its own (Linux 6.9). Before, all anonymous descriptors share one."""
     if sys.maxsize < 1 << 32:
         return False  # Where st_ino has 32 bits, the 64-bit counter wraps around.
-    pidfd = _pidfd_open(os.getpid())
-    anonymous = select.epoll()
+    pidfd = os.pidfd_open(os.getpid())
     try:
-        return os.fstat(pidfd).st_dev != os.fstat(anonymous.fileno()).st_dev
+        with select.epoll() as anonymous:
+            return os.fstat(pidfd).st_dev != os.fstat(anonymous.fileno()).st_dev
     finally:
         os.close(pidfd)
-        anonymous.close()
 
 
 def find_process(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:
     """Open the process with this inode or, without one, with this pid and start time. Raises IdentityRefused.
 
-    ``guess`` is its pid here, ``inside`` its pid in its own PID namespace.
+    ``guess`` is the likely pid in this PID namespace, ``inside`` the pid in the process's own ``namespace``.
     """
     if inode is not None:
         process = process_by_inode(inode, guess=guess)
@@ -272,12 +246,12 @@ def find_process(guess: int, inode: int | None, started: int | None, namespace: 
     if process is not None:
         return process
     if namespace == own_pid_namespace() and start_time(guess) is not None:
-        raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that said hello")
+        raise IdentityRefused(Refusal.OTHER_PROCESS, f"pid {guess} is not the process that sent the hello")
     raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"no process here has pid {guess}")
 
 
 def require_alive(process: Process) -> Process:
-    """Return the process. Raises IdentityRefused if it has ended."""
+    """Return ``process``. Raises IdentityRefused if it has ended."""
     if process.alive():
         return process
     raise IdentityRefused(Refusal.NO_SUCH_PROCESS, f"pid {process.pid} has ended")
@@ -286,7 +260,7 @@ def require_alive(process: Process) -> Process:
 def process_by_inode(inode: int, *, guess: int) -> Process | None:
     """Open the process whose pidfd has this inode; None if there is none. ``guess`` is the pid to try first.
 
-    A process in a nested PID namespace has another pid there, but the same inode.
+    A process has different pids in nested PID namespaces, but the same inode.
     """
     for pid in _guess_first(guess):
         process = _opened(pid)
@@ -313,7 +287,7 @@ def process_in_namespace(namespace: str, pid: int, started: int) -> Process | No
 
 
 def _guess_first(guess: int) -> Iterator[int]:
-    # The guess is right unless the process is in another PID namespace. Only then all of /proc is read.
+    # The guess is right unless the process is in another PID namespace. Only then is all of /proc read.
     yield guess
     with os.scandir("/proc") as entries:
         for entry in entries:
@@ -324,10 +298,7 @@ def _guess_first(guess: int) -> Iterator[int]:
 def _opened(pid: int) -> Process | None:
     try:
         return Process.open(pid)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        # The id of a thread that is not a process: EINVAL before Linux 6.14, ENOENT since.
+    except OSError:  # It has ended, or it is a thread's id: EINVAL before Linux 6.14, ENOENT since.
         return None
 
 
@@ -339,7 +310,7 @@ def _namespace_of(pid: int) -> str:
 
 
 def _number_inside(pid: int) -> int:
-    """Return the pid of a process in the innermost of its PID namespaces; 0 if it has ended."""
+    """Return the pid of a process in its own PID namespace, the innermost; 0 if the process has ended."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123 - once per candidate
             numbers = [line.split() for line in file if line.startswith(b"NSpid:")]

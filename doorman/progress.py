@@ -21,14 +21,14 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int | float, int | float | None, 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task has come, by its last report."""
+    """Progress of a task, as last reported."""
 
     done: float
     total: float | None = None
-    """The value of ``done`` at the end; None if the task does not know it."""
+    """The value of ``done`` at the end; None if it is unknown."""
     note: str = ""
     at: float = 0.0
-    """When the manager received it: seconds since the epoch, as of `time.time`."""
+    """Time at which the manager received the report, as of `time.time`."""
 
     @property
     def fraction(self) -> float | None:
@@ -41,14 +41,14 @@ class ProgressReporter:
 
     def __init__(self, send: Callable[[Progress], None]) -> None:
         self._send = send
-        # Also held while a report is sent, so that an older one cannot overtake a newer one.
+        # Also held while a report is sent, so that an older report cannot overtake a newer one.
         self._lock = threading.Lock()
         self._pending: Progress | None = None
         self._timer: threading.Timer | None = None
         self._next = 0.0
 
     def report(self, progress: Progress) -> None:
-        """Send a report now, or later unless a newer one replaces it."""
+        """Send a report now, or after the interval unless a newer one replaces it."""
         with self._lock:
             self._pending = progress
             self._send_or_wait()
@@ -80,7 +80,7 @@ class ProgressReporter:
 
 
 def make_progress(done: float, total: float | None, note: str) -> Progress:
-    """Return a progress that can be encoded. Raises TypeError if a number is none."""
+    """Return a progress that can be encoded. Raises TypeError if ``done`` or ``total`` is not a number."""
     shown = str(note)[:MAX_NOTE_CHARS].encode(errors="replace").decode()
     return Progress(_number(done, "done"), None if total is None else _number(total, "total"), shown)
 

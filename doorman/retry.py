@@ -1,4 +1,4 @@
-"""Retries and restarts: whether a task gets another attempt, and after which delay. The caller passes the time."""
+"""Retries and restarts: whether a task gets another attempt, and after which delay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from doorman.states import ABNORMAL, State
 __all__ = ["Backoff", "Intensity", "Restart", "RetryPolicy"]
 
 Restart: TypeAlias = Literal["temporary", "transient", "permanent"]
-"""When a task is restarted: never; after an abnormal end; always."""
+"""``temporary``: never restart; ``transient``: after an abnormal end; ``permanent``: always."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Backoff:
     """Delay before the next attempt: ``first`` seconds, then ``factor`` times the previous one. Raises ValueError.
 
     most -- upper bound of the delay in seconds
-    jitter -- share of the delay by which it varies at random in both directions; spreads tasks that failed together
+    jitter -- share of the delay by which it varies at random in both directions, to spread tasks that failed together
     """
 
     first: float = 0.1
@@ -34,14 +34,14 @@ class Backoff:
         for field in fields(self):
             _check_number(f"the backoff's {field.name}", getattr(self, field.name))
         if self.factor < 1:
-            raise ValueError(f"the backoff's factor is 1 or more, so that delays do not shrink: {self.factor!r}")
+            raise ValueError(f"the backoff's factor must be 1 or more, not {self.factor!r}")
         if self.most < self.first:
             raise ValueError(f"the backoff's most, {self.most!r} s, is below its first, {self.first!r} s")
         if self.jitter > 1:
-            raise ValueError(f"the backoff's jitter is a share from 0 to 1, not {self.jitter!r}")
+            raise ValueError(f"the backoff's jitter must be from 0 to 1, not {self.jitter!r}")
 
     def seconds(self, failures: int, *, chance: float = 0.5) -> float:
-        """Return the delay after ``failures`` in a row; ``chance`` from 0 to 1 selects it within the jitter."""
+        """Return the delay after successive ``failures``; ``chance`` (0 to 1) selects a value within the jitter."""
         try:
             planned = self.first * self.factor ** (failures - 1)
         except OverflowError:
@@ -51,25 +51,25 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intensity:
-    """Bound on restarts: ``restarts`` times within any ``seconds``. Raises ValueError."""
+    """At most ``restarts`` restarts within ``seconds`` seconds. Raises ValueError."""
 
     restarts: int = 3
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.restarts, int) or self.restarts < 0:
-            raise ValueError(f"the intensity's restarts is a number of restarts, not {self.restarts!r}")
+            raise ValueError(f"the intensity's restarts must be 0 or more, not {self.restarts!r}")
         _check_number("the intensity's seconds", self.seconds)
         if not self.seconds:
-            raise ValueError("the intensity's seconds is above 0")
+            raise ValueError("the intensity's seconds must be greater than 0")
 
 
 class RetryPolicy:
-    """Applies the retry and restart options of one task. Raises TypeError, ValueError if they contradict."""
+    """Applies the retry and restart options of one task. Raises TypeError, or ValueError if they contradict."""
 
     def __init__(self, *, retries: int, backoff: Backoff | None, restart: Restart, intensity: Intensity | None) -> None:
         if retries < 0:
-            raise ValueError(f"retries is not negative: {retries!r}")
+            raise ValueError(f"retries must be 0 or more, not {retries!r}")
         if backoff is not None and not isinstance(backoff, Backoff):
             raise TypeError(f"backoff is a Backoff, such as Backoff(first=0.5), not {backoff!r}")
         if restart not in get_args(Restart):
@@ -77,11 +77,11 @@ class RetryPolicy:
         if intensity is not None and not isinstance(intensity, Intensity):
             raise TypeError(f"intensity is an Intensity, such as Intensity(restarts=3), not {intensity!r}")
         if retries and restart != "temporary":
-            raise ValueError(f"retries end a task, restart={restart!r} does not: give one of them")
+            raise ValueError(f"retries contradict restart={restart!r}, which has no last attempt: give one of them")
         if intensity is not None and restart == "temporary":
-            raise ValueError("intensity bounds restarts: give also restart='transient' or restart='permanent'")
+            raise ValueError("intensity bounds restarts: also give restart='transient' or restart='permanent'")
         if backoff is not None and not retries and restart == "temporary":
-            raise ValueError("backoff is for what is tried again: give also retries= or restart=")
+            raise ValueError("backoff is the delay before another attempt: also give retries= or restart=")
         self._retries, self._backoff, self._restart = retries, backoff, restart
         self._intensity = intensity or Intensity()
         self._restarts: deque[float] = deque()
@@ -92,7 +92,7 @@ class RetryPolicy:
     ) -> float | None:
         """Return the seconds until the next attempt, after one that ended in ``state``; None if there is none.
 
-        ``ran`` are the seconds that its code ran, ``now`` is a monotonic time. Raises RestartedTooOften.
+        ``ran`` is the run time of its code in seconds, ``now`` a monotonic time. Raises RestartedTooOften.
         """
         if self._restart == "temporary":
             if state is not State.FAILED or attempt > self._retries:
@@ -102,7 +102,7 @@ class RetryPolicy:
         else:
             self._count_restart(now, error)
             if ran is not None and ran > self._intensity.seconds:
-                self._failures = 0  # It ran long enough to count as started: this failure begins a new series.
+                self._failures = 0  # It ran long enough: this failure begins a new series.
         self._failures += 1
         return 0.0 if self._backoff is None else self._backoff.seconds(self._failures, chance=random.random())
 
@@ -120,4 +120,4 @@ class RetryPolicy:
 
 def _check_number(what: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{what} is a number that is not negative, not {value!r}")
+        raise ValueError(f"{what} must be 0 or more, not {value!r}")

@@ -13,15 +13,15 @@ __all__ = ["Rule", "Rules"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A bound on the number of running processes while the load is within some bands.
+    """A bound on the number of running processes while the load is within a band.
 
     ``processes`` is the bound; None for no bound, 0 to start nothing. A load is the sum over the running tasks, in per
     cent of all cores or of the machine's memory, at most 100 and rounded down, so that the bands 0-50 and 51-75 have no
-    gap. A band with one end given is open at the other. The rule applies while any of its bands contains the load;
+    gap. A band with only one end is open at the other. The rule applies while any of its bands contains the load;
     without bands it always applies.
 
-    With ``handler`` the rule applies to tasks of that handler and counts only these. Sibling bands use the load of the
-    tasks with the same handler as the one that is to start, and count only these. Raises BadRule.
+    With ``handler`` the rule applies to tasks of that handler and counts only them. Sibling bands use the load of the
+    tasks that have the same handler as the next task, and count only them. Raises BadRule.
     """
 
     processes: int | None = None
@@ -37,11 +37,11 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.processes is not None and not (isinstance(self.processes, int) and self.processes >= 0):
-            raise BadRule(f"processes is a number of processes or None, not {self.processes!r}")
+            raise BadRule(f"processes must be 0 or more, or None, not {self.processes!r}")
         for field in fields(self):
             bound = getattr(self, field.name)
             if field.name.endswith("_load") and bound is not None and not 0 <= bound <= 100:
-                raise BadRule(f"{field.name} is per cent from 0 to 100, not {bound!r}")
+                raise BadRule(f"{field.name} must be from 0 to 100 per cent, not {bound!r}")
         for name in ("processor", "memory", "sibling_processor", "sibling_memory"):
             low, high = self._band(name)
             if low is not None and high is not None and low > high:

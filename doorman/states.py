@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ABNORMAL", "ENDED", "WAYS", "State", "is_legal"]
+__all__ = ["ABNORMAL", "ENDED", "WAYS", "State"]
 
 
 class State(StrEnum):
@@ -18,12 +18,12 @@ class State(StrEnum):
     PROVING = "proving"
     """A process exists and has not proven its identity yet."""
     RUNNING = "running"
-    """The identity is proven, and the task's own code runs."""
+    """The identity is proven, and the task's code runs."""
     STOPPING = "stopping"
     """The process was asked to end."""
     DONE = "done"
     FAILED = "failed"
-    """It raised, or its process ended without a result."""
+    """The task's code raised, or its process ended without a result."""
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     LOST = "lost"
@@ -32,7 +32,7 @@ class State(StrEnum):
 
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST})
 ABNORMAL: Final = frozenset({State.FAILED, State.EXPIRED, State.LOST})
-"""Final states of a task that went wrong. A cancelled task is not among them: the user did not want it."""
+"""Final states after a failure. CANCELLED is not among them, because the user asked for it."""
 
 _UNPROVEN = {State.STOPPING, State.FAILED, State.CANCELLED, State.EXPIRED, State.LOST, State.WAITING}
 WAYS: Final[dict[State, set[State]]] = {
@@ -43,8 +43,4 @@ WAYS: Final[dict[State, set[State]]] = {
     State.STOPPING: {*ENDED, State.WAITING},
     **{state: set() for state in ENDED},
 }
-
-
-def is_legal(before: State, after: State) -> bool:
-    """Return whether a task may change from one state to the other."""
-    return after in WAYS[before]
+"""The states that may follow each state."""

@@ -308,7 +308,7 @@ class Supervisor:
         self._deadlines.compact(DEADLINES * len(self._attempts))
 
     def _close_process(self, attempt: Attempt, action: lifecycle.CloseProcess) -> None:
-        attempt.credential.revoke()
+        attempt.credential.revoked = True
         for process in (attempt.launched, attempt.own):
             if process is not None:
                 process.close()

@@ -15,8 +15,8 @@ import pytest
 from launching import commands, ended, fifo, launched, opened, order
 from namespaces import needs_namespaces
 
-from doorman.errors import IdentityRefused
-from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello, verify
+from doorman.errors import IdentityRefused, PidfdUnavailable
+from doorman.identity import NODE_ID, Credential, Identity, Refusal, boot_id, hello, own_identity, verify
 from doorman.process import Process, process_by_inode
 from remit.transport import Credentials
 
@@ -129,8 +129,14 @@ def test_what_is_no_hello_is_malformed(credential, own, words):
     assert refused(words, credential, own) is Refusal.MALFORMED
 
 
+def test_a_system_without_pidfds_has_no_identities(monkeypatch):
+    monkeypatch.delattr(os, "pidfd_open")
+    with pytest.raises(PidfdUnavailable):
+        own_identity("a")
+
+
 def test_hello_after_the_attempt_is_over_is_late(credential, own):
-    credential.revoke()
+    credential.revoked = True
     assert refused(hello(credential), credential, own) is Refusal.LATE
 
 
