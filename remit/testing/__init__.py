@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from remit.testing import checks_delivery, checks_flow, checks_lifecycle, checks_peers, checks_processes
+from remit.testing import checks_frames, checks_lifecycle, checks_peers, checks_processes
 from remit.testing.harness import Disruption, Harness, Relay, UrlHarness
-from remit.testing.runner import Check, Outcome, Verdict, try_all, try_one
+from remit.testing.runner import Check, Outcome, Verdict, try_one
 from remit.testing.trial import NotApplicable, Violation
 
 if TYPE_CHECKING:
@@ -27,11 +27,10 @@ __all__ = [
     "UrlHarness",
     "Verdict",
     "Violation",
-    "try_all",
     "try_one",
 ]
 
-_MODULES: Final = (checks_delivery, checks_flow, checks_peers, checks_lifecycle, checks_processes)
+_MODULES: Final = (checks_frames, checks_peers, checks_lifecycle, checks_processes)
 _FOUND: Final = (each for module in _MODULES for each in vars(module).values() if isinstance(each, Check))
 CHECKS: Final[tuple[Check, ...]] = tuple(sorted(_FOUND, key=lambda check: check.line))
 """All checks, sorted by the line of the contract. Within one line they keep the order of their definition."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from remit.errors import LinkClosed, RemitError, WrongThreadError
-from remit.testing.checks_flow import numbered
+from remit.testing.checks_frames import numbered
 from remit.testing.harness import Disruption
 from remit.testing.runner import check
 from remit.testing.trial import LinkEnd, LinkPair, NotApplicable, Trial, Violation, expect, expect_frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final
 
@@ -12,24 +12,23 @@ from remit.errors import RemitError
 from remit.location import Location
 from remit.plugins import find_transport, installed_transports
 from remit.testing import CHECKS
-from remit.testing.harness import DEADLINE_S, UrlHarness
-from remit.testing.runner import Check, Outcome, Verdict, try_all
+from remit.testing.harness import UrlHarness
+from remit.testing.runner import Outcome, Verdict, try_one
 from remit.transport import Capabilities
 
 UNITS: Final = ((1 << 20, "MiB"), (1 << 10, "KiB"))
 WIDTH: Final = max(len(verdict.value) for verdict in Verdict)
 
 
-def run_checks(
-    url: str | Location, *, deadline: float = DEADLINE_S, checks: Iterable[Check] = CHECKS
-) -> Iterator[Outcome]:
-    """Run the checks on the transport of a URL, ``deadline`` seconds each.
+def run_checks(location: Location, *, deadline: float) -> Iterator[Outcome]:
+    """Run all checks on the transport of a location, each at a fresh location and for ``deadline`` seconds.
 
     Raises LocationError, PluginError, and TransportError if no server can be bound at all.
     """
-    harness = UrlHarness(url, deadline=deadline)
+    harness = UrlHarness(location, deadline=deadline)
     harness.transport.bind(harness.location()).close(0.0)
-    yield from try_all(harness, checks)
+    for check in CHECKS:
+        yield try_one(harness, check)
 
 
 def outcome_lines(outcome: Outcome) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,12 +14,6 @@ from remit.testing.trial import ErrorRecorder, NotApplicable, Trial, Violation, 
 
 # Longest time after its deadline in which a check may close its links. It is at most half the deadline.
 CLEANUP_S: Final = 2.0
-
-
-def try_all(harness: Harness, checks: Iterable[Check]) -> Iterator[Outcome]:
-    """Run the checks one after the other, each at a fresh location."""
-    for check in checks:
-        yield try_one(harness, check)
 
 
 def try_one(harness: Harness, check: Check) -> Outcome:

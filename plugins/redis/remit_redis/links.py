@@ -423,9 +423,8 @@ class ServerLink(RedisLink):
 
     def _send_leave(self, connection: RespConnection) -> None:
         if self._ready and self._fatal_error is None:
-            connection.send_command(
-                None, None, b"EVAL", RELEASE, 1, self._names.lease, self._hub, self._names.announcements
-            )
+            words = (RELEASE, 1, self._names.lease, self._hub, self._names.announcements)
+            connection.send_command(None, None, b"EVAL", *words)
 
 
 # -- client -----------------------------------------------------------------------------------------------------------
