@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -45,7 +45,7 @@ class ManagedFuture(Future[Any]):
         """Tick the manager if this thread owns it; return the seconds that are left to wait."""
         manager = self._manager
         if not self.done() and manager is not None and manager._owned_here:
-            tick_until([manager], self.done, timeout)
+            manager._tick_until(self.done, timeout)
             return 0.0
         return timeout
 
@@ -108,27 +108,6 @@ def future_of(task: Task) -> TaskFuture:
         future = task._future
     future._update()  # The task may have changed its state before it had a future.
     return future
-
-
-def tick_until(
-    managers: Collection[BaseManager],
-    ready: Callable[[], bool],
-    timeout: float | None,
-    *,
-    interval: float = IDLE_WAIT_S,
-) -> bool:
-    """Tick managers of this thread until ``ready()``; False after ``timeout`` seconds. ``interval`` bounds a wait."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    first = next(iter(managers))
-    while not ready():
-        left = interval if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            return False
-        for manager in managers:
-            manager.tick()
-        if not ready():
-            first.wait(min(left, interval))  # the other managers cannot wake it
-    return True
 
 
 Awaited = TypeVar("Awaited", bound="Task | Future[Any]")
@@ -204,7 +183,8 @@ class _Waiter:
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if self._managers:
-                tick_until(self._managers, lambda: not self._finished.empty(), left, interval=self._interval)
+                first, *others = self._managers
+                first._tick_until(lambda: not self._finished.empty(), left, others=others, interval=self._interval)
                 left = 0.0
             try:
                 future = self._finished.get(timeout=IDLE_WAIT_S if left is None else min(left, IDLE_WAIT_S))

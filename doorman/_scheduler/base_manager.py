@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman.errors import ResultTimeout
-from doorman.futures import IDLE_WAIT_S, tick_until
+from doorman.futures import IDLE_WAIT_S
 from doorman.rules import Rule, Rules
 from doorman.task import Task
 from remit import Server
@@ -152,8 +152,31 @@ class BaseManager:
             raise RuntimeError("only the thread that owns the manager can wait for a task; use task.future elsewhere")
         if self._loop_driver is not None and not task.done():
             raise RuntimeError(f"{task!r} has not ended, and a wait here would block its event loop: `await` the task")
-        if not tick_until([self], task.done, timeout):
+        if not self._tick_until(task.done, timeout):
             raise ResultTimeout(f"{task!r} has not ended within {timeout} s")
+
+    def _tick_until(
+        self,
+        ready: Callable[[], bool],
+        timeout: float | None,
+        *,
+        others: Collection[BaseManager] = (),
+        interval: float = IDLE_WAIT_S,
+    ) -> bool:
+        """Tick this manager and ``others`` until ``ready()``; return False after ``timeout`` seconds.
+
+        ``interval`` bounds each wait, since only events of this manager end it.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            left = interval if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return False
+            for manager in (self, *others):
+                manager.tick()
+            if not ready():  # The tick may have handled the last event: no other would end the wait.
+                self.wait(min(left, interval))
+        return True
 
     async def _wait_ended(self, task: Task) -> None:
         """Wait until a task has finished. Raises RuntimeError outside ``async with``."""

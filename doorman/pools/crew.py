@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from doorman._worker.outcome import TaskOutcome
 from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
-from doorman.futures import tick_until
 from doorman.identity import Credential
 from doorman.limits import worker_limits
 from doorman.pools.call import Call, CallPool, OnCallProgress
@@ -170,7 +169,7 @@ class Crew(CallPool):
 
     def run(self, timeout: float | None = None) -> None:
         """Tick the manager until no call waits or runs, or for ``timeout`` seconds."""
-        tick_until([self.manager], lambda: not self.busy, timeout)
+        self.manager._tick_until(lambda: not self.busy, timeout)
 
     def close(self) -> None:
         """Cancel waiting calls, let idle workers exit, and stop those that run a call. May be called twice."""
@@ -184,7 +183,7 @@ class Crew(CallPool):
                 worker.task.stop()
         # A closed manager has ended its tasks. A manager that an event loop ticks ends them after this method.
         if not self.manager.closed and self.manager._loop_driver is None:
-            tick_until([self.manager], lambda: not self._workers, CLOSE_TIMEOUT_S)
+            self.manager._tick_until(lambda: not self._workers, CLOSE_TIMEOUT_S)
         self.stop_workers()
         self.manager.server.remove_listener("doorman.ready", self._on_ready)
         self.manager.server.remove_listener("doorman.results", self._on_results)
