@@ -17,6 +17,7 @@ from labour import start_worker
 from waiting import DEADLINE, wait_until
 
 from remit import Broker, Client, Worker
+from remit._protocol.outbox import HEAD_BYTES
 from remit.errors import DeadLetter, FrameTooLarge, RequestError, RequestFailed, RequestTimeout
 
 
@@ -330,7 +331,7 @@ def outcome(client: Client, size: int) -> str:
 def test_a_job_or_an_answer_that_fits_no_frame_is_told_and_the_broker_goes_on(broker, hire, client):
     """What a client may just send can be too large with what the broker adds to it for the worker."""
     hire()
-    largest = client_io(client).send_queue.max_event
+    largest = client_io(client).outbox.max_frame - HEAD_BYTES
     outcomes = Counter(outcome(client, largest - spare) for spare in range(24, 64, 4))
     assert outcomes.keys() == {"size", "by the client", "remit.errors.FrameTooLarge"}
     options = {**dict(broker.location.options), "max_frame": "64KiB"}

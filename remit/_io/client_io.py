@@ -15,7 +15,7 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PROGRESS, REPLY, REQUEST
 from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient, decode_nested
 from remit._protocol.client_session import ClientSession, ConnectionState
-from remit._protocol.outbox import HEAD_BYTES, WINDOW_BYTES, Outbox
+from remit._protocol.outbox import WINDOW_BYTES, Outbox
 from remit.codec import Codec
 from remit.errors import SessionRefused, Undelivered
 from remit.event import Event
@@ -65,7 +65,7 @@ class ClientIO:
         share_rejected_counter(transport, self.machine)
         self.link_pump = ClientPump(self.machine, link, connect)
         self.link_lock = LinkLock()
-        self.send_queue = SendQueue(self.outbox, options, codec, limits.max_frame - HEAD_BYTES)
+        self.send_queue = SendQueue(self.outbox, options, codec)
         self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
         self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
         router.io_handlers[REPLY] = self.requests.on_reply
@@ -147,7 +147,7 @@ class ClientIO:
             raise SessionRefused(self.machine.refusal.reason, self.machine.refusal.detail)
 
     def start(self) -> None:
-        """Have a thread pump the link from now on."""
+        """Start a thread that pumps the link."""
         with self._start_lock:
             driver = self.driver
             if isinstance(driver, CallerDriver):

@@ -23,7 +23,7 @@ BURST_PAUSE_S: Final = 0.0002
 PARK_S: Final = 0.002
 """The I/O thread leaves the link to callers for this long after each call: the next request may follow."""
 LONG_LOAN_S: Final = 0.02
-"""After this time of one caller the I/O thread no longer polls for the link, but sleeps until it is notified."""
+"""If a caller holds the link for longer, the I/O thread stops polling for it and sleeps until it is notified."""
 
 
 class LinkLock:
@@ -57,7 +57,7 @@ class LinkLock:
             if self._lent or time.monotonic() < self._parked_until:
                 self._park()
             self._held.acquire()
-            # A caller may have borrowed the link between the check above and the lock: it goes first.
+            # A caller may have borrowed the link between the check above and the lock: the caller goes first.
             if not self._lent:
                 return True
             self._held.release()
@@ -204,7 +204,7 @@ class ThreadDriver:
     # -- a caller ----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Have the queued events sent soon: by the I/O thread, or here if that is faster. Raises SessionRefused."""
+        """Send queued events soon: in the I/O thread, or in this thread if that is faster. Raises SessionRefused."""
         self._io.check_refused()
         if self._thread is None:
             self.start()

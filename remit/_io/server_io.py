@@ -26,11 +26,11 @@ from remit.transports.authenticated import share_rejected_counter
 SEND_DELAY_S: Final = 0.002
 """Delay before the keepalive thread sends queued events, if no thread calls tick() or wait() by then."""
 SEND_LOCK_TIMEOUT_S: Final = 0.05
-"""Time that the keepalive thread waits for the link to do that."""
+"""Time that the keepalive thread waits for the link before it leaves queued events to the next round."""
 KEEPALIVE_INTERVAL_S: Final = 0.3
 """Time after the last tick() or wait() at which the keepalive thread pumps the link."""
 KEEPALIVE_PUMPS: Final = 16
-"""Rounds of the keepalive thread in a row: a tick() must not wait long for the link."""
+"""Most pumps of the keepalive thread in a row: a tick() must not wait long for the link."""
 LIVENESS_TIMEOUT_S: Final = 15.0
 """Seconds of silence after which clients may replace their link to a server with a keepalive thread."""
 BYE_TIMEOUT_S: Final = 0.5
@@ -77,6 +77,8 @@ class ServerIO:
         self._router = router
         self._options = options
         self._max_frame = limits.max_frame
+        self.max_event = limits.max_frame - HEAD_BYTES
+        """Largest encoded event in bytes."""
         self._window_bytes = min(WINDOW_BYTES, limits.window or WINDOW_BYTES)
         self.machine = ServerSessions(
             self._new_outbox,
@@ -155,11 +157,6 @@ class ServerIO:
         return self._combined_waker
 
     # -- sending to clients ------------------------------------------------------------------------------------
-
-    @property
-    def max_event(self) -> int:
-        """Largest encoded event in bytes."""
-        return self._max_frame - HEAD_BYTES
 
     def _new_outbox(self, codec: Codec, max_frame: int) -> Outbox:
         return Outbox(

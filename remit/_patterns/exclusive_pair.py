@@ -1,12 +1,12 @@
-"""Both ends of an exclusive pair: the server grants one slot, in epochs, to the client that joins it.
+"""Both ends of an exclusive pair: the server grants its one slot to one client at a time, each time in a new epoch.
 
-| event at the server               | slot is free       | slot is taken                                       |
-|-----------------------------------|--------------------|-----------------------------------------------------|
-| PAIR_JOIN                         | granted, epoch + 1 | the same epoch for the member itself, else PairBusy |
-| PAIR_SIGNAL of the member's epoch |                    | a signal                                            |
-| PAIR_SIGNAL of another epoch      | PAIR_ENDED         | PAIR_ENDED; frees the slot if its member sent it    |
-| PAIR_CHECK                        | False              | True for member and epoch; else frees the member's  |
-| session closed, lease expired     |                    | freed; the caller of wait() gets PeerLost           |
+| event at the server               | slot is free       | slot is taken                                               |
+|-----------------------------------|--------------------|-------------------------------------------------------------|
+| PAIR_JOIN                         | granted, epoch + 1 | the same epoch for the member itself, else PairBusy         |
+| PAIR_SIGNAL of the member's epoch |                    | a signal                                                    |
+| PAIR_SIGNAL of another epoch      | PAIR_ENDED         | PAIR_ENDED; freed if its member sent it                     |
+| PAIR_CHECK                        | False              | True for its epoch; else False, freed if its member sent it |
+| session closed, lease expired     |                    | freed; the caller of wait() gets PeerLost                   |
 """
 
 from __future__ import annotations

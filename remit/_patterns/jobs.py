@@ -87,7 +87,7 @@ class BrokerCore:
             for session in self.workers.remove_expired(caught_up):
                 self._requeue_jobs_of(session)
                 with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
-                    self._post(session, names.WORKER_UNKNOWN, ())  # If it is still alive, it announces itself again.
+                    self._post(session, names.WORKER_UNKNOWN, ())  # A worker that is alive announces itself again.
             for job in self.jobs.expire_jobs(now):
                 self._reply(job, late_reply(job.client.codec))
         self._assign_jobs(now)
@@ -207,7 +207,7 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
     codec: str
     body: bytes
     term: int = 0
-    """The announcement of the worker after which it was assigned."""
+    """Number of the worker's announcement after which the job was assigned."""
 
 
 class WorkerJobs:
@@ -241,7 +241,7 @@ class WorkerJobs:
         self._jobs.put(job)
 
     def on_lease_lost(self) -> None:
-        """Announce the worker again: the broker has restarted, or the lease has expired, and others run its jobs."""
+        """Announce the worker again, after a restart of the broker or the end of the lease: its jobs were requeued."""
         self.announce(timeout=float("inf"))
 
     def wait_for_job(self, timeout: float) -> Job | None:

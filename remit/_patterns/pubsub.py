@@ -35,7 +35,7 @@ class Publisher:
         self._subscribers: dict[Session, dict[int, SubscriberQueue]] = {}
         self._matching_cache: dict[str, tuple[tuple[Session, SubscriberQueue], ...]] = {}
         self._last_values: dict[str, dict[Codec, bytes]] = {}
-        """Last values by name, encoded when they were published, so that later changes of an argument do not count."""
+        """Last values by name, encoded when they were published, so later changes of an argument have no effect."""
         self._ended: dict[Session, list[SubscriberQueue]] = {}
         """Subscriptions that the server has ended, until UNSUBSCRIBED is sent for them."""
         self.lock = threading.Lock()
@@ -68,8 +68,8 @@ class Publisher:
         if not isinstance(identifier, int):
             raise TypeError(f"id of a subscription must be an integer, not {identifier!r}")
         subscription = SubscriberQueue(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
-        # Pulled by the outbox when its window has room. Pushed publications would be numbered, and could not be
-        # dropped any more when the subscriber turns out to be slow.
+        # The outbox pulls publications when its window has room. Pushed publications would get sequence numbers, and
+        # could no longer be dropped for a slow subscriber.
         session.outbox.refill = functools.partial(self._refill, session)
         with self.lock:
             # SUBSCRIBE is idempotent and may arrive twice: a running subscription must not restart its numbers.
@@ -221,7 +221,7 @@ class Subscription:
         self._on_gap = on_gap
         self._last_number = 0
         self._unsubscribe: Callable[[Subscription], None] = lambda _: None
-        """What `close` calls. Set by the client."""
+        """Called by `close`. Set by the client."""
 
     def close(self) -> None:
         """End the subscription. May be called twice."""

@@ -84,7 +84,7 @@ class InlineResult:
             self._error, self.finished = error, True
 
     def result(self) -> Any:
-        """Return the value or raise the error. Raises LinkClosed if the client was closed before there was either."""
+        """Return the value or raise the error. Raises LinkClosed if the client was closed without a result."""
         if self._error is not None:
             raise self._error
         if not self.finished:
@@ -97,7 +97,7 @@ class FutureResult(Future[Any]):
 
     def set_result(self, value: Any) -> None:
         """Set the value of the reply."""
-        # The future runs first, so that a cancel() in another thread cannot come between the question and the result.
+        # A running future cannot be cancelled: no cancel() of another thread can occur between check and result.
         if self.set_running_or_notify_cancel():
             super().set_result(value)
 
@@ -141,7 +141,7 @@ class RequestClient:
     # -- sending -----------------------------------------------------------------------------------------------
 
     def submit(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Future[Any]:
-        """Send a request as `send`; return the future of its result. To cancel the future cancels the request."""
+        """Send a request as `send`; return the future of its result. Cancelling the future cancels the request."""
         future = FutureResult()
         request = self.send(future, name, args, kwargs, **options)
         future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
@@ -168,7 +168,7 @@ class RequestClient:
         try:
             request.queued = self._post(name, request.data)
         except BaseException:
-            # BaseException: after an interrupt, too, no result may be set for a request whose caller is gone.
+            # BaseException: also after an interrupt no caller waits for the result.
             self.open.pop(request.id)
             raise
         if not request.queued:
@@ -177,7 +177,7 @@ class RequestClient:
 
     def _cancel_request(self, request: _Request) -> None:
         self.open.pop(request.id)
-        # Removed from the queue, unless the thread that owns the link has just framed it: then CANCEL follows it.
+        # A queued request is removed. A request that the owner of the link has framed is followed by CANCEL.
         with contextlib.suppress(ValueError, IndexError):
             self._outbox.pending.remove(request.data)
             return

@@ -28,8 +28,8 @@ Sequence. Each HELLO of the client session starts a handshake::
 
 * The server authenticates a client by the first AUTHENTICATED frame, whose key depends on Ns. A replayed AUTH_REQUEST
   only makes it offer a channel that the attacker cannot use. The client authenticates the server by AUTH_ACCEPT.
-* Replay: the counter of each direction must increase strictly. There is no window: a frame that others have overtaken
-  is dropped, and the session above resends its events. New nonces per handshake exclude replays across connections.
+* Replay: the counter of each direction must increase strictly. There is no window: a frame that arrives after a
+  later one is dropped, and the session resends its events. New nonces per handshake exclude replays across connections.
 * Loss: this layer has no clock and no timer. A lost message is repeated because the session repeats its HELLO.
 * Protected: integrity and origin of each frame, order, against replay and reflection (one key for each direction).
 * Not protected: confidentiality, traffic analysis, forward secrecy, and denial of service by an attacker who can drop
