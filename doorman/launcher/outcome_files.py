@@ -20,7 +20,7 @@ from remit.runtime_dirs import PART_SUFFIX, write_private_file
 _OUTCOME: Final = ".result"
 _EXIT: Final = ".end"
 _SIGNATURE_BYTES: Final = 32
-_PURPOSE: Final = b"last words"
+_PURPOSE: Final = b"doorman.outcome"
 _ExitFields = tuple[str, int | None, int | None, int | None, float | None]
 
 
