@@ -74,9 +74,7 @@ class CommandLauncher(EpollLauncher):
         self._orders[worker.pipe] = worker.order_bytes
         self._epoll.register(worker.process, select.EPOLLIN)
         self._epoll.register(worker.pipe, select.EPOLLOUT)
-        # The receiver closes its pidfd, so it gets a duplicate of the one that this launcher watches.
-        process = Process(worker.process.pid, os.dup(worker.process.fileno()))
-        self._add_event(Launched(order.attempt, process, self._reach))
+        self._add_event(Launched(order.attempt, worker.reported, self._reach))
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
         for worker in self._workers.values():
@@ -160,6 +158,8 @@ class _StartedWorker:
             process = Process.open(self._popen.pid)
             if process.alive():
                 _peek(process)  # If its pid was reused before the pidfd was opened, it is no child of this process.
+            # The receiver closes its pidfd, so it gets a duplicate of the one that the launcher watches.
+            self.reported = Process(process.pid, os.dup(process.fileno()))
         except OSError as error:
             os.close(self.pipe)  # A worker exits if it reads the end of file instead of its order.
             self._popen.kill()  # By pid, but Popen polls first whether that is still its child.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from launching import (
     until_over,
 )
 
+from doorman.errors import LaunchRefused
 from doorman.launcher import Exited, Launched, LaunchFailed
 from doorman.launcher.zygote_process import own_children
 
@@ -120,6 +122,18 @@ def test_order_that_cannot_be_written_starts_no_worker(tmp_path, monkeypatch):
         launcher.launch(order("a", "pause"))
         [failed] = until_over(launcher)
         assert isinstance(failed, LaunchFailed)
+        assert own_children() == before
+
+
+def test_worker_whose_pidfd_cannot_be_duplicated_is_not_left_behind(monkeypatch):
+    def full(_: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    before = own_children()
+    with commands() as launcher:
+        monkeypatch.setattr(os, "dup", full)
+        with pytest.raises(LaunchRefused):
+            launcher.launch(order("a", "pause"))
         assert own_children() == before
 
 
