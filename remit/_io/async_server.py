@@ -60,8 +60,11 @@ class AsyncServerLoop:
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
+        machine = self._io.machine
         try:
-            self._pump()
+            while self._pump():
+                if machine.ready or machine.closed or machine.cancelled_requests:
+                    self._wake_loop()
         except Exception as error:  # noqa: BLE001 - raised by serve()
             self._broken = error
         finally:
@@ -71,21 +74,19 @@ class AsyncServerLoop:
         with contextlib.suppress(RuntimeError):  # The loop is closed already.
             self._loop.call_soon_threadsafe(self._arrived.set)
 
-    def _pump(self) -> None:
-        io, pump, machine = self._io, self._io.link_pump, self._io.machine
-        while not self._stopping and not io.closed:
-            with pump.lock:
-                # Read again under the lock: close() may have closed the link while this thread waited for it.
-                if self._stopping or io.closed:
-                    return
-                drained = pump.exchange()
-                if drained:
-                    pump.wait(FULL_POLL_INTERVAL_S if machine.writable else IDLE_WAIT_S, io.waker)
-                    io.waker.clear()
-                    pump.exchange()
-                io.pumped_at = time.monotonic()
-            if machine.ready or machine.closed or machine.cancelled_requests:
-                self._wake_loop()
+    def _pump(self) -> bool:
+        """Exchange frames, after a wait if the link is idle. Return False after `serve` or the server has ended."""
+        io, pump = self._io, self._io.link_pump
+        with pump.lock:
+            # Read under the lock: close() may have closed the link while this thread waited for the lock.
+            if self._stopping or io.closed:
+                return False
+            if pump.exchange():
+                pump.wait(FULL_POLL_INTERVAL_S if io.machine.writable else IDLE_WAIT_S, io.waker)
+                io.waker.clear()
+                pump.exchange()
+            io.pumped_at = time.monotonic()
+        return True
 
     # -- the loop ----------------------------------------------------------------------------------------------
 

@@ -19,9 +19,6 @@ class Leases:
         self._disconnected_at: dict[Session, float | None] = {}
         """Time at which each worker was first seen without a connection; None while it is connected."""
 
-    def __contains__(self, session: Session) -> bool:
-        return session in self._disconnected_at
-
     def __len__(self) -> int:
         return len(self._disconnected_at)
 

@@ -35,22 +35,18 @@ class SubscriberQueue:
         self._last_number += 1
         if self.ended:
             return
-        if len(self._queue) >= self._limit and not self._make_room():
-            return
+        if len(self._queue) >= self._limit:
+            if self._when_full == "unsubscribe":
+                self._end(f"more than {self._limit} publications waited")
+                return
+            self.dropped += 1
+            if self._when_full == "drop_newest":
+                return
+            self._queue.popleft()
         self._queue.append((now, self._last_number, publication))
 
-    def _make_room(self) -> bool:
-        if self._when_full == "unsubscribe":
-            self._end(f"more than {self._limit} publications waited")
-            return False
-        self.dropped += 1
-        if self._when_full == "drop_newest":
-            return False
-        self._queue.popleft()
-        return True
-
     def pop_publications(self, at_most: int, now: float) -> Iterator[tuple[int, bytes]]:
-        """Yield up to ``at_most`` publications with their numbers, oldest first. Those beyond max_lag are dropped."""
+        """Yield up to ``at_most`` publications with their numbers, oldest first. Drop publications beyond max_lag."""
         while self._queue and at_most > 0:
             queued_at, number, publication = self._queue.popleft()
             if self._max_lag is not None and now - queued_at > self._max_lag:

@@ -114,7 +114,7 @@ class SimulatedBroker(SimulatedServer):
         """Look who is taken for dead, and whether rightly so."""
         now = self.world.now
         for session in self._rota:
-            if session in self.brokering.workers:
+            if session in self.brokering.jobs.workers:
                 continue
             silent, lease = now - session.last_received_at, self.book.lease
             bound = lease if session.peer is not None else min(RECONNECT_GRACE_S, lease)
