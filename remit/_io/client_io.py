@@ -73,7 +73,7 @@ class ClientIO:
         self.closing = False
         """Set when no further frame will be received: all waits end."""
         self._callback_thread = 0
-        """Ident of the thread that runs I/O handlers and callbacks of futures just now."""
+        """Ident of the thread that runs I/O handlers and callbacks of futures; 0 while no thread does."""
         self._start_lock = threading.Lock()
         self._use(ThreadDriver(self) if threaded else CallerDriver(self))
         if not threaded:

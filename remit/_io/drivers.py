@@ -253,7 +253,7 @@ class ThreadDriver:
             self._pump_and_notify()
 
     def release(self) -> None:
-        """Give the link back after `try_acquire`."""
+        """Return the link after `try_acquire`."""
         self._queue.idle = True
         self._lock.give_back()
         # One request of another thread can wait until the I/O thread returns by itself, after PARK_S.

@@ -129,7 +129,7 @@ class ServerIO:
     def report_sessions(self, dispatching: Session | None = None) -> None:
         """Call the handlers of the router for ended sessions and cancelled requests.
 
-        A session is reported after its last event: not while events of it wait, or while it is ``dispatching``. An
+        A session is reported after its last event: not while its events wait, or while it is ``dispatching``. An
         event handled after that report would create state that nothing removes.
         """
         machine = self.machine
@@ -224,7 +224,7 @@ class ServerIO:
             self.waker.wake()
             self.request_send()
         elif not self.tick_lock.locked():
-            # This thread ticks, but not just now. Within a tick nothing is needed: a tick ends with a flush.
+            # This thread ticks, and is between two ticks. Within a tick nothing is needed: a tick ends with a flush.
             self.request_send()
 
     def request_send(self) -> None:

@@ -1,13 +1,13 @@
 """Both ends of request and reply: the open requests of a client, and the server that answers them.
 
-| outcome | meaning                                 | raised at the client |
-|---------|-----------------------------------------|----------------------|
-| done    | the listener returned a value           |                      |
-| failed  | the listener raised                     | RequestFailed        |
-| unheard | there is no listener                    | NoListener           |
-| late    | the deadline passed before the listener | RequestTimeout       |
-| refused | a broker is full or drains              | RequestError         |
-| dead    | a broker gave up after several attempts | DeadLetter           |
+| outcome | meaning                                     | raised at the client |
+|---------|---------------------------------------------|----------------------|
+| done    | the listener returned a value               |                      |
+| failed  | the listener raised                         | RequestFailed        |
+| unheard | there is no listener                        | NoListener           |
+| late    | the deadline passed before the listener ran | RequestTimeout       |
+| refused | a broker is full or drains                  | RequestError         |
+| dead    | a broker gave up after several attempts     | DeadLetter           |
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from remit._protocol.frames import EVENTS_HEAD, events_head
 from remit.codec import Codec
 
 BATCH_EVENTS: Final = 128
-"""Most events in one frame. Beyond 64 the cost of a frame is already negligible for each event."""
+"""Most events in one frame. From 64 events on, the share of each event in the cost of a frame is negligible."""
 BATCH_BYTES: Final = 64 * 1024
 """Most bytes of events in one frame, unless a single event is larger."""
 WINDOW_EVENTS: Final = 16 * 1024

@@ -31,7 +31,7 @@ PROBE_DELAY_S: Final = 0.5
 """Seconds without progress before a probe; doubled after each probe, up to `PROBE_DELAY_MAX_S`."""
 PROBE_DELAY_MAX_S: Final = 4.0
 ACK_AFTER_EVENTS: Final = 64
-"""Received events after which a delayed acknowledgement is sent without waiting for events to travel with."""
+"""Received events after which a delayed acknowledgement is sent in a frame of its own."""
 CANCELLATIONS_KEPT: Final = 1024
 """Cancelled requests remembered until they reach their listeners."""
 
@@ -117,7 +117,7 @@ class Session:
         """The `Sender` of this session, once the server has made one for its listeners."""
         self.ack_due = False
         self.ack_delay = 0.0
-        """Seconds that an acknowledgement may wait for events to travel with. 0: it is sent immediately."""
+        """Seconds that an acknowledgement may wait for an event to share its frame. 0: it is sent immediately."""
         self.frame_limit: int | None = None
         """Largest frame in bytes that may be sent before the peer has announced its own limit."""
         self.send_blocked = False
