@@ -298,8 +298,12 @@ class InprocClientLink(_DealerLink):
         self._empty = False
         return arrival
 
+    def _has_events(self) -> bool:
+        pending = super()._has_events()
+        self._empty = False  # as in _read_arrival
+        return pending
+
     def _update_connection(self) -> None:
-        self._empty = False  # as in _read_arrival: `_has_events` ends with this method
         if inproc_servers.get(self._endpoint) is self._server:
             return
         if self._server is not None:

@@ -58,6 +58,20 @@ def test_a_neighbour_that_waits_hears_its_server_come_and_go(within: Location) -
     client.close(0.0)
 
 
+def test_a_neighbour_that_finds_its_server_gone_finds_the_next(within: Location) -> None:
+    transport = transport_of(within)
+    client = transport.connect(within)
+    for _ in range(3):
+        server = transport.bind(within)
+        arrivals: list[Arrival] = []
+        until(lambda: arrivals, lambda: turn((client, arrivals)))  # noqa: B023
+        server.close(0.0)
+        client.wait(LONG)  # This call, not `receive`, finds that the connection has ended.
+        drain(client, arrivals)
+        assert [type(arrival) for arrival in arrivals] == [Up, Down]
+    client.close(0.0)
+
+
 def test_neighbours_of_another_name_are_strangers(within: Location) -> None:
     with Pair(within) as pair, Pair(Location(within.url + "/other")) as other:
         pair.meet()
