@@ -30,7 +30,7 @@ from remit.transports.authenticated import with_authentication
 __all__ = ["Client"]
 
 SAME_THREAD_WAIT_S: Final = 0.25
-"""Longest wait for confirmations in the thread that ticks the server: acknowledgements may be on their way."""
+"""Longest flush in the thread that ticks the server: acknowledgements of earlier ticks may still arrive."""
 FOREVER: Final = float("inf")
 _NO_HEADERS: Mapping[str, Any] = {}
 

@@ -45,7 +45,7 @@ class Attempt:
     timeouts: Timeouts
     turn: int = 0  # The place of the task in the run queue.
     id: str = ""
-    secret: bytes = field(default=b"", repr=False)  # Of an attempt of an earlier manager; else made here, as the id is.
+    secret: bytes = field(default=b"", repr=False)  # Given for an earlier manager's attempt; else generated, like `id`.
     salt: bytes = b""  # Part of the nonce of a challenge. Only an attempt adopted from an earlier manager has one.
     phase: Phase = Phase.LAUNCHING
     launched: Process | None = None  # The process that the launcher started: the task's, or a wrapper around it.
@@ -62,7 +62,7 @@ class Attempt:
     stopping: State | None = None  # The state that the task goes to, once the manager has stopped the process.
     error: BaseException | None = None  # The task's error if it fails because it was stopped.
     final: bool = False  # Whether the task ends with this attempt, in spite of its policy.
-    abandoned: bool = False  # Whether its manager died, and its process is gone.
+    abandoned: bool = False  # Whether recovery found that its proven process has ended.
     counted: bool = True  # Whether it is one of the task's attempts; not if no process could be started.
     credential: Credential = field(init=False)
     channel: SignedReceiver = field(init=False)
@@ -75,7 +75,7 @@ class Attempt:
 
     @property
     def adopted(self) -> bool:
-        """Whether an earlier manager started it."""
+        """Whether this manager adopts its process, which an earlier manager started. False if the process has ended."""
         return bool(self.salt)
 
     @property

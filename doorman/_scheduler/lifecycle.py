@@ -43,11 +43,11 @@ class Phase(enum.IntEnum):  # Of int: the hash of a plain Enum is computed in Py
 class Deadline(enum.IntEnum):
     """Deadline of an attempt. It is also the event that the deadline has passed."""
 
-    HELLO = enum.auto()  # The process had to prove itself.
-    EXPIRY = enum.auto()  # User code may run until then.
-    LINGER = enum.auto()  # The process was over its time but had sent its result: it had to exit.
-    KILL = enum.auto()  # The grace period after SIGTERM is over.
-    RESULT = enum.auto()  # A result that was on its way when the process ended would have arrived.
+    HELLO = enum.auto()  # For the proof of the process.
+    EXPIRY = enum.auto()  # For the end of user code.
+    LINGER = enum.auto()  # For the exit of a process whose result has arrived, after its EXPIRY.
+    KILL = enum.auto()  # For the exit after SIGTERM: the end of the grace period.
+    RESULT = enum.auto()  # For a result, or the exit file of an adopted process, after the end of the process.
 
 
 class JournalEntry(enum.Enum):
@@ -65,9 +65,9 @@ class JournalEntry(enum.Enum):
 class SignalTarget(enum.Enum):
     """Receivers of a signal."""
 
-    TASK = enum.auto()  # The task's process. The launched one's group if that is the same, or no other is known.
+    TASK = enum.auto()  # The task's process behind a wrapper, alone. Without one, or if it has ended: as ALL.
     ALL = enum.auto()  # The groups of the launched process and of the task's process.
-    OWN = enum.auto()  # The task's process where that is not the launched one, and its group.
+    OWN = enum.auto()  # The group of the task's process behind a wrapper; nothing without one.
 
 
 # -- events ----------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class HelloReceived(msgspec.Struct, frozen=True):
 
 
 class Proven(msgspec.Struct, frozen=True):
-    """A hello was verified. ``launched`` and ``own`` are handles that were opened for it, if any were."""
+    """A hello was verified. New handles: ``launched`` if the process is adopted, ``own`` if it is behind a wrapper."""
 
     identity: Identity
     sender: Sender
@@ -532,7 +532,7 @@ def _exited(attempt: Attempt, event: Exited, now: float) -> Actions:
     """End the attempt with the launched process; if that is a wrapper, kill the task's process behind it."""
     attempt.phase, attempt.exited = Phase.EXITED, event
     actions: Actions = [SetExit(event)]
-    # If the launcher has lost a detached process, its end is unknown: it may run on.
+    # If its zygote has ended, a detached process has no exit status and may still run: do not kill it.
     lost = attempt.task.detach and not attempt.adopted and _exit_unknown(attempt)
     if attempt.own is not None and not lost:
         actions.append(Signal(signal.SIGKILL, SignalTarget.OWN))
@@ -593,7 +593,7 @@ def _conclude(attempt: Attempt, now: float) -> Actions:
 def _opened(attempt: Attempt, event: OutcomeOpened, now: float) -> Actions:
     state = State.DONE if event.error is None else State.FAILED
     actions = _retry_or_finish(attempt, state, event.value, event.error, now)
-    if attempt.identity is None and attempt.stopping is None:  # Adopted, and it wrote its result before a proof.
+    if attempt.identity is None and attempt.stopping is None:  # Adopted, unproven: PROVING cannot become DONE.
         actions.insert(0, SetState(State.RUNNING, attempt.proven_at))
     return actions
 
@@ -648,7 +648,7 @@ def _requeue(attempt: Attempt, requeue: Requeue) -> Actions:
     return [CollectOutput(), WriteRecord(JournalEntry.REQUEUED), FreeSlot(), CloseProcess(), requeue]
 
 
-# -- recovery: the events of the journal have been replayed, their actions dropped; the last event is one of these --
+# -- recovery: `replay` drops the actions of the recorded events, so the task is still WAITING at each of these -------
 
 
 def _adopted(attempt: Attempt, event: Adopted, now: float) -> Actions:

@@ -64,12 +64,12 @@ class RunQueue:
         self._delays: DeadlineHeap[QueuedTask] = DeadlineHeap(self._due.__contains__)
         self._occupancy = Occupancy(clock=clock)
         self._turns = 0
-        self._seen: tuple[Rule, ...] = ()
-        self._general = Rules()
-        self._by_load = False
+        self._seen: tuple[Rule, ...] = ()  # The rules at the last examination.
+        self._general = Rules()  # The rules that hold back all handlers or none.
+        self._by_load = False  # Whether any rule has a band.
         self._changed = False  # Whether a change may let a task start.
-        self._held: str | None = None
-        self._not_before = 0.0
+        self._held: str | None = None  # Why all tasks wait; if a rule is the reason, exempt tasks may still start.
+        self._not_before = 0.0  # Monotonic time at which `hold` ends; 0.0 without a hold.
 
     def __len__(self) -> int:
         return len(self._queued)
@@ -217,7 +217,7 @@ class RunQueue:
             if group.why is not None:
                 held = True
             elif queued.group is group:  # Its `can_run` may have cancelled it.
-                # A start changes the load, so that a rule may no longer hold back others.
+                # A start may move the load out of the band of a rule that held back an earlier group.
                 self._changed |= held
                 yield queued, None
                 limit -= 1
@@ -243,7 +243,7 @@ class RunQueue:
         return bool(self._changed or self._groups.asked)
 
     def _next_group(self) -> _QueueGroup | None:
-        """Pop the next group; once a rule holds back all tasks that obey rules, the next of the others."""
+        """Pop the next group. While a rule for all handlers holds back, pop only groups that are exempt from rules."""
         if self._held is None and len(self._general):
             self._held = self._general.holds_back("", self._occupancy.load)
         return self._groups.pop(free_only=self._held is not None)
@@ -263,7 +263,7 @@ def _about_siblings(rule: Rule) -> bool:
 
 
 class _QueueGroup:
-    """Waiting tasks that are held back together: of one handler, or exempt from rules; or one task with a `can_run`."""
+    """Tasks of which only the first is examined: all of one handler, all exempt from rules, or one with a `can_run`."""
 
     def __init__(self, name: Hashable, *, free: bool) -> None:
         self.name = name
@@ -299,7 +299,7 @@ class _QueueGroups:
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, _QueueGroup] = {}
-        # By `free`: a rule that holds back all handlers is evaluated once for all groups that obey rules.
+        # One heap per value of `free`: `pop` can skip all groups that obey rules if a rule holds back all handlers.
         self._order: dict[bool, list[tuple[_Key, int, _QueueGroup]]] = {False: [], True: []}
         self._serial = 0
         self.asked = 0  # Number of tasks with a `can_run`, which each tick calls again.

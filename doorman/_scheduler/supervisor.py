@@ -160,7 +160,7 @@ class Supervisor:
                     attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
                     self.handle(attempt, lifecycle.Admitted())
         finally:
-            admitted.close()  # Now: an exception's traceback would keep the generator, and the queue incomplete.
+            admitted.close()  # Immediately: a traceback could keep it suspended, and its `finally` restores the queue.
 
     def restore(self, attempt: Attempt, event: Event) -> None:
         """Continue an attempt of an earlier manager; ``event`` is the fate of its process."""
@@ -179,11 +179,11 @@ class Supervisor:
         """Cancel the tasks whose `cancel_when` is true; fail those whose `cancel_when` raises."""
         for task in list(self._cancel_when):
             try:
-                wanted = task.cancel_when is None or not task.cancel_when()
+                due = task.cancel_when is not None and bool(task.cancel_when())
             except Exception as error:  # noqa: BLE001 - the function of one task must not stop the others
                 self.fail(task, error)
                 continue
-            if not wanted:
+            if due:
                 self.cancel(task)
 
     def end_dependents(self) -> None:
@@ -263,8 +263,8 @@ class Supervisor:
         event: Event = lifecycle.LaunchDeclined("its launch was interrupted")
         try:
             with contextlib.closing(self._output.open(attempt.task, attempt.id)) as outputs:
-                record = self._recorder.place_of(attempt)
-                self._launcher.launch(launch_request(attempt, self._payload, outputs, record))
+                files = self._recorder.files_of(attempt)
+                self._launcher.launch(launch_request(attempt, self._payload, outputs, files))
             event = lifecycle.LaunchAccepted()
         except LaunchRefused as error:
             event = lifecycle.LaunchDeclined(str(error))
@@ -374,7 +374,7 @@ _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
 def _signal(attempt: Attempt, action: lifecycle.Signal) -> None:
     """Signal through pidfds only: unlike pids they are never reused.
 
-    The task's own process goes first: the exit of a wrapper would end the task's grace period.
+    TASK signals no wrapper while the task's process runs: the wrapper's exit would end the grace period.
     """
     launched, own = attempt.launched, attempt.own
     if action.target is lifecycle.SignalTarget.TASK and own is not None and _sent(own, own.signal, action.number):

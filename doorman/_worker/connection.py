@@ -156,7 +156,7 @@ class ManagerConnection:
         linger = REPORT_LINGER_S if linger is None else linger
         try:
             if self._readoption is not None:
-                self._client.flush(linger)  # Not close(): until then a new manager may send a challenge.
+                self._client.flush(linger)  # Not only close(): flush() still answers a new manager's challenge.
             self._client.close(min(linger, DETACHED_CLOSE_TIMEOUT_S) if self._readoption is not None else linger)
         except RemitError as lost:
             if linger:

@@ -103,7 +103,7 @@ def run_order(order: Order) -> int:
 
 
 def initialize(spec: WorkSpec, connection: ManagerConnection, *, called: bool) -> TaskOutcome | None:
-    """Apply the limits and call the initializer; return the task's outcome if one of them failed."""
+    """Apply limits, call the initializer; return an outcome if one fails. ``called`` -- the task is not a command."""
     try:
         if spec.limits is not None:
             apply_limits(spec.limits, called=called)

@@ -37,12 +37,12 @@ from doorman.task import Task
 from remit import Location
 from remit.config import private_location
 
-_QUESTIONS: Final = frozenset({"can_run", "cancel_when"})
-"""Options that call functions of the program. They are not journalled."""
+_CONDITIONS: Final = frozenset({"can_run", "cancel_when"})
+"""Options whose functions decide when a task starts or ends. Unlike listeners they are not journalled."""
 POLICY_DEFAULTS: Final = {
     name: parameter.default
     for name, parameter in inspect.signature(Task).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name not in _QUESTIONS | {"kwargs"}
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in _CONDITIONS | {"kwargs"}
 }
 """The journalled options of a task, with their defaults."""
 _log = logging.getLogger(__name__)
@@ -152,15 +152,15 @@ class Recorder:
 
     # -- detached processes ------------------------------------------------------------------------------------
 
-    def place_of(self, attempt: Attempt) -> str | None:
-        """Return the path of the files of a detached process; None for another process, or without a journal."""
+    def files_of(self, attempt: Attempt) -> str | None:
+        """Return the path, without suffix, of a detached process's files; None for another, or without a journal."""
         if self.journal is None or not attempt.task.detach:
             return None
         return str(self.journal.make_folder() / attempt.id)
 
     def read_files(self, attempt: Attempt) -> tuple[TaskOutcome | None, Exited | None]:
         """Return the outcome and the exit that a detached process has stored in files; None for a missing one."""
-        place = self.place_of(attempt)
+        place = self.files_of(attempt)
         if place is None:
             return None, None
         data = outcome_files.read_outcome(place, attempt.credential)
@@ -168,7 +168,7 @@ class Recorder:
 
     def remove_files(self, attempt: Attempt) -> None:
         """Remove the files of a detached process. The journal has their contents."""
-        place = self.place_of(attempt)
+        place = self.files_of(attempt)
         if place is not None:
             outcome_files.remove_files(place)
 

@@ -182,7 +182,7 @@ def replay(attempt: Attempt, entry: Entry) -> None:
         step(attempt, Deadline.EXPIRY, 0.0)
     elif stopped is not None:
         step(attempt, Deadline.LINGER if entry.outcome else FailRequested(None), 0.0)
-    if entry.outcome is not None:  # After the stop: a result behind the expiry does not count.
+    if entry.outcome is not None:  # Last: with an outcome `step` answers EXPIRY with LINGER, not with a stop.
         step(attempt, ResultReceived(TaskOutcome.decode(entry.outcome.outcome)), 0.0)
 
 

@@ -116,7 +116,7 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
     try:
         channel.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
     except OSError as error:
-        # ETOOMANYREFS: too many descriptors of this user are in flight. Both end when the receiver reads.
+        # ENOBUFS, and ETOOMANYREFS (too many descriptors of this user in flight), last until the receiver reads.
         if error.errno in {errno.ENOBUFS, errno.ETOOMANYREFS}:
             raise BlockingIOError(error.errno, str(error)) from error
         raise

@@ -122,7 +122,7 @@ class ZygoteLauncher(EpollLauncher):
             except BlockingIOError:
                 return
             except ConnectionError:
-                continue  # The zygote ended with unread orders. The kernel reports that once, before its last messages.
+                continue  # ECONNRESET, once: the zygote ended with unread orders. Its last messages can still be read.
             if message is None:
                 self._remove_zygote(zygote)
                 return
@@ -219,7 +219,7 @@ class _ZygoteHandle:
         return [*failed, *exited]
 
     def disconnect(self, *, ours: bool) -> None:
-        """Close the channel: the zygote then ends with its last child. `reap` waits unless a child is detached."""
+        """Close the channel: the zygote ends after its last child. A fork of the owner (not ``ours``) sends nothing."""
         with contextlib.suppress(OSError):
             if ours and not self._detached:
                 messages.send(self.channel, messages.Shutdown())

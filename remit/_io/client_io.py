@@ -34,7 +34,7 @@ _abandoned: list[ClientIO] = []
 class ClientIO:
     """Everything that a client holds while it is open.
 
-    `pump`, `wait` and `wait_and_pump` are called by the driver, in the thread that holds `link_lock`.
+    `pump`, `wait`, `wait_and_pump` belong to the thread that drives the link; a `ThreadDriver` holds `link_lock`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ClientIO:
 
     def wait(self, seconds: float) -> None:
         """Wait for frames, `LinkLock.interrupt` or the deadline of a request, for at most ``seconds``."""
-        # The pump's lock, besides the link lock: close() may run while a caller without a thread waits here.
+        # The pump's lock as well: a CallerDriver does not hold the link lock, and close() may run during this wait.
         with self.link_pump.lock:
             if not self.closing:
                 if len(self.requests.open):
@@ -121,7 +121,7 @@ class ClientIO:
 
     @property
     def sendable(self) -> bool:
-        """Whether an event can be sent now. After a refused frame the transport itself ends the next wait."""
+        """Whether an event can be sent now. If the link accepted no frame, it ends the next wait when it can send."""
         return self.machine.has_sendable_events() and not self.machine.session.send_blocked
 
     @property

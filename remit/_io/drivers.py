@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IDLE_WAIT_S: Final = 60.0
 """Upper bound of one wait on an idle link; frames, deadlines and the waker end it."""
 ACK_DELAY_S: Final = 0.005
-"""An acknowledgement waits this long for an event to share its frame, where a thread ensures that it is sent."""
+"""An acknowledgement waits this long for an event to share its frame, if an I/O thread runs to send it in time."""
 BURST_PAUSE_S: Final = 0.0002
 """Events emitted in shorter intervals form a burst: they are sent in batches."""
 PARK_S: Final = 0.002
@@ -36,7 +36,7 @@ class LinkLock:
     def __init__(self) -> None:
         self.waker = Waker()
         """Ends the wait of the current holder."""
-        # Order of locks: _borrowing, then _held. _changed guards the flags of the parked I/O thread only.
+        # Order of locks: _borrowing, then _held. _changed guards writes of _parked, _asleep and _interrupted only.
         self._held = threading.Lock()
         self._borrowing = threading.Lock()
         self._changed = threading.Condition()
@@ -134,7 +134,7 @@ class CallerDriver:
         self._sent_at = 0.0
 
     def wake(self) -> None:
-        """Send now if idle; in a burst, once for each full batch. Raises SessionRefused."""
+        """Send now after a pause; in a burst, only when a full batch is queued. Raises SessionRefused."""
         self._io.check_refused()
         now = time.monotonic()
         if now - self._sent_at > BURST_PAUSE_S or len(self._io.send_queue.pending) >= BATCH_EVENTS:
@@ -154,12 +154,12 @@ class CallerDriver:
 
     def run_until(self, result: InlineResult) -> None:
         """Pump until ``result`` is done or the client closes. The deadline of the request bounds the wait."""
-        self._io.pump()  # The request may wait for a full batch.
+        self._io.pump()  # In a burst `wake` has left the request in the queue.
         while not result.finished and not self._io.closing:
             self._io.wait_and_pump(IDLE_WAIT_S)
 
     def progress(self, seconds: float) -> None:
-        """Pump until events may have been confirmed, for at most ``seconds``."""
+        """Pump; if events are unconfirmed, wait once for at most ``seconds`` and pump again."""
         self._io.pump()
         if not self._io.outbox.all_done:
             self._io.wait_and_pump(min(seconds, IDLE_WAIT_S))
@@ -256,7 +256,7 @@ class ThreadDriver:
         """Return the link after `try_acquire`."""
         self._queue.idle = True
         self._lock.give_back()
-        # One request of another thread can wait until the I/O thread returns by itself, after PARK_S.
+        # One open request of another thread may be delayed by PARK_S, until the I/O thread takes the link by itself.
         if len(self._io.requests.open) > 1 or self._queue.pending:
             self._lock.interrupt()
 

@@ -115,7 +115,7 @@ class ClientSession:
             self._handle_disconnect()
             # The answer shows the server that the client has read all its frames: it can close the link.
             self.session.queue_bye("heard")
-            # Another server may bind the location without a Down that this transport can see.
+            # The link may stay open without Up or Down: repeat HELLO on it, as another server may bind the location.
             self._hello_at = now + HELLO_RETRY_S
             self.session.peer = SERVER
 
@@ -146,7 +146,7 @@ class ClientSession:
 
     def _handle_welcome(self, welcome: Welcome, now: float) -> None:
         session, outbox = self.session, self.session.outbox
-        # An instance whose WELCOME was lost may have handled early events, unless it is the one that answers now.
+        # If the session started here after connection 1, another instance may have handled events of connection 1.
         has_met_server = bool(self.instance) or welcome.first_generation > 1
         is_another = welcome.instance != self.instance and has_met_server
         if welcome.fresh and has_met_server and not self._may_send_early:

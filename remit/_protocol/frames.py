@@ -146,7 +146,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[FrameKind, msgspec.msgpack.Decoder[_Control]] = {
     kind: msgspec.msgpack.Decoder(struct_type) for struct_type, kind in _KINDS.items()
 }
-# Keyed by bytes, because a slice of a frame that is too short fails without an IndexError.
+# Keyed by bytes: `kind_of` looks up a slice of the frame.
 _kinds = {bytes((kind,)): kind for kind in FrameKind}
 
 

@@ -43,7 +43,7 @@ class Outbox:
 
     | state of an event | until                                         | fate if the session ends now |
     |-------------------|-----------------------------------------------|------------------------------|
-    | pending           | it is framed, and numbered by that            | never_sent                   |
+    | pending           | it is numbered and framed, in one step        | never_sent                   |
     | framed            | the link has accepted the frame               | never_sent                   |
     | sent              | acknowledged as `received`; RESUME resends it | unknown                      |
     | received          | acknowledged as `done`                        | received                     |
@@ -105,7 +105,7 @@ class Outbox:
         return bool(self.pending) and self._has_room() and (limit is None or not self._exceeds(limit))
 
     def has_room_for(self, extra: int) -> bool:
-        """Return whether a next frame exists that is small enough to be copied with ``extra`` more bytes."""
+        """Frame events if needed. Return whether the next frame is small enough to copy with ``extra`` more bytes."""
         if not self._unsent and (self.pending or self.refill is not None):
             self._frame_events()
         return bool(self._unsent) and len(self._unsent[0].frame) + extra <= min(EMBED_ACK_BYTES, self.max_frame)
@@ -161,7 +161,7 @@ class Outbox:
             yield "never_sent", event
 
     def unfinished_ids(self, *, sent: bool = True, marked: bool = True) -> set[int]:
-        """Return the `id()` of unfinished events: also of sent ones if ``sent``, of redelivered ones if ``marked``."""
+        """Return `id()` of unfinished events; exclude sent ones unless ``sent``, redelivered ones unless ``marked``."""
         ids = {id(event) for event in (*self.oversized, *self.pending)}
         for batch in self._kept:
             if (sent or not batch.sent) and (marked or not batch.redelivered):
@@ -211,7 +211,7 @@ class Outbox:
         events: list[bytes] = []
         budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
         if limit is not None:
-            # The event stays pending: a numbered event must be sent, and the peer's real limit may still be lower.
+            # Stays pending without a number until WELCOME announces the max_frame: that may be too small for the event.
             if self._exceeds(limit):
                 return events
             budget = min(budget, limit - HEAD_BYTES)

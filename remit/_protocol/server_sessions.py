@@ -117,7 +117,7 @@ class ServerSessions:
                 self.ready.append(received)
 
     def _handle_unknown_peer(self, peer: Peer, kind: FrameKind, frame: bytes) -> None:
-        """Ask a peer without a session for HELLO; refuse it if it uses a key, because this server has none."""
+        """Ask for HELLO: the session, or this connection of it, is unknown. Refuse a peer that uses a key."""
         if kind is FrameKind.AUTH_REQUEST or kind is FrameKind.AUTHENTICATED:
             self.rejected["keyed"] += 1
         if kind is FrameKind.AUTH_REQUEST:

@@ -121,11 +121,11 @@ class Session:
         self.frame_limit: int | None = None
         """Largest frame in bytes that may be sent before the peer has announced its own limit."""
         self.send_blocked = False
-        """Whether the transport has refused the next frame."""
+        """Whether the link has not accepted the next frame (`Sent.FULL` or `Sent.GONE`). Used by the client only."""
         self.control_frames: deque[bytes] = deque()
         self.cancelled_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
         self.abandoned_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
-        """Ids of cancelled requests for which CANCEL has not been sent yet."""
+        """On the client: cancelled requests whose CANCEL is not sent yet. `cancelled_requests` is for the server."""
         self.probe_at = FOREVER
         """When `probe` is due; infinity while nothing is unfinished."""
         self._ack_at: float | None = None
@@ -138,8 +138,8 @@ class Session:
 
     def next_frame(self) -> bytes | None:
         """Return the frame to send, or None. It is the same frame until `mark_sent` is called."""
-        # Kept, because the frame is offered again after FULL: its events have left the outbox, and an authenticated
-        # link has numbered it.
+        # Kept, because the frame is offered again after FULL: `Outbox.pop_frame` returns it only once, and an
+        # authenticated link has numbered it.
         if self._next_frame is None:
             if self.control_frames:
                 self._next_frame = self.control_frames.popleft()
@@ -174,7 +174,7 @@ class Session:
         return self._acked, self.inbox.done
 
     def ack_deadline(self, now: float) -> float:
-        """Return when a delayed acknowledgement must be sent on its own, or infinity if none is delayed."""
+        """Start or check the delay of a due acknowledgement. Return when it must be sent on its own, or infinity."""
         if not self.ack_due or not self.ack_delay:
             return FOREVER
         if self._ack_at is None:

@@ -266,7 +266,7 @@ class _Recorder(Recorder):
         self.journal: Journal | None = journal
         self.world = world
 
-    def place_of(self, attempt: Attempt) -> str | None:
+    def files_of(self, attempt: Attempt) -> str | None:
         return attempt.id if attempt.task.detach else None
 
     def read_files(self, attempt: Attempt) -> tuple[TaskOutcome | None, Exited | None]:
