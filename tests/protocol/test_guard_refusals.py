@@ -19,9 +19,9 @@ from remit.transport import SERVER, Frame, Up
 
 def refusal(frame: bytes | None) -> Refuse:
     assert frame is not None
-    told = frames.unpack(FrameKind.REFUSE, frame)
-    assert isinstance(told, Refuse)
-    return told
+    refused = frames.unpack(FrameKind.REFUSE, frame)
+    assert isinstance(refused, Refuse)
+    return refused
 
 
 def test_another_key_is_refused_and_says_what_to_do() -> None:
@@ -33,12 +33,12 @@ def test_another_key_is_refused_and_says_what_to_do() -> None:
     assert ends.server.rejected == {"forged": 1}
 
 
-def test_a_client_without_a_key_is_refused_and_told_what_to_do() -> None:
+def test_a_client_without_a_key_is_refused_with_advice() -> None:
     server = ServerAuth(KEY, Counter())
     assert server.unwrap_frame(PEER, hello()) is None
-    told = refusal(server.replies.popleft()[1])
-    assert (told.reason, server.rejected) == ("unsigned", {"unsigned": 1})
-    assert "key=" in told.detail
+    refused = refusal(server.replies.popleft()[1])
+    assert (refused.reason, server.rejected) == ("unsigned", {"unsigned": 1})
+    assert "key=" in refused.detail
 
 
 def test_a_server_without_a_key_refuses_a_client_that_has_one() -> None:
