@@ -1,0 +1,73 @@
+"""Fault injection: an exception, or a call, at the n-th line of the project that a call executes in this thread.
+
+An exception stands for Ctrl-C or the time limit of a job runner, a call for a finalizer or a signal handler.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = tuple(str(ROOT / folder) + "/" for folder in ("remit", "doorman", "plugins"))
+
+
+class Interrupted(BaseException):
+    """The injected exception; like KeyboardInterrupt it is no `Exception`."""
+
+
+def interrupt() -> None:
+    """Raise `Interrupted`: an action of `call_with`."""
+    raise Interrupted
+
+
+class Injection:
+    """What happened in one call."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        """Lines of the project that the call executed, up to the injected one."""
+        self.place: str | None = None
+        """File, line and function of the injected line; None if the call had ended before it."""
+        self.value: Any = None
+        self.error: BaseException | None = None
+        """What the call raised, unless it was `Interrupted`."""
+        self.interrupted = False
+
+
+def call_with(action: Callable[[], object], line: int, call: Callable[[], Any]) -> Injection:
+    """Run ``call``; run ``action`` before the ``line``-th line (from 1) of the project that this thread executes."""
+    outcome = Injection()
+    ours: dict[CodeType, bool] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if outcome.place is not None:
+            return None
+        code = frame.f_code
+        if event == "call":
+            known = ours.get(code)
+            if known is None:
+                known = ours[code] = code.co_filename.startswith(FOLDERS)
+            return trace if known else None
+        if event == "line":
+            outcome.lines += 1
+            if outcome.lines == line:
+                outcome.place = f"{code.co_filename.removeprefix(str(ROOT))}:{frame.f_lineno} in {code.co_qualname}"
+                sys.settrace(None)
+                action()
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        outcome.value = call()
+    except Interrupted:
+        outcome.interrupted = True
+    except Exception as error:  # The test judges it.
+        outcome.error = error
+    finally:
+        sys.settrace(previous)
+    return outcome
