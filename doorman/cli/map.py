@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from doorman.cli.manager_session import ManagerSession, open_manager
-from doorman.cli.map_io import Counts, Inputs, OutputPrinter, ProgressLines, Template, progress_on_stderr, split_command
+from doorman.cli.map_io import (
+    SEPARATOR,
+    Counts,
+    Inputs,
+    OutputPrinter,
+    ProgressLines,
+    Template,
+    progress_on_stderr,
+    split_command,
+)
 from doorman.cli.ps import align, end_text, exit_text, format_memory, pid_cells
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import escaped
@@ -22,6 +31,7 @@ from doorman.states import ABNORMAL, State
 from doorman.task import Task
 
 HEAD: Final = ("INPUT", "STATE", "EXIT", "SECONDS", "MAX RSS", "PID", "STRENGTH")
+SHOWN_CHARS: Final = 100  # of an input in a message
 MAX_EXIT_CODE: Final = 101  # shells and signals use the codes above 125
 
 
@@ -49,6 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
             session.wait(progress.max_wait)
             if outputs.closed:
                 session.output_closed()
+    if not work.counts.total and len(command) > 1 and not sys.stdin.isatty() and words is None:
+        progress.print_line(f"standard input had no line: inputs follow {SEPARATOR!r}, or are its lines")
     if arguments.table != "none" and (table := work.table(failed_only=arguments.table == "failed")):
         print(table, file=sys.stderr)
     progress.print_line(work.summary)
@@ -83,6 +95,11 @@ def _finished_commands(path: str | None) -> Counter[tuple[str, ...]]:
     if path is None or not Path(path).exists():
         return Counter()
     return Counter(each.command for each in Journal.read(path) if each.state is State.DONE)
+
+
+def _shortened(text: str) -> str:
+    """Return an input for a message."""
+    return repr(text) if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]!r}... ({len(text)} characters)"
 
 
 class _MapWork:
@@ -156,6 +173,13 @@ class _MapWork:
             self._outputs.print_output(number, None)
             self._rows[number] = (text, "done before", *("-",) * (len(HEAD) - 2))
             return
+        if "\0" in "".join(command):
+            self._failed.add(number)
+            self._outputs.print_output(number, None)
+            self._rows[number] = (text, str(State.FAILED), *("-",) * (len(HEAD) - 2))
+            self._progress.print_line(f"{_shortened(text)} failed: it contains a NUL character, which no argument may")
+            self._halt()
+            return
         task = Task.command(
             command,
             name=escaped(text),
@@ -178,7 +202,7 @@ class _MapWork:
             # A task that `doorman stop` cancelled alone counts as failed: its input was not processed.
             if task.state in ABNORMAL or (task.state is State.CANCELLED and not self._halted):
                 self._failed.add(number)
-                self._progress.print_line(f"{text!r} {end_text(task, task.state, task.exception())}")
+                self._progress.print_line(f"{_shortened(text)} {end_text(task, task.state, task.exception())}")
                 self._halt()
             else:
                 self._cancelled += task.state is State.CANCELLED

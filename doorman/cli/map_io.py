@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from doorman.cli import discard_output
 from doorman.errors import BadCommandLine
@@ -25,11 +25,13 @@ from doorman.task import Task
 from remit.errors import LocationInUse, RemitError
 from remit.transport import FileLock
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
 LINE_INTERVAL_S: Final = 5.0
 BAR_INTERVAL_S: Final = 0.1
+BAR_CELLS: Final = 40
+MIN_BAR_CELLS: Final = 8
+FULL: Final = "\u2501"
+ERASE: Final = "\x1b[K"  # the rest of the line
+DEFAULT_COLUMNS: Final = 80  # of a terminal that reports no size
 SEPARATOR: Final = ":::"
 READ_AHEAD: Final = 1024  # a fast producer must not fill the memory
 CHUNK_BYTES: Final = 1 << 16
@@ -64,6 +66,11 @@ class Template:
     def __init__(self, words: Sequence[str], *, shell: bool = False) -> None:
         if not words:
             raise BadCommandLine("no command given: write one, as in: doorman map gzip {} ::: *.log")
+        if not shell and _is_command_line(words[0]):
+            raise BadCommandLine(
+                f"no program is named {words[0]!r}: give --shell to run it as a command line of a shell, "
+                "or leave out the quotes around it"
+            )
         self._words = list(words)
         self._shell = shell
         if not any(_PLACEHOLDER.search(word) for word in words):
@@ -74,6 +81,12 @@ class Template:
         quote = shlex.quote if self._shell else str
         filled = [_PLACEHOLDER.sub(lambda found: quote(_VALUES[found[0]](text, number)), word) for word in self._words]
         return ["/bin/sh", "-c", " ".join(filled)] if self._shell else filled
+
+
+def _is_command_line(word: str) -> bool:
+    """Return whether a word names no program, but begins with the name of one: it is quoted as for GNU parallel."""
+    first, *rest = word.split()[:2] or [""]
+    return bool(rest) and shutil.which(word) is None and shutil.which(first) is not None
 
 
 class Inputs:
@@ -182,6 +195,9 @@ class OutputPrinter:
         try:
             with path.open("rb") as file:
                 shutil.copyfileobj(file, to.buffer)
+                file.seek(-1, os.SEEK_END)
+                if to.isatty() and file.read(1) != b"\n":
+                    to.buffer.write(b"\n")  # Otherwise the bar, or its removal, would erase the last line.
             to.buffer.flush()
         except BrokenPipeError:
             self.closed = True
@@ -256,50 +272,87 @@ class ProgressLines:
 
 
 class _ProgressBar(ProgressLines):
+    """Progress as the last line of a terminal.
+
+    Only `show` draws it, and it changes no mode of the terminal: whatever ends or stops the process, nothing has to be
+    restored.
+    """
+
     max_wait = 1.0
 
-    def __init__(self, bar: RichProgress) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._bar = bar
-        self._task = bar.add_task("", total=None, failed="", running=0)
-        self._refreshed = 0.0
-        bar.start()
+        self._started = time.monotonic()
+        self._next = 0.0
+        self._drawn = False
 
     def show(self, counts: Counts) -> None:
-        failed = f"[red]{counts.failed} failed[/red]" if counts.failed else ""
-        self._bar.update(self._task, completed=counts.done, total=counts.total, failed=failed, running=counts.running)
-        if time.monotonic() - self._refreshed >= BAR_INTERVAL_S:
-            self._bar.refresh()
-            self._refreshed = time.monotonic()
+        """Draw the bar, but not more often than every `BAR_INTERVAL_S` seconds, and not from the background."""
+        if time.monotonic() < self._next or not _in_foreground():
+            return
+        self._next = time.monotonic() + BAR_INTERVAL_S
+        self._drawn = True
+        self._write(f"\r{self._line(counts, _columns() - 1)}{ERASE}")
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        self._bar.stop()
-        try:
-            yield
-        finally:
-            self._bar.start()
+        """Erase the bar for the duration of a block, which may print. The next `show` draws it again."""
+        self.close()
+        yield
+        self._next = 0.0
 
     def close(self) -> None:
-        self._bar.stop()
+        """Erase the bar."""
+        if self._drawn:
+            self._drawn = False
+            self._write(f"\r{ERASE}")
+
+    def _line(self, counts: Counts, width: int) -> str:
+        elapsed = time.monotonic() - self._started
+        parts = [f"{counts.done}/{'?' if counts.total is None else counts.total}"]
+        if counts.failed:
+            parts.append(f"{counts.failed} failed")
+        parts += [f"{counts.running} running", _clock(elapsed)]
+        if counts.total is not None and 0 < counts.done < counts.total:
+            parts.append(f"{_clock(elapsed / counts.done * (counts.total - counts.done))} left")
+        text = "  ".join(parts)
+        cells = min(BAR_CELLS, width - len(text) - 2)
+        if cells < MIN_BAR_CELLS:
+            return text[: max(0, width)]
+        full = 0 if not counts.total else cells * counts.done // counts.total
+        try:
+            FULL.encode(sys.stderr.encoding)
+            return f"{FULL * full}{' ' * (cells - full)}  {text}"
+        except UnicodeEncodeError:
+            return f"{'#' * full}{' ' * (cells - full)}  {text}"
+
+    def _write(self, text: str) -> None:
+        # The terminal may be gone, or full of output that a stopped reader leaves there: a bar ends no work.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def progress_on_stderr() -> ProgressLines:
-    """Return a bar if standard error is a terminal and rich is installed, else lines."""
-    if not sys.stderr.isatty():
-        return ProgressLines()
+    """Return a bar if standard error is a terminal that can erase a line, else lines."""
+    return _ProgressBar() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else ProgressLines()
+
+
+def _in_foreground() -> bool:
+    """Return whether this process may draw on its terminal: a job in the background leaves it to the other one."""
     try:
-        from rich import progress
-        from rich.console import Console
-    except ImportError:
-        return ProgressLines()
-    columns = (
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[failed]}"),
-        progress.TextColumn("{task.fields[running]} running"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    # Without rich's refresh thread: it would print while a task's output is being copied.
-    return _ProgressBar(progress.Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False))
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except OSError:  # It is not the controlling terminal, so no other job has it.
+        return True
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or DEFAULT_COLUMNS
+    except OSError:
+        return DEFAULT_COLUMNS
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
