@@ -31,7 +31,6 @@ class GroupManager(BaseManager):
     def __init__(self, manager: BaseManager, *, on_failure: OnFailure = "continue") -> None:
         super().__init__()
         self.manager, self.server, self.rules = manager, manager.server, manager.rules
-        self._shutdown_timeout = manager._shutdown_timeout
         self.on_failure: OnFailure = on_failure
         self.failed: tuple[Task, ...] = ()
         """The failed tasks that stopped it; empty while it continues."""

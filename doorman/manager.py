@@ -158,6 +158,8 @@ class ProcessManager(BaseManager):
         if self._closed:
             raise ValueError("this manager is closed")
         call = task._adopt(self)
+        if task.grace is not None:
+            self._shutdown_timeout = max(self._shutdown_timeout, task.grace + KILL_TIMEOUT_S)
         self._recorder.added(task, call)
         self._run_queue.add(task, call)
         self._supervisor.watch(task)

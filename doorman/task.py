@@ -23,6 +23,7 @@ from doorman.limits import Limits
 from doorman.progress import Progress
 from doorman.retry import Backoff, Intensity, Restart, RetryPolicy
 from doorman.states import ENDED, WAYS, State
+from remit.options import check_seconds
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -65,6 +66,8 @@ class Task:
     stream -- keep its output in `lines`, read by the manager; None: as the manager is configured
     on_output -- called with the task, ``"stdout"`` or ``"stderr"``, and each line of its output
     on_progress -- called with the task and each `Progress` that it reports
+    stop_signal -- the signal that asks its process to end; SIGKILL follows after the grace period
+    grace -- seconds between the two; None: those of the manager
     cwd, env -- working directory and whole environment of the process; None: those of the manager at its creation
 
     Raises TypeError, ValueError.
@@ -95,6 +98,8 @@ class Task:
         stream: bool | None = None,
         on_output: OnOutput | None = None,
         on_progress: OnProgress | None = None,
+        stop_signal: int = signal.SIGTERM,
+        grace: float | None = None,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -106,6 +111,8 @@ class Task:
             )
         if expires_in is not None and not expires_in > 0:
             raise ValueError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
+        if grace is not None:
+            check_seconds("grace", grace)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority is a whole number, not {priority!r}")
         if limits is not None and not isinstance(limits, Limits):
@@ -118,6 +125,7 @@ class Task:
         self.handler = handler or _handler_of(fn)
         self.expires_in, self.priority, self.after, self.limits = expires_in, priority, _tasks(after), limits
         self.ignores_rules, self.stops_siblings, self.detach = ignores_rules, stops_siblings, detach
+        self.stop_signal, self.grace = signal.Signals(stop_signal), grace
         self.can_run, self.cancel_when = can_run, cancel_when
         self.retries, self.backoff, self.restart, self.intensity = retries, backoff, restart, intensity
         self.stream, self.on_output, self.on_progress = stream, on_output, on_progress

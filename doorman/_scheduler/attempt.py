@@ -69,6 +69,8 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.handler = self.task.handler
+        if self.task.grace is not None:
+            self.timeouts = Timeouts(self.task.grace, self.timeouts.hello)
         self.id = self.id or f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
         self.credential = Credential(self.id, self.secret or secrets.token_bytes(SECRET_BYTES), task=self.task.id)
         self.channel = SignedReceiver(self.credential, TASK_REPORTS, joins=bool(self.secret))

@@ -122,7 +122,7 @@ class LoopDriver:
             for each in reversed(self._managers):  # The innermost first: it knows the tasks that outlive it.
                 each._begin_shutdown()
             try:
-                await self.run(self._manager._shutdown_timeout)
+                await self.run(self._manager._root._shutdown_timeout)
             except BaseException:  # The error of a tick is returned by `leave`; running tasks are stopped all the same.
                 if self._error is None:
                     raise

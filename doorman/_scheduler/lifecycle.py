@@ -317,8 +317,7 @@ class Finish(Action, frozen=True):
 Actions: TypeAlias = list[Action]
 
 KILL: Final = Signal(signal.SIGKILL, SignalTarget.ALL)
-TERM: Final = (Signal(signal.SIGTERM, SignalTarget.TASK), Signal(signal.SIGCONT, SignalTarget.TASK))
-"""SIGTERM, and SIGCONT so that a stopped process can obey it."""
+CONTINUE: Final = Signal(signal.SIGCONT, SignalTarget.TASK)
 REPLAYED: Final = CountRefusal("another process has already proven this attempt")
 
 
@@ -417,7 +416,7 @@ def _proven_late(attempt: Attempt, event: Proven, now: float) -> Actions:
         return [Reply("die", event.sender)]
     attempt.launched = event.launched  # Adopted, and its handle is new: the grace period begins now.
     kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
-    return [Reply("die", event.sender), *TERM, kill]
+    return [Reply("die", event.sender), *_stop_signals(attempt), kill]
 
 
 def _refuse(attempt: Attempt, event: ProofRefused, now: float) -> Actions:
@@ -474,6 +473,11 @@ def _expired(attempt: Attempt, event: Deadline, now: float) -> Actions:
 # -- stopping --------------------------------------------------------------------------------------------------
 
 
+def _stop_signals(attempt: Attempt) -> Actions:
+    """Return the stop signal of the task, and SIGCONT so that a stopped process can obey it."""
+    return [Signal(attempt.task.stop_signal, SignalTarget.TASK), CONTINUE]
+
+
 def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
     """Send SIGTERM now and SIGKILL after the grace period. An unproven process gets SIGKILL now."""
     if attempt.stopping is not None:
@@ -482,7 +486,7 @@ def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
     actions: Actions = [WriteRecord(JournalEntry.STOPPED), SetState(State.STOPPING, now)]
     if attempt.phase is Phase.EXITED:
         return actions
-    actions += TERM if attempt.phase is Phase.RUNNING else [KILL]
+    actions += _stop_signals(attempt) if attempt.phase is Phase.RUNNING else [KILL]
     attempt.phase = Phase.STOPPING
     return [*actions, SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)]
 
@@ -658,7 +662,7 @@ def _adopted(attempt: Attempt, event: Adopted, now: float) -> Actions:
     if attempt.stopping is None:
         return [*actions, *_expiry(attempt, attempt.proven_at)]
     kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
-    return [*actions, SetState(State.STOPPING, now), *TERM, kill]
+    return [*actions, SetState(State.STOPPING, now), *_stop_signals(attempt), kill]
 
 
 def _unverified(attempt: Attempt, event: AdoptedUnverified, now: float) -> Actions:

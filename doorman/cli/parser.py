@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = _command(commands, "up", "run the named long-running processes of a file", UP)
     up.add_argument("file", metavar="FILE", nargs="?", help="a Procfile, or a TOML file")
+    up.add_argument("--env-file", metavar="FILE", action="append", help="NAME=value lines (.env beside FILE)")
     _add_manager_options(up)
 
     ps = _command(commands, "ps", "list the tasks of running managers")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from doorman.cli.manager_session import ManagerSession, open_manager
-from doorman.cli.procfile import Plan, Program, load_plan
+from doorman.cli.procfile import Plan, Program, load_environment, load_plan
 from doorman.cli.ps import end_text
 from doorman.errors import RestartedTooOften
 from doorman.states import ABNORMAL, State
@@ -23,8 +23,11 @@ EXIT_FAILED: Final = 1
 def main(arguments: argparse.Namespace) -> int:
     """Run the programs until all have ended; return 1 if one failed for good or was restarted too often."""
     plan = load_plan(arguments.file)
+    environment = {**os.environ, **load_environment(arguments.env_file, plan.folder)}
+    if plan.release is not None:
+        print(f"doorman: 'release' is not started; run it once per deployment: {plan.release}", file=sys.stderr)
     with open_manager(arguments, "up", log_path=arguments.log_path) as session:
-        programs = _Programs(session, plan, arguments.cwd)
+        programs = _Programs(session, plan, arguments.cwd, environment)
         while programs.tick():
             session.wait()
     return EXIT_FAILED if programs.failed else 0
@@ -48,17 +51,19 @@ class _ProgramTask(Task):
 class _Programs:
     """The tasks of all programs of a plan, and their ordered stop."""
 
-    def __init__(self, session: ManagerSession, plan: Plan, cwd: str | None) -> None:
+    def __init__(self, session: ManagerSession, plan: Plan, cwd: str | None, environment: dict[str, str]) -> None:
         self.failed = False
         self.stopping = False
         self._session, self._manager = session, session.manager
         self._folder = plan.folder if cwd is None else Path(cwd)
+        self._environment, self._ports = environment, plan.ports(environment)
         names = {name: _process_names(name, program) for name, program in plan.programs.items()}
         processes = [(name, group) for group in names for name in names[group]]
         self._colours = {name: colour for (name, _), colour in zip(processes, cycle(COLOURS), strict=False)}
         self._width = max(map(len, self._colours), default=0)
         self._left = [
-            self._manager.add_task(self._task(name, group, plan.programs[group])) for name, group in processes
+            self._manager.add_task(self._task(name, group, plan.programs[group], names[group].index(name)))
+            for name, group in processes
         ]
 
     def tick(self) -> bool:
@@ -75,7 +80,7 @@ class _Programs:
             prefix = f"\x1b[{self._colours[task.name]}m{prefix}\x1b[0m"
         self._session.print_line(stream, f"{prefix} {line}")
 
-    def _task(self, name: str, group: str, program: Program) -> Task:
+    def _task(self, name: str, group: str, program: Program, number: int) -> Task:
         task = _ProgramTask.command(
             program.argv,
             name=name,
@@ -83,8 +88,15 @@ class _Programs:
             expires_in=program.expires,
             wrapper=program.wrapper,
             cwd=self._folder / (program.cwd or ""),
-            # Otherwise a Python program writes to a pipe in blocks of 8 KiB.
-            env={"PYTHONUNBUFFERED": "1", **os.environ, **program.env},
+            stop_signal=program.signal,
+            grace=program.grace,
+            # PYTHONUNBUFFERED: otherwise a Python program writes to a pipe in blocks of 8 KiB.
+            env={
+                "PYTHONUNBUFFERED": "1",
+                **self._environment,
+                "PORT": str(self._ports[group] + number),
+                **program.env,
+            },
             on_output=self.print_line,
             **program.restart_options,
         )
@@ -100,7 +112,10 @@ class _Programs:
             cancelled_early = task.identity is None and task.state is State.CANCELLED
             text = str(task.state) if cancelled_early else end_text(task, task.state, error)
             if given_up:
-                text += f"; given up, and all end: {error}"
+                ends_well = task.exit_code == 0
+                text = f"{'done: 0' if ends_well else text}; given up, and all end: {error}"
+                if ends_well:
+                    text += '; give a program that ends by itself restart = "transient" or "temporary"'
             self.print_line(task, "stderr", f"({text})")
             # A failure during the stop does not count: programs may fail because others have stopped already.
             self.failed = self.failed or (task.state in ABNORMAL and not self.stopping)

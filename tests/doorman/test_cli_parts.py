@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doorman.cli.map_io import Inputs, Template, split_command
-from doorman.cli.procfile import Program, load_plan, read_procfile, read_table
+from doorman.cli.procfile import Program, load_plan, read_environment, read_procfile, read_table
 from doorman.cli.ps import align, format_age, format_memory
 from doorman.errors import BadCommandLine
 from doorman.retry import Backoff, Intensity
@@ -66,11 +66,28 @@ def test_inputs_that_are_read_end() -> None:
 
 
 def test_a_procfile_names_commands() -> None:
-    programs = read_procfile("# all\n\nweb: python -m http.server 'a b'\n  work-1 :  echo $PORT | cat\n")
+    programs = read_procfile("# all\n\nweb: sleep 'a b'\n  work-1 :  echo $PORT | cat\nthird: cd /\n4: exec ls\r\n")
     assert {name: program.argv for name, program in programs.items()} == {
-        "web": ["python", "-m", "http.server", "a b"],
+        "web": ["/bin/sh", "-c", "exec sleep 'a b'"],
         "work-1": ["/bin/sh", "-c", "echo $PORT | cat"],
+        "third": ["/bin/sh", "-c", "cd /"],
+        "4": ["/bin/sh", "-c", "exec ls"],
     }
+
+
+def test_an_environment_file_sets_variables() -> None:
+    text = '# all\nA=1\nexport B = two words # not this\nC=\'$x # "\'\nD="a\\nb\\"" # c\nE=\nF=a#b\n'
+    variables = {"A": "1", "B": "two words", "C": '$x # "', "D": 'a\nb"', "E": "", "F": "a#b"}
+    assert read_environment(text) == variables
+    with pytest.raises(BadCommandLine, match="line 2: '1A=x' is not 'NAME=value'"):
+        read_environment("A=1\n1A=x")
+
+
+def test_user_group_and_umask_are_commands_in_front() -> None:
+    program = Program(command="cd /", umask="027", user="root")
+    shell = ["/bin/sh", "-c", 'umask 027; exec "$@"', "sh", "/bin/sh", "-c", "cd /"]
+    assert program.argv == ["setpriv", "--reuid=0", "--init-groups", "--regid=0", "--", *shell]
+    assert Program(command=["x"], group="root").argv == ["setpriv", "--regid=0", "--clear-groups", "--", "x"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +96,7 @@ def test_a_procfile_names_commands() -> None:
         ("web python", "line 1: 'web python' is not 'name: command'"),
         ("a: x\na: y", "line 2: 'a' occurs twice"),
         ("# nothing", "it names no process"),
-        ("a: 'x", "cannot read the command"),
+        ("a: 'x", "the shell cannot read the command"),
     ],
 )
 def test_an_invalid_procfile_is_reported(text: str, message: str) -> None:
@@ -99,6 +116,10 @@ def test_an_invalid_procfile_is_reported(text: str, message: str) -> None:
         ({"web": {"command": "x", "intensity": -1}}, "restarts must be 0 or more, not -1"),
         ({"web": {"command": "x", "backoff": -1}}, "backoff's first must be 0 or more, not -1.0"),
         ({"web": {"command": "x", "expires": 0}}, r"expires must be a number of seconds, finite and greater than 0"),
+        ({"web": {"command": "x", "stop_signal": "STOPP"}}, "stop_signal is the name of a signal, such as 'INT'"),
+        ({"web": {"command": "x", "grace": -1}}, "grace must be"),
+        ({"web": {"command": "x", "umask": "8"}}, "umask is a text of octal digits"),
+        ({"web": {"command": "x", "user": "no such"}}, "no such.*; name a user"),
         ({"web": {"command": []}}, "the command is empty"),
         ({"a b": {"command": "x"}}, "'a b' cannot name a process"),
         ({}, "it names no process"),

@@ -55,6 +55,45 @@ def test_a_procfile_is_enough_and_its_folder_is_theirs(tmp_path: Path) -> None:
         assert ended(process)[0] == 0
 
 
+def test_a_procfile_of_a_web_application(tmp_path: Path) -> None:
+    lines = [
+        "release: touch released",
+        "web: cd . && echo $PORT $FROM",
+        "clock: exec echo $PORT",
+        "limit: ulimit -n >&2",
+    ]
+    (tmp_path / ".env").write_text("FROM='a file'\nPORT=7000\n")
+    file = tmp_path / "Procfile"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    done = doorman("up", str(file))
+    assert set(done.stdout.splitlines()) == {"web   | 7000 a file", "clock | 7100"}
+    assert "'release' is not started; run it once per deployment: touch released" in done.stderr
+    assert "(done: 0; given up, and all end: it would be restarted more than 5 times" in done.stderr
+    assert not (tmp_path / "released").exists()
+    (tmp_path / "other").write_text("FROM=other")
+    done = doorman("up", "--env-file", str(tmp_path / "other"), str(file))
+    assert set(done.stdout.splitlines()) == {"web   | 5000 other", "clock | 5100"}
+    assert doorman("up", "--env-file", str(tmp_path / "none"), str(file)).returncode == 2
+
+
+def test_each_program_has_its_own_end(tmp_path: Path) -> None:
+    text = """
+    [gentle]
+    command = "trap 'echo int; exit' INT; trap '' TERM; echo up; while :; do sleep 0.05; done"
+    stop_signal = "int"
+    [deaf]
+    command = "trap '' TERM; umask; echo up; while :; do sleep 0.05; done"
+    grace = 0.1
+    umask = "027"
+    """
+    with started("up", "--grace", "100", plan(tmp_path, text)) as process:
+        assert {line_of(process) for _ in range(3)} == {"gentle | up", "deaf   | up", "deaf   | 0027"}
+        process.terminate()
+        code, output, errors = ended(process)
+    assert (code, output) == (0, "gentle | int\n")
+    assert "deaf   | (cancelled: SIGKILL)" in errors
+
+
 def test_a_process_that_ends_is_restarted(tmp_path: Path) -> None:
     text = "[flaps]\ncommand = 'echo $$; read line < fifo; exit 3'\nbackoff = 0.01\n"
     script = f"mkfifo {tmp_path}/fifo"
