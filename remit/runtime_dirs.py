@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
+import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from remit.errors import BadLocation, TransportError
+from remit.errors import BadLocation, LocationInUse, TransportError
 
 if TYPE_CHECKING:
     from remit.location import Location
@@ -68,15 +70,25 @@ def socket_path(location: Location, *, reserved: int = 0) -> str:
     return location.path
 
 
-def remove_socket(path: str) -> None:
-    """Remove a socket that a dead server left, if there is one. Call it only with the `FileLock` of the path.
+def remove_dead_socket(path: str) -> None:
+    """Remove a socket that a dead program left, if there is one. Call it only with the `FileLock` of the path.
 
-    Raises TransportError if a file of another kind is there.
+    Raises LocationInUse if a program has bound that socket, and TransportError if a file of another kind is there.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise TransportError(f"cannot open {path}: a file which is not a socket is there; choose another path")
+        if _is_bound(path):
+            raise LocationInUse(f"{path} is the socket of another program; stop that program or choose another path")
         os.unlink(path)  # noqa: PTH108
+
+
+def _is_bound(path: str) -> bool:
+    """Return whether a program has bound the socket at a path. Only the kernel knows: the file outlives the program."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        # Other errors than ECONNREFUSED prove a program too: EAGAIN a full backlog, EPROTOTYPE a datagram socket.
+        return probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def write_private_file(path: str | os.PathLike[str], data: bytes) -> None:

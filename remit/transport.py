@@ -33,6 +33,7 @@ import fcntl
 import os
 import select
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ from remit.errors import (
 )
 from remit.event import Credentials
 from remit.hookspecs import hookimpl
+from remit.runtime_dirs import remove_dead_socket
 
 if TYPE_CHECKING:
     from remit.location import Location
@@ -68,6 +70,7 @@ __all__ = [
     "Peer",
     "Poller",
     "Sent",
+    "SocketFile",
     "Transport",
     "Up",
     "Wakeable",
@@ -175,6 +178,12 @@ class Link(Protocol):
         ``waker`` is readable. An early return for no reason is allowed.
         """
 
+    def check_location(self) -> None:
+        """Repair what the server's location depends on, such as a removed socket file. Called twice a second.
+
+        Raises LocationInUse or TransportError as long as that is not possible. `OwnedLink` does nothing.
+        """
+
     def close(self, linger: float) -> None:
         """Close the link. Accepted frames may still leave for ``linger`` seconds."""
 
@@ -243,6 +252,9 @@ class OwnedLink:
         self._closed = False
         self._forked = False
         register_after_fork(self.after_fork)
+
+    def check_location(self) -> None:
+        """Do nothing: the location depends on nothing that another program could remove."""
 
     def _check(self, frame: bytes = b"") -> None:
         """Raise ForkedLinkError, LinkClosed, WrongThreadError or FrameTooLarge if the call is not allowed."""
@@ -390,6 +402,8 @@ def tcp_address(location: Location, *, binding: bool) -> str:
 
 MAX_LOCK_ATTEMPTS: Final = 100
 """Attempts to lock a file that another process keeps replacing."""
+TOUCH_INTERVAL_S: Final = 3600.0
+"""Seconds between two updates of the modification times of a `FileLock`'s files."""
 
 
 class FileLock:
@@ -403,12 +417,28 @@ class FileLock:
         self.path = path
         self._lock_path = path + ".lock"
         self._descriptor = self._acquire()
+        self._touch_at = time.monotonic() + TOUCH_INTERVAL_S
         # Close, but do not unlock: the lock belongs to the open file, which the child shares with its parent.
         register_after_fork(self._close)
 
     def fileno(self) -> int:
         """Return the descriptor of the lock file; -1 after `release`."""
         return self._descriptor
+
+    def renew(self) -> None:
+        """Lock the path again if the lock file was removed or replaced. Mark both files as used from time to time.
+
+        Raises LocationInUse if another holder has locked the path since, and TransportError.
+        """
+        if not _is_name_of(self._lock_path, self._descriptor):
+            former, self._descriptor = self._descriptor, self._acquire()
+            os.close(former)
+        elif time.monotonic() >= self._touch_at:
+            # Programs that clean /tmp remove files that have not been used for days.
+            self._touch_at = time.monotonic() + TOUCH_INTERVAL_S
+            for path in (self._lock_path, self.path):
+                with contextlib.suppress(OSError):
+                    os.utime(path)
 
     def release(self) -> None:
         """Release the lock and remove its file. May be called twice."""
@@ -451,8 +481,62 @@ class FileLock:
             raise TransportError(f"cannot create {self._lock_path}: {error.strerror}; {advice}") from error
 
 
+class SocketFile:
+    """The file of a server's socket and the right to use its path, which other programs may remove or replace.
+
+    Call `mark_bound` after the socket is bound, and `is_intact` about twice a second. Raises LocationInUse while
+    another server holds the path or a program answers there, and TransportError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = FileLock(path)
+        self._status: os.stat_result | None = None
+        try:
+            remove_dead_socket(path)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def mark_bound(self) -> None:
+        """Remember the file of the socket that has just been bound. No other user may connect to it."""
+        os.chmod(self.path, 0o600)  # noqa: PTH101
+        # Compared by inode, which no other file gets while the socket is open: a bound socket refers to its inode.
+        self._status = os.lstat(self.path)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the file at the path is the one that was bound."""
+        try:
+            return self._status is not None and os.path.samestat(self._status, os.lstat(self.path))
+        except OSError:
+            return False
+
+    def is_intact(self) -> bool:
+        """Return False if the file was removed, so that the socket must be bound again. The path is free then.
+
+        Raises LocationInUse if another server or program has taken the path over, and TransportError.
+        """
+        self._lock.renew()
+        if not self.is_own:
+            remove_dead_socket(self.path)
+            return False
+        return True
+
+    def unlink(self) -> None:
+        """Remove the file if it is the one that was bound. Call it before the socket is closed."""
+        if self.is_own:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)  # noqa: PTH108
+        self._status = None
+
+    def release(self) -> None:
+        """Release the path. May be called twice."""
+        self._lock.release()
+
+
 def _is_name_of(path: str, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
-    except FileNotFoundError:
+    except OSError:
         return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -15,11 +17,15 @@ from doorman.errors import IdentityRefused, NameTaken
 from doorman.identity import Identity, Refusal, boot_id, own_identity
 from doorman.process import own_pid_namespace
 from remit import Location
-from remit.errors import LocationInUse
+from remit.errors import LocationInUse, RemitError
 from remit.runtime_dirs import OWNER_ONLY, runtime_folder, write_private_file
 from remit.transport import FileLock
 
+logger = logging.getLogger("doorman")
+
 FOLDER: Final = "managers"
+CHECK_INTERVAL_S: Final = 0.5
+"""Seconds between two checks of the files of an entry."""
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _ENDED: Final = frozenset({Refusal.NO_SUCH_PROCESS, Refusal.OTHER_PROCESS, Refusal.ELSEWHERE})
 
@@ -57,12 +63,16 @@ class ManagerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registration:
-    """Keeps the registry entry of a manager until `close` or the end of this process. Raises NameTaken, ValueError."""
+    """Keeps the registry entry of a manager until `close` or the end of this process. Raises NameTaken, ValueError.
+
+    A daemon thread restores the files of the entry if another program removes them.
+    """
 
     def __init__(self, name: str, location: Location, *, kind: str, key: bytes) -> None:
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name a manager: use up to 80 letters, digits, '_', '-' and '.'")
         self._owner = os.getpid()
+        self._failed = False
         self._path = folder() / f"{name}.json"
         try:
             self._lock: FileLock | None = FileLock(str(self._path))
@@ -75,15 +85,45 @@ class Registration:
         process = own_identity("manager")
         self.entry = ManagerEntry(name=name, kind=kind, url=location.url, key=key, process=process, since=time.time())
         write_private_file(self._path, msgspec.json.encode(self.entry))
+        self._closed = threading.Event()
+        self._restoring = threading.Lock()
+        threading.Thread(target=self._keep, name="doorman-registry", daemon=True).start()
 
     def close(self) -> None:
         """Remove the entry, but not in a forked child. May be called twice."""
-        lock, self._lock = self._lock, None
         # In a forked child the entry is the parent's, and the fork handler has released the lock.
-        if lock is not None and self._owner == os.getpid():
-            # Unlink under the lock: after its release the file may belong to another manager with this name.
-            self._path.unlink(missing_ok=True)
-            lock.release()
+        if self._owner != os.getpid():
+            return
+        self._closed.set()
+        with self._restoring:
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                # Unlink under the lock: after its release the file may belong to another manager with this name.
+                self._path.unlink(missing_ok=True)
+                lock.release()
+
+    def _keep(self) -> None:
+        while not self._closed.wait(CHECK_INTERVAL_S):
+            with self._restoring:
+                if self._lock is None:
+                    return
+                try:
+                    if not self._path.parent.is_dir():
+                        folder()
+                    self._lock.renew()
+                    if not self._path.exists():
+                        write_private_file(self._path, msgspec.json.encode(self.entry))
+                except LocationInUse:
+                    logger.warning(
+                        "another manager took the name %r: doorman ps no longer shows this one", self.entry.name
+                    )
+                    self._lock = None
+                except (RemitError, OSError) as error:
+                    if not self._failed:
+                        logger.warning("manager %r cannot restore its entry %s: %s", self.entry.name, self._path, error)
+                    self._failed = True
+                else:
+                    self._failed = False
 
 
 def folder() -> Path:

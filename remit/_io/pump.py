@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,14 +10,18 @@ from typing import Final
 
 from remit._protocol.client_session import ClientSession
 from remit._protocol.server_sessions import ServerSessions
-from remit._protocol.session import Received, Session
+from remit._protocol.session import FOREVER, Received, Session
 from remit.errors import TransportError
 from remit.transport import SERVER, Down, Link, Sent, Wakeable
+
+logger = logging.getLogger("remit")
 
 MAX_RECEIVE_FRAMES: Final = 64
 """Frames received in a row before replies to them are sent."""
 MAX_SEND_FRAMES: Final = 64
 """Frames sent to one peer in a row before other peers get their turn."""
+CHECK_INTERVAL_S: Final = 0.5
+"""Seconds between two checks of the files on which the location of a server depends."""
 REOPEN_INTERVAL_S: Final = 1.0
 """Seconds between attempts to open a new link to a silent server."""
 
@@ -110,16 +115,24 @@ class ServerPump(_Pump):
     def __init__(self, machine: ServerSessions, link: Link, *, clock: Clock = time.monotonic) -> None:
         super().__init__(link, clock)
         self.machine = machine
+        self._check_at = 0.0 if hasattr(link, "check_location") else FOREVER
+        """Monotonic time of the next `Link.check_location`."""
+        self._location_error: TransportError | None = None
         self.drained_at = clock()
         """Monotonic time of the last receive that emptied the link. Peer silence is measured up to this moment."""
 
     def exchange(self, *, hold_back: bool = False) -> bool:
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive.
 
-        With ``hold_back`` nothing is sent while events wait for dispatch; the caller dispatches them next.
+        With ``hold_back`` nothing is sent while events wait for dispatch; the caller dispatches them next. Raises
+        LocationInUse or TransportError while the link has lost its location.
         """
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
+        if now >= self._check_at:
+            self._check_location(now)
+        if self._location_error is not None:
+            raise self._location_error
         drained = False
         for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
@@ -128,11 +141,22 @@ class ServerPump(_Pump):
                 self.drained_at = now
                 break
             machine.handle_arrival(arrival, now)
-        self._due = machine.handle_timeouts(now, drained=drained)
+        self._due = min(machine.handle_timeouts(now, drained=drained), self._check_at)
         # Replies of listeners then share a frame with the acknowledgement: one send instead of two.
         if not hold_back or not machine.ready:
             self.flush()
         return drained
+
+    def _check_location(self, now: float) -> None:
+        # Kept for `exchange`: the keepalive thread ignores the error, and tick() must raise it.
+        self._check_at = self._due = now + CHECK_INTERVAL_S
+        try:
+            self.link.check_location()
+            self._location_error = None
+        except TransportError as error:
+            if self._location_error is None:
+                logger.warning("the server on %s lost its location: %s", self.link.location, error)
+            self._location_error = error
 
     def flush(self) -> None:
         """Send the frames that windows and peers accept now."""

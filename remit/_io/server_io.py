@@ -269,7 +269,8 @@ class ServerIO:
             self.waker.wake()  # A thread that waits holds the lock.
         with self.link_pump.lock:
             if not self._inherited:
-                self._send_bye(time.monotonic() + min(linger, BYE_TIMEOUT_S))
+                with contextlib.suppress(TransportError):  # Another server may have taken the location over.
+                    self._send_bye(time.monotonic() + min(linger, BYE_TIMEOUT_S))
             self.link_pump.close(linger)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN_TIMEOUT_S)

@@ -78,6 +78,10 @@ class _AuthenticatedLink:
         """Wait as the wrapped link does."""
         self._link.wait(timeout, waker)
 
+    def check_location(self) -> None:
+        """Check as the wrapped link does."""
+        self._link.check_location()
+
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""
         self._link.close(linger)

@@ -156,6 +156,11 @@ class ChaosLink(OwnedLink):
             self._link.wait(max(0.0, min(timeout, next_due - now)), waker)
             self._send_due(time.monotonic())
 
+    def check_location(self) -> None:
+        """Check as the wrapped link does."""
+        self._check_and_share_owner()
+        self._link.check_location()
+
     def close(self, linger: float) -> None:
         """Close within ``linger`` seconds. Delayed frames leave now."""
         if self._ending():

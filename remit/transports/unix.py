@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from remit.errors import TransportError
+from remit.errors import LocationInUse, TransportError
 from remit.location import Location, read_size
-from remit.runtime_dirs import remove_socket, socket_path
-from remit.transport import SERVER, Capabilities, FileLock, Transport, hookimpl
+from remit.runtime_dirs import socket_path
+from remit.transport import SERVER, Capabilities, SocketFile, Transport, hookimpl
 from remit.transports.stream_link import HAS_PEER_CREDENTIALS, Stream, StreamLink
 
 MAX_FRAME: Final = 16 * 1024 * 1024
@@ -39,15 +38,27 @@ class _ServerLink(StreamLink):
     """The server's end: a listening socket, and a stream for each peer."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
-        self._path = location.path
         with contextlib.ExitStack() as undo:
-            self._file_lock = FileLock(self._path)
-            undo.callback(self._file_lock.release)
-            self._listener, self._socket_status = _listen(self._path)
+            self._file = SocketFile(location.path)
+            undo.callback(self._file.release)
+            self._listener = _listen(self._file)
             undo.callback(self._listener.close)
             super().__init__(location, capabilities)
             undo.pop_all()
         self._poller.register(self._listener, select.POLLIN)
+
+    def check_location(self) -> None:
+        """Listen again if the socket's file was removed. Raises LocationInUse, TransportError."""
+        self._check()
+        if self._file.is_intact():
+            return
+        self._handle_listener(self._listener.fileno())  # Clients that have connected before.
+        with _translated_errors(self.location):
+            former, self._listener = self._listener, _listen(self._file)
+        if self._retry_at is None:
+            self._poller.unregister(former)
+            self._poller.register(self._listener, select.POLLIN)
+        former.close()
 
     def _handle_listener(self, descriptor: int) -> None:
         if descriptor != self._listener.fileno():
@@ -70,10 +81,7 @@ class _ServerLink(StreamLink):
         self._poller.register(self._listener, select.POLLIN)
 
     def _stop_listening(self) -> None:
-        # Only this server's own file: the path may have been removed and bound by a program without the lock.
-        with contextlib.suppress(OSError):
-            if os.path.samestat(self._socket_status, os.lstat(self._path)):
-                os.unlink(self._path)  # noqa: PTH108
+        self._file.unlink()
         self._listener.close()
 
     def _close_descriptors(self) -> None:
@@ -81,9 +89,9 @@ class _ServerLink(StreamLink):
         self._listener.close()
 
     def close(self, linger: float) -> None:
-        """Close the link and free the path. Accepted frames may still leave for ``linger`` seconds."""
+        """Close the link and release the path. Accepted frames may still leave for ``linger`` seconds."""
         super().close(linger)
-        self._file_lock.release()
+        self._file.release()
 
 
 class _ClientLink(StreamLink):
@@ -138,23 +146,32 @@ class UnixTransport:
     def _open(self, kind: Callable[[Location, Capabilities], StreamLink], location: Location) -> StreamLink:
         options = location.read(self.options)
         socket_path(location)  # raises BadLocation
-        try:
+        with _translated_errors(location):
             return kind(location, replace(self.capabilities, **options))
-        except OSError as error:
-            raise TransportError(f"cannot open {location}: {error.strerror}; choose another path") from error
 
 
-def _listen(path: str) -> tuple[socket.socket, os.stat_result]:
-    """Return a socket that listens at a path whose lock is held, and the status of its file."""
-    remove_socket(path)
+@contextlib.contextmanager
+def _translated_errors(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # Two servers repair or take over one path at the same time.
+            raise LocationInUse(f"{location} has a server already; stop it or choose another path") from error
+        full = error.errno in (errno.EMFILE, errno.ENFILE)
+        advice = "close clients that are not used, or raise ulimit -n" if full else "choose another path"
+        raise TransportError(f"cannot open {location}: {error.strerror}; {advice}") from error
+
+
+def _listen(file: SocketFile) -> socket.socket:
+    """Return a socket that listens at a free path."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        listener.bind(path)
+        listener.bind(file.path)
         # Before listen(): no other user can connect while the file still has the permissions of the umask.
-        os.chmod(path, 0o600)  # noqa: PTH101
+        file.mark_bound()
         listener.listen(LISTEN_BACKLOG)
-        return listener, os.lstat(path)
+        return listener
     except OSError:
         listener.close()
         raise

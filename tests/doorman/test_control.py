@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from chores import stay
-from waiting import DEADLINE
+from waiting import DEADLINE, wait_until
 
 from doorman import ProcessManager, Task
 from doorman.control import registry
@@ -21,7 +22,7 @@ from doorman.control.registry import Registration
 from doorman.control.server import LOOK, Control, RequestAuth, sign_request
 from doorman.errors import ControlRefused, ManagerNotFound, ManagerSilent, NameTaken
 from remit import Location, Server
-from remit.transport import Credentials
+from remit.transport import Credentials, FileLock
 
 pytestmark = pytest.mark.usefixtures("runtime_folder")
 
@@ -142,6 +143,28 @@ def test_a_name_is_one_managers(runtime_folder: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a manager"):
         Registration("../web", here, kind="manager", key=b"k")
     assert registry.entries() == []
+
+
+def test_removed_files_of_an_entry_are_restored(
+    runtime_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(registry, "CHECK_INTERVAL_S", 0.02)
+    first = Registration("web", Location("unix:///tmp/x"), kind="manager", key=b"k")
+    kept = sorted(path.name for path in registry.folder().iterdir())
+    for folder in (runtime_folder / "remit", registry.folder()):
+        shutil.rmtree(folder)
+        wait_until(lambda: sorted(path.name for path in registry.folder().iterdir()) == kept)
+    assert [entry.name for entry in registry.entries()] == ["web"]
+    with pytest.raises(NameTaken):
+        Registration("web", Location("unix:///tmp/x"), kind="manager", key=b"k")
+    other, rest = runtime_folder / "other", registry.folder()
+    other.mkdir()
+    taken = FileLock(str(other / "web.json"))
+    (other / "web.json.lock").rename(rest / "web.json.lock")
+    wait_until(lambda: "another manager took the name 'web'" in caplog.text)
+    first.close()
+    assert (rest / "web.json").exists()
+    taken.release()
 
 
 @pytest.mark.parametrize(

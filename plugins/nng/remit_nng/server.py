@@ -12,14 +12,15 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import pynng
 
 from remit.errors import TransportError
 from remit.location import Location
-from remit.runtime_dirs import remove_socket, socket_path
-from remit.transport import Capabilities, Down, FileLock, Frame, Peer, Sent, Up, tcp_address
+from remit.runtime_dirs import remove_dead_socket, socket_path
+from remit.transport import Capabilities, Down, Frame, Peer, Sent, SocketFile, Up, tcp_address
 from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
 
 REQUEST: Final = b"remit 1"
@@ -44,19 +45,21 @@ class ServerLink(NngLink):
         address = lobby_address(location, binding=True)  # raises BadLocation before anything is created
         self.channels: dict[int, Channel] = {}
         self.unclaimed: dict[Channel, None] = {}
-        self._file_lock: FileLock | None = None
+        self._file: SocketFile | None = None
         with contextlib.ExitStack() as undo:
             if _uses_files(location):
-                self._file_lock = FileLock(location.path)
-                undo.callback(self._file_lock.release)
-                _remove_stale_sockets(location)
+                self._file = SocketFile(location.path)
+                undo.callback(self._file.release)
+                _remove_channel_sockets(location)
             super().__init__(location, capabilities)
             undo.callback(self._close_descriptors)
             self._lobby = pynng.Rep0(recv_max_size=MAX_REQUEST_BYTES)
             undo.callback(self._lobby.close)
-            listener = _listen(self._lobby, address)
-            if not _uses_files(location):
-                self.location = location.replace(port=_port(listener))
+            self._listener = _listen(self._lobby, address)
+            if self._file is not None:
+                self._file.mark_bound()
+            else:
+                self.location = location.replace(port=_port(self._listener))
             self._lobby_descriptor: int = self._lobby.recv_fd
             self._add_reader(self._lobby_descriptor, self._answer_requests)
             undo.pop_all()
@@ -66,6 +69,19 @@ class ServerLink(NngLink):
         self._check(frame)
         channel = self.channels.get(peer)  # type: ignore[call-overload]
         return Sent.GONE if channel is None else self._send_on(channel, frame)
+
+    def check_location(self) -> None:
+        """Listen again if the file of the lobby's socket was removed. Raises LocationInUse, TransportError."""
+        self._check()
+        if self._file is None or self._file.is_intact():
+            return
+        try:
+            # First, since nng removes the file at a listener's path when that is closed. Clients ask the lobby again.
+            self._listener.close()
+            self._listener = _listen(self._lobby, lobby_address(self.location, binding=True))
+            self._file.mark_bound()
+        except (pynng.NNGException, OSError) as error:
+            raise TransportError(f"cannot bind {self.location} again: {error}; does its folder exist?") from error
 
     def _answer_requests(self) -> None:
         with contextlib.suppress(pynng.NNGException):
@@ -143,12 +159,13 @@ class ServerLink(NngLink):
 
     def _close_channels(self, deadline: float) -> None:
         self._remove_reader(self._lobby_descriptor)
-        self._lobby.close()
+        with contextlib.nullcontext() if self._file is None else _kept_if_foreign(self._file):
+            self._lobby.close()
         self._drain(list(self.channels.values()), deadline)
         for channel in (*self.channels.values(), *self.unclaimed):
             channel.close()
-        if self._file_lock is not None:
-            self._file_lock.release()
+        if self._file is not None:
+            self._file.release()
 
 
 def _uses_files(location: Location) -> bool:
@@ -170,12 +187,28 @@ def channel_address(location: Location, name: str) -> str:
     return f"{tcp_address(location, binding=True).rpartition(':')[0]}:{name}"
 
 
-def _remove_stale_sockets(location: Location) -> None:
-    """Remove the sockets of a dead server. Only the holder of the lock may call it. Raises TransportError."""
-    remove_socket(location.path)
+def _remove_channel_sockets(location: Location) -> None:
+    """Remove the sockets of the channels of a dead server. Only the holder of the lock may call it."""
     for path in glob.glob(glob.escape(location.path + SUFFIX) + "[0-9a-f]" * 8):  # noqa: PTH207
-        with contextlib.suppress(TransportError):  # not a socket, in spite of its name: it stays
-            remove_socket(path)
+        with contextlib.suppress(TransportError):  # not a dead socket, in spite of its name: it stays
+            remove_dead_socket(path)
+
+
+@contextlib.contextmanager
+def _kept_if_foreign(file: SocketFile) -> Iterator[None]:
+    """Keep the file at the path of a listener that the block closes if the file is another program's.
+
+    nng removes whatever is at that path.
+    """
+    kept = f"{file.path}{SUFFIX}kept"
+    try:
+        if not file.is_own:
+            os.link(file.path, kept)
+    except OSError:  # There is no file, or the file system has no hard links.
+        kept = ""
+    yield
+    if kept and os.path.lexists(kept):
+        os.replace(kept, file.path)  # noqa: PTH105
 
 
 def _listen(opened: Any, address: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Final, TypeAlias, cast
 
 import zmq
 
+from remit.errors import TransportError
 from remit.location import Location
-from remit.runtime_dirs import remove_socket
-from remit.transport import SERVER, Arrival, Capabilities, Down, FileLock, Frame, OwnedLink, Peer, Sent, Up, Wakeable
+from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, OwnedLink, Peer, Sent, SocketFile, Up, Wakeable
 from remit_zeromq.context import (
     connect_inproc,
     inherited,
@@ -128,9 +128,9 @@ class ZeroMQLink(OwnedLink):
 class ServerLink(ZeroMQLink):
     """The server's end. A peer token is the routing id that ZeroMQ created for the connection."""
 
-    def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, lock: FileLock | None) -> None:
+    def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, file: SocketFile | None) -> None:
         super().__init__(location, capabilities, socket)
-        self._file_lock = lock
+        self._file = file
         self._known: dict[bytes, None] = {}
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
@@ -154,6 +154,18 @@ class ServerLink(ZeroMQLink):
                 self._arrivals.append(Down(peer, "its connection has ended"))
             return Sent.GONE
         return Sent.ACCEPTED
+
+    def check_location(self) -> None:
+        """Bind again if the file of an ipc socket was removed. Raises LocationInUse, TransportError."""
+        self._check()
+        if self._file is None or self._file.is_intact():
+            return
+        try:
+            # Without unbind(), which would end the connections. The former listener stays, and is never connected to.
+            self._socket.bind(f"ipc://{self._file.path}")
+            self._file.mark_bound()
+        except (zmq.ZMQError, OSError) as error:
+            raise TransportError(f"cannot bind {self.location} again: {error}; does its folder exist?") from error
 
     def _parse(self, parts: list[bytes]) -> Arrival | None:
         peer = parts[0]
@@ -179,14 +191,14 @@ class ServerLink(ZeroMQLink):
         monitor = None
         with contextlib.suppress(zmq.ZMQError):  # out of descriptors: the port is free a moment after close() returns
             monitor = open_monitor(self._socket, zmq.EVENT_CLOSED)
+        if self._file is not None:
+            self._file.unlink()  # libzmq leaves the file of a closed ipc socket
         self._socket.close(linger=int(linger * 1000))
         if monitor is not None:
             monitor.poll(CLOSE_WAIT_MS)
             monitor.close(linger=0)
-        if self._file_lock is not None:
-            with contextlib.suppress(OSError):  # libzmq leaves the file of a closed ipc socket
-                remove_socket(self.location.path)
-            self._file_lock.release()
+        if self._file is not None:
+            self._file.release()
         release_context(linger)
 
 

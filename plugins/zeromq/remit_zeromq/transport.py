@@ -14,8 +14,8 @@ import zmq
 
 from remit.errors import BadLocation, LocationInUse, TransportError
 from remit.location import Location, read_count, read_size
-from remit.runtime_dirs import remove_socket, socket_path
-from remit.transport import Capabilities, FileLock, Link, tcp_address
+from remit.runtime_dirs import socket_path
+from remit.transport import Capabilities, Link, SocketFile, tcp_address
 from remit_zeromq.context import acquire_context, bind_inproc, release_context
 from remit_zeromq.links import ClientLink, InprocClientLink, ServerLink
 
@@ -65,15 +65,18 @@ class ZeroMQTransport:
         capabilities, options = self._read(location)
         endpoint = _endpoint(location, binding=True)
         # libzmq lets a second bind replace the socket file of the first server, which then receives nothing any more.
-        lock = FileLock(location.path) if location.scheme == "zmq+ipc" else None
+        file = SocketFile(location.path) if location.scheme == "zmq+ipc" else None
         try:
             with _open_socket(zmq.ROUTER, location, capabilities, options) as socket:
                 # By default a ROUTER drops frames for unknown peers and at the high-water mark without an error.
                 socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-                return ServerLink(_bind_socket(socket, endpoint, location), capabilities, socket, lock)
+                actual = _bind_socket(socket, endpoint, location)
+                if file is not None:
+                    file.mark_bound()
+                return ServerLink(actual, capabilities, socket, file)
         except BaseException:
-            if lock is not None:
-                lock.release()
+            if file is not None:
+                file.release()
             raise
 
     def connect(self, location: Location) -> Link:
@@ -112,12 +115,9 @@ def _bind_socket(socket: zmq.Socket[bytes], endpoint: str, location: Location) -
     if location.scheme == "zmq+inproc":
         bind_inproc(socket, endpoint)
         return location
-    if location.scheme == "zmq+ipc":
-        remove_socket(location.path)  # libzmq would delete a file of any kind
-        socket.bind(endpoint)
-        os.chmod(location.path, 0o600)  # noqa: PTH101
-        return location
     socket.bind(endpoint)
+    if location.scheme == "zmq+ipc":
+        return location
     return location.replace(port=int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]))
 
 
