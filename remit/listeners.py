@@ -160,10 +160,13 @@ class ListenerRegistry:
         self._entries = tuple(entry for entry in self._entries if id(entry) not in identities)
         self._cache = {}
 
-    def _dispatch(self, wires: Iterable[EventMessage], sender: Sender | None, redelivered: bool) -> None:
+    def _dispatch(self, wires: Iterable[EventMessage | None], sender: Sender | None, redelivered: bool) -> None:
         """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
         self._dispatched += length_hint(wires)
         for wire in wires:
+            if wire is None:  # It was undecodable, or is handled already.
+                self._dispatched -= 1
+                continue
             # Read for each event: a listener may have added or removed listeners. Without the lock: entries and cache
             # are replaced, never changed, except for additions to the cache.
             entries = self._cache.get(wire.name)

@@ -161,7 +161,7 @@ class Server(ListenerRegistry):
             # Without the lock: listeners take their time, and the keepalive thread must be able to pump.
             while received is not None:
                 if io.machine.closed:
-                    io.report_sessions(received[0])
+                    io.report_sessions(received.session)
                 dispatched += self._handle(io, received, None if limit is None else limit - dispatched)
                 if limit is not None and dispatched >= limit:
                     break
@@ -178,11 +178,11 @@ class Server(ListenerRegistry):
 
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
-        session, wires, _, redelivered = received
-        admitted = wires[:limit]
+        session = received.session
+        admitted = received.events[:limit]
         pending = iter(admitted)
         try:
-            self._dispatch(pending, io.sender_of(session), redelivered)
+            self._dispatch(pending, io.sender_of(session), received.redelivered)
         finally:
             # After KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
             interrupted = length_hint(pending)
@@ -249,7 +249,7 @@ class Server(ListenerRegistry):
             # list() and dict() copy under the GIL: another thread may pump at the same time.
             sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
             counters["sessions"] = len(sessions)
-            counters["waiting"] = sum(len(wires) for _, wires, _, _ in list(machine.ready))
+            counters["waiting"] = sum(len(received.events) for received in list(machine.ready))
             counters["duplicates"] = sum(session.inbox.duplicates for session in sessions)
             counters["rejected"] = sum(rejected.values())
             counters.update({f"rejected_{reason}": count for reason, count in rejected.items()})

@@ -100,11 +100,11 @@ class AsyncServerLoop:
                 await asyncio.sleep(0)
 
     async def _handle(self, received: Received) -> None:
-        session, wires, _, redelivered = received
+        session, redelivered = received.session, received.redelivered
         server, machine = self._server, self._io.machine
         done = 0
         try:
-            for wire in wires:
+            for wire in received.events:
                 server._dispatch((wire,), self._io.sender_of(session), redelivered)
                 while server._awaitables:
                     await self._await(*server._awaitables.pop(0))

@@ -68,8 +68,8 @@ class ClientIO:
         self.send_queue = SendQueue(self.outbox, options, codec)
         self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
         self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
-        router.io_handlers[REPLY] = self.requests.on_reply
-        router.io_handlers[PROGRESS] = self.requests.on_progress
+        # Not in the router: a signal handler may open another connection during this constructor, and that one is used.
+        self.dispatcher.handlers |= {REPLY: self.requests.on_reply, PROGRESS: self.requests.on_progress}
         self.closing = False
         """Set when no further frame will be received: all waits end."""
         self._callback_thread = 0

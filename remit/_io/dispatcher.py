@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Final, TypeAlias
 
 import msgspec
@@ -14,7 +16,7 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import SERVER_RESTARTED
 from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession
-from remit._protocol.session import Received, mark_events_handled
+from remit._protocol.session import Received
 from remit.codec import EventMessage
 from remit.errors import CodecError, SessionRefused
 from remit.event import Sender
@@ -34,14 +36,18 @@ class Dispatcher:
     def __init__(self, router: EventRouter, dispatch: Dispatch, finished: Callable[[], None]) -> None:
         self.malformed = 0
         """Reserved events that could not be decoded."""
+        self.handlers: dict[str, Callable[[EventMessage], EventMessage | None]] = {}
+        """I/O handlers of this connection. They precede those of the router, which other connections share."""
         self._io_handlers = router.io_handlers
         self._dispatch = dispatch
         self._finished = finished
         self._waiting: deque[Received] = deque()
-        self._unfinished = 0
+        """Received events. The oldest ones stay here while their listeners run."""
         self._disconnects = self._server_restarts = 0
-        self._arrived = threading.Condition()
-        self._thread: threading.Thread | None = None
+        # A SimpleQueue: put() may be called in a signal handler or finalizer that interrupts any other call.
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._threads: dict[int, threading.Thread] = {}
+        """The dispatch thread, once it runs."""
         self._stopping = False
 
     def __len__(self) -> int:
@@ -54,13 +60,16 @@ class Dispatcher:
         if machine.ready:
             self.route(machine.ready)
         if machine.disconnects != self._disconnects:
-            self._disconnects = machine.disconnects
+            # Noted afterwards: after an interrupt it is done again.
+            disconnects = machine.disconnects
             requests.on_disconnect("the connection was lost")
+            self._disconnects = disconnects
         if machine.server_restarts != self._server_restarts:
-            self._server_restarts = machine.server_restarts
+            restarts = machine.server_restarts
             requests.on_server_restart()
             # Queued like an event, so that its handlers run after those of all events of the old server.
-            self._queue((machine.session, [EventMessage(SERVER_RESTARTED)], 0, False))
+            self._waiting.append(Received(machine.session, [EventMessage(SERVER_RESTARTED)]))
+            self._server_restarts = restarts
         if len(requests.open):
             if machine.refusal is not None:
                 requests.on_session_refused(SessionRefused(machine.refusal.reason, machine.refusal.detail))
@@ -68,18 +77,26 @@ class Dispatcher:
 
     def route(self, ready: deque[Received]) -> None:
         """Call the I/O handlers; queue the other events for dispatch."""
+        # Each frame stays in `ready` until it is routed: after an interrupt the next call continues, and an I/O handler
+        # may see an event twice. A callback that pumps may also have routed the frame meanwhile.
         while ready:
-            session, wires, count, redelivered = ready.popleft()
-            rest = [left for wire in wires if (left := self._handle(wire)) is not None]
-            if not rest and not self._unfinished:
-                session.mark_handled(count)
-                continue
-            # Also an empty rest, if earlier events are unfinished: events are acknowledged in order.
-            self._queue((session, rest, count, redelivered))
+            received = ready[0]
+            events = received.events
+            if events and received not in self._waiting:
+                for place, wire in enumerate(events):
+                    if wire is not None:
+                        events[place] = self._handle(wire)
+                # Queued also without a listener to call, if earlier events wait: events are acknowledged in order.
+                if self._waiting or events.count(None) < len(events):
+                    self._waiting.append(received)
+                else:
+                    received.mark_handled(len(events))
+            if ready and ready[0] is received:
+                ready.popleft()
 
     def _handle(self, wire: EventMessage) -> EventMessage | None:
         """Return the event to dispatch, or None. A malformed event is counted: it must not end the I/O thread."""
-        handler = self._io_handlers.get(wire.name)
+        handler = self.handlers.get(wire.name) or self._io_handlers.get(wire.name)
         if handler is None:
             return wire
         try:
@@ -88,17 +105,12 @@ class Dispatcher:
             self.malformed += 1
             return None
 
-    def _queue(self, received: Received) -> None:
-        self._unfinished += 1
-        self._waiting.append(received)
-
     def wake_thread(self) -> None:
         """Wake the dispatch thread, or start it. Listeners run there, so that a slow one does not delay heartbeats."""
-        with self._arrived:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="remit-dispatch", daemon=True)
-                self._thread.start()
-            self._arrived.notify()
+        if not self._threads and not self._stopping:
+            # An interrupt, or a second caller, may start another thread: that one ends, see `_run`.
+            threading.Thread(target=self._run, name="remit-dispatch", daemon=True).start()
+        self._bell.put(None)
 
     # -- on the dispatch thread, or in tick() ------------------------------------------------------------------
 
@@ -111,37 +123,42 @@ class Dispatcher:
 
     def dispatch_frame(self) -> int:
         """Dispatch the events of the oldest queued frame, and mark them as handled. Return their number."""
-        received = self._waiting.popleft()
-        _, wires, _, redelivered = received
+        received = self._waiting[0]
+        events = received.events
         dispatch = self._dispatch()
         dispatched = 0
-        try:
-            for wire in wires:
-                dispatched += 1
-                if dispatch is not None:
-                    dispatch((wire,), None, redelivered)
-        finally:
-            # After SystemExit in a listener: that event counts as handled, the events behind it stay queued.
-            mark_events_handled(received, dispatched, self._waiting)
-            if dispatched == len(wires):
-                self._unfinished -= 1
-        return len(wires)
+        while events:
+            # Removed before the call: a listener may call tick(), which goes on with the next event.
+            wire, events[0] = events[0], None
+            try:
+                if wire is not None:
+                    dispatched += 1
+                    if dispatch is not None:
+                        dispatch((wire,), None, received.redelivered)
+            finally:
+                # Also after SystemExit in a listener: that event counts as handled, the events behind it stay queued.
+                received.mark_handled(next((n for n, each in enumerate(events) if each is not None), len(events)))
+        if self._waiting and self._waiting[0] is received:
+            self._waiting.popleft()
+        return dispatched
 
     def stop(self, timeout: float) -> None:
         """Stop the dispatch thread. Wait for a running listener up to ``timeout`` seconds."""
         self._stopping = True
-        with self._arrived:
-            self._arrived.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        self._bell.put(None)
+        for thread in self._threads.values():
+            if thread is not threading.current_thread():
+                thread.join(timeout)
 
     def _run(self) -> None:
-        while True:
-            with self._arrived:
-                while not self._waiting and not self._stopping:
-                    self._arrived.wait(IDLE_WAIT_S)
-                if self._stopping:
-                    return
+        thread = threading.current_thread()
+        if self._threads.setdefault(0, thread) is not thread:
+            return
+        while not self._stopping:
+            if not self._waiting:
+                with contextlib.suppress(Empty):
+                    self._bell.get(timeout=IDLE_WAIT_S)
+                continue
             try:
                 self.dispatch_all()
             except BaseException:

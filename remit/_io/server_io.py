@@ -137,7 +137,7 @@ class ServerIO:
             return
         # Copies: the keepalive thread may pump at the same time. `closed` first: events of a session precede its end.
         closed = list(machine.closed)
-        waiting = {dispatching, *(received[0] for received in list(machine.ready))} if closed else set()
+        waiting = {dispatching, *(received.session for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
             for on_closed in self._router.session_closed:

@@ -99,8 +99,11 @@ class ClientSession:
             # A frame that arrives before the WELCOME may belong to another session, and is dropped.
             self._note_received(now)
             received = self.session.handle_frame(kind, frame, now)
-            if received:
+            if received is not None:
                 self.ready.append(received)
+                received.accept()
+                if received.undecodable:
+                    raise ProtocolError("undecodable", received.undecodable)
 
     def _handle_control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
         if isinstance(control, Welcome):
@@ -150,7 +153,7 @@ class ClientSession:
         has_met_server = bool(self.instance) or welcome.first_generation > 1
         is_another = welcome.instance != self.instance and has_met_server
         if welcome.fresh and has_met_server and not self._may_send_early:
-            session.inbox.restart()
+            session.inbox = session.inbox.restart()
             self.server_restarts += 1
         self.instance, self._welcomed_generation = welcome.instance, session.generation
         self._liveness_timeout = welcome.liveness_timeout

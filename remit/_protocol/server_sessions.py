@@ -113,8 +113,11 @@ class ServerSessions:
         else:
             self.writable[session] = None
             received = session.handle_frame(kind, frame, now)
-            if received:
+            if received is not None:
                 self.ready.append(received)
+                received.accept()
+                if received.undecodable:
+                    raise ProtocolError("undecodable", received.undecodable)
 
     def _handle_unknown_peer(self, peer: Peer, kind: FrameKind, frame: bytes) -> None:
         """Ask for HELLO: the session, or this connection of it, is unknown. Refuse a peer that uses a key."""

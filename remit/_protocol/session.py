@@ -35,67 +35,87 @@ ACK_AFTER_EVENTS: Final = 64
 CANCELLATIONS_KEPT: Final = 1024
 """Cancelled requests remembered until they reach their listeners."""
 
-Received = tuple["Session", list[EventMessage], int, bool]
-"""Events of one frame: session, events, how many to mark as handled (0 without numbers), whether redelivered."""
-
-
-def mark_events_handled(received: Received, done: int, ready: deque[Received]) -> None:
-    """Mark the first ``done`` events of a frame as handled, and put the others back at the front of ``ready``."""
-    session, events, count, redelivered = received
-    if done < len(events):
-        rest = events[done:]
-        ready.appendleft((session, rest, min(count, len(rest)), redelivered))
-        count = max(0, count - len(rest))
-    session.mark_handled(count)
-
 
 class Inbox:
     """Receiving side of one direction: events up to ``received`` are accepted, events up to ``done`` are handled."""
 
-    # Two counters instead of a set of numbers: FIFO links and rule 1 make a prefix sufficient. A frame of 128 events
-    # costs 0.4 us, 3 ns an event; with a set it was 900 ns an event, and memory grew with the window.
+    # Two numbers instead of a set: FIFO links and rule 1 make a prefix sufficient. A frame of 128 events costs 0.4 us,
+    # 3 ns an event; with a set it was 900 ns an event, and memory grew with the window.
     #
-    # The I/O thread writes `received`, the dispatching thread writes `handled`. Neither needs a lock, because each
-    # counter has one writer, and a reader that is late only acknowledges less.
+    # The I/O thread writes `received`, the dispatching thread writes `done`. Neither needs a lock, because each number
+    # has one writer, and a reader that is late only acknowledges less.
 
-    __slots__ = ("_handled_before", "_start", "duplicates", "handled", "received")
+    __slots__ = ("done", "duplicates", "received")
 
-    def __init__(self, received: int = 0) -> None:
-        self.received = received
-        self.duplicates = 0
-        self._start = received
-        self._handled_before = 0
-        self.handled = 0
-        """Number of accepted events whose listeners have returned."""
+    def __init__(self, received: int = 0, duplicates: int = 0) -> None:
+        self.received = self.done = received
+        self.duplicates = duplicates
 
-    @property
-    def done(self) -> int:
-        """The last number up to which all events have been handled."""
-        return self._start + max(0, self.handled - self._handled_before)
-
-    def restart(self) -> None:
-        """Count from 1 again, for another server instance. Events accepted before may still be marked as handled."""
-        self._handled_before += self.received - self._start
-        self.received = self._start = 0
+    def restart(self) -> Inbox:
+        """Return the inbox that counts from 1 again, for another server instance."""
+        # Another object: events accepted before are still marked as handled, in the inbox that accepted them.
+        return Inbox(0, self.duplicates)
 
     def has_gap_before(self, first: int) -> bool:
         """Return whether events before number ``first`` have not arrived."""
         return first > self.received + 1
 
-    def accept(self, first: int, events: list[EventMessage]) -> list[EventMessage]:
-        """Count the events as received and return the new ones. There must be no gap before ``first``."""
+    def new_events(self, first: int, events: list[EventMessage | None]) -> list[EventMessage | None]:
+        """Return the events of a frame that are not accepted yet. There must be no gap before ``first``."""
         known = self.received + 1 - first
         if known > 0:
             self.duplicates += min(known, len(events))
             events = events[known:]
-        self.received += len(events)
         return events
 
-    def skip(self, first: int, count: int) -> int:
-        """Count ``count`` undecodable events as received; return how many of them were new."""
-        new = max(0, first + count - 1 - self.received)
-        self.received += new
-        return new
+    def accept(self, last: int) -> None:
+        """Count all events up to ``last`` as received."""
+        self.received = max(self.received, last)
+
+
+class Received:
+    """Events of one frame that wait for dispatch. The session machine adds it to `ready`, then calls `accept`."""
+
+    __slots__ = ("_inbox", "events", "last", "redelivered", "session", "undecodable")
+
+    def __init__(
+        self, session: Session, events: list[EventMessage | None], *, last: int = 0, redelivered: bool = False
+    ) -> None:
+        self.session = session
+        self.events = events
+        """The last events of the frame, from the first one that is not handled. None: an event without listeners to
+        call. It keeps its place, because the numbers of the others follow from theirs."""
+        self.last = last
+        """Number of the last event; 0 if the events have no numbers."""
+        self.redelivered = redelivered
+        self.undecodable = ""
+        """Why the frame cannot be decoded, and all its events are None; empty otherwise."""
+        self._inbox = session.inbox
+
+    def accept(self) -> None:
+        """Count the events as received. May be called twice."""
+        # After this object is in a queue: an interrupt in between costs a frame that is sent again, not its events.
+        if self.last:
+            self._inbox.accept(self.last)
+            self.session.ack_due = True
+
+    def mark_handled(self, count: int) -> None:
+        """Remove the first ``count`` events, whose listeners have returned; an acknowledgement becomes due.
+
+        Frames must be marked in the order of their arrival.
+        """
+        del self.events[:count]
+        if self.last:
+            # In this order: another thread that sees ack_due must read the new number.
+            self._inbox.done = max(self._inbox.done, self.last - len(self.events))
+            self.session.ack_due = True
+
+
+def mark_events_handled(received: Received, done: int, ready: deque[Received]) -> None:
+    """Mark the first ``done`` events of a frame as handled, and put the others back at the front of ``ready``."""
+    if done < len(received.events):
+        ready.appendleft(received)
+    received.mark_handled(done)
 
 
 class Session:
@@ -166,12 +186,13 @@ class Session:
 
     def _acknowledge(self) -> tuple[int, int]:
         """Return the numbers of an acknowledgement, which is no longer due."""
-        # Cleared before `done` is read. The dispatching thread may call `mark_handled` in between: the acknowledgement
-        # that becomes due then must stay due, because this one does not contain those events.
+        # Cleared before `done` is read. The dispatching thread may mark events as handled in between: the
+        # acknowledgement that becomes due then must stay due, because this one does not contain those events.
         self.ack_due = self._ack_late = False
         self._ack_at = None
-        self._acked = self.inbox.received
-        return self._acked, self.inbox.done
+        inbox = self.inbox
+        self._acked = inbox.received
+        return self._acked, inbox.done
 
     def ack_deadline(self, now: float) -> float:
         """Start or check the delay of a due acknowledgement. Return when it must be sent on its own, or infinity."""
@@ -251,13 +272,6 @@ class Session:
         if self.peer is not None and self.outbox.unconfirmed:
             self.probe_at = now
 
-    def mark_handled(self, count: int) -> None:
-        """Note that the listeners of the next ``count`` events have returned; an acknowledgement becomes due."""
-        if count:
-            # In this order: another thread that sees ack_due must read the new count.
-            self.inbox.handled += count
-            self.ack_due = True
-
     def _handle_events(self, frame: bytes, now: float) -> Received | None:
         redelivered, first, count = frames.read_events(frame)
         body = EVENTS_HEAD
@@ -267,23 +281,26 @@ class Session:
         if first and self.inbox.has_gap_before(first):
             self._request_resend()
             return None
+        last = first and first + count - 1
         try:
             events = self.codec.decode(memoryview(frame)[body:])
             if len(events) != count:
                 raise CodecError(f"frame with {len(events)} events announces {count}")
         except CodecError as error:
-            if first:
-                # Counted as handled: a resend would bring the same bytes again and block all later events.
-                self.mark_handled(self.inbox.skip(first, count))
-            raise ProtocolError("undecodable", str(error)) from error
+            # Accepted all the same: a resend would bring the same bytes again and block all later events.
+            lost = self.inbox.new_events(first or self.inbox.received + 1, [None] * count)
+            received = Received(self, lost, last=last)
+            received.undecodable = str(error)
+            return received
         if not first:  # Sent at most once, without a number.
-            return self, events, 0, False
-        new = self.inbox.accept(first, events)
+            return Received(self, [*events])
+        new = self.inbox.new_events(first, [*events])
         self.ack_due = True
-        return (self, new, len(new), redelivered) if new else None
+        return Received(self, new, last=last, redelivered=redelivered) if new else None
 
     def _request_resend(self) -> None:
-        resume = frames.pack_numbers(FrameKind.RESUME, self.generation, self.inbox.received, self.inbox.done)
+        inbox = self.inbox
+        resume = frames.pack_numbers(FrameKind.RESUME, self.generation, inbox.received, inbox.done)
         # One RESUME is enough, however many frames follow a gap before it is sent: each resends the whole window.
         if resume not in self.control_frames:
             self.control_frames.append(resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,8 @@ from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.frames import FrameKind, kind_of, unpack_numbers
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
-from remit._protocol.session import Inbox, Session
-from remit.codec import MessagePack
+from remit._protocol.session import Inbox, Received, Session
+from remit.codec import EventMessage, MessagePack
 from remit.transport import SERVER, Down, Frame, Up
 
 CODEC = MessagePack()
@@ -95,16 +96,18 @@ class World:
         while self.down:
             self.client.handle_arrival(Frame(SERVER, self.down.popleft()), self.now)
         while self.client.ready:
-            session, wires, count, _ = self.client.ready.popleft()
-            self.answers += [wire.args[0] for wire in wires]
-            session.mark_handled(count)
+            received = self.client.ready.popleft()
+            self.answers += [wire.args[0] for wire in received.events if wire]
+            received.mark_handled(len(received.events))
 
     def serve(self) -> None:
         while self.server.ready:
-            session, wires, count, redelivered = self.server.ready.popleft()
-            (self.again if redelivered else self.handled).extend(wire.args[0] for wire in wires)
-            session.mark_handled(count)
-            self.server.writable[session] = None
+            received = self.server.ready.popleft()
+            (self.again if received.redelivered else self.handled).extend(
+                wire.args[0] for wire in received.events if wire
+            )
+            received.mark_handled(len(received.events))
+            self.server.writable[received.session] = None
 
     def settle(self, steps: int = 400) -> None:
         for _ in range(steps):
@@ -288,20 +291,36 @@ def test_an_unreadable_frame_is_passed_over_not_asked_for_again(event: bytes) ->
     assert world.handled == [1, 4]
 
 
+def test_an_unreadable_frame_does_not_acknowledge_the_events_that_wait_before_it() -> None:
+    world = World()
+    world.emit(1)
+    world.step()  # This frame is sent before the WELCOME; it is handled.
+    outbox = world.client.session.outbox
+    world.serve = lambda: None  # type: ignore[method-assign]  # The listeners are slow from now on.
+    world.emit(2)
+    world.step()
+    outbox.pending.append(b"\xc1")
+    for _ in range(4):
+        world.step()
+    assert (outbox.received, outbox.done) == (3, 1)
+    del world.serve  # type: ignore[attr-defined]
+    world.settle()
+    assert outbox.done == 3
+
+
 def test_events_that_are_handled_while_an_acknowledgement_is_made_are_acknowledged_next() -> None:
     session = Session(b"id", CODEC, Outbox(CODEC, max_frame=FRAME))
 
     class HandledMeanwhile(Inbox):
-        @property
-        def done(self) -> int:
-            done = super().done
-            if not done:  # Here the listener returns, in the thread that dispatches.
-                session.mark_handled(1)
-            return done
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "done" and not value and received.events:  # Here the listener returns, in another thread.
+                received.mark_handled(1)
+            return value
 
     session.inbox = HandledMeanwhile()
-    session.inbox.accept(1, ["event"])
-    session.ack_due = True
+    received = Received(session, [EventMessage("event")], last=1)
+    received.accept()
     assert unpack_numbers(FrameKind.ACK, session.next_frame() or b"") == (1, 0)
     session.mark_sent(0.0)
     following = session.next_frame() or b""

@@ -79,9 +79,9 @@ class Pair:
         """Let listeners run; return what they heard."""
         heard = []
         while machine.ready:
-            session, wires, count, _ = machine.ready.popleft()
-            heard += [wire.args[0] for wire in wires]
-            session.mark_handled(count)
+            received = machine.ready.popleft()
+            heard += [wire.args[0] for wire in received.events if wire]
+            received.mark_handled(len(received.events))
         return heard
 
     def settle(self, seconds: float = 20.0) -> tuple[list[int], list[int]]:
@@ -253,9 +253,9 @@ def test_what_was_sent_early_to_a_server_that_died_is_marked() -> None:
     pair.to_server(*pair.from_client())
     pair.to_client(*pair.from_server())
     pair.to_server(*pair.from_client())
-    (_, wires, _, redelivered), *_ = pair.server.ready
-    assert [wire.args for wire in wires] == [(1,)]
-    assert redelivered
+    received = pair.server.ready[0]
+    assert [wire.args for wire in received.events if wire] == [(1,)]
+    assert received.redelivered
 
 
 def test_a_first_welcome_that_was_lost_is_no_new_beginning() -> None:

@@ -16,12 +16,13 @@ def admit_a_gap(self: Inbox, first: int) -> bool:
 
 
 def admit_again(self: Inbox, first: int, events: list[Any]) -> list[Any]:
-    self.received = max(self.received, first + len(events) - 1)
     return events
 
 
-def acknowledge_before_done(self: Inbox) -> int:
-    return self.received
+def acknowledge_before_done(self: Session) -> tuple[int, int]:
+    self.ack_due = self._ack_late = False
+    self._ack_at, self._acked = None, self.inbox.received
+    return self._acked, self._acked
 
 
 def omit_rewind(self: Outbox) -> None:
@@ -41,8 +42,8 @@ def never_probe(self: Session, now: float) -> None:
     self.probe_at = float("inf")
 
 
-def count_on_from_the_last_server(self: Inbox) -> None:
-    return
+def count_on_from_the_last_server(self: Inbox) -> Inbox:
+    return self
 
 
 def remember_nothing(self: ServerSessions, session: Session, *, original: Any) -> None:
@@ -67,8 +68,8 @@ def greet_once_only(self: ClientSession, now: float, *, original: Any) -> None:
 
 MUTATIONS: list[Mutation] = [
     (Inbox, "has_gap_before", admit_a_gap),
-    (Inbox, "accept", admit_again),
-    (Inbox, "done", property(acknowledge_before_done)),
+    (Inbox, "new_events", admit_again),
+    (Session, "_acknowledge", acknowledge_before_done),
     (Inbox, "restart", count_on_from_the_last_server),
     (Outbox, "resend_unreceived", omit_rewind),
     (Outbox, "redeliver", redeliver_unmarked),

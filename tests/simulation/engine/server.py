@@ -13,7 +13,7 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
 from remit._patterns.request_reply import RequestServer
 from remit._protocol.server_sessions import ServerSessions
-from remit._protocol.session import Received, Session
+from remit._protocol.session import Received, Session, mark_events_handled
 from remit.codec import EventMessage
 from remit.errors import EmitError
 from remit.event import Sender
@@ -68,7 +68,7 @@ class SimulatedServer(Actor):
             drained = pump.exchange(hold_back=left > 0)
             while left > 0 and (received := pump.pop_received()):
                 if machine.closed:
-                    self._tell_of_sessions(received[0])
+                    self._tell_of_sessions(received.session)
                 left -= self._handle(received, left)
             if ticked:
                 self._tell_of_sessions()
@@ -90,7 +90,7 @@ class SimulatedServer(Actor):
 
     def _tell_of_sessions(self, heard: Session | None = None) -> None:
         machine = self.machine
-        waiting = {heard, *(received[0] for received in machine.ready)} if machine.closed else set()
+        waiting = {heard, *(received.session for received in machine.ready)} if machine.closed else set()
         for session in [each for each in machine.closed if each not in waiting]:
             machine.closed.remove(session)
             self._streams.pop(session, None)
@@ -103,11 +103,9 @@ class SimulatedServer(Actor):
 
     def _handle(self, received: Received, limit: int) -> int:
         """Handle one frame's events, or the first of them, as `Server` does."""
-        session, wires, count, redelivered = received
-        if limit < len(wires):
-            rest, wires = wires[limit:], wires[:limit]
-            self.machine.ready.appendleft((session, rest, len(rest), redelivered))
-            count = limit
+        session, redelivered = received.session, received.redelivered
+        count = min(limit, len(received.events))
+        wires = [wire for wire in received.events[:count] if wire is not None]
         for name, run in groupby(wires, _name):
             if name.startswith(RESERVED):
                 sender = self._sender(session)
@@ -118,7 +116,7 @@ class SimulatedServer(Actor):
             self.book.streams[name].hand(self, list(run), redelivered)
             if self.world.random.random() < self.book.answering and self._has(session):
                 self._speak(session)
-        session.mark_handled(count)
+        mark_events_handled(received, count, self.machine.ready)
         self.machine.writable[session] = None
         return len(wires)
 
