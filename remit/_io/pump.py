@@ -33,7 +33,10 @@ class _Pump:
 
     def __init__(self, link: Link, clock: Clock) -> None:
         self.link = link
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        """A lock that knows its owner: a signal handler or finalizer may call in a thread that holds it already."""
+        self._interrupted = False
+        """Whether an exception has left a method half done. The next exchange repairs the machine first."""
         self._clock = clock
         self._due = 0.0
 
@@ -41,6 +44,23 @@ class _Pump:
         """Return after ``timeout`` seconds, or earlier if there may be something to do."""
         self.link.owner = threading.get_ident()
         self.link.wait(max(0.0, min(timeout, self._due - self._clock())), waker)
+
+    def recover(self) -> None:
+        """Release `lock` after an exception in this thread, and repair link and sessions with the next exchange.
+
+        The caller must be the outermost call of this thread that uses the pump.
+        """
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            self._interrupted = True
+            self._recover_link()
+            while self.lock._is_owned():  # type: ignore[attr-defined]
+                self.lock.release()
+
+    def _recover_link(self) -> None:
+        """Have the link release its locks and report what may be lost."""
+        recover = getattr(self.link, "recover", None)
+        if recover is not None:
+            recover()
 
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""
@@ -63,6 +83,8 @@ class ClientPump(_Pump):
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive."""
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
+        if self._interrupted:
+            self._repair(now)
         drained = False
         for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
@@ -80,6 +102,8 @@ class ClientPump(_Pump):
         """Send the frames that window and link accept now."""
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
+        if self._interrupted:
+            self._repair(now)
         machine.session.send_blocked = False
         for _ in range(MAX_SEND_FRAMES):
             frame = machine.next_frame()
@@ -91,6 +115,10 @@ class ClientPump(_Pump):
                 break
             machine.session.mark_sent(now)
         self._due = min(self._due, machine.session.probe_at)
+
+    def _repair(self, now: float) -> None:
+        self.machine.repair(now)
+        self._interrupted = False
 
     def _reopen(self, now: float) -> None:
         """Replace the link to a silent server. If that fails, keep the old link and try again later."""

@@ -293,7 +293,7 @@ class ServerIO:
 
     def after_fork(self) -> None:
         """In a forked child: replace locks that threads of the parent may hold. The child has no keepalive thread."""
-        self.link_pump.lock, self.tick_lock = threading.Lock(), threading.Lock()
+        self.link_pump.lock, self.tick_lock = threading.RLock(), threading.Lock()
         self.tick_thread = 0  # A thread of the child may have the ident of the thread that ticked in the parent.
         self._stopping, self._send_requested = threading.Event(), threading.Event()
         self._thread, self._inherited = None, True

@@ -155,19 +155,20 @@ class ClientSession:
         if welcome.fresh and has_met_server and not self._may_send_early:
             session.inbox = session.inbox.restart()
             self.server_restarts += 1
-        self.instance, self._welcomed_generation = welcome.instance, session.generation
         self._liveness_timeout = welcome.liveness_timeout
         outbox.max_frame = min(outbox.max_frame, welcome.max_frame)
         session.frame_limit = None
-        self.state = ConnectionState.ESTABLISHED
-        self._hello_at = FOREVER
-        self._note_received(now)
         # Confirmed first, so that finished events are neither resent nor marked as redelivered.
         outbox.confirm(welcome.received, welcome.done)
         if is_another:
             outbox.redeliver()
         elif not self._may_send_early:
             outbox.resend_unreceived()
+        # After the outbox: if an interrupt leaves this method before, the next WELCOME repeats all of the above.
+        self.instance, self._welcomed_generation = welcome.instance, session.generation
+        self.state = ConnectionState.ESTABLISHED
+        self._hello_at = FOREVER
+        self._note_received(now)
         self._may_send_early = False
         # An acknowledgement may have been lost with the last connection.
         session.ack_due = session.ack_due or session.inbox.received > 0
@@ -213,6 +214,13 @@ class ClientSession:
         ping_at = self._ping_at if self.state is ConnectionState.ESTABLISHED else FOREVER
         ack_deadline = self.session.ack_deadline(now) if self._may_send_events() else FOREVER
         return min(ping_at, self._hello_at, self.session.probe_at, ack_deadline)
+
+    def repair(self, now: float) -> None:
+        """Continue after an interrupt in any method: another connection on the same link agrees on all numbers."""
+        for received in self.ready:
+            received.accept()
+        self.session.outbox.repair()
+        self._send_hello(now)
 
     def set_heartbeat(self, seconds: float) -> None:
         """Change the seconds of silence after which PING is sent."""

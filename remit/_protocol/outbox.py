@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice, repeat, starmap
 from typing import Final
 
 from remit._protocol.frames import EVENTS_HEAD, events_head
@@ -48,7 +49,8 @@ class Outbox:
     | sent              | acknowledged as `received`; RESUME resends it | unknown                      |
     | received          | acknowledged as `done`                        | received                     |
 
-    Any thread may append encoded events to `pending`. All other methods belong to the thread that owns the link.
+    Any thread may append encoded events to `pending`. All other methods belong to the thread that owns the link. If an
+    exception of a signal handler leaves one of them, `repair` must be called before the next.
     """
 
     # An event is numbered as late as possible: when_full may drop pending events without a gap, and a client that was
@@ -82,6 +84,13 @@ class Outbox:
         self._kept: deque[Batch] = deque()
         self._unsent: deque[Batch] = deque()
         self._kept_bytes = 0
+        self._taken: list[bytes] = []
+        """Events removed from `pending` that are not in a batch yet."""
+
+    @property
+    def unframed(self) -> int:
+        """Number of events without a number."""
+        return len(self.pending) + len(self._taken)
 
     @property
     def unconfirmed(self) -> int:
@@ -91,36 +100,38 @@ class Outbox:
     @property
     def all_done(self) -> bool:
         """Whether every event is done (or accepted by the link, if events are not numbered)."""
-        return not self.pending and not self._unsent and self.done == self.last
+        # In the order in which events move, so that another thread overlooks none.
+        return not (self.pending or self._taken or self._unsent or self._kept)
 
     @property
     def has_unreceived(self) -> bool:
         """Whether an event has not been received yet."""
-        return bool(self.pending) or bool(self._unsent) or self.last > self.received
+        return bool(self.unframed) or bool(self._unsent) or self.last > self.received
 
     def sendable(self, limit: int | None = None) -> bool:
         """Return whether `pop_frame` would return a frame. Does not call `refill`."""
         if self._unsent:
             return limit is None or len(self._unsent[0].frame) <= limit
-        return bool(self.pending) and self._has_room() and (limit is None or not self._exceeds(limit))
+        return bool(self.pending or self._taken) and self._has_room() and (limit is None or not self._exceeds(limit))
 
     def has_room_for(self, extra: int) -> bool:
         """Frame events if needed. Return whether the next frame is small enough to copy with ``extra`` more bytes."""
-        if not self._unsent and (self.pending or self.refill is not None):
+        if not self._unsent and (self.pending or self._taken or self.refill is not None):
             self._frame_events()
         return bool(self._unsent) and len(self._unsent[0].frame) + extra <= min(EMBED_ACK_BYTES, self.max_frame)
 
     def pop_frame(self, limit: int | None = None) -> bytes | None:
         """Return the next frame of up to ``limit`` bytes, or None if nothing waits or the window is full."""
-        if not self._unsent and (self.pending or self.refill is not None):
+        if not self._unsent and (self.pending or self._taken or self.refill is not None):
             self._frame_events(limit)
         if not self._unsent or (limit is not None and len(self._unsent[0].frame) > limit):
             return None
         # Marked before the send: after an interrupt its events are reported as unknown, not as never_sent.
-        batch = self._unsent.popleft()
+        batch = self._unsent[0]
         batch.sent = True
         if batch.generation != self.generation:
             self._rewrite_head(batch)
+        self._unsent.popleft()
         return batch.frame
 
     def confirm(self, received: int, done: int) -> bool:
@@ -157,12 +168,12 @@ class Outbox:
                 if number > self.done:
                     unconfirmed = "unknown" if batch.sent else "never_sent"
                     yield "received" if number <= self.received else unconfirmed, event
-        for event in (*self.oversized, *self.pending):
+        for event in (*self.oversized, *self._taken, *self.pending):
             yield "never_sent", event
 
     def unfinished_ids(self, *, sent: bool = True, marked: bool = True) -> set[int]:
         """Return `id()` of unfinished events; exclude sent ones unless ``sent``, redelivered ones unless ``marked``."""
-        ids = {id(event) for event in (*self.oversized, *self.pending)}
+        ids = {id(event) for event in (*self.oversized, *self._taken, *self.pending)}
         for batch in self._kept:
             if (sent or not batch.sent) and (marked or not batch.redelivered):
                 ids.update(id(event) for number, event in enumerate(batch.events, batch.first) if number > self.done)
@@ -179,7 +190,7 @@ class Outbox:
     def _exceeds(self, limit: int) -> bool:
         """Return whether the next event alone exceeds a limit."""
         try:
-            return len(self.pending[0]) + HEAD_BYTES > limit
+            return len(self._taken[0] if self._taken else self.pending[0]) + HEAD_BYTES > limit
         except IndexError:  # An emitting thread with when_full="drop_oldest" has just removed it.
             return False
 
@@ -187,11 +198,9 @@ class Outbox:
         """Number the next events and put them into a frame of up to ``limit`` bytes, if the window has room."""
         if not self._has_room():
             return
-        if not self.pending and self.refill is not None:
+        if self.refill is not None and not self.unframed:
             self.refill()
-        if not self.pending:
-            return
-        events = self._pop_events(limit)
+        events = self._next_events(limit)
         if not events:
             return
         first = last = 0
@@ -200,34 +209,67 @@ class Outbox:
         frame = self._codec.join(events_head(self.generation, first, len(events)), events)
         batch = Batch(first, last, events, frame, self.generation)
         if self._sequenced:
-            self.last = last
+            # This append numbers the events. The lines below follow from it: `repair` repeats them.
             self._kept.append(batch)
+            self.last = last
             self._kept_bytes += len(frame)
         self._unsent.append(batch)
+        del self._taken[: len(events)]
 
-    def _pop_events(self, limit: int | None) -> list[bytes]:
-        """Pop pending events for one frame; move those that exceed max_frame to `oversized`."""
-        pending, size = self.pending, 0
-        events: list[bytes] = []
-        budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
+    def _next_events(self, limit: int | None) -> list[bytes]:
+        """Return the events of one frame, which stay in `_taken`. Move those that exceed max_frame to `oversized`."""
+        taken, largest = self._taken, self.max_frame - HEAD_BYTES
+        budget = min(BATCH_BYTES, largest)
         if limit is not None:
-            # Stays pending without a number until WELCOME announces the max_frame: that may be too small for the event.
+            # Waits without a number until WELCOME announces the max_frame: that may be too small for the event.
             if self._exceeds(limit):
-                return events
+                return []
             budget = min(budget, limit - HEAD_BYTES)
         room = min(BATCH_EVENTS, self._window_events - (self.last - self.done))
-        while pending and len(events) < room:
-            try:
-                event = pending.popleft()
-            except IndexError:  # An emitting thread with when_full="drop_oldest" has just removed it.
+        while self.pending or taken:
+            self._take(room - len(taken), budget)
+            while taken and len(taken[0]) > largest:
+                if not self.oversized or self.oversized[-1] is not taken[0]:
+                    self.oversized.append(taken[0])
+                del taken[0]
+            if taken:
                 break
+        if len(taken) == 1:
+            return taken[:]
+        size = count = 0
+        for event in taken[:room]:
             size += len(event) + 1
-            if size > budget and events:
-                pending.appendleft(event)
+            if size > budget and count:
                 break
-            if len(event) + HEAD_BYTES > self.max_frame:
-                self.oversized.append(event)
-                size = 0
-                continue
-            events.append(event)
-        return events
+            count += 1
+        return taken[:count]
+
+    def _take(self, room: int, budget: int) -> None:
+        """Move pending events to `_taken`, no more than fit a frame."""
+        pending = self.pending
+        count = min(room, len(pending))
+        if count > 1:
+            # Measured first, so that no event leaves the bounds of the queue before it can be sent.
+            events = tuple(islice(pending, count))
+            if sum(map(len, events)) + count > budget:
+                sizes = accumulate(len(event) + 1 for event in events)
+                count = max(1, sum(1 for size in sizes if size <= budget))
+        if count > 0:
+            # In one call of C: an interrupt between popleft() and append() would lose an event.
+            try:
+                self._taken.extend(starmap(pending.popleft, repeat((), count)))
+            except IndexError:  # drop_oldest in another thread has removed the rest.
+                return
+
+    def repair(self) -> None:
+        """Complete what an interrupted method has left half done; queue again all frames that were not received."""
+        if self._sequenced:
+            if self._kept:
+                self.last = max(self.last, self._kept[-1].last)
+            while self._kept and self._kept[0].last <= self.done:
+                self._kept.popleft()
+            self._kept_bytes = sum(len(batch.frame) for batch in self._kept)
+            self.resend_unreceived()
+        framed = self._kept or self._unsent
+        if framed and self._taken and framed[-1].events[0] is self._taken[0]:
+            del self._taken[: len(framed[-1].events)]

@@ -162,11 +162,12 @@ class Session:
         # authenticated link has numbered it.
         if self._next_frame is None:
             if self.control_frames:
-                self._next_frame = self.control_frames.popleft()
+                # Removed afterwards: after an interrupt the frame is sent twice, and not lost.
+                self._next_frame = self.control_frames[0]
+                self.control_frames.popleft()
             elif self.abandoned_requests:
-                self._next_frame = frames.pack_numbers(
-                    FrameKind.CANCEL, self.generation, self.abandoned_requests.popleft()
-                )
+                self._next_frame = frames.pack_numbers(FrameKind.CANCEL, self.generation, self.abandoned_requests[0])
+                self.abandoned_requests.popleft()
             else:
                 self._next_frame = self._events_or_ack()
         return self._next_frame
@@ -223,6 +224,15 @@ class Session:
         self._next_frame = None  # Its events are still in the outbox and are resent.
         self.probe_at = FOREVER
         self.control_frames.clear()
+
+    def repair(self, now: float) -> None:
+        """Continue after an interrupt in any method, as after a `Gap`: frames may be lost in both directions."""
+        self._next_frame = None
+        self.outbox.repair()
+        self.ack_due = True
+        if self.peer is not None:
+            self._request_resend()
+            self.probe_now(now)
 
     # -- receiving ---------------------------------------------------------------------------------------------
 

@@ -142,8 +142,8 @@ class TracedOutbox(Outbox):
             self._passed += 1
         return self.done - self._passed
 
-    def _pop_events(self, limit: int | None) -> list[bytes]:
-        events = super()._pop_events(limit)
+    def _next_events(self, limit: int | None) -> list[bytes]:
+        events = super()._next_events(limit)
         for number, event in enumerate(events, self.last + 1):
             if event[NAME] != MARK:
                 self._others.append((number, event))
