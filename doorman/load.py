@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from doorman.process import STAT_CPU, STAT_RSS_PAGES, STAT_START, STAT_THREADS, stat_fields
+from doorman.process import STAT_CPU, STAT_RSS_PAGES, STAT_START, STAT_THREADS, child_pids, stat_fields
 
 __all__ = ["Cost", "Load", "Meter", "Reading", "read_process"]
 
@@ -138,33 +138,20 @@ def read_process(pid: int) -> Reading | None:
     root = stat_fields(pid)
     if not root:
         return None
-    ticks, pages, descendants = _ticks(root), int(root[STAT_RSS_PAGES]), _children(pid, root)
+    ticks, pages = _ticks(root), int(root[STAT_RSS_PAGES])
+    descendants = child_pids(pid, threaded=root[STAT_THREADS] != b"1")
     count = 0
     while descendants and count < _MAX_DESCENDANTS:
         count += 1
         child = descendants.pop()
         if fields := stat_fields(child):
             ticks, pages = ticks + _ticks(fields), pages + int(fields[STAT_RSS_PAGES])
-            descendants += _children(child, fields)
+            descendants += child_pids(child, threaded=fields[STAT_THREADS] != b"1")
     return Reading(ticks / _TICK_HZ, pages * _PAGE_BYTES, int(root[STAT_START]))
 
 
 def _ticks(fields: list[bytes]) -> int:
     return sum(map(int, fields[STAT_CPU]))
-
-
-def _children(pid: int, fields: list[bytes]) -> list[int]:
-    """Return the children of a process; none if the kernel was built without CONFIG_PROC_CHILDREN."""
-    try:
-        # No Path in these lines, because its construction takes longer than the read.
-        threads = [str(pid)] if fields[STAT_THREADS] == b"1" else os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
-        found: list[int] = []
-        for thread in threads:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123
-                found += map(int, file.read().split())
-        return found
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def available_cores() -> int:

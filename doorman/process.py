@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -21,6 +22,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 # Indices in `stat_fields`, which begins with the third field of proc(5): state, parent, ...
 STAT_PARENT: Final = 1
+STAT_GROUP: Final = 2
 STAT_CPU: Final = slice(11, 15)  # user and system time of the process, then of the children that it has waited for
 STAT_THREADS: Final = 17
 STAT_START: Final = 19
@@ -60,6 +62,7 @@ def _set_option(option: int, value: int) -> None:
 SIGNAL_PROCESS_GROUP: Final = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _STAT_BYTES: Final = 4096  # more than /proc/PID/stat ever has: 52 numbers and a name of 15 bytes
 _MAX_GENERATIONS: Final = 1 << 16  # bounds the walk up a chain of parents, which may change while it is read
+_MAX_DESCENDANTS: Final = 1 << 16  # bounds the walk down a tree that grows while it is read
 
 
 class Process:
@@ -141,6 +144,48 @@ class Process:
                 raise
             return self.signal(sig)
 
+    def signal_tree(self, *signals: int, group: bool = True) -> bool:
+        """Send signals to the process and its descendants, wherever they are, and to its ``group``: once to each.
+
+        A descendant that is forked meanwhile gets them only within the group, of which the kernel signals all or none.
+        Returns False if the process has ended and no other process has its group.
+        """
+        below = self._descendants(outside=self.pid if group else None)
+        reached = False
+        for sig in signals:
+            with contextlib.suppress(PermissionError):  # Of another user, as behind sudo.
+                reached |= self.signal_group(sig) if group else self.signal(sig)
+            for process in below:
+                with contextlib.suppress(PermissionError):
+                    process.signal(sig)
+        for process in below:
+            process.close()
+        return reached
+
+    def _descendants(self, outside: int | None) -> list[Process]:
+        """Return the living descendants, without those in the process group ``outside``."""
+        if outside is not None and not has_pidfd_inodes():
+            outside = None  # Before Linux 6.9 `signal_group` reaches only this process.
+        below: list[Process] = []
+        known, parents, found = {self.pid}, [self.pid], False
+        while parents and len(known) < _MAX_DESCENDANTS:
+            for pid in child_pids(parents.pop()):
+                process = None if pid in known else _opened(pid)
+                if process is None:
+                    continue
+                fields = stat_fields(pid)
+                # The pid may have been reused before its pidfd was opened, but not while the pidfd's process lives.
+                if fields and int(fields[STAT_PARENT]) in known and process.alive():
+                    known.add(pid)
+                    parents.append(pid)
+                    found = True
+                    if int(fields[STAT_GROUP]) != outside:
+                        below.append(process)
+            if found and not parents:
+                # The children of a process that ended meanwhile are now children of this one, if it is a subreaper.
+                parents, found = [self.pid], False
+        return below
+
     def descends_from(self, pid: int) -> bool:
         """Return whether ``pid`` is an ancestor of the process; False once the process has ended."""
         return pid in ancestors(self.pid) and self.alive()
@@ -221,6 +266,22 @@ def stat_fields(pid: int | str) -> list[bytes]:
         os.close(descriptor)
 
 
+def child_pids(pid: int, *, threaded: bool = True) -> list[int]:
+    """Return the children of a process; none if it has ended or the kernel was built without CONFIG_PROC_CHILDREN.
+
+    With ``threaded=False`` only those of its main thread.
+    """
+    found: list[int] = []
+    try:
+        # No Path in these lines, because its construction takes longer than the read.
+        for thread in os.listdir(f"/proc/{pid}/task") if threaded else (pid,):  # noqa: PTH208
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123
+                found += map(int, file.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return found
+
+
 @functools.cache
 def has_pidfd_inodes() -> bool:
     """Return whether each process has an inode of its own (Linux 6.9). Before, all anonymous descriptors share one."""
@@ -232,6 +293,18 @@ def has_pidfd_inodes() -> bool:
             return os.fstat(pidfd).st_dev != os.fstat(anonymous.fileno()).st_dev
     finally:
         os.close(pidfd)
+
+
+def processes_of_group(group: int) -> list[Process]:
+    """Return handles of the processes in a process group, zombies excepted. Reads all of /proc."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):  # noqa: PTH208 - many entries
+        fields = stat_fields(pid)
+        if fields and int(fields[STAT_GROUP]) == group and (process := _opened(pid)) is not None:
+            fields = stat_fields(pid)  # Again: before its pidfd was opened, the pid may have been reused.
+            if fields and int(fields[STAT_GROUP]) == group and process.alive():
+                found.append(process)
+    return found
 
 
 def find_process(guess: int, inode: int | None, started: int | None, namespace: str, inside: int) -> Process:

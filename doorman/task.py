@@ -222,7 +222,7 @@ class Task:
             # open() fails if the process has just exited; then this is a cancel.
             with contextlib.suppress(IdentityRefused), self.identity.open() as process:
                 self._killed = True
-                return process.signal_group(signal.SIGKILL)
+                return process.signal_tree(signal.SIGKILL)
         return self.cancel()
 
     @property

@@ -113,4 +113,5 @@ def launch_request(attempt: Attempt, payload: tuple[bytes, bytes], outputs: Outp
         stderr=outputs.stderr,
         detach=task.detach,
         record=record,
+        grace=attempt.timeouts.grace,
     )

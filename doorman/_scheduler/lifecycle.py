@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from doorman.errors import RestartedTooOften, TaskDetached, WorkerDied
-from doorman.launcher import Exited, Launched, LaunchFailed
+from doorman.launcher import DescendantsLeft, Exited, Launched, LaunchFailed
 from doorman.states import State
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class JournalEntry(enum.Enum):
 class SignalTarget(enum.Enum):
     """Receivers of a signal."""
 
-    TASK = enum.auto()  # The task's process behind a wrapper, alone. Without one, or if it has ended: as ALL.
-    ALL = enum.auto()  # The groups of the launched process and of the task's process.
+    TASK = enum.auto()  # The task's process behind a wrapper, with its descendants. Without one: as ALL.
+    ALL = enum.auto()  # The launched process, the task's process, their groups and their descendants.
     OWN = enum.auto()  # The group of the task's process behind a wrapper; nothing without one.
 
 
@@ -176,8 +176,9 @@ class ProcessGone(msgspec.Struct, frozen=True):
 # fmt: off
 Event: TypeAlias = (
     Admitted | LaunchAccepted | LaunchDeclined | LaunchInvalid | LaunchFailed | Launched | HelloReceived | Proven
-    | ProofRefused | ProgressReceived | ResultReceived | Exited | FilesRead | OutcomeOpened | CancelRequested
-    | FailRequested | Deadline | ManagerClosing | ManagerClosed | Adopted | AdoptedUnverified | ProcessGone
+    | ProofRefused | ProgressReceived | ResultReceived | DescendantsLeft | Exited | FilesRead | OutcomeOpened
+    | CancelRequested | FailRequested | Deadline | ManagerClosing | ManagerClosed | Adopted | AdoptedUnverified
+    | ProcessGone
 )
 # fmt: on
 
@@ -237,10 +238,17 @@ class CountRefusal(Action, frozen=True):
 
 
 class Signal(Action, frozen=True):
-    """Signal processes through their pidfds. Does nothing if the manager has none."""
+    """Signal processes through their pidfds. Does nothing if the manager has none.
+
+    SIGCONT follows, so that a stopped process can obey. For KILL the launcher is asked as well.
+    """
 
     number: signal.Signals
     target: SignalTarget
+
+
+class KillDescendants(Action, frozen=True):
+    """Let the launcher kill what an exited process has left."""
 
 
 class SetDeadline(Action, frozen=True):
@@ -317,7 +325,6 @@ class Finish(Action, frozen=True):
 Actions: TypeAlias = list[Action]
 
 KILL: Final = Signal(signal.SIGKILL, SignalTarget.ALL)
-CONTINUE: Final = Signal(signal.SIGCONT, SignalTarget.TASK)
 REPLAYED: Final = CountRefusal("another process has already proven this attempt")
 
 
@@ -416,7 +423,7 @@ def _proven_late(attempt: Attempt, event: Proven, now: float) -> Actions:
         return [Reply("die", event.sender)]
     attempt.launched = event.launched  # Adopted, and its handle is new: the grace period begins now.
     kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
-    return [Reply("die", event.sender), *_stop_signals(attempt), kill]
+    return [Reply("die", event.sender), _stop_signal(attempt), kill]
 
 
 def _refuse(attempt: Attempt, event: ProofRefused, now: float) -> Actions:
@@ -473,9 +480,8 @@ def _expired(attempt: Attempt, event: Deadline, now: float) -> Actions:
 # -- stopping --------------------------------------------------------------------------------------------------
 
 
-def _stop_signals(attempt: Attempt) -> Actions:
-    """Return the stop signal of the task, and SIGCONT so that a stopped process can obey it."""
-    return [Signal(attempt.task.stop_signal, SignalTarget.TASK), CONTINUE]
+def _stop_signal(attempt: Attempt) -> Action:
+    return Signal(attempt.task.stop_signal, SignalTarget.TASK)
 
 
 def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
@@ -486,7 +492,7 @@ def _stop(attempt: Attempt, ends_as: State, now: float) -> Actions:
     actions: Actions = [WriteRecord(JournalEntry.STOPPED), SetState(State.STOPPING, now)]
     if attempt.phase is Phase.EXITED:
         return actions
-    actions += _stop_signals(attempt) if attempt.phase is Phase.RUNNING else [KILL]
+    actions.append(_stop_signal(attempt) if attempt.phase is Phase.RUNNING else KILL)
     attempt.phase = Phase.STOPPING
     return [*actions, SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)]
 
@@ -541,6 +547,11 @@ def _exited(attempt: Attempt, event: Exited, now: float) -> Actions:
     if attempt.own is not None and not lost:
         actions.append(Signal(signal.SIGKILL, SignalTarget.OWN))
     return [*actions, *([ReadFiles()] if attempt.task.detach else _wait_or_conclude(attempt, now))]
+
+
+def _descendants_left(attempt: Attempt, event: DescendantsLeft, now: float) -> Actions:
+    """Kill the descendants of a process that ended by itself. In a stop they have the rest of the grace period."""
+    return [KillDescendants()]
 
 
 def _exit_unseen(attempt: Attempt, now: float) -> Actions:
@@ -662,7 +673,7 @@ def _adopted(attempt: Attempt, event: Adopted, now: float) -> Actions:
     if attempt.stopping is None:
         return [*actions, *_expiry(attempt, attempt.proven_at)]
     kill = SetDeadline(Deadline.KILL, now + attempt.timeouts.grace)
-    return [*actions, SetState(State.STOPPING, now), *_stop_signals(attempt), kill]
+    return [*actions, SetState(State.STOPPING, now), _stop_signal(attempt), kill]
 
 
 def _unverified(attempt: Attempt, event: AdoptedUnverified, now: float) -> Actions:
@@ -718,6 +729,7 @@ TABLE: Final[Mapping[type | Deadline, Mapping[Phase, _Step]]] = {
     ProofRefused:      _row(_refuse,        _refuse,        _refuse,        _refuse,            _refuse),
     ProgressReceived:  _row(_progress,      _progress,      _progress,      _progress,          _progress),
     ResultReceived:    _row(_result,        _result,        _result,        _result,            _result),
+    DescendantsLeft:   _row(_descendants_left, _descendants_left, _descendants_left, None,      None),
     Exited:            _row(_exited,        _exited,        _exited,        _exited,            None),
     FilesRead:         _row(None,           _files,         _files,         _files,             _files),
     OutcomeOpened:     _row(None,           None,           None,           None,               _opened),

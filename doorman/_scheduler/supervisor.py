@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import resource
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -22,7 +23,6 @@ from doorman.identity import Credential
 from doorman.launcher import Event as Report
 from doorman.launcher import Exited, Launched, Launcher
 from doorman.load import SAMPLE_INTERVAL_S
-from doorman.process import Process
 from doorman.states import State
 from remit._internal import DeadlineHeap
 
@@ -202,7 +202,7 @@ class Supervisor:
     def kill(self) -> None:
         """Send SIGKILL to all processes."""
         for attempt in self.attempts:
-            _signal(attempt, lifecycle.KILL)
+            self._signal(attempt, lifecycle.KILL)
 
     def handle_all(self, event: Event) -> None:
         """Execute the actions that follow from an event for each attempt."""
@@ -272,6 +272,21 @@ class Supervisor:
             event = lifecycle.LaunchInvalid(error)
         finally:
             self.handle(attempt, event)
+
+    def _signal(self, attempt: Attempt, action: lifecycle.Signal) -> None:
+        """Signal through pidfds only: unlike pids they are never reused.
+
+        TASK signals no wrapper while the task's process runs: the wrapper's exit would end the grace period.
+        """
+        launched, own = attempt.launched, attempt.own
+        signals = (action.number,) if action.number == lifecycle.KILL.number else (action.number, signal.SIGCONT)
+        if action.target is lifecycle.SignalTarget.TASK and own is not None and own.signal_tree(*signals, group=False):
+            return
+        for process in (own,) if action.target is lifecycle.SignalTarget.OWN else (launched, own):
+            if process is not None:
+                process.signal_tree(*signals)
+        if action == lifecycle.KILL:
+            self._launcher.kill(attempt.id)  # It also knows descendants whose parents have ended.
 
     def _stop_siblings(self, attempt: Attempt, _: lifecycle.StopSiblings) -> None:
         for sibling in tuple(self._by_handler.get(attempt.handler, ())):
@@ -350,7 +365,8 @@ _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
         attempt.credential, action.word, action.sender
     ),
     lifecycle.CountRefusal: lambda self, _, action: self._handshake.refused.update([action.reason]),
-    lifecycle.Signal: lambda _, attempt, action: _signal(attempt, action),
+    lifecycle.Signal: Supervisor._signal,
+    lifecycle.KillDescendants: lambda self, attempt, _: self._launcher.kill(attempt.id),
     lifecycle.SetDeadline: lambda self, attempt, action: self._deadlines.schedule(
         action.at, (action.deadline, attempt.id)
     ),
@@ -369,26 +385,6 @@ _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
     lifecycle.Requeue: Supervisor._requeue,
     lifecycle.Finish: Supervisor._finish,
 }
-
-
-def _signal(attempt: Attempt, action: lifecycle.Signal) -> None:
-    """Signal through pidfds only: unlike pids they are never reused.
-
-    TASK signals no wrapper while the task's process runs: the wrapper's exit would end the grace period.
-    """
-    launched, own = attempt.launched, attempt.own
-    if action.target is lifecycle.SignalTarget.TASK and own is not None and _sent(own, own.signal, action.number):
-        return
-    for process in (own,) if action.target is lifecycle.SignalTarget.OWN else (launched, own):
-        if process is not None and not _sent(process, process.signal_group, action.number):
-            _sent(process, process.signal, action.number)
-
-
-def _sent(process: Process, send: Callable[[int], bool], number: int) -> bool:
-    """Send a signal; False if the process is gone or another user's."""
-    with contextlib.suppress(PermissionError):
-        return send(number)
-    return False
 
 
 def _descriptors_left(count: int) -> bool:

@@ -170,6 +170,8 @@ def main() -> int:
         with contextlib.suppress(OSError):
             process.die_with_parent(os.getppid())
         _end_with_manager(descriptor)
+    with contextlib.suppress(OSError):
+        process.become_subreaper()  # As a child of the zygote is: what its descendants leave remains its own.
     apply_order(order)
     os.set_inheritable(descriptor, False)
     return run_order(order)

@@ -65,6 +65,10 @@ class AdoptedProcessLauncher:
         """Launch a process by the wrapped launcher. Raises LaunchRefused."""
         self._launcher.launch(order)
 
+    def kill(self, attempt: str) -> None:
+        """Kill by the wrapped launcher. The descendants left by an adopted process are killed by its own zygote."""
+        self._launcher.kill(attempt)
+
     def poll(self) -> list[Event]:
         """Return the events since the last call, without waiting."""
         events = [*self._launcher.poll()]

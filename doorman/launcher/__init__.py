@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from doorman.process import Process
 
-__all__ = ["Event", "Exited", "LaunchFailed", "Launched", "Launcher", "Order", "Reach"]
+__all__ = ["DescendantsLeft", "Event", "Exited", "LaunchFailed", "Launched", "Launcher", "Order", "Reach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class Order:
     """Descriptor for the standard error; None to inherit."""
     detach: bool = False
     """True if the process may outlive its manager."""
+    grace: float = 5.0
+    """Seconds for which the descendants may outlive the process, unless the manager has them killed earlier."""
     record: str | None = None
     """Path, without suffix, of the files that a detached process leaves for the next manager: outcome and exit."""
 
@@ -81,7 +83,13 @@ class LaunchFailed(NamedTuple):
     """True if the system was out of processes, memory or descriptors: a later attempt may succeed."""
 
 
-Event: TypeAlias = Launched | Exited | LaunchFailed
+class DescendantsLeft(NamedTuple):
+    """A launched process has exited before its descendants. `Exited` follows after theirs, or after `Launcher.kill`."""
+
+    attempt: str
+
+
+Event: TypeAlias = Launched | DescendantsLeft | Exited | LaunchFailed
 
 
 class Launcher(Protocol):
@@ -89,6 +97,9 @@ class Launcher(Protocol):
 
     def launch(self, order: Order) -> None:
         """Request a process; `poll` reports its fate. Raises LaunchRefused if none can be requested now."""
+
+    def kill(self, attempt: str) -> None:
+        """Kill the process of an attempt and all its descendants, also those left by an exited one."""
 
     def poll(self) -> list[Event]:
         """Return the events since the last call; for one attempt `Launched` always precedes `Exited`."""

@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 
 from doorman.errors import LaunchRefused
-from doorman.launcher import Exited, Launched, LaunchFailed, Order, Reach
+from doorman.launcher import DescendantsLeft, Exited, Launched, LaunchFailed, Order, Reach
 from doorman.launcher.base import EpollLauncher
 from doorman.launcher.launch_messages import close_all, interpreter_flags, pack_order
-from doorman.process import Process
+from doorman.process import Process, processes_of_group
 
 __all__ = ["CommandLauncher"]
 
@@ -54,6 +54,8 @@ class CommandLauncher(EpollLauncher):
         self._reach = reach
         super().__init__()
         self._workers: dict[int, _StartedWorker] = {}
+        # By pidfd, the processes of a group whose leader has exited.
+        self._left: dict[int, tuple[_StartedWorker, Process]] = {}
         # The unwritten rest of each order, by the descriptor of its pipe.
         self._orders: dict[int, memoryview] = {}
 
@@ -76,17 +78,42 @@ class CommandLauncher(EpollLauncher):
         self._epoll.register(worker.pipe, select.EPOLLOUT)
         self._add_event(Launched(order.attempt, worker.reported, self._reach))
 
+    def kill(self, attempt: str) -> None:
+        """Kill a wrapper with its process group, also the processes of the group that an exited one has left."""
+        workers = [*self._workers.values(), *(worker for worker, _ in self._left.values())]
+        for worker in dict.fromkeys(worker for worker in workers if worker.attempt == attempt):
+            worker.killed = True
+            worker.process.signal_group(signal.SIGKILL)
+
+    def _end(self, worker: _StartedWorker) -> None:
+        """Reap an exited wrapper, unless processes of its group run: then it is reaped after the last of them."""
+        left = [] if worker.killed else worker.group_members()
+        for process in left:
+            self._left[process.fileno()] = worker, process
+            self._epoll.register(process, select.EPOLLIN)
+        if not left:
+            self._events.append(worker.reap())
+        elif not worker.announced:
+            worker.announced = True
+            self._events.append(DescendantsLeft(worker.attempt))
+
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
-        for worker in self._workers.values():
+        for worker in {*self._workers.values(), *(worker for worker, _ in self._left.values())}:
             worker.stop(deadline, ours=ours)
         close_all(self._orders)
-        self._workers, self._orders = {}, {}
+        self._workers, self._orders, self._left = {}, {}, {}
 
     def _handle(self, descriptor: int, mask: int) -> None:
         """Handle the pidfd of a wrapper that has ended, a pipe without a reader, or a pipe that has room again."""
         if descriptor in self._workers:
             self._epoll.unregister(descriptor)
-            self._events.append(self._workers.pop(descriptor).reap())
+            self._end(self._workers.pop(descriptor))
+        elif descriptor in self._left:
+            worker, process = self._left.pop(descriptor)
+            self._epoll.unregister(descriptor)
+            process.close()
+            if not any(other is worker for other, _ in self._left.values()):
+                self._end(worker)
         elif mask & select.EPOLLERR:
             self._epoll.unregister(descriptor)
             del self._orders[descriptor]
@@ -105,6 +132,8 @@ class _StartedWorker:
 
     def __init__(self, command: list[str], order: Order, *, inherits: bool) -> None:
         self._order = order
+        self.attempt = order.attempt
+        self.killed = self.announced = False
         # Before the start, because it may fail: a relative folder in `sys.path` has no path if this one is deleted.
         self.order_bytes = memoryview(pack_order(order, sys_path=sys.path if inherits else None))
         # A pipe, not a file: its end of file also announces the end of this process.
@@ -127,6 +156,15 @@ class _StartedWorker:
             os.close(theirs)
         os.set_blocking(self.pipe, False)
         self.process = self._hold_process()
+
+    def group_members(self) -> list[Process]:
+        """Return the other processes of the wrapper's group."""
+        members = processes_of_group(self.process.pid)
+        try:
+            _peek(self.process)
+        except ChildProcessError:
+            return []  # Other code has reaped the wrapper, so the group may be a later one.
+        return members
 
     def reap(self) -> Exited:
         """Kill the rest of the process group, then reap the wrapper: until then its zombie keeps the group id."""

@@ -54,7 +54,13 @@ class Fork(_Message):
 
 
 class Kill(_Message):
-    """To the zygote: kill a child for which the launcher has no descriptor left."""
+    """To the zygote: kill a child and all its descendants, also those left by an exited child."""
+
+    attempt: str
+
+
+class OrphansLeft(_Message):
+    """From the zygote: a child has exited, and descendants of it run. They do until they exit, or until a `Kill`."""
 
     attempt: str
 
@@ -99,12 +105,16 @@ class ChildExited(_Message):
     cpu: float
 
 
-Message: TypeAlias = Start | Fork | Kill | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited
+Message: TypeAlias = (
+    Start | Fork | Kill | OrphansLeft | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 _Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
-_OrderFields: TypeAlias = tuple[str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None]
+_OrderFields: TypeAlias = tuple[
+    str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None, float
+]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 _decode_packed = msgspec.msgpack.Decoder(tuple[bytes, list[bytes]]).decode
 
@@ -152,20 +162,20 @@ def encode_order(order: Order) -> bytes:
     env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
     cwd = None if order.cwd is None else os.fsencode(order.cwd)
     record = None if order.record is None else os.fsencode(order.record)
-    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, record))
+    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, record, order.grace))
 
 
 def decode_order(data: bytes) -> Order:
     """Return the order that `encode_order` has encoded. Raises MessageError."""
     try:
-        attempt, secret, payload, command, env, cwd, detach, record = _decode_order(data)
+        attempt, secret, payload, command, env, cwd, detach, record, grace = _decode_order(data)
     except ValueError as error:
         raise MessageError(f"invalid order of {len(data)} bytes: {error}") from error
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
     folder = None if cwd is None else os.fsdecode(cwd)
     path = None if record is None else os.fsdecode(record)
-    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=path)
+    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=path, grace=grace)
 
 
 def write_memfd(data: bytes) -> int:

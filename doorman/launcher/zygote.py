@@ -14,12 +14,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from doorman.errors import LaunchRefused
-from doorman.launcher import Event, Exited, Launched, LaunchFailed, Order
+from doorman.launcher import DescendantsLeft, Event, Exited, Launched, LaunchFailed, Order
 from doorman.launcher import launch_messages as messages
 from doorman.launcher.base import EpollLauncher
 from doorman.launcher.cgroup import ControlGroup
@@ -99,6 +100,11 @@ class ZygoteLauncher(EpollLauncher):
             except OSError as error:
                 raise LaunchRefused(f"no process can be started now: {error}") from error
 
+    def kill(self, attempt: str) -> None:
+        """Kill the process of an attempt and all its descendants, also those left by an exited one."""
+        if self._zygote is not None and self._zygote.request_kill(attempt):
+            self._send_kills(self._zygote)
+
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
         self._zygote, self._dying = None, []
@@ -111,9 +117,13 @@ class ZygoteLauncher(EpollLauncher):
     def _handle(self, descriptor: int, mask: int) -> None:
         """Handle the zygote's channel, or the pidfd of a zygote that has ended."""
         if self._zygote is not None and descriptor == self._zygote.channel.fileno():
+            self._send_kills(self._zygote)
             self._receive_messages(self._zygote)
         else:
             self._reap()
+
+    def _send_kills(self, zygote: _ZygoteHandle) -> None:
+        self._epoll.modify(zygote.channel, select.EPOLLIN | (0 if zygote.send_kills() else select.EPOLLOUT))
 
     def _receive_messages(self, zygote: _ZygoteHandle) -> None:
         while True:
@@ -160,6 +170,7 @@ class _ZygoteHandle:
         self._requested: set[str] = set()
         self._running: dict[str, Process] = {}
         self._detached: set[str] = set()  # requested or running
+        self._kills: deque[str] = deque()  # not sent yet
         # SEQPACKET preserves message boundaries and order, carries descriptors and reports the end of either process.
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -193,6 +204,26 @@ class _ZygoteHandle:
         if order.detach:
             self._detached.add(order.attempt)
 
+    def request_kill(self, attempt: str) -> bool:
+        """Remember to kill an attempt; return False if it does not run."""
+        known = attempt in self._running or attempt in self._requested
+        if known:
+            self._kills.append(attempt)
+        return known
+
+    def send_kills(self) -> bool:
+        """Send the requests to kill; return False if the channel has no room for all of them now."""
+        while self._kills:
+            try:
+                messages.send(self.channel, messages.Kill(self._kills[0]))
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                self._kills.clear()  # The zygote has ended; `poll` reports it.
+                return True
+            self._kills.popleft()
+        return True
+
     def handle_message(self, message: messages.Message, descriptors: list[int]) -> list[Event]:
         """Return the events that follow from a message."""
         if isinstance(message, messages.Ready):
@@ -201,6 +232,8 @@ class _ZygoteHandle:
             return [self._on_forked(message, descriptors)]
         elif isinstance(message, messages.ForkFailed):
             return [self._launch_failed(message.attempt, message.why, message.back_pressure)]
+        elif isinstance(message, messages.OrphansLeft) and message.attempt in self._running:
+            return [DescendantsLeft(message.attempt)]
         elif isinstance(message, messages.ChildExited) and self._running.pop(message.attempt, None) is not None:
             self._detached.discard(message.attempt)
             return [Exited(message.attempt, message.exit_code, message.signal, message.max_rss, message.cpu)]
@@ -240,8 +273,8 @@ class _ZygoteHandle:
     def _on_forked(self, message: messages.Forked, descriptors: list[int]) -> Event:
         process = _open_process(message, descriptors)
         if process is None:
-            with contextlib.suppress(OSError):
-                messages.send(self.channel, messages.Kill(message.attempt))
+            self.request_kill(message.attempt)
+            self.send_kills()
             return self._launch_failed(message.attempt, "no file descriptor is left for its pidfd", True)
         self._requested.discard(message.attempt)
         self._running[message.attempt] = process

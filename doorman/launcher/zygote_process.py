@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -34,16 +35,18 @@ KILL_WAIT_S: Final = 5.0
 """Time that the zygote waits for the children that it killed when its manager ended."""
 _REQUESTS_PER_ROUND: Final = 16  # between two rounds, ended children are reaped
 _BLOCKED: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+_SEES_CHILDREN: Final = os.path.exists("/proc/thread-self/children")  # noqa: PTH110  # CONFIG_PROC_CHILDREN
 _OUT_OF_RESOURCES: Final = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class ChildProcess(NamedTuple):
     """A child that has not been reaped. Until then the kernel does not reuse its pid."""
 
-    attempt: str | None  # None for an orphan of an attempt that has ended
+    attempt: str | None  # None for an orphan: a descendant of a child that has exited
     pid: int
     pidfd: int
-    detach: bool
+    detach: bool = False
+    grace: float = 0.0
     record: str | None = None
 
     def kill(self) -> None:
@@ -57,6 +60,17 @@ class ChildProcess(NamedTuple):
             # An orphan leads no group. PermissionError: the program may have changed its user.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+class _Tree:
+    """An exited child whose descendants run: orphans, which the kernel has made children of the zygote."""
+
+    def __init__(self, child: ChildProcess, exited: Exited, *, killed: bool) -> None:
+        self.child = child
+        self.exited = exited
+        self.killed = killed
+        self.orphans: set[int] = set()  # pidfds
+        self.kill_at = 0.0  # the end of its grace period, unless the manager kills it earlier; 0 before it is reported
 
 
 def main(descriptor: int) -> None:
@@ -158,11 +172,10 @@ def use_line_buffering() -> None:
 
 def own_children() -> set[int]:
     """Return the pids of this process's children, including orphans that were reparented to it."""
-    try:
-        with open("/proc/thread-self/children", "rb", buffering=0) as file:  # noqa: PTH123 - once per child
-            return {int(pid) for pid in (file.read(1 << 20) or b"").split()}
-    except FileNotFoundError:  # The kernel was built without CONFIG_PROC_CHILDREN.
+    if not _SEES_CHILDREN:
         return set()
+    with open("/proc/thread-self/children", "rb", buffering=0) as file:  # noqa: PTH123 - once per child
+        return {int(pid) for pid in (file.read(1 << 20) or b"").split()}
 
 
 # -- the event loop of the zygote ----------------------------------------------------------------------------------
@@ -182,6 +195,10 @@ class _Zygote:
         self._children: dict[int, ChildProcess] = {}
         self._pids: set[int] = set()
         self._unsent: deque[tuple[messages.Message, int | None]] = deque()
+        self._workers: dict[str, int] = {}  # pidfds, by attempt
+        self._trees: dict[str, _Tree] = {}  # by attempt
+        self._changed: dict[str, _Tree] = {}  # those of which a process has exited in this round
+        self._to_kill: set[str] = set()  # attempts whose descendants have no grace
         self._orphans_due = False
         self._serving = True
         self._launcher_removes_group = False
@@ -193,13 +210,19 @@ class _Zygote:
         # One epoll for the channel, the manager's pidfd and the pidfd of each child: no SIGCHLD handler, no polling.
         self._send(messages.Ready())
         while self._serving or self._children:
-            detached = any(child.detach for child in self._children.values())
-            ready = self._epoll.poll(None if self._serving or detached else KILL_WAIT_S)
-            if not ready:
+            ready = self._epoll.poll(self._timeout())
+            if not (ready or self._trees):
                 return
             for descriptor, _ in ready:
                 self._handle(descriptor)
-            self._kill_orphans()
+            self._adopt_orphans()
+            self._update_trees()
+
+    def _timeout(self) -> float | None:
+        """Return the seconds after which there is something to do if no descriptor is ready; None for no limit."""
+        if self._trees:
+            return max(0.0, min(tree.kill_at for tree in self._trees.values()) - time.monotonic())
+        return None if self._serving or any(child.detach for child in self._children.values()) else KILL_WAIT_S
 
     def remove_group(self) -> None:
         """Leave and remove the control group, which is slow; after a `Shutdown` the launcher removes it instead."""
@@ -243,9 +266,7 @@ class _Zygote:
         elif isinstance(message, messages.Shutdown):
             self._launcher_removes_group = True
         elif isinstance(message, messages.Kill):
-            for child in self._children.values():
-                if child.attempt == message.attempt:
-                    child.kill()
+            self._kill(message.attempt)
         messages.close_all(descriptors)
 
     def _fork(self, request: messages.Fork, descriptors: list[int]) -> None:
@@ -302,39 +323,90 @@ class _Zygote:
             os.waitpid(pid, 0)
             self._send(messages.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_RESOURCES))
             return
-        self._children[pidfd] = ChildProcess(order.attempt, pid, pidfd, order.detach, order.record)
+        self._children[pidfd] = ChildProcess(order.attempt, pid, pidfd, order.detach, order.grace, order.record)
+        self._workers[order.attempt] = pidfd
         self._pids.add(pid)
         self._send(messages.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
 
     def _reap(self, child: ChildProcess) -> None:
-        """Kill the rest of a child's process group, then reap the child, whose zombie keeps the group id until then."""
-        child.kill()
+        """Reap a child. `_adopt_orphans` handles its descendants, which are children of the zygote now."""
+        if not _SEES_CHILDREN:
+            child.kill()  # Its group, at least, has to end with it.
         # wait4() by pid, because waitid() by pidfd returns no resource usage. No other code reaps this child.
         _, status, usage = os.wait4(child.pid, 0)
         self._epoll.unregister(child.pidfd)
         os.close(child.pidfd)
         self._pids.discard(child.pid)
         self._orphans_due = True
-        if child.attempt is not None:
-            code = os.waitstatus_to_exitcode(status)
-            exit_code, number = (code, None) if code >= 0 else (None, -code)
-            cpu = usage.ru_utime + usage.ru_stime
-            exited = Exited(child.attempt, exit_code, number, usage.ru_maxrss * 1024, cpu)
-            if child.record is not None:
-                outcome_files.write_exit(child.record, exited)
-            self._send(messages.ChildExited(*exited))  # type: ignore[arg-type]  # all fields are known here
-
-    def _kill_orphans(self) -> None:
-        """Kill the processes that were reparented to the zygote, which happens only after the end of their worker."""
-        if not self._orphans_due:
+        attempt = child.attempt
+        if attempt is None:
+            for tree in self._trees.values():
+                if child.pidfd in tree.orphans:
+                    tree.orphans.discard(child.pidfd)
+                    self._changed[tree.exited.attempt] = tree
             return
-        self._orphans_due = False
-        for pid in own_children() - self._pids:
-            os.kill(pid, signal.SIGKILL)
-            pidfd = os.pidfd_open(pid)
-            self._epoll.register(pidfd, select.EPOLLIN)
-            self._children[pidfd] = ChildProcess(None, pid, pidfd, detach=False)
-            self._pids.add(pid)
+        del self._workers[attempt]
+        code = os.waitstatus_to_exitcode(status)
+        exit_code, number = (code, None) if code >= 0 else (None, -code)
+        exited = Exited(attempt, exit_code, number, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+        if child.record is not None:
+            outcome_files.write_exit(child.record, exited)
+        killed = attempt in self._to_kill or not (self._serving or child.detach)
+        self._to_kill.discard(attempt)
+        self._trees[attempt] = self._changed[attempt] = _Tree(child, exited, killed=killed)
+
+    def _adopt_orphans(self) -> None:
+        """Assign the processes that were reparented to the zygote to the trees of which a process has exited.
+
+        The process group shows the tree. Without it, a process belongs to all trees in question: it is killed with the
+        last of them.
+        """
+        while self._orphans_due:
+            self._orphans_due = False
+            for pid in own_children() - self._pids:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    self._orphans_due = True  # Perhaps it exited after the read, and its children are not in the list.
+                    continue
+                pidfd = os.pidfd_open(pid)
+                self._epoll.register(pidfd, select.EPOLLIN)
+                self._children[pidfd] = ChildProcess(None, pid, pidfd)
+                self._pids.add(pid)
+                group = os.getpgid(pid)
+                trees = [tree for tree in self._trees.values() if tree.child.pid == group] or self._changed.values()
+                for tree in trees:
+                    tree.orphans.add(pidfd)
+                if all(tree.killed for tree in trees):
+                    self._children[pidfd].kill()
+
+    def _update_trees(self) -> None:
+        """Report the trees that have ended, and those that run on, which the manager kills unless it stops the task."""
+        changed, self._changed = self._changed, {}
+        for attempt, tree in changed.items():
+            if tree.killed or not tree.orphans:
+                self._end_tree(tree)
+            elif not tree.kill_at:
+                tree.kill_at = time.monotonic() + tree.child.grace
+                self._send(messages.OrphansLeft(attempt))
+        for tree in [tree for tree in self._trees.values() if tree.kill_at <= time.monotonic()]:
+            self._kill(tree.exited.attempt)
+
+    def _end_tree(self, tree: _Tree) -> None:
+        if self._trees.pop(tree.exited.attempt, None) is not None:
+            self._send(messages.ChildExited(*tree.exited))  # type: ignore[arg-type]  # all fields are known here
+
+    def _kill(self, attempt: str) -> None:
+        """Kill the child of an attempt, or what an exited one has left, except what also belongs to another tree."""
+        pidfd = self._workers.get(attempt)
+        if pidfd is not None:
+            self._to_kill.add(attempt)
+            self._children[pidfd].kill()
+        tree = self._trees.get(attempt)
+        if tree is not None:
+            tree.killed = True
+            kept: set[int] = set().union(*(other.orphans for other in self._trees.values() if not other.killed))
+            for orphan in tree.orphans - kept:
+                self._children[orphan].kill()
+            self._end_tree(tree)
 
     def _stop_serving(self) -> None:
         """After the manager's end, close the channel and kill all children that are not detached."""
@@ -344,9 +416,13 @@ class _Zygote:
         self._channel.close()
         while self._unsent:
             self._drop_first()
+        kept: set[int] = set().union(*(tree.orphans for tree in self._trees.values() if tree.child.detach))
         for child in self._children.values():
-            if not child.detach:
+            if not child.detach and child.pidfd not in kept:
                 child.kill()
+        self._changed.update(self._trees)
+        for tree in self._trees.values():
+            tree.killed = not tree.child.detach
 
     def _send(self, message: messages.Message, pidfd: int | None = None) -> None:
         if not self._serving:

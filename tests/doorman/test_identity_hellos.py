@@ -103,9 +103,10 @@ def test_I12_a_process_that_never_says_hello_is_killed_in_time(place, tmp_path):
 
 @pytest.mark.parametrize("end", ["cancelled", "too slow", "tried again"])
 def test_I13_a_late_hello_is_told_to_die_and_runs_nothing(place, tmp_path, end):
-    """A wrapper hides its worker in a session of its own, where no signal finds it before it has said hello."""
+    """A wrapper hides its first worker as a daemon, which no signal finds before it has said hello."""
     hidden = f'exec 9> {tmp_path}/alive; printf ! >&9; while ! test -e {tmp_path}/gate; do sleep 0.01; done; exec "$@"'
-    launcher = CommandLauncher(("sh", "-c", 'setsid sh -c "$0" sh "$@" & wait', hidden))
+    hide = f'mkdir {tmp_path}/first || exec "$@"; (setsid sh -c "$0" sh "$@" &); sleep 1000'
+    launcher = CommandLauncher(("sh", "-c", hide, hidden))
     patience = 0.2 if end == "too slow" else DEADLINE
     with (
         fifo(tmp_path / "alive") as alive,

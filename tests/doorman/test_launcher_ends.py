@@ -40,8 +40,8 @@ def test_nothing_of_a_task_is_left(zygote, tmp_path, leave):
             assert opened(reader)
             if not leave:
                 process.signal(signal.SIGKILL)
+            until_over(zygote)
             assert abandoned(reader)
-        until_over(zygote)
 
 
 def test_orphans_of_one_task_do_not_end_with_another(zygote, tmp_path):

@@ -62,7 +62,7 @@ from doorman._scheduler.lifecycle import (
     step,
 )
 from doorman.errors import RestartedTooOften, TaskDetached, WorkerDied
-from doorman.launcher import Exited, Launched, LaunchFailed
+from doorman.launcher import DescendantsLeft, Exited, Launched, LaunchFailed
 
 GRACE, HELLO = 3.0, 30.0
 NOW = 1000.0
@@ -76,7 +76,7 @@ OUTCOME: Any = object()
 PROGRESS: Any = object()
 ERROR = ValueError("the user's")
 KILL = Signal(signal.SIGKILL, SignalTarget.ALL)
-TERM = [Signal(signal.SIGTERM, SignalTarget.TASK), Signal(signal.SIGCONT, SignalTarget.TASK)]
+TERM = Signal(signal.SIGTERM, SignalTarget.TASK)
 STOPPED = [WriteRecord(JournalEntry.STOPPED), SetState(State.STOPPING, NOW)]
 KILL_LATER = SetDeadline(Deadline.KILL, NOW + GRACE)
 REPLAYED = CountRefusal("another process has already proven this attempt")
@@ -96,6 +96,7 @@ EVENTS: list[Any] = [
     ProgressReceived(1, PROGRESS),
     ProgressReceived(2, PROGRESS),
     ResultReceived(OUTCOME),
+    DescendantsLeft(ID),
     Exited(ID, 0, None),
     Exited(ID, 3, None),
     Exited(ID, None, 9),
@@ -283,7 +284,7 @@ def test_what_the_user_code_raised_fails_this_task_only():
     attempt = made(*RUNNING, ResultReceived(OUTCOME), Exited(ID, 1, None))
     assert step(attempt, OutcomeOpened(None, ERROR), NOW) == ended(State.FAILED, None, ERROR)
     attempt = made(*RUNNING)
-    assert step(attempt, FailRequested(ERROR), NOW) == [*STOPPED, *TERM, KILL_LATER]
+    assert step(attempt, FailRequested(ERROR), NOW) == [*STOPPED, TERM, KILL_LATER]
     assert finish_of(step(attempt, Exited(ID, None, 15), NOW)) == Finish(State.FAILED, None, ERROR)
 
 
@@ -297,7 +298,7 @@ def test_an_exit_that_cannot_be_known_is_a_loss():
 
 def test_a_running_task_is_asked_to_end_and_killed_after_the_grace():
     attempt = made(*RUNNING)
-    assert step(attempt, CancelRequested(), NOW) == [*STOPPED, *TERM, KILL_LATER]
+    assert step(attempt, CancelRequested(), NOW) == [*STOPPED, TERM, KILL_LATER]
     assert step(attempt, CancelRequested(), NOW) == []
     assert step(attempt, Deadline.KILL, NOW) == [KILL]
     assert step(attempt, Exited(ID, None, 9), NOW)[1:] == ended(State.CANCELLED)
@@ -328,7 +329,7 @@ def test_a_cancel_while_a_result_may_still_come_signals_nothing():
 
 def test_expiry_stops_user_code_and_its_result_counts_no_more():
     attempt = made(*RUNNING)
-    assert step(attempt, Deadline.EXPIRY, NOW) == [*STOPPED, *TERM, KILL_LATER]
+    assert step(attempt, Deadline.EXPIRY, NOW) == [*STOPPED, TERM, KILL_LATER]
     assert step(attempt, ResultReceived(OUTCOME), NOW) == [WriteRecord(JournalEntry.OUTCOME)]
     assert step(attempt, Exited(ID, 0, None), NOW)[1:] == ended(State.EXPIRED)
 
@@ -341,7 +342,7 @@ def test_expiry_is_about_user_code_alone():
 def test_a_process_that_lingers_after_its_result_gets_the_grace_and_ends_as_its_result_says():
     attempt = made(*RUNNING, ResultReceived(OUTCOME))
     assert step(attempt, Deadline.EXPIRY, NOW) == [SetDeadline(Deadline.LINGER, NOW + GRACE)]
-    assert step(attempt, Deadline.LINGER, NOW) == [*STOPPED, *TERM, KILL_LATER]
+    assert step(attempt, Deadline.LINGER, NOW) == [*STOPPED, TERM, KILL_LATER]
     assert step(attempt, Exited(ID, None, 15), NOW)[-1] == OpenOutcome()
     assert step(attempt, OutcomeOpened(5, None), NOW) == ended(State.DONE, 5)
 
@@ -462,7 +463,7 @@ def test_an_adopted_process_that_was_being_stopped_is_asked_to_end_again():
         SetState(State.RUNNING, NOW),
         ReadFiles(),
         SetState(State.STOPPING, NOW),
-        *TERM,
+        TERM,
         KILL_LATER,
     ]
 
@@ -495,7 +496,7 @@ def test_without_inodes_an_adopted_process_that_was_being_stopped_is_told_to_die
     attempt = replayed(*RUNNING, CancelRequested(), detach=True)
     step(attempt, AdoptedUnverified(), NOW)
     assert step(attempt, HelloReceived({}, CHILD), NOW) == [Challenge(CHILD)]
-    assert step(attempt, Proven(IDENTITY, CHILD, launched=PROCESS), NOW) == [Reply("die", CHILD), *TERM, KILL_LATER]
+    assert step(attempt, Proven(IDENTITY, CHILD, launched=PROCESS), NOW) == [Reply("die", CHILD), TERM, KILL_LATER]
     silent = replayed(*RUNNING, CancelRequested(), detach=True)
     step(silent, AdoptedUnverified(), NOW)
     assert step(silent, Deadline.HELLO, NOW) == [ReadFiles()]
@@ -516,7 +517,7 @@ def test_I02_behind_a_wrapper_the_tasks_own_process_is_asked_to_end():
     attempt = made(*LAUNCHED)
     step(attempt, Proven(IDENTITY, CHILD, own=OTHER), NOW)
     assert (attempt.launched, attempt.own) == (PROCESS, OTHER)
-    assert TERM[0] in step(attempt, CancelRequested(), NOW)
+    assert TERM in step(attempt, CancelRequested(), NOW)
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -732,7 +733,7 @@ def check(done: list[Any]) -> None:
     precedes(JournalEntry.STARTED, lambda action: isinstance(action, Launch))
     precedes(JournalEntry.LAUNCHED, lambda action: isinstance(action, VerifyHello))
     precedes(JournalEntry.PROVEN, lambda action: action in (Reply("go", CHILD), Reply("go", STRANGER)))
-    precedes(JournalEntry.STOPPED, lambda action: action == TERM[0] or action == KILL)
+    precedes(JournalEntry.STOPPED, lambda action: action in (TERM, KILL))
     precedes(JournalEntry.OUTCOME, lambda action: isinstance(action, OpenOutcome))
     precedes(JournalEntry.REQUEUED, lambda action: isinstance(action, Requeue))
     left = CloseProcess(leave=True) in done

@@ -26,6 +26,9 @@ class Pending:
     def launch(self, order: Order) -> None:
         self._orders[order.attempt] = order
 
+    def kill(self, attempt: str) -> None:
+        pass
+
     def fail(self, count: int) -> None:
         """Have the first so many attempts end."""
         for attempt in list(self._orders)[:count]:

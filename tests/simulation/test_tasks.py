@@ -27,6 +27,7 @@ def test_every_promise_is_kept_in_many_histories() -> None:
         "cancelled",
         "cancels",
         "closes",
+        "descendants left",
         "done",
         "expired",
         "failed",

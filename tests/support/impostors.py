@@ -40,7 +40,7 @@ class Delayed:
         self._held: list[Event] = []
         self.orders: dict[str, Order] = {}
         self.holds: Callable[[Event], bool] = lambda event: False
-        self.fileno, self.close = launcher.fileno, launcher.close
+        self.fileno, self.close, self.kill = launcher.fileno, launcher.close, launcher.kill
 
     def launch(self, order: Order) -> None:
         self.orders[order.attempt] = order

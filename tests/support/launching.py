@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from doorman.launcher import Event, Exited, Launched, Launcher, LaunchFailed, Order
+from doorman.launcher import DescendantsLeft, Event, Exited, Launched, Launcher, LaunchFailed, Order
 from doorman.launcher.command import CommandLauncher
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.process import Process
@@ -42,11 +42,15 @@ _left: WeakKeyDictionary[Launcher, list[Event]] = WeakKeyDictionary()
 
 
 def hear(launcher: Launcher, enough: Callable[[list[Event]], object]) -> list[Event]:
-    """Poll until what was heard is enough."""
+    """Poll until what was heard is enough; kill the descendants that a process leaves, as a manager does."""
     heard = _left.pop(launcher, [])
     deadline = time.monotonic() + DEADLINE
     while True:
-        heard += launcher.poll()
+        for event in launcher.poll():
+            if isinstance(event, DescendantsLeft):
+                launcher.kill(event.attempt)
+            else:
+                heard.append(event)
         if enough(heard):
             return heard
         left = deadline - time.monotonic()

@@ -173,6 +173,14 @@ class _Launcher:
 
         world.after(world.soon(), launched)
 
+    def kill(self, attempt: str) -> None:
+        process = self._world.trees.get(attempt)
+        if process is not None:
+            asked = process.asked_at
+            early = asked is not None and self._world.now < asked + GRACE_S
+            self._world.check(not early, "descendants have the rest of the grace period", attempt)
+            process.tree_ends()
+
     def poll(self) -> list[Any]:
         reports = list(self._world.reports)
         self._world.reports.clear()

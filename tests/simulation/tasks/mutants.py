@@ -134,5 +134,7 @@ MUTANTS: dict[str, Mutant] = {
             lambda action: action == Signal(signal.SIGKILL, SignalTarget.OWN),
         ),
     ),
+    "descendants have no grace": (lifecycle.DescendantsLeft, Phase.STOPPING, lambda *_: [lifecycle.KILL]),
+    "descendants outlive their task": (lifecycle.DescendantsLeft, Phase.RUNNING, lambda *_: []),
     "a detached process is stopped with its manager": (ManagerClosing, Phase.RUNNING, _stop_what_is_detached),
 }

@@ -15,7 +15,7 @@ from doorman._worker.outcome import TaskOutcome
 from doorman.errors import JournalError
 from doorman.identity import NODE_ID, Identity, boot_id
 from doorman.journal import records
-from doorman.launcher import Exited
+from doorman.launcher import DescendantsLeft, Exited
 from doorman.states import State
 
 __all__ = ["Handle", "Journal", "ManagerKilled", "Message", "Process", "Violation", "World", "identity_of"]
@@ -49,6 +49,8 @@ class World:
         self.journal = Journal(self)
         self.processes: dict[str, Process] = {}
         """By attempt; without those that have ended and been reported."""
+        self.trees: dict[str, Process] = {}
+        """Ended processes whose descendants run."""
         self.handles: set[Handle] = set()
         self.outcome_files: dict[str, TaskOutcome] = {}
         self.end_files: dict[str, Exited] = {}
@@ -127,6 +129,7 @@ class World:
         self.generation += 1
         self.inbox.clear()
         self.reports.clear()
+        self.trees.clear()
         for handle in list(self.handles):
             handle.close()
         for process in list(self.processes.values()):
@@ -158,6 +161,8 @@ class Process:
         self.pid = world.pid()
         self.wrapper = Wrapper(world, self) if wrapped else None
         self.alive = True
+        self.asked_at: float | None = None
+        """Time of the last SIGTERM."""
         self.told: str | None = None
         """The answer to its hello."""
         self.outcome: TaskOutcome | None = None
@@ -247,6 +252,7 @@ class Process:
             self.world.send(Message("result", self, outcome=self.outcome))
 
     def terminate(self) -> None:
+        self.asked_at = self.world.now
         if not self.stubborn:
             self.world.after(self.world.soon(), lambda: self.end(None, signal.SIGTERM))
 
@@ -264,14 +270,26 @@ class Process:
         world = self.world
         if not self.alive:
             world.processes.pop(self.attempt, None)
+        ended = Exited(self.attempt, exit_code, number)
         if world.generation == self.generation:
-            world.report(Exited(self.attempt, exit_code, number))
+            if self.detach or self.alive or not world.chance(0.2):
+                world.report(ended)
+                return
+            world.counts["descendants left"] += 1
+            self.ended = ended
+            world.trees[self.attempt] = self
+            world.report(DescendantsLeft(self.attempt))
+            world.after(world.random.choice([1.0, 1e6]), self.tree_ends)
             return
         if self.detach and world.chance(0.7):
             world.after(world.soon(), lambda: world.end_files.setdefault(self.attempt, ended))
-        ended = Exited(self.attempt, exit_code, number)
         if self.adopted == world.generation:
             world.report(Exited(self.attempt, None, None))
+
+    def tree_ends(self) -> None:
+        """The descendants end."""
+        if self.world.trees.pop(self.attempt, None) is not None:
+            self.world.report(self.ended)
 
     generation = 0
     """Of the manager that launched it."""
@@ -312,7 +330,11 @@ class Handle:
     def signal(self, number: int) -> bool:
         return self._send(self.process, number)
 
-    def signal_group(self, number: int) -> bool:
+    def signal_tree(self, *numbers: int, group: bool = True) -> bool:
+        sent = [self._signal_group(number) if group else self.signal(number) for number in numbers]
+        return any(sent)
+
+    def _signal_group(self, number: int) -> bool:
         process = self.process
         sent = self._send(process, number)
         # A wrapper's child is of its group, unless it leads one of its own, as it does here now and then.
