@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from remit._patterns.names import SERVER_RESTARTED
 from remit._patterns.request_reply import session_of
 from remit._protocol.deadlines import DeadlineHeap as DeadlineHeap
 from remit.client import Client
-from remit.event import Event, Sender
+from remit.event import Sender
 from remit.server import Server
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from remit._io.async_server import AsyncListeners
+
+
+T = TypeVar("T")
 
 
 def on_server_restart(client: Client, handler: Callable[[], None]) -> None:
@@ -38,19 +46,25 @@ def emit_now(server: Server, client: Sender | None, name: str, args: tuple[Any, 
     io.emit(session_of(client), name, args, {}, bounded=False, now=True)
 
 
-def collect_awaitables(server: Server, *, enabled: bool) -> None:
-    """Collect the awaitables of async listeners for `pop_awaitables`, instead of reporting them as errors."""
-    server._awaitables = [] if enabled else None
+def call_in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a blocking call of an event loop in a thread of its own."""
+    from remit._io import loop_threads  # Imports asyncio: slow, and needed only here.
+
+    return loop_threads.call_in_thread(call)
 
 
-def pop_awaitables(server: Server) -> list[tuple[Event, Awaitable[Any]]]:
-    """Return the events and awaitables collected since the last call."""
-    collected = server._awaitables or []
-    popped = collected[:]
-    del collected[: len(popped)]
-    return popped
+async def finish_uncancelled(future: asyncio.Future[T]) -> T:
+    """Wait until ``future`` is done. A cancellation of this wait takes effect only then."""
+    from remit._io import loop_threads
+
+    return await loop_threads.finish_uncancelled(future)
 
 
-def report_listener_error(server: Server, event: Event, error: Exception) -> None:
-    """Count and report an exception as one of a listener of ``server``."""
-    server._report_error(event, error)
+def run_async_listeners(server: Server, fail: Callable[[BaseException], None]) -> AsyncListeners:
+    """Run the async listeners of a server that the running loop ticks. ``fail`` is called with SystemExit and the like.
+
+    They are cancelled by `AsyncListeners.detach`, and those of a request also when its client no longer waits.
+    """
+    from remit._io.async_server import AsyncListeners  # Imports asyncio: slow, and needed only here.
+
+    return AsyncListeners(server, fail)

@@ -9,17 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
-from remit._io.send_queue import WouldBlock
-from remit._patterns.pubsub import Subscription
+from remit._io.async_server import let_requests_overtake
+from remit._io.client_io import ClientIO
+from remit._io.loop_threads import LoopCalls, call_in_thread, finish_uncancelled, on_running_loop
+from remit._io.send_queue import ROOM_POLL_INTERVAL_S, WouldBlock
+from remit._patterns.names import SUBSCRIBE
+from remit._patterns.pubsub import OnGap, Subscription
+from remit._patterns.request_reply import OnProgress
 from remit.client import Client
+from remit.errors import Undelivered
+from remit.event import Event
+from remit.listeners import Function, OnError
 from remit.location import Location
-from remit.server import Server
+from remit.options import check_count
+from remit.server import MAX_CONCURRENCY, Server
 
 __all__ = ["AsyncClient", "AsyncServer"]
 
@@ -27,143 +34,316 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """A `Client` with awaitable methods. Its listeners, plain or async, run on the event loop.
+    """A `Client` with awaitable methods. Its listeners, plain or async, run on the event loop that uses it.
 
-    Takes the arguments of `Client`. Create and use it on one loop: ``async with AsyncClient(...) as client``.
+    Takes the arguments of `Client`, except ``threaded``. It may be created before the loop runs, and be used by one
+    loop after the other: listeners and subscriptions follow. Events that arrive between two loops wait for the next.
     """
 
-    def __init__(self, location: str | Location | None = None, **options: Any) -> None:
-        self._client = Client(location, **options)
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(
+        self, location: str | Location | None = None, *, on_error: OnError | None = None, **options: Any
+    ) -> None:
+        if "threaded" in options:
+            raise TypeError("an AsyncClient always runs its own threads: leave out the argument threaded")
+        self._options = options
+        self._on_error = on_error
+        self._calls = LoopCalls()
+        self._client = _LoopClient(self._calls, location, on_error=on_error, **options)
+        self._room = asyncio.Event()
+        """Set when the full queue may have room."""
 
     @property
     def location(self) -> Location:
         """Location of the server."""
         return self._client.location
 
-    async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
-        self._forbid_waiting()
-        try:
-            self._client.emit(name, *args, **kwargs)
-        except WouldBlock:
-            # A thread of the executor may wait. A cancellation does not stop it: the event is queued all the same.
-            await self._in_thread(functools.partial(self._client.emit, name, *args, **kwargs))
+    @property
+    def connected(self) -> bool:
+        """Whether a server has accepted this client on the present connection."""
+        return self._client.connected
 
-    async def request(
-        self, name: str, /, *args: Any, on_progress: Callable[..., Any] | None = None, **kwargs: Any
-    ) -> Any:
-        """Send a request and return the value that the server's first listener of this name returns.
-
-        Arguments and errors are those of `Client.request`. Cancelling the call cancels the request on the server.
-        ``on_progress``, plain or async, is called on the loop.
-        """
-        progress = None if on_progress is None else self._on_loop(on_progress)
-        ask = functools.partial(self._client.submit, name, *args, on_progress=progress, **kwargs)
-        self._forbid_waiting()
-        try:
-            asked = ask()
-        except WouldBlock:
-            asked = await self._in_thread(ask, Future.cancel)
-        return await asyncio.wrap_future(asked)
-
-    async def subscribe(
-        self, pattern: str, listener: Callable[..., Any], *, on_gap: Callable[..., Any] | None = None, **options: Any
-    ) -> Subscription:
-        """Subscribe to publications. Returns when the server has confirmed the subscription. Like `Client.subscribe`.
-
-        ``listener`` and ``on_gap``, plain or async, are called on the loop.
-        """
-        gap = None if on_gap is None else self._on_loop(on_gap)
-        subscribe = functools.partial(self._client.subscribe, pattern, self._on_loop(listener), on_gap=gap, **options)
-        return await self._in_thread(subscribe, Subscription.close)
-
-    def add_listener(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
-        """Call ``listener`` on the loop for each event of this name that the server emits to this client."""
-        self._client.add_listener(name, self._on_loop(listener), pass_event=pass_event)
-
-    async def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the server has handled all events; return False after ``timeout`` seconds, or else ``linger``."""
-        return await self._in_thread(functools.partial(self._client.flush, timeout))
+    @property
+    def silence(self) -> float:
+        """Seconds since the last frame from the server; infinity before the first one."""
+        return self._client.silence
 
     def stats(self) -> dict[str, int]:
         """Return the counters of `Client.stats`."""
         return self._client.stats()
 
+    async def start(self) -> None:
+        """Connect now, not at the first use."""
+        await self._open()
+        self._client.start()
+
+    # -- emitting ----------------------------------------------------------------------------------------------
+
+    async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
+        await self._call(functools.partial(self._client.emit, name, *args, **kwargs))
+
+    async def emit_event(self, event: Event) -> None:
+        """Emit an event that carries headers. Raises what `Client.emit_event` raises."""
+        await self._call(functools.partial(self._client.emit_event, event))
+
+    async def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the server has handled all events; return False after ``timeout`` seconds, or else ``linger``."""
+        self._calls.use_running_loop()
+        return await call_in_thread(functools.partial(self._client.flush, timeout))
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        name: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        on_progress: OnProgress | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Send a request and return the value that the server's first listener of this name returns.
+
+        Arguments and errors are those of `Client.request`. Cancelling the call cancels the request on the server, and
+        its listener there if it is async. ``on_progress``, plain or async, is called on the loop.
+        """
+        options: dict[str, Any] = {"timeout": timeout, "idempotent": idempotent, "on_progress": on_progress}
+        return await (await self.submit(name, *args, **options, **kwargs))
+
+    async def submit(
+        self,
+        name: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        on_progress: OnProgress | None = None,
+        **kwargs: Any,
+    ) -> asyncio.Future[Any]:
+        """Send a request and return a future of its result. Cancelling the future cancels the request on the server.
+
+        Waits only while the queue is full. Arguments and errors are those of `request`.
+        """
+        progress = None if on_progress is None else self._calls.wrap(on_progress)
+        options: dict[str, Any] = {"timeout": timeout, "idempotent": idempotent, "on_progress": progress}
+        io = self._client._io or await self._open()
+        let_requests_overtake(io.machine.session.id)
+        return on_running_loop(
+            await self._call(functools.partial(self._client.submit, name, *args, **options, **kwargs))
+        )
+
+    # -- receiving ---------------------------------------------------------------------------------------------
+
+    def add_listener(
+        self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
+    ) -> None:
+        """Call ``listener`` on the loop for each event of this name that the server emits to this client."""
+        self._client.add_listener(name, listener, pass_event=pass_event, once=once)
+
+    def once(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
+        """Call ``listener`` for the next such event only. Otherwise as `add_listener`."""
+        self._client.once(name, listener, pass_event=pass_event)
+
+    def on(self, name: str, *, pass_event: bool = False) -> Callable[[Function], Function]:
+        """Decorate a listener: ``@client.on("job.*")``."""
+        return self._client.on(name, pass_event=pass_event)
+
+    def remove_listener(self, name: str, listener: Callable[..., Any] | None = None) -> bool:
+        """Remove the newest registration of ``listener`` under this name, or all of the name without a listener.
+
+        Return False if there is none.
+        """
+        return self._client.remove_listener(name, listener)
+
+    async def subscribe(
+        self,
+        pattern: str,
+        listener: Callable[..., Any],
+        *,
+        last: bool = False,
+        queue: int = 1024,
+        when_full: str = "drop_oldest",
+        max_lag: float | None = None,
+        on_gap: OnGap | None = None,
+        pass_event: bool = False,
+        timeout: float | None = None,
+    ) -> Subscription:
+        """Subscribe to publications. Returns when the server has confirmed the subscription. Like `Client.subscribe`.
+
+        ``listener`` and ``on_gap``, plain or async, are called on the loop.
+        """
+        await self._open()
+        subscription = self._client._new_subscription(
+            pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event
+        )
+        try:
+            await self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
+        except BaseException:
+            subscription.close()
+            raise
+        return subscription
+
+    # -- closing -----------------------------------------------------------------------------------------------
+
+    async def close(self, linger: float | None = None) -> None:
+        """Wait up to ``linger`` seconds until all events are confirmed, then close. Idempotent. Raises Undelivered.
+
+        A cancellation ends the wait: the client is closed, and the unconfirmed events are logged.
+        """
+        self._calls.release_caller()
+        io = self._client._io
+        closing = call_in_thread(functools.partial(self._client.close, linger))
+        await finish_uncancelled(closing, hurry=(lambda: None) if io is None else io.end_waits)
+
     async def aclose(self, linger: float | None = None) -> None:
-        """Wait up to ``linger`` seconds until all events are confirmed, then close. Raises Undelivered."""
-        await self._in_thread(functools.partial(self._client.close, linger))
+        """Close, under the name that `contextlib.aclosing` calls."""
+        await self.close(linger)
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        await self._open()
         return self
 
-    async def __aexit__(self, *raised: Any) -> None:
-        await self._in_thread(functools.partial(self._client.__exit__, *raised))
-
-    def _forbid_waiting(self) -> None:
-        """Make `Client.emit` raise WouldBlock in this thread instead of waiting for room in the queue."""
-        (self._client._io or self._client._open()).send_queue.nonblocking_thread = threading.get_ident()
-
-    async def _in_thread(self, call: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
-        """Run a blocking call in a thread. A cancellation does not stop the call: ``undo`` then gets its result."""
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(None, call)
-
-        def ended(_: object) -> None:
-            if not running.cancelled() and running.exception() is None and undo is not None:
-                with contextlib.suppress(RuntimeError):  # The loop is closed already.
-                    loop.run_in_executor(None, undo, running.result())
-
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            running.add_done_callback(ended)
-            raise
+            await self.close()
+        except Undelivered as lost:
+            if error is None:
+                raise
+            error.add_note(f"and while leaving the client: {lost}")
 
-    def _on_loop(self, listener: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a listener for the dispatch thread, which runs ``listener`` on the loop and waits for it."""
-        if not callable(listener):
-            raise TypeError(f"a listener must be callable, not {listener!r}")
-        loop = self._loop or asyncio.get_running_loop()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), on_error=self._on_error, **self._options), (self._client.location,)
 
-        @functools.wraps(listener)
-        def call_on_loop(*args: Any, **kwargs: Any) -> None:
-            async def call() -> None:
-                value = listener(*args, **kwargs)
-                if inspect.isawaitable(value):
-                    await value
+    def __repr__(self) -> str:
+        return repr(self._client).replace("Client", "AsyncClient", 1)
 
-            asyncio.run_coroutine_threadsafe(call(), loop).result()
+    # -- inside ------------------------------------------------------------------------------------------------
 
-        return call_on_loop
+    async def _open(self) -> ClientIO:
+        """Use the running loop from now on, and connect. In a thread: some transports wait for their backend."""
+        if self._calls.use_running_loop():
+            self._room = asyncio.Event()
+        io = self._client._io
+        return await call_in_thread(self._client._open) if io is None else io
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        """Call a method that queues an event. While the queue is full, wait for room without blocking the loop."""
+        loop, io = asyncio.get_running_loop(), self._client._io
+        if io is None or loop is not self._calls.loop:
+            io = await self._open()
+        queue = io.send_queue
+        # Only in this thread the client must raise WouldBlock instead of waiting for room.
+        queue.nonblocking_thread = threading.get_ident()
+        try:
+            return call()
+        except WouldBlock as full:
+            name = full.name
+        deadline = loop.time() + self._client._options.emit_timeout
+        queue.on_room = lambda: self._calls.notify(self._room.set)
+        queue.waiting += 1
+        try:
+            while (left := deadline - loop.time()) > 0:
+                self._room.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, ROOM_POLL_INTERVAL_S)):
+                        await self._room.wait()
+                with contextlib.suppress(WouldBlock):
+                    return call()
+        finally:
+            queue.waiting -= 1
+        raise queue.timeout_error(name)
+
+
+class _LoopClient(Client):
+    """The client of an `AsyncClient`: its callbacks run on the event loop."""
+
+    def __init__(
+        self, calls: LoopCalls, location: str | Location | None, *, on_error: OnError | None, **options: Any
+    ) -> None:
+        self._calls = calls
+        super().__init__(location, on_error=on_error, **options)
+        if on_error is not None:
+            self._on_error = functools.partial(calls.notify, on_error)
+
+    def _adapt(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return self._calls.wrap(function)
+
+    def close(self, linger: float | None = None) -> None:
+        self._calls.close()
+        super().close(linger)
 
 
 class AsyncServer(Server):
     """A `Server` whose listeners, plain or async, run on the event loop: ``async with AsyncServer(...) as server``.
 
-    Takes the arguments of `Server`. The events of one client are dispatched in order, each after the listeners of the
-    previous event have returned. Requests run concurrently.
+    Takes the arguments of `Server`, and ``concurrency``, the number of async listeners that run at a time in the block.
+    The events of one client are handled in order, each after the listeners of the previous event have returned;
+    clients and requests are served concurrently. If the server loses its location, its block is cancelled and raises
+    the cause.
     """
 
-    def __init__(self, location: str | Location | None = None, **options: Any) -> None:
+    def __init__(
+        self, location: str | Location | None = None, *, concurrency: int = MAX_CONCURRENCY, **options: Any
+    ) -> None:
+        check_count("concurrency", concurrency)
         super().__init__(location, **options)
+        self._concurrency = concurrency
         self._serving: asyncio.Task[None] | None = None
+        self._owner: asyncio.Task[Any] | None = None
+        """The task within the block of this server."""
+        self._cancelled_owner: asyncio.Task[Any] | None = None
+
+    async def serve(self, *, concurrency: int = MAX_CONCURRENCY) -> None:
+        """Serve as `Server.serve`; within ``async with``, wait until the service ends. Raises its error."""
+        serving = self._serving
+        if serving is None:
+            await super().serve(concurrency=concurrency)
+            return
+        await asyncio.wait([serving])
+        if not serving.cancelled():
+            serving.result()
 
     async def __aenter__(self) -> Self:
-        self._serving = asyncio.get_running_loop().create_task(self.serve())
+        self._owner = asyncio.current_task()
+        self._serving = asyncio.get_running_loop().create_task(super().serve(concurrency=self._concurrency))
+        self._serving.add_done_callback(self._on_end)
+        try:
+            await asyncio.sleep(0)  # The service begins: events that the block emits locally find it.
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+    def _on_end(self, serving: asyncio.Task[None]) -> None:
+        """Cancel the block of a server that has lost its location. Like TaskGroup, it raises the cause at its end."""
+        owner, self._owner = self._owner, None
+        if owner is not None and not serving.cancelled() and serving.exception() is not None:
+            self._cancelled_owner = owner
+            owner.cancel()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._owner, cancelled = None, self._cancelled_owner
+        if cancelled is not None:
+            cancelled.uncancel()
+        try:
+            await self.aclose()
+        except Exception as cause:
+            if error is None or (cancelled is not None and isinstance(error, asyncio.CancelledError)):
+                raise cause from None
+            if cause is not error:
+                error.add_note(f"and while leaving the server: {cause}")
 
     async def aclose(self, linger: float | None = None) -> None:
-        """Stop dispatching, then close as `Server.close`."""
-        serving, self._serving = self._serving, None
-        try:
-            if serving is not None:
-                serving.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await serving
-        finally:
-            await asyncio.get_running_loop().run_in_executor(None, functools.partial(self.close, linger))
+        """Stop dispatching, then close as `Server.close`. Raises the error that has ended the service."""
+        self._owner, serving, self._serving = None, self._serving, None
+        if serving is not None:
+            serving.cancel()
+        await finish_uncancelled(asyncio.get_running_loop().create_task(self._close(serving, linger)))
+
+    async def _close(self, serving: asyncio.Task[None] | None, linger: float | None) -> None:
+        if serving is not None:
+            await asyncio.wait([serving])
+        await call_in_thread(functools.partial(self.close, linger))
+        if serving is not None and not serving.cancelled():
+            serving.result()

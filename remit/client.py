@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
@@ -18,7 +19,7 @@ from remit._patterns.pubsub import OnGap, SubscriberState, Subscription
 from remit._patterns.request_reply import OnProgress
 from remit.codec import Codec, EventMessage, find_codec
 from remit.config import resolve
-from remit.errors import LinkClosed, Undelivered, WouldDeadlock
+from remit.errors import LinkClosed, SessionRefused, Undelivered, WouldDeadlock
 from remit.event import Event, check_event
 from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
@@ -284,22 +285,46 @@ class Client(ListenerRegistry):
         ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with the number of missed publications, or with None
         after a restart of the server. Raises what `request` raises, and TypeError or ValueError for invalid arguments.
         """
-        subscription = Subscription(pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event)
+        subscription = self._new_subscription(
+            pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event
+        )
+        try:
+            self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
+        except BaseException:
+            subscription.close()
+            raise
+        return subscription
+
+    def _new_subscription(
+        self,
+        pattern: str,
+        listener: Callable[..., Any],
+        options: tuple[int, str, float | None, bool],
+        on_gap: OnGap | None,
+        *,
+        pass_event: bool,
+    ) -> Subscription:
+        """Return a subscription that receives publications as soon as the server knows it."""
+        subscription = Subscription(pattern, listener, options, on_gap, pass_event=pass_event)
+        subscription._listener = self._adapt(subscription._listener)
+        if on_gap is not None:
+            subscription._on_gap = self._adapt(on_gap)
         subscription._unsubscribe = self._unsubscribe
         # Before the request: the first publication may arrive together with the reply.
         self._subscriptions.active[subscription.id] = subscription
         if self._threaded:
             self.start()
-        try:
-            self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
-        except BaseException:
-            self._subscriptions.active.pop(subscription.id, None)
-            raise
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:
-        if self._subscriptions.active.pop(subscription.id, None) and self._io is not None:
-            self.emit(UNSUBSCRIBE, subscription.id)
+        io = self._io
+        if not self._subscriptions.active.pop(subscription.id, None) or io is None:
+            return
+        # Beyond the bound of the queue: closing a subscription must not wait, for example on an event loop.
+        io.send_queue.pending.append(io.send_queue.encode(UNSUBSCRIBE, (subscription.id,), {}, _NO_HEADERS))
+        if io.send_queue.idle:
+            with contextlib.suppress(SessionRefused):  # Then the server has no subscriptions of this client.
+                io.send_queue.wake()
 
     def _subscribe_again(self, message: EventMessage) -> None:
         """Repeat all subscriptions: a restarted server does not know them."""

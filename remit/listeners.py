@@ -107,8 +107,8 @@ class ListenerRegistry:
         self._entries_lock = threading.Lock()
         self._on_error = on_error
         self._router = EventRouter(self._reset_cache)
-        self._awaitables: list[tuple[Event, Awaitable[Any]]] | None = None
-        """Awaitables returned by async listeners, for an event loop to await; None while no loop serves this end."""
+        self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
+        """Has an event loop await what an async listener has returned; None while no loop serves this end."""
         self._unheard = 0
         self._errors = 0
         self._dispatched = 0
@@ -124,10 +124,14 @@ class ListenerRegistry:
         """
         check_listener(name, listener)
         call = listener if pass_event else converter(listener)
-        entry = _Entry(name, matcher(name), listener, call, pass_event, once)
+        entry = _Entry(name, matcher(name), listener, self._adapt(call), pass_event, once)
         with self._entries_lock:
             self._entries += (entry,)
             self._cache = {}
+
+    def _adapt(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what to call for a callback of the user."""
+        return function
 
     def once(self, name: str, listener: Callable[..., Any], *, pass_event: bool = False) -> None:
         """Call ``listener`` for the next such event only. Otherwise as `add_listener`."""
@@ -187,8 +191,8 @@ class ListenerRegistry:
 
     def _defer(self, event: Event, value: Awaitable[Any]) -> None:
         """Have an event loop await ``value``. Without a loop, raise TypeError for a coroutine: it would never run."""
-        if self._awaitables is not None:
-            self._awaitables.append((event, value))
+        if self._defer_to is not None:
+            self._defer_to(event, value)
         elif iscoroutine(value):
             value.close()
             raise TypeError(ASYNC)

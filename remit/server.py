@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from operator import length_hint
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from remit._io.server_io import ServerIO
 from remit._patterns.names import SUBSCRIBE, UNSUBSCRIBE
@@ -20,18 +20,22 @@ from remit.errors import LinkClosed, ReentrantTick
 from remit.event import Sender
 from remit.listeners import ListenerRegistry, OnError, check_name
 from remit.location import Location
-from remit.options import resolve_options
+from remit.options import check_count, resolve_options
 from remit.plugins import find_transport
 from remit.transport import Wakeable, register_after_fork
 from remit.transports.authenticated import with_authentication
 
-__all__ = ["Server"]
+if TYPE_CHECKING:
+    from remit._io.async_server import AsyncServerLoop
 
+__all__ = ["Server"]
 
 MAX_TICK_S: Final = 0.25
 """Seconds after which a tick without ``limit`` returns, although more events keep arriving."""
 RUN_WAIT_S: Final = 1.0
 """Upper bound of one wait in `Server.run` and `Broker.run`."""
+MAX_CONCURRENCY: Final = 1000
+"""Async listeners that run at a time, unless `Server.serve` gets another number."""
 FOREVER: Final = float("inf")
 
 
@@ -63,6 +67,8 @@ class Server(ListenerRegistry):
         self._location = self._requested
         self._io: ServerIO | None = None
         self._closed = self._stopping = False
+        self._loop_server: AsyncServerLoop | None = None
+        """Serves on an event loop, within `serve`."""
         self._publisher = Publisher(self._mark_writable)
         self._requests = RequestServer(self._router, self._call_listeners, self._post)
         self._router.register(UNSUBSCRIBE, self._unsubscribe)
@@ -94,9 +100,11 @@ class Server(ListenerRegistry):
     def tick(self, limit: int | None = None) -> int:
         """Dispatch the events that have arrived, at most ``limit``. Return their number. Never waits.
 
-        Raises ReentrantTick in a listener of this server, LinkClosed after `close`.
+        Raises ReentrantTick in a listener of this server and while an event loop serves it, LinkClosed after `close`.
         """
         io = self._io or self._open()
+        if io.loop_thread:
+            raise ReentrantTick("an event loop serves this server and dispatches its events: do not call tick()")
         if not io.tick_lock.acquire(blocking=False):
             if io.tick_thread == threading.get_ident():
                 raise ReentrantTick("a listener called tick() of its own server; return from the listener instead")
@@ -130,17 +138,20 @@ class Server(ListenerRegistry):
         finally:
             self._stopping = False
 
-    async def serve(self) -> None:
-        """Dispatch events on the running event loop until cancelled. Listeners may be async.
+    async def serve(self, *, concurrency: int = MAX_CONCURRENCY) -> None:
+        """Dispatch events on the running event loop until cancelled, or until `stop` or `close`.
 
-        Raises LinkClosed after `close`.
+        Listeners may be async. Events of one client are handled in order, clients and requests concurrently, with up
+        to ``concurrency`` async listeners at a time. Raises the error of a lost location, LinkClosed after `close`,
+        ReentrantTick while another `serve` is active.
         """
         from remit._io.async_server import AsyncServerLoop  # Imports asyncio: slow, and needed only here.
 
-        await AsyncServerLoop(self, self._io or self._open()).serve()
+        check_count("concurrency", concurrency)
+        await AsyncServerLoop(self, self._io or self._open(), concurrency).serve()
 
     def stop(self) -> None:
-        """Make `run` return, or the next `run` if none is active. Safe from any thread."""
+        """Make `run` or `serve` return, or the next one if none is active. Safe from any thread."""
         self._stopping = True
         self.wake()
 
@@ -228,6 +239,11 @@ class Server(ListenerRegistry):
     # -- state -------------------------------------------------------------------------------------------------
 
     @property
+    def is_open(self) -> bool:
+        """Whether this server holds its location. False before the first use of a copy, and after a loss."""
+        return self._io is not None and self._io.failure is None
+
+    @property
     def _drained_at(self) -> float:
         """Monotonic time of the last read that emptied the link. Raises LinkClosed."""
         return (self._io or self._open()).link_pump.drained_at
@@ -250,6 +266,8 @@ class Server(ListenerRegistry):
             sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
             counters["sessions"] = len(sessions)
             counters["waiting"] = sum(len(received.events) for received in list(machine.ready))
+            if (loop_server := self._loop_server) is not None:
+                counters["waiting"] += loop_server.waiting
             counters["duplicates"] = sum(session.inbox.duplicates for session in sessions)
             counters["rejected"] = sum(rejected.values())
             counters.update({f"rejected_{reason}": count for reason, count in rejected.items()})

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from doorman.futures import IDLE_WAIT_S
-from remit import Event
-from remit._internal import collect_awaitables, pop_awaitables, report_listener_error
+from remit._internal import call_in_thread, finish_uncancelled, run_async_listeners
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -35,7 +33,6 @@ class LoopDriver:
         self._idle: set[asyncio.Future[None]] = set()
         # An entry stays until its task ends, even without waits: see `wait_ended`.
         self._awaited: dict[Task, set[asyncio.Future[None]]] = {}
-        self._listener_tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._detached = False
         self.tick_scheduled = False
@@ -52,7 +49,7 @@ class LoopDriver:
                 raise RuntimeError("this manager is driven by an event loop already: enter only the outermost manager")
         for each in self._managers:
             each._loop_driver = self
-        collect_awaitables(self._server, enabled=True)
+        self._listeners = run_async_listeners(self._server, self._fail)
         self._thread.start()
         self._loop.call_soon(self._turn)
 
@@ -91,16 +88,7 @@ class LoopDriver:
 
     async def leave(self) -> BaseException | None:
         """Close the manager and return what a tick raised. A cancellation takes effect when it is closed."""
-        leaving = self._loop.create_task(self._leave())
-        cancelled: asyncio.CancelledError | None = None
-        while not leaving.done():
-            try:
-                await asyncio.wait([leaving])  # Cancelling this wait does not cancel `leaving`.
-            except asyncio.CancelledError as error:
-                cancelled = error
-        leaving.result()
-        if cancelled is not None:
-            raise cancelled
+        await finish_uncancelled(self._loop.create_task(self._leave()))
         return self._error
 
     def detach(self) -> None:
@@ -113,7 +101,7 @@ class LoopDriver:
         self._thread.join(JOIN_TIMEOUT_S)
         for each in self._managers:
             each._loop_driver = None
-        collect_awaitables(self._server, enabled=False)
+        self._listeners.detach()
         for idle in self._idle:
             _end_wait(idle)
 
@@ -126,10 +114,8 @@ class LoopDriver:
             except BaseException:  # The error of a tick is returned by `leave`; running tasks are stopped all the same.
                 if self._error is None:
                     raise
-        for task in self._listener_tasks:
-            task.cancel()
         self.detach()
-        await self._loop.run_in_executor(None, self._manager.close)
+        await call_in_thread(self._manager.close)
 
     # -- on the loop -------------------------------------------------------------------------------------------
 
@@ -147,7 +133,6 @@ class LoopDriver:
             return  # Raised by each await of the manager, or at the end of its block.
         finally:
             self.ticking = False
-        self._start_listener_tasks()
         if not busy:
             for idle in self._idle:
                 _end_wait(idle)
@@ -167,7 +152,7 @@ class LoopDriver:
         return self._loop.create_future()
 
     def _on_task_done(self, task: Task) -> None:
-        """End the waits for a task. Runs in a thread of the executor while the manager closes, else on the loop."""
+        """End the waits for a task. Runs in another thread while the manager closes, else on the loop."""
         if threading.get_ident() == self._loop_thread:
             self._end_waits(task)
         else:
@@ -176,19 +161,6 @@ class LoopDriver:
     def _end_waits(self, task: Task) -> None:
         for ended in self._awaited.pop(task, ()):
             _end_wait(ended)
-
-    def _start_listener_tasks(self) -> None:
-        """Start a task for each awaitable that a listener of the manager's server has returned."""
-        for event, awaitable in pop_awaitables(self._server):
-            task = self._loop.create_task(self._await(event, awaitable))
-            self._listener_tasks.add(task)
-            task.add_done_callback(self._listener_tasks.discard)
-
-    async def _await(self, event: Event, awaitable: Awaitable[Any]) -> None:
-        try:
-            await awaitable
-        except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-            report_listener_error(self._server, event, error)
 
     # -- in the thread -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from remit._io.drivers import CallerDriver, LinkLock, ThreadDriver
 from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
 from remit._patterns.event_router import EventRouter
-from remit._patterns.names import PROGRESS, REPLY, REQUEST
+from remit._patterns.names import PROGRESS, REPLY, REQUEST, UNSUBSCRIBE
 from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient, decode_nested
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import WINDOW_BYTES, Outbox
@@ -238,11 +238,17 @@ class ClientIO:
         self.requests.close()
         return self._undelivered()
 
+    def end_waits(self) -> None:
+        """End the wait of `drain` in another thread: `close` then reports what is unconfirmed."""
+        self.closing = True
+        self.driver.stop(0.0)
+
     def _undelivered(self) -> Undelivered | None:
         fates: dict[str, list[Event]] = {"received": [], "unknown": [], "never_sent": []}
         for fate, data in self.outbox.unfinished():
             wire = decode_nested(self._codec, data)
-            if wire.name != REQUEST:  # A request has raised or set its own error.
+            # A request has raised or set its own error, and a subscription ends with the session.
+            if wire.name not in (REQUEST, UNSUBSCRIBE):
                 fates[fate].append(wire.event())
         if not any(fates.values()):
             return None

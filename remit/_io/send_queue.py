@@ -20,7 +20,11 @@ ROOM_POLL_INTERVAL_S: Final = 0.05
 
 
 class WouldBlock(Exception):
-    """Raised instead of waiting for room in `SendQueue.nonblocking_thread`."""
+    """Raised with the event's name instead of waiting for room in `SendQueue.nonblocking_thread`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class SendQueue:
@@ -48,6 +52,8 @@ class SendQueue:
         """Threads that wait for room."""
         self.nonblocking_thread = 0
         """Ident of the event loop's thread, in which `reserve` must not wait; 0 without an event loop."""
+        self.on_room: Callable[[], None] = lambda: None
+        """Wakes the tasks of an event loop that wait for room."""
         self.closed = False
         self._room = threading.Condition()
         self._outbox = outbox
@@ -106,7 +112,7 @@ class SendQueue:
 
     def _wait_for_room(self, name: str, size: int) -> None:
         if self.nonblocking_thread == threading.get_ident():
-            raise WouldBlock
+            raise WouldBlock(name)
         deadline = time.monotonic() + self._options.emit_timeout
         self.waiting += 1
         try:
@@ -115,11 +121,7 @@ class SendQueue:
                     raise LinkClosed(f"{shortened(name)} was not queued: the client was closed while it waited")
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    self.dropped["timed_out"] += 1
-                    raise EmitTimeout(
-                        f"{name!r} was not queued: the queue stayed full for {self._options.emit_timeout} s; "
-                        "is the server being ticked?"
-                    )
+                    raise self.timeout_error(name)
                 left = min(left, ROOM_POLL_INTERVAL_S)
                 serve = self.serve
                 if serve is not None:
@@ -130,8 +132,17 @@ class SendQueue:
         finally:
             self.waiting -= 1
 
+    def timeout_error(self, name: str) -> EmitTimeout:
+        """Count an event that found no room in time, and return its error."""
+        self.dropped["timed_out"] += 1
+        return EmitTimeout(
+            f"{name!r} was not queued: the queue stayed full for {self._options.emit_timeout} s; "
+            "is the server being ticked?"
+        )
+
     def notify_room(self) -> None:
-        """Wake the threads that wait for room."""
+        """Wake the threads and the event loop that wait for room."""
         if self.waiting:
+            self.on_room()
             with self._room:
                 self._room.notify_all()

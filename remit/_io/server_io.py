@@ -45,12 +45,14 @@ _open: set[weakref.ref[ServerIO]] = set()
 
 
 def ticked_here(location: Location) -> bool:
-    """Return True if the calling thread is the one that ticks an open server on this location."""
+    """Return True if the calling thread ticks an open server on this location, itself or by its event loop."""
     if not _open:
         return False
     here = threading.get_ident()
     return any(
-        io.tick_thread == here and io.location == location for each in tuple(_open) if (io := each()) is not None
+        here in (io.tick_thread, io.loop_thread) and io.location == location
+        for each in tuple(_open)
+        if (io := each()) is not None
     )
 
 
@@ -93,6 +95,10 @@ class ServerIO:
         self.tick_lock = threading.Lock()
         self.tick_thread = 0
         """Ident of the thread that ticks, or was the last to tick."""
+        self.loop_thread = 0
+        """Ident of the thread whose event loop serves; 0 without one."""
+        self.failure: Exception | None = None
+        """Error that has ended the service of an event loop: the location is lost."""
         self.pumped_at = time.monotonic()
         """Time of the last pump, or time until which a thread waits on the link."""
         self.closed = False
@@ -126,10 +132,10 @@ class ServerIO:
             pump.wait(timeout, self.waker if waker is None else self._with(waker))
             self.waker.clear()
 
-    def report_sessions(self, dispatching: Session | None = None) -> None:
+    def report_sessions(self, *dispatching: Session) -> None:
         """Call the handlers of the router for ended sessions and cancelled requests.
 
-        A session is reported after its last event: not while its events wait, or while it is ``dispatching``. An
+        A session is reported after its last event: not while its events wait, or while they are ``dispatching``. An
         event handled after that report would create state that nothing removes.
         """
         machine = self.machine
@@ -137,7 +143,7 @@ class ServerIO:
             return
         # Copies: the keepalive thread may pump at the same time. `closed` first: events of a session precede its end.
         closed = list(machine.closed)
-        waiting = {dispatching, *(received.session for received in list(machine.ready))} if closed else set()
+        waiting = {*dispatching, *(received.session for received in list(machine.ready))} if closed else set()
         for session in [each for each in closed if each not in waiting]:
             machine.closed.remove(session)
             for on_closed in self._router.session_closed:
