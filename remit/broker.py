@@ -21,7 +21,8 @@ class Broker:
     """Queues the requests of clients as jobs and assigns each to one worker. The location is opened immediately.
 
     A worker that was silent for ``lease`` seconds, or was disconnected and has not reconnected within 2 seconds, is
-    considered dead, and its jobs are requeued. A job that ``max_attempts`` workers have died of is a dead letter.
+    considered dead, and its jobs are requeued. On the host of the broker it may be silent for as long as its process
+    runs. A job that ``max_attempts`` workers have died of is a dead letter.
     ``queue`` bounds the number of jobs; further requests are refused. The other ``options`` are those of `Server`.
     Raises what `Server` raises.
     """
@@ -48,12 +49,17 @@ class Broker:
             max_attempts=max_attempts,
             queue=queue,
         )
+        self.server._unheard_hint = "a broker handles requests only: use client.request() or client.submit()"
 
     def tick(self) -> int:
         """Handle what has arrived and assign jobs, without waiting; return the number of events handled."""
-        handled = self.server.tick()
-        self._core.advance(self.server._drained_at)
-        return handled
+        try:
+            handled = self.server.tick()
+            self._core.advance(self.server._drained_at)
+            return handled
+        except BaseException:
+            self._core.repair()
+            raise
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` may have something to do."""

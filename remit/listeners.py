@@ -34,6 +34,8 @@ OnError = Callable[[Event, Exception], None]
 
 # Size of the cache of listeners by event name: peers that send random names must not exhaust the memory.
 NAMES_CACHED: Final = 4096
+NAMES_LOGGED: Final = 64
+"""Names of events without a listener for which one end writes a log record."""
 ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
 
 _WILD: Final = re.compile(r"[*?\[]")
@@ -110,6 +112,9 @@ class ListenerRegistry:
         self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
         """Has an event loop await what an async listener has returned; None while no loop serves this end."""
         self._unheard = 0
+        self._unheard_hint = "register one with add_listener()"
+        self._logged_names: set[str] = set()
+        """Names of events without a listener that were logged: one record for each name."""
         self._errors = 0
         self._dispatched = 0
 
@@ -237,6 +242,12 @@ class ListenerRegistry:
             if len(self._cache) >= NAMES_CACHED:
                 self._cache = {}
             self._cache[name] = entries
+        if (
+            not (entries or name.startswith(RESERVED) or name in self._logged_names)
+            and len(self._logged_names) < NAMES_LOGGED
+        ):
+            self._logged_names.add(name)
+            logger.warning("no listener for event %r: %s", name, self._unheard_hint)
         return entries
 
     def _reset_cache(self) -> None:
@@ -245,6 +256,10 @@ class ListenerRegistry:
 
     def _report_error(self, event: Event, error: Exception) -> None:
         self._errors += 1
+        self._pass_error(event, error)
+
+    def _pass_error(self, event: Event, error: Exception) -> None:
+        """Call on_error, or log the exception of a listener."""
         if self._on_error is None:
             logger.error("a listener of %r raised", event.name, exc_info=error)
             return

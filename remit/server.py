@@ -70,7 +70,7 @@ class Server(ListenerRegistry):
         self._loop_server: AsyncServerLoop | None = None
         """Serves on an event loop, within `serve`."""
         self._publisher = Publisher(self._mark_writable)
-        self._requests = RequestServer(self._router, self._call_listeners, self._post)
+        self._requests = RequestServer(self._router, self._call_listeners, self._post, self._pass_error)
         self._router.register(UNSUBSCRIBE, self._unsubscribe)
         self._router.request_handlers[SUBSCRIBE] = self._publisher.subscribe
         self._router.session_closed.append(self._publisher.remove_session)
@@ -249,12 +249,13 @@ class Server(ListenerRegistry):
         return (self._io or self._open()).link_pump.drained_at
 
     def stats(self) -> dict[str, int]:
-        """Return counters of dispatched, rejected and duplicate events, listener errors, and sessions."""
+        """Return counters of dispatched, rejected and duplicate events, of errors of listeners, and of sessions."""
         counters = {
             "dispatched": self._dispatched,
             "listener_errors": self._errors,
             "unheard": self._unheard,
             "unanswered": self._requests.skipped,
+            "failed": self._requests.failed,
             "published": self._publisher.published,
             "subscriptions": len(self._publisher),
             "publications_dropped": self._publisher.dropped,

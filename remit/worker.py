@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -21,9 +22,9 @@ from remit._patterns.names import (
     WORKER_LEAVE,
     WORKER_UNKNOWN,
 )
-from remit._patterns.request_reply import decode_nested, error_reply, value_reply
+from remit._patterns.request_reply import Reply, decode_nested, error_reply, shorter_reply, value_reply
 from remit.client import Client
-from remit.codec import find_codec
+from remit.codec import Codec, find_codec
 from remit.errors import FrameTooLarge, NoListener, RemitError
 from remit.listeners import check_listener, converter, matcher
 from remit.location import Location
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = ["CurrentJob", "Worker", "current_job"]
+
+logger = logging.getLogger("remit")
 
 IDLE_WAIT_S: Final = 60.0
 """Longest wait of an idle worker; a job or `Worker.stop` ends it earlier."""
@@ -85,9 +88,9 @@ class Worker:
             self.client._router.register(name, lambda *_: self._jobs.on_lease_lost())
         self._threads = threads
         self._handlers: dict[str, tuple[Callable[[str], object], Callable[..., Any]]] = {}
-        self._stopping = threading.Event()
-        self._interrupted: list[tuple[Job, tuple[str, bytes]]] = []
-        """Jobs whose handlers were interrupted, as by KeyboardInterrupt; the next `run` reports them as failed."""
+        self._stopping = False
+        self._running: dict[int, threading.Thread] = {}
+        """Tokens of the jobs that have started, with the threads that run them."""
 
     def on(self, name: str) -> Callable[[Handler], Handler]:
         """Return a decorator that registers a handler, which may be async, for jobs of this name or pattern."""
@@ -99,42 +102,56 @@ class Worker:
         return add
 
     def add_handler(self, name: str, handler: Callable[..., Any]) -> None:
-        """Call ``handler(*args, **kwargs)`` for jobs of this name or pattern; the first one that matches is used."""
+        """Call ``handler(*args, **kwargs)`` for jobs of this name or pattern; the first one that matches is used.
+
+        Raises ValueError if the name has a handler already.
+        """
         check_listener(name, handler)
-        self._handlers[name] = matcher(name), converter(handler)
+        entry = matcher(name), converter(handler)
+        if self._handlers.setdefault(name, entry) is not entry:
+            raise ValueError(f"this worker has a handler for {name!r} already; a job is run by one handler")
 
     def run(self, timeout: float | None = None) -> None:
         """Register with the broker and run jobs until `stop` is called or ``timeout`` seconds have passed.
 
-        Jobs that have started are finished; the broker requeues the others. Raises what `Client.request` raises if no
-        broker answers, and NoListener if the server is not a broker.
+        Jobs that have started are finished; the broker requeues the others. An exception of a handler is the reply to
+        its job. SystemExit or KeyboardInterrupt, in the main thread and with one thread, ends `run`, and the job goes
+        to another worker. Raises what `Client.request` raises if no broker answers, and NoListener if the server is
+        not a broker.
         """
         if not self._handlers:
             raise ValueError("a worker without a handler has nothing to do: add one with worker.on(name)")
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._discard_unstarted()
-        while self._interrupted:
-            job, reply = self._interrupted.pop()
-            self.client.emit(JOB_DONE, job.token, *reply)
+        why = ""
         try:
-            self._jobs.lease_s = lease = self._register()
-            self.client._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
             try:
+                self._discard_unstarted()
+                self._jobs.lease_s = lease = self._register()
+                self.client._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
                 self._run_jobs_in_threads(deadline)
+            except BaseException as error:
+                why = f"was interrupted by {type(error).__name__}"
+                raise
             finally:
                 # If the broker cannot be reached, the lease expires instead.
                 with contextlib.suppress(RemitError):
-                    self.client.request(WORKER_LEAVE, timeout=LEAVE_TIMEOUT_S)
+                    self.client.request(WORKER_LEAVE, self._running_tokens(), why, timeout=LEAVE_TIMEOUT_S)
                 self._discard_unstarted()  # The broker assigns nothing after its reply.
-        finally:
-            self._stopping.clear()
+                self._stopping = False
+        except BaseException:
+            # The request above may have been interrupted. Without it the broker would go on assigning jobs.
+            self._jobs.release_lock()
+            self._stopping = False
+            with contextlib.suppress(RemitError):
+                self.client.submit(WORKER_LEAVE, self._running_tokens(), why)
+            raise
 
     def stop(self) -> None:
         """Make `run` return once its running jobs have ended; if it has not been called yet, the next call returns.
 
         Safe from any thread and from a signal handler.
         """
-        self._stopping.set()
+        self._stopping = True
         self._jobs.interrupt_waits()
 
     def close(self) -> None:
@@ -153,19 +170,46 @@ class Worker:
 
     def _run_jobs_in_threads(self, deadline: float) -> None:
         if self._threads == 1:
-            self._run_jobs(deadline)
+            self._run_jobs(deadline, threading.Event())
             return
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="remit-worker") as pool:
-            for future in [pool.submit(self._run_jobs, deadline) for _ in range(self._threads)]:
-                future.result()
+        # Daemon threads: a process that ends does not wait for its jobs, which the broker gives to other workers.
+        over = threading.Event()
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        for number in range(self._threads):
+            name = f"remit-worker_{number}"
+            threading.Thread(target=self._run_thread, args=(deadline, over, ended), name=name, daemon=True).start()
+        error, left = None, self._threads
+        try:
+            while left:
+                with contextlib.suppress(queue.Empty):
+                    error = ended.get(timeout=IDLE_WAIT_S) or error
+                    left -= 1
+        finally:
+            # After an interrupt of this thread the others finish their jobs and end.
+            over.set()
+            self._jobs.interrupt_waits()
+        if error is not None:
+            raise error
 
-    def _run_jobs(self, deadline: float) -> None:
-        """Run one job after the other, in this thread."""
+    def _run_thread(
+        self, deadline: float, over: threading.Event, ended: queue.SimpleQueue[BaseException | None]
+    ) -> None:
+        try:
+            self._run_jobs(deadline, over)
+        except BaseException as error:
+            logger.exception("a thread of a worker has failed; the others finish their jobs, and run() ends")
+            self.stop()
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    def _run_jobs(self, deadline: float, over: threading.Event) -> None:
+        """Run one job after the other, in this thread, until ``over`` is set or the worker stops."""
         import asyncio  # Imported late, so that `import remit` stays fast.
 
         runner = asyncio.Runner()  # Creates its loop for the first async handler.
         try:
-            while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+            while not self._stopping and not over.is_set() and (left := deadline - time.monotonic()) > 0:
                 job = self._jobs.wait_for_job(min(left, IDLE_WAIT_S))
                 if job is not None:
                     self._run_job(job, runner)
@@ -173,34 +217,55 @@ class Worker:
             runner.close()
 
     def _run_job(self, job: Job, runner: asyncio.Runner) -> None:
+        import asyncio
+
+        self._running[job.token] = threading.current_thread()
         self.client.emit(JOB_STARTED, job.token)
         codec = find_codec(job.codec)
+        name = ""
         try:
             call = decode_nested(codec, job.body)
+            name = call.name
             deadline = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
 
             def progress(done: Any, total: Any) -> None:
                 self.client.emit(JOB_PROGRESS, job.token, done, total)
 
-            token = _current.set(CurrentJob(call.name, job.attempt, deadline, progress))
+            token = _current.set(CurrentJob(name, job.attempt, deadline, progress))
             try:
-                value = self._handler(call.name)(*call.args, **call.kwargs)
+                value = self._handler(name)(*call.args, **call.kwargs)
                 if inspect.iscoroutine(value):
                     value = runner.run(value)
             finally:
                 _current.reset(token)
             reply = value_reply(codec, value)
-        except Exception as error:  # noqa: BLE001 - any error of a handler is the reply
-            reply = error_reply(codec, error)
         except BaseException as error:
-            # Not reported yet: if this process ends, the broker requeues the job, as after any other death. If `run`
-            # is called again instead, the job must not stay assigned, and is reported then.
-            self._interrupted.append((job, error_reply(codec, error)))
-            raise
+            # SystemExit, KeyboardInterrupt and others may come from a signal handler, in the main thread.
+            failure = isinstance(error, (Exception, GeneratorExit, asyncio.CancelledError))
+            if not failure and threading.current_thread() is threading.main_thread():
+                # The program probably ends, and another worker runs the job.
+                logger.warning("a handler of %r was interrupted; the broker requeues its job", name, exc_info=error)
+                raise
+            logger.error("a handler of %r raised", name, exc_info=error)
+            reply = error_reply(codec, error)
+            if not failure and self._threads == 1:
+                self._emit_reply(job, codec, reply)
+                raise
+        self._emit_reply(job, codec, reply)
+
+    def _emit_reply(self, job: Job, codec: Codec, reply: Reply) -> None:
         try:
             self.client.emit(JOB_DONE, job.token, *reply)
         except FrameTooLarge as error:
-            self.client.emit(JOB_DONE, job.token, *error_reply(codec, error))
+            self.client.emit(JOB_DONE, job.token, *shorter_reply(codec, reply, error))
+        self._running.pop(job.token, None)
+
+    def _running_tokens(self) -> list[int]:
+        """Return the tokens of the jobs that other threads run. This thread runs none any more: it was interrupted."""
+        here = threading.current_thread()
+        running = {token: thread for token, thread in self._running.copy().items() if thread.is_alive()}
+        self._running = {token: thread for token, thread in running.items() if thread is not here}
+        return list(self._running)
 
     def _handler(self, name: str) -> Callable[..., Any]:
         for matches, handler in self._handlers.values():
@@ -211,7 +276,7 @@ class Worker:
     def _register(self) -> float:
         """Announce the worker and return its lease. Raises NoListener, and what `Client.request` raises."""
         try:
-            lease = self._jobs.announce().result()
+            lease = self._jobs.announce(running=self._running_tokens()).result()
             check_seconds("the lease of a broker", lease)
         except (NoListener, TypeError, ValueError) as error:
             where = self.client.location
@@ -223,5 +288,5 @@ class Worker:
     def _discard_unstarted(self) -> None:
         # Discarding also removes the interrupt of a `stop` that was called in between: it is repeated.
         self._jobs.discard_unstarted()
-        if self._stopping.is_set():
+        if self._stopping:
             self._jobs.interrupt_waits()

@@ -12,7 +12,7 @@ from remit._io.drivers import CallerDriver, LinkLock, ThreadDriver
 from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
 from remit._patterns.event_router import EventRouter
-from remit._patterns.names import PROGRESS, REPLY, REQUEST, UNSUBSCRIBE
+from remit._patterns.names import PROGRESS, REPLY, REQUEST, REQUEST_NOTE, UNSUBSCRIBE
 from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient, decode_nested
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import WINDOW_BYTES, Outbox
@@ -69,7 +69,11 @@ class ClientIO:
         self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
         self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
         # Not in the router: a signal handler may open another connection during this constructor, and that one is used.
-        self.dispatcher.handlers |= {REPLY: self.requests.on_reply, PROGRESS: self.requests.on_progress}
+        self.dispatcher.handlers |= {
+            REPLY: self.requests.on_reply,
+            PROGRESS: self.requests.on_progress,
+            REQUEST_NOTE: self.requests.on_note,
+        }
         self.closing = False
         """Set when no further frame will be received: all waits end."""
         self._callback_thread = 0

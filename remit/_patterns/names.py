@@ -11,6 +11,8 @@ REPLY: Final = "remit.reply"
 """Event to the client: request id, outcome, encoded result."""
 PROGRESS: Final = "remit.progress"
 """Event to the client: request id, done, total."""
+REQUEST_NOTE: Final = "remit.note"
+"""Event of a broker to the client: request id, why the request waits (empty: for its worker)."""
 
 # -- publications: pubsub.py --
 SUBSCRIBE: Final = "remit.subscribe"
@@ -24,9 +26,9 @@ UNSUBSCRIBED: Final = "remit.unsubscribed"
 
 # -- jobs: jobs.py --
 WORKER_READY: Final = "remit.ready"
-"""Request of a worker: names, capacity, term. Answered with its lease in seconds."""
+"""Request of a worker: names, capacity, term, tokens of running jobs, process. Answered with its lease in seconds."""
 WORKER_LEAVE: Final = "remit.leave"
-"""Request of a worker that takes no more jobs. The broker requeues those that have not started."""
+"""Request of a worker that takes no more jobs: tokens of running jobs, why others were given up. They are requeued."""
 WORKER_UNKNOWN: Final = "remit.unknown"
 """Event to a worker whose lease has expired: it must announce itself again."""
 JOB: Final = "remit.job"

@@ -37,14 +37,17 @@ from remit.errors import (
     LinkClosed,
     NoListener,
     PeerLost,
+    RemitError,
     RequestError,
     RequestFailed,
     RequestTimeout,
 )
-from remit.event import Sender
+from remit.event import Event, Sender
 from remit.listeners import ASYNC
 
 OnProgress: TypeAlias = Callable[[Any, Any], None]
+SHORT_TEXT: Final = 1000
+"""Characters that are left of the message and of the traceback if an exception exceeds a frame."""
 MAX_TIMEOUT_S: Final = 1e9
 """Longer timeouts are sent as none, so that the milliseconds fit an integer of any codec."""
 
@@ -209,6 +212,13 @@ class RequestClient:
             return None
         return EventMessage(PROGRESS, (request.waiter.on_progress, done, total))
 
+    def on_note(self, message: EventMessage) -> None:
+        """Store why a request waits. Raises msgspec.ValidationError."""
+        identifier, note = msgspec.convert(message.args, tuple[int, str])
+        request = self.open.get(identifier)
+        if request is not None:
+            request.note = note
+
     def on_disconnect(self, why: str) -> None:
         """Fail the requests that were sent and must not run twice."""
         for request in self.open.pop_lost(self._outbox.unfinished_ids(sent=False)):
@@ -229,7 +239,7 @@ class RequestClient:
         """Fail the requests whose deadline has passed."""
         for request in self.open.pop_expired(now):
             sent = request.queued and id(request.data) not in self._outbox.unfinished_ids(sent=False)
-            how = "it was sent, and not answered" if sent else "it was never sent: is a server there?"
+            how = (request.note or "it was sent, and not answered") if sent else "it was never sent: is a server there?"
             self._cancel_request(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
 
@@ -282,10 +292,17 @@ class IncomingRequest(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RequestServer:
-    """Answers the requests to one server. ``ask`` calls the listeners and returns whether one exists, and its value."""
+    """Answers the requests to one server. ``ask`` calls the listeners and returns whether one exists, and its value.
+
+    ``report`` is called with the event of a request and the exception that its listener raised.
+    """
 
     def __init__(
-        self, router: EventRouter, ask: Callable[[EventMessage, Sender | None], tuple[bool, Any]], post: Post
+        self,
+        router: EventRouter,
+        ask: Callable[[EventMessage, Sender | None], tuple[bool, Any]],
+        post: Post,
+        report: Callable[[Event, Exception], None] = lambda *_: None,
     ) -> None:
         router.register(REQUEST, self.handle_request)
         self._services = router.request_handlers
@@ -293,17 +310,27 @@ class RequestServer:
         """Sends the reply when an async listener has finished; None without an event loop."""
         self.skipped = 0
         """Requests that were cancelled, or redelivered without being idempotent."""
+        self.failed = 0
+        """Requests whose listener raised."""
         self._ask = ask
         self._post = post
+        self._report = report
 
     def handle_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         """Call the listener of a request and send its reply. Raises msgspec.ValidationError."""
         request = msgspec.convert(message.args, IncomingRequest)
         session = session_of(sender)
-        if self.should_answer(session, request, redelivered):
+        if not self.should_answer(session, request, redelivered):
+            return
+        try:
             reply = self._answer(session, request, sender)
-            if reply is not None:
-                send_reply(self._post, session, request.id, reply)
+        except BaseException as error:
+            # The event counts as handled, so no later tick answers it.
+            with contextlib.suppress(RemitError):
+                send_reply(self._post, session, request.id, error_reply(session.codec, error))
+            raise
+        if reply is not None:
+            send_reply(self._post, session, request.id, reply)
 
     def should_answer(self, session: Session, request: IncomingRequest, redelivered: bool) -> bool:
         """Return whether a request is to be answered, and count it as skipped if not."""
@@ -315,6 +342,7 @@ class RequestServer:
     def _answer(self, session: Session, request: IncomingRequest, sender: Sender | None) -> Reply | None:
         """Return the reply to a request, or None if it is sent later."""
         codec = session.codec
+        call = service = None
         try:
             call = decode_nested(codec, request.body)
             service = self._services.get(call.name)
@@ -328,6 +356,9 @@ class RequestServer:
                 raise TypeError(ASYNC)
             return value_reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
         except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
+            if call is not None and service is None:
+                self.failed += 1
+                self._report(call.event(sender=sender), error)
             return error_reply(codec, error)
 
 
@@ -347,10 +378,21 @@ def value_reply(codec: Codec, value: Any) -> Reply:
 
 
 def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> Reply:
-    """Return the reply for an exception: its type name, its message and its traceback."""
+    """Return the reply for an exception: its type name, its message and its traceback. Never raises."""
     kind = type(error)
-    text = "".join(traceback.format_exception(error))
-    return outcome, encode_nested(codec, "", (f"{kind.__module__}.{kind.__qualname__}", str(error), text), {})
+    name = _text(lambda: f"{kind.__module__}.{kind.__qualname__}")
+    trace = _text(lambda: "".join(traceback.format_exception(error)))
+    return outcome, encode_nested(codec, "", (name, _text(lambda: str(error)), trace), {})
+
+
+def _text(make: Callable[[], str]) -> str:
+    """Return a text of an exception, which user code makes, in a form that every codec can encode."""
+    try:
+        text = make()
+    except Exception as error:  # noqa: BLE001 - a failing __str__ must not hide the exception
+        text = f"<its text cannot be made: {type(error).__name__}>"
+    # Surrogates stand for undecodable bytes, as of a file name.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def late_reply(codec: Codec) -> Reply:
@@ -359,12 +401,23 @@ def late_reply(codec: Codec) -> Reply:
 
 
 def send_reply(post: Post, session: Session, request_id: int, reply: Reply) -> None:
-    """Send a reply; send an error if it is too large for a frame. Drop it if the session has ended."""
+    """Send a reply; send a shorter one if it is too large for a frame. Drop it if the session has ended."""
     try:
         post(session, REPLY, (request_id, *reply))
     except FrameTooLarge as error:
         # The max_frame of the client may be too small even for the error.
         with contextlib.suppress(FrameTooLarge, EmitError):
-            post(session, REPLY, (request_id, *error_reply(session.codec, error)))
+            post(session, REPLY, (request_id, *shorter_reply(session.codec, reply, error)))
     except EmitError:
         return
+
+
+def shorter_reply(codec: Codec, reply: Reply, error: FrameTooLarge) -> Reply:
+    """Return the reply to send instead of one that exceeds a frame: an exception with shorter texts, or ``error``."""
+    outcome, result = reply
+    if outcome != "failed":
+        return error_reply(codec, error)
+    texts = [str(text) for text in decode_nested(codec, result).args]
+    half = SHORT_TEXT // 2
+    short = [text if len(text) <= SHORT_TEXT else f"{text[:half]} ... {text[-half:]}" for text in texts]
+    return outcome, encode_nested(codec, "", short, {})

@@ -4,22 +4,23 @@
 |--------------------------|-----------------|---------------------------|------------------------------------------|
 | `assign`                 | assigned        |                           |                                          |
 | `start_job`              |                 | started, attempt + 1      |                                          |
-| `finish_job`             | stale (counted) | done                      | done                                     |
+| `finish_job`             |                 | done                      | done                                     |
+| `finish_job`, old holder | done            | done                      | done                                     |
 | `cancel`, client removed | cancelled       | cancelled                 | result unwanted; not requeued            |
 | `expire_jobs`            | late            | late                      | result unwanted; not requeued            |
-| worker announces again   |                 | requeued                  | unchanged                                |
-| worker retires           |                 | requeued                  | unchanged                                |
+| worker announces again   |                 | requeued                  | unchanged if it still runs, else as lost |
+| worker retires           |                 | requeued                  | unchanged if it still runs, else as lost |
 | worker lost              |                 | requeued                  | requeued; dead letter after max_attempts |
 
-Delivery is at least once. A result is accepted only from the worker that holds the job. Workers are used least recently
-first, as in the Paranoid Pirate pattern (Hintjens).
+Delivery is at least once. The first result is accepted, also from a worker that has lost the job; later ones are stale.
+Workers are used least recently first, as in the Paranoid Pirate pattern (Hintjens).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -44,9 +45,15 @@ class QueuedJob:
     """Identifies the present assignment; 0 without one."""
     worker: WorkerSlot | None = None
     started: bool = False
+    posted: bool = False
+    """Whether the assignment was sent to the worker."""
     cancelled: bool = False
     """No client waits for the result: a worker that has started the job finishes it, and it is not requeued."""
     finished: bool = False
+    noted: bool = False
+    """Whether the client knows that no worker has registered the name."""
+    former: dict[int, Any] = field(default_factory=dict)
+    """Earlier assignments: token, and key of the worker."""
 
 
 @dataclass(slots=True, eq=False)
@@ -115,9 +122,13 @@ class JobQueue:
         self.fair_queue = FairQueue()
         self._by_request: dict[tuple[Hashable, int], QueuedJob] = {}
         self._assigned: dict[int, QueuedJob] = {}
+        self._former: dict[int, QueuedJob] = {}
+        """Unfinished jobs by the tokens of their earlier assignments."""
         self.workers: dict[Hashable, WorkerSlot] = {}
         self._idle: dict[WorkerSlot, None] = {}
         """Workers that accept a job, least recently used first."""
+        self._unposted: list[QueuedJob] = []
+        """Assigned jobs that were perhaps not sent to their workers, because of an interrupt."""
         self._tokens = itertools.count(first)
         self._deadlines: DeadlineHeap[QueuedJob] = DeadlineHeap(lambda job: not job.finished)
 
@@ -134,12 +145,18 @@ class JobQueue:
         job = self._assigned.get(token)
         return job if job is not None and job.worker is not None and job.worker.key == key else None
 
+    def accepts(self, name: str) -> bool:
+        """Return whether a registered worker accepts jobs of this name."""
+        return any(worker.accepts(name) for worker in list(self.workers.values()) if not worker.retiring)
+
     # -- clients -----------------------------------------------------------------------------------------------
 
     def submit(self, job: QueuedJob) -> bool:
-        """Queue a job; return False if the queue is full or the client has submitted this request before."""
+        """Queue a job; return False if the queue is full. A second job of the same request is ignored."""
         key = job.client, job.request_id
-        if len(self._by_request) >= self._limit or key in self._by_request:
+        if key in self._by_request:
+            return True
+        if len(self._by_request) >= self._limit:
             self.counts["refused"] += 1
             return False
         self._by_request[key] = job
@@ -174,14 +191,27 @@ class JobQueue:
 
     # -- workers -----------------------------------------------------------------------------------------------
 
-    def register_worker(self, key: Hashable, accepts: Callable[[str], bool], capacity: int, term: int = 0) -> None:
-        """Add a worker, or update one that announces itself again: jobs that it has not started are requeued."""
+    def register_worker(
+        self,
+        key: Hashable,
+        accepts: Callable[[str], bool],
+        capacity: int,
+        term: int = 0,
+        running: Collection[int] | None = None,
+    ) -> list[QueuedJob]:
+        """Add a worker, or update one that announces itself again: jobs that it has not started are requeued.
+
+        Jobs that it has started and that are not among the tokens ``running``, if given, were given up by it. Remove
+        and return those that have used up their attempts.
+        """
         worker = self.workers.setdefault(key, WorkerSlot(key, accepts, capacity, term))
         if term < worker.term:  # The announcement was overtaken by a later one.
-            return
+            return []
         self._requeue_unstarted(worker)
+        dead = [] if running is None else self._requeue_started(worker, running)
         worker.accepts, worker.capacity, worker.term, worker.retiring = accepts, capacity, term, False
         self._update_idle(worker)
+        return dead
 
     def start_job(self, key: Hashable, token: int) -> bool:
         """Note that a worker has started a job, which counts as an attempt. Return False if it does not hold it."""
@@ -189,13 +219,12 @@ class JobQueue:
         if job is None:
             return False
         if not job.started:
-            job.started = True
-            job.attempt += 1
+            job.started, job.attempt = True, job.attempt + 1
         return True
 
     def finish_job(self, key: Hashable, token: int) -> QueuedJob | None:
         """Remove and return a job that a worker has finished, or count a stale result and return None."""
-        job = self.job_held_by(key, token)
+        job = self.job_finished_by(key, token)
         if job is None:
             self.counts["stale"] += 1
             return None
@@ -203,43 +232,53 @@ class JobQueue:
         self._remove_job(job)
         return job
 
-    def retire_worker(self, key: Hashable) -> None:
-        """Assign no more jobs to a worker, and requeue those that it has not started."""
-        worker = self.workers.get(key)
-        if worker is not None:
-            worker.retiring = True
-            self._update_idle(worker)
-            self._requeue_unstarted(worker)
+    def job_finished_by(self, key: Hashable, token: int) -> QueuedJob | None:
+        """Return the unfinished job that a worker holds or has held under a token, or None."""
+        job = self.job_held_by(key, token)
+        if job is None:
+            job = self._former.get(token)
+            if job is not None and job.former.get(token) != key:
+                return None
+        return job
 
-    def remove_worker(self, key: Hashable) -> list[QueuedJob]:
-        """Remove a lost worker and requeue its jobs. Remove and return those that have used up their attempts."""
-        worker = self.workers.pop(key, None)
+    def retire_worker(self, key: Hashable, running: Collection[int] | None = None) -> list[QueuedJob]:
+        """Assign no more jobs to a worker, and requeue those that it has not started, or given up as above.
+
+        Remove and return the jobs that have used up their attempts.
+        """
+        worker = self.workers.get(key)
         if worker is None:
             return []
         worker.retiring = True
         self._update_idle(worker)
-        jobs, dead = list(worker.jobs.values()), []
+        self._requeue_unstarted(worker)
+        return [] if running is None else self._requeue_started(worker, running)
+
+    def remove_worker(self, key: Hashable) -> list[QueuedJob]:
+        """Remove a lost worker and requeue its jobs. Remove and return those that have used up their attempts."""
+        worker = self.workers.get(key)
+        if worker is None:
+            return []
+        worker.retiring = True
+        self._update_idle(worker)
         # A job that kills its worker immediately leaves no time for the report of its start. It counts as started,
         # or it would be requeued without end.
+        jobs = list(worker.jobs.values())
         if jobs and not any(job.started for job in jobs):
             jobs[0].attempt += 1
-        # Each job is put before the others of its client: the last one first restores their order.
-        for job in reversed(jobs):
-            if job.cancelled:
-                self.counts["cancelled"] += 1
-                self._remove_job(job)
-            elif job.attempt >= self._max_attempts:
-                self.counts["dead"] += 1
-                self.dead.append(job)
-                self._remove_job(job)
-                dead.append(job)
-            else:
-                self.counts["requeued"] += 1
-                self._requeue(job)
+        for job in jobs:
+            job.started = True
+        dead = self._requeue_started(worker, ())
+        self.workers.pop(key, None)  # Last: after an interrupt the worker is found here, and removed again.
         return dead
 
     def assign(self) -> Iterator[tuple[WorkerSlot, QueuedJob]]:
-        """Assign waiting jobs to idle workers; yield each assignment."""
+        """Assign waiting jobs to idle workers; yield each assignment, which the caller sends and marks as posted."""
+        while self._unposted:
+            job = self._unposted[-1]
+            if job.worker is not None and not job.posted:
+                yield job.worker, job
+            self._unposted.pop()
         for name in tuple(self.fair_queue.by_name):
             while name in self.fair_queue.by_name:
                 worker = next((each for each in self._idle if each.accepts(name)), None)
@@ -247,10 +286,30 @@ class JobQueue:
                     break
                 yield worker, self._assign_job(self.fair_queue.pop_next(name), worker)
 
+    def repair(self) -> None:
+        """Rebuild what is derived from the unfinished jobs, after an interrupt in the middle of a change."""
+        # A change is committed by one assignment to `_by_request`, `workers`, or the fields of one job.
+        jobs = [job for job in self._by_request.values() if not job.finished]
+        self._by_request = {(job.client, job.request_id): job for job in jobs}
+        self.fair_queue, self._assigned, self._former = FairQueue(), {}, {}
+        self._deadlines = DeadlineHeap(lambda job: not job.finished)
+        for worker in self.workers.values():
+            worker.jobs = {}
+        for job in jobs:
+            self._former.update(dict.fromkeys(job.former, job))
+            if job.worker is None:
+                self.fair_queue.add(job)
+            else:
+                self._assigned[job.token] = job.worker.jobs[job.token] = job
+            if job.deadline != float("inf"):
+                self._deadlines.schedule(job.deadline, job)
+        self._idle = {worker: None for worker in self.workers.values() if worker.has_capacity}
+        self._unposted = [job for job in jobs if job.worker is not None and not job.posted]
+
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _assign_job(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
-        job.token, job.worker, job.started = next(self._tokens), worker, False
+        job.token, job.worker, job.started, job.posted = next(self._tokens), worker, False, False
         self._assigned[job.token] = worker.jobs[job.token] = job
         self._idle.pop(worker, None)  # It goes to the end of the order.
         self._update_idle(worker)
@@ -264,13 +323,35 @@ class JobQueue:
 
     def _release_job(self, job: QueuedJob) -> None:
         if job.worker is not None:
-            del self._assigned[job.token], job.worker.jobs[job.token]
-            self._update_idle(job.worker)
+            token, worker = job.token, job.worker
+            self._former[token], job.former[token] = job, worker.key
             job.token, job.worker = 0, None
+            del self._assigned[token], worker.jobs[token]
+            self._update_idle(worker)
 
     def _requeue_unstarted(self, worker: WorkerSlot) -> None:
         for job in reversed([job for job in worker.jobs.values() if not job.started]):
             self._requeue(job)
+
+    def _requeue_started(self, worker: WorkerSlot, running: Collection[int]) -> list[QueuedJob]:
+        """Requeue what a worker has started and does not run. Remove and return the jobs without attempts left."""
+        dead = []
+        # Each job is put before the others of its client: the last one first restores their order.
+        for token, job in reversed(list(worker.jobs.items())):
+            if not job.started or token in running:
+                continue
+            if job.cancelled:
+                self.counts["cancelled"] += 1
+                self._remove_job(job)
+            elif job.attempt >= self._max_attempts:
+                self.counts["dead"] += 1
+                self.dead.append(job)
+                self._remove_job(job)
+                dead.append(job)
+            else:
+                self.counts["requeued"] += 1
+                self._requeue(job)
+        return dead
 
     def _requeue(self, job: QueuedJob) -> None:
         self._release_job(job)
@@ -290,5 +371,7 @@ class JobQueue:
             self.fair_queue.remove(job)
         else:
             self._release_job(job)
+        for token in job.former:
+            self._former.pop(token, None)
         # The heap holds removed jobs, their bodies included, until their deadlines, which may be hours away.
         self._deadlines.compact(len(self._by_request))

@@ -34,6 +34,8 @@ class Request(Generic[Waiter]):
     """The encoded event. Its `id()` identifies the request in the outbox."""
     queued: bool = False
     """Whether the outbox has received the event."""
+    note: str = ""
+    """Why it waits, according to the server."""
 
 
 class OpenRequests(Generic[Waiter]):

@@ -203,7 +203,7 @@ def test_a_worker_passes_over_what_was_given_before_it_announced_itself_anew() -
     working = WorkerJobs(talk, lambda: ["work"], 2)
     working.announce()
     working.on_lease_lost()
-    assert [said[-1] for said in talk.said] == [1, 2]
+    assert [said[3] for said in talk.said] == [1, 2]
     working.on_job(EventMessage(JOB, (7, 1, None, "msgpack", b"", 1)))
     working.on_job(EventMessage(JOB, (8, 1, None, "msgpack", b"", 2)))
     assert working.wait_for_job(0) == Given(8, 1, None, "msgpack", b"", 2)

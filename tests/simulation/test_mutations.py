@@ -15,7 +15,7 @@ FIRST = {
     "begin_anew": 10,
     "hold_an_old_loss_against_it": 9,
     "keep_what_was_purged": 11,
-    "never_check_membership": 41,
+    "never_check_membership": 205,
     "run_what_was_redelivered": 26,
     "seat_one_that_is_lost": 8,
     "TOKEN_BITS=0": 117,

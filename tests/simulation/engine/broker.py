@@ -63,7 +63,7 @@ class SimulatedBroker(SimulatedServer):
         self._rota.begun(session_of(sender), wire.args[0])
         self._begin(wire, sender, redelivered)
 
-    def _announced(self, session: Session, names: list[str], capacity: int, term: int) -> Any:
+    def _announced(self, session: Session, names: list[str], capacity: int, term: int, *_: object) -> Any:
         answer = self._ready(session, names, capacity, term)
         self._rota.announced(session, names, capacity)
         return answer

@@ -13,7 +13,7 @@ from engine.virtual_clock import SPIN, Actor, SimulationFailed, World
 from remit._io.dispatcher import Dispatcher
 from remit._io.pump import ClientPump
 from remit._patterns.event_router import EventRouter
-from remit._patterns.names import PROGRESS, REPLY, RESERVED
+from remit._patterns.names import PROGRESS, REPLY, REQUEST_NOTE, RESERVED
 from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit.codec import EventMessage
@@ -52,6 +52,7 @@ class SimulatedClient(Actor):
         self.router = EventRouter()
         self.router.io_handlers[REPLY] = self.requests.on_reply
         self.router.io_handlers[PROGRESS] = self.requests.on_progress
+        self.router.io_handlers[REQUEST_NOTE] = self.requests.on_note
         self.dispatcher = Dispatcher(self.router, lambda: self._dispatch, lambda: None)
         self.pump = ClientPump(self.machine, self._connect(), self._connect, clock=world.clock)
         self.wake(world.now)

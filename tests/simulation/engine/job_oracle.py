@@ -42,6 +42,8 @@ class Rota:
         self._max_attempts = max_attempts
         self._hands: dict[Session, _Hand] = {}
         self._where: dict[Place, Session] = {}
+        self._given: dict[Place, tuple[int, set[int]]] = {}
+        """The serial number of each job that was given away, and the tokens under which it was."""
         self._passed: dict[tuple[str, Any], set[Any]] = {}
         """For each client whose jobs of a name wait: those whose turn came meanwhile."""
 
@@ -103,13 +105,16 @@ class Rota:
             self._world.fail(f"job {inquiry.serial} is given to {_short(session)}, which takes no more")
         self._where[place] = session
         hand.jobs[place] = token, inquiry
+        self._given.setdefault(place, (inquiry.serial, set()))[1].add(token)
 
     def answered(self, place: Place, outcome: str, answer: Any) -> None:
-        """What became of a job is told to whoever asked. Fails if nobody had it, or another one than who answers."""
+        """What became of a job is told to whoever asked. Fails if it was never given to the one who answers."""
         session = self._where.pop(place, None)
-        token, inquiry = self._hands[session].jobs.pop(place) if session is not None else (0, None)
-        if outcome == "done" and (inquiry is None or answer != [inquiry.serial, token]):
-            self._world.fail(f"the answer {answer} is taken from one who had lost its lease: {token} has it")
+        if session is not None:
+            del self._hands[session].jobs[place]
+        serial, tokens = self._given.pop(place, (None, set()))
+        if outcome == "done" and (answer[0] != serial or answer[1] not in tokens):
+            self._world.fail(f"the answer {answer} is taken from one that was never given job {serial}: {tokens} were")
 
     def dropped(self, places: Collection[Place]) -> None:
         """Nobody waits for these any more: those that have not begun are ended."""
