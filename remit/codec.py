@@ -134,6 +134,11 @@ def shortened(name: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def printable(text: str) -> str:
+    """Return a text without lone surrogates, which no codec and hardly a log file can store."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def invalid_name_error(name: object) -> TypeError:
     """Return the error for an event name that is not a string."""
     # Raised before encoding: the receiver could not decode the frame, and the other events in it would be lost.

@@ -23,10 +23,19 @@ import msgspec
 
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
-from remit.codec import EventMessage, invalid_name_error, shortened
+from remit.codec import EventMessage, invalid_name_error, printable, shortened
 from remit.event import Event, Sender
 
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Format the traceback of a log record, so that every handler can write it."""
+    if record.exc_info and record.exc_text is None:
+        record.exc_text = printable(logging.Formatter().formatException(record.exc_info))
+    return True
+
+
 logger = logging.getLogger("remit")
+logger.addFilter(_make_printable)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OnError = Callable[[Event, Exception], None]
@@ -112,7 +121,8 @@ class ListenerRegistry:
         self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
         """Has an event loop await what an async listener has returned; None while no loop serves this end."""
         self._unheard = 0
-        self._unheard_hint = "register one with add_listener()"
+        self._unheard_hint = ""
+        """What to do about an event without a listener. If it is empty, such events are counted and not logged."""
         self._logged_names: set[str] = set()
         """Names of events without a listener that were logged: one record for each name."""
         self._errors = 0
@@ -242,10 +252,8 @@ class ListenerRegistry:
             if len(self._cache) >= NAMES_CACHED:
                 self._cache = {}
             self._cache[name] = entries
-        if (
-            not (entries or name.startswith(RESERVED) or name in self._logged_names)
-            and len(self._logged_names) < NAMES_LOGGED
-        ):
+        known = bool(entries) or name.startswith(RESERVED) or name in self._logged_names
+        if self._unheard_hint and not known and len(self._logged_names) < NAMES_LOGGED:
             self._logged_names.add(name)
             logger.warning("no listener for event %r: %s", name, self._unheard_hint)
         return entries

@@ -54,6 +54,30 @@ def _with_note(error: ValueError, note: object) -> ValueError:
     return error
 
 
+class Records(logging.Handler):
+    """Keeps the log records of Remit, which reach no other handler: pytest-xdist cannot transmit surrogates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+    def count(self, part: str) -> int:
+        return sum(part in text for text in self.texts)
+
+
+@pytest.fixture
+def records() -> Iterator[Records]:
+    logger, records = logging.getLogger("remit"), Records()
+    logger.addHandler(records)
+    logger.propagate = False
+    yield records
+    logger.propagate = True
+    logger.removeHandler(records)
+
+
 @contextmanager
 def serving(run: Callable[[], None], stop: Callable[[], None]) -> Iterator[threading.Thread]:
     """Call ``run`` in a thread until ``stop`` has been called, also after exceptions that end it."""
@@ -91,9 +115,7 @@ def fail(name: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_worker_answers_whatever_a_handler_raises(
-    location: Location, threads: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_answers_whatever_a_handler_raises(location: Location, threads: int, records: Records) -> None:
     async def fail_later(name: str) -> None:
         fail(name)
 
@@ -115,10 +137,10 @@ def test_a_worker_answers_whatever_a_handler_raises(
             assert [future.result(DEADLINE) for future in together] == [str(number) for number in range(8)]
         stats = broker.stats()
     assert (stats["in_hand"], stats["failed"]) == (0, len(FAILURES) + 3)
-    logged = [record for record in caplog.records if "a handler of 'fail' raised" in record.getMessage()]
-    assert len(logged) == len(FAILURES)
+    assert records.count("a handler of 'fail' raised") == len(FAILURES)
 
 
+@pytest.mark.usefixtures("records")
 def test_a_server_answers_whatever_a_listener_raises(location: Location) -> None:
     failed: list[str] = []
     with Server(location, on_error=lambda event, error: failed.append(event.args[0])) as server:
@@ -216,7 +238,7 @@ with Worker(sys.argv[1]) as worker:
             worker.wait()
 
 
-def test_a_request_that_no_worker_takes_names_the_cause(location: Location, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_no_worker_takes_names_the_cause(location: Location, records: Records) -> None:
     with Broker(location) as broker, serving(broker.run, broker.stop), Client(broker.location) as client:
         for _ in range(3):
             with pytest.raises(RequestTimeout, match="no worker has registered 'resise'"):
@@ -226,17 +248,15 @@ def test_a_request_that_no_worker_takes_names_the_cause(location: Location, capl
             future = client.submit("resise", timeout=DEADLINE)
             with serving(worker.run, worker.stop):
                 assert future.result(DEADLINE) == "taken"
-    assert len([record for record in caplog.records if "no worker has registered" in record.getMessage()]) == 1
+    assert records.count("no worker has registered") == 1
 
 
-def test_an_event_that_nothing_handles_is_logged_once(location: Location, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_that_nothing_handles_is_logged_once(location: Location, records: Records) -> None:
     with Broker(location) as broker, serving(broker.run, broker.stop), Client(broker.location) as client:
         for _ in range(3):
             client.emit("news")
         assert client.flush(DEADLINE)
-    (record,) = [record for record in caplog.records if "no listener for event 'news'" in record.getMessage()]
-    assert record.levelno == logging.WARNING
-    assert "client.request()" in record.getMessage()
+    assert records.count("no listener for event 'news': a broker handles requests only: use client.request()") == 1
 
 
 def test_a_dead_letter_names_the_cause(location: Location) -> None:
@@ -256,7 +276,7 @@ def test_a_dead_letter_names_the_cause(location: Location) -> None:
             assert begun.wait(DEADLINE)
             with suppress(Undelivered):
                 worker.client.close(0)
-            with pytest.raises(DeadLetter, match="1 workers died of 'leave'; the last one has ended its session"):
+            with pytest.raises(DeadLetter, match=r"1 workers died of 'leave'; the last one (has|was)"):
                 future.result(DEADLINE)
         ended.set()
         thread.join(DEADLINE)

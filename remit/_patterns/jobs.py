@@ -33,7 +33,7 @@ from remit._patterns.request_reply import (
 from remit._protocol.job_queue import JobQueue, QueuedJob
 from remit._protocol.leases import Leases
 from remit._protocol.session import FOREVER, Session
-from remit.codec import EventMessage, find_codec
+from remit.codec import EventMessage, find_codec, printable
 from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.event import Sender
 from remit.listeners import NAMES_CACHED, matcher
@@ -239,7 +239,7 @@ class BrokerCore:
         for job in dead:
             text = f"{job.attempt} workers died of {job.name!r}; the last one {why}"
             logger.error("dead letter: %s", text)
-            self._reply(job, ("dead", encode_nested(job.client.codec, "", (_DEAD_LETTER, _printable(text), ""), {})))
+            self._reply(job, ("dead", encode_nested(job.client.codec, "", (_DEAD_LETTER, printable(text), ""), {})))
 
     def _note_unregistered(self, job: QueuedJob) -> None:
         """Log a name that no worker has registered, and send the client the reason, in case it waits in vain."""
@@ -247,7 +247,7 @@ class BrokerCore:
         if job.name not in self._unregistered and len(self._unregistered) < NAMES_CACHED:
             self._unregistered.add(job.name)
             logger.warning("%s: its requests wait; start a worker with a handler of that name", text)
-        self._send_note(job, _printable(text))
+        self._send_note(job, printable(text))
 
     def _send_note(self, job: QueuedJob, text: str) -> None:
         job.noted = bool(text)
@@ -274,11 +274,6 @@ class BrokerCore:
 
     def _reply(self, job: QueuedJob, reply: Reply) -> None:
         send_reply(self._post, job.client, job.request_id, reply)
-
-
-def _printable(text: str) -> str:
-    """Return a text that every codec can encode."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _arguments_of(job: QueuedJob) -> tuple[tuple[Any, ...], dict[str, Any]]:

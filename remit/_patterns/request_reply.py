@@ -28,7 +28,7 @@ from remit._patterns.names import PROGRESS, REPLY, REQUEST
 from remit._protocol.outbox import Outbox
 from remit._protocol.requests import OpenRequests, Request
 from remit._protocol.session import Session
-from remit.codec import Codec, EventMessage
+from remit.codec import Codec, EventMessage, printable
 from remit.errors import (
     CodecError,
     DeadLetter,
@@ -391,8 +391,7 @@ def _text(make: Callable[[], str]) -> str:
         text = make()
     except Exception as error:  # noqa: BLE001 - a failing __str__ must not hide the exception
         text = f"<its text cannot be made: {type(error).__name__}>"
-    # Surrogates stand for undecodable bytes, as of a file name.
-    return text.encode(errors="backslashreplace").decode()
+    return printable(text)
 
 
 def late_reply(codec: Codec) -> Reply:
