@@ -78,12 +78,12 @@ class AsyncClient:
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
-    async def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+    async def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
         await self._call(functools.partial(self._client.emit, name, *args, **kwargs))
 
     async def emit_event(self, event: Event) -> None:
-        """Emit an event that carries headers. Raises what `Client.emit_event` raises."""
+        """Emit an `Event`. Raises what `Client.emit_event` raises."""
         await self._call(functools.partial(self._client.emit_event, event))
 
     async def flush(self, timeout: float | None = None) -> bool:
@@ -95,7 +95,7 @@ class AsyncClient:
 
     async def request(
         self,
-        name: str,
+        name: str | Event,
         /,
         *args: Any,
         timeout: float | None = None,
@@ -113,7 +113,7 @@ class AsyncClient:
 
     async def submit(
         self,
-        name: str,
+        name: str | Event,
         /,
         *args: Any,
         timeout: float | None = None,

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,7 +20,7 @@ from remit._patterns.request_reply import OnProgress
 from remit.codec import Codec, EventMessage, find_codec
 from remit.config import resolve
 from remit.errors import LinkClosed, SessionRefused, Undelivered, WouldDeadlock
-from remit.event import Event, check_event
+from remit.event import NO_HEADERS, Event, check_event, parts_of
 from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
 from remit.options import resolve_options
@@ -33,7 +33,6 @@ __all__ = ["Client"]
 SAME_THREAD_WAIT_S: Final = 0.25
 """Longest flush in the thread that ticks the server: acknowledgements of earlier ticks may still arrive."""
 FOREVER: Final = float("inf")
-_NO_HEADERS: Mapping[str, Any] = {}
 
 
 class Client(ListenerRegistry):
@@ -148,29 +147,36 @@ class Client(ListenerRegistry):
 
     # -- emitting ----------------------------------------------------------------------------------------------
 
-    def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+    def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event: it is encoded now and sent soon. Safe from any thread.
 
-        Raises CodecError, FrameTooLarge, LinkClosed, SessionRefused, and QueueFull or EmitTimeout as ``when_full``
-        demands.
+        Like every operation with a name and arguments, it takes an `Event` instead, which may have headers. Raises
+        CodecError, FrameTooLarge, LinkClosed, SessionRefused, and QueueFull or EmitTimeout as ``when_full`` demands.
         """
         io = self._io or self._open()
         queue = io.send_queue
-        data = queue.encode(name, args, kwargs, _NO_HEADERS)
+        try:
+            data = queue.encode(name, args, kwargs, NO_HEADERS)  # type: ignore[arg-type]
+        except TypeError:
+            # Only here: a check of its type before would cost each event a few percent.
+            if not isinstance(name, Event):
+                raise
+            event = parts_of(name, args, kwargs)
+            queue.put(event[0], queue.encode(*event))
+            return
         # The fast path of SendQueue.put, written out: a small event costs one append to the deque that the outbox sends
         # from, without a lock. deque.append is atomic; the bound may be exceeded by one event for each thread.
         full = len(data) > queue.small or len(queue.pending) >= queue.capacity
-        if full and not queue.reserve(name, len(data)):
+        if full and not queue.reserve(name, len(data)):  # type: ignore[arg-type]
             return
         queue.pending.append(data)
         if queue.idle:
             queue.wake()
 
     def emit_event(self, event: Event) -> None:
-        """Emit an event that carries headers. Raises what `emit` raises, and TypeError for a malformed event."""
+        """Emit an `Event`, as `emit` does. Raises what `emit` raises, and TypeError for anything else."""
         check_event(event)
-        queue = (self._io or self._open()).send_queue
-        queue.put(event.name, queue.encode(event.name, event.args, event.kwargs, event.headers))
+        self.emit(event)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the server has handled every event emitted so far. Return False after ``timeout`` seconds.
@@ -195,7 +201,7 @@ class Client(ListenerRegistry):
 
     def request(
         self,
-        name: str,
+        name: str | Event,
         /,
         *args: Any,
         timeout: float | None = None,
@@ -205,8 +211,9 @@ class Client(ListenerRegistry):
     ) -> Any:
         """Send a request and return the value that the server's first listener of this name returns.
 
-        An ``idempotent`` request may run twice: it is repeated after a lost connection. ``on_progress(done, total)``
-        is called with the progress that the listener reports. Raises RequestFailed with the traceback of the listener,
+        An `Event` instead of the name has arguments of its own, which may be called like the options here. An
+        ``idempotent`` request may run twice: it is repeated after a lost connection. ``on_progress(done, total)`` is
+        called with the progress that the listener reports. Raises RequestFailed with the traceback of the listener,
         NoListener, RequestTimeout after ``timeout`` seconds, PeerLost when the connection is lost, WouldDeadlock in the
         thread that ticks the server, and what `emit` raises.
         """
@@ -216,12 +223,12 @@ class Client(ListenerRegistry):
             )
         bound = self._options.request_timeout if timeout is None else timeout
         return (self._io or self._open()).request(
-            name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
+            *parts_of(name, args, kwargs), timeout=bound, idempotent=idempotent, on_progress=on_progress
         )
 
     def submit(
         self,
-        name: str,
+        name: str | Event,
         /,
         *args: Any,
         timeout: float | None = None,
@@ -235,7 +242,7 @@ class Client(ListenerRegistry):
         """
         bound = self._options.request_timeout if timeout is None else timeout
         return (self._io or self._open()).requests.submit(
-            name, args, kwargs, timeout=bound, idempotent=idempotent, on_progress=on_progress
+            *parts_of(name, args, kwargs), timeout=bound, idempotent=idempotent, on_progress=on_progress
         )
 
     # -- receiving ---------------------------------------------------------------------------------------------
@@ -321,7 +328,7 @@ class Client(ListenerRegistry):
         if not self._subscriptions.active.pop(subscription.id, None) or io is None:
             return
         # Beyond the bound of the queue: closing a subscription must not wait, for example on an event loop.
-        io.send_queue.pending.append(io.send_queue.encode(UNSUBSCRIBE, (subscription.id,), {}, _NO_HEADERS))
+        io.send_queue.pending.append(io.send_queue.encode(UNSUBSCRIBE, (subscription.id,), {}, NO_HEADERS))
         if io.send_queue.idle:
             with contextlib.suppress(SessionRefused):  # Then the server has no subscriptions of this client.
                 io.send_queue.wake()

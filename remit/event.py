@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from remit._protocol.session import Session
 
 __all__ = ["Credentials", "Event", "Sender", "check_event"]
+
+NO_HEADERS: Final[Mapping[str, Any]] = {}
 
 
 class Credentials(NamedTuple):
@@ -27,7 +29,7 @@ class Sender:
 
     __slots__ = ("_emit", "id", "session")
 
-    def __init__(self, session: Session, emit: Callable[[str, tuple[Any, ...], dict[str, Any]], None]) -> None:
+    def __init__(self, session: Session, emit: Callable[..., None]) -> None:
         self.id = session.id.hex()
         """32 hexadecimal digits, the same for all events of one client in one process."""
         self.session = session
@@ -44,12 +46,15 @@ class Sender:
         """Whether the client is known to be connected. Its session outlives its connections."""
         return self.session.peer is not None
 
-    def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Emit an event to this client only. It is acknowledged like any other event.
+    def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
+        """Emit an event to this client only, given by name and arguments or as an `Event`. It is acknowledged.
 
         Raises CodecError, FrameTooLarge, QueueFull, and EmitError if its session has ended.
         """
-        self._emit(name, args, kwargs)
+        if isinstance(name, Event):
+            self._emit(*parts_of(name, args, kwargs))
+        else:
+            self._emit(name, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<Sender {self.id[:8]}>"
@@ -67,6 +72,21 @@ class Event:
     """The client that emitted it; None for an event that was emitted locally."""
     redelivered: bool = False
     """Whether an earlier server may have dispatched it already."""
+
+
+def parts_of(
+    name: str | Event, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[str, Sequence[Any], Mapping[str, Any], Mapping[str, Any]]:
+    """Return the name, arguments, keyword arguments and headers of an operation, which takes an `Event` as its name.
+
+    Raises TypeError for a malformed event, and for arguments beside it.
+    """
+    if not isinstance(name, Event):
+        return name, args, kwargs, NO_HEADERS
+    if args or kwargs:
+        raise TypeError(f"an Event has its own arguments: put these into it: {(*args, *kwargs)}")
+    check_event(name)
+    return name.name, name.args, name.kwargs, name.headers
 
 
 def check_event(event: Event) -> None:

@@ -17,7 +17,7 @@ from remit._protocol.session import Received, Session, mark_events_handled
 from remit.codec import EventMessage
 from remit.config import resolve
 from remit.errors import LinkClosed, ReentrantTick
-from remit.event import Sender
+from remit.event import Event, Sender, parts_of
 from remit.listeners import ListenerRegistry, OnError, check_name
 from remit.location import Location
 from remit.options import check_count, resolve_options
@@ -202,29 +202,31 @@ class Server(ListenerRegistry):
             io.machine.writable[session] = None
         return len(admitted)
 
-    def emit(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+    def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to the listeners of this server, in this call. It is not sent to clients."""
-        check_name(name)
-        self._dispatch((EventMessage(name, args, kwargs),), None, False)
+        event = EventMessage(*parts_of(name, args, kwargs))  # type: ignore[arg-type]
+        check_name(event.name)
+        self._dispatch((event,), None, False)
 
     # -- sending to clients ------------------------------------------------------------------------------------
 
-    def publish(self, name: str, /, *args: Any, keep: bool = False, **kwargs: Any) -> int:
+    def publish(self, name: str | Event, /, *args: Any, keep: bool = False, **kwargs: Any) -> int:
         """Send an event to every client with a matching subscription. Return their number. Never waits for a client.
 
         With ``keep`` the server stores it as the last value of that name, for later subscribers with ``last=True``.
         Safe from any thread. Raises CodecError, FrameTooLarge, LinkClosed.
         """
         io = self._io or self._open()
-        return self._publisher.publish(name, args, kwargs, keep=keep, largest=io.max_event)
+        return self._publisher.publish(*parts_of(name, args, kwargs), keep=keep, largest=io.max_event)
 
-    def emit_to(self, peer: Sender | str, name: str, /, *args: Any, **kwargs: Any) -> None:
+    def emit_to(self, peer: Sender | str, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event to one client, given by its `Sender` or its id. It is acknowledged like any other event.
 
         Raises EmitError if the session of the client has ended, QueueFull, CodecError, FrameTooLarge.
         """
         io = self._io or self._open()
-        io.emit(io.find_session(peer, name), name, args, kwargs)
+        event = parts_of(name, args, kwargs)
+        io.emit(io.find_session(peer, event[0]), *event)
 
     def _post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
         """Emit a reply. The queue bound does not apply: there are no more replies than requests."""

@@ -24,7 +24,7 @@ from remit._patterns.names import (
 )
 from remit._patterns.request_reply import Reply, decode_nested, error_reply, shorter_reply, value_reply
 from remit.client import Client
-from remit.codec import Codec, find_codec
+from remit.codec import Codec, EventMessage, find_codec
 from remit.errors import FrameTooLarge, NoListener, RemitError
 from remit.listeners import check_listener, converter, matcher
 from remit.location import Location
@@ -92,22 +92,28 @@ class Worker:
         self._running: dict[int, threading.Thread] = {}
         """Tokens of the jobs that have started, with the threads that run them."""
 
-    def on(self, name: str) -> Callable[[Handler], Handler]:
+    def on(self, name: str, *, pass_event: bool = False) -> Callable[[Handler], Handler]:
         """Return a decorator that registers a handler, which may be async, for jobs of this name or pattern."""
 
         def add(handler: Handler) -> Handler:
-            self.add_handler(name, handler)
+            self.add_handler(name, handler, pass_event=pass_event)
             return handler
 
         return add
 
-    def add_handler(self, name: str, handler: Callable[..., Any]) -> None:
+    def add_handler(self, name: str, handler: Callable[..., Any], *, pass_event: bool = False) -> None:
         """Call ``handler(*args, **kwargs)`` for jobs of this name or pattern; the first one that matches is used.
 
-        Raises ValueError if the name has a handler already.
+        With ``pass_event`` the only argument is the `Event` of the request, with its headers. Raises ValueError if the
+        name has a handler already.
         """
         check_listener(name, handler)
-        entry = matcher(name), converter(handler)
+        convert = converter(handler)
+
+        def call_handler(call: EventMessage) -> Any:
+            return handler(call.event()) if pass_event else convert(*call.args, **call.kwargs)
+
+        entry = matcher(name), call_handler
         if self._handlers.setdefault(name, entry) is not entry:
             raise ValueError(f"this worker has a handler for {name!r} already; a job is run by one handler")
 
@@ -233,7 +239,7 @@ class Worker:
 
             token = _current.set(CurrentJob(name, job.attempt, deadline, progress))
             try:
-                value = self._handler(name)(*call.args, **call.kwargs)
+                value = self._handler(name)(call)
                 if inspect.iscoroutine(value):
                     value = runner.run(value)
             finally:

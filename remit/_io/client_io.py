@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from remit._io.dispatcher import Dispatch, Dispatcher
@@ -171,19 +170,19 @@ class ClientIO:
             self.pump()
         return count
 
-    def request(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Any:
-        """Send a request and return its result, or raise its error."""
+    def request(self, *call: Any, **options: Any) -> Any:
+        """Send a request and return its result, or raise its error. Takes the arguments of `RequestClient.submit`."""
         driver, result = self.driver, InlineResult()
         # Acquired before sending: then the request wakes no thread, and this thread receives the reply itself.
         if driver.try_acquire():
             try:
-                self.requests.send(result, name, args, kwargs, **options)
+                self.requests.send(result, *call, **options)
                 driver.run_until(result)
             finally:
                 driver.release()
             return result.result()
         future = FutureResult()
-        self.requests.send(future, name, args, kwargs, **options)
+        self.requests.send(future, *call, **options)
         return future.result()
 
     def _cancel_request(self, request: int) -> None:

@@ -8,6 +8,7 @@ import selectors
 import threading
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from remit._io.pump import ServerPump
@@ -17,7 +18,7 @@ from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Session
 from remit.codec import Codec, shortened
 from remit.errors import EmitError, FrameTooLarge, LinkClosed, QueueFull, TransportError
-from remit.event import Sender
+from remit.event import NO_HEADERS, Sender
 from remit.location import Location
 from remit.options import Options
 from remit.transport import Transport, Wakeable, Waker
@@ -193,8 +194,9 @@ class ServerIO:
         self,
         session: Session,
         name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        headers: Mapping[str, Any] = NO_HEADERS,
         *,
         bounded: bool = True,
         now: bool = False,
@@ -207,7 +209,7 @@ class ServerIO:
             raise LinkClosed(f"the server on {self.location} is closed")
         if self.machine.sessions.get(session.id) is not session:
             raise EmitError(f"cannot emit {name!r}: the session of {session.id.hex()[:8]} has ended")
-        data = session.codec.encode(name, args, kwargs, {})
+        data = session.codec.encode(name, args, kwargs, headers)
         outbox = session.outbox
         if len(data) > outbox.max_frame - HEAD_BYTES:
             raise FrameTooLarge(f"event {shortened(name)} has {len(data)} bytes, over {outbox.max_frame} a frame")

@@ -6,7 +6,7 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +18,7 @@ from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
 from remit.codec import Codec, EventMessage, find_codec, shortened
 from remit.errors import FrameTooLarge
+from remit.event import NO_HEADERS
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
 from remit.options import check_choice, check_count, check_seconds
 
@@ -96,7 +97,14 @@ class Publisher:
                 self._matching_cache = {}
 
     def publish(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool, largest: int = UNBOUNDED_BYTES
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        headers: Mapping[str, Any] = NO_HEADERS,
+        *,
+        keep: bool,
+        largest: int = UNBOUNDED_BYTES,
     ) -> int:
         """Publish, and return the number of subscribers. Raises CodecError, ValueError, FrameTooLarge (``largest``)."""
         check_name(name)
@@ -105,7 +113,7 @@ class Publisher:
             matching = self._matching(name)
             codecs = {session.codec for session, _ in matching} | ({LAST_VALUES_CODEC} if keep else set())
             # Encoded once for each codec, not for each subscriber.
-            encodings = {codec: _encode(codec, largest, name, args, kwargs) for codec in codecs}
+            encodings = {codec: _encode(codec, largest, name, args, kwargs, headers) for codec in codecs}
             if keep:
                 self._last_values[name] = encodings
             self.published += 1
@@ -157,9 +165,9 @@ class Publisher:
                 pending.append(encode(UNSUBSCRIBED, (subscription.id, subscription.ended), {}, {}))
 
 
-def _encode(codec: Codec, largest: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def _encode(codec: Codec, largest: int, name: str, *parts: Any) -> bytes:
     """Return an encoded publication. Raises CodecError, FrameTooLarge."""
-    publication = encode_nested(codec, name, args, kwargs)
+    publication = encode_nested(codec, name, *parts)
     # The exact size needs a second encoding: JSON carries nested bytes as base64. Small ones fit in any case.
     if len(publication) > largest // 2:
         size = len(codec.encode(PUBLISHED, (UNBOUNDED_BYTES, UNBOUNDED_BYTES, publication), {}, {}))
@@ -175,7 +183,9 @@ def _last_value(codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
     publication = encodings.get(codec)
     if publication is None:
         message = decode_nested(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
-        publication = encodings[codec] = encode_nested(codec, message.name, message.args, message.kwargs)
+        publication = encodings[codec] = encode_nested(
+            codec, message.name, message.args, message.kwargs, message.headers
+        )
     return publication
 
 

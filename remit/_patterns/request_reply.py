@@ -42,7 +42,7 @@ from remit.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from remit.event import Event, Sender
+from remit.event import NO_HEADERS, Event, Sender
 from remit.listeners import ASYNC
 
 OnProgress: TypeAlias = Callable[[Any, Any], None]
@@ -52,9 +52,11 @@ MAX_TIMEOUT_S: Final = 1e9
 """Longer timeouts are sent as none, so that the milliseconds fit an integer of any codec."""
 
 
-def encode_nested(codec: Codec, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+def encode_nested(
+    codec: Codec, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any] = NO_HEADERS
+) -> bytes:
     """Return an encoded event, to be an argument of another event. Raises CodecError."""
-    return codec.encode(name, args, kwargs, {})
+    return codec.encode(name, args, kwargs, headers)
 
 
 def decode_nested(codec: Codec, data: bytes) -> EventMessage:
@@ -143,10 +145,10 @@ class RequestClient:
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def submit(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Future[Any]:
+    def submit(self, *call: Any, **options: Any) -> Future[Any]:
         """Send a request as `send`; return the future of its result. Cancelling the future cancels the request."""
         future = FutureResult()
-        request = self.send(future, name, args, kwargs, **options)
+        request = self.send(future, *call, **options)
         future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
         return future
 
@@ -156,6 +158,7 @@ class RequestClient:
         name: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        headers: Mapping[str, Any],
         *,
         timeout: float,
         idempotent: bool,
@@ -163,7 +166,7 @@ class RequestClient:
     ) -> _Request:
         """Send a request. Raises CodecError, FrameTooLarge, EmitError, TypeError, ValueError."""
         _check_options(timeout, on_progress)
-        call = encode_nested(self._codec, name, args, kwargs)
+        call = encode_nested(self._codec, name, args, kwargs, headers)
         deadline = self._clock() + timeout
         request = self.open.add(name, _Caller(sink, on_progress), deadline, idempotent=idempotent)
         remaining_ms = None if timeout > MAX_TIMEOUT_S else int(timeout * 1000)
