@@ -14,12 +14,13 @@ from typing import Any, Final, Self
 from remit._io.client_io import ClientIO
 from remit._io.exit_flush import kept_alive, register
 from remit._io.server_io import ticked_here
-from remit._patterns.names import PROGRESS, PUBLISHED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
+from remit._patterns.names import PROGRESS, PUBLISHED, REJECTED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 from remit._patterns.pubsub import OnGap, SubscriberState, Subscription
+from remit._patterns.rejections import Rejections
 from remit._patterns.request_reply import OnProgress
 from remit.codec import Codec, EventMessage, find_codec
 from remit.config import resolve
-from remit.errors import LinkClosed, SessionRefused, Undelivered, WouldDeadlock
+from remit.errors import LinkClosed, RemitError, SessionRefused, Undelivered, WouldDeadlock
 from remit.event import NO_HEADERS, Event, check_event, parts_of
 from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
@@ -91,11 +92,17 @@ class Client(ListenerRegistry):
         self._closed = False
         register_after_fork(self._after_fork)
         self._subscriptions = SubscriberState()
+        self._rejections = Rejections(self._router, self._report_error, self._reject)
         handle = self._router.register
         handle(PROGRESS, lambda message, *_: message.args[0](*message.args[1:]))
         handle(PUBLISHED, lambda message, *_: self._subscriptions.on_publication(self._codec, message))
         handle(SERVER_RESTARTED, lambda message, *_: self._subscribe_again(message))
         handle(UNSUBSCRIBED, lambda message, *_: self._subscriptions.on_unsubscribed(message))
+
+    def _reject(self, _: object, name: str, __: object, reason: str) -> None:
+        """Send an error for an event that could not be decoded."""
+        with contextlib.suppress(RemitError):  # The client may be closed, or its queue full.
+            self.emit(REJECTED, name, reason)
 
     def _open(self) -> ClientIO:
         # Several threads may emit their first events at the same time: the events of a second connection would be lost.
@@ -143,6 +150,7 @@ class Client(ListenerRegistry):
     def stats(self) -> dict[str, int]:
         """Return counters of dispatched events, the queue, the window and the connection."""
         counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
+        counters["undecodable_there"] = self._rejections.count
         return counters | (self._io.stats() if self._io else {})
 
     # -- emitting ----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from remit._limited_log import LimitedLog
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
 from remit.codec import EventMessage, invalid_name_error, printable, shortened
@@ -120,6 +121,7 @@ class ListenerRegistry:
         self._router = EventRouter(self._reset_cache)
         self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
         """Has an event loop await what an async listener has returned; None while no loop serves this end."""
+        self._log = LimitedLog()
         self._unheard = 0
         self._unheard_hint = ""
         """What to do about an event without a listener. If it is empty, such events are counted and not logged."""
@@ -262,19 +264,24 @@ class ListenerRegistry:
         with self._entries_lock:
             self._cache = {}
 
-    def _report_error(self, event: Event, error: Exception) -> None:
+    def _report_failed_request(self, event: Event, error: Exception) -> None:
+        """Report an exception of a listener that the client gets as well: logged at a bounded rate."""
+        if self._on_error is not None:
+            self._report_error(event, error)
+            return
         self._errors += 1
-        self._pass_error(event, error)
+        self._log.warning(event.name, "a listener of request %s raised", shortened(event.name), exc_info=error)
 
-    def _pass_error(self, event: Event, error: Exception) -> None:
-        """Call on_error, or log the exception of a listener."""
+    def _report_error(self, event: Event, error: Exception) -> None:
+        """Count the exception of a listener; call on_error, or log it."""
+        self._errors += 1
         if self._on_error is None:
             logger.error("a listener of %r raised", event.name, exc_info=error)
             return
         try:
             self._on_error(event, error)
         except Exception:
-            logger.exception("on_error raised for %r", event.name)
+            logger.exception("on_error raised for %s", shortened(event.name))
 
 
 def check_listener(name: object, listener: object) -> None:

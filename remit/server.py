@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from remit._io.server_io import ServerIO
-from remit._patterns.names import SUBSCRIBE, UNSUBSCRIBE
+from remit._patterns.names import REJECTED, REQUEST, SUBSCRIBE, UNSUBSCRIBE
 from remit._patterns.pubsub import Publisher
-from remit._patterns.request_reply import RequestServer, session_of
+from remit._patterns.rejections import Rejections
+from remit._patterns.request_reply import RequestServer, error_reply, send_reply, session_of
 from remit._protocol.session import Received, Session, mark_events_handled
 from remit.codec import EventMessage
 from remit.config import resolve
-from remit.errors import LinkClosed, ReentrantTick
+from remit.errors import CodecError, EmitError, FrameTooLarge, LinkClosed, ReentrantTick
 from remit.event import Event, Sender, parts_of
 from remit.listeners import ListenerRegistry, OnError, check_name
 from remit.location import Location
@@ -70,7 +72,8 @@ class Server(ListenerRegistry):
         self._loop_server: AsyncServerLoop | None = None
         """Serves on an event loop, within `serve`."""
         self._publisher = Publisher(self._mark_writable)
-        self._requests = RequestServer(self._router, self._call_listeners, self._post, self._pass_error)
+        self._requests = RequestServer(self._router, self._call_listeners, self._post, self._report_failed_request)
+        self._rejections = Rejections(self._router, self._report_error, self._reject)
         self._router.register(UNSUBSCRIBE, self._unsubscribe)
         self._router.request_handlers[SUBSCRIBE] = self._publisher.subscribe
         self._router.session_closed.append(self._publisher.remove_session)
@@ -232,6 +235,15 @@ class Server(ListenerRegistry):
         """Emit a reply. The queue bound does not apply: there are no more replies than requests."""
         (self._io or self._open()).emit(session, name, args, {}, bounded=False)
 
+    def _reject(self, sender: Sender | None, name: str, first: Any, reason: str) -> None:
+        """Send an error for an event that could not be decoded."""
+        session = session_of(sender)
+        if name == REQUEST and isinstance(first, int):
+            send_reply(self._post, session, first, error_reply(session.codec, CodecError(reason)))
+        else:
+            with contextlib.suppress(EmitError, FrameTooLarge):  # The session may have ended.
+                self._post(session, REJECTED, (name, reason))
+
     def _mark_writable(self, session: Session) -> None:
         (self._io or self._open()).mark_writable(session)
 
@@ -258,6 +270,7 @@ class Server(ListenerRegistry):
             "unheard": self._unheard,
             "unanswered": self._requests.skipped,
             "failed": self._requests.failed,
+            "undecodable_there": self._rejections.count,
             "published": self._publisher.published,
             "subscriptions": len(self._publisher),
             "publications_dropped": self._publisher.dropped,

@@ -22,9 +22,9 @@ from remit._patterns.names import (
     WORKER_LEAVE,
     WORKER_UNKNOWN,
 )
-from remit._patterns.request_reply import Reply, decode_nested, error_reply, shorter_reply, value_reply
+from remit._patterns.request_reply import Reply, error_reply, shorter_reply, value_reply
 from remit.client import Client
-from remit.codec import Codec, EventMessage, find_codec
+from remit.codec import Codec, EventMessage, decode_event, find_codec
 from remit.errors import FrameTooLarge, NoListener, RemitError
 from remit.listeners import check_listener, converter, matcher
 from remit.location import Location
@@ -230,7 +230,7 @@ class Worker:
         codec = find_codec(job.codec)
         name = ""
         try:
-            call = decode_nested(codec, job.body)
+            call = decode_event(codec, job.body)
             name = call.name
             deadline = None if job.remaining_ms is None else time.monotonic() + job.remaining_ms / 1000
 

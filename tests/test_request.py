@@ -76,7 +76,7 @@ def test_an_exception_comes_back_with_its_traceback(server, client):
         client.request("divide", 1, 0)
     assert failed.value.type_name == "builtins.ZeroDivisionError"
     assert "in divide" in failed.value.traceback
-    assert server.stats()["listener_errors"] == 0
+    assert server.stats()["listener_errors"] == 1
 
 
 def test_the_first_listener_answers_and_the_others_hear(server, client):

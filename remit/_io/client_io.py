@@ -11,11 +11,11 @@ from remit._io.drivers import CallerDriver, LinkLock, ThreadDriver
 from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
 from remit._patterns.event_router import EventRouter
-from remit._patterns.names import PROGRESS, REPLY, REQUEST, REQUEST_NOTE, UNSUBSCRIBE
-from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient, decode_nested
+from remit._patterns.names import PROGRESS, REPLY, REQUEST, REQUEST_NOTE, UNDECODABLE, UNSUBSCRIBE
+from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import WINDOW_BYTES, Outbox
-from remit.codec import Codec
+from remit.codec import Codec, decode_event
 from remit.errors import SessionRefused, Undelivered
 from remit.event import Event
 from remit.location import Location
@@ -72,6 +72,7 @@ class ClientIO:
             REPLY: self.requests.on_reply,
             PROGRESS: self.requests.on_progress,
             REQUEST_NOTE: self.requests.on_note,
+            UNDECODABLE: self.requests.on_undecodable,
         }
         self.closing = False
         """Set when no further frame will be received: all waits end."""
@@ -249,7 +250,7 @@ class ClientIO:
     def _undelivered(self) -> Undelivered | None:
         fates: dict[str, list[Event]] = {"received": [], "unknown": [], "never_sent": []}
         for fate, data in self.outbox.unfinished():
-            wire = decode_nested(self._codec, data)
+            wire = decode_event(self._codec, data)
             # A request has raised or set its own error, and a subscription ends with the session.
             if wire.name not in (REQUEST, UNSUBSCRIBE):
                 fates[fate].append(wire.event())

@@ -23,7 +23,6 @@ from remit._patterns.request_reply import (
     Post,
     Reply,
     RequestServer,
-    decode_nested,
     encode_nested,
     error_reply,
     late_reply,
@@ -33,7 +32,7 @@ from remit._patterns.request_reply import (
 from remit._protocol.job_queue import JobQueue, QueuedJob
 from remit._protocol.leases import Leases
 from remit._protocol.session import FOREVER, Session
-from remit.codec import EventMessage, find_codec, printable
+from remit.codec import EventMessage, decode_event, find_codec, printable
 from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.event import Sender
 from remit.listeners import NAMES_CACHED, matcher
@@ -157,7 +156,11 @@ class BrokerCore:
         request = msgspec.convert(message.args, IncomingRequest)
         if not self._request_server.should_answer(session, request, redelivered):
             return
-        name = decode_nested(session.codec, request.body).name
+        try:
+            name = decode_event(session.codec, request.body).name
+        except CodecError as error:
+            send_reply(self._post, session, request.id, error_reply(session.codec, error))
+            return
         if name.startswith(names.RESERVED):
             self._request_server.handle_request(message, sender, redelivered)
             return
@@ -278,7 +281,7 @@ class BrokerCore:
 
 def _arguments_of(job: QueuedJob) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
-        call = decode_nested(job.client.codec, job.body)
+        call = decode_event(job.client.codec, job.body)
     except CodecError:
         return (), {}
     return call.args, call.kwargs

@@ -2,7 +2,13 @@
 
 from typing import Final
 
+from remit.codec import UNDECODABLE as UNDECODABLE
+
 RESERVED: Final = "remit."
+
+# -- undecodable events: rejections.py --
+REJECTED: Final = "remit.rejected"
+"""Event in both directions, to the sender of an event that could not be decoded: its name, the reason."""
 
 # -- requests: request_reply.py --
 REQUEST: Final = "remit.request"

@@ -12,11 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from remit._patterns.names import PUBLISHED, UNSUBSCRIBED
-from remit._patterns.request_reply import decode_nested, encode_nested
+from remit._patterns.request_reply import encode_nested
 from remit._protocol.outbox import BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
-from remit.codec import Codec, EventMessage, find_codec, shortened
+from remit.codec import Codec, EventMessage, decode_event, find_codec, shortened
 from remit.errors import FrameTooLarge
 from remit.event import NO_HEADERS
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
@@ -182,7 +182,7 @@ def _last_value(codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
     """Return a last value in the codec of a subscriber. Raises CodecError."""
     publication = encodings.get(codec)
     if publication is None:
-        message = decode_nested(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
+        message = decode_event(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
         publication = encodings[codec] = encode_nested(
             codec, message.name, message.args, message.kwargs, message.headers
         )
@@ -267,7 +267,7 @@ class SubscriberState:
         """Call the listener of a publication; return its value. Raises CodecError, msgspec.ValidationError."""
         identifier, number, publication = msgspec.convert(message.args, tuple[int, int, bytes])
         subscription = self.active.get(identifier)
-        return None if subscription is None else subscription._on_publication(number, decode_nested(codec, publication))
+        return None if subscription is None else subscription._on_publication(number, decode_event(codec, publication))
 
     def on_unsubscribed(self, message: EventMessage) -> None:
         """Handle the end of a subscription by the server. Raises msgspec.ValidationError."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 import time
 import traceback
@@ -28,7 +29,7 @@ from remit._patterns.names import PROGRESS, REPLY, REQUEST
 from remit._protocol.outbox import Outbox
 from remit._protocol.requests import OpenRequests, Request
 from remit._protocol.session import Session
-from remit.codec import Codec, EventMessage, printable
+from remit.codec import Codec, EventMessage, decode_event, printable
 from remit.errors import (
     CodecError,
     DeadLetter,
@@ -45,9 +46,14 @@ from remit.errors import (
 from remit.event import NO_HEADERS, Event, Sender
 from remit.listeners import ASYNC
 
+logger = logging.getLogger("remit")
+
 OnProgress: TypeAlias = Callable[[Any, Any], None]
 SHORT_TEXT: Final = 1000
 """Characters that are left of the message and of the traceback if an exception exceeds a frame."""
+MAX_ERROR_CHARS: Final = 16 * 1024
+"""Longest message, and longest traceback, of a remote exception; the middle of a longer one is omitted."""
+CALLBACK_RAISED: Final = "a callback of a future raised an exception that is no Exception"
 MAX_TIMEOUT_S: Final = 1e9
 """Longer timeouts are sent as none, so that the milliseconds fit an integer of any codec."""
 
@@ -57,14 +63,6 @@ def encode_nested(
 ) -> bytes:
     """Return an encoded event, to be an argument of another event. Raises CodecError."""
     return codec.encode(name, args, kwargs, headers)
-
-
-def decode_nested(codec: Codec, data: bytes) -> EventMessage:
-    """Return the event from `encode_nested`. Raises CodecError."""
-    messages = codec.decode(codec.join(b"", [data]))
-    if len(messages) != 1:
-        raise CodecError(f"{len(messages)} events instead of one in an event")
-    return messages[0]
 
 
 class InlineResult:
@@ -100,16 +98,28 @@ class InlineResult:
 class FutureResult(Future[Any]):
     """Result for a caller in any thread. It is dropped if the future was cancelled."""
 
+    # `Future` logs an Exception of a callback. SystemExit would end the I/O thread, or the wait of another caller.
+
     def set_result(self, value: Any) -> None:
         """Set the value of the reply."""
         # A running future cannot be cancelled: no cancel() of another thread can occur between check and result.
         if self.set_running_or_notify_cancel():
-            super().set_result(value)
+            try:
+                super().set_result(value)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                logger.exception(CALLBACK_RAISED)
 
     def set_exception(self, error: BaseException | None) -> None:
         """Set the error that ends the request, unless it has ended."""
         if not self.done() and self.set_running_or_notify_cancel():
-            super().set_exception(error)
+            try:
+                super().set_exception(error)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                logger.exception(CALLBACK_RAISED)
 
 
 ResultSink: TypeAlias = InlineResult | FutureResult
@@ -198,7 +208,7 @@ class RequestClient:
         if request is None:
             return
         try:
-            result = decode_nested(self._codec, data)
+            result = decode_event(self._codec, data)
         except CodecError as error:
             self._fail(request, RequestError(f"the reply to {request.name!r} cannot be decoded: {error}"))
             raise
@@ -206,6 +216,15 @@ class RequestClient:
             request.waiter.sink.set_result(result.args[0] if result.args else None)
         else:
             self._fail(request, _error(request.name, outcome, result.args))
+
+    def on_undecodable(self, message: EventMessage) -> EventMessage | None:
+        """Fail the request whose reply could not be decoded. Return the event for the dispatch thread."""
+        name, first, reason = msgspec.convert(message.args, tuple[str, Any, str])
+        request = self.open.pop(first) if name == REPLY and isinstance(first, int) else None
+        if request is None:
+            return message
+        self._fail(request, RequestError(f"the reply to {request.name!r} cannot be decoded: {reason}"))
+        return None
 
     def on_progress(self, message: EventMessage) -> EventMessage | None:
         """Return the event that calls on_progress on the dispatch thread, or None. Raises msgspec.ValidationError."""
@@ -318,6 +337,7 @@ class RequestServer:
         self._ask = ask
         self._post = post
         self._report = report
+        """Called with a request and the exception of its listener."""
 
     def handle_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         """Call the listener of a request and send its reply. Raises msgspec.ValidationError."""
@@ -345,9 +365,8 @@ class RequestServer:
     def _answer(self, session: Session, request: IncomingRequest, sender: Sender | None) -> Reply | None:
         """Return the reply to a request, or None if it is sent later."""
         codec = session.codec
-        call = service = None
         try:
-            call = decode_nested(codec, request.body)
+            call = decode_event(codec, request.body)
             service = self._services.get(call.name)
             found, value = self._ask(call, sender) if service is None else (True, service(session, *call.args))
             if inspect.isawaitable(value):
@@ -359,10 +378,20 @@ class RequestServer:
                 raise TypeError(ASYNC)
             return value_reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
         except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
-            if call is not None and service is None:
-                self.failed += 1
-                self._report(call.event(sender=sender), error)
+            self.report_failure(session, request, error)
             return error_reply(codec, error)
+        except BaseException as error:
+            # SystemExit and the like end the caller of tick(). The request counts as handled: it needs its reply first.
+            send_reply(self._post, session, request.id, error_reply(codec, error))
+            raise
+
+    def report_failure(self, session: Session, request: IncomingRequest, error: Exception) -> None:
+        """Report the exception of a listener also at this end. The client gets it, but may no longer wait."""
+        with contextlib.suppress(CodecError):
+            call = decode_event(session.codec, request.body)
+            if call.name not in self._services:
+                self.failed += 1
+                self._report(call.event(sender=session.sender), error)
 
 
 def session_of(sender: Sender | None) -> Session:
@@ -383,18 +412,24 @@ def value_reply(codec: Codec, value: Any) -> Reply:
 def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> Reply:
     """Return the reply for an exception: its type name, its message and its traceback. Never raises."""
     kind = type(error)
-    name = _text(lambda: f"{kind.__module__}.{kind.__qualname__}")
-    trace = _text(lambda: "".join(traceback.format_exception(error)))
-    return outcome, encode_nested(codec, "", (name, _text(lambda: str(error)), trace), {})
+    name = _text(lambda: f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
+    text = _text(lambda: str(error), f"<str() of {name} failed>")
+    trace = _text(lambda: "".join(traceback.format_exception(error)), f"{name}: {text}")
+    return outcome, encode_nested(codec, "", (name, text, trace), {})
 
 
-def _text(make: Callable[[], str]) -> str:
-    """Return a text of an exception, which user code makes, in a form that every codec can encode."""
+def _text(make: Callable[[], str], fallback: str) -> str:
+    """Return a text that any codec encodes and any frame holds. ``make`` runs code of the user, which may raise."""
     try:
         text = make()
-    except Exception as error:  # noqa: BLE001 - a failing __str__ must not hide the exception
-        text = f"<its text cannot be made: {type(error).__name__}>"
-    return printable(text)
+    except (Exception, SystemExit, GeneratorExit):  # noqa: BLE001 - KeyboardInterrupt, raised by Ctrl-C, must pass
+        text = fallback
+    return printable(_shortened(text, MAX_ERROR_CHARS))
+
+
+def _shortened(text: str, limit: int) -> str:
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {len(text) - limit} characters ... {text[-half:]}"
 
 
 def late_reply(codec: Codec) -> Reply:
@@ -419,7 +454,5 @@ def shorter_reply(codec: Codec, reply: Reply, error: FrameTooLarge) -> Reply:
     outcome, result = reply
     if outcome != "failed":
         return error_reply(codec, error)
-    texts = [str(text) for text in decode_nested(codec, result).args]
-    half = SHORT_TEXT // 2
-    short = [text if len(text) <= SHORT_TEXT else f"{text[:half]} ... {text[-half:]}" for text in texts]
-    return outcome, encode_nested(codec, "", short, {})
+    texts = [_shortened(str(text), SHORT_TEXT) for text in decode_event(codec, result).args]
+    return outcome, encode_nested(codec, "", texts, {})

@@ -103,7 +103,7 @@ class ClientSession:
                 self.ready.append(received)
                 received.accept()
                 if received.undecodable:
-                    raise ProtocolError("undecodable", received.undecodable)
+                    self.rejected["undecodable"] += received.undecodable
 
     def _handle_control(self, control: Hello | Welcome | Refuse | Bye, now: float) -> None:
         if isinstance(control, Welcome):

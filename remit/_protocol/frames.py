@@ -3,7 +3,8 @@
 Every frame starts with four bytes: ``RM``, the version of the protocol, the kind. The rest depends on the kind::
 
     EVENTS    generation u32, flags u8, first sequence number u64, count u32, then, if flagged,
-              received u64, done u64, and then a body in the codec of the session
+              received u64, done u64, then the length of each encoded event if there are several, as u8 or u32,
+              and then a body in the codec of the session
     ACK       generation u32, received u64, done u64
     RESUME    generation u32, received u64, done u64       resend all events after received
     PING      generation u32, last u64     last number sent; answered by ACK or RESUME
@@ -27,6 +28,7 @@ from __future__ import annotations
 import enum
 import functools
 import struct
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -34,7 +36,7 @@ import msgspec
 from remit.codec import DECODE_ERRORS
 from remit.errors import ProtocolError
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAGIC: Final = b"RM"
 
 
@@ -135,7 +137,7 @@ _packers = {
 _unpackers = {kind: struct.Struct(f">8x{numbers}") for kind, numbers in _NUMBERS.items()}
 _EMBEDDED_ACK = struct.Struct(">QQ")
 _FLAGS = 8
-_REDELIVERED, _ACKNOWLEDGES = 1, 2
+_REDELIVERED, _ACKNOWLEDGES, _SHORT_LENGTHS, _LONG_LENGTHS = 1, 2, 4, 8
 _GENERATION = struct.Struct(">4xI")
 EVENTS_HEAD: Final = _EVENTS.size
 """Bytes before the body of an EVENTS frame."""
@@ -181,8 +183,26 @@ def generation_of(frame: bytes) -> int:
 
 
 def events_head(generation: int, first: int, count: int, *, redelivered: bool = False) -> bytes:
-    """Return the head of an EVENTS frame."""
+    """Return the head of an EVENTS frame without the lengths of its events."""
     return _EVENTS.pack(_HEADS[FrameKind.EVENTS], generation, redelivered, first, count)
+
+
+def head_with_lengths(generation: int, first: int, events: Sequence[bytes]) -> bytes:
+    """Return the head of an EVENTS frame, and the lengths of the events if there are several."""
+    flags, lengths = 0, b""
+    # The receiver needs the lengths only to separate an event that it cannot decode from the others.
+    if len(events) > 1:
+        try:
+            flags, lengths = _SHORT_LENGTHS, bytes(map(len, events))
+        except ValueError:
+            flags, lengths = _LONG_LENGTHS, struct.pack(f">{len(events)}I", *map(len, events))
+    return _EVENTS.pack(_HEADS[FrameKind.EVENTS], generation, flags, first, len(events)) + lengths
+
+
+def with_generation(frame: bytes, generation: int, *, redelivered: bool) -> bytes:
+    """Return a copy of an EVENTS frame for another connection."""
+    head, _, flags, first, count = _EVENTS.unpack_from(frame)
+    return _EVENTS.pack(head, generation, flags | redelivered, first, count) + frame[EVENTS_HEAD:]
 
 
 def read_events(frame: bytes) -> tuple[bool, int, int]:
@@ -191,6 +211,23 @@ def read_events(frame: bytes) -> tuple[bool, int, int]:
         raise ProtocolError("truncated", "an EVENTS frame without a head")
     _, _, flags, first, count = _EVENTS.unpack_from(frame)
     return bool(flags & _REDELIVERED), first, count
+
+
+def body_offset(frame: bytes, count: int) -> int:
+    """Return where the body of an EVENTS frame begins."""
+    flags = frame[_FLAGS]
+    width = 1 if flags & _SHORT_LENGTHS else 4 if flags & _LONG_LENGTHS else 0
+    return EVENTS_HEAD + (ACK_BYTES if flags & _ACKNOWLEDGES else 0) + width * count
+
+
+def read_lengths(frame: bytes, count: int) -> Sequence[int]:
+    """Return the lengths of the events in an EVENTS frame; none if it states none. Raises ProtocolError."""
+    end = body_offset(frame, count)
+    if end + count > len(frame):
+        raise ProtocolError("malformed", f"an EVENTS frame of {len(frame)} bytes announces {count} events")
+    if frame[_FLAGS] & _LONG_LENGTHS:
+        return struct.unpack_from(f">{count}I", frame, end - 4 * count)
+    return frame[end - count : end] if frame[_FLAGS] & _SHORT_LENGTHS else ()
 
 
 def with_ack(frame: bytes, received: int, done: int) -> bytes:

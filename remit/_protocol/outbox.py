@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice, repeat, starmap
 from typing import Final
 
-from remit._protocol.frames import EVENTS_HEAD, events_head
+from remit._protocol.frames import EVENTS_HEAD, head_with_lengths, with_generation
 from remit.codec import Codec
 
 BATCH_EVENTS: Final = 128
@@ -23,6 +23,8 @@ EMBED_ACK_BYTES: Final = 4096
 """Largest frame in which an acknowledgement is embedded: embedding copies the frame."""
 HEAD_BYTES: Final = EVENTS_HEAD + 5
 """Bytes that a frame adds to its events: its head and the array header of the codec."""
+EVENT_OVERHEAD_BYTES: Final = 5
+"""Bytes that each of several events adds to a frame: its length, and the comma of JSON."""
 
 
 @dataclass(slots=True, eq=False)
@@ -181,8 +183,8 @@ class Outbox:
 
     def _rewrite_head(self, batch: Batch) -> None:
         """Replace the head of a frame that was made for another connection. The body is not encoded again."""
-        head = events_head(self.generation, batch.first, len(batch.events), redelivered=batch.redelivered)
-        batch.frame, batch.generation = head + batch.frame[EVENTS_HEAD:], self.generation
+        frame = with_generation(batch.frame, self.generation, redelivered=batch.redelivered)
+        batch.frame, batch.generation = frame, self.generation
 
     def _has_room(self) -> bool:
         return self.last - self.done < self._window_events and self._kept_bytes < self._window_bytes
@@ -206,7 +208,7 @@ class Outbox:
         first = last = 0
         if self._sequenced:
             first, last = self.last + 1, self.last + len(events)
-        frame = self._codec.join(events_head(self.generation, first, len(events)), events)
+        frame = self._codec.join(head_with_lengths(self.generation, first, events), events)
         batch = Batch(first, last, events, frame, self.generation)
         if self._sequenced:
             # This append numbers the events. The lines below follow from it: `repair` repeats them.
@@ -238,7 +240,7 @@ class Outbox:
             return taken[:]
         size = count = 0
         for event in taken[:room]:
-            size += len(event) + 1
+            size += len(event) + EVENT_OVERHEAD_BYTES
             if size > budget and count:
                 break
             count += 1
@@ -251,8 +253,8 @@ class Outbox:
         if count > 1:
             # Measured first, so that no event leaves the bounds of the queue before it can be sent.
             events = tuple(islice(pending, count))
-            if sum(map(len, events)) + count > budget:
-                sizes = accumulate(len(event) + 1 for event in events)
+            if sum(map(len, events)) + count * EVENT_OVERHEAD_BYTES > budget:
+                sizes = accumulate(len(event) + EVENT_OVERHEAD_BYTES for event in events)
                 count = max(1, sum(1 for size in sizes if size <= budget))
         if count > 0:
             # In one call of C: an interrupt between popleft() and append() would lose an event.

@@ -117,7 +117,7 @@ class ServerSessions:
                 self.ready.append(received)
                 received.accept()
                 if received.undecodable:
-                    raise ProtocolError("undecodable", received.undecodable)
+                    self.rejected["undecodable"] += received.undecodable
 
     def _handle_unknown_peer(self, peer: Peer, kind: FrameKind, frame: bytes) -> None:
         """Ask for HELLO: the session, or this connection of it, is unknown. Refuse a peer that uses a key."""

@@ -19,9 +19,9 @@ from collections import deque
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import EVENTS_HEAD, Bye, FrameKind
+from remit._protocol.frames import Bye, FrameKind
 from remit._protocol.outbox import Outbox
-from remit.codec import Codec, EventMessage
+from remit.codec import UNDECODABLE, Codec, EventMessage, decode_each
 from remit.errors import CodecError, ProtocolError
 from remit.event import Sender
 from remit.transport import Credentials, Peer
@@ -88,8 +88,8 @@ class Received:
         self.last = last
         """Number of the last event; 0 if the events have no numbers."""
         self.redelivered = redelivered
-        self.undecodable = ""
-        """Why the frame cannot be decoded, and all its events are None; empty otherwise."""
+        self.undecodable = 0
+        """Number of the events that could not be decoded. Events with the name UNDECODABLE stand for them."""
         self._inbox = session.inbox
 
     def accept(self) -> None:
@@ -284,29 +284,39 @@ class Session:
 
     def _handle_events(self, frame: bytes, now: float) -> Received | None:
         redelivered, first, count = frames.read_events(frame)
-        body = EVENTS_HEAD
         if acked := frames.read_embedded_ack(frame):
-            body += frames.ACK_BYTES
             self._confirm(*acked, now)
         if first and self.inbox.has_gap_before(first):
             self._request_resend()
             return None
-        last = first and first + count - 1
+        undecodable = 0
         try:
-            events = self.codec.decode(memoryview(frame)[body:])
+            events = self.codec.decode(memoryview(frame)[frames.body_offset(frame, count) :])
             if len(events) != count:
                 raise CodecError(f"frame with {len(events)} events announces {count}")
-        except CodecError as error:
-            # Accepted all the same: a resend would bring the same bytes again and block all later events.
-            lost = self.inbox.new_events(first or self.inbox.received + 1, [None] * count)
-            received = Received(self, lost, last=last)
-            received.undecodable = str(error)
-            return received
-        if not first:  # Sent at most once, without a number.
-            return Received(self, [*events])
-        new = self.inbox.new_events(first, [*events])
-        self.ack_due = True
-        return Received(self, new, last=last, redelivered=redelivered) if new else None
+        except Exception as error:  # noqa: BLE001 - a codec of the user may raise any exception
+            events = self._decode_each(frame, count, error)
+            undecodable = sum(event.name == UNDECODABLE for event in events)
+        if first:
+            new = self.inbox.new_events(first, [*events])
+            self.ack_due = True
+            if not new:
+                return None
+            received = Received(self, new, last=first + count - 1, redelivered=redelivered)
+        else:  # Sent at most once, without a number.
+            received = Received(self, [*events])
+        received.undecodable = undecodable
+        return received
+
+    def _decode_each(self, frame: bytes, count: int, error: Exception) -> list[EventMessage]:
+        """Return the events of a frame that cannot be decoded as a whole, with a substitute for each undecodable one.
+
+        A resend would bring the same bytes again: the substitutes are received and handled like events. Raises
+        ProtocolError.
+        """
+        lengths = frames.read_lengths(frame, count)
+        body = memoryview(frame)[frames.body_offset(frame, count) :]
+        return decode_each(self.codec, body, lengths or (None,) * count, error)
 
     def _request_resend(self) -> None:
         inbox = self.inbox

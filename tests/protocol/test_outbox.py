@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit._protocol.frames import EVENTS_HEAD, read_events
+from remit._protocol.frames import body_offset, read_events
 from remit._protocol.outbox import BATCH_EVENTS, Outbox
 from remit._protocol.session import Inbox
 from remit.codec import MessagePack
@@ -24,7 +24,7 @@ def taken(box: Outbox) -> list[tuple[int, int]]:
     frames = []
     while frame := box.pop_frame():
         _, first, count = read_events(frame)
-        assert len(CODEC.decode(memoryview(frame)[EVENTS_HEAD:])) == count
+        assert len(CODEC.decode(memoryview(frame)[body_offset(frame, count) :])) == count
         frames.append((first, count))
     return frames
 

@@ -16,7 +16,7 @@ from remit._protocol.frames import FrameKind, kind_of, unpack_numbers
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Inbox, Received, Session
-from remit.codec import EventMessage, MessagePack
+from remit.codec import UNDECODABLE, EventMessage, MessagePack
 from remit.transport import SERVER, Down, Frame, Up
 
 CODEC = MessagePack()
@@ -104,7 +104,7 @@ class World:
         while self.server.ready:
             received = self.server.ready.popleft()
             (self.again if received.redelivered else self.handled).extend(
-                wire.args[0] for wire in received.events if wire
+                wire.args[0] for wire in received.events if wire and wire.name != UNDECODABLE
             )
             received.mark_handled(len(received.events))
             self.server.writable[received.session] = None
@@ -248,9 +248,9 @@ def test_the_window_bounds_what_is_under_way() -> None:
         (b"", "garbage"),
         (b"GET / HTTP/1.1\r\n", "garbage"),
         (b"RM\x07\x01", "version"),
-        (b"RM\x01\xee", "kind"),
-        (b"RM\x01\x06\xc1\xc1", "malformed"),
-        (b"RM\x01\x09\x92\xa1\xff\x01", "malformed"),
+        (b"RM\x02\xee", "kind"),
+        (b"RM\x02\x06\xc1\xc1", "malformed"),
+        (b"RM\x02\x09\x92\xa1\xff\x01", "malformed"),
     ],
 )
 def test_a_bad_frame_is_counted_and_the_server_goes_on(frame: bytes, reason: str) -> None:
@@ -269,7 +269,7 @@ def test_no_bytes_can_break_either_end(garbage: bytes) -> None:
     world = World()
     world.emit(1)
     world.step()
-    for frame in (garbage, b"RM\x01" + garbage):
+    for frame in (garbage, b"RM\x02" + garbage):
         world.server.handle_arrival(Frame(world.token, frame), world.now)
         world.client.handle_arrival(Frame(SERVER, frame), world.now)
 
@@ -277,7 +277,7 @@ def test_no_bytes_can_break_either_end(garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "event", [b"\xc1", b"\x92\xa1\xff\x90", b"\x92\xa1n" + b"\x91" * 10_000], ids=["no", "text", "deep"]
 )
-def test_an_unreadable_frame_is_passed_over_not_asked_for_again(event: bytes) -> None:
+def test_an_undecodable_event_is_dropped_alone_and_not_requested_again(event: bytes) -> None:
     world = World()
     world.emit(1)
     world.step()
@@ -288,7 +288,7 @@ def test_an_unreadable_frame_is_passed_over_not_asked_for_again(event: bytes) ->
     assert world.server.rejected == {"undecodable": 1}
     world.emit(4)
     world.settle()
-    assert world.handled == [1, 4]
+    assert world.handled == [1, 3, 4]
 
 
 def test_an_unreadable_frame_does_not_acknowledge_the_events_that_wait_before_it() -> None:

@@ -171,7 +171,7 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     codec = MessagePack()
     one = codec.encode("price", (42, 1.5, "text", b"bytes", None, [True]), {}, {})
     two = codec.encode("done", (), {"ok": True}, {"trace": "t1"})
-    events = codec.join(frames.events_head(3, 7, 2), [one, two])
+    events = codec.join(frames.head_with_lengths(3, 7, [one, two]), [one, two])
     session, instance = bytes(range(16)), bytes(range(16, 32))
     secret, number = SharedKey(b"a key that both ends share"), bytes(range(32, 48))
     channel = secret.derive_channel(session, number, client=True)

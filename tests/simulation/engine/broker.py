@@ -12,10 +12,10 @@ from engine.server import SimulatedServer
 from engine.virtual_clock import World
 from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
 from remit._patterns.names import JOB, JOB_STARTED, REPLY, REQUEST, WORKER_LEAVE, WORKER_READY
-from remit._patterns.request_reply import decode_nested, session_of
+from remit._patterns.request_reply import session_of
 from remit._protocol.leases import RECONNECT_GRACE_S
 from remit._protocol.session import Session
-from remit.codec import EventMessage
+from remit.codec import EventMessage, decode_event
 from remit.event import Sender
 
 __all__ = ["SimulatedBroker"]
@@ -95,7 +95,7 @@ class SimulatedBroker(SimulatedServer):
             question, outcome, sealed = args
             self._look()
             if session not in self._rota:
-                answer = decode_nested(self.book.codec, sealed).args[0] if outcome == "done" else None
+                answer = decode_event(self.book.codec, sealed).args[0] if outcome == "done" else None
                 self._rota.answered((session, question), outcome, answer)
         super().post(session, name, args)
 
@@ -103,7 +103,7 @@ class SimulatedBroker(SimulatedServer):
         self, session: Session, token: int, attempt: int, left: int | None, codec: str, sealed: bytes, _: int
     ) -> None:
         job = self.brokering.jobs.job_held_by(session, token)
-        wire = decode_nested(self.book.codec, sealed)
+        wire = decode_event(self.book.codec, sealed)
         if job is None:
             self.world.fail(f"job {wire.args[0]} is given away under a token that means nothing")
         self._rota.turn(job.name, job.client, self.brokering.jobs.fair_queue.by_name.get(job.name, {}))

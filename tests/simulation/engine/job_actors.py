@@ -12,8 +12,8 @@ from engine.request_oracle import Asker, Inquiry
 from engine.virtual_clock import World
 from remit._patterns.jobs import Job, WorkerJobs
 from remit._patterns.names import JOB, JOB_DONE, JOB_STARTED, SERVER_RESTARTED, WORKER_LEAVE, WORKER_UNKNOWN
-from remit._patterns.request_reply import decode_nested, value_reply
-from remit.codec import EventMessage
+from remit._patterns.request_reply import value_reply
+from remit.codec import EventMessage, decode_event
 from remit.errors import RequestTimeout
 
 __all__ = ["NAMES", "JobClient", "SimulatedWorker"]
@@ -127,7 +127,7 @@ class SimulatedWorker(SimulatedClient):
         random = self.world.random
         self._running.add(job.token)
         self.emit(JOB_STARTED, job.token)
-        inquiry: Inquiry = self.book.inquiries[decode_nested(self.book.codec, job.body).args[0]]
+        inquiry: Inquiry = self.book.inquiries[decode_event(self.book.codec, job.body).args[0]]
         inquiry.run()
         seconds = random.expovariate(1 / EASY) * (100 if random.random() < HARD else 1)
         self.world.after(seconds, self._finish, job, inquiry.serial)
