@@ -380,10 +380,6 @@ class RequestServer:
         except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
             self.report_failure(session, request, error)
             return error_reply(codec, error)
-        except BaseException as error:
-            # SystemExit and the like end the caller of tick(). The request counts as handled: it needs its reply first.
-            send_reply(self._post, session, request.id, error_reply(codec, error))
-            raise
 
     def report_failure(self, session: Session, request: IncomingRequest, error: Exception) -> None:
         """Report the exception of a listener also at this end. The client gets it, but may no longer wait."""
