@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from remit._io.async_server import AsyncListeners
+    from remit._io.loop_threads import BlockOwner
 
 
 T = TypeVar("T")
@@ -58,6 +59,13 @@ async def finish_uncancelled(future: asyncio.Future[T]) -> T:
     from remit._io import loop_threads
 
     return await loop_threads.finish_uncancelled(future)
+
+
+def block_owner() -> BlockOwner:
+    """Return the task within the block of an asynchronous context manager, which a failure behind it cancels."""
+    from remit._io.loop_threads import BlockOwner
+
+    return BlockOwner()
 
 
 def run_async_listeners(server: Server, fail: Callable[[BaseException], None]) -> AsyncListeners:

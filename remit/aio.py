@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from remit._io.async_server import let_requests_overtake
 from remit._io.client_io import ClientIO
-from remit._io.loop_threads import LoopCalls, call_in_thread, finish_uncancelled, on_running_loop
+from remit._io.loop_threads import BlockOwner, LoopCalls, call_in_thread, finish_uncancelled, on_running_loop
 from remit._io.send_queue import ROOM_POLL_INTERVAL_S, WouldBlock
 from remit._patterns.names import SUBSCRIBE
 from remit._patterns.pubsub import OnGap, Subscription
@@ -290,9 +290,7 @@ class AsyncServer(Server):
         super().__init__(location, **options)
         self._concurrency = concurrency
         self._serving: asyncio.Task[None] | None = None
-        self._owner: asyncio.Task[Any] | None = None
-        """The task within the block of this server."""
-        self._cancelled_owner: asyncio.Task[Any] | None = None
+        self._owner: BlockOwner | None = None
 
     async def serve(self, *, concurrency: int = MAX_CONCURRENCY) -> None:
         """Serve as `Server.serve`; within ``async with``, wait until the service ends. Raises its error."""
@@ -305,7 +303,7 @@ class AsyncServer(Server):
             serving.result()
 
     async def __aenter__(self) -> Self:
-        self._owner = asyncio.current_task()
+        self._owner = BlockOwner()
         self._serving = asyncio.get_running_loop().create_task(super().serve(concurrency=self._concurrency))
         self._serving.add_done_callback(self._on_end)
         try:
@@ -316,27 +314,24 @@ class AsyncServer(Server):
         return self
 
     def _on_end(self, serving: asyncio.Task[None]) -> None:
-        """Cancel the block of a server that has lost its location. Like TaskGroup, it raises the cause at its end."""
-        owner, self._owner = self._owner, None
-        if owner is not None and not serving.cancelled() and serving.exception() is not None:
-            self._cancelled_owner = owner
-            owner.cancel()
+        """End the block of a server that has lost its location."""
+        failed = not serving.cancelled() and serving.exception() is not None
+        if failed and serving is self._serving and self._owner is not None:
+            self._owner.cancel()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._owner, cancelled = None, self._cancelled_owner
-        if cancelled is not None:
-            cancelled.uncancel()
+        raises = self._owner is None or self._owner.leave(error)
         try:
             await self.aclose()
         except Exception as cause:
-            if error is None or (cancelled is not None and isinstance(error, asyncio.CancelledError)):
+            if raises:
                 raise cause from None
-            if cause is not error:
+            if error is not None and cause is not error:
                 error.add_note(f"and while leaving the server: {cause}")
 
     async def aclose(self, linger: float | None = None) -> None:
         """Stop dispatching, then close as `Server.close`. Raises the error that has ended the service."""
-        self._owner, serving, self._serving = None, self._serving, None
+        serving, self._serving = self._serving, None
         if serving is not None:
             serving.cancel()
         await finish_uncancelled(asyncio.get_running_loop().create_task(self._close(serving, linger)))

@@ -216,9 +216,7 @@ class BaseManager:
         if self._loop_driver is None:  # closed inside the block
             self.close()
             return
-        failed = await self._loop_driver.leave()
-        if failed is not None and error is None:
-            raise failed
+        await self._loop_driver.leave(error)
 
     def __enter__(self) -> Self:
         return self

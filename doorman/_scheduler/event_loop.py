@@ -7,16 +7,19 @@ manager is used by two threads. A cancelled ``await`` changes nothing: the loop 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from doorman.futures import IDLE_WAIT_S
-from remit._internal import call_in_thread, finish_uncancelled, run_async_listeners
+from remit._internal import block_owner, call_in_thread, finish_uncancelled, run_async_listeners
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
     from doorman.task import Task
+
+logger = logging.getLogger("doorman")
 
 JOIN_TIMEOUT_S: Final = 5.0
 """Longest wait for the thread, which was woken, at the end of a driver."""
@@ -34,6 +37,7 @@ class LoopDriver:
         # An entry stays until its task ends, even without waits: see `wait_ended`.
         self._awaited: dict[Task, set[asyncio.Future[None]]] = {}
         self._error: BaseException | None = None
+        self._owner = block_owner()
         self._detached = False
         self.tick_scheduled = False
         """Whether a tick was requested that has not begun."""
@@ -45,8 +49,12 @@ class LoopDriver:
         self._thread = threading.Thread(target=self._wait, name="doorman-aio", daemon=True)
         self._managers = _chain(manager)
         for each in self._managers:
-            if each._loop_driver is not None:
-                raise RuntimeError("this manager is driven by an event loop already: enter only the outermost manager")
+            if (other := each._loop_driver) is not None:
+                if not other._loop.is_closed():
+                    raise RuntimeError(
+                        "this manager is driven by an event loop already: enter only the outermost manager"
+                    )
+                other.detach()  # That loop was closed within the block.
         for each in self._managers:
             each._loop_driver = self
         self._listeners = run_async_listeners(self._server, self._fail)
@@ -86,10 +94,15 @@ class LoopDriver:
         finally:
             waits.discard(ended)
 
-    async def leave(self) -> BaseException | None:
-        """Close the manager and return what a tick raised. A cancellation takes effect when it is closed."""
+    async def leave(self, error: BaseException | None) -> None:
+        """Close the manager at the end of its block, which raises ``error``. Raises what a tick raised.
+
+        A cancellation takes effect when the manager is closed.
+        """
+        raises = self._owner.leave(error)
         await finish_uncancelled(self._loop.create_task(self._leave()))
-        return self._error
+        if self._error is not None and raises:
+            raise self._error from None
 
     def detach(self) -> None:
         """Stop ticking; from now on the manager is ticked as without a loop."""
@@ -102,8 +115,9 @@ class LoopDriver:
         for each in self._managers:
             each._loop_driver = None
         self._listeners.detach()
-        for idle in self._idle:
-            _end_wait(idle)
+        if not self._loop.is_closed():
+            for idle in self._idle:
+                _end_wait(idle)
 
     async def _leave(self) -> None:
         if self._error is None and not self._detached:
@@ -140,9 +154,12 @@ class LoopDriver:
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
-        for future in chain(self._idle, *self._awaited.values()):
-            if not future.done():
-                future.set_exception(error)
+        waits = [future for future in chain(self._idle, *self._awaited.values()) if not future.done()]
+        for future in waits:
+            future.set_exception(error)
+        if not waits:  # The block awaits something else: without its end, no code would learn of the error.
+            logger.error("%r has stopped, which ends its block", self._manager, exc_info=error)
+            self._owner.cancel()
 
     def _new_wait(self) -> asyncio.Future[None]:
         if asyncio.get_running_loop() is not self._loop:

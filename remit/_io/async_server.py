@@ -85,9 +85,7 @@ class AsyncListeners:
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            reported = CancelledError("what the listener awaited was cancelled")
-            reported.__cause__ = error
-            self._server._report_error(event, reported)
+            self._server._report_error(event, _inner_cancellation(error))
         except Exception as error:  # noqa: BLE001 - one listener must not stop the others
             self._server._report_error(event, error)
 
@@ -98,6 +96,8 @@ class AsyncListeners:
             server._defer_to = server._requests.answer_later = None
         server._router.request_cancelled.remove(self._cancel_request)
         server._router.session_closed.remove(self._cancel_requests_of)
+        if self._loop.is_closed():
+            return set()
         for task in self._tasks:
             task.cancel()
         return set(self._tasks)
@@ -118,8 +118,14 @@ class AsyncListeners:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def _answer_later(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
-        task = self.start(self._answer, session, request, value)
+    def _answer_later(
+        self,
+        session: Session,
+        request: IncomingRequest,
+        value: Awaitable[Any],
+        report: Callable[[Exception], None],
+    ) -> None:
+        task = self.start(self._answer, session, request, value, report)
         self._requests.setdefault(session, {})[request.id] = task
 
         def finish(task: asyncio.Task[None]) -> None:
@@ -131,20 +137,29 @@ class AsyncListeners:
 
         task.add_done_callback(finish)
 
-    async def _answer(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
+    async def _answer(
+        self,
+        session: Session,
+        request: IncomingRequest,
+        value: Awaitable[Any],
+        report: Callable[[Exception], None],
+    ) -> None:
         _current_lane.set(None)
         seconds = None if request.remaining_ms is None else request.remaining_ms / 1000
         try:
             async with asyncio.timeout(seconds) as bound:
                 reply = value_reply(session.codec, await value)
-        except TimeoutError as error:
-            reply = late_reply(session.codec) if bound.expired() else error_reply(session.codec, error)
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
+            report(_inner_cancellation(error))
             reply = error_reply(session.codec, error)
         except Exception as error:  # noqa: BLE001 - any error of a listener goes to the client
-            reply = error_reply(session.codec, error)
+            if isinstance(error, TimeoutError) and bound.expired():
+                reply = late_reply(session.codec)
+            else:
+                report(error)
+                reply = error_reply(session.codec, error)
         except BaseException as error:
             self._reply(session, request, error_reply(session.codec, error))
             raise
@@ -421,6 +436,13 @@ class AsyncServerLoop:
                 if wire is not None and wire.name == REQUEST:
                     received.events[place] = None
                     self._server._dispatch((wire,), self._io.sender_of(received.session), received.redelivered)
+
+
+def _inner_cancellation(error: asyncio.CancelledError) -> CancelledError:
+    """Return an Exception to report for a listener whose own task was not cancelled."""
+    reported = CancelledError("what the listener awaited was cancelled")
+    reported.__cause__ = error
+    return reported
 
 
 def _is_cancelled() -> bool:

@@ -83,6 +83,30 @@ async def finish_uncancelled(future: asyncio.Future[T], hurry: Callable[[], obje
     raise cancelled
 
 
+class BlockOwner:
+    """The task within the block of an asynchronous context manager, which a failure behind it cancels.
+
+    As with TaskGroup, the block then raises the failure instead of the cancellation.
+    """
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Cancel the block, unless it is being left."""
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    def leave(self, error: BaseException | None) -> bool:
+        """Note the end of the block. Return True if it raises ``error`` only because it was cancelled, or nothing."""
+        task, self._task = self._task, None
+        if task is not None and self._cancelled:
+            task.uncancel()
+        return error is None or (self._cancelled and isinstance(error, asyncio.CancelledError))
+
+
 class LoopCalls:
     """Runs callbacks of other threads on the event loop that uses a client at present, and waits for their end."""
 

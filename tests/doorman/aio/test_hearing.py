@@ -11,7 +11,7 @@ from chores import obey
 from internals import loop_driver, server_io
 
 from doorman import ProcessManager, Rule, Task, current_task
-from remit import Client
+from remit import AsyncClient, Client
 
 
 def test_output_and_progress_are_told_on_the_loop(run, place):
@@ -71,6 +71,33 @@ def test_listeners_may_be_async_and_the_manager_speaks_at_once(run, place, short
 
     run(main())
     assert [str(record.exc_info[1]) for record in caplog.records] == ["hello"]
+
+
+def test_async_listeners_answer_requests_and_are_cancelled_with_them(run, place):
+    async def main() -> None:
+        began, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def double(number: int) -> int:
+            await asyncio.sleep(0)
+            return 2 * number
+
+        async def wait() -> None:
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+
+        async with ProcessManager(place) as manager, AsyncClient(manager.server.location) as client:
+            manager.server.add_listener("double", double)
+            manager.server.add_listener("wait", wait)
+            assert await client.request("double", 4) == 8
+            future = await client.submit("wait")
+            await began.wait()
+            future.cancel()
+            await cancelled.wait()
+
+    run(main())
 
 
 def say_and_obey(path: Any) -> list[str]:

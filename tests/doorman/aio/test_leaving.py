@@ -89,6 +89,40 @@ def test_what_a_tick_raises_ends_every_wait(run, place):
         run(main())
 
 
+def test_what_a_tick_raises_ends_a_block_that_awaits_something_else(run, place, caplog):
+    async def main() -> None:
+        async with Breakable(place) as manager:
+            manager.broken = True
+            manager.add_task(Task(print))
+            await asyncio.get_running_loop().create_future()
+
+    async def outside() -> None:
+        with pytest.raises(LookupError, match="broken"):
+            await main()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    run(outside())
+    assert "ends its block" in caplog.text
+
+
+def test_a_manager_whose_loop_was_closed_is_entered_on_the_next_one(place):
+    manager = ProcessManager(place)
+
+    async def enter() -> None:
+        await manager.__aenter__()
+
+    async def use() -> None:
+        async with manager:
+            assert await manager.add_task(Task(pow, 2, 5)) == 32
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(enter())
+    loop.close()  # Within the block.
+    asyncio.run(use())
+
+
 def test_what_a_tick_raises_while_the_block_is_left_leaves_no_process(run, place):
     managers: list[ProcessManager] = []
     tasks: list[Task] = []
