@@ -292,6 +292,31 @@ def test_stop_ends_serve_within_the_block_of_the_server():
     run(main)
 
 
+def test_events_that_arrived_before_serve_are_dispatched_though_nothing_follows(location):
+    received: list[int] = []
+
+    async def main() -> None:
+        with Server(location) as server:
+            server.add_listener("n", received.append)
+            server.add_listener("ping", lambda: "pong")
+            # At most once: no probe of the client follows and wakes the server.
+            async with AsyncClient(server.location, delivery="at_most_once") as client:
+                for number in range(3):
+                    serving = asyncio.create_task(server.serve())
+                    assert await client.request("ping") == "pong"
+                    await until(lambda number=number: len(received) == number)
+                    server.stop()
+                    await serving
+                    await client.emit("n", number)
+                    await until(lambda: not client.stats()["queued"])
+                serving = asyncio.create_task(server.serve())
+                await until(lambda: len(received) == 3)
+                server.stop()
+                await serving
+
+    run(main)
+
+
 # -- beside the loop ---------------------------------------------------------------------------------------------
 
 

@@ -289,11 +289,9 @@ class AsyncServerLoop:
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
-        machine, server = self._io.machine, self._server
         try:
             while self._pump():
-                if machine.ready or machine.closed or machine.cancelled_requests or server._stopping:
-                    self._call_on_loop(self._arrived.set)
+                self._wake_loop()
         except Exception as error:
             logger.exception("the server on %s has lost its location: open another one", self._io.location)
             self._io.failure = error
@@ -301,6 +299,13 @@ class AsyncServerLoop:
         finally:
             self._call_on_loop(self._arrived.set)
             self._call_on_loop(self._ended.set)
+
+    def _wake_loop(self) -> None:
+        machine = self._io.machine
+        work = machine.ready or machine.closed or machine.cancelled_requests or self._server._stopping
+        # If it is set, the loop has not looked at these yet.
+        if work and not self._arrived.is_set():
+            self._call_on_loop(self._arrived.set)
 
     def _call_on_loop(self, call: Callable[..., object], *args: Any) -> None:
         try:
@@ -319,6 +324,7 @@ class AsyncServerLoop:
                 pump.flush()  # The acknowledgements and replies of the last events.
                 return False
             if pump.exchange():
+                self._wake_loop()  # Before the wait: these frames may be the last ones for a while.
                 pump.wait(FULL_POLL_INTERVAL_S if io.machine.writable else IDLE_WAIT_S, io.waker)
                 io.waker.clear()
                 pump.exchange()
