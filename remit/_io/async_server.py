@@ -118,14 +118,8 @@ class AsyncListeners:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def _answer_later(
-        self,
-        session: Session,
-        request: IncomingRequest,
-        value: Awaitable[Any],
-        report: Callable[[Exception], None],
-    ) -> None:
-        task = self.start(self._answer, session, request, value, report)
+    def _answer_later(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
+        task = self.start(self._answer, session, request, value)
         self._requests.setdefault(session, {})[request.id] = task
 
         def finish(task: asyncio.Task[None]) -> None:
@@ -137,14 +131,9 @@ class AsyncListeners:
 
         task.add_done_callback(finish)
 
-    async def _answer(
-        self,
-        session: Session,
-        request: IncomingRequest,
-        value: Awaitable[Any],
-        report: Callable[[Exception], None],
-    ) -> None:
+    async def _answer(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
         _current_lane.set(None)
+        report = self._server._requests.report_failure
         seconds = None if request.remaining_ms is None else request.remaining_ms / 1000
         try:
             async with asyncio.timeout(seconds) as bound:
@@ -152,13 +141,13 @@ class AsyncListeners:
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            report(_inner_cancellation(error))
+            report(session, request, _inner_cancellation(error))
             reply = error_reply(session.codec, error)
         except Exception as error:  # noqa: BLE001 - any error of a listener goes to the client
             if isinstance(error, TimeoutError) and bound.expired():
                 reply = late_reply(session.codec)
             else:
-                report(error)
+                report(session, request, error)
                 reply = error_reply(session.codec, error)
         except BaseException as error:
             self._reply(session, request, error_reply(session.codec, error))
