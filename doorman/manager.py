@@ -20,7 +20,7 @@ from doorman._worker.pickling import pickle_initializer
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
-from doorman.launcher import Launcher
+from doorman.launcher import Launcher, Reach
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.rules import Rule
 from doorman.task import OnOutput, OnProgress, Task, check_listeners
@@ -112,7 +112,8 @@ class ProcessManager(BaseManager):
     ) -> None:
         super().__init__()
         check_listeners(on_output=on_output, on_progress=on_progress)
-        first_call = pickle_initializer(initializer)
+        self._same_files = getattr(launcher, "reach", Reach.BELOW) is Reach.BELOW
+        first_call = pickle_initializer(initializer, same_files=self._same_files)
         logs = Logs(log_path, shared=shared_log)
         self._shutdown_timeout = grace + KILL_TIMEOUT_S
         self._closed = self._ticking = False

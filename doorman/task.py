@@ -8,6 +8,7 @@ import inspect
 import itertools
 import logging
 import os
+import reprlib
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from remit.options import check_seconds
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
+    from doorman.launcher.main_module import Script
 
 __all__ = ["OnOutput", "OnProgress", "Task", "check_listeners"]
 
@@ -105,18 +107,18 @@ class Task:
     ) -> None:
         if not callable(fn):
             raise TypeError(f"a task calls its first argument, but {fn!r} cannot be called; see also Task.command")
+        if inspect.iscoroutinefunction(_innermost(fn)):
+            raise TypeError(f"{fn!r} is async: a task calls a plain function, such as one that calls asyncio.run(...)")
         if detach and (stream or on_output is not None):
             raise ValueError(
                 "a detached process outlives the pipes of its manager: give the manager a log_path instead"
             )
-        if expires_in is not None and not expires_in > 0:
-            raise ValueError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
         if grace is not None:
             check_seconds("grace", grace)
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise TypeError(f"priority is a whole number, not {priority!r}")
-        if limits is not None and not isinstance(limits, Limits):
-            raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
+        _check_types(expires_in, kwargs, limits, numbers={"priority": priority, "retries": retries})
+        for text, word in (("name", name), ("handler", handler)):
+            if word is not None and not isinstance(word, str):
+                raise TypeError(f"{text} is a string, not {word!r}")
         check_listeners(on_output=on_output, on_progress=on_progress, can_run=can_run, cancel_when=cancel_when)
         self.fn, self.args, self.kwargs = fn, args, dict(kwargs or {})
         self.argv: tuple[str, ...] = ()
@@ -135,6 +137,8 @@ class Task:
             if not isinstance(variable, str) or not isinstance(value, str):
                 raise TypeError(f"the environment of a process maps strings to strings, not {variable!r}: {value!r}")
         self.env = None if env is None else dict(env)
+        _check_no_nul("a working directory", (self.cwd or "",))
+        _check_no_nul("the environment of a process", (*(env or {}), *(env or {}).values()))
 
         self.state = State.WAITING
         self.identity: Identity | None = None
@@ -155,6 +159,7 @@ class Task:
 
         self._manager: BaseManager | None = None
         self._call: bytes | None = None
+        self._script: Script | None = None  # Needed by what its callable unpickles.
         self._retry_policy = RetryPolicy(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
         self._future: TaskFuture | None = None  # Made on demand: it holds a lock, and most tasks need none.
         self._done_callbacks: list[Callable[[Any], object]] = []
@@ -244,9 +249,13 @@ class Task:
         self._check_after(manager)
         call = self._call
         if call is None:
-            call = b"" if self.argv else pickle_call(self.name, self.fn, self.args, self.kwargs)
+            call = b"" if self.argv else self._pickle_call(manager._root)
         self._manager, self._call = manager, None
         return call
+
+    def _pickle_call(self, manager: BaseManager) -> bytes:
+        files = manager._same_files
+        return pickle_call(f"task {self.name!r}", self.fn, self.args, self.kwargs, same_files=files)
 
     def _release(self, call: bytes | None = None) -> None:
         """Undo `_adopt`. The next `_adopt` returns ``call``, or pickles the task again if it is None."""
@@ -379,11 +388,35 @@ def _handler_of(fn: Callable[..., Any]) -> str:
     return f"{module}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
 
 
+def _check_types(expires_in: object, kwargs: object, limits: object, *, numbers: Mapping[str, object]) -> None:
+    """Raise TypeError for an option of a wrong type, or ValueError for a wrong limit of time."""
+    if expires_in is not None and (isinstance(expires_in, bool) or not isinstance(expires_in, int | float)):
+        raise TypeError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
+    if expires_in is not None and not expires_in > 0:
+        raise ValueError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
+    for number, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{number} is a whole number, not {value!r}")
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
+        raise TypeError(f"kwargs maps names of arguments to values, not {kwargs!r}")
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
+
+
 def _words(words: Sequence[str | os.PathLike[str]], what: str, example: str) -> tuple[str, ...]:
     read = () if isinstance(words, str | bytes) or not isinstance(words, Iterable) else tuple(words)
     if not read or not all(isinstance(word, str | os.PathLike) for word in read):
         raise TypeError(f"{what} is a sequence of strings, such as {example}, not {words!r}")
-    return tuple(os.fspath(word) for word in read)
+    found = tuple(os.fspath(word) for word in read)
+    _check_no_nul(what, found)
+    return found
+
+
+def _check_no_nul(what: str, words: Iterable[str]) -> None:
+    """Raise ValueError for a NUL, where the strings of the kernel end."""
+    for word in words:
+        if "\0" in word:
+            raise ValueError(f"{what} cannot contain the character NUL: {reprlib.repr(word)}")
 
 
 def _nothing() -> None:

@@ -13,6 +13,7 @@ from doorman._scheduler.lifecycle import HelloReceived, Phase
 from doorman._scheduler.output import Outputs
 from doorman._worker.main import WorkSpec
 from doorman._worker.outcome import TaskOutcome
+from doorman._worker.pickling import script_of
 from doorman._worker.signed_channel import TASK_REPORTS, SignedReceiver
 from doorman.identity import SECRET_BYTES, Credential, Identity
 from doorman.launcher import Exited, Order, Reach
@@ -112,6 +113,7 @@ def launch_request(attempt: Attempt, payload: tuple[bytes, bytes], outputs: Outp
         stdout=outputs.stdout,
         stderr=outputs.stderr,
         detach=task.detach,
+        script=script_of(attempt.call) or task._script,
         record=record,
         grace=attempt.timeouts.grace,
     )

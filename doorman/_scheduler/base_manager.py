@@ -37,6 +37,8 @@ class BaseManager:
         self._scheduled_calls: deque[Callable[[], object]] = deque()
         self._loop_driver: LoopDriver | None = None  # set inside `async with`
 
+    _same_files = True
+    """Whether its processes have the files of this one, so that they can import the user's script."""
     server: Server
     """The server that receives the events of its tasks."""
     rules: Rules
@@ -80,8 +82,8 @@ class BaseManager:
 
     @property
     def _owned_here(self) -> bool:
-        """Whether the calling thread created it and so ticks it."""
-        return threading.get_ident() == self._thread
+        """Whether the calling thread owns it: the one that ticked it last, or that created it."""
+        return threading.get_ident() == self._root._thread
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         """Call ``function()`` in the next tick, and wake a wait for it. Safe from any thread."""
@@ -149,7 +151,10 @@ class BaseManager:
     def _run_until(self, task: Task, timeout: float | None) -> None:
         """Tick until a task has finished. Raises ResultTimeout; RuntimeError in another thread."""
         if not self._owned_here:
-            raise RuntimeError("only the thread that owns the manager can wait for a task; use task.future elsewhere")
+            raise RuntimeError(
+                "only the thread that owns the manager, the one that ticked it last, can wait for a task here: use "
+                "task.future in other threads"
+            )
         if self._loop_driver is not None and not task.done():
             raise RuntimeError(f"{task!r} has not ended, and a wait here would block its event loop: `await` the task")
         if not self._tick_until(task.done, timeout):
@@ -194,9 +199,13 @@ class BaseManager:
             self._loop_driver.schedule_tick()
 
     def _check_loop_turn(self) -> None:
-        """Raise RuntimeError for a tick by the user's code while an event loop ticks the manager."""
+        """Raise RuntimeError for a tick by the user's code while an event loop ticks the manager.
+
+        Otherwise the calling thread owns the manager from now on.
+        """
         if self._loop_driver is not None and not self._loop_driver.ticking:
             raise RuntimeError("inside `async with` the event loop ticks the manager: `await manager.run()` or a task")
+        self._thread = threading.get_ident()
 
     def _detach_loop(self) -> None:
         """End the ticks by an event loop."""

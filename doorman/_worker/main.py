@@ -18,9 +18,10 @@ import msgspec
 
 from doorman._worker.connection import ManagerConnection
 from doorman._worker.outcome import TaskOutcome, failed, returned
+from doorman._worker.pickling import run_initializer, unpickle
 from doorman.current import CurrentTask, task_context
 from doorman.identity import Credential
-from doorman.launcher import Order
+from doorman.launcher import Order, main_module
 from doorman.launcher.launch_messages import interpreter_flags, pack_order, read_order, write_memfd
 from doorman.launcher.process_exit import exit_code
 from doorman.limits import Limits, apply_limits, limit_memory, memory_limited
@@ -75,6 +76,7 @@ def prepare(scheme: str) -> Callable[[Order], int]:
 
 def run_order(order: Order) -> int:
     """Run one attempt in this process, from the proof to the report; return the exit code."""
+    main_module.become_worker()
     spec = decode_spec(order.payload)
     if spec.wrapper:
         exec_wrapper(order, spec)
@@ -109,7 +111,7 @@ def initialize(spec: WorkSpec, connection: ManagerConnection, *, called: bool) -
             apply_limits(spec.limits, called=called)
         if spec.initializer:
             with user_code(spec, connection, called=called):
-                pickle.loads(spec.initializer)()
+                run_initializer(spec.initializer)
     except BaseException as error:  # noqa: BLE001 - every failure is reported as the task's outcome
         return failed(error)
     return None
@@ -119,7 +121,7 @@ def run_call(spec: WorkSpec, connection: ManagerConnection) -> tuple[TaskOutcome
     """Call the task's function; return the outcome and the exit code. An exit with an error has no outcome."""
     try:
         with user_code(spec, connection):
-            fn, args, kwargs = pickle.loads(spec.call)
+            fn, args, kwargs = unpickle(spec.call)
             value = fn(*args, **kwargs)
         return returned(value), 0
     except SystemExit as exit_request:

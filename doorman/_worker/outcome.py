@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import pickle
 import signal
 import threading
@@ -10,9 +11,9 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import cloudpickle
 import msgspec
 
+from doorman._worker.pickling import pickle_value
 from doorman.errors import TaskFailed
 
 
@@ -56,17 +57,27 @@ class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
 def returned(value: Any) -> TaskOutcome:
     """Return the outcome of a task that returned a value. If that cannot be pickled, the task failed."""
     try:
-        return TaskOutcome(cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+        return TaskOutcome(pickle_value(value))
     except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
-        reason = TypeError(f"the task returned a {type(value).__qualname__} that cannot be pickled: {error}")
-        return failed(reason)
+        return failed(not_returnable(value, error))
+
+
+def not_returnable(value: Any, error: BaseException) -> TypeError:
+    """Return the error for a result that cannot be pickled."""
+    hint = ""
+    if inspect.iscoroutine(value):
+        hint = "; call a plain function, such as one that calls asyncio.run(...)"
+        value.close()  # Otherwise the interpreter warns that it was never awaited.
+    reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}{hint}")
+    reason.__cause__ = error
+    return reason
 
 
 def failed(error: BaseException) -> TaskOutcome:
     """Return the outcome of a task that raised."""
     text = "".join(traceback.format_exception(error))
     try:
-        return TaskOutcome(None, cloudpickle.dumps(error, protocol=pickle.HIGHEST_PROTOCOL), text)
+        return TaskOutcome(None, pickle_value(error), text)
     except Exception:  # noqa: BLE001 - as above; the text travels in any case
         return TaskOutcome(None, None, text)
 

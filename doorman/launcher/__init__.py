@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from doorman.launcher.main_module import Script
     from doorman.process import Process
 
 __all__ = ["DescendantsLeft", "Event", "Exited", "LaunchFailed", "Launched", "Launcher", "Order", "Reach"]
@@ -36,6 +37,8 @@ class Order:
     """True if the process may outlive its manager."""
     grace: float = 5.0
     """Seconds for which the descendants may outlive the process, unless the manager has them killed earlier."""
+    script: Script | None = None
+    """The user's script that the call needs. A zygote imports it once; other launchers leave it to the call."""
     record: str | None = None
     """Path, without suffix, of the files that a detached process leaves for the next manager: outcome and exit."""
 

@@ -51,7 +51,7 @@ class CommandLauncher(EpollLauncher):
     ) -> None:
         self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
         self._inherits = inherits
-        self._reach = reach
+        self.reach = reach
         super().__init__()
         self._workers: dict[int, _StartedWorker] = {}
         # By pidfd, the processes of a group whose leader has exited.
@@ -76,7 +76,7 @@ class CommandLauncher(EpollLauncher):
         self._orders[worker.pipe] = worker.order_bytes
         self._epoll.register(worker.process, select.EPOLLIN)
         self._epoll.register(worker.pipe, select.EPOLLOUT)
-        self._add_event(Launched(order.attempt, worker.reported, self._reach))
+        self._add_event(Launched(order.attempt, worker.reported, self.reach))
 
     def kill(self, attempt: str) -> None:
         """Kill a wrapper with its process group, also the processes of the group that an exited one has left."""

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from doorman.launcher import Order
+from doorman.launcher.main_module import Script
 
 MAX_INLINE_ORDER = 64 * 1024
 """Bytes of the longest order that travels in a message; a longer one goes through a memfd."""
@@ -42,6 +43,7 @@ class Start(_Message):
     cwd: bytes
     preload: list[str]
     entry: str
+    argv: list[bytes]
 
 
 class Fork(_Message):
@@ -51,6 +53,7 @@ class Fork(_Message):
     order: bytes | None
     stdout: bool
     stderr: bool
+    script: Script | None
 
 
 class Kill(_Message):
@@ -70,7 +73,7 @@ class Shutdown(_Message):
 
 
 class Ready(_Message):
-    """From the zygote: all modules are imported."""
+    """From the zygote: all modules are imported. From a fork of it: the user's script is imported."""
 
 
 class StartFailed(_Message):
@@ -116,7 +119,7 @@ _OrderFields: TypeAlias = tuple[
     str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None, float
 ]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
-_decode_packed = msgspec.msgpack.Decoder(tuple[bytes, list[bytes]]).decode
+_decode_packed = msgspec.msgpack.Decoder(tuple[bytes, list[bytes], list[bytes]]).decode
 
 
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -201,15 +204,15 @@ def close_all(descriptors: Iterable[int]) -> None:
 
 
 def pack_order(order: Order, *, sys_path: list[str] | None = None) -> bytes:
-    """Return an order, and the folders to import from, as bytes for `read_order`."""
+    """Return an order, the folders to import from and this program's arguments, as bytes for `read_order`."""
     # Absolute, because the worker may start in another folder.
     folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
-    content = _encode((encode_order(order), folders))
+    content = _encode((encode_order(order), folders, [*map(os.fsencode, sys.argv)]))
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
 
 def read_order(descriptor: int = 0) -> Order:
-    """Read this worker's order from a descriptor, and set `sys.path` to the manager's.
+    """Read this worker's order from a descriptor, and set `sys.path` and `sys.argv` to the manager's.
 
     The descriptor stays open: its end of file later announces the end of the manager. Raises EOFError if it ends before
     the order is complete, MessageError if it carries other data.
@@ -223,10 +226,11 @@ def read_order(descriptor: int = 0) -> Order:
     if not head or len(content) < length:
         raise EOFError(f"descriptor {descriptor} ended before the order was complete: the manager has ended")
     try:
-        order, sys_path = _decode_packed(content)
+        order, sys_path, argv = _decode_packed(content)
     except ValueError as error:
         raise MessageError(f"invalid order of {len(content)} bytes: {error}") from error
     sys.path[:] = map(os.fsdecode, sys_path) if sys_path else sys.path
+    sys.argv[:] = map(os.fsdecode, argv)
     return decode_order(order)
 
 

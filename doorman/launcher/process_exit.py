@@ -66,6 +66,13 @@ class ExitHooks:
             self._each_process.append(modules["multiprocessing.util"]._exit_function)
         self._others = atexit._ncallbacks() > len(self._each_process)
 
+    @staticmethod
+    def count() -> int:
+        """Return the number of hooks of this process, without those that each process needs."""
+        modules = sys.modules
+        finalizers = len(modules["weakref"].finalize._registry) if "weakref" in modules else 0
+        return finalizers + atexit._ncallbacks() - ("logging" in modules) - ("multiprocessing.util" in modules)
+
     def clear_inherited(self) -> None:
         """Clear the inherited hooks in a new child."""
         if self._others:

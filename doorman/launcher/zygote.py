@@ -63,7 +63,8 @@ class ZygoteLauncher(EpollLauncher):
         cwd = cwd or os.getcwd()  # noqa: PTH109 - with its symbolic links
         # Absolute, because "" and relative folders are below this process's folder, and a child may start in another.
         folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps non-paths
-        self._start = messages.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry)
+        argv = [*map(os.fsencode, getattr(sys, "argv", ()))]
+        self._start = messages.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry, argv)
         self._stdin = stdin
         super().__init__()
         self._zygote: _ZygoteHandle | None = None
@@ -195,7 +196,8 @@ class _ZygoteHandle:
         memory = [messages.write_memfd(data)] if len(data) > messages.MAX_INLINE_ORDER else []
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
         inline = None if memory else data
-        request = messages.Fork(order.attempt, inline, order.stdout is not None, order.stderr is not None)
+        given = order.stdout is not None, order.stderr is not None
+        request = messages.Fork(order.attempt, inline, *given, order.script)
         try:
             messages.send(self.channel, request, [*memory, *standard])
         finally:

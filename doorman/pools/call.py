@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import traceback
@@ -12,13 +13,14 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from doorman._worker.outcome import TaskOutcome
-from doorman._worker.pickling import not_picklable, pickle_value
-from doorman.errors import PoolFailed, TaskCancelled, TaskFailed
+from doorman._worker.pickling import pickle_call, pickle_initializer, script_of
+from doorman.errors import PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable
 from doorman.futures import ManagedFuture
 from doorman.task import check_listeners
 
 if TYPE_CHECKING:
     from doorman.identity import Identity
+    from doorman.launcher.main_module import Script
     from doorman.limits import Limits
     from doorman.manager import ProcessManager
     from doorman.progress import Progress
@@ -57,12 +59,17 @@ class Call(ManagedFuture):
         """Pickle the call; if that fails, finish it with the error and return False."""
         self.name = str(getattr(fn, "__name__", type(fn).__name__))
         try:
-            self.data = pickle_value((fn, args, kwargs))
-        except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
-            name = getattr(fn, "__qualname__", type(fn).__qualname__)
-            self.set_exception(not_picklable(f"a call of {name}", error, fn, args, kwargs))
+            same_files = self._manager is None or self._manager._same_files
+            self.data = pickle_call("the call", fn, args, kwargs, same_files=same_files)
+        except (TaskNotPicklable, RuntimeError) as error:
+            self.set_exception(error)
             return False
         return True
+
+    @property
+    def script(self) -> Script | None:
+        """The script that its process must import."""
+        return script_of(self.data)
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result or raise the error. Raises TimeoutError after ``timeout`` seconds, CancelledError."""
@@ -157,6 +164,12 @@ class PendingCalls:
         self._calls.extendleft(reversed(returned))
         self._settle()
 
+    def next_script(self) -> Script | None:
+        """Return the script that the first waiting call needs."""
+        with contextlib.suppress(IndexError):
+            return self._calls[0].script
+        return None
+
     def cancel_all(self) -> int:
         """Cancel the waiting calls; return how many were not cancelled before."""
         cancelled = 0
@@ -211,7 +224,8 @@ class CallPool(ABC):
         self.size = size
         self.failed: PoolFailed | None = None
         """The error that `submit` raises; None while the pool accepts calls."""
-        self._initializer = b"" if initializer is None else pickle_value((initializer, tuple(initargs)))
+        self._initializer = pickle_initializer(initializer, tuple(initargs), same_files=manager._same_files)
+        self._script = script_of(self._initializer)
         self._limits, self._on_progress = limits, on_progress
         self._waiting = PendingCalls()
         self._dispatch_scheduled = self._closed = False

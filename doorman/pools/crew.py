@@ -228,6 +228,7 @@ class Crew(CallPool):
         record, secret = str(worker.record.path), worker.credential.secret
         config = WorkerConfig(name, secret, self._location, record, self._initializer, *self._bounds, self._limits)
         worker.task = Task(serve, config, name=self._name, limits=self._task_limits)
+        worker.task._script = self._script or self._waiting.next_script()
         self._workers[name] = worker
         self.manager.add_task(worker.task)
         worker.task.future.add_done_callback(lambda _: self._on_worker_done(worker))

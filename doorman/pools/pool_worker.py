@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from doorman._worker.connection import REPORT_LINGER_S
-from doorman._worker.outcome import failed
-from doorman._worker.pickling import pickle_value
+from doorman._worker.outcome import failed, not_returnable
+from doorman._worker.pickling import pickle_value, run_initializer, unpickle
 from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
 from doorman.current import CurrentTask, current_task, task_context
 from doorman.errors import NotInTask
@@ -139,11 +139,8 @@ class PoolWorker:
 
     def _initialize(self) -> bool:
         """Run the initializer, if there is one; return False if it fails."""
-        if not self._config.initializer:
-            return True
         try:
-            initializer, initargs = pickle.loads(self._config.initializer)
-            initializer(*initargs)
+            run_initializer(self._config.initializer)
         except BaseException as error:  # noqa: BLE001 - every error fails the crew
             self._results.append((0, Kind.INIT_FAILED, failed(error).encode()))
             return False
@@ -198,16 +195,14 @@ class PoolWorker:
         try:
             return Kind.RETURNED, pickle_value(value)
         except BaseException as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
-            reason = TypeError(f"the call returned a {type(value).__qualname__} that cannot be pickled: {error}")
-            reason.__cause__ = error
-            return Kind.RAISED, failed(reason).encode()
+            return Kind.RAISED, failed(not_returnable(value, error)).encode()
 
     def _call(self, data: bytes) -> Any:
         if self._limits is None:
-            fn, args, kwargs = pickle.loads(data)
+            fn, args, kwargs = unpickle(data)
             return fn(*args, **kwargs)
         with self._limits:
-            fn, args, kwargs = pickle.loads(data)
+            fn, args, kwargs = unpickle(data)
             return fn(*args, **kwargs)
 
     def _limits_lifted(self) -> contextlib.AbstractContextManager[None]:

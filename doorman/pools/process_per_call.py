@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
+from doorman._worker.pickling import run_initializer, unpickle
 from doorman.pools.call import Call, CallPool
 from doorman.task import Task
 
@@ -36,6 +36,7 @@ class ProcessPerCall(CallPool):
             limits=self._limits,
             on_progress=lambda _, progress: call.set_progress(progress, self._on_progress),
         )
+        task._script = call.script or self._script
         self._running[task] = call
         try:
             self.manager.add_task(task)
@@ -58,8 +59,6 @@ class ProcessPerCall(CallPool):
 
 def _run_call(initializer: bytes, data: bytes) -> Any:
     """Run one call, in its process."""
-    if initializer:
-        function, initargs = pickle.loads(initializer)
-        function(*initargs)
-    fn, args, kwargs = pickle.loads(data)
+    run_initializer(initializer)
+    fn, args, kwargs = unpickle(data)
     return fn(*args, **kwargs)
