@@ -313,3 +313,67 @@ def test_modules_in_the_working_directory_are_found_by_a_program_read_from_a_tex
                 print(manager.add_task(Task(nearby.answer, **policy)).result(20))
     """
     assert ran(tmp_path, ["-c", textwrap.dedent(text), str(short_path)]) == "nearby\n" * 3
+
+
+# -- what is refused at once -------------------------------------------------------------------------------------
+
+
+async def later() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Task(later), TypeError, "asyncio.run"),
+        (lambda: Task(functools.partial(later, 1)), TypeError, "asyncio.run"),
+        (lambda: Task(abs, retries="3"), TypeError, "retries is a whole number, not '3'"),
+        (lambda: Task(abs, retries=True), TypeError, "retries is a whole number"),
+        (lambda: Task(abs, priority=1.5), TypeError, "priority is a whole number"),
+        (lambda: Task(abs, expires_in="3"), TypeError, "expires_in is a number of seconds above 0"),
+        (lambda: Task(abs, expires_in=float("nan")), ValueError, "expires_in is a number of seconds above 0"),
+        (lambda: Task(abs, name=b"x"), TypeError, "name is a string"),
+        (lambda: Task(abs, handler=abs), TypeError, "handler is a string"),
+        (lambda: Task(abs, kwargs=[("x", 1)]), TypeError, "kwargs maps names"),
+        (lambda: Task(abs, kwargs={1: 1}), TypeError, "kwargs maps names"),
+        (lambda: Task.command(["echo", "a\0b"]), ValueError, r"NUL: 'a\\x00b'"),
+        (lambda: Task.command(["a\0" + "x" * 100_000]), ValueError, "NUL: .{1,60}$"),
+        (lambda: Task(abs, wrapper=["nice\0"]), ValueError, "wrapper cannot contain the character NUL"),
+        (lambda: Task(abs, cwd="/tmp\0"), ValueError, "working directory cannot contain the character NUL"),
+        (lambda: Task(abs, env={"A": "\0"}), ValueError, "environment of a process cannot contain"),
+    ],
+)
+def test_what_no_process_could_use_is_refused_when_the_task_is_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_an_open_file_is_refused_as_an_argument(manager, tmp_path):
+    path = tmp_path / "data"
+    path.write_text("text")
+    with path.open() as file, path.open("rb") as binary:
+        for argument in (file, binary, [file], {"file": file}):
+            with pytest.raises(TaskNotPicklable, match="argument 1"):
+                manager.add_task(Task(print, argument))
+
+
+def test_a_coroutine_that_a_task_returns_is_refused_with_a_hint(manager):
+    with pytest.raises(TypeError, match=r"asyncio.run"):
+        result(manager, Task(lambda: later()))
+
+
+def test_a_result_is_waited_for_in_the_thread_that_ticks(manager):
+    task, found = manager.add_task(Task(abs, -2)), []
+
+    def tick() -> None:
+        manager.tick()
+        found.append(task.result(DEADLINE))
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    thread.join()
+    assert found == [2]
+    waiting = manager.add_task(Task(abs, -3))
+    with pytest.raises(RuntimeError, match=r"task\.future"):
+        waiting.result(DEADLINE)
+    manager.run(DEADLINE)
+    assert waiting.result(DEADLINE) == 3
