@@ -46,14 +46,11 @@ def pickle_call(
     ``same_files`` -- the process can import the script and has the folders of `sys.path`
     Raises TaskNotPicklable; RuntimeError while a worker imports the script.
     """
-    main_module.check_not_importing()
     try:
-        if not same_files:
-            return _pickled((fn, args, kwargs), lambda: False)
-        data = _pickled((fn, args, kwargs), _is_importable)
-        return _prefix(_MAIN in data) + data
+        data = _pickled((fn, args, kwargs), _is_importable if same_files else _never)
     except Exception as error:
         raise not_picklable(name, error, fn, args, kwargs) from error
+    return _prefix(_MAIN in data) + data if same_files else data
 
 
 def pickle_initializer(
@@ -121,6 +118,10 @@ def _is_importable() -> bool:
     return main_module.script() is not None
 
 
+def _never() -> bool:
+    return False
+
+
 def not_picklable(
     what: str, error: Exception, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> TaskNotPicklable:
@@ -151,8 +152,9 @@ def _prefix(needs_main: bool) -> bytes:
     cached = _prefixes.get(needs_main)
     if cached is not None and cached[0] == sys.path:
         return cached[1]
-    here = os.getcwd()  # noqa: PTH109 - with its symbolic links
-    folders = None if sys.path == _path_at_start else [os.fsencode(os.path.join(here, path)) for path in sys.path]  # noqa: PTH118
+    main_module.check_not_importing()
+    # Absolute, because the process may start in another folder.
+    folders = None if sys.path == _path_at_start else [os.fsencode(os.path.abspath(path)) for path in sys.path]  # noqa: PTH100
     script = main_module.script() if needs_main else None
     prefix = b""
     if folders is not None or script is not None:
@@ -180,6 +182,7 @@ def _meet(encoded: bytes) -> None:
         # Folders that the user's code has added here, such as in an initializer, stay.
         sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
     if needs.script is not None:
+        _prefixes.clear()  # For `check_not_importing`.
         main_module.import_script(needs.script)
     _met = encoded
 

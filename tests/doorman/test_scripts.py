@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 import zipapp
 from pathlib import Path
 
 import pytest
 from waiting import DEADLINE
+
+from doorman.launcher import main_guard
 
 SCRIPTS = Path(__file__).with_name("scripts")
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -258,3 +261,29 @@ if __name__ == "__main__":
         print(found)
 """
     assert prints(tmp_path, text) == "[['__mp_main__', 3]]\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "bound", "guarded"),
+    [
+        ("def f(): pass", None, None),
+        ("if __name__ == '__main__': x = 1", "", "x"),
+        ("if '__main__' == __name__: import a.b", "", "a"),
+        ("y = 1\nif ready and __name__ == '__main__':\n  def x(): z = 1", "y", "x"),
+        ("try:\n  if __name__ == '__main__': class_ = 1\nfinally:\n  end = 1", "end", "class_"),
+        ("with a as b:\n  if __name__ == '__main__': from c import d as e", "b", "e"),
+        ("if a: pass\nelif __name__ == '__main__': x, *y = z", "", "x y"),
+        ("if __name__ != '__main__': a = 1\nelse: b = 1", "a", "b"),
+        ("if __name__ == '__main__': a = b = 1\nelse: a = 2", "a", "b"),
+        ("if __name__ == '__main__': print(x := 1)\nfor i in []: j = i", "i j", "x"),
+        ("if __name__ == '__main__' or debug: x = 1", None, None),
+        ("if __name__ == 'main': x = 1", None, None),
+        ("if __name__ in ('__main__', '__mp_main__'): x = 1", None, None),
+        ("def main():\n  if __name__ == '__main__': x = 1", None, None),
+    ],
+)
+def test_a_guard_is_found_with_the_names_that_only_it_binds(tmp_path, source, bound, guarded):
+    path = tmp_path / "program.py"
+    path.write_text(source)
+    expected = None if bound is None else (frozenset(bound.split()), frozenset(guarded.split()))
+    assert main_guard.find(types.ModuleType("__main__"), str(path)) == expected
