@@ -260,7 +260,7 @@ if __name__ == "__main__":
             pool.tick(); pool.wait(0.01)
         print(found)
 """
-    assert prints(tmp_path, text) == "[['__mp_main__', 3]]\n"
+    assert prints(tmp_path, text).splitlines()[-1] == "[['__mp_main__', 3]]"
 
 
 @pytest.mark.parametrize(
