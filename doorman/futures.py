@@ -23,7 +23,8 @@ POLL_INTERVAL_S: Final = 0.02  # for futures of other managers and executors, wh
 
 # Held while a future is bound to its task or follows the task's state: any thread can request a future while the
 # manager's thread changes the state.
-_binding = threading.Lock()
+# Re-entrant: a signal handler may request a future at any line.
+_binding = threading.RLock()
 
 
 class ManagedFuture(Future[Any]):
@@ -78,20 +79,27 @@ class TaskFuture(ManagedFuture):
 
     def _update(self) -> None:
         """Follow the state of the task. Called after each change."""
-        state = self.task.state
-        with _binding:
-            if self._settled or (state not in ENDED and (self._running or state is not State.RUNNING)):
-                return
-            if state is State.RUNNING:
-                self._running = True
-                self.set_running_or_notify_cancel()
-                return
-            self._settled = True
-        # Without the lock: callbacks run here, and may request another future.
+        try:
+            state = self.task.state
+            with _binding:
+                if self._settled or (state not in ENDED and (self._running or state is not State.RUNNING)):
+                    return
+                if state is State.RUNNING:
+                    self._running = True
+                    self.set_running_or_notify_cancel()
+                    return
+                self._settled = True
+            # Without the lock: callbacks run here, and may request another future.
+            self._settle(state)
+        except BaseException:
+            _release_binding()
+            self._settled = self.done()  # If not, the manager calls this again.
+            raise
+
+    def _settle(self, state: State) -> None:
         value, error = self.task._outcome
         if state is State.CANCELLED:
-            with self._condition:
-                self._state = "PENDING"  # concurrent.futures cancels no running future; a manager does.
+            self._state = "PENDING"  # concurrent.futures cancels no running future; a manager does.
             super().cancel()
             self.set_running_or_notify_cancel()
         elif error is not None:
@@ -102,12 +110,22 @@ class TaskFuture(ManagedFuture):
 
 def future_of(task: Task) -> TaskFuture:
     """Return the one future of a task. Safe from any thread."""
-    with _binding:
-        if task._future is None:
-            task._future = TaskFuture(task)
-        future = task._future
+    try:
+        with _binding:
+            if task._future is None:
+                task._future = TaskFuture(task)
+            future = task._future
+    except BaseException:
+        _release_binding()
+        raise
     future._update()  # The task may have changed its state before it had a future.
     return future
+
+
+def _release_binding() -> None:
+    """Release the lock if an interrupt has left it to this thread, as at the line that ends a `with` block."""
+    while _binding._is_owned():  # type: ignore[attr-defined]
+        _binding.release()
 
 
 Awaited = TypeVar("Awaited", bound="Task | Future[Any]")

@@ -12,11 +12,12 @@ from typing import Any, Final
 from doorman._scheduler.attempt import Timeouts
 from doorman._scheduler.base_manager import BaseManager
 from doorman._scheduler.handshake import Handshake
-from doorman._scheduler.lifecycle import ManagerClosed, ManagerClosing, step
+from doorman._scheduler.lifecycle import ManagerClosed, ManagerClosing
 from doorman._scheduler.output import Logs, Streams
 from doorman._scheduler.run_queue import RunQueue
 from doorman._scheduler.supervisor import Supervisor
 from doorman._worker.pickling import pickle_initializer
+from doorman.errors import TaskAlreadyAdded
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
@@ -116,7 +117,7 @@ class ProcessManager(BaseManager):
         first_call = pickle_initializer(initializer, same_files=self._same_files)
         logs = Logs(log_path, shared=shared_log)
         self._shutdown_timeout = grace + KILL_TIMEOUT_S
-        self._closed = self._ticking = False
+        self._closed = self._stopped = self._released = self._ticking = False
         self._owner = os.getpid()
         self._clock = time.monotonic
         self._run_queue = RunQueue(rules)
@@ -158,19 +159,24 @@ class ProcessManager(BaseManager):
         """Add a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
             raise ValueError("this manager is closed")
-        call = task._adopt(self)
-        if task.grace is not None:
-            self._shutdown_timeout = max(self._shutdown_timeout, task.grace + KILL_TIMEOUT_S)
-        self._recorder.added(task, call)
-        self._run_queue.add(task, call)
-        self._supervisor.watch(task)
+        if task._manager is not None:
+            raise TaskAlreadyAdded(f"{task!r} was added before; make a new task for each run")
+        try:
+            call = task._adopt(self)
+            if task.grace is not None:
+                self._shutdown_timeout = max(self._shutdown_timeout, task.grace + KILL_TIMEOUT_S)
+            self._supervisor.add(task, call)
+        except BaseException:
+            if task._manager is self and not self._supervisor.has(task) and not task.done():
+                task._release()  # It can be added again.
+            raise
         self._wake_loop()
         return task
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have no process yet, in the order in which they were added."""
-        return self._run_queue.tasks
+        return (*self._run_queue.tasks, *self._supervisor.added)
 
     @property
     def running(self) -> tuple[Task, ...]:
@@ -185,7 +191,7 @@ class ProcessManager(BaseManager):
     @property
     def busy(self) -> bool:
         """Whether any task waits or runs."""
-        return bool(len(self._run_queue) or len(self._supervisor))
+        return bool(len(self._run_queue) or len(self._supervisor) or self._supervisor.requests.pending)
 
     def why(self, task: Task) -> str | None:
         """Return why a waiting task did not start in the last tick, with figures; None if nothing held it back."""
@@ -218,20 +224,25 @@ class ProcessManager(BaseManager):
         self._check_loop_turn()
         if self._ticking:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
-        self._ticking = True
+        # No `finally`: an exception that a signal handler raises at its first line would leave the flag set.
         try:
-            if not self._closed:
-                self._recorder.check()
-            for attempt, event in self._supervisor.gather():
-                self._supervisor.execute(attempt, step(attempt, event, self._clock()))
-            self._run_scheduled_calls()
-            self._supervisor.call_cancel_when()
-            self._supervisor.end_dependents()
-            if not self._closed:
-                self._supervisor.start(self._run_queue.admit(self._supervisor.attempts, self._supervisor.room))
-        finally:
+            self._ticking = True
+            self._tick()
             self._ticking = False
+        except BaseException:
+            self._ticking, self._supervisor.requests.damaged = False, True
+            raise
         return self.busy
+
+    def _tick(self) -> None:
+        if not self._closed:
+            self._recorder.check()
+        self._supervisor.gather()
+        self._run_scheduled_calls()
+        self._supervisor.call_cancel_when()
+        self._supervisor.end_dependents()
+        if not self._closed:
+            self._supervisor.start()
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
@@ -241,23 +252,25 @@ class ProcessManager(BaseManager):
 
     def close(self) -> None:
         """Stop running tasks, cancel waiting ones, and release all resources. May be called twice."""
-        if self._closed:
+        if self._released:
             return
+        # A call that was interrupted is completed by the next one.
         self._closed = True
-        if self._owner != os.getpid():
+        if self._owner == os.getpid():
+            try:
+                self._detach_loop()
+                if not self._stopped:
+                    self._begin_shutdown()
+                    self._stopped = True
+                    self._run(self._shutdown_timeout)
+            finally:
+                self._release()
+                self._supervisor.handle_all(ManagerClosed())
+        else:
             self._launcher.close(0.0)  # A fork: the tasks and the server are the parent's.
-            self._recorder.close()
-            self._output.close()
-            return
-        self._detach_loop()
-        try:
-            self._begin_shutdown()
-            self._run(self._shutdown_timeout)
-        finally:
-            self._release()
-            self._supervisor.handle_all(ManagerClosed())
-            self._recorder.close()
-            self._output.close()
+        self._recorder.close()
+        self._output.close()
+        self._released = True
 
     def _begin_shutdown(self) -> None:
         """Leave detached processes running, and cancel the other tasks; the journal's next manager gets both."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, get_args
 
@@ -84,8 +83,8 @@ class RetryPolicy:
             raise ValueError("backoff is the delay before another attempt: also give retries= or restart=")
         self._retries, self._backoff, self._restart = retries, backoff, restart
         self._intensity = intensity or Intensity()
-        self._restarts: deque[float] = deque()
-        self._failures = 0
+        self.history: tuple[tuple[float, ...], int] = ((), 0)
+        """Monotonic times of the last restarts, and the number of failures in a row. Replaced, never modified."""
 
     def delay(
         self, state: State, error: BaseException | None, *, attempt: int, ran: float | None, now: float
@@ -94,28 +93,29 @@ class RetryPolicy:
 
         ``ran`` is the run time of its code in seconds, ``now`` a monotonic time. Raises RestartedTooOften.
         """
+        restarts, failures = self.history
         if self._restart == "temporary":
             if state is not State.FAILED or attempt > self._retries:
                 return None
         elif state not in ABNORMAL and not (state is State.DONE and self._restart == "permanent"):
             return None
         else:
-            self._count_restart(now, error)
+            restarts = (*self._recent(restarts, now, error), now)
             if ran is not None and ran > self._intensity.seconds:
-                self._failures = 0  # It ran long enough: this failure begins a new series.
-        self._failures += 1
-        return 0.0 if self._backoff is None else self._backoff.seconds(self._failures, chance=random.random())
+                failures = 0  # It ran long enough: this failure begins a new series.
+        self.history = restarts, failures + 1
+        return 0.0 if self._backoff is None else self._backoff.seconds(failures + 1, chance=random.random())
 
-    def _count_restart(self, now: float, error: BaseException | None) -> None:
+    def _recent(self, restarts: tuple[float, ...], now: float, error: BaseException | None) -> tuple[float, ...]:
+        """Return the restarts that count. Raises RestartedTooOften if they leave no room for another one."""
         most, seconds = self._intensity.restarts, self._intensity.seconds
-        while self._restarts and self._restarts[0] <= now - seconds:
-            self._restarts.popleft()
-        if len(self._restarts) >= most:
+        recent = tuple(at for at in restarts if at > now - seconds)
+        if len(recent) >= most:
             raise RestartedTooOften(
                 f"it would be restarted more than {most} times within {seconds:g} s; "
                 f"at last {'it returned' if error is None else f'{type(error).__name__}: {error}'}"
             ) from error
-        self._restarts.append(now)
+        return recent
 
 
 def _check_number(what: str, value: float) -> None:

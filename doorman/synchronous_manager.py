@@ -184,7 +184,7 @@ class SynchronousManager(BaseManager):
 
     def _release_dependents(self) -> None:
         for task, error in self._run_queue.release_dependents():
-            task._finish(State.CANCELLED, error=error)
+            self._end(task, State.CANCELLED, error)
 
     def _still_wanted(self, task: Task) -> bool:
         """Evaluate `cancel_when`; False if the task was cancelled by it, or failed since it raised."""

@@ -287,8 +287,23 @@ class Task:
         self.identity = None
         self._set_state(State.WAITING)
 
-    def _finish(self, state: State, value: Any = None, error: BaseException | None = None) -> None:
-        """Enter a final state with a result, and call the callbacks of `_on_done`."""
+    def _finish(
+        self, state: State, value: Any = None, error: BaseException | None = None, *, again: bool = False
+    ) -> None:
+        """Enter a final state with a result, and call the callbacks of `_on_done`.
+
+        ``again`` if an interrupt has ended an earlier call: the state is kept if that has set it.
+        """
+        if not (again and self.done()):
+            self._enter_final_state(state, value, error)
+        elif self._future is not None:
+            self._future._update()
+        # Emptied, since they refer to other objects and a finished task may be kept for long.
+        while self._done_callbacks:
+            self._done_callbacks[0](self)
+            del self._done_callbacks[0]
+
+    def _enter_final_state(self, state: State, value: Any, error: BaseException | None) -> None:
         if error is None and state is State.CANCELLED:
             error = TaskCancelled(f"task {self.name!r} was cancelled")
         if error is None and state is State.EXPIRED:
@@ -296,13 +311,12 @@ class Task:
         # The result first: `_set_state` settles the future, whose callbacks read it.
         self._value, self._error = value, error
         self._set_state(state)
-        # Emptied, since they refer to other objects and a finished task may be kept for long.
-        callbacks, self._done_callbacks = self._done_callbacks, []
-        for callback in callbacks:
-            callback(self)
 
     def _on_done(self, callback: Callable[[Self], object]) -> None:
-        """Call ``callback(task)`` when the task ends, or now if it has. The callback must not raise."""
+        """Call ``callback(task)`` when the task ends, or now if it has; again after an interrupt in it.
+
+        The callback must not raise.
+        """
         if self.done():
             callback(self)
         else:

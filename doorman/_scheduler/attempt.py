@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from doorman._scheduler.lifecycle import HelloReceived, Phase
+from doorman._scheduler.lifecycle import Deadline, HelloReceived, Phase
 from doorman._scheduler.output import Outputs
 from doorman._worker.main import WorkSpec
 from doorman._worker.outcome import TaskOutcome
@@ -24,9 +23,6 @@ from remit import Sender
 if TYPE_CHECKING:
     from doorman.task import Task
 
-EARLY: Final = 8
-"""Most hellos kept for an attempt whose process is not known yet. The process repeats its hello."""
-
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -38,7 +34,7 @@ class Timeouts:
 
 @dataclass(eq=False)
 class Attempt:
-    """One attempt of a task. Only `lifecycle.step` changes it."""
+    """One attempt of a task. Only `lifecycle.step` changes it, except for `due`."""
 
     task: Task
     call: bytes  # The pickled callable with its arguments.
@@ -52,7 +48,7 @@ class Attempt:
     launched: Process | None = None  # The process that the launcher started: the task's, or a wrapper around it.
     reach: Reach = Reach.BELOW  # Where the task's process may be, seen from the launched one.
     own: Process | None = None  # The task's process if it is not the launched one.
-    hellos: deque[HelloReceived] = field(default_factory=lambda: deque(maxlen=EARLY))  # Arrived before `Launched`.
+    hellos: tuple[HelloReceived, ...] = ()  # Arrived before `Launched`.
     identity: Identity | None = None  # The process that was proven to be the task's.
     proven_at: float = 0.0  # Monotonic time of the proof.
     sender: Sender | None = None  # Where the proven process can be reached.
@@ -65,6 +61,7 @@ class Attempt:
     final: bool = False  # Whether the task ends with this attempt, in spite of its policy.
     abandoned: bool = False  # Whether recovery found that its proven process has ended.
     counted: bool = True  # Whether it is one of the task's attempts; not if no process could be started.
+    due: dict[Deadline, float] = field(default_factory=dict)  # Monotonic times.
     credential: Credential = field(init=False)
     channel: SignedReceiver = field(init=False)
 
@@ -75,6 +72,15 @@ class Attempt:
         self.id = self.id or f"{self.task.id}.{self.number}-{secrets.token_hex(4)}"
         self.credential = Credential(self.id, self.secret or secrets.token_bytes(SECRET_BYTES), task=self.task.id)
         self.channel = SignedReceiver(self.credential, TASK_REPORTS, joins=bool(self.secret))
+
+    def snapshot(self) -> Any:
+        """Return the state that a step may change, for `restore`. No value in it is ever modified."""
+        return dict(vars(self)), self.task._retry_policy.history
+
+    def restore(self, saved: Any) -> None:
+        """Undo a step that was interrupted."""
+        values, self.task._retry_policy.history = saved
+        vars(self).update(values)
 
     @property
     def adopted(self) -> bool:

@@ -95,7 +95,13 @@ class BaseManager:
     def _run_scheduled_calls(self) -> None:
         """Call the functions of `_call_soon`. A function that one of them adds is called in the next tick."""
         for _ in range(len(self._scheduled_calls)):
-            self._scheduled_calls.popleft()()
+            try:
+                self._scheduled_calls[0]()
+            except Exception:
+                self._scheduled_calls.popleft()
+                raise
+            # Only now: after an interrupt, such as Ctrl-C, the next tick calls the function again.
+            self._scheduled_calls.popleft()
 
     @property
     def waiting(self) -> tuple[Task, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,17 @@ class Handshake:
     # -- listeners ---------------------------------------------------------------------------------------------
 
     def _on_hello(self, event: Event) -> None:
+        self._supervisor.requests.put(functools.partial(self._receive_hello, event))
+
+    def _on_challenge_answer(self, event: Event) -> None:
+        self._supervisor.requests.put(functools.partial(self._receive_challenge_answer, event))
+
+    def _on_report(self, event: Event) -> None:
+        self._supervisor.requests.put(functools.partial(self._receive_report, event))
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def _receive_hello(self, event: Event, again: bool) -> None:
         hello: Any = event.args[0] if event.args else None
         name = hello.get("attempt") if isinstance(hello, dict) else None
         attempt = self._supervisor.attempt(name)
@@ -108,7 +120,7 @@ class Handshake:
             if error.reason is Refusal.LATE:
                 self.reply(credential, "die", sender)
 
-    def _on_challenge_answer(self, event: Event) -> None:
+    def _receive_challenge_answer(self, event: Event, again: bool) -> None:
         try:
             hello, signature = event.args
             attempt = self._supervisor.attempt(hello.get("attempt"))
@@ -130,7 +142,7 @@ class Handshake:
         identity = verify(hello, attempt.credential, attempt.launched, peer_credentials=sender.credentials)
         return Proven(identity, sender, launched=identity.open() if attempt.launched is None else None)
 
-    def _on_report(self, event: Event) -> None:
+    def _receive_report(self, event: Event, again: bool) -> None:
         attempt = self._supervisor.attempt(event.args[0]) if event.args else None
         if attempt is None or attempt.identity is None:
             why = "an unknown attempt" if attempt is None else "a process that has not proven itself"
@@ -138,7 +150,7 @@ class Handshake:
             return
         try:
             _, serial, data, signature = event.args
-            reports = attempt.channel.receive(serial, data, signature)
+            reports = attempt.channel.receive(serial, data, signature, again=again)
             received = [
                 ProgressReceived(serial, decode_progress(content))
                 if kind == PROGRESS

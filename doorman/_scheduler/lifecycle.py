@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from doorman.progress import Progress
     from remit import Sender
 
+EARLY: Final = 8
+"""Most hellos kept for an attempt whose process is not known yet. The process repeats its hello."""
 RESULT_GRACE_S: Final = 0.5
 """Seconds to wait for the result of a process that has ended."""
 
@@ -381,13 +383,13 @@ def _launched_late(attempt: Attempt, event: Launched, now: float) -> Actions:
 
 def _keep_hello(attempt: Attempt, event: HelloReceived, now: float) -> Actions:
     """Keep a hello that overtook the launcher's report: without the process it cannot be verified."""
-    attempt.hellos.append(event)
+    attempt.hellos = (*attempt.hellos, event)[-EARLY:]
     return []
 
 
 def _kept_hellos(attempt: Attempt) -> Actions:
     kept: Actions = [VerifyHello(event.hello, event.sender) for event in attempt.hellos]
-    attempt.hellos.clear()
+    attempt.hellos = ()
     return kept
 
 

@@ -24,11 +24,15 @@ class Occupancy:
 
     def started(self, attempt: Attempt) -> None:
         """Count a process that was just launched as one busy core: its load cannot be measured yet."""
+        if attempt.id in self._counted:
+            return  # The caller was interrupted after it had called this.
         self._counted[attempt.id] = attempt.handler, *self._meter.last_measured(attempt.id)
         self._meter.add_unmeasured(self.load, attempt.handler)
 
     def ended(self, attempt: Attempt) -> None:
         """Subtract the last counted load of a process."""
+        if attempt.id not in self._counted:
+            return
         handler, processor, memory, measured = self._counted.pop(attempt.id)
         siblings = self.load.handlers[handler]
         for cost in (self.load.everyone, siblings):
@@ -41,6 +45,12 @@ class Occupancy:
             del self.load.handlers[handler]
         if not self._counted:
             self.load = Load()
+
+    def rebuild(self, running: Iterable[Attempt]) -> None:
+        """Count the running processes again, each as just launched, until the next measurement."""
+        self.load, self._counted, self._next = Load(), {}, 0.0
+        for attempt in running:
+            self.started(attempt)
 
     def resume(self) -> None:
         """Drop old readings, after a pause in which nothing waited."""

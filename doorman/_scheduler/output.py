@@ -196,17 +196,21 @@ class Streams:
             return
         for descriptor, _ in self._epoll.poll(0, PIPES_PER_TICK):
             pipe = self._pipes.get(descriptor)
-            if pipe is not None:
+            if pipe is not None and pipe.closed:
+                self._finish(pipe)  # It was interrupted.
+            elif pipe is not None:
                 self._read(pipe, READ_BYTES)
 
     def finish_attempt(self, attempt: str) -> None:
         """Deliver the remaining lines of an attempt whose process has ended, and close its pipes."""
-        for pipe in self._by_attempt.pop(attempt, ()):
-            if self._pipes.get(pipe.descriptor) is pipe:
+        for pipe in self._by_attempt.get(attempt, ()):
+            if self._pipes.get(pipe.descriptor) is pipe and not pipe.closed:
                 # Only the bytes that are in the pipe now: a grandchild may go on writing without end.
                 self._read(pipe, pipe.filled())
             if self._pipes.get(pipe.descriptor) is pipe:
                 self._finish(pipe)
+        # Last: after an interrupt above, the next call continues.
+        self._by_attempt.pop(attempt, None)
 
     def close(self) -> None:
         for pipe in self._pipes.values():
@@ -242,10 +246,11 @@ class Streams:
     def _finish(self, pipe: _Pipe) -> None:
         # Before close(): while a fork of this process has a copy, epoll would still report the descriptor.
         if self._epoll is not None:
-            self._epoll.unregister(pipe.descriptor)
-        del self._pipes[pipe.descriptor]
+            with contextlib.suppress(OSError):  # Unregistered before an interrupt.
+                self._epoll.unregister(pipe.descriptor)
         pipe.feed(b"", last=True)
         pipe.close()
+        del self._pipes[pipe.descriptor]
         self._deliver(pipe)
 
     def _deliver(self, pipe: _Pipe) -> None:
@@ -268,9 +273,15 @@ class _Pipe:
 
     def __init__(self, task: Task, name: str, descriptor: int, kept: deque[Line]) -> None:
         self.task, self.name, self.descriptor, self.kept = task, name, descriptor, kept
+        # A file object, since its close() may be repeated: an interrupt may occur before the call is noted.
+        self._file = open(descriptor, "rb", buffering=0)  # noqa: SIM115
         self.lines: deque[str] = deque()
         """Complete lines that no listener has received yet."""
         self._cut = Lines()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
 
     def filled(self) -> int:
         """Return how many bytes are in the pipe now."""
@@ -284,9 +295,10 @@ class _Pipe:
             self.copy = None
 
     def close(self) -> None:
-        os.close(self.descriptor)
-        if self.copy is not None:
-            self.copy.close()
+        self._file.close()
+        copy, self.copy = self.copy, None
+        if copy is not None:
+            copy.close()
 
 
 class _Copy:

@@ -79,18 +79,38 @@ class RunQueue:
         """The tasks that wait, in the order in which they were added."""
         return tuple(queued.task for queued in sorted(self._queued.values(), key=lambda queued: queued.turn))
 
+    def has(self, task: Task) -> bool:
+        """Return whether a task waits."""
+        return task in self._queued
+
+    def rebuild(self, running: Iterable[Attempt]) -> None:
+        """Derive groups, dependencies, delays and slots again, from the waiting tasks and the running attempts."""
+        self._due = {queued: at for queued, at in self._due.items() if self._queued.get(queued.task) is queued}
+        self._delays = DeadlineHeap(self._due.__contains__)
+        self._groups, self._dependencies = _QueueGroups(), _Dependencies()
+        for queued in tuple(self._queued.values()):
+            queued.group = None
+            if queued in self._due:
+                self._delays.schedule(self._due[queued], queued)
+            elif not self._dependencies.hold(queued.task):
+                self._groups.add(queued)
+        self._occupancy.rebuild(running)
+        self._changed = True
+
     # -- adding and removing -----------------------------------------------------------------------------------
 
     def add(self, task: Task, call: bytes) -> None:
         """Add a task with its pickled call."""
         if not self._queued:
             self._occupancy.resume()
+        self.remove(task)
         queued = self._queued[task] = QueuedTask(task, call, self.next_turn())
         if not self._dependencies.hold(task):
             self._ready(queued)
 
     def delay(self, task: Task, call: bytes, seconds: float) -> None:
         """Add a task for its next attempt, after so many seconds."""
+        self.remove(task)
         queued = self._queued[task] = QueuedTask(task, call, self.next_turn())
         if seconds <= 0:
             self._ready(queued)
@@ -100,6 +120,7 @@ class RunQueue:
 
     def requeue(self, task: Task, call: bytes, turn: int) -> None:
         """Return an admitted task to its place, since no process could be started."""
+        self.remove(task)
         queued = self._queued[task] = QueuedTask(task, call, turn)
         self._ready(queued)
 
@@ -125,11 +146,11 @@ class RunQueue:
         self._not_before = 0.0
 
     def release_dependents(self) -> Iterator[tuple[Task, DependencyFailed]]:
-        """Make tasks ready whose dependencies are done; remove and yield those with a failed dependency."""
+        """Make tasks ready whose dependencies are done; yield those with a failed one, which the caller removes."""
         for task, error in self._dependencies.settle():
             if error is None:
                 self._ready(self._queued[task])
-            elif self.remove(task):
+            elif task in self._queued:
                 yield task, error
 
     def next_turn(self) -> int:

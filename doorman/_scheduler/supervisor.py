@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import os
 import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from doorman._scheduler import lifecycle
 from doorman._scheduler.attempt import Attempt, Timeouts, launch_request
 from doorman._scheduler.handshake import Handshake
-from doorman._scheduler.lifecycle import Action, Actions, CancelRequested, Deadline, Event, FailRequested, step
+from doorman._scheduler.lifecycle import Action, CancelRequested, Deadline, Event, FailRequested, step
 from doorman._scheduler.output import Streams
-from doorman._scheduler.run_queue import QueuedTask, RunQueue
+from doorman._scheduler.request_queue import RequestQueue
+from doorman._scheduler.run_queue import RunQueue
 from doorman.errors import JournalError, LaunchRefused
 from doorman.identity import Credential
 from doorman.launcher import Event as Report
@@ -42,7 +43,11 @@ ENDED: Final = 1024
 
 
 class Supervisor:
-    """The attempts of one manager. The actions of all attempts form one queue."""
+    """The attempts of one manager. What changes them is a request of one queue.
+
+    After an interrupt, such as Ctrl-C, the next tick continues where it occurred: a step is repeated, an action too.
+    So an action may be executed twice. The indexes are derived from the attempts, and then rebuilt.
+    """
 
     def __init__(
         self,
@@ -74,8 +79,10 @@ class Supervisor:
         self._cancel_when: dict[Task, None] = {}
         self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(lambda key: key[1] in self._attempts)
         self._reports: deque[Report] = deque()
-        self._exits: deque[tuple[Attempt, Exited]] = deque()
-        self._actions: deque[tuple[Attempt, Action]] = deque()
+        self._exits: dict[Attempt, Exited] = {}
+        self._added: dict[Task, bytes] = {}  # Added tasks that the run queue does not have yet, with their calls.
+        self.requests = RequestQueue(self._repair)
+        self._again = False  # Whether an interrupt occurred in the current action before.
         handshake.open(self)
 
     def __len__(self) -> int:
@@ -90,6 +97,15 @@ class Supervisor:
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that have an attempt."""
         return tuple(self._by_task)
+
+    @property
+    def added(self) -> tuple[Task, ...]:
+        """The tasks that are added behind those in the run queue, once the current call has ended."""
+        return tuple(self._added)
+
+    def has(self, task: Task) -> bool:
+        """Return whether a task was added and has not ended."""
+        return task in self._added or task in self._by_task or self._run_queue.has(task)
 
     @property
     def room(self) -> int:
@@ -112,45 +128,65 @@ class Supervisor:
         """Return the seconds until the next deadline or poll of a `cancel_when`, ``most`` at the most."""
         if self._cancel_when:
             most = min(most, SAMPLE_INTERVAL_S)  # Nothing reports that a `cancel_when` has another answer.
-        if self._actions or self._reports or self._exits:
+        if self.requests.pending or self._reports or self._exits:
             return 0.0
         return self._deadlines.next_timeout(self._clock(), most)
 
     # -- events ------------------------------------------------------------------------------------------------
 
-    def gather(self) -> Iterator[tuple[Attempt, Event]]:
-        """Yield each attempt with an event. The caller executes the actions of an event before the next."""
-        if self._actions:  # The last tick raised before it had executed them.
-            self._perform()
+    def gather(self) -> None:
+        """Execute what follows from the events since the last call, and what an interrupt has left."""
+        self.requests.run()
+        # One line: an interrupt before it or after it loses no report.
         self._reports.extend(self._launcher.poll())
-        while self._reports:
-            report = self._reports.popleft()
-            attempt = self._attempts.get(report.attempt)
-            if attempt is None:
-                if isinstance(report, Launched):
-                    report.process.close()
-            elif isinstance(report, Exited):
-                self._exits.append((attempt, report))
-            else:
-                yield attempt, report
+        self.requests.guard(self._queue_reports)
+        self.requests.run()
         # Before the exits: a message that a process sent before its end counts. The handshake's listeners handle it.
         self._handshake.receive()
-        while self._exits:
-            yield self._exits.popleft()
+        self.requests.guard(self._queue_exits)
+        self.requests.run()
         self._output.read()
+        self.requests.guard(self._queue_deadlines)
+        self.requests.run()
+
+    def _queue_reports(self) -> None:
+        while self._reports:
+            report = self._reports[0]
+            attempt = self._attempts.get(report.attempt)
+            if attempt is None:
+                if isinstance(report, Launched):  # Its launch was interrupted, and the attempt has ended.
+                    report.process.signal_tree(signal.SIGKILL)
+                    report.process.close()
+            elif isinstance(report, Exited):
+                self._exits[attempt] = report
+            else:
+                self.requests.append(_Step(self, attempt, report))
+            self._reports.popleft()
+
+    def _queue_exits(self) -> None:
+        for attempt, exited in tuple(self._exits.items()):
+            self.requests.append(_Step(self, attempt, exited))
+            del self._exits[attempt]
+
+    def _queue_deadlines(self) -> None:
         for deadline, attempt_id in self._deadlines.pop_due(self._clock()):
             attempt = self._attempts.get(attempt_id)
             if attempt is not None:
-                yield attempt, deadline
+                self.requests.append(_Step(self, attempt, deadline))
 
     def handle(self, attempt: Attempt, event: Event) -> None:
-        """Execute the actions that follow from an event."""
-        self.execute(attempt, step(attempt, event, self._clock()))
+        """Execute the actions that follow from an event; later, if the call is nested in another change."""
+        self.requests.put(_Step(self, attempt, event))
 
-    def start(self, admitted: Generator[tuple[QueuedTask, Exception | None], None, None]) -> None:
+    def start(self) -> None:
         """Start the tasks that the run queue admits."""
+        admitted = self._run_queue.admit(self.attempts, self.room)
         try:
-            for queued, error in admitted:
+            while (item := self.requests.guard(next, admitted, None)) is not None:
+                queued, error = item
+                self.requests.run()  # A `can_run` may have cancelled a task.
+                if not self._run_queue.has(queued.task):
+                    continue
                 if error is not None:
                     self.fail(queued.task, error)
                 elif not _descriptors_left((len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS):
@@ -160,7 +196,12 @@ class Supervisor:
                     attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
                     self.handle(attempt, lifecycle.Admitted())
         finally:
-            admitted.close()  # Immediately: a traceback could keep it suspended, and its `finally` restores the queue.
+            # Immediately: a traceback could keep it suspended, and its `finally` restores the queue.
+            self.requests.guard(admitted.close)
+
+    def now(self) -> float:
+        """Return the monotonic time of the manager's clock."""
+        return self._clock()
 
     def restore(self, attempt: Attempt, event: Event) -> None:
         """Continue an attempt of an earlier manager; ``event`` is the fate of its process."""
@@ -170,10 +211,22 @@ class Supervisor:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def watch(self, task: Task) -> None:
-        """Call the `cancel_when` of a task in each tick, if it has one."""
-        if task.cancel_when is not None:
-            self._cancel_when[task] = None
+    def add(self, task: Task, call: bytes) -> None:
+        """Add a task to the run queue. Raises JournalError."""
+        self._added[task] = call
+        try:
+            self.requests.put(self._place_added)
+        except JournalError:
+            self._added.pop(task, None)
+            raise
+
+    def _place_added(self, again: bool) -> None:
+        for task, call in tuple(self._added.items()):
+            self._recorder.added(task, call)
+            self._run_queue.add(task, call)
+            if task.cancel_when is not None:
+                self._cancel_when[task] = None  # Called in each tick.
+            del self._added[task]
 
     def call_cancel_when(self) -> None:
         """Cancel the tasks whose `cancel_when` is true; fail those whose `cancel_when` raises."""
@@ -188,8 +241,8 @@ class Supervisor:
 
     def end_dependents(self) -> None:
         """Cancel the waiting tasks that depend on a task which failed."""
-        for task, error in self._run_queue.release_dependents():
-            self._finish_waiting(task, State.CANCELLED, error)
+        for task, error in self.requests.guard(lambda: list(self._run_queue.release_dependents())):
+            self._end(task, CancelRequested(), State.CANCELLED, error)
 
     def cancel(self, task: Task) -> bool:
         """Stop a running task or remove a waiting one; False if it has ended."""
@@ -207,44 +260,51 @@ class Supervisor:
     def handle_all(self, event: Event) -> None:
         """Execute the actions that follow from an event for each attempt."""
         for attempt in tuple(self.attempts):
-            self.handle(attempt, event)
+            self.requests.append(_Step(self, attempt, event))
+        self.requests.run()
 
     def _end(self, task: Task, event: Event, state: State, error: Exception | None) -> bool:
+        known = self.has(task)
+        if known:
+            self.requests.put(functools.partial(self._end_task, task, event, state, error))
+        return known
+
+    def _end_task(self, task: Task, event: Event, state: State, error: Exception | None, again: bool) -> None:
         self._cancel_when.pop(task, None)
         attempt = self._by_task.get(task)
         if attempt is not None:
-            self.handle(attempt, event)
-        elif self._run_queue.remove(task):
-            self._finish_waiting(task, state, error)
-        else:
-            return False
-        return True
+            self.requests.append(_Step(self, attempt, event))
+        elif self._run_queue.remove(task) or again:
+            if not task.done():
+                self._recorder.ended(task, state, None, error)
+            task._finish(state, error=error, again=again)
 
-    def _finish_waiting(self, task: Task, state: State, error: Exception | None) -> None:
-        self._recorder.ended(task, state, None, error)
-        self._cancel_when.pop(task, None)
-        task._finish(state, error=error)
+    def _repair(self) -> None:
+        """Rebuild what is derived from the attempts and the waiting tasks."""
+        attempts = tuple(self._attempts.values())
+        self._by_task = {attempt.task: attempt for attempt in attempts}
+        self._by_handler = {}
+        for attempt in attempts:
+            self._by_handler.setdefault(attempt.handler, {})[attempt] = None
+            for deadline, at in attempt.due.items():
+                self._deadlines.schedule(at, (deadline, attempt.id))  # One that has passed is ignored.
+        self._unproven = {attempt for attempt in attempts if attempt.identity is None and not attempt.adopted}
+        self._run_queue.rebuild(attempts)
+        if self._added:
+            self.requests.append(self._place_added)
 
     # -- actions -----------------------------------------------------------------------------------------------
 
-    def execute(self, attempt: Attempt, actions: Actions) -> None:
-        """Execute actions in order, behind the queued ones."""
-        self._actions.extend(zip(itertools.repeat(attempt), actions))
-        self._perform()
+    def perform(self, attempt: Attempt, action: Action, *, again: bool) -> None:
+        """Execute an action; ``again`` if an interrupt has ended its first execution."""
+        self._again = again
+        _PERFORM[type(action)](self, attempt, action)
 
-    def _perform(self) -> None:
-        while self._actions:
-            attempt, action = self._actions.popleft()
-            try:
-                _PERFORM[type(action)](self, attempt, action)
-            except JournalError:
-                # The manager has to end now. Actions that must not happen without the record are dropped.
-                needs_record = lifecycle.TakeSlot | lifecycle.Launch | lifecycle.Reply
-                self._actions = deque(item for item in self._actions if not isinstance(item[1], needs_record))
-                raise
-            except BaseException:  # Such as a Ctrl-C in a callback: the decided actions are still executed.
-                self._perform()
-                raise
+    def _show(self, task: Task, state: State) -> None:
+        if not (self._again and task.state is state):
+            task._set_state(state)
+        elif task._future is not None:
+            task._future._update()
 
     def _take_slot(self, attempt: Attempt, _: lifecycle.TakeSlot) -> None:
         task = attempt.task
@@ -253,14 +313,18 @@ class Supervisor:
         self._register(attempt)
         self._unproven.add(attempt)
         task.attempt, task.progress = attempt.number, None
-        task._set_state(State.LAUNCHING)
+        self._show(task, State.LAUNCHING)
 
     def _register(self, attempt: Attempt) -> None:
         self._attempts[attempt.id] = self._by_task[attempt.task] = attempt
         self._by_handler.setdefault(attempt.handler, {})[attempt] = None
 
     def _launch(self, attempt: Attempt, _: lifecycle.Launch) -> None:
-        event: Event = lifecycle.LaunchDeclined("its launch was interrupted")
+        event: Event
+        if self._again:
+            # Nothing shows whether the launcher has the request. If it has, the process is killed once it is reported.
+            self.handle(attempt, lifecycle.LaunchDeclined("its launch was interrupted"))
+            return
         try:
             with contextlib.closing(self._output.open(attempt.task, attempt.id)) as outputs:
                 files = self._recorder.files_of(attempt)
@@ -270,8 +334,7 @@ class Supervisor:
             event = lifecycle.LaunchDeclined(str(error))
         except (OSError, ValueError) as error:  # Such as a wrapper with words that are not valid text.
             event = lifecycle.LaunchInvalid(error)
-        finally:
-            self.handle(attempt, event)
+        self.handle(attempt, event)
 
     def _signal(self, attempt: Attempt, action: lifecycle.Signal) -> None:
         """Signal through pidfds only: unlike pids they are never reused.
@@ -295,13 +358,20 @@ class Supervisor:
 
     def _set_state(self, attempt: Attempt, action: lifecycle.SetState) -> None:
         task = attempt.task
-        if action.state is not State.RUNNING:
-            task._set_state(action.state)
-            return
-        task.identity = attempt.identity
-        self._unproven.discard(attempt)
-        task._set_state(action.state)
-        task._set_started(action.at)
+        if action.state is State.RUNNING:
+            task.identity = attempt.identity
+            self._unproven.discard(attempt)
+        self._show(task, action.state)
+        if action.state is State.RUNNING:
+            task._set_started(action.at)
+
+    def _set_deadline(self, attempt: Attempt, action: lifecycle.SetDeadline) -> None:
+        attempt.due[action.deadline] = action.at
+        self._deadlines.schedule(action.at, (action.deadline, attempt.id))
+
+    def _report_progress(self, attempt: Attempt, action: lifecycle.ReportProgress) -> None:
+        if not self._again:  # A listener that raises SystemExit would do so each time.
+            attempt.task._report_progress(action.progress, self._on_progress)
 
     def _set_exit(self, attempt: Attempt, action: lifecycle.SetExit) -> None:
         task = attempt.task
@@ -312,12 +382,12 @@ class Supervisor:
         self.handle(attempt, lifecycle.OutcomeOpened(*attempt.outcome.unpickle()))
 
     def _free_slot(self, attempt: Attempt, _: lifecycle.FreeSlot) -> None:
-        del self._attempts[attempt.id]
-        del self._by_task[attempt.task]
-        siblings = self._by_handler[attempt.handler]
-        del siblings[attempt]
+        self._attempts.pop(attempt.id, None)
+        self._by_task.pop(attempt.task, None)
+        siblings = self._by_handler.get(attempt.handler, {})
+        siblings.pop(attempt, None)
         if not siblings:
-            del self._by_handler[attempt.handler]
+            self._by_handler.pop(attempt.handler, None)
         self._unproven.discard(attempt)
         self._run_queue.free_slot(attempt)
         self._deadlines.compact(DEADLINES * len(self._attempts))
@@ -337,7 +407,8 @@ class Supervisor:
         task = attempt.task
         if action.counted:
             assert action.state is not None
-            task._retry(action.state, action.error, action.delay)
+            if not (self._again and task.state is State.WAITING):
+                task._retry(action.state, action.error, action.delay)
             self._run_queue.delay(task, attempt.call, action.delay)
             return
         task.attempt = attempt.number - 1
@@ -349,9 +420,44 @@ class Supervisor:
 
     def _finish(self, attempt: Attempt, action: lifecycle.Finish) -> None:
         self._cancel_when.pop(attempt.task, None)
-        attempt.task._finish(action.state, action.value, action.error)
+        attempt.task._finish(action.state, action.value, action.error, again=self._again)
 
 
+class _Step:
+    """The request to step an attempt by an event, and to execute the actions that follow."""
+
+    __slots__ = ("_attempt", "_begun", "_done", "_event", "_saved", "_supervisor", "actions")
+
+    def __init__(self, supervisor: Supervisor, attempt: Attempt, event: Event) -> None:
+        self._supervisor, self._attempt, self._event = supervisor, attempt, event
+        self.actions: list[Action] | None = None  # None before the step.
+        self._saved: Any = None  # The state of the attempt before the step.
+        self._begun = self._done = 0  # Numbers of actions.
+
+    def __call__(self, again: bool) -> None:
+        supervisor, attempt, fault = self._supervisor, self._attempt, None
+        if self.actions is None:
+            if self._saved is not None:
+                attempt.restore(self._saved)
+            self._saved = attempt.snapshot()
+            # The assignment commits the step.
+            self.actions = step(attempt, self._event, supervisor.now())
+        while self._done < len(self.actions):
+            begun, self._begun = self._begun, self._done + 1
+            try:
+                supervisor.perform(attempt, self.actions[self._done], again=begun > self._done)
+            except Exception as error:  # noqa: BLE001 - raised below: the decided actions are executed all the same
+                fault = fault or error
+                if isinstance(error, JournalError):
+                    # The manager has to end now. What must not happen without its record is dropped.
+                    rest = self.actions[self._done + 1 :]
+                    self.actions[self._done + 1 :] = [each for each in rest if not isinstance(each, _NEEDS_RECORD)]
+            self._done += 1
+        if fault is not None:
+            raise fault
+
+
+_NEEDS_RECORD: Final = (lifecycle.TakeSlot, lifecycle.Launch, lifecycle.Reply)
 _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
     lifecycle.WriteRecord: lambda self, attempt, action: self._recorder.write(attempt, action),
     lifecycle.TakeSlot: Supervisor._take_slot,
@@ -367,14 +473,10 @@ _PERFORM: Final[dict[type, Callable[[Supervisor, Attempt, Any], None]]] = {
     lifecycle.CountRefusal: lambda self, _, action: self._handshake.refused.update([action.reason]),
     lifecycle.Signal: Supervisor._signal,
     lifecycle.KillDescendants: lambda self, attempt, _: self._launcher.kill(attempt.id),
-    lifecycle.SetDeadline: lambda self, attempt, action: self._deadlines.schedule(
-        action.at, (action.deadline, attempt.id)
-    ),
+    lifecycle.SetDeadline: Supervisor._set_deadline,
     lifecycle.SetState: Supervisor._set_state,
     lifecycle.SetExit: Supervisor._set_exit,
-    lifecycle.ReportProgress: lambda self, attempt, action: attempt.task._report_progress(
-        action.progress, self._on_progress
-    ),
+    lifecycle.ReportProgress: Supervisor._report_progress,
     lifecycle.ReadFiles: lambda self, attempt, _: self.handle(
         attempt, lifecycle.FilesRead(*self._recorder.read_files(attempt))
     ),

@@ -7,7 +7,7 @@ group of entries and a signature over both and the purpose of the channel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -85,9 +85,18 @@ class SignedReceiver:
         self._head: tuple[int, int] | None = None
         self._missing = 0
         self._chunks: list[bytes] = []
+        self._before: tuple[Any, ...] = ()  # The serial number of the last event, and the state before it.
 
-    def receive(self, serial: int, data: bytes, signature: bytes) -> list[Entry]:
-        """Return the complete entries of one event. Raises ValueError if it is forged, replayed or out of order."""
+    def receive(self, serial: int, data: bytes, signature: bytes, *, again: bool = False) -> list[Entry]:
+        """Return the complete entries of one event. Raises ValueError if it is forged, replayed or out of order.
+
+        ``again`` if an interrupt has ended the first call for this event, or the use of its entries.
+        """
+        if again and self._before[:1] == (serial,):
+            _, self._serial, self._head, self._missing, self._chunks, count = self._before
+            del self._chunks[count:]
+        else:
+            self._before = serial, self._serial, self._head, self._missing, self._chunks, len(self._chunks)
         try:
             expected = serial == self._serial + 1 or (self._joins and serial > self._serial)
             signed = expected and self._credential.check(_label(self._purpose, serial) + data, signature)

@@ -92,6 +92,7 @@ class Journal:
         self._descriptor = -1
         self._broken: JournalError | None = None
         self._size = self._rotate_at = 0
+        self._writing = self._renewing = False  # Also true after an interrupt within.
         try:
             self._claim = FileLock(str(self.path))
         except LocationInUse as error:
@@ -125,6 +126,8 @@ class Journal:
     def append(self, *records: Record) -> None:
         """Write records, all or none. After a failure this and each later call raise JournalError."""
         self.check()
+        if self._renewing:  # It was interrupted: the descriptor may be that of the replaced file.
+            self._renew()
         self._write(b"".join(map(encoded, records)))
         if self._size >= self._rotate_at:
             self._renew()
@@ -171,9 +174,10 @@ class Journal:
 
     def _write(self, data: bytes) -> None:
         try:
-            written = os.write(self._descriptor, data)
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
+            if self._writing:  # An interrupt may have left a part of a record, or one that the caller repeats.
+                os.ftruncate(self._descriptor, self._size)
+            self._writing = True
+            _write_all(self._descriptor, data)
             if self._synced:
                 os.fdatasync(self._descriptor)
         except OSError as error:
@@ -182,22 +186,28 @@ class Journal:
             self._broken = JournalError(f"cannot write to {self.path}: {error.strerror}; close the manager")
             raise self._broken from error
         self._size += len(data)
+        self._writing = False
 
     def _renew(self) -> dict[str, Entry]:
         """Replace the file with one that has only the records still needed; return their tasks."""
+        self._renewing = True
         try:
             entries = self._survivors()
             records = [self._first_record(), *(record for entry in entries.values() for record in entry.records())]
             fresh = self.path.with_name(self.path.name + ".new")
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            before, self._descriptor = self._descriptor, descriptor
+            data = b"".join(map(encoded, records))
+            try:
+                os.fchmod(descriptor, 0o600)
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+                fresh.replace(self.path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            before, self._descriptor, self._size, self._writing = self._descriptor, descriptor, len(data), False
             if before >= 0:
                 os.close(before)
-            os.fchmod(descriptor, 0o600)
-            self._size = 0
-            self._write(b"".join(map(encoded, records)))
-            os.fsync(descriptor)
-            fresh.replace(self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
@@ -208,6 +218,7 @@ class Journal:
             self._broken = JournalError(f"cannot rewrite {self.path}: {error.strerror}; close the manager")
             raise self._broken from error
         self._rotate_at = 2 * self._size + ROTATE
+        self._renewing = False
         return entries
 
     def _survivors(self) -> dict[str, Entry]:
@@ -227,6 +238,12 @@ class Journal:
         for task in ended[: max(0, len(ended) - self._keep)]:
             del entries[task]
         return entries
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, data[written:])
 
 
 def finished_of(entry: Entry) -> Finished | None:

@@ -56,11 +56,11 @@ class Recorder:
         self.journal = Journal(journal) if isinstance(journal, str | os.PathLike) else journal
         self._with_outcome: set[str] = set()
         self._leaving = False
-        self._ids: set[str] = set()
+        self._ids: dict[str, int] = {}  # The ids in the journal, and the `id()` of the task objects; 0 if recovered.
 
     def remember(self, entry: Entry) -> None:
         """Reserve the id of a recovered task, and note whether its outcome is in the journal."""
-        self._ids.add(entry.added.task)
+        self._ids[entry.added.task] = 0
         if entry.outcome is not None:
             self._with_outcome.add(entry.added.task)
 
@@ -94,14 +94,16 @@ class Recorder:
         """Record that a task was added. Raises JournalError."""
         if self.journal is None:
             return
+        if self._ids.get(task.id) == id(task):
+            return  # Recorded before an interrupt of the caller.
         number = int(task.id)
         while task.id in self._ids:  # Each process counts from 1; ids in the journal must stay unique.
             number += 1
             task.id = f"{number}"
-        self._ids.add(task.id)
         command = tuple(map(escaped, task.argv))
         after = tuple(first.id for first in task.after)
         self._write(Added(task.id, escaped(task.name), command, pickled_policy(task), call, after))
+        self._ids[task.id] = id(task)
 
     def write(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
         """Write the record that an action of an attempt requires. Raises JournalError."""

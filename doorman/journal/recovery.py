@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import select
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -53,6 +55,7 @@ class AdoptedProcessLauncher:
         self._launcher = launcher
         self._epoll = select.epoll()
         self._epoll.register(launcher.fileno(), select.EPOLLIN)
+        self._events: deque[Event] = deque()
         self._watched: dict[int, tuple[str, Process]] = {}
 
     def watch(self, attempt: str, process: Process) -> None:
@@ -71,14 +74,16 @@ class AdoptedProcessLauncher:
 
     def poll(self) -> list[Event]:
         """Return the events since the last call, without waiting."""
-        events = [*self._launcher.poll()]
+        self._events.extend(self._launcher.poll())
         for descriptor, _ in self._epoll.poll(0) if self._watched else ():
             if descriptor in self._watched:
-                attempt, process = self._watched.pop(descriptor)
+                # The event first: an interrupt may repeat it, but must not lose it.
+                attempt, process = self._watched[descriptor]
+                self._events.append(Exited(attempt, None, None))
                 self._epoll.unregister(descriptor)
+                del self._watched[descriptor]
                 process.close()
-                events.append(Exited(attempt, None, None))
-        return events
+        return [*map(deque.popleft, itertools.repeat(self._events, len(self._events)))]
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while `poll` has events to return."""

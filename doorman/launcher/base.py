@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import time
+from collections import deque
 from typing import Final, Self
 
 from doorman.launcher import Event
@@ -23,19 +25,19 @@ class EpollLauncher:
     def __init__(self) -> None:
         check_system()
         self._owner = os.getpid()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         # Makes `fileno` readable for events that come from no descriptor, such as a launch that failed.
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._wakeup, select.EPOLLIN)
-        self._closed = False
+        self._closed = self._released = False
 
     def poll(self) -> list[Event]:
         """Return the events since the last call; never waits."""
         if not self._closed and self._owner == os.getpid():
             self._read_descriptors()
-        events, self._events = self._events, []
-        return events
+        # In the line of the return: an interrupt before it or after it loses no event.
+        return [*map(deque.popleft, itertools.repeat(self._events, len(self._events)))]
 
     def fileno(self) -> int:
         """Return a descriptor that is readable whenever `poll` has something to return."""
@@ -46,11 +48,13 @@ class EpollLauncher:
 
         The end of a process is no longer reported. In a fork of the owner, `close` only closes the descriptors.
         """
-        if self._closed:
+        if self._released:
             return
+        # A call that was interrupted is completed by the next one.
         self._closed = True
         self._close_processes(time.monotonic() + grace, ours=self._owner == os.getpid())
         self._epoll.close()
+        self._released = True
         os.close(self._wakeup)
 
     def __enter__(self) -> Self:
@@ -84,5 +88,8 @@ class EpollLauncher:
         raise NotImplementedError
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
-        """Stop the processes by the deadline; in a fork of the owner (not ``ours``), only close the descriptors."""
+        """Stop the processes by the deadline; in a fork of the owner (not ``ours``), only close the descriptors.
+
+        After an interrupt it is called again.
+        """
         raise NotImplementedError

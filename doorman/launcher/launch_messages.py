@@ -135,14 +135,18 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
         raise
 
 
-def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+def receive(channel: socket.socket, *, keep: bool = False) -> tuple[Message | None, list[int]]:
     """Return a message and its descriptors, which the caller owns; None at the end of the channel.
+
+    With ``keep`` the next call returns the message again, until `skip` removes it.
 
     Raises BlockingIOError if no message has arrived, MessageError if it is invalid.
     """
     # Close-on-exec from the start, because another thread may exec a program at any time.
     data, ancillary, flags, _ = channel.recvmsg(
-        _MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        _MAX_MESSAGE_BYTES,
+        socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS),
+        socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if keep else 0),
     )
     # Descriptors are the only ancillary data: the socket passes no credentials.
     descriptors = [descriptor for _, _, numbers in ancillary for descriptor in array("i", numbers)]
@@ -156,6 +160,11 @@ def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
     except ValueError as error:
         close_all(descriptors)
         raise MessageError(f"invalid message of {len(data)} bytes: {error}") from error
+
+
+def skip(channel: socket.socket) -> None:
+    """Remove the message that `receive` has kept. The kernel closes the descriptors in it."""
+    channel.recv(1)
 
 
 def encode_order(order: Order) -> bytes:

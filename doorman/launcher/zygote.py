@@ -81,8 +81,9 @@ class ZygoteLauncher(EpollLauncher):
         """Start the zygote now if there is none; does not wait for its imports. Raises OSError."""
         self._check_usable()
         if self._zygote is None:
-            self._zygote = _ZygoteHandle(self._start, self._stdin)
-            self._epoll.register(self._zygote.channel, select.EPOLLIN)
+            zygote = _ZygoteHandle(self._start, self._stdin)
+            self._epoll.register(zygote.channel, select.EPOLLIN)
+            self._zygote = zygote
 
     def launch(self, order: Order) -> None:
         """Request a child. Raises LaunchRefused if the zygote cannot accept a request before the next `poll`."""
@@ -108,11 +109,11 @@ class ZygoteLauncher(EpollLauncher):
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
-        self._zygote, self._dying = None, []
         for zygote in zygotes:
             zygote.disconnect(ours=ours)
         for zygote in zygotes:
             zygote.reap(deadline, ours=ours)
+        self._zygote, self._dying = None, []
         ControlGroup.remove_stale(time.monotonic() + KILL_WAIT_S)
 
     def _handle(self, descriptor: int, mask: int) -> None:
@@ -129,7 +130,8 @@ class ZygoteLauncher(EpollLauncher):
     def _receive_messages(self, zygote: _ZygoteHandle) -> None:
         while True:
             try:
-                message, descriptors = messages.receive(zygote.channel)
+                # Kept until it was handled: an interrupt in between may repeat a message, but must not lose it.
+                message, descriptors = messages.receive(zygote.channel, keep=True)
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -141,6 +143,9 @@ class ZygoteLauncher(EpollLauncher):
                 self._start_error = message.why
             else:
                 self._events += zygote.handle_message(message, descriptors)
+                if isinstance(message, messages.ChildExited):
+                    zygote.remove(message.attempt)
+            messages.skip(zygote.channel)
 
     def _remove_zygote(self, zygote: _ZygoteHandle) -> None:
         """Fail all attempts of a zygote that has ended. The next launch starts another zygote."""
@@ -149,6 +154,7 @@ class ZygoteLauncher(EpollLauncher):
             count = self._failed_starts
             self._start_error = f"the zygote ended {count} times before it was ready; see its standard error"
         self._events += zygote.fail_all(self._start_error)
+        zygote.remove_all()
         self._epoll.unregister(zygote.channel)
         zygote.channel.close()
         zygote.process.signal(signal.SIGKILL)
@@ -236,10 +242,14 @@ class _ZygoteHandle:
             return [self._launch_failed(message.attempt, message.why, message.back_pressure)]
         elif isinstance(message, messages.OrphansLeft) and message.attempt in self._running:
             return [DescendantsLeft(message.attempt)]
-        elif isinstance(message, messages.ChildExited) and self._running.pop(message.attempt, None) is not None:
-            self._detached.discard(message.attempt)
+        elif isinstance(message, messages.ChildExited) and message.attempt in self._running:
             return [Exited(message.attempt, message.exit_code, message.signal, message.max_rss, message.cpu)]
         return []
+
+    def remove(self, attempt: str) -> None:
+        """Remove an attempt whose process has ended."""
+        self._running.pop(attempt, None)
+        self._detached.discard(attempt)
 
     def fail_all(self, why: str) -> list[Event]:
         """Kill all processes that are not detached, and return the last event of each attempt."""
@@ -249,9 +259,11 @@ class _ZygoteHandle:
         self._group.kill()  # Also descendants that have left their process group.
         failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._requested]
         exited = [Exited(attempt, None, None) for attempt in self._running]
-        # The zygote has ended, so `reap` must wait for it even if a process is detached.
-        self._requested, self._running, self._detached = set(), {}, set()
         return [*failed, *exited]
+
+    def remove_all(self) -> None:
+        """Remove all attempts. The zygote has ended, so `reap` must wait for it even if a process is detached."""
+        self._requested, self._running, self._detached = set(), {}, set()
 
     def disconnect(self, *, ours: bool) -> None:
         """Close the channel: the zygote ends after its last child. A fork of the owner (not ``ours``) sends nothing."""
@@ -262,6 +274,8 @@ class _ZygoteHandle:
 
     def reap(self, deadline: float, *, ours: bool) -> None:
         """Wait for the zygote until ``deadline``, then kill it, unless it is the parent of a detached child."""
+        if self.process.closed:
+            return
         if not ours or self._detached:
             self._popen.returncode = 0  # Keeps Popen from waiting for it.
         elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):

@@ -15,8 +15,9 @@ import pytest
 
 from doorman import Backoff, Intensity, State, Task
 from doorman._scheduler import lifecycle
-from doorman._scheduler.attempt import EARLY, Attempt, Timeouts
+from doorman._scheduler.attempt import Attempt, Timeouts
 from doorman._scheduler.lifecycle import (
+    EARLY,
     Admitted,
     Adopted,
     AdoptedUnverified,

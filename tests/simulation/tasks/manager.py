@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
@@ -38,7 +38,7 @@ class Manager(ProcessManager):
     def __init__(self, world: World) -> None:
         BaseManager.__init__(self)
         self.world = world
-        self._closed = self._ticking = False
+        self._closed = self._stopped = self._released = self._ticking = False
         self._clock = world.clock
         self._run_queue: _RunQueue = _RunQueue([Rule(processes=SLOTS)], clock=world.clock)
         self.rules = self._run_queue.rules
@@ -92,24 +92,16 @@ class Manager(ProcessManager):
         world.check(not world.handles, "no handle is left", [handle.pid for handle in world.handles])
 
 
-class _Actions(deque[tuple[Attempt, lifecycle.Action]]):
-    """The supervisor's queue of actions. The manager may be killed between any two of them."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    def popleft(self) -> tuple[Attempt, lifecycle.Action]:
-        self._world.maybe_kill()
-        self._world.counts["actions"] += 1
-        return super().popleft()
-
-
 class _Supervisor(Supervisor):
-    """The supervisor, with the queue of actions of a world."""
+    """The supervisor of a world, which may kill the manager between any two actions."""
 
     def use_world(self, world: World) -> None:
-        self._actions = _Actions(world)
+        self._world = world
+
+    def perform(self, attempt: Attempt, action: lifecycle.Action, *, again: bool) -> None:
+        self._world.maybe_kill()
+        self._world.counts["actions"] += 1
+        super().perform(attempt, action, again=again)
 
     @property
     def indexes_are_empty(self) -> bool:

@@ -135,8 +135,8 @@ class _History:
     def _observe(self, manager: Manager, task: Task) -> None:
         end = task._finish  # A callback at the end would not see a second one.
 
-        def observed(state: State, value: Any = None, error: BaseException | None = None) -> None:
-            end(state, value, error)
+        def observed(state: State, *result: Any, **options: Any) -> None:
+            end(state, *result, **options)
             ended(self.world, task, leaving=manager.closed)
 
         task._finish = observed  # type: ignore[method-assign]
