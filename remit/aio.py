@@ -25,7 +25,7 @@ from remit.errors import Undelivered
 from remit.event import Event
 from remit.listeners import Function, OnError
 from remit.location import Location
-from remit.options import check_count
+from remit.options import QUEUE_BYTES, check_count
 from remit.server import MAX_CONCURRENCY, Server
 
 __all__ = ["AsyncClient", "AsyncServer"]
@@ -163,6 +163,7 @@ class AsyncClient:
         *,
         last: bool = False,
         queue: int = 1024,
+        queue_bytes: int = QUEUE_BYTES,
         when_full: str = "drop_oldest",
         max_lag: float | None = None,
         on_gap: OnGap | None = None,
@@ -175,7 +176,7 @@ class AsyncClient:
         """
         await self._open()
         subscription = self._client._new_subscription(
-            pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event
+            pattern, listener, (queue, when_full, max_lag, last, queue_bytes), on_gap, pass_event=pass_event
         )
         try:
             await self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)

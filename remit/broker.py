@@ -6,6 +6,7 @@ import time
 from typing import Any, Final
 
 from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
+from remit._protocol.job_queue import JOB_BYTES
 from remit.listeners import OnError
 from remit.location import Location
 from remit.options import check_count, check_seconds
@@ -23,8 +24,8 @@ class Broker:
     A worker that was silent for ``lease`` seconds, or was disconnected and has not reconnected within 2 seconds, is
     considered dead, and its jobs are requeued. On the host of the broker it may be silent for as long as its process
     runs. A job that ``max_attempts`` workers have died of is a dead letter.
-    ``queue`` bounds the number of jobs; further requests are refused. The other ``options`` are those of `Server`.
-    Raises what `Server` raises.
+    ``queue`` bounds the number of jobs and ``job_bytes`` their bytes; further requests are refused. The other
+    ``options`` are those of `Server`. Raises what `Server` raises.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Broker:
         lease: float = LEASE_S,
         max_attempts: int = 3,
         queue: int = 65_536,
+        job_bytes: int = JOB_BYTES,
         on_error: OnError | None = None,
         **options: Any,
     ) -> None:
         check_seconds("lease", lease, above_zero=True)
         check_count("max_attempts", max_attempts)
         check_count("queue", queue)
+        check_count("job_bytes", job_bytes)
         self.server = Server(location, on_error=on_error, **options)
         self._core = BrokerCore(
             self.server._router,
@@ -48,6 +51,7 @@ class Broker:
             lease=lease,
             max_attempts=max_attempts,
             queue=queue,
+            job_bytes=job_bytes,
         )
         self.server._unheard_hint = "a broker handles requests only: use client.request() or client.submit()"
 

@@ -24,7 +24,7 @@ from remit.errors import LinkClosed, RemitError, SessionRefused, Undelivered, Wo
 from remit.event import NO_HEADERS, Event, check_event, parts_of
 from remit.listeners import ListenerRegistry, OnError
 from remit.location import Location
-from remit.options import resolve_options
+from remit.options import QUEUE_BYTES, resolve_options
 from remit.plugins import find_transport
 from remit.transport import register_after_fork
 from remit.transports.authenticated import with_authentication
@@ -286,6 +286,7 @@ class Client(ListenerRegistry):
         *,
         last: bool = False,
         queue: int = 1024,
+        queue_bytes: int = QUEUE_BYTES,
         when_full: str = "drop_oldest",
         max_lag: float | None = None,
         on_gap: OnGap | None = None,
@@ -295,13 +296,14 @@ class Client(ListenerRegistry):
         """Call ``listener(*args, **kwargs)`` for each publication with this name, or a name that matches a pattern.
 
         Returns when the server has confirmed the subscription: later publications arrive. With ``last`` the values
-        that the server kept arrive first. The server queues up to ``queue`` publications for a slow client. If the
-        queue is full, or a publication is older than ``max_lag`` seconds, ``when_full`` applies: ``drop_oldest``,
-        ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with the number of missed publications, or with None
-        after a restart of the server. Raises what `request` raises, and TypeError or ValueError for invalid arguments.
+        that the server kept arrive first. The server queues up to ``queue`` publications and ``queue_bytes`` for a slow
+        client. If the queue is full, or a publication is older than ``max_lag`` seconds, ``when_full`` applies:
+        ``drop_oldest``, ``drop_newest`` or ``unsubscribe``. ``on_gap`` is called with the number of missed
+        publications, or with None after a restart of the server. Raises what `request` raises, and TypeError or
+        ValueError for invalid arguments.
         """
         subscription = self._new_subscription(
-            pattern, listener, (queue, when_full, max_lag, last), on_gap, pass_event=pass_event
+            pattern, listener, (queue, when_full, max_lag, last, queue_bytes), on_gap, pass_event=pass_event
         )
         try:
             self.request(SUBSCRIBE, *subscription._request_args, timeout=timeout, idempotent=True)
@@ -314,7 +316,7 @@ class Client(ListenerRegistry):
         self,
         pattern: str,
         listener: Callable[..., Any],
-        options: tuple[int, str, float | None, bool],
+        options: tuple[int, str, float | None, bool, int],
         on_gap: OnGap | None,
         *,
         pass_event: bool,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from remit.location import Location
 
 T = TypeVar("T")
+QUEUE_BYTES: Final = 64 * 1024 * 1024
+"""Default of the most bytes in one queue."""
 SECONDS_PER_UNIT: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 BYTES_PER_UNIT: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B": 1, "": 1}
 FLAGS: Final = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -132,8 +134,10 @@ class Options:
     """Behaviour of ``emit`` when the queue is full: block, raise, drop_oldest or drop_newest."""
     queue: int = 16 * 1024
     """Events that may wait in the send queue."""
-    queue_bytes: int = 64 * 1024 * 1024
-    """Bytes that large events in the send queue may take up."""
+    queue_bytes: int = QUEUE_BYTES
+    """Bytes that large events in the send queue may take up: those over ``queue_bytes / queue``."""
+    keep_bytes: int = QUEUE_BYTES
+    """Bytes of the last values that a server keeps for later subscribers."""
     window: int = WINDOW_EVENTS
     """Events that may be sent but not yet acknowledged as handled."""
     emit_timeout: float = 60.0
@@ -157,7 +161,7 @@ _READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "delivery": partial(read_choice, known=_DELIVERIES),
     "when_full": partial(read_choice, known=_POLICIES),
     **dict.fromkeys(("queue", "window"), read_count),
-    "queue_bytes": read_size,
+    **dict.fromkeys(("queue_bytes", "keep_bytes"), read_size),
     **dict.fromkeys(("emit_timeout", "linger", "request_timeout", "session_ttl"), read_seconds),
     # With 0, a client would probe its server all the time.
     "heartbeat": partial(read_seconds, above_zero=True),
@@ -168,7 +172,7 @@ _READERS: Final[Mapping[str, Callable[[str], Any]]] = {
 _CHECKS: Final[Mapping[str, Callable[[str, Any], None]]] = {
     "delivery": partial(check_choice, known=_DELIVERIES),
     "when_full": partial(check_choice, known=_POLICIES),
-    **dict.fromkeys(("queue", "queue_bytes", "window"), check_count),
+    **dict.fromkeys(("queue", "queue_bytes", "keep_bytes", "window"), check_count),
     **dict.fromkeys(("emit_timeout", "linger", "request_timeout", "session_ttl"), check_seconds),
     "heartbeat": partial(check_seconds, above_zero=True),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from remit._io.server_io import ServerIO
-from remit._patterns.names import REJECTED, REQUEST, SUBSCRIBE, UNSUBSCRIBE
+from remit._patterns.names import PROGRESS, REJECTED, REPLY, REQUEST, SUBSCRIBE, UNSUBSCRIBE
 from remit._patterns.pubsub import Publisher
 from remit._patterns.rejections import Rejections
 from remit._patterns.request_reply import RequestServer, error_reply, send_reply, session_of
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+DROPPABLE: Final = frozenset({REPLY, PROGRESS})
+"""Reserved events that are not queued for a client for which too many bytes are queued."""
 MAX_TICK_S: Final = 0.25
 """Seconds after which a tick without ``limit`` returns, although more events keep arriving."""
 RUN_WAIT_S: Final = 1.0
@@ -46,7 +48,8 @@ class Server(ListenerRegistry):
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A keepalive
     thread serves the link while no thread ticks; ``threaded=False`` omits it. Options that are not given are taken
-    from the query of the location. With a ``key`` or ``key_file`` only clients with the same key are accepted. A
+    from the query of the location. ``queue`` and ``queue_bytes`` bound what waits for each client, ``keep_bytes`` the
+    last values of ``publish(keep=True)``. With a ``key`` or ``key_file`` only clients with the same key are accepted. A
     pickled server opens its location at its first use. Raises LocationError, PluginError, LocationInUse,
     TransportError.
     """
@@ -57,13 +60,24 @@ class Server(ListenerRegistry):
         *,
         on_error: OnError | None = None,
         threaded: bool = True,
+        queue: int | None = None,
+        queue_bytes: int | None = None,
+        keep_bytes: int | None = None,
         linger: float | None = None,
         session_ttl: float | None = None,
         key: str | bytes | None = None,
         key_file: str | Path | None = None,
     ) -> None:
         super().__init__(on_error)
-        self._given = {"linger": linger, "session_ttl": session_ttl, "key": key, "key_file": key_file}
+        self._given = {
+            "queue": queue,
+            "queue_bytes": queue_bytes,
+            "keep_bytes": keep_bytes,
+            "linger": linger,
+            "session_ttl": session_ttl,
+            "key": key,
+            "key_file": key_file,
+        }
         self._threaded = threaded
         self._requested = resolve(location)
         self._location = self._requested
@@ -89,6 +103,7 @@ class Server(ListenerRegistry):
         transport = with_authentication(transport, self._options.key)
         self._io = ServerIO(transport, self._requested, address, self._options, self._router, threaded=self._threaded)
         self._location = self._io.location
+        self._publisher.keep_bytes, self._publisher.queue_bytes = self._options.keep_bytes, self._options.queue_bytes
         return self._io
 
     @property
@@ -232,8 +247,8 @@ class Server(ListenerRegistry):
         io.emit(io.find_session(peer, event[0]), *event)
 
     def _post(self, session: Session, name: str, args: tuple[Any, ...]) -> None:
-        """Emit a reply. The queue bound does not apply: there are no more replies than requests."""
-        (self._io or self._open()).emit(session, name, args, {}, bounded=False)
+        """Emit a reserved event. The bound on events does not apply: there are no more replies than requests."""
+        (self._io or self._open()).emit(session, name, args, {}, bounded=False, droppable=name in DROPPABLE)
 
     def _reject(self, sender: Sender | None, name: str, first: Any, reason: str) -> None:
         """Send an error for an event that could not be decoded."""
@@ -274,6 +289,8 @@ class Server(ListenerRegistry):
             "published": self._publisher.published,
             "subscriptions": len(self._publisher),
             "publications_dropped": self._publisher.dropped,
+            "publications_bytes": self._publisher.queued_bytes,
+            "kept_bytes": self._publisher.kept_bytes,
             "sessions": 0,
         }
         if self._io is not None:
@@ -281,6 +298,8 @@ class Server(ListenerRegistry):
             # list() and dict() copy under the GIL: another thread may pump at the same time.
             sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
             counters["sessions"] = len(sessions)
+            counters["queued"] = sum(session.outbox.unframed for session in sessions)
+            counters["queued_bytes"] = sum(session.outbox.unframed_bytes for session in sessions)
             counters["waiting"] = sum(len(received.events) for received in list(machine.ready))
             if (loop_server := self._loop_server) is not None:
                 counters["waiting"] += loop_server.waiting

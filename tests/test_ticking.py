@@ -174,10 +174,11 @@ def test_what_another_thread_pumps_meanwhile_disturbs_nobody(location: Location)
         ended = Session(b"ended", CODECS["msgpack"], Outbox(CODECS["msgpack"], max_frame=1000))
         Arrived.ready, Arrived.more = io.machine.ready, Received(ended, [])
         io.machine.ready.append(Arrived(ended, []))
-        io.machine.closed.append(ended)
+        io.machine.enqueued += 2  # This frame, and the one that another thread adds.
+        io.machine.closed.append((ended, io.machine.enqueued))
         assert server.stats()["waiting"] == 0
         io.report_sessions()
-        assert list(io.machine.closed) == [ended]
+        assert [session for session, _ in io.machine.closed] == [ended]
         io.machine.ready.clear()
         io.report_sessions()
         assert not io.machine.closed

@@ -59,6 +59,8 @@ class ClientIO:
             window_events=options.window,
             window_bytes=min(WINDOW_BYTES, limits.window or WINDOW_BYTES),
             sequenced=options.delivery != "at_most_once",
+            queue=options.queue,
+            queue_bytes=options.queue_bytes,
         )
         self.machine = ClientSession(codec, self.outbox, max_frame=limits.max_frame, heartbeat=options.heartbeat)
         share_rejected_counter(transport, self.machine)
@@ -187,7 +189,7 @@ class ClientIO:
         return future.result()
 
     def _cancel_request(self, request: int) -> None:
-        self.machine.session.abandoned_requests.append(request)
+        self.outbox.abandoned.append(request)
         if not self.closing:
             self.link_lock.interrupt()
 
@@ -195,10 +197,11 @@ class ClientIO:
         """Return counters of the queue, the window and the connection."""
         session = self.machine.session
         return {
-            "queued": len(self.send_queue.pending),
+            "queued": self.outbox.unframed,
+            "queued_bytes": self.outbox.unframed_bytes,
             "requests": len(self.requests.open),
             "unconfirmed": self.outbox.unconfirmed,
-            "emitted": self.outbox.last + len(self.send_queue.pending),
+            "emitted": self.outbox.last + self.outbox.unframed,
             "connections": session.generation,
             "duplicates": session.inbox.duplicates,
             "dropped": self.send_queue.dropped.total(),

@@ -13,8 +13,6 @@ from remit.codec import Codec, shortened
 from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull
 from remit.options import Options
 
-LARGE_EVENT_BYTES: Final = 4096
-"""Only events of this size or more count towards ``queue_bytes``: the number of events bounds the smaller ones."""
 ROOM_POLL_INTERVAL_S: Final = 0.05
 """Upper bound of one wait for room: a missed notification delays a blocked emit by this much."""
 
@@ -38,7 +36,7 @@ class SendQueue:
     def __init__(self, outbox: Outbox, options: Options, codec: Codec) -> None:
         self.encode = codec.encode
         self.pending = outbox.pending
-        self.small = min(LARGE_EVENT_BYTES - 1, outbox.max_frame - HEAD_BYTES)
+        self.small = min(outbox.small_bytes, outbox.max_frame - HEAD_BYTES)
         self.capacity = options.queue
         self.idle = True
         """Whether no thread is about to read `pending`: then a thread that appends must call `wake`. Only the thread
@@ -68,17 +66,8 @@ class SendQueue:
             self.wake()
         return True
 
-    def is_full(self, size: int) -> bool:
-        """Return whether the queue has no room for an event of ``size`` bytes now."""
-        if len(self.pending) >= self.capacity:
-            return True
-        if size < LARGE_EVENT_BYTES or not self.pending:
-            return False
-        queued = sum(len(event) for event in tuple(self.pending) if len(event) >= LARGE_EVENT_BYTES)
-        return queued + size > self._options.queue_bytes
-
     def reserve(self, name: str, size: int) -> bool:
-        """Make or await room for one event as ``when_full`` demands. Return False if the caller must drop the event.
+        """Make or await room for one event as ``when_full`` demands, and count its bytes. Return False to drop it.
 
         Raises FrameTooLarge, QueueFull, EmitTimeout, LinkClosed, WouldBlock.
         """
@@ -87,25 +76,25 @@ class SendQueue:
             raise FrameTooLarge(
                 f"event {shortened(name)} has {size} bytes, over {largest} for this location; send it in parts"
             )
-        if not self.is_full(size):
-            return True
-        policy = self._options.when_full
-        if policy == "raise":
-            self.dropped["raised"] += 1
-            raise QueueFull(f"{name!r} was not queued: {len(self.pending)} events wait to be sent")
-        if policy == "drop_newest":
-            self.dropped[policy] += 1
-            return False
-        if policy == "drop_oldest":
-            self._drop_oldest(size)
-            return True
-        self._wait_for_room(name, size)
+        if self._outbox.is_full(size):
+            policy = self._options.when_full
+            if policy == "raise":
+                self.dropped["raised"] += 1
+                raise QueueFull(f"{name!r} was not queued: {self._outbox.unframed} events wait to be sent")
+            if policy == "drop_newest":
+                self.dropped[policy] += 1
+                return False
+            if policy == "drop_oldest":
+                self._drop_oldest(size)
+            else:
+                self._wait_for_room(name, size)
+        self._outbox.count_bytes(size)
         return True
 
     def _drop_oldest(self, size: int) -> None:
-        while self.is_full(size):
+        while self._outbox.is_full(size):
             try:
-                self.pending.popleft()
+                self._outbox.pop_oldest()
             except IndexError:  # The I/O thread has taken the rest.
                 return
             self.dropped["drop_oldest"] += 1
@@ -116,7 +105,7 @@ class SendQueue:
         deadline = time.monotonic() + self._options.emit_timeout
         self.waiting += 1
         try:
-            while self.is_full(size):
+            while self._outbox.is_full(size):
                 if self.closed:
                     raise LinkClosed(f"{shortened(name)} was not queued: the client was closed while it waited")
                 left = deadline - time.monotonic()
@@ -128,7 +117,8 @@ class SendQueue:
                     serve(left)
                     continue
                 with self._room:
-                    self._room.wait(left)
+                    if not self._room.wait(left):
+                        self._outbox.recount()
         finally:
             self.waiting -= 1
 

@@ -38,6 +38,8 @@ BYE_TIMEOUT_S: Final = 0.5
 """Time in close() for clients to read pending events and BYE: some backends drop unread frames."""
 FULL_POLL_INTERVAL_S: Final = 0.01
 """Interval of attempts to send to a client whose link was full."""
+SMALL_REPLY_BYTES: Final = 1024
+"""Size up to which a reply is queued beyond the bound of its client's queue."""
 JOIN_TIMEOUT_S: Final = 1.0
 """Seconds that close() waits for the keepalive thread."""
 
@@ -140,13 +142,7 @@ class ServerIO:
         event handled after that report would create state that nothing removes.
         """
         machine = self.machine
-        if not machine.closed and not machine.cancelled_requests:
-            return
-        # Copies: the keepalive thread may pump at the same time. `closed` first: events of a session precede its end.
-        closed = list(machine.closed)
-        waiting = {*dispatching, *(received.session for received in list(machine.ready))} if closed else set()
-        for session in [each for each in closed if each not in waiting]:
-            machine.closed.remove(session)
+        for session in machine.pop_closed(dispatching):
             for on_closed in self._router.session_closed:
                 on_closed(session)
         while machine.cancelled_requests:
@@ -171,6 +167,9 @@ class ServerIO:
             max_frame=min(self._max_frame, max_frame),
             window_events=self._options.window,
             window_bytes=self._window_bytes,
+            queue=self._options.queue,
+            queue_bytes=self._options.queue_bytes,
+            small_bytes=0,
         )
 
     def sender_of(self, session: Session) -> Sender:
@@ -199,11 +198,13 @@ class ServerIO:
         headers: Mapping[str, Any] = NO_HEADERS,
         *,
         bounded: bool = True,
+        droppable: bool = False,
         now: bool = False,
     ) -> None:
         """Queue an event for one client; with ``now``, send it in this thread.
 
-        Raises EmitError if the session has ended, QueueFull if ``bounded``, CodecError, FrameTooLarge, LinkClosed.
+        Raises EmitError if the session has ended, QueueFull if ``bounded`` or, by the bytes alone, ``droppable``,
+        CodecError, FrameTooLarge, LinkClosed.
         """
         if self.closed:
             raise LinkClosed(f"the server on {self.location} is closed")
@@ -213,8 +214,14 @@ class ServerIO:
         outbox = session.outbox
         if len(data) > outbox.max_frame - HEAD_BYTES:
             raise FrameTooLarge(f"event {shortened(name)} has {len(data)} bytes, over {outbox.max_frame} a frame")
-        if bounded and len(outbox.pending) >= self._options.queue:
-            raise QueueFull(f"{self._options.queue} events wait for {session.id.hex()[:8]}; it does not keep up")
+        # The reply that reports a refused one needs room too: small replies have as much again.
+        extra = outbox.queue_bytes + outbox.max_frame if len(data) <= SMALL_REPLY_BYTES else 0
+        if (bounded and outbox.is_full(len(data))) or (droppable and outbox.exceeds_bytes(len(data), extra)):
+            raise QueueFull(
+                f"{shortened(name)} was not queued: {outbox.unframed} events wait for {session.id.hex()[:8]}, which "
+                "does not keep up; emit less, or raise queue and queue_bytes"
+            )
+        outbox.count_bytes(len(data))
         outbox.pending.append(data)
         if now:
             with self.link_pump.lock:

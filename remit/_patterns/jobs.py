@@ -29,7 +29,7 @@ from remit._patterns.request_reply import (
     send_reply,
     session_of,
 )
-from remit._protocol.job_queue import JobQueue, QueuedJob
+from remit._protocol.job_queue import JOB_BYTES, JobQueue, QueuedJob
 from remit._protocol.leases import Leases
 from remit._protocol.session import FOREVER, Session
 from remit.codec import EventMessage, decode_event, find_codec, printable
@@ -87,9 +87,12 @@ class BrokerCore:
         lease: float,
         max_attempts: int,
         queue: int,
+        job_bytes: int = JOB_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.jobs = JobQueue(max_attempts=max_attempts, queue=queue, first=secrets.randbits(TOKEN_BITS))
+        self.jobs = JobQueue(
+            max_attempts=max_attempts, queue=queue, queue_bytes=job_bytes, first=secrets.randbits(TOKEN_BITS)
+        )
         self._processes: dict[Session, str] = {}
         """Process of each worker, as the worker names it."""
         self.workers = Leases(lease, lambda session: is_running(self._processes.get(session, "")))
@@ -146,6 +149,7 @@ class BrokerCore:
             **{name: self.jobs.counts[name] for name in counts},
             "waiting": self.jobs.waiting,
             "in_hand": len(self.jobs) - self.jobs.waiting,
+            "job_bytes": self.jobs.bytes,
             "workers": len(self.workers),
         }
 
@@ -169,7 +173,7 @@ class BrokerCore:
         if self.draining:
             reason = "the broker is draining and accepts no more requests"
         elif not self.jobs.submit(job):
-            reason = "the broker is full: its queue bounds the jobs in it"
+            reason = "the broker is full: its queue and job_bytes bound the jobs in it"
         else:
             if not self.jobs.accepts(name):
                 self._note_unregistered(job)

@@ -13,14 +13,14 @@ import msgspec
 
 from remit._patterns.names import PUBLISHED, UNSUBSCRIBED
 from remit._patterns.request_reply import encode_nested
-from remit._protocol.outbox import BATCH_EVENTS, HEAD_BYTES
+from remit._protocol.outbox import BATCH_BYTES, BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
 from remit.codec import Codec, EventMessage, decode_event, find_codec, shortened
-from remit.errors import FrameTooLarge
+from remit.errors import FrameTooLarge, QueueFull
 from remit.event import NO_HEADERS
 from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
-from remit.options import check_choice, check_count, check_seconds
+from remit.options import QUEUE_BYTES, check_choice, check_count, check_seconds
 
 LAST_VALUES_CODEC: Final = find_codec("msgpack")
 """Codec of kept last values: it preserves more types than JSON."""
@@ -31,6 +31,12 @@ class Publisher:
     """Subscriptions of all clients of one server. ``writable`` is called with each session that gets publications."""
 
     def __init__(self, writable: Callable[[Session], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.keep_bytes = QUEUE_BYTES
+        """Most bytes of kept last values."""
+        self.queue_bytes = QUEUE_BYTES
+        """Most bytes that one subscription may ask to queue."""
+        self.kept_bytes = 0
+        """Bytes of the last values, in all encodings."""
         self._writable = writable
         self._clock = clock
         self._subscribers: dict[Session, dict[int, SubscriberQueue]] = {}
@@ -62,13 +68,21 @@ class Publisher:
         when_full: str,
         max_lag: float | None,
         last: bool,
+        queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         """Handle SUBSCRIBE. With ``last`` the kept last values are sent. Raises TypeError, ValueError."""
-        _check_options(queue, when_full, max_lag)
+        _check_options(queue, when_full, max_lag, queue_bytes)
         check_listener(pattern, self.subscribe)
         if not isinstance(identifier, int):
             raise TypeError(f"id of a subscription must be an integer, not {identifier!r}")
-        subscription = SubscriberQueue(identifier, matcher(pattern), queue=queue, when_full=when_full, max_lag=max_lag)
+        subscription = SubscriberQueue(
+            identifier,
+            matcher(pattern),
+            queue=queue,
+            queue_bytes=min(queue_bytes, self.queue_bytes),
+            when_full=when_full,
+            max_lag=max_lag,
+        )
         # The outbox pulls publications when its window has room. Pushed publications would get sequence numbers, and
         # could no longer be dropped for a slow subscriber.
         session.outbox.refill = functools.partial(self._refill, session)
@@ -81,7 +95,7 @@ class Publisher:
                 now = self._clock()
                 for name, encodings in self._last_values.items():
                     if subscription.matches(name):
-                        subscription.enqueue(_last_value(session.codec, encodings), now)
+                        subscription.enqueue(self._last_value(session.codec, encodings), now)
                 self._writable(session)
 
     def unsubscribe(self, session: Session, identifier: int) -> None:
@@ -115,7 +129,7 @@ class Publisher:
             # Encoded once for each codec, not for each subscriber.
             encodings = {codec: _encode(codec, largest, name, args, kwargs, headers) for codec in codecs}
             if keep:
-                self._last_values[name] = encodings
+                self._keep(name, encodings)
             self.published += 1
             # Still under the lock: two publishers must queue in the same order for every subscriber.
             for session, subscription in matching:
@@ -124,6 +138,34 @@ class Publisher:
                     self._end(session, subscription)
                 self._writable(session)
         return len(matching)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the publications that wait for subscribers."""
+        with self.lock:
+            return sum(one.bytes for each in self._subscribers.values() for one in each.values())
+
+    def _keep(self, name: str, encodings: dict[Codec, bytes]) -> None:
+        """Keep a last value. Raises QueueFull if it does not fit beside the others."""
+        size = self.kept_bytes + _size(encodings) - _size(self._last_values.get(name, {}))
+        if size > self.keep_bytes:
+            raise QueueFull(
+                f"{shortened(name)} was not published: kept values would take up {size} bytes, over {self.keep_bytes}; "
+                "keep fewer or smaller ones, or raise keep_bytes of the server"
+            )
+        self._last_values[name] = encodings
+        self.kept_bytes = size
+
+    def _last_value(self, codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
+        """Return a last value in the codec of a subscriber. Raises CodecError."""
+        publication = encodings.get(codec)
+        if publication is None:
+            message = decode_event(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
+            publication = encodings[codec] = encode_nested(
+                codec, message.name, message.args, message.kwargs, message.headers
+            )
+            self.kept_bytes += len(publication)
+        return publication
 
     def _matching(self, name: str) -> tuple[tuple[Session, SubscriberQueue], ...]:
         matching = self._matching_cache.get(name)
@@ -153,11 +195,12 @@ class Publisher:
         pending, encode, now = session.outbox.pending, session.codec.encode, self._clock()
         with self.lock:
             for subscription in tuple(self._subscribers.get(session, {}).values()):
-                for number, publication in subscription.pop_publications(BATCH_EVENTS, now):
+                for number, publication in subscription.pop_publications(BATCH_EVENTS, BATCH_BYTES, now):
                     data = encode(PUBLISHED, (subscription.id, number, publication), {}, {})
                     if len(data) + HEAD_BYTES > session.outbox.max_frame:
                         subscription.dropped += 1  # Over the max_frame of this client, which detects the gap.
                     else:
+                        session.outbox.count_bytes(len(data))
                         pending.append(data)
                 if subscription.ended:
                     self._end(session, subscription)
@@ -178,20 +221,14 @@ def _encode(codec: Codec, largest: int, name: str, *parts: Any) -> bytes:
     return publication
 
 
-def _last_value(codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
-    """Return a last value in the codec of a subscriber. Raises CodecError."""
-    publication = encodings.get(codec)
-    if publication is None:
-        message = decode_event(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
-        publication = encodings[codec] = encode_nested(
-            codec, message.name, message.args, message.kwargs, message.headers
-        )
-    return publication
+def _size(encodings: dict[Codec, bytes]) -> int:
+    return sum(map(len, encodings.values()))
 
 
-def _check_options(queue: object, when_full: object, max_lag: object) -> None:
+def _check_options(queue: object, when_full: object, max_lag: object, queue_bytes: object) -> None:
     """Raise TypeError or ValueError. Both ends check: an invalid value would break every later publication."""
     check_count("queue", queue)
+    check_count("queue_bytes", queue_bytes)
     check_choice("when_full", when_full, POLICIES)
     if max_lag is not None:
         check_seconds("max_lag", max_lag)
@@ -209,13 +246,13 @@ class Subscription:
         self,
         pattern: str,
         listener: Callable[..., Any],
-        options: tuple[int, str, float | None, bool],
+        options: tuple[int, str, float | None, bool, int],
         on_gap: OnGap | None,
         *,
         pass_event: bool,
     ) -> None:
         check_listener(pattern, listener)
-        _check_options(*options[:3])
+        _check_options(*options[:3], options[4])
         if on_gap is not None and not callable(on_gap):
             raise TypeError(f"on_gap must be callable, not {on_gap!r}")
         self.id = next(_ids)

@@ -26,7 +26,7 @@ import msgspec
 
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PROGRESS, REPLY, REQUEST
-from remit._protocol.outbox import Outbox
+from remit._protocol.outbox import Outbox, TrackedEvent
 from remit._protocol.requests import OpenRequests, Request
 from remit._protocol.session import Session
 from remit.codec import Codec, EventMessage, decode_event, printable
@@ -38,6 +38,7 @@ from remit.errors import (
     LinkClosed,
     NoListener,
     PeerLost,
+    QueueFull,
     RemitError,
     RequestError,
     RequestFailed,
@@ -180,24 +181,23 @@ class RequestClient:
         deadline = self._clock() + timeout
         request = self.open.add(name, _Caller(sink, on_progress), deadline, idempotent=idempotent)
         remaining_ms = None if timeout > MAX_TIMEOUT_S else int(timeout * 1000)
-        request.data = self._codec.encode(REQUEST, (request.id, remaining_ms, idempotent, call), {}, {})
+        request.data = TrackedEvent(self._codec.encode(REQUEST, (request.id, remaining_ms, idempotent, call), {}, {}))
+        request.data.request_id = request.id
         try:
-            request.queued = self._post(name, request.data)
+            queued = self._post(name, request.data)
         except BaseException:
             # BaseException: also after an interrupt no caller waits for the result.
             self.open.pop(request.id)
             raise
-        if not request.queued:
+        if not queued:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
         return request
 
     def _cancel_request(self, request: _Request) -> None:
         self.open.pop(request.id)
-        # A queued request is removed. A request that the owner of the link has framed is followed by CANCEL.
-        with contextlib.suppress(ValueError, IndexError):
-            self._outbox.pending.remove(request.data)
-            return
-        self._cancel(request.id)
+        # A queued request is withdrawn. A request that the owner of the link has framed is followed by CANCEL.
+        if not self._outbox.withdraw(request.data):
+            self._cancel(request.id)
 
     # -- receiving ---------------------------------------------------------------------------------------------
 
@@ -243,14 +243,14 @@ class RequestClient:
 
     def on_disconnect(self, why: str) -> None:
         """Fail the requests that were sent and must not run twice."""
-        for request in self.open.pop_lost(self._outbox.unfinished_ids(sent=False)):
+        for request in self.open.pop_lost(lambda event: event.sent):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
     def on_server_restart(self) -> None:
         """Resend the idempotent requests that the last server has not answered; fail the others."""
-        for request in self.open.pop_lost(self._outbox.unfinished_ids(marked=False)):
+        for request in self.open.pop_lost(self._outbox.may_have_run_before):
             self._fail(request, PeerLost(f"the server restarted before {request.name!r} was answered; it may have run"))
-        self._outbox.pending.extend(each.data for each in self.open.resendable(self._outbox.unfinished_ids()))
+        self._outbox.queue_again(each.data for each in self.open.resendable(self._outbox.is_done))
 
     def on_session_refused(self, error: Exception) -> None:
         """Fail all requests."""
@@ -260,7 +260,7 @@ class RequestClient:
     def expire(self, now: float) -> None:
         """Fail the requests whose deadline has passed."""
         for request in self.open.pop_expired(now):
-            sent = request.queued and id(request.data) not in self._outbox.unfinished_ids(sent=False)
+            sent = request.data.sent
             how = (request.note or "it was sent, and not answered") if sent else "it was never sent: is a server there?"
             self._cancel_request(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
@@ -438,9 +438,13 @@ def send_reply(post: Post, session: Session, request_id: int, reply: Reply) -> N
     try:
         post(session, REPLY, (request_id, *reply))
     except FrameTooLarge as error:
-        # The max_frame of the client may be too small even for the error.
+        # The max_frame of the client may be too small even for the error, and its queue too full.
         with contextlib.suppress(FrameTooLarge, EmitError):
             post(session, REPLY, (request_id, *shorter_reply(session.codec, reply, error)))
+    except QueueFull:
+        text = "it has run, but its reply found no room: replies wait for this client, see queue_bytes of the server"
+        with contextlib.suppress(FrameTooLarge, EmitError):
+            post(session, REPLY, (request_id, "refused", encode_nested(session.codec, "", (text,), {})))
     except EmitError:
         return
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from remit._protocol import frames
 from remit._protocol.frames import Bye, FrameKind, Hello, Refuse, Welcome
-from remit._protocol.outbox import Outbox
+from remit._protocol.outbox import SPARE_WITHDRAWN, Outbox
 from remit._protocol.session import FOREVER, Received, Session
 from remit.codec import Codec
 from remit.errors import ProtocolError
@@ -201,6 +201,8 @@ class ClientSession:
 
     def handle_timeouts(self, now: float) -> float:
         """Repeat HELLO, probe and send heartbeats if they are due; return the time of the next call."""
+        if self.session.outbox.withdrawn > SPARE_WITHDRAWN:
+            self.session.outbox.compact()
         if self.state is ConnectionState.ESTABLISHED:
             if now >= self._ping_at:
                 self._ping_at = now + self._heartbeat

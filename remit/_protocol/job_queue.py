@@ -19,7 +19,7 @@ Workers are used least recently first, as in the Paranoid Pirate pattern (Hintje
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,6 +27,10 @@ from typing import Any, Final
 from remit._protocol.deadlines import DeadlineHeap
 
 DEAD_LETTERS_KEPT: Final = 1000
+DEAD_LETTER_BYTES: Final = 64 * 1024 * 1024
+"""Most bytes of the dead letters that are kept."""
+JOB_BYTES: Final = 256 * 1024 * 1024
+"""Default of the most bytes of all jobs in a broker."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,32 +82,33 @@ class FairQueue:
     """Waiting jobs by name. The clients of one name take turns; the jobs of one client keep their order."""
 
     def __init__(self) -> None:
-        self.by_name: dict[str, dict[Hashable, deque[QueuedJob]]] = {}
+        # Ordered dictionaries: a plain one needs longer to find its first key the more keys were removed before it, and
+        # a deque to remove a job from its middle.
+        self.by_name: dict[str, OrderedDict[Hashable, OrderedDict[QueuedJob, None]]] = {}
         """Jobs by name and client, with the clients in the order of their turns."""
 
     def add(self, job: QueuedJob, *, first: bool = False) -> None:
         """Add a job behind all others of its client, or before them."""
-        jobs = self.by_name.setdefault(job.name, {}).setdefault(job.client, deque())
+        jobs = self.by_name.setdefault(job.name, OrderedDict()).setdefault(job.client, OrderedDict())
+        jobs[job] = None
         if first:
-            jobs.appendleft(job)
-        else:
-            jobs.append(job)
+            jobs.move_to_end(job, last=False)
 
     def pop_next(self, name: str) -> QueuedJob:
         """Remove and return the first job of the client whose turn it is; the next turn of that client comes last."""
         clients = self.by_name[name]
         client, jobs = next(iter(clients.items()))
-        job = jobs[0]
+        job = next(iter(jobs))
         self.remove(job)
         if jobs:
-            clients[client] = clients.pop(client)
+            clients.move_to_end(client)
         return job
 
     def remove(self, job: QueuedJob) -> None:
         """Remove a job."""
         clients = self.by_name[job.name]
         jobs = clients[job.client]
-        jobs.remove(job)
+        del jobs[job]
         # Empty queues are deleted: clients come and go, and each would leave one for each name that it has used.
         if not jobs:
             del clients[job.client]
@@ -114,13 +119,19 @@ class FairQueue:
 class JobQueue:
     """The pure core of a broker. Clients and workers are opaque keys; tokens count up from ``first``."""
 
-    def __init__(self, *, max_attempts: int, queue: int, first: int = 1) -> None:
+    def __init__(self, *, max_attempts: int, queue: int, queue_bytes: int = JOB_BYTES, first: int = 1) -> None:
         self.counts: Counter[str] = Counter()
-        self.dead: deque[QueuedJob] = deque(maxlen=DEAD_LETTERS_KEPT)
+        self.dead: deque[QueuedJob] = deque()
+        self._dead_bytes = 0
         self._max_attempts = max_attempts
         self._limit = queue
+        self._limit_bytes = queue_bytes
+        self.bytes = 0
+        """Bytes of the bodies of all jobs."""
         self.fair_queue = FairQueue()
-        self._by_request: dict[tuple[Hashable, int], QueuedJob] = {}
+        self._length = 0
+        self._by_client: dict[Hashable, dict[int, QueuedJob]] = {}
+        """Jobs by client and request."""
         self._assigned: dict[int, QueuedJob] = {}
         self._former: dict[int, QueuedJob] = {}
         """Unfinished jobs by the tokens of their earlier assignments."""
@@ -133,12 +144,12 @@ class JobQueue:
         self._deadlines: DeadlineHeap[QueuedJob] = DeadlineHeap(lambda job: not job.finished)
 
     def __len__(self) -> int:
-        return len(self._by_request)
+        return self._length
 
     @property
     def waiting(self) -> int:
         """Number of jobs that are not assigned."""
-        return len(self._by_request) - len(self._assigned)
+        return self._length - len(self._assigned)
 
     def job_held_by(self, key: Hashable, token: int) -> QueuedJob | None:
         """Return the job of an assignment, or None if this worker does not hold it."""
@@ -153,13 +164,14 @@ class JobQueue:
 
     def submit(self, job: QueuedJob) -> bool:
         """Queue a job; return False if the queue is full. A second job of the same request is ignored."""
-        key = job.client, job.request_id
-        if key in self._by_request:
+        if job.request_id in self._by_client.get(job.client, ()):
             return True
-        if len(self._by_request) >= self._limit:
+        if self._length and (self._length >= self._limit or self.bytes + len(job.body) > self._limit_bytes):
             self.counts["refused"] += 1
             return False
-        self._by_request[key] = job
+        self._by_client.setdefault(job.client, {})[job.request_id] = job
+        self._length += 1
+        self.bytes += len(job.body)
         self.fair_queue.add(job)
         if job.deadline != float("inf"):
             self._deadlines.schedule(job.deadline, job)
@@ -168,15 +180,14 @@ class JobQueue:
 
     def cancel(self, client: Hashable, request_id: int) -> None:
         """Cancel a job: it is removed unless a worker has started it."""
-        job = self._by_request.get((client, request_id))
+        job = self._by_client.get(client, {}).get(request_id)
         if job is not None:
             self._cancel_job(job)
 
     def remove_client(self, client: Hashable) -> None:
         """Cancel all jobs of a client that has ended."""
-        for key, job in list(self._by_request.items()):
-            if key[0] == client:
-                self._cancel_job(job)
+        for job in tuple(self._by_client.get(client, {}).values()):
+            self._cancel_job(job)
 
     def expire_jobs(self, now: float) -> list[QueuedJob]:
         """Remove and return the jobs whose deadline has passed before a worker started them."""
@@ -288,9 +299,12 @@ class JobQueue:
 
     def repair(self) -> None:
         """Rebuild what is derived from the unfinished jobs, after an interrupt in the middle of a change."""
-        # A change is committed by one assignment to `_by_request`, `workers`, or the fields of one job.
-        jobs = [job for job in self._by_request.values() if not job.finished]
-        self._by_request = {(job.client, job.request_id): job for job in jobs}
+        # A change is committed by one assignment to `_by_client`, `workers`, or the fields of one job.
+        jobs = [job for each in self._by_client.values() for job in each.values() if not job.finished]
+        self._by_client = {}
+        for job in jobs:
+            self._by_client.setdefault(job.client, {})[job.request_id] = job
+        self._length, self.bytes = len(jobs), sum(len(job.body) for job in jobs)
         self.fair_queue, self._assigned, self._former = FairQueue(), {}, {}
         self._deadlines = DeadlineHeap(lambda job: not job.finished)
         for worker in self.workers.values():
@@ -345,7 +359,7 @@ class JobQueue:
                 self._remove_job(job)
             elif job.attempt >= self._max_attempts:
                 self.counts["dead"] += 1
-                self.dead.append(job)
+                self._keep_dead(job)
                 self._remove_job(job)
                 dead.append(job)
             else:
@@ -358,6 +372,12 @@ class JobQueue:
         job.started = False
         self.fair_queue.add(job, first=True)
 
+    def _keep_dead(self, job: QueuedJob) -> None:
+        self.dead.append(job)
+        self._dead_bytes += len(job.body)
+        while len(self.dead) > DEAD_LETTERS_KEPT or (len(self.dead) > 1 and self._dead_bytes > DEAD_LETTER_BYTES):
+            self._dead_bytes -= len(self.dead.popleft().body)
+
     def _cancel_job(self, job: QueuedJob) -> None:
         job.cancelled = True
         if not job.started:
@@ -366,7 +386,12 @@ class JobQueue:
 
     def _remove_job(self, job: QueuedJob) -> None:
         job.finished = True
-        self._by_request.pop((job.client, job.request_id), None)
+        jobs = self._by_client.get(job.client, {})
+        if jobs.pop(job.request_id, None) is not None:
+            self._length -= 1
+            self.bytes -= len(job.body)
+        if not jobs:
+            self._by_client.pop(job.client, None)
         if job.worker is None:
             self.fair_queue.remove(job)
         else:
@@ -374,4 +399,4 @@ class JobQueue:
         for token in job.former:
             self._former.pop(token, None)
         # The heap holds removed jobs, their bodies included, until their deadlines, which may be hours away.
-        self._deadlines.compact(len(self._by_request))
+        self._deadlines.compact(self._length)

@@ -12,11 +12,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from remit._protocol.deadlines import DeadlineHeap
+from remit._protocol.outbox import TrackedEvent
 
 Waiter = TypeVar("Waiter")
 
@@ -30,10 +31,8 @@ class Request(Generic[Waiter]):
     waiter: Waiter
     """Receiver of the result. Never used here."""
     idempotent: bool
-    data: bytes = b""
-    """The encoded event. Its `id()` identifies the request in the outbox."""
-    queued: bool = False
-    """Whether the outbox has received the event."""
+    data: TrackedEvent = field(default_factory=TrackedEvent)
+    """The encoded event."""
     note: str = ""
     """Why it waits, according to the server."""
 
@@ -72,14 +71,14 @@ class OpenRequests(Generic[Waiter]):
         """Return the open requests."""
         return tuple(self._open.values())
 
-    def pop_lost(self, unsent: Container[int]) -> list[Request[Waiter]]:
-        """Remove and return the sent requests that are not idempotent. ``unsent`` has the `id()` of unsent events."""
-        lost = [each for each in self.snapshot() if not each.idempotent and each.queued and id(each.data) not in unsent]
+    def pop_lost(self, may_have_run: Callable[[TrackedEvent], bool]) -> list[Request[Waiter]]:
+        """Remove and return the requests that may have run and are not idempotent."""
+        lost = [each for each in self.snapshot() if not each.idempotent and may_have_run(each.data)]
         return [each for each in lost if self.pop(each.id) is not None]
 
-    def resendable(self, kept: Container[int]) -> list[Request[Waiter]]:
-        """Return the idempotent requests that the outbox no longer holds. ``kept`` has the `id()` of its events."""
-        return [each for each in self.snapshot() if each.idempotent and each.queued and id(each.data) not in kept]
+    def resendable(self, is_done: Callable[[TrackedEvent], bool]) -> list[Request[Waiter]]:
+        """Return the idempotent requests that the outbox no longer holds."""
+        return [each for each in self.snapshot() if each.idempotent and is_done(each.data)]
 
     def pop_expired(self, now: float) -> list[Request[Waiter]]:
         """Remove and return the requests whose deadline has passed."""

@@ -20,8 +20,8 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 from remit._protocol import frames
@@ -56,8 +56,10 @@ class ServerSessions:
         self.sessions: dict[bytes, Session] = {}
         self.ready: deque[Received] = deque()
         self.rejected: Counter[str] = Counter()
-        self.closed: deque[Session] = deque()
-        """Sessions that have ended since the owner emptied this queue."""
+        self.closed: deque[tuple[Session, int]] = deque()
+        """Sessions that have ended since the owner emptied this queue, each with the value of `enqueued` then."""
+        self.enqueued = 0
+        """Number of frames that were appended to `ready`."""
         self.cancelled_requests: deque[tuple[Session, int]] = deque()
         self.writable: dict[Session, None] = {}
         """Sessions that may have frames to send. An ordered set: sessions are served in the order of their events."""
@@ -69,7 +71,7 @@ class ServerSessions:
         self._ttl = session_ttl
         # If False, the transport reports no `Down` for a lost client: only silence shows the loss.
         self._sees_peers = sees_peers
-        self._ended_sessions: dict[bytes, int] = {}
+        self._ended_sessions: OrderedDict[bytes, int] = OrderedDict()
         self._by_peer: dict[Peer, Session] = {}
         self._attested: dict[Peer, Credentials] = {}
         self._sweep_at = 0.0
@@ -115,6 +117,8 @@ class ServerSessions:
             received = session.handle_frame(kind, frame, now)
             if received is not None:
                 self.ready.append(received)
+                # Second: another thread may report ended sessions now, and must not count a frame that is not there.
+                self.enqueued += 1
                 received.accept()
                 if received.undecodable:
                     self.rejected["undecodable"] += received.undecodable
@@ -194,15 +198,29 @@ class ServerSessions:
 
     def _end_session(self, session: Session) -> None:
         # The received number is kept: a frame in flight must not start the session again and repeat an event.
-        # A dict keeps the order of insertion, so the session that ended first is dropped first.
+        # The session that ended first is dropped first. A plain dict would search for it.
         while len(self._ended_sessions) >= ENDED_SESSIONS_KEPT:
-            del self._ended_sessions[next(iter(self._ended_sessions))]
+            self._ended_sessions.popitem(last=False)
         self._ended_sessions[session.id] = session.inbox.received
         self.sessions.pop(session.id, None)
         self.writable.pop(session, None)
         if session.peer is not None:
             self._by_peer.pop(session.peer, None)
-        self.closed.append(session)
+        self.closed.append((session, self.enqueued))
+
+    def pop_closed(self, dispatching: Container[Session]) -> Iterator[Session]:
+        """Remove and yield the ended sessions, in the order of their ends, of which no event waits.
+
+        ``dispatching`` has the sessions whose events have been taken from `ready`, but are not handled yet.
+        """
+        blocked = 0
+        while len(self.closed) > blocked and self.closed[blocked][1] <= self.enqueued - len(self.ready):
+            session = self.closed[blocked][0]
+            if session in dispatching:
+                blocked += 1
+            else:
+                del self.closed[blocked]
+                yield session
 
     # -- sending -----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from remit._protocol import frames
 from remit._protocol.frames import Bye, FrameKind
-from remit._protocol.outbox import Outbox
+from remit._protocol.outbox import CANCELLATIONS_KEPT, Outbox
 from remit.codec import UNDECODABLE, Codec, EventMessage, decode_each
 from remit.errors import CodecError, ProtocolError
 from remit.event import Sender
@@ -32,8 +32,6 @@ PROBE_DELAY_S: Final = 0.5
 PROBE_DELAY_MAX_S: Final = 4.0
 ACK_AFTER_EVENTS: Final = 64
 """Received events after which a delayed acknowledgement is sent in a frame of its own."""
-CANCELLATIONS_KEPT: Final = 1024
-"""Cancelled requests remembered until they reach their listeners."""
 
 
 class Inbox:
@@ -144,8 +142,6 @@ class Session:
         """Whether the link has not accepted the next frame (`Sent.FULL` or `Sent.GONE`). Used by the client only."""
         self.control_frames: deque[bytes] = deque()
         self.cancelled_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
-        self.abandoned_requests: deque[int] = deque(maxlen=CANCELLATIONS_KEPT)
-        """On the client: cancelled requests whose CANCEL is not sent yet. `cancelled_requests` is for the server."""
         self.probe_at = FOREVER
         """When `probe` is due; infinity while nothing is unfinished."""
         self._ack_at: float | None = None
@@ -165,9 +161,9 @@ class Session:
                 # Removed afterwards: after an interrupt the frame is sent twice, and not lost.
                 self._next_frame = self.control_frames[0]
                 self.control_frames.popleft()
-            elif self.abandoned_requests:
-                self._next_frame = frames.pack_numbers(FrameKind.CANCEL, self.generation, self.abandoned_requests[0])
-                self.abandoned_requests.popleft()
+            elif self.outbox.abandoned:
+                self._next_frame = frames.pack_numbers(FrameKind.CANCEL, self.generation, self.outbox.abandoned[0])
+                self.outbox.abandoned.popleft()
             else:
                 self._next_frame = self._events_or_ack()
         return self._next_frame

@@ -14,14 +14,24 @@ class SubscriberQueue:
     """Queue of one subscriber. Dropped publications are numbered too, so that the subscriber detects the gap."""
 
     def __init__(
-        self, identifier: int, matches: Callable[[str], object], *, queue: int, when_full: str, max_lag: float | None
+        self,
+        identifier: int,
+        matches: Callable[[str], object],
+        *,
+        queue: int,
+        queue_bytes: int,
+        when_full: str,
+        max_lag: float | None,
     ) -> None:
         self.id = identifier
         self.matches = matches
         self.dropped = 0
         self.ended = ""
         """Why the server ended the subscription; empty while it is active."""
+        self.bytes = 0
+        """Bytes of the publications in the queue."""
         self._limit = queue
+        self._limit_bytes = queue_bytes
         self._when_full = when_full
         self._max_lag = max_lag
         self._last_number = 0
@@ -35,20 +45,28 @@ class SubscriberQueue:
         self._last_number += 1
         if self.ended:
             return
-        if len(self._queue) >= self._limit:
+        # A single publication is accepted at any size: the frame limits it.
+        while self._queue and (
+            (crowded := len(self._queue) >= self._limit) or self.bytes + len(publication) > self._limit_bytes
+        ):
             if self._when_full == "unsubscribe":
-                self._end(f"more than {self._limit} publications waited")
+                bound = f"{self._limit} publications" if crowded else f"{self._limit_bytes} bytes of publications"
+                self._end(f"more than {bound} waited")
                 return
             self.dropped += 1
             if self._when_full == "drop_newest":
                 return
-            self._queue.popleft()
+            self._pop()
         self._queue.append((now, self._last_number, publication))
+        self.bytes += len(publication)
 
-    def pop_publications(self, at_most: int, now: float) -> Iterator[tuple[int, bytes]]:
-        """Yield up to ``at_most`` publications with their numbers, oldest first. Drop publications beyond max_lag."""
-        while self._queue and at_most > 0:
-            queued_at, number, publication = self._queue.popleft()
+    def pop_publications(self, at_most: int, max_bytes: int, now: float) -> Iterator[tuple[int, bytes]]:
+        """Yield the oldest publications with their numbers: ``at_most``, and until ``max_bytes`` are reached.
+
+        Drop publications beyond max_lag.
+        """
+        while self._queue and at_most > 0 and max_bytes > 0:
+            queued_at, number, publication = self._pop()
             if self._max_lag is not None and now - queued_at > self._max_lag:
                 self.dropped += 1
                 if self._when_full == "unsubscribe":
@@ -56,9 +74,16 @@ class SubscriberQueue:
                     return
                 continue
             at_most -= 1
+            max_bytes -= len(publication)
             yield number, publication
+
+    def _pop(self) -> tuple[float, int, bytes]:
+        popped = self._queue.popleft()
+        self.bytes -= len(popped[2])
+        return popped
 
     def _end(self, reason: str) -> None:
         self.dropped += len(self._queue)
         self._queue.clear()
+        self.bytes = 0
         self.ended = reason

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from redis_server import RedisServer
 
-from bench import brokers, callers, costs, emit, peers, processes, requests, reuse, scaling
+from bench import brokers, callers, costs, emit, peers, processes, queues, requests, reuse, scaling
 from bench.cases import Case
 
 REPETITIONS = 3
@@ -38,7 +38,9 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=REPETITIONS, metavar="N")
     parser.add_argument("--write", action="store_true", help=f"write whole tables into {PAGE.name}")
     options = parser.parse_args()
-    everything = [case for part in (emit, requests, brokers, scaling, processes, costs, reuse) for case in part.cases()]
+    everything = [
+        case for part in (emit, requests, brokers, scaling, queues, processes, costs, reuse) for case in part.cases()
+    ]
     everything += [*peers.emitting(emit.TABLE), *callers.asking(requests.ROUND_TRIP)]
     cases = chosen(everything, options.only)
     with contextlib.ExitStack() as stack:

@@ -85,7 +85,7 @@ def asking_with(outbox: Outbox) -> RequestClient:
 
 
 def ask(asking: RequestClient, *, idempotent: bool = False) -> Future[Any]:
-    return asking.submit("question", (), {}, timeout=FOREVER, idempotent=idempotent, on_progress=None)
+    return asking.submit("question", (), {}, {}, timeout=FOREVER, idempotent=idempotent, on_progress=None)
 
 
 def test_a_lost_question_is_told_though_one_before_it_was_taken_back() -> None:

@@ -62,7 +62,7 @@ def keep_what_was_purged(self: JobQueue, worker: WorkerSlot) -> None:
 
 
 def serve_one_client_only(self: FairQueue, name: str) -> QueuedJob:
-    job = next(iter(self.by_name[name].values()))[0]
+    job = next(iter(next(iter(self.by_name[name].values()))))
     self.remove(job)
     return job
 

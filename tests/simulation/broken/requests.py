@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import Any
 
 from broken import Mutation
 from remit._patterns.request_reply import RequestClient, RequestServer
 from remit._protocol.client_session import ClientSession
-from remit._protocol.outbox import Outbox
+from remit._protocol.outbox import Outbox, TrackedEvent
 from remit._protocol.requests import OpenRequests, Request
 
 Open = Request[Any]
@@ -18,19 +17,19 @@ def forget_deadlines(self: OpenRequests[Any], now: float) -> list[Open]:
     return []
 
 
-def tell_nobody_of_a_loss(self: OpenRequests[Any], unsent: Container[int]) -> list[Open]:
+def tell_nobody_of_a_loss(self: OpenRequests[Any], may_have_run: Any) -> list[Open]:
     return []
 
 
-def give_up_what_may_run_twice(self: OpenRequests[Any], unsent: Container[int]) -> list[Open]:
+def give_up_what_may_run_twice(self: OpenRequests[Any], may_have_run: Any) -> list[Open]:
     return [each for each in self.snapshot() if self.pop(each.id)]
 
 
-def never_ask_again(self: OpenRequests[Any], kept: Container[int]) -> list[Open]:
+def never_ask_again(self: OpenRequests[Any], is_done: Any) -> list[Open]:
     return []
 
 
-def ask_everything_again(self: OpenRequests[Any], kept: Container[int]) -> list[Open]:
+def ask_everything_again(self: OpenRequests[Any], is_done: Any) -> list[Open]:
     return list(self.snapshot())
 
 
@@ -42,10 +41,8 @@ def run_what_was_redelivered(self: RequestServer, session: Any, question: Any, r
     return True
 
 
-def forget_what_another_server_may_have_run(
-    self: Outbox, *, sent: bool = True, marked: bool = True, original: Any
-) -> set[int]:
-    return original(self, sent=sent)
+def forget_what_another_server_may_have_run(self: Outbox, event: TrackedEvent) -> bool:
+    return self.is_done(event)
 
 
 def tell_nobody_that_the_server_began_anew(self: RequestClient) -> None:
@@ -65,7 +62,7 @@ MUTATIONS: list[Mutation] = [
     (OpenRequests, "resendable", ask_everything_again),
     (OpenRequests, "pop", answer_the_oldest),
     (RequestServer, "should_answer", run_what_was_redelivered),
-    (Outbox, "unfinished_ids", forget_what_another_server_may_have_run),
+    (Outbox, "may_have_run_before", forget_what_another_server_may_have_run),
     (RequestClient, "on_server_restart", tell_nobody_that_the_server_began_anew),
     (ClientSession, "_handle_welcome", renew_at_every_welcome),
 ]

@@ -19,13 +19,15 @@ def number_only_what_is_kept(self: SubscriberQueue, sealed: bytes, now: float, *
         self._last_number -= 1
 
 
-def newest_first(self: SubscriberQueue, most: int, now: float, *, original: Any) -> Iterator[tuple[int, bytes]]:
+def newest_first(
+    self: SubscriberQueue, most: int, size: int, now: float, *, original: Any
+) -> Iterator[tuple[int, bytes]]:
     self._queue.reverse()
-    yield from original(self, most, now)
+    yield from original(self, most, size, now)
 
 
-def repeat(self: SubscriberQueue, most: int, now: float, *, original: Any) -> Iterator[tuple[int, bytes]]:
-    for number, sealed in original(self, most, now):
+def repeat(self: SubscriberQueue, most: int, size: int, now: float, *, original: Any) -> Iterator[tuple[int, bytes]]:
+    for number, sealed in original(self, most, size, now):
         yield number, sealed
         yield number, sealed
 

@@ -79,7 +79,7 @@ class SimulatedClient(Actor):
     def submit(self, name: str, /, *args: Any, timeout: float | None = None, idempotent: bool = False) -> Future[Any]:
         """Ask a question."""
         bound = float("inf") if timeout is None else timeout
-        return self.requests.submit(name, args, {}, timeout=bound, idempotent=idempotent, on_progress=None)
+        return self.requests.submit(name, args, {}, {}, timeout=bound, idempotent=idempotent, on_progress=None)
 
     @property
     def silence(self) -> float:
@@ -93,7 +93,7 @@ class SimulatedClient(Actor):
         return True
 
     def _cancel(self, request: int) -> None:
-        self.machine.session.abandoned_requests.append(request)
+        self.outbox.abandoned.append(request)
         self.wake(self.world.now)
 
     # -- acting ------------------------------------------------------------------------------------------------

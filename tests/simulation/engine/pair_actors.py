@@ -116,7 +116,7 @@ class SimulatedOwner(SimulatedServer):
     def _doubt(self) -> None:
         """Somebody is turned away: then somebody else must be there, or have been until just now."""
         holder: Any = self.owner.holder
-        if holder is None or not (self._has(holder) or holder in self.machine.closed):
+        if holder is None or not (self._has(holder) or any(holder is each for each, _ in self.machine.closed)):
             self.world.fail(f"{self} turns somebody away, but nobody is there")
 
     def _signalled(self, signal: Any) -> None:

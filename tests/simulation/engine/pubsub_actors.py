@@ -72,7 +72,7 @@ class Newsreader:
     ) -> None:
         self._client = client
         self._newsroom = newsroom
-        self._options = queue, when_full, lag, False
+        self._options = queue, when_full, lag, False, 1 << 20
         self._following = SubscriberState()
         self._pattern = client.world.random.choice(PATTERNS)
         self._server = 0

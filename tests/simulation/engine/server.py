@@ -90,9 +90,7 @@ class SimulatedServer(Actor):
 
     def _tell_of_sessions(self, heard: Session | None = None) -> None:
         machine = self.machine
-        waiting = {heard, *(received.session for received in machine.ready)} if machine.closed else set()
-        for session in [each for each in machine.closed if each not in waiting]:
-            machine.closed.remove(session)
+        for session in machine.pop_closed((heard,)):
             self._streams.pop(session, None)
             for on_closed in self.router.session_closed:
                 on_closed(session)
