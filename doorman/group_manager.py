@@ -45,13 +45,13 @@ class GroupManager(BaseManager):
     @property
     def groups(self) -> tuple[tuple[Task, ...], ...]:
         """The groups that have not started, in order."""
-        return tuple(tuple(group) for group in self._groups)
+        return tuple(tuple(group) for group in tuple(self._groups))
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """Its tasks that have not started, in order: those of the current group first."""
         present = tuple(task for task in self.manager.waiting if task in self._current)
-        return (*present, *(task for group in self._groups for task in group))
+        return (*present, *(task for group in self.groups for task in group))
 
     @property
     def running(self) -> tuple[Task, ...]:
@@ -65,7 +65,7 @@ class GroupManager(BaseManager):
 
     def why(self, task: Task) -> str | None:
         """Return why a waiting task has not started: an earlier group, or the reason of the inner manager."""
-        for before, group in enumerate(self._groups):
+        for before, group in enumerate(tuple(self._groups)):
             if task in group:
                 left = sum(not member.done() for member in self._current)
                 now = f"{left} of {len(self._current)} tasks of the current group have not finished"
@@ -80,14 +80,17 @@ class GroupManager(BaseManager):
         if self._closed:
             raise ValueError("this manager is closed")
         group = _Group(self.on_failure if on_failure is None else on_failure)
+        given = tuple(tasks)
+        mine = [task for task in given if task._manager is None]
         try:
-            for task in tasks:
+            for task in given:
                 group[task] = task._adopt(self)
+            self._groups.append(group)
         except BaseException:
-            for task in group:
-                task._release()
+            if not any(each is group for each in tuple(self._groups)):
+                for task in mine:
+                    task._release()  # It can be added again.
             raise
-        self._groups.append(group)
         self._wake_loop()
         return tuple(group)
 
@@ -102,9 +105,10 @@ class GroupManager(BaseManager):
 
     def cancel(self, task: Task) -> bool:
         """Remove a task whose group has not started, or cancel one that waits or runs; False if it has finished."""
-        for group in self._groups:
-            if group.pop(task, None) is not None:
-                task._finish(State.CANCELLED)
+        for group in tuple(self._groups):
+            if task in group:
+                task._finish(State.CANCELLED, again=True)
+                group.pop(task, None)  # Last: after an interrupt above, the next call continues.
                 return True
         return self.manager.cancel(task)
 
@@ -141,6 +145,10 @@ class GroupManager(BaseManager):
 
     def _start_next_group(self) -> bool:
         """Start the next group if the current one has finished; False if none was started."""
+        if self._groups and self._groups[0] is self._current:
+            self._groups.popleft()  # An interrupt occurred before.
+        if not self._current.submitted:
+            self._submit(self._current)
         if not self._current_done():
             return False
         if self._current.on_failure == "stop":
@@ -150,7 +158,8 @@ class GroupManager(BaseManager):
         if self.failed or not self._groups:
             return False
         # Set before: a group with a task that the inner manager refuses is not started again.
-        self._current = self._groups.popleft()
+        self._current = self._groups[0]
+        self._groups.popleft()
         self._submit(self._current)
         return True
 
@@ -158,16 +167,20 @@ class GroupManager(BaseManager):
         """Add a group to the inner manager. If it refuses a task, cancel this one and the rest of the group."""
         # The inner manager adopts the tasks again, with the arguments that `add_group` has pickled.
         for task, call in group.items():
-            task._release(call)
-        left = list(group)
+            if task._manager is self:
+                task._release(call)
+        # After an interrupt only those that the inner manager does not have.
+        left = [task for task in group if task._manager is None]
         try:
             if isinstance(self.manager, GroupManager):
-                self.manager.add_group(group)  # `add_task` would make each a group of its own.
-                return
+                self.manager.add_group(left)  # `add_task` would make each a group of its own.
+                left = []
             while left:
                 self.manager.add_task(left[0])
                 del left[0]
-        except BaseException as error:
+            group.submitted = True
+        except Exception as error:
+            group.submitted = True
             for task in left:
                 _cancel(task, f"task {task.name!r} was refused by its manager: {error}", error)
             raise
@@ -176,9 +189,10 @@ class GroupManager(BaseManager):
         """Cancel the tasks of all groups that have not started."""
         ended = "was lost" if failed.state is State.LOST else str(failed.state)
         why = f"task {failed.name!r} of a group before it {ended}; resume() lets later groups run"
-        groups, self._groups = self._groups, deque()  # A done callback may add another group.
-        for task in (task for group in groups for task in group):
-            _cancel(task, f"task {task.name!r} was not started: {why}", failed.exception(0))
+        for _ in range(len(self._groups)):  # A done callback may add another group.
+            for task in tuple(self._groups[0]):
+                _cancel(task, f"task {task.name!r} was not started: {why}", failed.exception(0))
+            self._groups.popleft()
 
 
 class _Group(dict[Task, bytes]):
@@ -188,9 +202,10 @@ class _Group(dict[Task, bytes]):
         super().__init__()
         check_choice("on_failure", on_failure, get_args(OnFailure))
         self.on_failure = on_failure
+        self.submitted = False  # Whether the inner manager has its tasks.
 
 
 def _cancel(task: Task, why: str, cause: BaseException | None) -> None:
     error = TaskCancelled(why)
     error.__cause__ = cause
-    task._finish(State.CANCELLED, error=error)
+    task._finish(State.CANCELLED, error=error, again=True)

@@ -17,9 +17,10 @@ from typing import IO, Any, Final, TypeAlias
 
 from doorman._scheduler.base_manager import BaseManager
 from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_streamed
+from doorman._scheduler.request_queue import RequestQueue
 from doorman._scheduler.run_queue import RunQueue
 from doorman.current import CurrentTask, task_context
-from doorman.errors import RestartedTooOften, TaskFailed, WorkerDied
+from doorman.errors import RestartedTooOften, TaskAlreadyAdded, TaskFailed, WorkerDied
 from doorman.identity import own_identity
 from doorman.launcher.process_exit import exit_code
 from doorman.rules import Rule
@@ -113,6 +114,7 @@ class SynchronousManager(BaseManager):
         self.rules = self._run_queue.rules
         self._task_listeners: dict[str, list[Callable[..., Any]]] = {}
         self._running: Task | None = None
+        self._requests = RequestQueue(lambda: self._run_queue.rebuild(()))
         self._closed = False
 
     def add_task(self, task: Task) -> Task:
@@ -121,7 +123,15 @@ class SynchronousManager(BaseManager):
             raise ValueError("this manager is closed")
         if task.limits is not None:
             raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
-        self._run_queue.add(task, task._adopt(self))
+        if task._manager is not None:
+            raise TaskAlreadyAdded(f"{task!r} was added before; make a new task for each run")
+        try:
+            call = task._adopt(self)
+            self._requests.put(lambda again: self._run_queue.add(task, call))
+        except BaseException:
+            if task._manager is self and not self._run_queue.has(task) and not task.done():
+                task._release()  # It can be added again.
+            raise
         self._wake_loop()
         return task
 
@@ -155,21 +165,36 @@ class SynchronousManager(BaseManager):
         self._check_loop_turn()
         if self._running is not None:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
+        # No `finally`: an exception that a signal handler raises at its first line would leave the task running.
+        try:
+            self._tick()
+        except BaseException:
+            self._requests.damaged = True
+            if self._running is not None:
+                self._stop_running((State.CANCELLED, None, None))
+            raise
+        return self.busy
+
+    def _tick(self) -> None:
         self.server.tick()
         self._run_scheduled_calls()
+        self._requests.run()
         self._release_dependents()
-        with contextlib.closing(self._run_queue.admit((), sys.maxsize)) as admitted:
-            for queued, error in admitted:
+        admitted = self._run_queue.admit((), sys.maxsize)
+        try:
+            while (item := self._requests.guard(next, admitted, None)) is not None:
+                queued, error = item
+                self._requests.run()  # A `can_run` may have cancelled a task.
                 if error is not None:
                     self._end(queued.task, State.FAILED, error)
-                elif self._still_wanted(queued.task):
-                    self._run_queue.remove(queued.task)
+                elif self._run_queue.has(queued.task) and self._still_wanted(queued.task):
                     self._run_task(queued.task)
                     self._release_dependents()
+        finally:
+            self._requests.guard(admitted.close)
         self._release_dependents()
         for task in self.waiting:  # A task that may not start now can be cancelled.
             self._still_wanted(task)
-        return self.busy
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
@@ -183,7 +208,7 @@ class SynchronousManager(BaseManager):
         self.server.close()
 
     def _release_dependents(self) -> None:
-        for task, error in self._run_queue.release_dependents():
+        for task, error in self._requests.guard(lambda: list(self._run_queue.release_dependents())):
             self._end(task, State.CANCELLED, error)
 
     def _still_wanted(self, task: Task) -> bool:
@@ -197,27 +222,42 @@ class SynchronousManager(BaseManager):
 
     def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
         """Finish a waiting task; False if it does not wait."""
-        if not self._run_queue.remove(task):
-            return False
-        task._finish(state, error=error)
-        return True
+        waits = self._run_queue.has(task)
+        if waits:
+            self._requests.put(lambda again: self._finish_waiting(task, state, error, again))
+        return waits
+
+    def _finish_waiting(self, task: Task, state: State, error: BaseException | None, again: bool) -> None:
+        if self._run_queue.remove(task) or again:
+            task._finish(state, error=error, again=again)
 
     def _run_task(self, task: Task) -> None:
         self._running = task
+        self._run_queue.remove(task)
         task.attempt += 1
         task.identity = own_identity(f"{task.id}.{task.attempt}")
         task._set_state(State.RUNNING)
-        # The end of the task if the caller is interrupted, as by Ctrl-C.
-        end: _End = (State.CANCELLED, None, None)
-        try:
-            with capture_output(task, self._on_output):
-                end = _command(task) if task.argv else self._call(task)
-        finally:
-            self._running = None
-            self._task_listeners.clear()
-            self._retry_or_finish(task, *end)
+        with capture_output(task, self._on_output):
+            end = _command(task) if task.argv else self._call(task)
+        self._stop_running(end)
 
-    def _retry_or_finish(self, task: Task, state: State, value: Any, error: BaseException | None) -> None:
+    def _stop_running(self, end: _End) -> None:
+        """End the running task, or let it wait for its next attempt."""
+        task = self._running
+        assert task is not None
+        self._requests.append(lambda again: self._retry_or_finish(task, *end, again))
+        self._running = None
+        self._task_listeners.clear()
+        self._requests.run()
+
+    def _retry_or_finish(self, task: Task, state: State, value: Any, error: BaseException | None, again: bool) -> None:
+        if task.done():
+            task._finish(state, again=True)
+            return
+        if task.state is State.WAITING:  # An interrupt occurred before its start, or after its end.
+            if not self._run_queue.has(task):
+                self._run_queue.delay(task, b"", 0.0)
+            return
         delay, now = None, time.monotonic()
         if not (self._closed or task._last_attempt):
             try:
@@ -228,7 +268,7 @@ class SynchronousManager(BaseManager):
             task._retry(state, error, delay)
             self._run_queue.delay(task, b"", delay)
             return
-        if state in (State.CANCELLED, State.EXPIRED):
+        if state in (State.CANCELLED, State.EXPIRED) and task.state is not State.STOPPING:
             task._set_state(State.STOPPING)
         task._finish(state, value, error)
 

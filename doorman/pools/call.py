@@ -81,18 +81,22 @@ class Call(ManagedFuture):
         """Mark the call as running, so that it cannot be cancelled any more; False if it was cancelled."""
         # `set_running_or_notify_cancel`, inlined for the usual case because it is called for each call.
         condition = self._condition
-        condition.acquire()
-        waits = self._state == "PENDING"
-        if waits:
-            self._state = "RUNNING"
-        condition.release()
-        return waits or self.set_running_or_notify_cancel()
+        try:
+            condition.acquire()
+            waits = self._state == "PENDING"
+            if waits:
+                self._state = "RUNNING"
+            condition.release()
+        except BaseException:
+            _release(condition)
+            raise
+        # RUNNING or FINISHED: an interrupt has left it in the queue twice.
+        return waits or (self._state not in ("RUNNING", "FINISHED") and self.set_running_or_notify_cancel())
 
     def requeue(self) -> None:
         """Mark the call as waiting again, after its worker has returned it unstarted."""
         self.worker = None
-        with self._condition:
-            self._state = "PENDING"  # concurrent.futures has no such transition.
+        self._state = "PENDING"  # concurrent.futures has no such transition. No waiter distinguishes the two states.
 
     def set_progress(self, progress: Progress, listener: OnCallProgress | None) -> None:
         """Store a progress report and call the listener, if there is one."""
@@ -105,22 +109,32 @@ class Call(ManagedFuture):
 
     def set_pickled_result(self, data: bytes) -> None:
         """Finish the call with a pickled result."""
-        self.data = b""
+        if self.done():
+            return  # An interrupt repeats its result.
         try:
             value = pickle.loads(data)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling runs the user's code
             self.set_exception(_not_unpicklable("result", error))
         else:
             self.set_result(value)
+        self.data = b""
 
     def set_pickled_error(self, data: bytes) -> None:
         """Finish the call with an encoded `TaskOutcome` that failed."""
-        self.data = b""
+        if self.done():
+            return
         try:
             error = TaskOutcome.decode(data).unpickle()[1]
         except SystemExit as leaving:
             error = _not_unpicklable("exception", leaving)
         self.set_exception(error)
+        self.data = b""
+
+
+def _release(condition: Any) -> None:
+    """Release the lock of a future that an interrupt has left to this thread."""
+    with contextlib.suppress(RuntimeError):
+        condition.release()
 
 
 def _not_unpicklable(what: str, error: BaseException) -> TaskFailed:
@@ -148,17 +162,25 @@ class PendingCalls:
         self._calls.append(call)
         self._settle()
 
-    def pop(self, most: int) -> list[Call]:
-        """Remove up to ``most`` calls, skip cancelled ones, and return the rest, which cannot be cancelled any more."""
-        calls: list[Call] = []
-        while len(calls) < most and (call := self._next()) is not None:
-            if call.start():
-                calls.append(call)
-        return calls
+    def pop(self, most: int, into: list[Call]) -> None:
+        """Move up to ``most`` calls to the end of a list, from where they cannot be cancelled. Skip cancelled ones.
+
+        After an interrupt each call is in the queue or in the list, where the last one may not be started.
+        """
+        while most > 0:
+            try:
+                # One call of C code: between a popleft() and an append() an interrupt would lose the call.
+                into.extend(map(deque.popleft, (self._calls,)))
+            except IndexError:
+                return  # Not tested before: another thread may empty the queue at any time.
+            if into[-1].start():
+                most -= 1
+            else:
+                del into[-1]
 
     def requeue(self, calls: Iterable[Call]) -> None:
         """Put calls that a worker has not started in front of all others. After `close` they are cancelled."""
-        returned = list(calls)
+        returned = [call for call in calls if not call.done()]
         for call in returned:
             call.requeue()
         self._calls.extendleft(reversed(returned))
@@ -242,9 +264,15 @@ class CallPool(ABC):
         if self._closed or self.manager.closed:
             raise ValueError("this pool is closed, or its manager is")
         call = Call(self.manager)
-        if call.pickle_call(fn, args, kwargs):
-            self._waiting.add(call)
+        try:
+            if call.pickle_call(fn, args, kwargs):
+                self._waiting.add(call)
+                self._schedule_dispatch()
+        except BaseException:  # An interrupt, such as Ctrl-C: the caller gets no future.
+            call.cancel()
+            self._dispatch_scheduled = False
             self._schedule_dispatch()
+            raise
         return call
 
     def cancel_waiting(self) -> int:
@@ -293,6 +321,7 @@ class CallPool(ABC):
             self.manager._call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
+        # After an interrupt within, the manager's next tick calls this again.
         self._dispatch_scheduled = False
         if self.manager.closed:
             self._fail_waiting()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import pickle
 import secrets
@@ -61,6 +62,8 @@ class WorkerHandle:
         """Whether the worker has mapped the crash record."""
         self.exiting = False
         """Whether the worker accepts no more calls."""
+        self.sending: list[Call] = []
+        """The calls that are being sent; after an interrupt it is unknown how many were."""
         self.calls: dict[int, Call] = {}
         """The unanswered calls by number, in the order in which they were sent."""
         self.depth = 1
@@ -205,20 +208,33 @@ class Crew(CallPool):
     def _assign_calls(self) -> None:
         """Send waiting calls to workers with room, in equal shares; start workers for the others."""
         waiting = self._waiting
+        for worker in tuple(self._workers.values()):
+            if worker.sending:
+                self._replace(worker)
         while waiting:
             rooms = [(worker, room) for worker in self._workers.values() if (room := worker.room) > 0]
             if not rooms:
                 break
             share = -(-len(waiting) // len(rooms))
             for worker, room in rooms:
-                calls = waiting.pop(min(room, share))
-                for call in calls:
+                waiting.pop(min(room, share), worker.sending)
+                for call in worker.sending:
                     call.number = call.number or next(self._numbers)
-                worker.send_calls(calls)
+                worker.send_calls(worker.sending)
+                worker.sending = []
         # Each worker that is not ready yet will run one of the waiting calls: a burst of calls starts no more workers.
         starting = sum(worker.sender is None for worker in self._workers.values())
         for _ in range(min(len(waiting) - starting, self.size - len(self._workers))):
             self._start_worker()
+
+    def _replace(self, worker: WorkerHandle) -> None:
+        """Stop a worker after an interrupt in `send_calls`: which calls it has is unknown until it has ended."""
+        unsent = [call for call in worker.sending if call.number not in worker.calls]
+        if len(unsent) < len(worker.sending) and worker.task is not None:
+            worker.exiting = True
+            worker.task.stop(kill=True)
+        self._waiting.requeue(unsent)
+        worker.sending = []
 
     # -- workers -----------------------------------------------------------------------------------------------
 
@@ -229,9 +245,14 @@ class Crew(CallPool):
         config = WorkerConfig(name, secret, self._location, record, self._initializer, *self._bounds, self._limits)
         worker.task = Task(serve, config, name=self._name, limits=self._task_limits)
         worker.task._script = self._script or self._waiting.next_script()
+        worker.task._on_done(lambda _: self._on_worker_done(worker))
         self._workers[name] = worker
-        self.manager.add_task(worker.task)
-        worker.task.future.add_done_callback(lambda _: self._on_worker_done(worker))
+        try:
+            self.manager.add_task(worker.task)
+        except BaseException:
+            if worker.task._manager is None:
+                self._workers.pop(name, None)
+            raise
 
     def _on_ready(self, event: Event) -> None:
         """Listener: a worker accepts calls."""
@@ -247,10 +268,13 @@ class Crew(CallPool):
     def _on_results(self, name: Any, serial: Any, blob: Any, signature: Any) -> None:
         """Listener: a worker sends results. Nothing is unpickled unless this worker has signed it."""
         worker = self._workers.get(name)
-        if worker is None:
-            return
+        if worker is not None:
+            received = functools.partial(self._receive_results, worker, serial, blob, signature)
+            self.manager._supervisor.requests.put(received)
+
+    def _receive_results(self, worker: WorkerHandle, serial: Any, blob: Any, signature: Any, again: bool) -> None:
         try:
-            entries = worker.receiver.receive(serial, blob, signature)
+            entries = worker.receiver.receive(serial, blob, signature, again=again)
         except (ValueError, TypeError):
             self.manager.refused["result not signed by the worker"] += 1
             return
@@ -261,7 +285,7 @@ class Crew(CallPool):
     def _handle_entries(self, worker: WorkerHandle, entries: Iterable[Entry]) -> None:
         calls = worker.calls
         for number, kind, data in entries:
-            call = calls.pop(number, None) if kind <= Kind.RETURNED_UNSTARTED else None
+            call = calls.get(number) if kind <= Kind.RETURNED_UNSTARTED else None
             if call is None:
                 self._handle_status(worker, number, kind, data)
             elif kind == Kind.RETURNED:
@@ -271,6 +295,8 @@ class Crew(CallPool):
             else:
                 worker.reset_depth()
                 self._waiting.requeue([call])
+            if call is not None:
+                calls.pop(number, None)  # Last: after an interrupt above, the entry is handled again.
 
     def _handle_status(self, worker: WorkerHandle, number: int, kind: int, data: bytes) -> None:
         """Handle an entry that answers no call."""
@@ -288,18 +314,23 @@ class Crew(CallPool):
 
     def _on_worker_done(self, worker: WorkerHandle) -> None:
         """Finish the calls of a worker that has ended: results in the record count, only the running call is lost."""
-        del self._workers[worker.name]
+        if worker.name not in self._workers:
+            return
         started, entries = worker.record.read()
-        worker.record.close()
         # Results that have also arrived as events are ignored: their calls are no longer in `calls`.
         self._handle_entries(worker, entries)
         if not worker.shares_record and not worker.exiting:
             # Without a crash record the oldest unanswered call was running: each result is sent before the next call.
             started = next(iter(worker.calls), 0)
-        lost = worker.calls.pop(started, None)
-        if lost is not None:
+        lost = worker.calls.get(started)
+        if lost is not None and not lost.done():
             lost.set_exception(self._death_error(worker))
-        self._waiting.requeue(worker.calls.values())
+        worker.calls.pop(started, None)
+        self._waiting.requeue([*worker.calls.values(), *worker.sending])
+        worker.calls, worker.sending = {}, []
+        # Last: after an interrupt above, the manager calls this again.
+        self._workers.pop(worker.name, None)
+        worker.record.close()
         if worker.sender is None and not self._closed:
             self._start_failures += 1
             if self._start_failures >= self.size + MAX_START_FAILURES:

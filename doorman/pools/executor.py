@@ -24,6 +24,7 @@ from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
 from doorman.task import check_listeners
+from remit.errors import WouldDeadlock
 from remit.options import check_count
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from doorman.rules import Rule
     from remit import Location
 
+START_POLL_S: Final = 1.0
+"""Seconds between looks at a thread that starts its manager."""
 EXIT_TIMEOUT_S: Final = 10.0
 """Seconds for which the interpreter's exit waits for unfinished calls, unless the executor has its own."""
 
@@ -70,9 +73,18 @@ class ManagerThread:
     def start(self) -> None:
         """Start the thread and wait until its pool accepts calls. Raises the error of the manager or the pool."""
         self._thread.start()
-        self._started.wait()
+        while not self._started.wait(START_POLL_S):
+            if not self._thread.is_alive():
+                raise RuntimeError("the thread of the executor ended before its manager had started")
         if self._error is not None:
             raise self._error
+
+    def abandon(self) -> None:
+        """End the thread as soon as it has started: an interrupt has ended `start`."""
+        self._finishing = True
+        pool = getattr(self, "pool", None)
+        if pool is not None:
+            pool.manager._call_soon(_wake)
 
     @property
     def alive(self) -> bool:
@@ -92,7 +104,7 @@ class ManagerThread:
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the end of the thread, unless called in it; return False if it still runs."""
-        if threading.current_thread() is not self._thread:  # A done callback runs in the thread and may call this.
+        if threading.get_ident() != self._thread.ident:  # A done callback runs in the thread and may call this.
             self._thread.join(None if timeout is None else max(0.0, timeout))
         return not self._thread.is_alive()
 
@@ -199,7 +211,9 @@ class ProcessExecutor(Executor):
             exit_timeout,
         )
         # Held by `submit` and `shutdown`: each call is queued before a shutdown and finishes, or is refused.
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler or a finalizer may call them at any line.
+        self._lock = threading.RLock()
+        self._starting = False
         self._manager_thread: ManagerThread | None = None
         self._shut_down = False
         self._pid = os.getpid()
@@ -212,19 +226,45 @@ class ProcessExecutor(Executor):
         """
         if self._pid != os.getpid():
             raise RuntimeError("this executor belongs to the parent of this forked process: create a new one here")
-        with self._lock:
-            if self._shut_down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if _exiting.is_set():
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            if self._manager_thread is None:
-                thread = self._make_thread()
-                thread.start()
-                self._manager_thread = thread
-                _manager_threads.add(thread)
-                # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
-                weakref.finalize(self, thread.finish).atexit = False
-            return self._manager_thread.submit(fn, *args, **kwargs)
+        nested = self._lock._is_owned()  # type: ignore[attr-defined]
+        try:
+            with self._lock:
+                if self._shut_down:
+                    raise RuntimeError("cannot schedule new futures after shutdown")
+                if _exiting.is_set():
+                    raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+                return self._started_thread().submit(fn, *args, **kwargs)
+        except BaseException:
+            self._recover(nested=nested)
+            raise
+
+    def _started_thread(self) -> ManagerThread:
+        """Return the thread; start it if there is none. Raises WouldDeadlock in a signal handler during the start."""
+        if self._manager_thread is not None:
+            return self._manager_thread
+        if self._starting:
+            raise WouldDeadlock("submit() interrupts the first submit(), which starts the processes: submit it later")
+        self._starting = True
+        thread = self._make_thread()
+        try:
+            thread.start()
+            _manager_threads.add(thread)
+            # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
+            weakref.finalize(self, thread.finish).atexit = False
+            self._manager_thread = thread
+        except BaseException:
+            thread.abandon()
+            raise
+        self._starting = False
+        return thread
+
+    def _recover(self, *, nested: bool) -> None:
+        """Release what an interrupt has left to this thread, as at the line that ends a `with` block."""
+        if nested:
+            return  # The outer call continues.
+        self._starting = False
+        while self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.release()
 
     def map(
         self,
@@ -259,9 +299,14 @@ class ProcessExecutor(Executor):
         """
         if self._pid != os.getpid():
             return
-        with self._lock:
-            self._shut_down = True
-            thread = self._manager_thread
+        nested = self._lock._is_owned()  # type: ignore[attr-defined]
+        try:
+            with self._lock:
+                self._shut_down = True
+                thread = self._manager_thread
+        except BaseException:
+            self._recover(nested=nested)
+            raise
         if thread is None:
             return
         thread.finish(cancel=cancel_futures)

@@ -15,6 +15,7 @@ class ProcessPerCall(CallPool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._running: dict[Task, Call] = {}
+        self._starting: list[Call] = []  # The call that an interrupt has left without a task.
 
     def _running_calls(self) -> int:
         return len(self._running)
@@ -23,8 +24,13 @@ class ProcessPerCall(CallPool):
         return list(self._running)
 
     def _assign_calls(self) -> None:
-        while len(self._running) < self.size and (calls := self._waiting.pop(1)):
-            self._start(calls[0])
+        while self._starting or len(self._running) < self.size:
+            if not self._starting:
+                self._waiting.pop(1, self._starting)
+                if not self._starting:
+                    return
+            self._start(self._starting[0])
+            self._starting.clear()
 
     def _start(self, call: Call) -> None:
         task = Task(
@@ -38,22 +44,30 @@ class ProcessPerCall(CallPool):
         )
         task._script = call.script or self._script
         self._running[task] = call
+        task._on_done(self._on_task_done)
         try:
             self.manager.add_task(task)
-        except BaseException as error:
+        except Exception as error:
             del self._running[task]
             call.set_exception(error)
             raise
-        task.future.add_done_callback(lambda _: self._on_task_done(task))
+        except BaseException:
+            if task._manager is None:  # Not added: the next dispatch makes another task.
+                self._running.pop(task, None)
+                self._waiting.requeue([call])
+            self._starting.clear()
+            raise
 
     def _on_task_done(self, task: Task) -> None:
-        call = self._running.pop(task)
-        call.worker = task.identity
-        value, error = task._outcome
-        if error is not None:
-            call.set_exception(error)
-        else:
-            call.set_result(value)
+        call = self._running.get(task)
+        if call is not None and not call.done():
+            call.worker = task.identity
+            value, error = task._outcome
+            if error is not None:
+                call.set_exception(error)
+            else:
+                call.set_result(value)
+        self._running.pop(task, None)  # Last: after an interrupt above, the manager calls this again.
         self._on_process_done()
 
 
