@@ -264,6 +264,9 @@ class ProcessManager(BaseManager):
                     self._stopped = True
                     self._run(self._shutdown_timeout)
             finally:
+                if not self._stopped:  # An interrupt occurred above.
+                    self._begin_shutdown()
+                    self._stopped = True
                 self._release()
                 self._supervisor.handle_all(ManagerClosed())
         else:

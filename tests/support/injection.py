@@ -38,7 +38,9 @@ class Injection:
         self.interrupted = False
 
 
-def call_with(action: Callable[[], object], line: int, call: Callable[[], Any]) -> Injection:
+def call_with(
+    action: Callable[[], object], line: int, call: Callable[[], Any], *, folders: tuple[str, ...] = FOLDERS
+) -> Injection:
     """Run ``call``; run ``action`` before the ``line``-th line (from 1) of the project that this thread executes."""
     outcome = Injection()
     ours: dict[CodeType, bool] = {}
@@ -50,7 +52,7 @@ def call_with(action: Callable[[], object], line: int, call: Callable[[], Any]) 
         if event == "call":
             known = ours.get(code)
             if known is None:
-                known = ours[code] = code.co_filename.startswith(FOLDERS)
+                known = ours[code] = code.co_filename.startswith(folders)
             return trace if known else None
         if event == "line":
             outcome.lines += 1
