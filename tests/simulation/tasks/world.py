@@ -276,10 +276,10 @@ class Process:
                 world.report(ended)
                 return
             world.counts["descendants left"] += 1
-            self.ended = ended
+            self.ended, self.ended_at = ended, world.now
             world.trees[self.attempt] = self
             world.report(DescendantsLeft(self.attempt))
-            world.after(world.random.choice([1.0, 1e6]), self.tree_ends)
+            world.after(world.random.choice([1.0, 1e4]), self.tree_ends)
             return
         if self.detach and world.chance(0.7):
             world.after(world.soon(), lambda: world.end_files.setdefault(self.attempt, ended))
@@ -289,6 +289,8 @@ class Process:
     def tree_ends(self) -> None:
         """The descendants end."""
         if self.world.trees.pop(self.attempt, None) is not None:
+            late = self.world.now >= self.ended_at + 1e4
+            self.world.check(not late, "descendants are killed when their task has ended", self.attempt)
             self.world.report(self.ended)
 
     generation = 0
