@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import signal
 from concurrent.futures import BrokenExecutor
@@ -41,6 +42,10 @@ __all__ = [
 class DoormanError(Exception):
     """Base class of the exceptions of Doorman."""
 
+    # Pickled and copied without a call of the constructor, whose arguments are not the text in `args`.
+    def __reduce__(self) -> tuple[object, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
+
 
 class TaskError(DoormanError):
     """Base class of the exceptions about one task."""
@@ -57,25 +62,29 @@ class TaskFailed(TaskError):
     """
 
 
+def _signal(number: int) -> signal.Signals | int:
+    """Return the signal of a number, or the number: most real-time signals have no name."""
+    try:
+        return signal.Signals(number)
+    except ValueError:
+        return number
+
+
 class WorkerDied(TaskError):
     """Raised when a task's process ended without a result."""
 
     def __init__(self, pid: int | None, exit_code: int | None, signal_number: int | None, detail: str = "") -> None:
         self.pid = pid
         self.exit_code = exit_code
-        self.signal = None if signal_number is None else signal.Signals(signal_number)
+        self.signal = None if signal_number is None else _signal(signal_number)
         text = "no process was started" if pid is None else f"process {pid} ended without a result"
         if self.signal is not None:
-            text += f", killed by {self.signal.name}"
+            text += f", killed by {getattr(self.signal, 'name', f'signal {self.signal}')}"
         elif exit_code is not None:
             text += f", exit code {exit_code}"
         elif pid is not None:
             text += "; its exit status is unknown"
         super().__init__(f"{text}: {detail}" if detail else text)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # The text is restored as state, because the constructor would extend it again.
-        return type(self), (self.pid, self.exit_code, self.signal), {**vars(self), "args": self.args}
 
 
 class TaskCancelled(TaskError):

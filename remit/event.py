@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
     from remit._protocol.session import Session
@@ -58,6 +58,20 @@ class Sender:
 
     def __repr__(self) -> str:
         return f"<Sender {self.id[:8]}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process has no session with this client: an event arrives there without its sender.
+        return _no_sender, ()
+
+
+def _no_sender() -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)

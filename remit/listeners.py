@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import decimal
-import enum
 import fnmatch
-import functools
-import inspect
 import logging
 import re
 import threading
-import typing
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutine
 from operator import length_hint
 from typing import Any, Final, NamedTuple, TypeVar
 
-import msgspec
-
 from remit._limited_log import LimitedLog
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
+from remit._typed_listeners import converter
 from remit.codec import EventMessage, invalid_name_error, printable, shortened
 from remit.event import Event, Sender
 
@@ -49,53 +40,6 @@ NAMES_LOGGED: Final = 64
 ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
 
 _WILD: Final = re.compile(r"[*?\[]")
-_DATES: Final = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
-_CONVERTED: Final = (msgspec.Struct, enum.Enum, set, frozenset, decimal.Decimal, uuid.UUID, *_DATES)
-
-
-def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that converts arguments and calls ``listener``, or ``listener`` itself if none is converted.
-
-    Dataclasses, msgspec structs, TypedDicts, enums, sets, dates, UUIDs and decimals are converted, also inside lists,
-    dicts, tuples and unions. An argument of the wrong type raises msgspec.ValidationError.
-    """
-    annotations = _converted_parameters(listener)
-    if not annotations:
-        return listener
-    signature = inspect.signature(listener)
-
-    @functools.wraps(listener)
-    def convert(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        for name, annotation in annotations.items():
-            if name in bound.arguments:
-                bound.arguments[name] = msgspec.convert(bound.arguments[name], annotation)
-        return listener(*bound.args, **bound.kwargs)
-
-    return convert
-
-
-def _converted_parameters(listener: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotation of each parameter to convert. Empty if annotations cannot be evaluated."""
-    try:
-        hints = typing.get_type_hints(listener)
-        parameters = inspect.signature(listener).parameters
-    except (NameError, TypeError, ValueError, AttributeError):
-        return {}
-    # The annotation of *args and **kwargs is that of each single value, not of the collection.
-    collected = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    single = [name for name, parameter in parameters.items() if parameter.kind not in collected]
-    return {name: hints[name] for name in single if name in hints and _needs_conversion(hints[name])}
-
-
-def _needs_conversion(annotation: Any) -> bool:
-    if typing.get_args(annotation):
-        inner = any(_needs_conversion(part) for part in typing.get_args(annotation))
-        return inner or typing.get_origin(annotation) in (set, frozenset)
-    if not isinstance(annotation, type):
-        return False
-    structured = dataclasses.is_dataclass(annotation) or typing.is_typeddict(annotation)
-    return structured or issubclass(annotation, _CONVERTED)
 
 
 class _Entry(NamedTuple):

@@ -23,10 +23,11 @@ from remit._patterns.names import (
     WORKER_UNKNOWN,
 )
 from remit._patterns.request_reply import Reply, error_reply, shorter_reply, value_reply
+from remit._typed_listeners import converter
 from remit.client import Client
 from remit.codec import Codec, EventMessage, decode_event, find_codec
 from remit.errors import FrameTooLarge, NoListener, RemitError
-from remit.listeners import check_listener, converter, matcher
+from remit.listeners import check_listener, matcher
 from remit.location import Location
 from remit.options import check_count, check_seconds
 

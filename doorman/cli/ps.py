@@ -119,7 +119,8 @@ def format_age(seconds: float | None) -> str:
 def exit_text(task: Task) -> str:
     """Return the exit code of a task's process, or the name of the signal that ended it."""
     if task.signal is not None:
-        return signal.Signals(task.signal).name
+        # Most real-time signals have no name.
+        return next((each.name for each in signal.Signals if each == task.signal), f"signal {task.signal}")
     return "-" if task.exit_code is None else str(task.exit_code)
 
 

@@ -16,10 +16,11 @@ from remit._patterns.request_reply import encode_nested
 from remit._protocol.outbox import BATCH_BYTES, BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
+from remit._typed_listeners import converter
 from remit.codec import Codec, EventMessage, decode_event, find_codec, shortened
 from remit.errors import FrameTooLarge, QueueFull
 from remit.event import NO_HEADERS
-from remit.listeners import NAMES_CACHED, check_listener, check_name, converter, matcher
+from remit.listeners import NAMES_CACHED, check_listener, check_name, matcher
 from remit.options import QUEUE_BYTES, check_choice, check_count, check_seconds
 
 LAST_VALUES_CODEC: Final = find_codec("msgpack")

@@ -51,11 +51,12 @@ def _pidfd_inode(connection: socket.socket) -> int | None:
 @functools.cache
 def anonymous_device() -> int:
     """Return the device of anonymous inodes. All pidfds on it share one inode (Linux before 6.9)."""
-    anonymous = select.epoll()
+    # Not an epoll, which has the same device: gevent removes it from `select`.
+    anonymous = os.eventfd(0)
     try:
-        return os.fstat(anonymous.fileno()).st_dev
+        return os.fstat(anonymous).st_dev
     finally:
-        anonymous.close()
+        os.close(anonymous)
 
 
 MAX_UNSENT_BYTES: Final = 1 << 20
