@@ -82,12 +82,18 @@ class AsyncListeners:
         """Await what a listener has returned, and report its error."""
         try:
             await awaitable
-        except asyncio.CancelledError as error:
-            if _is_cancelled():
+        except BaseException as error:
+            if not self.report(event, error):
                 raise
-            self._server._report_error(event, _inner_cancellation(error))
-        except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-            self._server._report_error(event, error)
+
+    def report(self, event: Event, error: BaseException) -> bool:
+        """Report the error of a listener. Return False for one that ends the task: its cancellation, SystemExit."""
+        if isinstance(error, asyncio.CancelledError) and not _is_cancelled():
+            error = _inner_cancellation(error)
+        if not isinstance(error, Exception):
+            return False
+        self._server._report_error(event, error)
+        return True
 
     def detach(self) -> set[asyncio.Task[None]]:
         """Cancel all tasks and return them; the server runs no async listeners any more."""
@@ -219,7 +225,7 @@ class AsyncServerLoop:
         self._arrived = asyncio.Event()
         self._ended = asyncio.Event()
         self._lanes: dict[Session, _Lane] = {}
-        self._stopping = False
+        self._stopping = self._wake_scheduled = False
         self._failure: BaseException | None = None
         """Error of the link, or SystemExit of a listener. Raised by `serve`."""
         self._thread = threading.Thread(target=self._run_thread, name="remit-aio", daemon=True)
@@ -361,17 +367,23 @@ class AsyncServerLoop:
     def _advance(self, lane: _Lane) -> None:
         """Dispatch the first frame of a lane, up to an event whose listeners must be awaited."""
         received = lane.frames[0]
-        sender, listeners = self._io.sender_of(received.session), self._listeners
+        sender, dispatch = self._io.sender_of(received.session), self._server._dispatch
+        listeners, pending, redelivered = self._listeners, lane.pending, received.redelivered
         done = 0
         try:
+            listeners.collected = pending
             for wire in received.events:
-                if self._crowded:
-                    break
-                if wire is not None:
-                    # Requests never make a lane: their listeners run concurrently.
-                    listeners.collected = None if wire.name == REQUEST else lane.pending
-                    self._server._dispatch((wire,), sender, received.redelivered)
-                    if lane.pending:
+                if wire is None:
+                    pass
+                elif wire.name == REQUEST:  # Makes no lane: listeners of requests run concurrently.
+                    if self._crowded:
+                        break
+                    listeners.collected = None
+                    dispatch((wire,), sender, redelivered)
+                    listeners.collected = pending
+                else:
+                    dispatch((wire,), sender, redelivered)
+                    if pending:
                         break
                 done += 1
         except BaseException:
@@ -390,15 +402,16 @@ class AsyncServerLoop:
                     return
                 await asyncio.sleep(0)  # Listeners that never wait must not stop the loop.
             else:
-                try:
-                    for event, awaitable in lane.pending:
-                        await self._listeners.run(event, awaitable)
-                except asyncio.CancelledError:
-                    raise  # The event counts as not handled: the next serve() starts with it.
-                except BaseException:
-                    self._mark_handled(lane, 1)
-                    raise
-                lane.pending = []
+                for event, awaitable in lane.pending:
+                    try:
+                        await awaitable
+                    except BaseException as error:
+                        if not self._listeners.report(event, error):
+                            # A cancelled event counts as not handled: the next serve() starts with it.
+                            if not isinstance(error, asyncio.CancelledError):
+                                self._mark_handled(lane, 1)
+                            raise
+                lane.pending.clear()
                 self._mark_handled(lane, 1)
             if lane.frames:
                 self._advance(lane)
@@ -417,6 +430,12 @@ class AsyncServerLoop:
         if not received.events:
             lane.frames.popleft()
         self._io.machine.writable[lane.session] = None
+        if not self._wake_scheduled:  # Once for all events that are handled before the loop turns to other tasks.
+            self._wake_scheduled = True
+            self.loop.call_soon(self._wake_pump)
+
+    def _wake_pump(self) -> None:
+        self._wake_scheduled = False
         self._io.waker.wake()
 
     def _put_back(self, lane: _Lane) -> None:
