@@ -241,18 +241,14 @@ class AsyncClient:
         except WouldBlock as full:
             name = full.name
         deadline = loop.time() + self._client._options.emit_timeout
-        queue.on_room = lambda: self._calls.notify(self._room.set)
-        queue.waiting += 1
-        try:
-            while (left := deadline - loop.time()) > 0:
-                self._room.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, ROOM_POLL_INTERVAL_S)):
-                        await self._room.wait()
-                with contextlib.suppress(WouldBlock):
-                    return call()
-        finally:
-            queue.waiting -= 1
+        while (left := deadline - loop.time()) > 0:
+            self._room.clear()
+            queue.on_room = lambda: self._calls.notify(self._room.set)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, ROOM_POLL_INTERVAL_S)):
+                    await self._room.wait()
+            with contextlib.suppress(WouldBlock):
+                return call()
         raise queue.timeout_error(name)
 
 

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Self
 
+from remit._io import exit_flush
 from remit._io.client_io import ClientIO
-from remit._io.exit_flush import kept_alive, register
 from remit._io.server_io import ticked_here
 from remit._patterns.names import PROGRESS, PUBLISHED, REJECTED, SERVER_RESTARTED, SUBSCRIBE, UNSUBSCRIBE, UNSUBSCRIBED
 from remit._patterns.pubsub import OnGap, SubscriberState, Subscription
@@ -106,24 +106,37 @@ class Client(ListenerRegistry):
 
     def _open(self) -> ClientIO:
         # Several threads may emit their first events at the same time: the events of a second connection would be lost.
-        # Reentrant, because a signal handler may emit as well.
-        with self._open_lock:
-            if self._closed:
-                raise LinkClosed(f"the client to {self._location} is closed")
-            if self._io is None:
-                self._io = ClientIO(
-                    self._transport,
-                    self._address,
-                    self._options,
-                    codec=self._codec,
-                    threaded=self._threaded,
-                    router=self._router,
-                    dispatch=weakref.WeakMethod(self._dispatch),
-                )
-                register(self)
-                if self._threaded:
-                    kept_alive.add(self)
-            return self._io
+        # A signal handler or finalizer in the opening thread may emit as well: its connection precedes and is used.
+        lock, io = self._open_lock, None
+        nested = lock._is_owned()  # type: ignore[attr-defined]
+        try:
+            with lock:
+                if self._io is None:
+                    if self._closed:
+                        raise LinkClosed(f"the client to {self._location} is closed")
+                    io = ClientIO(
+                        functools.partial(self._transport.connect, self._address),
+                        self._options,
+                        self._transport,
+                        codec=self._codec,
+                        threaded=self._threaded and not exit_flush.is_exiting(),
+                        router=self._router,
+                        dispatch=weakref.WeakMethod(self._dispatch),
+                    )
+                    exit_flush.register(self, io)
+                    # Without a call in between, so that no signal handler runs there.
+                    self._io = opened = self._io or io
+                else:
+                    opened = self._io
+            if io is not None and io is not opened:
+                io.close(0.0)
+        except BaseException:
+            while not nested and lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
+            if io is not None and io is not self._io:
+                io.close(0.0)
+            raise
+        return opened
 
     @property
     def location(self) -> Location:
@@ -177,7 +190,7 @@ class Client(ListenerRegistry):
         full = len(data) > queue.small or len(queue.pending) >= queue.capacity
         if full and not queue.reserve(name, len(data)):  # type: ignore[arg-type]
             return
-        queue.pending.append(data)
+        queue.append(data)
         if queue.idle:
             queue.wake()
 
@@ -229,6 +242,8 @@ class Client(ListenerRegistry):
             raise WouldDeadlock(
                 f"this thread ticks the server on {self._location} itself: send the request in another thread"
             )
+        if self._open_lock._is_owned():  # type: ignore[attr-defined]
+            raise WouldDeadlock("this call interrupts the connecting of this client in the same thread: use submit()")
         bound = self._options.request_timeout if timeout is None else timeout
         return (self._io or self._open()).request(
             *parts_of(name, args, kwargs), timeout=bound, idempotent=idempotent, on_progress=on_progress
@@ -277,7 +292,7 @@ class Client(ListenerRegistry):
         """Start the threads that send, receive and dispatch. `tick` is not needed from now on."""
         self._threaded = True
         (self._io or self._open()).start()
-        kept_alive.add(self)
+        exit_flush.keep_alive(self)
 
     def subscribe(
         self,
@@ -327,21 +342,27 @@ class Client(ListenerRegistry):
         if on_gap is not None:
             subscription._on_gap = self._adapt(on_gap)
         subscription._unsubscribe = self._unsubscribe
-        # Before the request: the first publication may arrive together with the reply.
-        self._subscriptions.active[subscription.id] = subscription
-        if self._threaded:
-            self.start()
+        try:
+            # Before the request: the first publication may arrive together with the reply.
+            self._subscriptions.active[subscription.id] = subscription
+            if self._threaded:
+                self.start()
+        except BaseException:
+            self._subscriptions.active.pop(subscription.id, None)
+            raise
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:
         io = self._io
-        if not self._subscriptions.active.pop(subscription.id, None) or io is None:
-            return
-        # Beyond the bound of the queue: closing a subscription must not wait, for example on an event loop.
-        io.send_queue.pending.append(io.send_queue.encode(UNSUBSCRIBE, (subscription.id,), {}, NO_HEADERS))
-        if io.send_queue.idle:
-            with contextlib.suppress(SessionRefused):  # Then the server has no subscriptions of this client.
-                io.send_queue.wake()
+        if subscription.id in self._subscriptions.active and io is not None:
+            # Beyond the bound of the queue: closing a subscription must not wait, for example on an event loop. If the
+            # session was refused, or the client is closed, the server has no subscriptions of it.
+            with contextlib.suppress(SessionRefused, LinkClosed):
+                io.send_queue.append(io.send_queue.encode(UNSUBSCRIBE, (subscription.id,), {}, NO_HEADERS))
+                if io.send_queue.idle:
+                    io.send_queue.wake()
+        # Removed last: after an interrupt, another close() repeats the above.
+        self._subscriptions.active.pop(subscription.id, None)
 
     def _subscribe_again(self, message: EventMessage) -> None:
         """Repeat all subscriptions: a restarted server does not know them."""
@@ -360,36 +381,54 @@ class Client(ListenerRegistry):
 
         Raises Undelivered, which names the events that were not confirmed.
         """
-        # First, so that no other thread opens a connection that nothing would close. Under the lock, because another
-        # thread may be in `_open`.
-        with self._open_lock:
-            self._closed = True
-            io, self._io = self._io, None
-        kept_alive.discard(self)
+        # First, so that no other thread opens a connection that nothing would close. `_open` reads it under its lock,
+        # and a thread that is opening now is waited for.
+        self._closed = True
+        lock = self._open_lock
+        nested = lock._is_owned()  # type: ignore[attr-defined]
+        try:
+            lock.acquire()
+            io = self._io
+            lock.release()
+        except BaseException:
+            while not nested and lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
+            raise
         if io is None:
+            exit_flush.unregister(self)
             return
         bound = self._options.linger if linger is None else linger
         here = ticked_here(self._location)
+        io.send_queue.close()
         drained = io.drain(min(SAME_THREAD_WAIT_S, bound) if here else bound, quiet=True)
         undelivered = io.close(bound)
-        if undelivered is None:
-            return
-        if here and not drained:
-            raise undelivered from WouldDeadlock(
-                "this thread ticks the server itself: tick it before closing the client"
-            )
-        raise undelivered
+        # The connection is dropped last. After an interrupt before, another close(), or the exit of the process,
+        # reports the events.
+        try:
+            if undelivered is not None:
+                if here and not drained:
+                    undelivered.__cause__ = WouldDeadlock(
+                        "this thread ticks the server itself: tick it before closing the client"
+                    )
+                raise undelivered
+        except Undelivered:
+            exit_flush.unregister(self)
+            self._io = None
+            raise
+        exit_flush.unregister(self)
+        self._io = None
 
     def __enter__(self) -> Self:
         self._open()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
         try:
             self.close()
         except Undelivered as lost:
-            if error is None:
-                raise
             error.add_note(f"and while leaving the client: {lost}")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -402,7 +441,7 @@ class Client(ListenerRegistry):
     def _after_fork(self) -> None:
         """In a forked child: open a new connection at the next use. Queued events belong to the parent."""
         # Threads of the parent may hold the locks, and do not exist here.
-        self._entries_lock, self._open_lock = threading.Lock(), threading.RLock()
+        self._open_lock = threading.RLock()
         io, self._io = self._io, None
         if io is not None:
             io.abandon()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import logging
 import re
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutine
 from operator import length_hint
@@ -42,7 +42,11 @@ ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncCli
 _WILD: Final = re.compile(r"[*?\[]")
 
 
+_numbers = itertools.count()
+
+
 class _Entry(NamedTuple):
+    number: int
     pattern: str
     matches: Callable[[str], object]
     function: Callable[..., Any]
@@ -58,9 +62,12 @@ class ListenerRegistry:
     def __init__(self, on_error: OnError | None = None) -> None:
         if on_error is not None and not callable(on_error):
             raise TypeError(f"on_error must be callable with an event and an exception, not {on_error!r}")
-        self._entries: tuple[_Entry, ...] = ()
+        # No lock: a finalizer may add a listener, and an interrupt must hold nothing. Each change is one operation on
+        # the dict, which is atomic, and then replaces the cache. `_resolve` takes the cache before it reads the
+        # entries, so that what it has read before a change goes into the replaced cache.
+        self._entries: dict[int, _Entry] = {}
+        """The listeners in the order of registration, by number."""
         self._cache: dict[str, tuple[_Entry, ...]] = {}
-        self._entries_lock = threading.Lock()
         self._on_error = on_error
         self._router = EventRouter(self._reset_cache)
         self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
@@ -85,10 +92,13 @@ class ListenerRegistry:
         """
         check_listener(name, listener)
         call = listener if pass_event else converter(listener)
-        entry = _Entry(name, matcher(name), listener, self._adapt(call), pass_event, once)
-        with self._entries_lock:
-            self._entries += (entry,)
+        entry = _Entry(next(_numbers), name, matcher(name), listener, self._adapt(call), pass_event, once)
+        try:
+            self._entries[entry.number] = entry
             self._cache = {}
+        except BaseException:
+            self._remove([entry])
+            raise
 
     def _adapt(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what to call for a callback of the user."""
@@ -112,18 +122,20 @@ class ListenerRegistry:
 
         Return False if there is none.
         """
-        with self._entries_lock:
-            found = [entry for entry in self._entries if entry.pattern == name]
-            if listener is not None:
-                found = [entry for entry in found if entry.function == listener][-1:]
-            self._remove(found)
-        return bool(found)
+        found = [entry for entry in list(self._entries.values()) if entry.pattern == name]
+        if listener is not None:
+            found = [entry for entry in found if entry.function == listener][-1:]
+        return self._remove(found)
 
-    def _remove(self, removed: Sequence[_Entry]) -> None:
-        # By identity: two registrations of one listener are equal.
-        identities = {id(entry) for entry in removed}
-        self._entries = tuple(entry for entry in self._entries if id(entry) not in identities)
-        self._cache = {}
+    def _remove(self, entries: Sequence[_Entry]) -> bool:
+        """Remove entries. Return whether one of them was there: of several threads, one gets True for it."""
+        try:
+            removed = [self._entries.pop(entry.number, None) is not None for entry in entries]
+            self._cache = {}
+        except BaseException:
+            self._cache = {}
+            raise
+        return any(removed)
 
     def _dispatch(self, wires: Iterable[EventMessage | None], sender: Sender | None, redelivered: bool) -> None:
         """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
@@ -132,8 +144,7 @@ class ListenerRegistry:
             if wire is None:  # It was undecodable, or is handled already.
                 self._dispatched -= 1
                 continue
-            # Read for each event: a listener may have added or removed listeners. Without the lock: entries and cache
-            # are replaced, never changed, except for additions to the cache.
+            # Read for each event: a listener may have added or removed listeners.
             entries = self._cache.get(wire.name)
             if entries is None:
                 entries = self._resolve(wire.name)
@@ -176,12 +187,9 @@ class ListenerRegistry:
         return True, value
 
     def _call(self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool = False) -> Any:
-        if entry.once:
-            # Under the lock: of two threads that dispatch, only one may call the listener.
-            with self._entries_lock:
-                if not any(entry is other for other in self._entries):
-                    return None
-                self._remove([entry])
+        # Of two threads that dispatch, only one may call the listener.
+        if entry.once and not self._remove([entry]):
+            return None
         if entry.internal:
             return entry.call(wire, sender, redelivered)
         if entry.pass_event:
@@ -189,15 +197,15 @@ class ListenerRegistry:
         return entry.call(*wire.args, **wire.kwargs)
 
     def _resolve(self, name: str) -> tuple[_Entry, ...]:
-        with self._entries_lock:
-            if name.startswith(RESERVED):
-                handlers = self._router.handlers.get(name, ())
-                entries = tuple(_Entry(name, bool, each, each, True, False, internal=True) for each in handlers)
-            else:
-                entries = tuple(entry for entry in self._entries if entry.matches(name))
-            if len(self._cache) >= NAMES_CACHED:
-                self._cache = {}
-            self._cache[name] = entries
+        if len(self._cache) >= NAMES_CACHED:
+            self._cache = {}
+        cache = self._cache
+        if name.startswith(RESERVED):
+            handlers = self._router.handlers.get(name, ())
+            entries = tuple(_Entry(0, name, bool, each, each, True, False, internal=True) for each in handlers)
+        else:
+            entries = tuple(entry for entry in list(self._entries.values()) if entry.matches(name))
+        cache[name] = entries
         known = bool(entries) or name.startswith(RESERVED) or name in self._logged_names
         if self._unheard_hint and not known and len(self._logged_names) < NAMES_LOGGED:
             self._logged_names.add(name)
@@ -205,8 +213,7 @@ class ListenerRegistry:
         return entries
 
     def _reset_cache(self) -> None:
-        with self._entries_lock:
-            self._cache = {}
+        self._cache = {}
 
     def _report_failed_request(self, event: Event, error: Exception) -> None:
         """Report an exception of a listener that the client gets as well: logged at a bounded rate."""

@@ -335,7 +335,6 @@ class Server(ListenerRegistry):
 
     def _after_fork(self) -> None:
         """In a forked child: replace locks that threads of the parent may hold. The copy refuses to tick."""
-        self._entries_lock = threading.Lock()
         self._publisher.lock = threading.Lock()
         if self._io is not None:
             self._io.after_fork()

@@ -281,6 +281,13 @@ class OwnedLink:
         self._closed = True
         return first and not self._forked
 
+    def recover(self) -> None:
+        """Continue after an exception of a signal handler in `send`, `receive` or `wait`; called in the same thread.
+
+        Release locks, and report what may be lost by `Gap` or `Down`. Frames that were returned may be lost as well:
+        the caller repairs that.
+        """
+
     def after_fork(self) -> None:
         """Refuse all further use. Called in a forked child."""
         self._forked = True
@@ -291,6 +298,7 @@ class Waker:
 
     def __init__(self) -> None:
         # A pipe, since a signal handler may write to it. Non-blocking, since a handler must not wait for a reader.
+        self._reader = self._writer = -1
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -310,6 +318,9 @@ class Waker:
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self._reader, 4096)) == 4096:
                 pass
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the descriptors. No other thread may be in `wake` or wait for the descriptor."""

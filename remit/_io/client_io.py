@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from remit._io.dispatcher import Dispatch, Dispatcher
-from remit._io.drivers import CallerDriver, LinkLock, ThreadDriver
+from remit._io.drivers import IDLE_WAIT_S, CallerDriver, LinkLock, ThreadDriver, check_may_wait
 from remit._io.pump import ClientPump
 from remit._io.send_queue import SendQueue
 from remit._patterns.event_router import EventRouter
@@ -16,16 +17,20 @@ from remit._patterns.request_reply import FutureResult, InlineResult, RequestCli
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import WINDOW_BYTES, Outbox
 from remit.codec import Codec, decode_event
-from remit.errors import SessionRefused, Undelivered
+from remit.errors import LinkClosed, RequestTimeout, SessionRefused, Undelivered
 from remit.event import Event
-from remit.location import Location
 from remit.options import Options
 from remit.transport import Link, Transport
 from remit.transports.authenticated import share_rejected_counter
 
 JOIN_TIMEOUT_S: Final = 2.0
 """Seconds that close() waits for each thread of the client, beyond the linger."""
+PUMP_LOCK_TIMEOUT_S: Final = 1.0
+"""Longest wait for another thread to leave the pump."""
+LATE_S: Final = 0.5
+"""Time after the deadline of a request in which the thread that has the link may still report why it failed."""
 
+T = TypeVar("T")
 _abandoned: list[ClientIO] = []
 """Inherited by a forked child and never freed there: a finalizer could touch sockets and locks of the parent."""
 
@@ -38,82 +43,104 @@ class ClientIO:
 
     def __init__(
         self,
-        transport: Transport,
-        location: Location,
+        connect: Callable[[], Link],
         options: Options,
+        transport: Transport,
         *,
         codec: Codec,
         threaded: bool,
         router: EventRouter,
         dispatch: Dispatch,
     ) -> None:
-        def connect() -> Link:
-            return transport.connect(location)
-
         link = connect()
-        limits = link.capabilities
-        self._codec = codec
-        self.outbox = Outbox(
-            codec,
-            max_frame=limits.max_frame,
-            window_events=options.window,
-            window_bytes=min(WINDOW_BYTES, limits.window or WINDOW_BYTES),
-            sequenced=options.delivery != "at_most_once",
-            queue=options.queue,
-            queue_bytes=options.queue_bytes,
-        )
-        self.machine = ClientSession(codec, self.outbox, max_frame=limits.max_frame, heartbeat=options.heartbeat)
-        share_rejected_counter(transport, self.machine)
-        self.link_pump = ClientPump(self.machine, link, connect)
-        self.link_lock = LinkLock()
-        self.send_queue = SendQueue(self.outbox, options, codec)
-        self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
-        self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
-        # Not in the router: a signal handler may open another connection during this constructor, and that one is used.
-        self.dispatcher.handlers |= {
-            REPLY: self.requests.on_reply,
-            PROGRESS: self.requests.on_progress,
-            REQUEST_NOTE: self.requests.on_note,
-            UNDECODABLE: self.requests.on_undecodable,
-        }
-        self.closing = False
-        """Set when no further frame will be received: all waits end."""
-        self._callback_thread = 0
-        """Ident of the thread that runs I/O handlers and callbacks of futures; 0 while no thread does."""
-        self._start_lock = threading.Lock()
-        self._use(ThreadDriver(self) if threaded else CallerDriver(self))
-        if not threaded:
-            self.send_queue.serve = self.wait_and_pump
+        try:
+            limits = link.capabilities
+            self._codec = codec
+            self.outbox = Outbox(
+                codec,
+                max_frame=limits.max_frame,
+                window_events=options.window,
+                window_bytes=min(WINDOW_BYTES, limits.window or WINDOW_BYTES),
+                sequenced=options.delivery != "at_most_once",
+                queue=options.queue,
+                queue_bytes=options.queue_bytes,
+            )
+            self.machine = ClientSession(codec, self.outbox, max_frame=limits.max_frame, heartbeat=options.heartbeat)
+            share_rejected_counter(transport, self.machine)
+            self.link_pump = ClientPump(self.machine, link, connect)
+            self.link_lock = LinkLock()
+            self.send_queue = SendQueue(self.outbox, options, codec)
+            self.requests = RequestClient(codec, self.outbox, self.send_queue.put, self._cancel_request)
+            self.dispatcher = Dispatcher(router, dispatch, self.link_lock.interrupt)
+            # Not in the router: during this constructor a signal handler may open another connection, which is used.
+            self.dispatcher.handlers |= {
+                REPLY: self.requests.on_reply,
+                PROGRESS: self.requests.on_progress,
+                REQUEST_NOTE: self.requests.on_note,
+                UNDECODABLE: self.requests.on_undecodable,
+            }
+            self.closing = False
+            """Set when no further frame will be received: all waits end."""
+            self._link_closed = False
+            self._thread_driver: dict[int, ThreadDriver] = {}
+            self._use(ThreadDriver(self) if threaded else CallerDriver(self))
+            if not threaded:
+                self.send_queue.serve = self.wait_and_pump
+        except BaseException:
+            link.close(0.0)
+            raise
 
     def _use(self, driver: CallerDriver | ThreadDriver) -> None:
         self.driver = driver
         self.send_queue.wake = driver.wake
+        self.send_queue.holds_link = lambda: driver.holds_link
 
     # -- called by the driver ----------------------------------------------------------------------------------
 
     def pump(self) -> bool:
         """Receive, send, and route the received events. Return True if nothing is left to receive. Never waits."""
-        with self.link_pump.lock:
-            drained = self.link_pump.exchange()
-        if self.send_queue.waiting:
+        drained = self._locked(self.link_pump.exchange)
+        if self.send_queue.waiting or self.send_queue.on_room:
             self.send_queue.notify_room()
         # Without the pump's lock: callbacks of futures run here, and may emit, cancel and submit.
-        self._callback_thread = threading.get_ident()
-        try:
-            self.dispatcher.process(self.machine, self.requests, time.monotonic())
-        finally:
-            self._callback_thread = 0
-        return drained
+        self.dispatcher.process(self.machine, self.requests, time.monotonic())
+        return bool(drained)
+
+    def flush(self) -> None:
+        """Send without receiving."""
+        self._locked(self.link_pump.flush)
 
     def wait(self, seconds: float) -> None:
         """Wait for frames, `LinkLock.interrupt` or the deadline of a request, for at most ``seconds``."""
         # The pump's lock as well: a CallerDriver does not hold the link lock, and close() may run during this wait.
-        with self.link_pump.lock:
-            if not self.closing:
-                if len(self.requests.open):
-                    seconds = min(seconds, self.requests.open.next_deadline - time.monotonic())
-                self.link_pump.wait(seconds, self.link_lock.waker)
-            self.link_lock.waker.clear()
+        self._locked(self._wait, seconds)
+
+    def _wait(self, seconds: float) -> None:
+        if not self.closing:
+            if len(self.requests.open):
+                seconds = min(seconds, self.requests.open.next_deadline - time.monotonic())
+            self.link_pump.wait(seconds, self.link_lock.waker)
+        self.link_lock.waker.clear()
+
+    def _locked(self, act: Callable[..., T], *args: Any) -> T | None:
+        """Call a method of the pump with its lock held. Within such a call of the same thread, do nothing."""
+        lock = self.link_pump.lock
+        if lock._is_owned():  # type: ignore[attr-defined]
+            # A signal handler or finalizer interrupts `act`, which may have read the queue already.
+            self.link_lock.waker.wake()
+            return None
+        try:
+            if not lock.acquire(blocking=False):
+                # Without an I/O thread, another caller may wait for frames with the lock held.
+                self.link_lock.waker.wake()
+                if not lock.acquire(timeout=PUMP_LOCK_TIMEOUT_S):
+                    return None
+            result = act(*args)
+            lock.release()
+        except BaseException:
+            self.link_pump.recover()
+            raise
+        return result
 
     def wait_and_pump(self, seconds: float) -> None:
         """Wait for at most ``seconds``, then pump."""
@@ -121,9 +148,9 @@ class ClientIO:
         self.pump()
 
     @property
-    def in_callback(self) -> bool:
-        """Whether the calling thread holds the link and runs a callback: it must not wait for the link."""
-        return self._callback_thread == threading.get_ident()
+    def pumps_here(self) -> bool:
+        """Whether the calling thread is within `pump` or `wait`."""
+        return self.link_pump.lock._is_owned() or self.dispatcher.routes_here  # type: ignore[attr-defined]
 
     @property
     def sendable(self) -> bool:
@@ -154,12 +181,12 @@ class ClientIO:
 
     def start(self) -> None:
         """Start a thread that pumps the link."""
-        with self._start_lock:
-            driver = self.driver
-            if isinstance(driver, CallerDriver):
-                driver = ThreadDriver(self)
-                self._use(driver)
-            driver.start()
+        driver = self.driver
+        if isinstance(driver, CallerDriver):
+            # Of several threads, one supplies the driver.
+            driver = self._thread_driver.setdefault(0, ThreadDriver(self))
+            self._use(driver)
+        driver.start()
 
     def tick(self, timeout: float) -> int:
         """Pump, after waiting up to ``timeout`` seconds; dispatch. Return the number of dispatched events."""
@@ -176,16 +203,35 @@ class ClientIO:
     def request(self, *call: Any, **options: Any) -> Any:
         """Send a request and return its result, or raise its error. Takes the arguments of `RequestClient.submit`."""
         driver, result = self.driver, InlineResult()
-        # Acquired before sending: then the request wakes no thread, and this thread receives the reply itself.
-        if driver.try_acquire():
-            try:
+        check_may_wait(driver)
+        try:
+            # Acquired before sending: then the request wakes no thread, and this thread receives the reply itself.
+            acquired = driver.try_acquire()
+            if acquired:
                 self.requests.send(result, *call, **options)
                 driver.run_until(result)
-            finally:
                 driver.release()
-            return result.result()
-        future = FutureResult()
-        self.requests.send(future, *call, **options)
+        except BaseException:
+            self.requests.withdraw(result)
+            driver.recover()
+            raise
+        return result.result() if acquired else self._request_elsewhere(*call, **options)
+
+    def _request_elsewhere(self, name: str, *call: Any, timeout: float, **options: Any) -> Any:
+        """Send a request while another thread has the link, which receives the reply."""
+        future, deadline = FutureResult(), time.monotonic() + timeout + LATE_S
+        try:
+            self.requests.send(future, name, *call, timeout=timeout, **options)
+            while not future.done():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    # The thread that has the link expires requests; it may be busy in a callback.
+                    raise RequestTimeout(f"no answer to {name!r} in time: a callback of a future blocks this client")
+                with contextlib.suppress(TimeoutError):
+                    future.exception(min(left, IDLE_WAIT_S))
+        except BaseException:
+            self.requests.withdraw(future)
+            raise
         return future.result()
 
     def _cancel_request(self, request: int) -> None:
@@ -223,7 +269,7 @@ class ClientIO:
                 return False
             left = deadline - time.monotonic()
             # A callback of a future runs in the thread that would have to pump: close() there cannot wait.
-            if left <= 0 or self.closing or (quiet and self.driver.running and self.in_callback):
+            if left <= 0 or self.closing or (quiet and self.driver.holds_link):
                 return False
             self.driver.progress(left)
         return not self.outbox.oversized
@@ -231,26 +277,33 @@ class ClientIO:
     def close(self, linger: float) -> Undelivered | None:
         """Stop the threads and close the link. Return the unconfirmed events as an error to raise, or None."""
         # Flags first, then wake-ups: a thread that wakes must see that it is to end.
-        self.closing = self.send_queue.closed = True
-        self.send_queue.notify_room()
+        self.closing = True
+        self.send_queue.close()
         self.driver.stop(JOIN_TIMEOUT_S)
         self.dispatcher.stop(JOIN_TIMEOUT_S)
         # The threads have ended, or hang in a listener or callback: no events follow BYE.
-        with self.link_pump.lock:
-            self.machine.session.ack_delay = 0.0  # The acknowledgements of the last events leave with BYE.
-            self.machine.queue_bye()
-            self.link_pump.flush()
-            self.link_pump.close(linger)
-        self.link_lock.waker.close()
+        self._locked(self._close_link, linger)
         self.requests.close()
-        return self._undelivered()
+        return self.undelivered()
 
     def end_waits(self) -> None:
         """End the wait of `drain` in another thread: `close` then reports what is unconfirmed."""
         self.closing = True
         self.driver.stop(0.0)
 
-    def _undelivered(self) -> Undelivered | None:
+    def _close_link(self, linger: float) -> None:
+        if self._link_closed:
+            return
+        self.machine.session.ack_delay = 0.0  # The acknowledgements of the last events leave with BYE.
+        self.machine.queue_bye()
+        with contextlib.suppress(LinkClosed):  # An interrupted close() may have closed the link.
+            self.link_pump.flush()
+        self.link_pump.close(linger)
+        self.link_lock.waker.close()
+        self._link_closed = True
+
+    def undelivered(self) -> Undelivered | None:
+        """Return the unconfirmed events as an error, or None."""
         fates: dict[str, list[Event]] = {"received": [], "unknown": [], "never_sent": []}
         for fate, data in self.outbox.unfinished():
             wire = decode_event(self._codec, data)

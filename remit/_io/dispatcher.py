@@ -28,6 +28,8 @@ Dispatch: TypeAlias = Callable[[], Callable[[Sequence[EventMessage], Sender | No
 
 IDLE_WAIT_S: Final = 60.0
 """Upper bound of one wait of the idle dispatch thread; received events wake it."""
+ROUTING_TIMEOUT_S: Final = 1.0
+"""Longest wait, without an I/O thread, for the callbacks that another thread runs."""
 
 
 class Dispatcher:
@@ -44,6 +46,7 @@ class Dispatcher:
         self._waiting: deque[Received] = deque()
         """Received events. The oldest ones stay here while their listeners run."""
         self._disconnects = self._server_restarts = 0
+        self._routing = threading.RLock()
         # A SimpleQueue: put() may be called in a signal handler or finalizer that interrupts any other call.
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._threads: dict[int, threading.Thread] = {}
@@ -53,10 +56,27 @@ class Dispatcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def routes_here(self) -> bool:
+        """Whether the calling thread is within `process`."""
+        return self._routing._is_owned()  # type: ignore[attr-defined,no-any-return]
+
     # -- on the I/O thread -------------------------------------------------------------------------------------
 
     def process(self, machine: ClientSession, requests: RequestClient, now: float) -> None:
         """Route received events, and fail the requests that a disconnect, a refusal or a deadline ends."""
+        if self.routes_here:
+            return  # The callback of a future pumps. The call that runs it continues with what has arrived.
+        try:
+            if self._routing.acquire(timeout=ROUTING_TIMEOUT_S):
+                self._process(machine, requests, now)
+                self._routing.release()
+        except BaseException:
+            while self.routes_here:
+                self._routing.release()
+            raise
+
+    def _process(self, machine: ClientSession, requests: RequestClient, now: float) -> None:
         if machine.ready:
             self.route(machine.ready)
         if machine.disconnects != self._disconnects:
@@ -78,7 +98,7 @@ class Dispatcher:
     def route(self, ready: deque[Received]) -> None:
         """Call the I/O handlers; queue the other events for dispatch."""
         # Each frame stays in `ready` until it is routed: after an interrupt the next call continues, and an I/O handler
-        # may see an event twice. A callback that pumps may also have routed the frame meanwhile.
+        # may see an event twice.
         while ready:
             received = ready[0]
             events = received.events
@@ -91,8 +111,7 @@ class Dispatcher:
                     self._waiting.append(received)
                 else:
                     received.mark_handled(len(events))
-            if ready and ready[0] is received:
-                ready.popleft()
+            ready.popleft()
 
     def _handle(self, wire: EventMessage) -> EventMessage | None:
         """Return the event to dispatch, or None. A malformed event is counted: it must not end the I/O thread."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from queue import Empty, SimpleQueue
+from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
+from remit._io.send_queue import WaitingThreads
 from remit._protocol.outbox import BATCH_EVENTS
 from remit.errors import WouldDeadlock
 from remit.transport import Waker
@@ -24,6 +28,10 @@ PARK_S: Final = 0.002
 """The I/O thread leaves the link to callers for this long after each call: the next request may follow."""
 LONG_LOAN_S: Final = 0.02
 """If a caller holds the link for longer, the I/O thread stops polling for it and sleeps until it is notified."""
+BORROW_S: Final = 0.1
+"""Longest wait of a caller for the I/O thread to leave the link, which a callback of a future may delay."""
+CALLER_POLL_S: Final = 0.25
+"""Upper bound of one wait of a caller without an I/O thread: another thread may have received its reply."""
 
 
 class LinkLock:
@@ -36,31 +44,39 @@ class LinkLock:
     def __init__(self) -> None:
         self.waker = Waker()
         """Ends the wait of the current holder."""
-        # Order of locks: _borrowing, then _held. _changed guards writes of _parked, _asleep and _interrupted only.
-        self._held = threading.Lock()
-        self._borrowing = threading.Lock()
-        self._changed = threading.Condition()
-        self._lent = self._parked = self._asleep = self._interrupted = self._stopped = False
+        # A borrower enters itself in _borrower, then takes _held. Both know their owner. So a signal handler or
+        # finalizer in the thread that holds the link can be refused, and `recover` releases no lock of another call.
+        self._held = threading.RLock()
+        self._borrower: dict[int, int] = {}
+        """Ident of the caller that has the link, at key 0: `setdefault` admits one of several callers."""
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        """Ends the wait of the parked I/O thread. Its put() is safe in signal handlers and finalizers."""
+        self._parked = self._asleep = self._interrupted = self._stopped = False
         self._lent_at = self._parked_until = 0.0
 
     def interrupt(self) -> None:
         """End the wait of the current holder. If there is none, have the I/O thread take the link. From any thread."""
         self.waker.wake()
-        if self._parked and not self._lent:
+        if self._parked and not self._borrower:
             self._unpark()
+
+    @property
+    def held_here(self) -> bool:
+        """Whether the calling thread holds the link, or is about to."""
+        return self._borrower.get(0) == get_ident() or self._held._is_owned()  # type: ignore[attr-defined]
 
     # -- the I/O thread ----------------------------------------------------------------------------------------
 
     def acquire(self) -> bool:
         """Wait until the I/O thread holds the link. Return False after `stop`."""
         while not self._stopped:
-            if self._lent or time.monotonic() < self._parked_until:
+            if self._borrower or time.monotonic() < self._parked_until:
                 self._park()
-            self._held.acquire()
-            # A caller may have borrowed the link between the check above and the lock: the caller goes first.
-            if not self._lent:
-                return True
-            self._held.release()
+            if self._held.acquire(timeout=IDLE_WAIT_S):
+                # A caller may have borrowed the link between the check above and the lock: the caller goes first.
+                if not self._borrower:
+                    return True
+                self._held.release()
         return False
 
     def release(self) -> None:
@@ -69,50 +85,62 @@ class LinkLock:
 
     def _park(self) -> None:
         """Wait until no caller has used the link for `PARK_S`, or until `interrupt`."""
-        with self._changed:
-            self._parked = True
-            while not self._stopped and (
-                self._lent or (not self._interrupted and time.monotonic() < self._parked_until)
-            ):
-                # give_back() clears _lent, then reads _asleep; this thread sets _asleep, then reads _lent. So either
-                # this wait has a timeout, or give_back() sees a sleeping thread and notifies it.
-                self._asleep = self._lent and self.is_lent_for_long()
-                self._changed.wait(None if self._asleep and self._lent else PARK_S)
-            self._parked = self._interrupted = self._asleep = False
+        self._parked = True
+        while not self._stopped and (
+            self._borrower or (not self._interrupted and time.monotonic() < self._parked_until)
+        ):
+            # give_back() clears _borrower, then reads _asleep; this thread sets _asleep, then reads _borrower. So
+            # either this wait is short, or give_back() sees a sleeping thread and wakes it.
+            self._asleep = bool(self._borrower) and self.is_lent_for_long()
+            with contextlib.suppress(Empty):
+                self._bell.get(timeout=IDLE_WAIT_S if self._asleep and self._borrower else PARK_S)
+        self._parked = self._interrupted = self._asleep = False
 
     def is_lent_for_long(self) -> bool:
         """Return whether a caller has held the link for more than `LONG_LOAN_S`."""
         return time.monotonic() - self._lent_at > LONG_LOAN_S
 
     def _unpark(self) -> None:
-        with self._changed:
-            self._interrupted = True
-            self._changed.notify()
+        self._interrupted = True
+        self._bell.put(None)
 
     # -- a caller ----------------------------------------------------------------------------------------------
 
     def try_borrow(self) -> bool:
-        """Take the link from the I/O thread. Return False if another caller has it. `give_back` must follow."""
-        if not self._borrowing.acquire(blocking=False):
+        """Take the link from the I/O thread. Return False if another call has it. `give_back` or `recover` follows."""
+        me = get_ident()
+        if self._borrower or self._held._is_owned() or self._borrower.setdefault(0, me) != me:  # type: ignore[attr-defined]
             return False
         self._lent_at = time.monotonic()
-        self._lent = True
         # A parked I/O thread does not hold the link: to wake it would cost a system call and a change of threads.
         if not self._parked:
             self.waker.wake()
-        self._held.acquire()
-        return True
+        if self._held.acquire(timeout=BORROW_S):
+            return True
+        self._borrower.clear()
+        return False
 
     def give_back(self) -> None:
         """Return the link. The I/O thread stays parked for `PARK_S`, unless `interrupt` is called."""
         self._parked_until = time.monotonic() + PARK_S
-        self._lent = False
+        self._borrower.clear()
         asleep = self._asleep
         self._held.release()
-        self._borrowing.release()
         if asleep:
-            with self._changed:
-                self._changed.notify()
+            self._bell.put(None)
+
+    def recover(self) -> None:
+        """Return the link after an exception, if the calling thread has it, and have the I/O thread take it.
+
+        The caller must be the outermost call of this thread that borrows the link.
+        """
+        if self._borrower.get(0) == get_ident():
+            self._borrower.clear()
+        while self._held._is_owned():  # type: ignore[attr-defined]
+            self._held.release()
+        self._parked_until = 0.0
+        self.waker.wake()
+        self._unpark()
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -133,6 +161,11 @@ class CallerDriver:
         self._io = io
         self._sent_at = 0.0
 
+    @property
+    def holds_link(self) -> bool:
+        """Whether the calling thread pumps or waits already: a callback, a signal handler or a finalizer runs."""
+        return self._io.pumps_here
+
     def wake(self) -> None:
         """Send now after a pause; in a burst, only when a full batch is queued. Raises SessionRefused."""
         self._io.check_refused()
@@ -152,14 +185,18 @@ class CallerDriver:
     def release(self) -> None:
         """Do nothing: there is no other holder."""
 
+    def recover(self) -> None:
+        """Do nothing: the pump has released its lock."""
+
     def run_until(self, result: InlineResult) -> None:
         """Pump until ``result`` is done or the client closes. The deadline of the request bounds the wait."""
         self._io.pump()  # In a burst `wake` has left the request in the queue.
         while not result.finished and not self._io.closing:
-            self._io.wait_and_pump(IDLE_WAIT_S)
+            self._io.wait_and_pump(CALLER_POLL_S)
 
     def progress(self, seconds: float) -> None:
-        """Pump; if events are unconfirmed, wait once for at most ``seconds`` and pump again."""
+        """Pump; if events are unconfirmed, wait once for at most ``seconds`` and pump again. Raises WouldDeadlock."""
+        check_may_wait(self)
         self._io.pump()
         if not self._io.outbox.all_done:
             self._io.wait_and_pump(min(seconds, IDLE_WAIT_S))
@@ -172,41 +209,44 @@ class ThreadDriver:
         self._io = io
         self._queue = io.send_queue
         self._lock = io.link_lock
-        self._thread: threading.Thread | None = None
-        self._settled = threading.Condition()
-        self._waiters = 0
+        self.running = False
+        """Whether the thread has been started."""
+        self._threads: dict[int, threading.Thread] = {}
+        """The I/O thread at key 0, once it runs. A second one, which an interrupt may cause, ends itself."""
+        self._settled = WaitingThreads()
         """Threads that wait for confirmations."""
         self._emitted_at = 0.0
 
     @property
-    def running(self) -> bool:
-        """Whether the thread has been started."""
-        return self._thread is not None
+    def holds_link(self) -> bool:
+        """Whether the calling thread has the link: a callback of a future, a signal handler or a finalizer runs."""
+        return self._lock.held_here or self._io.pumps_here  # tick() pumps until the thread is started.
 
     def start(self) -> None:
-        """Start the thread."""
-        with self._settled:  # Two threads may emit their first events at the same time.
-            if self._thread is not None or self._io.closing:
-                return
-            self._queue.serve = None
-            self._io.machine.session.ack_delay = ACK_DELAY_S
-            self._thread = threading.Thread(target=self._run, name="remit-io", daemon=True)
-            self._thread.start()
+        """Start the thread, unless it runs."""
+        if self._threads or self._io.closing:
+            return
+        self._queue.serve = None
+        self._io.machine.session.ack_delay = ACK_DELAY_S
+        self.running = True
+        threading.Thread(target=self._run, name="remit-io", daemon=True).start()
 
     def stop(self, timeout: float) -> None:
         """Stop the thread and end all waits within ``timeout`` seconds. `ClientIO.closing` must be set."""
         self._lock.stop()
-        with self._settled:
-            self._settled.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        self._settled.notify()
+        for thread in tuple(self._threads.values()):
+            if thread is not threading.current_thread():
+                thread.join(timeout)
 
     # -- a caller ----------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Send queued events soon: in the I/O thread, or in this thread if that is faster. Raises SessionRefused."""
+        if self._io.closing:
+            return  # close() reports what is not delivered.
         self._io.check_refused()
-        if self._thread is None:
+        if not self._threads:
             self.start()
         now = time.monotonic()
         pause, self._emitted_at = now - self._emitted_at, now
@@ -217,27 +257,27 @@ class ThreadDriver:
             self._lock.interrupt()
 
     def _send_inline(self) -> bool:
-        """Send in this thread. Return False if another caller has the link."""
-        if not self._lock.try_borrow():
+        """Send in this thread. Return False if another call has the link."""
+        if self._lock.held_here:
             return False
         try:
+            if not self._lock.try_borrow():
+                return False
             self._queue.idle = False
-            self._flush()
+            self._io.flush()
             drained = self._pump_and_notify()
-        finally:
             self._queue.idle = True
             self._lock.give_back()
+        except BaseException:
+            self.recover()
+            raise
         if self._queue.pending or not drained:
             self._lock.interrupt()
         return True
 
     def try_acquire(self) -> bool:
-        """Borrow the link for `run_until`. Return False if another caller has it.
-
-        Raises WouldDeadlock in the callback of a future, which runs in the thread that holds the link.
-        """
-        self._check_not_in_callback()
-        if self._thread is None:
+        """Borrow the link for `run_until`. Return False if another call has it."""
+        if not self._threads:
             self.start()
         if not self._lock.try_borrow():
             return False
@@ -246,7 +286,7 @@ class ThreadDriver:
 
     def run_until(self, result: InlineResult) -> None:
         """Pump until ``result`` is done or the client closes. The deadline of the request bounds the wait."""
-        self._flush()
+        self._io.flush()  # Before receiving: the server can start while this thread reads.
         while not result.finished and not self._io.closing:
             self._rest()
             self._queue.idle = False
@@ -260,23 +300,27 @@ class ThreadDriver:
         if len(self._io.requests.open) > 1 or self._queue.pending:
             self._lock.interrupt()
 
+    def recover(self) -> None:
+        """Return the link after an exception in any method, and have the I/O thread send what waits."""
+        self._queue.idle = True
+        self._lock.recover()
+
     def progress(self, seconds: float) -> None:
         """Wait until all events are confirmed or never will be, for at most ``seconds``.
 
-        Does not wake the I/O thread: it pumps whenever it can. Raises WouldDeadlock in the callback of a future.
+        Does not wake the I/O thread: it pumps whenever it can. Raises WouldDeadlock as `check_may_wait`.
         """
-        self._check_not_in_callback()
+        check_may_wait(self)
         self.start()
-        with self._settled:
-            self._waiters += 1
-            if not self._io.settled:
-                self._settled.wait(min(seconds, IDLE_WAIT_S))
-            self._waiters -= 1
+        self._settled.wait(seconds, unless=lambda: self._io.settled)
 
     # -- the holder of the link --------------------------------------------------------------------------------
 
     def _run(self) -> None:
         """Pump whenever no caller has the link."""
+        thread = threading.current_thread()
+        if self._threads.setdefault(0, thread) is not thread:
+            return
         while self._lock.acquire():
             try:
                 self._queue.idle = False
@@ -284,11 +328,6 @@ class ThreadDriver:
                     self._rest()
             finally:
                 self._lock.release()
-
-    def _flush(self) -> None:
-        """Send before receiving: the server can start while this thread reads."""
-        with self._io.link_pump.lock:
-            self._io.link_pump.flush()
 
     def _rest(self) -> None:
         """Wait until frames arrive, a deadline passes or `interrupt` is called, unless an event can be sent now."""
@@ -306,13 +345,15 @@ class ThreadDriver:
         drained = io.pump()
         if len(io.dispatcher):
             io.dispatcher.wake_thread()
-        if self._waiters and io.settled:
-            with self._settled:
-                self._settled.notify_all()
+        if self._settled and io.settled:
+            self._settled.notify()
         return drained
 
-    def _check_not_in_callback(self) -> None:
-        if self._io.in_callback:
-            raise WouldDeadlock(
-                "callbacks of futures run on the I/O thread of the client: wait in another thread, or use submit()"
-            )
+
+def check_may_wait(driver: CallerDriver | ThreadDriver) -> None:
+    """Raise WouldDeadlock in a thread that has the link already: it would wait for itself."""
+    if driver.holds_link:
+        raise WouldDeadlock(
+            "this call runs within another call of this client in the same thread, or in a callback of a future on its "
+            "I/O thread: wait in another thread, or use submit()"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import sys
@@ -14,7 +15,9 @@ from remit.errors import Undelivered
 from remit.transport import register_after_fork
 
 if TYPE_CHECKING:
+    from remit._io.client_io import ClientIO
     from remit.client import Client
+    from remit.location import Location
 
 logger = logging.getLogger("remit")
 
@@ -22,40 +25,88 @@ EXIT_LINGER_S: Final = 5.0
 """Time limit at exit for all open clients together."""
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-kept_alive: set[Client] = set()
+_kept_alive: set[Client] = set()
 """Clients with an I/O thread: without this reference a client could be collected before its events are delivered."""
+_imported_in: Final = os.getpid()
 _hooked_pids: set[int] = set()
-"""Processes that have an exit hook."""
+"""Processes that have their exit hook."""
+_deadline: list[float] = []
+"""Monotonic time limit of all clients, once the exit hook runs. From then on, an emit waits until it is delivered."""
 
 
-def register(client: Client) -> None:
+def register(client: Client, io: ClientIO) -> None:
     """Close ``client`` when the process exits, if it still exists and is open then."""
-    _clients.add(client)
-    if os.getpid() in _hooked_pids:
+    if _deadline:
+        # Nothing runs after the exit hook: what is emitted by another hook or by a finalizer is sent in that call.
+        io.send_queue.wake = functools.partial(_deliver, io, client.location)
         return
-    _hooked_pids.add(os.getpid())
-    # Once in each process: a fork server clears the exit hooks that its children inherit.
-    atexit.register(_close_all)
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
+    _clients.add(client)
+    if client._threaded:
+        keep_alive(client)
+    _install()
+
+
+def keep_alive(client: Client) -> None:
+    """Reference ``client`` until `unregister`."""
+    _kept_alive.add(client)
+
+
+def unregister(client: Client) -> None:
+    """Undo `register`: the client is closed."""
+    _kept_alive.discard(client)
+    _clients.discard(client)
+
+
+def is_exiting() -> bool:
+    """Return whether the exit hook has run."""
+    return bool(_deadline)
+
+
+def _install() -> None:
+    pid = os.getpid()
+    if pid in _hooked_pids:
+        return
+    if pid != _imported_in:
+        # A fork server clears the exit hooks that its children inherit.
+        atexit.register(_close_all)
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
         # Children of multiprocessing end by os._exit: they run finalizers, but no atexit hooks.
-        util.Finalize(None, _close_all, exitpriority=100)
+        sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=100)
+    _hooked_pids.add(pid)
 
 
 def _close_all() -> None:
-    deadline = time.monotonic() + EXIT_LINGER_S
+    _deadline[:] = _deadline or [time.monotonic() + EXIT_LINGER_S]
     for client in list(_clients):
         try:
-            client.close(max(0.0, min(client._options.linger, deadline - time.monotonic())))
+            client.close(max(0.0, min(client._options.linger, _deadline[0] - time.monotonic())))
         except Undelivered as lost:
             logger.error("at exit: %s: %s", client.location, lost)
+        except Exception:
+            logger.exception("at exit: %s", client.location)
+        # A hook that runs later, or a finalizer, may use the client once more.
+        client._closed = False
     _clients.clear()
+    _kept_alive.clear()
+
+
+def _deliver(io: ClientIO, location: Location) -> None:
+    """Wait until all events of a client are delivered: the interpreter ends."""
+    if io.driver.holds_link:
+        return
+    io.pump()
+    if not io.drain(max(0.0, _deadline[0] - time.monotonic()), quiet=True):
+        logger.error("at exit: %s: %s", location, io.undelivered())
 
 
 def _after_fork_in_child() -> None:
     # The open clients belong to the parent; the child registers those that it opens itself.
     _clients.clear()
-    kept_alive.clear()
+    _kept_alive.clear()
+    _deadline.clear()
 
 
 register_after_fork(_after_fork_in_child)
+# At import: a function that the program registers later runs before the hook, and what it emits is delivered.
+atexit.register(_close_all)

@@ -80,7 +80,8 @@ class InlineResult:
 
     def set_result(self, value: Any) -> None:
         """Set the value of the reply."""
-        self._value, self.finished = value, True
+        if not self.finished:
+            self._value, self.finished = value, True
 
     def set_exception(self, error: BaseException) -> None:
         """Set the error that ends the request."""
@@ -103,24 +104,24 @@ class FutureResult(Future[Any]):
 
     def set_result(self, value: Any) -> None:
         """Set the value of the reply."""
-        # A running future cannot be cancelled: no cancel() of another thread can occur between check and result.
-        if self.set_running_or_notify_cancel():
+        if self._may_end():
             try:
                 super().set_result(value)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
+            except SystemExit:
                 logger.exception(CALLBACK_RAISED)
 
     def set_exception(self, error: BaseException | None) -> None:
         """Set the error that ends the request, unless it has ended."""
-        if not self.done() and self.set_running_or_notify_cancel():
+        if self._may_end():
             try:
                 super().set_exception(error)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
+            except SystemExit:
                 logger.exception(CALLBACK_RAISED)
+
+    def _may_end(self) -> bool:
+        """Return whether a result is awaited. May be called twice, after an interrupt."""
+        # A running future cannot be cancelled: no cancel() of another thread can occur between check and result.
+        return not self.done() and (self.running() or self.set_running_or_notify_cancel())
 
 
 ResultSink: TypeAlias = InlineResult | FutureResult
@@ -159,9 +160,19 @@ class RequestClient:
     def submit(self, *call: Any, **options: Any) -> Future[Any]:
         """Send a request as `send`; return the future of its result. Cancelling the future cancels the request."""
         future = FutureResult()
-        request = self.send(future, *call, **options)
-        future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
+        try:
+            request = self.send(future, *call, **options)
+            future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
+        except BaseException:
+            self.withdraw(future)
+            raise
         return future
+
+    def withdraw(self, sink: ResultSink) -> None:
+        """Cancel the request that ``sink`` waits for, if there is one: an interrupt has ended the call."""
+        for request in self.open.snapshot():
+            if request.waiter.sink is sink:
+                self._cancel_request(request)
 
     def send(
         self,
@@ -185,8 +196,7 @@ class RequestClient:
         request.data.request_id = request.id
         try:
             queued = self._post(name, request.data)
-        except BaseException:
-            # BaseException: also after an interrupt no caller waits for the result.
+        except Exception:
             self.open.pop(request.id)
             raise
         if not queued:
@@ -204,7 +214,7 @@ class RequestClient:
     def on_reply(self, message: EventMessage) -> None:
         """Set the result of a request. Raises msgspec.ValidationError, CodecError."""
         identifier, outcome, data = msgspec.convert(message.args, tuple[int, str, bytes])
-        request = self.open.pop(identifier)
+        request = self.open.get(identifier)
         if request is None:
             return
         try:
@@ -214,13 +224,14 @@ class RequestClient:
             raise
         if outcome == "done":
             request.waiter.sink.set_result(result.args[0] if result.args else None)
+            self.open.pop(identifier)
         else:
             self._fail(request, _error(request.name, outcome, result.args))
 
     def on_undecodable(self, message: EventMessage) -> EventMessage | None:
         """Fail the request whose reply could not be decoded. Return the event for the dispatch thread."""
         name, first, reason = msgspec.convert(message.args, tuple[str, Any, str])
-        request = self.open.pop(first) if name == REPLY and isinstance(first, int) else None
+        request = self.open.get(first) if name == REPLY and isinstance(first, int) else None
         if request is None:
             return message
         self._fail(request, RequestError(f"the reply to {request.name!r} cannot be decoded: {reason}"))
@@ -243,36 +254,36 @@ class RequestClient:
 
     def on_disconnect(self, why: str) -> None:
         """Fail the requests that were sent and must not run twice."""
-        for request in self.open.pop_lost(lambda event: event.sent):
+        for request in self.open.lost(lambda event: event.sent):
             self._fail(request, PeerLost(f"{why} before {request.name!r} was answered; it may have run, or may yet"))
 
     def on_server_restart(self) -> None:
         """Resend the idempotent requests that the last server has not answered; fail the others."""
-        for request in self.open.pop_lost(self._outbox.may_have_run_before):
+        for request in self.open.lost(self._outbox.may_have_run_before):
             self._fail(request, PeerLost(f"the server restarted before {request.name!r} was answered; it may have run"))
         self._outbox.queue_again(each.data for each in self.open.resendable(self._outbox.is_done))
 
     def on_session_refused(self, error: Exception) -> None:
         """Fail all requests."""
-        for request in self.open.pop_all():
+        for request in self.open.snapshot():
             self._fail(request, error)
 
     def expire(self, now: float) -> None:
         """Fail the requests whose deadline has passed."""
-        for request in self.open.pop_expired(now):
+        for request in self.open.expired(now):
             sent = request.data.sent
             how = (request.note or "it was sent, and not answered") if sent else "it was never sent: is a server there?"
-            self._cancel_request(request)
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
+            self._cancel_request(request)
 
     def close(self) -> None:
         """Fail all requests: the client is closed."""
-        for request in self.open.pop_all():
+        for request in self.open.snapshot():
             self._fail(request, LinkClosed(f"the client was closed before {request.name!r} was answered"))
 
     def _fail(self, request: _Request, error: BaseException) -> None:
-        self.open.pop(request.id)
         request.waiter.sink.set_exception(error)
+        self.open.pop(request.id)
 
 
 def _check_options(timeout: object, on_progress: object) -> None:

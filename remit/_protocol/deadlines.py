@@ -37,12 +37,20 @@ class DeadlineHeap(Generic[T]):
         self._scheduled.append((deadline, item))
 
     def pop_due(self, now: float) -> Iterator[T]:
-        """Remove and yield the live items whose deadline has passed, earliest first."""
+        """Remove and yield the live items whose deadline has passed, earliest first.
+
+        An item is removed when the next one is requested, so that an interrupt of its consumer does not lose it.
+        """
         self._merge()
         while self._heap and self._heap[0][0] <= now:
-            item = heapq.heappop(self._heap)[2]
-            if self._is_live(item):
-                yield item
+            entry = self._heap[0]
+            if self._is_live(entry[2]):
+                yield entry[2]
+            if self._heap and self._heap[0] is entry:
+                heapq.heappop(self._heap)
+            elif entry in self._heap:  # The consumer has scheduled an earlier one.
+                self._heap.remove(entry)
+                heapq.heapify(self._heap)
 
     def next_deadline(self) -> float:
         """Return the earliest deadline of a live item, or infinity."""

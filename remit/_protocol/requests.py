@@ -3,16 +3,16 @@
 | event                                | effect on a request                                           |
 |--------------------------------------|---------------------------------------------------------------|
 | reply received, or caller gave up    | `pop`                                                         |
-| deadline passed                      | `pop_expired`                                                 |
-| connection lost, or server restarted | `pop_lost`, if it was sent and is not idempotent              |
+| deadline passed                      | `expired`                                                     |
+| connection lost, or server restarted | `lost`, if it was sent and is not idempotent                  |
 | server restarted                     | `resendable`, if it is idempotent and no longer in the outbox |
-| session refused, or client closed    | `pop_all`                                                     |
+| session refused, or client closed    | `snapshot`                                                    |
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -40,8 +40,9 @@ class Request(Generic[Waiter]):
 class OpenRequests(Generic[Waiter]):
     """The open requests of one session. The first event that ends a request removes it; later ones find nothing."""
 
-    # Any thread may call `add` and `pop`: a single operation on the dict is atomic, and the thread that pops a request
-    # is the only one that sets its result. The other methods belong to the thread that owns the link.
+    # Any thread may call `add` and `pop`: a single operation on the dict is atomic. The other methods belong to the
+    # thread that owns the link. They leave a request open: it is popped after its result is set, so that an interrupt
+    # in between loses none.
 
     def __init__(self) -> None:
         self._open: dict[int, Request[Waiter]] = {}
@@ -71,24 +72,20 @@ class OpenRequests(Generic[Waiter]):
         """Return the open requests."""
         return tuple(self._open.values())
 
-    def pop_lost(self, may_have_run: Callable[[TrackedEvent], bool]) -> list[Request[Waiter]]:
-        """Remove and return the requests that may have run and are not idempotent."""
-        lost = [each for each in self.snapshot() if not each.idempotent and may_have_run(each.data)]
-        return [each for each in lost if self.pop(each.id) is not None]
+    def lost(self, may_have_run: Callable[[TrackedEvent], bool]) -> list[Request[Waiter]]:
+        """Return the requests that may have run and are not idempotent."""
+        return [each for each in self.snapshot() if not each.idempotent and may_have_run(each.data)]
 
     def resendable(self, is_done: Callable[[TrackedEvent], bool]) -> list[Request[Waiter]]:
         """Return the idempotent requests that the outbox no longer holds."""
         return [each for each in self.snapshot() if each.idempotent and is_done(each.data)]
 
-    def pop_expired(self, now: float) -> list[Request[Waiter]]:
-        """Remove and return the requests whose deadline has passed."""
-        popped = (self.pop(identifier) for identifier in self.deadlines.pop_due(now))
-        return [request for request in popped if request is not None]
-
-    def pop_all(self) -> list[Request[Waiter]]:
-        """Remove and return all requests."""
-        popped = (self.pop(each.id) for each in self.snapshot())
-        return [request for request in popped if request is not None]
+    def expired(self, now: float) -> Iterator[Request[Waiter]]:
+        """Yield the requests whose deadline has passed. The caller pops each before it takes the next."""
+        for identifier in self.deadlines.pop_due(now):
+            request = self.get(identifier)
+            if request is not None:
+                yield request
 
     @property
     def next_deadline(self) -> float:

@@ -82,6 +82,12 @@ class _AuthenticatedLink:
         """Check as the wrapped link does."""
         self._link.check_location()
 
+    def recover(self) -> None:
+        """Continue after an exception as the wrapped link does. The next HELLO starts another handshake."""
+        recover = getattr(self._link, "recover", None)
+        if recover is not None:
+            recover()
+
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""
         self._link.close(linger)

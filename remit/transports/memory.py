@@ -37,7 +37,7 @@ CAPACITY_FRAMES: Final = 1024
 
 _TOKENS = itertools.count(1)
 _HUBS: dict[str, _Hub] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 """Guards all state that two links share. One lock is enough: it is held for less than a microsecond."""
 
 
@@ -86,9 +86,10 @@ class MemoryLink(OwnedLink):
             if route.queued >= self._capacity:
                 route.blocked = True
                 return Sent.FULL
-            route.queued += 1
             # Copied, as other transports do: the caller may reuse a mutable buffer.
             route.target.enqueue(Frame(route.ours, bytes(frame)), route)
+            # Afterwards, and below before the removal: an interrupt in between leaves more room, not less.
+            route.queued += 1
         return Sent.ACCEPTED
 
     def receive(self) -> Arrival | None:
@@ -98,9 +99,10 @@ class MemoryLink(OwnedLink):
         if not self.inbox:
             return None
         with _lock:
-            arrival, route = self.inbox.popleft()
+            arrival, route = self.inbox[0]
             if route is not None:
                 self._count_received(arrival, route)
+            self.inbox.popleft()
         return arrival
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
@@ -125,10 +127,21 @@ class MemoryLink(OwnedLink):
 
     def close(self, linger: float) -> None:
         """Close the link immediately: accepted frames are in the other end's inbox already."""
-        if self._ending():
-            with _lock:
-                self._leave_hub(_HUBS[self.name])
+        if not self._closed and not self._forked:
+            try:
+                with _lock:
+                    if self.name in _HUBS:
+                        self._leave_hub(_HUBS[self.name])
+                    self._closed = True
+            except BaseException:
+                self.recover()
+                raise
         self._waker.close()
+
+    def recover(self) -> None:
+        """Release the lock."""
+        while _lock._is_owned():  # type: ignore[attr-defined]
+            _lock.release()
 
     # -- called with the lock held -------------------------------------------------------------------------------
 
@@ -164,11 +177,11 @@ class MemoryLink(OwnedLink):
 
     def _leave_hub(self, hub: _Hub) -> None:
         if hub.server is self:
-            hub.server = None
             for client in hub.clients:
                 client.disconnect(self)
+            hub.server = None
         else:
-            del hub.clients[self]
+            hub.clients.pop(self, None)
             if hub.server is not None:
                 hub.server.disconnect(self)
         if hub.server is None and not hub.clients:
@@ -176,7 +189,9 @@ class MemoryLink(OwnedLink):
 
     def disconnect(self, other: MemoryLink) -> None:
         """End the connection with a link that is being closed."""
-        route = self._connections.pop(other)
+        route = self._connections.pop(other, None)
+        if route is None:  # An interrupted close() is repeated.
+            return
         route.open = False
         self._routes.pop(route.theirs, None)
         self.enqueue(Down(route.theirs, "the other end closed its link"))
@@ -204,11 +219,16 @@ class MemoryTransport:
     def connect(self, location: Location) -> MemoryLink:
         """Open the client's link. The server may start later. Raises BadLocation."""
         link = self._link(location)
-        with _lock:
-            hub = _HUBS.setdefault(link.name, _Hub())
-            hub.clients[link] = None
-            if hub.server is not None:
-                hub.server.connect_client(link)
+        try:
+            with _lock:
+                hub = _HUBS.setdefault(link.name, _Hub())
+                hub.clients[link] = None
+                if hub.server is not None:
+                    hub.server.connect_client(link)
+        except BaseException:
+            link.recover()
+            link.close(0.0)
+            raise
         return link
 
     def _link(self, location: Location) -> MemoryLink:
@@ -223,7 +243,7 @@ class MemoryTransport:
 def _after_fork_in_child() -> None:
     """Drop the parent's hubs, and replace the lock, which another thread of the parent may have held."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _HUBS.clear()
 
 

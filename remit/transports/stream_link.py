@@ -221,6 +221,8 @@ class StreamLink(OwnedLink):
         self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
         self._retry_at: float | None = None
         """Monotonic time of the next `_retry`."""
+        self._active: Stream | None = None
+        """The stream that a method is using."""
         # Last, since it registers `after_fork`: another thread may fork at any time, and needs a complete object then.
         super().__init__(location, capabilities)
 
@@ -230,8 +232,10 @@ class StreamLink(OwnedLink):
         stream = self.streams.get(peer)
         if stream is None:
             return Sent.GONE
+        self._active = stream
         sent = stream.send(frame)
         self._update_stream(stream)
+        self._active = None
         return sent
 
     def receive(self) -> Arrival | None:
@@ -261,6 +265,13 @@ class StreamLink(OwnedLink):
             self._flush(linger)
             self._close_descriptors()
 
+    def recover(self) -> None:
+        """End the connection whose frames may have been cut: a part of one may be sent, or read."""
+        stream, self._active = self._active, None
+        if stream is not None and self.streams.get(stream.peer) is stream:
+            stream.closed_reason = stream.closed_reason or "an exception interrupted its use"
+            self._remove_stream(stream)
+
     def after_fork(self) -> None:
         """Close the copies in a forked child, so that a connection ends when the parent closes it."""
         super().after_fork()
@@ -273,7 +284,6 @@ class StreamLink(OwnedLink):
         if self._retry_at is not None:
             now = time.monotonic()
             if now >= self._retry_at:
-                self._retry_at = None
                 self._retry()
             if self._arrivals:
                 return True
@@ -283,7 +293,9 @@ class StreamLink(OwnedLink):
         for descriptor, event in events:
             stream = self._watched.get(descriptor)
             if stream is not None:
+                self._active = stream
                 self._handle_stream(stream, event)
+                self._active = None
             else:
                 self._handle_listener(descriptor)
         return bool(events)
@@ -310,15 +322,19 @@ class StreamLink(OwnedLink):
     def _add_stream(self, connection: socket.socket, peer: Peer) -> None:
         connection.setblocking(False)
         stream = Stream(connection, peer, max_frame=self.capabilities.max_frame)
-        self.streams[peer] = self._watched[connection.fileno()] = stream
+        up = Up(peer, peer_credentials(connection))
         self._poller.register(connection, select.POLLIN)
-        self._arrivals.append(Up(peer, peer_credentials(connection)))
+        # After an interrupt before this line the socket is collected, and the peer connects again.
+        self.streams[peer] = self._watched[connection.fileno()] = stream
+        self._arrivals.append(up)
 
     def _remove_stream(self, stream: Stream) -> None:
-        del self.streams[stream.peer], self._watched[stream.socket.fileno()]
-        self._poller.unregister(stream.socket)
+        # Each step may be repeated: an interrupt may leave this method, and then `recover` calls it again.
+        if self._watched.pop(stream.socket.fileno(), None) is not None:
+            self._poller.unregister(stream.socket)
         stream.close()
         self._arrivals.append(Down(stream.peer, stream.closed_reason))
+        self.streams.pop(stream.peer, None)
 
     def _flush(self, linger: float) -> None:
         deadline = time.monotonic() + linger
@@ -343,7 +359,7 @@ class StreamLink(OwnedLink):
     # -- hooks of the two ends -----------------------------------------------------------------------------------
 
     def _retry(self) -> None:
-        """Repeat what failed. Called once `_retry_at` has passed."""
+        """Repeat what failed, and change `_retry_at` last. Called once `_retry_at` has passed."""
 
     def _handle_listener(self, descriptor: int) -> None:
         """Handle an event of a descriptor that belongs to no stream."""

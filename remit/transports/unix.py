@@ -71,14 +71,16 @@ class _ServerLink(StreamLink):
             except OSError as error:
                 if error.errno != errno.ECONNABORTED:
                     # Probably out of descriptors. The listener stays readable, so polling it would spin.
-                    self._poller.unregister(self._listener)
                     self._retry_at = time.monotonic() + ACCEPT_PAUSE_S
+                    self._poller.unregister(self._listener)
                     return
             else:
                 self._add_stream(connection, next(_tokens))
 
     def _retry(self) -> None:
-        self._poller.register(self._listener, select.POLLIN)
+        with contextlib.suppress(FileExistsError):  # An interrupted call has registered it.
+            self._poller.register(self._listener, select.POLLIN)
+        self._retry_at = None
 
     def _stop_listening(self) -> None:
         self._file.unlink()
@@ -119,9 +121,17 @@ class _ClientLink(StreamLink):
 
     def _retry(self) -> None:
         try:
-            self._add_stream(_connect(self.location.path), SERVER)
+            if not self.streams:  # An interrupted call may have connected.
+                self._add_stream(_connect(self.location.path), SERVER)
+            self._retry_at = None
         except OSError:
             # No server yet, or no longer, or its accept queue is full (EAGAIN): each may change.
+            self._schedule_retry()
+
+    def recover(self) -> None:
+        """End a connection whose frames may have been cut, and connect again."""
+        super().recover()
+        if not self.streams and self._retry_at is None:
             self._schedule_retry()
 
     def _schedule_retry(self) -> None:
@@ -184,7 +194,7 @@ def _connect(path: str) -> socket.socket:
         connection.setblocking(False)
         connection.connect(path)
         return connection
-    except OSError:
+    except BaseException:
         connection.close()
         raise
 

@@ -13,7 +13,8 @@ def test_nothing_is_kept_of_closed_questions_behind_an_open_one() -> None:
         requests.pop(requests.add("next", None, 20.0 + number, idempotent=False).id)
         assert requests.next_deadline == 10.0
         assert len(requests.deadlines) <= SPARE_ENTRIES + 3
-    assert requests.pop_expired(15.0) == [first]
+    for request in requests.expired(15.0):
+        assert requests.pop(request.id) is first
     assert requests.next_deadline == float("inf")
 
 
@@ -23,7 +24,7 @@ def test_a_deadline_that_is_looked_after_is_not_lost() -> None:
     for request in asked[::2]:
         requests.pop(request.id)
     requests.add("last", None, 0.5, idempotent=False)
-    assert [request.name for request in requests.pop_expired(2000.0)] == ["last", *map(str, range(1, 1000, 2))]
+    assert [request.name for request in requests.expired(2000.0)] == ["last", *map(str, range(1, 1000, 2))]
 
 
 def test_a_deadline_that_is_scheduled_while_a_dead_one_is_removed_is_not_lost() -> None:

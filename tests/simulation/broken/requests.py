@@ -55,12 +55,12 @@ def renew_at_every_welcome(self: ClientSession, welcome: Any, now: float, *, ori
 
 
 MUTATIONS: list[Mutation] = [
-    (OpenRequests, "pop_expired", forget_deadlines),
-    (OpenRequests, "pop_lost", tell_nobody_of_a_loss),
-    (OpenRequests, "pop_lost", give_up_what_may_run_twice),
+    (OpenRequests, "expired", forget_deadlines),
+    (OpenRequests, "lost", tell_nobody_of_a_loss),
+    (OpenRequests, "lost", give_up_what_may_run_twice),
     (OpenRequests, "resendable", never_ask_again),
     (OpenRequests, "resendable", ask_everything_again),
-    (OpenRequests, "pop", answer_the_oldest),
+    (OpenRequests, "get", answer_the_oldest),
     (RequestServer, "should_answer", run_what_was_redelivered),
     (Outbox, "may_have_run_before", forget_what_another_server_may_have_run),
     (RequestClient, "on_server_restart", tell_nobody_that_the_server_began_anew),

@@ -1,0 +1,269 @@
+"""Interrupts and re-entry in every line of a client's calls: what follows must work, and no event may be lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import pytest
+from injection import Injection, call_with, interrupt
+from waiting import DEADLINE, wait_until
+
+from remit import Client, Location, Server
+from remit.errors import LinkClosed, RemitError, Undelivered, WouldDeadlock
+from remit.event import Event
+
+# A socket that an interrupt keeps from its owner is closed by the collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+WHOLE = "REMIT_EVERY_LINE" in os.environ
+"""Inject at every line; by default at a sample, because all of them take minutes."""
+STRIDE = 1 if WHOLE else 23
+MOST_LINES = 5000
+BOUND_S = 5.0
+"""Time limit of a call that needs milliseconds."""
+SWEPT = ("memory", "unix")
+
+Call = Callable[[Client], object]
+
+
+def request(client: Client) -> object:
+    return client.request("ping", timeout=BOUND_S)
+
+
+def submit_and_wait(client: Client) -> object:
+    future = client.submit("ping", timeout=BOUND_S)
+    wait_until(future.done, BOUND_S, tick=client)
+    return future.result()
+
+
+def submit_and_cancel(client: Client) -> object:
+    return client.submit("ping", timeout=BOUND_S).cancel()
+
+
+def subscribe_and_unsubscribe(client: Client) -> None:
+    client.subscribe("news", lambda *_: None, timeout=BOUND_S).close()
+
+
+def add_and_remove_listeners(client: Client) -> None:
+    client.add_listener("one", print)
+    client.once("one", print)
+    client.on("two")(print)
+    client.remove_listener("one")
+    client.remove_listener("two", print)
+
+
+def emit_paced(client: Client) -> None:
+    """Emit at a pace at which the calling thread itself sends."""
+    client.emit("other")
+    ends = time.monotonic() + 0.0005
+    while time.monotonic() < ends:
+        pass
+    client.emit("other")
+
+
+CALLS: dict[str, Call] = {
+    "emit": lambda client: client.emit("other"),
+    "emit_paced": emit_paced,
+    "emit_event": lambda client: client.emit_event(Event("other")),
+    "request": request,
+    "submit": submit_and_wait,
+    "cancel": submit_and_cancel,
+    "flush": lambda client: client.flush(BOUND_S),
+    "subscribe": subscribe_and_unsubscribe,
+    "listeners": add_and_remove_listeners,
+    "start": lambda client: client.start(),
+    "tick": lambda client: client.tick(0.01),
+    "stats": lambda client: client.stats(),
+}
+
+
+class Desk:
+    """A server in a thread of its own that counts what arrives."""
+
+    def __init__(self, location: Location) -> None:
+        self.got: Counter[int] = Counter()
+        self.server = Server(location)
+        self.server.add_listener("ping", lambda: "pong")
+        self.server.add_listener("event", self._count)
+        self._thread = threading.Thread(target=self.server.run, daemon=True)
+        self._thread.start()
+
+    def _count(self, number: int) -> None:
+        self.got[number] += 1
+
+    def close(self) -> None:
+        self.server.close()
+        self._thread.join(DEADLINE)
+
+
+@pytest.fixture(params=SWEPT)
+def desk(request: pytest.FixtureRequest, short_path: Any) -> Iterator[Desk]:
+    name = f"{os.getpid()}-{time.monotonic_ns()}"
+    desk = Desk(Location(f"memory://{name}" if request.param == "memory" else f"unix://{short_path / name}"))
+    yield desk
+    desk.close()
+
+
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    """Return the value of a call in another thread. Fails if it does not end in time."""
+    ended: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended.result(2 * BOUND_S)
+
+
+def named_by(error: BaseException | None) -> list[Any]:
+    """Return the arguments of the events that an exception, or what it replaced, names as undelivered."""
+    while error is not None:
+        if isinstance(error, Undelivered):
+            return [event.args[0] for event in error.events if event.name == "event"]
+        error = error.__context__
+    return []
+
+
+def check_usable(client: Client, desk: Desk, numbers: list[int], place: str | None) -> None:
+    """Check that two threads can use the client, and that each event arrives once."""
+    assert in_another_thread(lambda: client.request("ping", timeout=BOUND_S)) == "pong", place
+    client.emit("event", number := max(numbers, default=0) + 1)
+    numbers.append(number)
+    assert client.request("ping", timeout=BOUND_S) == "pong", place
+    assert client.flush(BOUND_S), place
+    assert in_another_thread(lambda: client.flush(BOUND_S)), place
+    assert {each: desk.got[each] for each in numbers} == dict.fromkeys(numbers, 1), place
+
+
+def injected(action: Callable[[], object], line: int, call: Callable[[], Any]) -> Injection:
+    """Inject, but not into a finalizer that the collector runs: Python ignores what it raises."""
+    gc.disable()
+    try:
+        return call_with(action, line, call)
+    finally:
+        gc.enable()
+
+
+def sweep(step: Callable[[int], Injection], stride: int = STRIDE) -> int:
+    """Inject at every ``stride``-th line until the call ends before it. Return the number of injections."""
+    for count, line in enumerate(range(1, MOST_LINES, stride)):
+        if step(line).place is None:
+            return count
+    raise AssertionError(f"the call has more than {MOST_LINES} lines")
+
+
+@pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "unthreaded"])
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("opened", [True, False], ids=["open", "first-use"])
+def test_a_call_may_be_interrupted_at_any_line(desk: Desk, name: str, threaded: bool, opened: bool) -> None:
+    numbers: list[int] = []
+
+    def step(line: int) -> Injection:
+        client = Client(desk.server.location, threaded=threaded)
+        if opened:
+            client.emit("event", number := max(numbers, default=0) + 1)
+            numbers.append(number)
+            client.request("ping", timeout=BOUND_S)
+        outcome = injected(interrupt, line, partial(CALLS[name], client))
+        assert outcome.error is None, (outcome.place, outcome.error)
+        check_usable(client, desk, numbers, outcome.place)
+        client.close()
+        return outcome
+
+    threads = threading.active_count()
+    assert sweep(step)
+    wait_until(lambda: threading.active_count() <= threads)
+
+
+AWAY = {"memory": "memory://away", "unix": "unix:///nowhere/at/all.sock"}
+
+
+@pytest.mark.parametrize("scheme", SWEPT)
+@pytest.mark.parametrize(
+    "leave", [Client.close, lambda client: client.__exit__(None, None, None)], ids=["close", "exit"]
+)
+def test_close_may_be_interrupted_at_any_line_and_still_reports(scheme: str, leave: Call) -> None:
+    """Whatever close() was interrupted in, it or the next one names the events that no server has received."""
+
+    def step(line: int) -> Injection:
+        client = Client(AWAY[scheme], linger=0.01)
+        for number in range(3):
+            client.emit("event", number)
+        caught: list[BaseException] = []
+
+        def end() -> None:
+            try:
+                leave(client)
+            except BaseException as error:
+                caught.append(error)
+                raise
+
+        outcome = injected(interrupt, line, end)
+        named = named_by(caught[0] if caught else None)
+        try:
+            client.close()
+        except Undelivered as error:
+            named = named or named_by(error)
+        assert named == [0, 1, 2], outcome.place
+        with pytest.raises(LinkClosed):
+            client.emit("event", 3)
+        return outcome
+
+    threads = threading.active_count()
+    assert sweep(step)
+    wait_until(lambda: threading.active_count() <= threads)
+
+
+def nested(client: Client, server: Server, numbers: list[int], futures: list[Future[Any]], errors: list[str]) -> None:
+    """Make the calls that a signal handler or a finalizer may make."""
+    numbers.append(number := max(numbers, default=0) + 1)
+    client.emit("event", number)
+    futures.append(client.submit("ping", timeout=BOUND_S))
+    server.publish("news", number)
+    try:
+        if client.request("ping", timeout=BOUND_S) != "pong":
+            errors.append("another answer")
+    except WouldDeadlock:
+        pass
+    except RemitError as error:
+        errors.append(repr(error))
+
+
+@pytest.mark.parametrize("threaded", [True, False], ids=["threaded", "unthreaded"])
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("opened", [True, False], ids=["open", "first-use"])
+def test_a_signal_handler_may_use_the_client_at_any_line(desk: Desk, name: str, threaded: bool, opened: bool) -> None:
+    numbers: list[int] = []
+
+    def step(line: int) -> Injection:
+        client = Client(desk.server.location, threaded=threaded)
+        futures: list[Future[Any]] = []
+        errors: list[str] = []
+        if opened:
+            client.request("ping", timeout=BOUND_S)
+        outcome = injected(
+            lambda: nested(client, desk.server, numbers, futures, errors), line, partial(CALLS[name], client)
+        )
+        assert outcome.error is None, (outcome.place, outcome.error)
+        assert not errors, (outcome.place, errors)
+        for future in futures:
+            wait_until(future.done, BOUND_S, tick=client)
+            assert future.result() == "pong", outcome.place
+        check_usable(client, desk, numbers, outcome.place)
+        client.close()
+        return outcome
+
+    threads = threading.active_count()
+    assert sweep(step)
+    wait_until(lambda: threading.active_count() <= threads)
