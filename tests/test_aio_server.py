@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -401,3 +403,61 @@ def test_a_server_whose_loop_was_closed_is_served_by_the_next_loop():
 
         run(main)
         del left
+
+
+async def serve_again_and_again(server: Server, random: Random, ended: asyncio.Event) -> None:
+    """Serve, and stop or cancel that at any moment, until ``ended``."""
+    while not ended.is_set():
+        serving = asyncio.create_task(server.serve(concurrency=random.choice([1, 2, 5, 1000])))
+        await asyncio.sleep(0.02 * random.random())
+        if random.random() < 0.5:
+            serving.cancel()
+        server.stop()
+        await asyncio.wait([serving])
+
+
+async def emit_and_ask(server: Server, random: Random, number: int) -> None:
+    async with AsyncClient(server.location) as client:
+        requests = []
+        for value in range(60):
+            await client.emit(random.choice(["slow", "plain"]), number, value)
+            if random.random() < 0.2:
+                requests.append((value, asyncio.create_task(client.request("ask", value))))
+                await asyncio.sleep(0)
+            if random.random() < 0.05 and requests:
+                requests.pop()[1].cancel()
+        for value, task in requests:
+            with contextlib.suppress(RequestFailed):  # The service stopped while its listener ran.
+                assert await task == value
+        assert await client.flush(DEADLINE)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("REMIT_SEEDS", "3"))))
+def test_order_and_replies_survive_a_service_that_stops_and_begins_again(location, seed):
+    """Of four clients with plain and async listeners, at any bound: each event is handled once, in order."""
+    random = Random(seed)
+    handled: dict[int, list[int]] = {}
+
+    def plain(client: int, number: int) -> None:
+        handled.setdefault(client, []).append(number)
+
+    async def slow(client: int, number: int) -> None:
+        await asyncio.sleep(random.choice([0, 0, 0.001, 0.003]))
+        plain(client, number)
+
+    async def ask(number: int) -> int:
+        await asyncio.sleep(random.choice([0, 0.001]))
+        return number
+
+    async def main() -> None:
+        with Server(location) as server:
+            for listener in (plain, slow, ask):
+                server.add_listener(listener.__name__, listener)
+            ended = asyncio.Event()
+            serving = asyncio.create_task(serve_again_and_again(server, random, ended))
+            await asyncio.gather(*(emit_and_ask(server, random, number) for number in range(4)))
+            ended.set()
+            await serving
+
+    run(main)
+    assert handled == {number: list(range(60)) for number in range(4)}
