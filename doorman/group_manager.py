@@ -140,6 +140,10 @@ class GroupManager(BaseManager):
         self._groups.clear()
         self.manager.close()
 
+    @property
+    def _outlived(self) -> bool:
+        return self._closed or self.manager._outlived
+
     def _current_done(self) -> bool:
         return all(task.done() for task in self._current)
 

@@ -275,6 +275,10 @@ class ProcessManager(BaseManager):
         self._output.close()
         self._released = True
 
+    @property
+    def _outlived(self) -> bool:
+        return self._closed or self._recorder.journal is not None
+
     def _begin_shutdown(self) -> None:
         """Leave detached processes running, and cancel the other tasks; the journal's next manager gets both."""
         self._recorder.leaving()

@@ -207,6 +207,10 @@ class SynchronousManager(BaseManager):
         self.stop()
         self.server.close()
 
+    @property
+    def _outlived(self) -> bool:
+        return self._closed
+
     def _release_dependents(self) -> None:
         for task, error in self._requests.guard(lambda: list(self._run_queue.release_dependents())):
             self._end(task, State.CANCELLED, error)

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from doorman._scheduler.output import Line
 from doorman._worker.pickling import pickle_call
@@ -40,6 +40,7 @@ OnOutput: TypeAlias = "Callable[[Task, str, str], object]"
 OnProgress: TypeAlias = "Callable[[Task, Progress], object]"
 """Called with a task and its latest progress."""
 
+UNEXPECTED: Final = frozenset({State.FAILED, State.EXPIRED})
 _numbers = itertools.count(1)
 
 
@@ -163,6 +164,7 @@ class Task:
         self._retry_policy = RetryPolicy(retries=retries, backoff=backoff, restart=restart, intensity=intensity)
         self._future: TaskFuture | None = None  # Made on demand: it holds a lock, and most tasks need none.
         self._done_callbacks: list[Callable[[Any], object]] = []
+        self._retrieved = False  # Whether its error is the user's, or of no interest.
         self._killed = False  # by `stop(kill=True)`: no further attempt
         self._started: float | None = None
         self._ended: float | None = None
@@ -204,11 +206,13 @@ class Task:
         """Return the exception that `result` would raise, or None. Raises ResultTimeout."""
         if not self.done():
             self._added_to()._run_until(self, timeout)
+        self._retrieved = True
         return self._outcome[1]
 
     @property
     def future(self) -> TaskFuture:
         """A `concurrent.futures.Future` of its result, always the same one. Any thread may wait for it or cancel it."""
+        self._retrieved = True
         return future_of(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -236,6 +240,11 @@ class Task:
         if self._started is None:
             return None
         return (time.monotonic() if self._ended is None else self._ended) - self._started
+
+    def __del__(self) -> None:
+        if getattr(self, "_error", None) is not None and not self._retrieved and self.state in UNEXPECTED:
+            with contextlib.suppress(Exception):  # The interpreter may be about to exit.
+                logger.error("%r failed, and its error was never retrieved: call result()", self, exc_info=self._error)
 
     # -- used by managers, in the thread that ticks them -------------------------------------------------------
 

@@ -69,6 +69,7 @@ class Server(ListenerRegistry):
         key_file: str | Path | None = None,
     ) -> None:
         super().__init__(on_error)
+        self._unheard_hint = "check the name at the sender, or add a listener by server.add_listener()"
         self._given = {
             "queue": queue,
             "queue_bytes": queue_bytes,

@@ -77,6 +77,22 @@ def test_patterns_several_listeners_once_and_remove(location: Location) -> None:
     assert heard == ["pattern", "exact", "once", "last", "pattern", "exact", "last", "pattern", "exact"]
 
 
+def test_an_event_without_a_listener_is_logged_once_for_each_name(
+    location: Location, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server(location) as server, Client(server.location) as client:
+        for number in range(300):
+            client.emit("ordr")
+            client.emit(f"name {number}")
+        tick_until(server, lambda: server.stats()["unheard"] == 600)
+    records = [record.getMessage() for record in caplog.records if "no listener for event" in record.getMessage()]
+    assert records[0] == (
+        "no listener for event 'ordr': check the name at the sender, or add a listener by server.add_listener()"
+    )
+    assert sum("'ordr'" in record for record in records) == 1
+    assert 10 < len(records) < 200
+
+
 def test_a_listener_that_raises_disturbs_nobody(location: Location) -> None:
     heard: list[int] = []
     errors: list[tuple[Event, Exception]] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman._scheduler.event_loop import LoopDriver
+
+logger = logging.getLogger("doorman")
 
 SHUTDOWN_TIMEOUT_S: Final = 10.0
 """Default for the longest duration of leaving a manager's block."""
@@ -236,8 +240,30 @@ class BaseManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is None:
+            self._report_waiting()
         self.close()
+
+    def _report_waiting(self) -> None:
+        """Log a warning if tasks wait that nothing will start any more."""
+        waiting = () if self._outlived else self.waiting
+        if waiting:
+            logger.warning(
+                "%d tasks, the first of them %r, were waiting when their manager was left, and have not run: "
+                "call run() before the end of its block",
+                len(waiting),
+                waiting[0].name,
+            )
+
+    @property
+    def _outlived(self) -> bool:
+        """Whether its waiting tasks are finished already, or survive it."""
+        return False
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # The interpreter may be about to exit, or `__init__` has raised.
+            self._report_waiting()
 
 
 class _Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import resource
 import signal
@@ -23,7 +24,7 @@ from doorman.errors import JournalError, LaunchRefused
 from doorman.identity import Credential
 from doorman.launcher import Event as Report
 from doorman.launcher import Exited, Launched, Launcher
-from doorman.load import SAMPLE_INTERVAL_S
+from doorman.load import SAMPLE_INTERVAL_S, available_cores
 from doorman.states import State
 from remit._internal import DeadlineHeap
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from doorman.journal.recorder import Recorder
     from doorman.task import OnProgress, Task
 
+logger = logging.getLogger("doorman")
+
+MANY_PER_CORE: Final = 16
+"""A manager without rules logs a warning once it has more processes than this for each core."""
 AT_ONCE: Final = 64
 """Most processes between launch and proof: more would only delay each other."""
 DESCRIPTORS: Final = 5
@@ -82,6 +87,7 @@ class Supervisor:
         self._exits: dict[Attempt, Exited] = {}
         self._added: dict[Task, bytes] = {}  # Added tasks that the run queue does not have yet, with their calls.
         self.requests = RequestQueue(self._repair)
+        self._many_reported = False
         self._again = False  # Whether an interrupt occurred in the current action before.
         handshake.open(self)
 
@@ -198,6 +204,16 @@ class Supervisor:
         finally:
             # Immediately: a traceback could keep it suspended, and its `finally` restores the queue.
             self.requests.guard(admitted.close)
+        if not self._many_reported and len(self._attempts) > MANY_PER_CORE * available_cores():
+            self._many_reported = True
+            if not len(self._run_queue.rules):
+                logger.warning(
+                    "%d processes run at a time and %d tasks wait, since the manager has no rule: "
+                    "limit them, as by manager.add_rule(Rule(processes=%d))",
+                    len(self._attempts),
+                    len(self._run_queue),
+                    available_cores(),
+                )
 
     def now(self) -> float:
         """Return the monotonic time of the manager's clock."""

@@ -245,6 +245,7 @@ class Crew(CallPool):
         config = WorkerConfig(name, secret, self._location, record, self._initializer, *self._bounds, self._limits)
         worker.task = Task(serve, config, name=self._name, limits=self._task_limits)
         worker.task._script = self._script or self._waiting.next_script()
+        worker.task._retrieved = True  # Its calls report the error.
         worker.task._on_done(lambda _: self._on_worker_done(worker))
         self._workers[name] = worker
         try:

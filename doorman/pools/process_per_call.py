@@ -44,6 +44,7 @@ class ProcessPerCall(CallPool):
         )
         task._script = call.script or self._script
         self._running[task] = call
+        task._retrieved = True  # The call has the error.
         task._on_done(self._on_task_done)
         try:
             self.manager.add_task(task)

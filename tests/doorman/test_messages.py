@@ -1,0 +1,69 @@
+"""Each case in which a manager would do nothing, or too much, is logged once, with the next action."""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+import pytest
+from waiting import DEADLINE
+
+from doorman import GroupManager, ProcessManager, Rule, SynchronousManager, Task
+from doorman.load import available_cores
+
+
+def one_half() -> float:
+    return 1 / 0
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level and record.name == "doorman"]
+
+
+@pytest.mark.parametrize("kind", [ProcessManager, SynchronousManager, lambda: GroupManager(SynchronousManager())])
+def test_a_manager_that_is_left_with_waiting_tasks_is_reported(kind, caplog: pytest.LogCaptureFixture) -> None:
+    with kind() as manager:
+        manager.add_task(Task(print, name="first"))
+        manager.add_task(Task(print))
+    del manager
+    gc.collect()
+    [message] = logged(caplog, logging.WARNING)
+    assert "2 tasks, the first of them 'first'" in message
+    assert "call run()" in message
+
+
+def test_a_manager_that_has_run_or_is_left_by_an_error_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    with SynchronousManager() as manager:
+        manager.add_task(Task(len, ""))
+        manager.run(DEADLINE)
+    with pytest.raises(AttributeError), SynchronousManager() as manager:
+        manager.add_task(manager.add_task(Task(len, "")).missing())
+    assert logged(caplog, logging.WARNING) == []
+
+
+def test_an_error_that_is_never_retrieved_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with ProcessManager() as manager:
+        for retrieved in (False, True):
+            task = manager.add_task(Task(one_half, name=f"retrieved: {retrieved}"))
+            manager.run(DEADLINE)
+            if retrieved:
+                assert isinstance(task.exception(), ZeroDivisionError)
+            del task
+            gc.collect()
+    [message] = logged(caplog, logging.ERROR)
+    assert "'retrieved: False' failed" in message
+    assert "call result()" in message
+    assert "one_half" in caplog.text
+
+
+@pytest.mark.parametrize("rules", [(), [Rule(processes=1000)]], ids=["no rule", "a rule"])
+def test_many_processes_at_a_time_are_reported_without_a_rule(rules, caplog: pytest.LogCaptureFixture) -> None:
+    count = min(16 * available_cores() + 1, 60)
+    with ProcessManager(rules=rules) as manager:
+        for _ in range(count):
+            manager.add_task(Task(len, ""))
+        manager.tick()
+        manager.stop()
+        manager.run(DEADLINE)
+    reported = [message for message in logged(caplog, logging.WARNING) if "add_rule(Rule(processes=" in message]
+    assert len(reported) == (not rules and count > 16 * available_cores())
