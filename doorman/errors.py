@@ -25,6 +25,7 @@ __all__ = [
     "NotInTask",
     "PidfdUnavailable",
     "PoolFailed",
+    "ProgramNotRun",
     "Refusal",
     "RestartedTooOften",
     "ResultTimeout",
@@ -85,6 +86,18 @@ class WorkerDied(TaskError):
         elif pid is not None:
             text += "; its exit status is unknown"
         super().__init__(f"{text}: {detail}" if detail else text)
+
+
+class ProgramNotRun(WorkerDied):
+    """Raised by ``result()`` of a command whose program cannot be run; the exit code is 127 if it was not found."""
+
+    def __init__(self, program: str, reason: str, exit_code: int) -> None:
+        super().__init__(None, exit_code, None)
+        self.program, self.reason = program, reason
+        self.args = (f"cannot run {program}: {reason}",)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.program, self.reason, self.exit_code), vars(self)
 
 
 class TaskCancelled(TaskError):

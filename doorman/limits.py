@@ -56,6 +56,34 @@ class Limits:
             object.__setattr__(self, "affinity", _cpus(self.affinity))
 
 
+_original_files: int | None = None  # the soft limit before `raise_descriptor_limit`
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open descriptors of this process to the hard one, because each task needs some of them.
+
+    The usual soft limit, 1024, is low for the sake of programs that use select(). Processes of tasks get it back.
+    """
+    global _original_files
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            _original_files = soft if _original_files is None else _original_files
+
+
+def original_descriptor_limit() -> int | None:
+    """Return the soft limit of open descriptors before it was raised; None if it was not."""
+    return _original_files
+
+
+def set_descriptor_limit(soft: int) -> None:
+    """Set the soft limit of open descriptors, to the hard one at most."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
 def apply_limits(limits: Limits, *, called: bool) -> None:
     """Apply all limits but memory to this process, and check that `limit_memory` can apply that one.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from doorman.cores import processor_share
 from doorman.process import STAT_CPU, STAT_RSS_PAGES, STAT_START, STAT_THREADS, child_pids, stat_fields
 
 __all__ = ["Cost", "Load", "Meter", "Reading", "read_process"]
@@ -77,12 +78,12 @@ class Meter:
         read: Callable[[int], Reading | None] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        cores: int | None = None,
+        cores: float | None = None,
         memory: int | None = None,
     ) -> None:
         self._read = read or read_process
         self._clock = clock
-        self._share = 100.0 / (cores or available_cores())
+        self._share = 100.0 / (cores or processor_share())
         self._memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._known: dict[str, _Known] = {}
 
@@ -152,9 +153,3 @@ def read_process(pid: int) -> Reading | None:
 
 def _ticks(fields: list[bytes]) -> int:
     return sum(map(int, fields[STAT_CPU]))
-
-
-def available_cores() -> int:
-    """Return the number of processors that this process may use."""
-    # A container or taskset may leave this process and its tasks fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

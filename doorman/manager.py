@@ -23,6 +23,7 @@ from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
 from doorman.launcher import Launcher, Reach
 from doorman.launcher.zygote import ZygoteLauncher
+from doorman.limits import raise_descriptor_limit
 from doorman.rules import Rule
 from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Location, Server
@@ -116,6 +117,7 @@ class ProcessManager(BaseManager):
         self._same_files = getattr(launcher, "reach", Reach.BELOW) is Reach.BELOW
         first_call = pickle_initializer(initializer, same_files=self._same_files)
         logs = Logs(log_path, shared=shared_log)
+        raise_descriptor_limit()
         self._shutdown_timeout = grace + KILL_TIMEOUT_S
         self._closed = self._stopped = self._released = self._ticking = False
         self._owner = os.getpid()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,9 @@ from doorman._scheduler.base_manager import BaseManager
 from doorman._scheduler.output import KEPT_LINES, Line, Lines, deliver_line, is_streamed
 from doorman._scheduler.request_queue import RequestQueue
 from doorman._scheduler.run_queue import RunQueue
+from doorman._worker.program import SHELL, exit_code_of, is_shell_script, reason_of
 from doorman.current import CurrentTask, task_context
-from doorman.errors import RestartedTooOften, TaskAlreadyAdded, TaskFailed, WorkerDied
+from doorman.errors import ProgramNotRun, RestartedTooOften, TaskAlreadyAdded, TaskFailed, WorkerDied
 from doorman.identity import own_identity
 from doorman.launcher.process_exit import exit_code
 from doorman.rules import Rule
@@ -34,7 +36,6 @@ __all__ = ["SynchronousManager"]
 STREAMS: Final = ("stdout", "stderr")
 READ_BYTES: Final = 64 * 1024
 RETRY_INTERVAL_S: Final = 0.01  # Nothing reports that a rule or a condition begins to allow a task.
-EXIT_NOT_FOUND: Final = 127  # By the convention of shells.
 _End: TypeAlias = tuple[State, Any, BaseException | None]
 
 
@@ -297,14 +298,24 @@ class SynchronousManager(BaseManager):
             return State.FAILED, None, raised
 
 
+def _started(command: list[str], task: Task) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, cwd=task.cwd, env=task.env)
+    except OSError as error:
+        path = shutil.which(command[0])
+        if path is None or not is_shell_script(path, error):
+            raise
+    return subprocess.Popen([SHELL, path, *command[1:]], cwd=task.cwd, env=task.env)
+
+
 def _command(task: Task) -> _End:
     """Run the program of a task to its end, or until it expires."""
     command = [*task.wrapper, *task.argv]
     try:
-        process = subprocess.Popen(command, cwd=task.cwd, env=task.env)
+        process = _started(command, task)
     except OSError as error:
-        task.exit_code = EXIT_NOT_FOUND
-        return State.FAILED, None, WorkerDied(None, EXIT_NOT_FOUND, None, f"cannot run {command[0]}: {error}")
+        task.exit_code = exit_code_of(error)
+        return State.FAILED, None, ProgramNotRun(command[0], reason_of(error, command[0]), task.exit_code)
     with process:  # Its exit waits for the program, so each error kills it first.
         try:
             code = process.wait(task.expires_in)

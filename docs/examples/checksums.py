@@ -18,7 +18,7 @@ from pathlib import Path
 from doorman import ProcessManager, Rule, Task, current_task
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
-MAX_PROCESSES = 4 * (os.cpu_count() or 1)
+MAX_PROCESSES = 4 * len(os.sched_getaffinity(0))
 """Processes while the machine is busy."""
 BLOCK = 1 << 20
 

@@ -16,6 +16,7 @@ from doorman._worker.pickling import script_of
 from doorman._worker.signed_channel import TASK_REPORTS, SignedReceiver
 from doorman.identity import SECRET_BYTES, Credential, Identity
 from doorman.launcher import Exited, Order, Reach
+from doorman.limits import original_descriptor_limit
 from doorman.process import Process
 from doorman.states import State
 from remit import Sender
@@ -122,4 +123,5 @@ def launch_request(attempt: Attempt, payload: tuple[bytes, bytes], outputs: Outp
         script=script_of(attempt.call) or task._script,
         record=record,
         grace=attempt.timeouts.grace,
+        open_files=original_descriptor_limit(),
     )

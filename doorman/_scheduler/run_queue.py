@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from doorman._scheduler.attempt import Attempt
     from doorman.task import Task
 
+logger = logging.getLogger("doorman")
+
+HOLD_REPORT_S: Final = 5.0
+"""Seconds without a start of a process after which a warning states why tasks wait."""
+HOLD_REPORT_INTERVAL_S: Final = 60.0
+"""Seconds between two such warnings."""
 HOLD_S: Final = 0.1
 """Seconds without a launch after a failed one, unless a process ends earlier."""
 SPARE_ENTRIES: Final = 64
@@ -69,6 +76,8 @@ class RunQueue:
         self._by_load = False  # Whether any rule has a band.
         self._changed = False  # Whether a change may let a task start.
         self._held: str | None = None  # Why all tasks wait; if a rule is the reason, exempt tasks may still start.
+        self._hold_since: float | None = None  # Monotonic time of the first `hold` after the last start of a process.
+        self._report_at = 0.0  # Monotonic time before which the reason of a hold is not logged again.
         self._not_before = 0.0  # Monotonic time at which `hold` ends; 0.0 without a hold.
 
     def __len__(self) -> int:
@@ -187,7 +196,17 @@ class RunQueue:
 
     def hold(self, why: str) -> None:
         """Admit no task for HOLD_S seconds, since no process can be started now."""
-        self._held, self._not_before = why, self._clock() + HOLD_S
+        now = self._clock()
+        self._held, self._not_before = why, now + HOLD_S
+        if self._hold_since is None:
+            self._hold_since = now
+        elif now >= max(self._hold_since + HOLD_REPORT_S, self._report_at):
+            self._report_at = now + HOLD_REPORT_INTERVAL_S
+            logger.warning("%d tasks have waited for %.0f s: %s", len(self._queued), now - self._hold_since, why)
+
+    def end_hold(self) -> None:
+        """Count the time of the next `hold` from now on, since a process has started."""
+        self._hold_since = None
 
     def why(self, task: Task) -> str | None:
         """Return the reason that holds a waiting task back; None if there is none, or if the task does not wait."""

@@ -196,7 +196,7 @@ class Supervisor:
                 if error is not None:
                     self.fail(queued.task, error)
                 elif not _descriptors_left((len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS):
-                    self._run_queue.hold("few descriptors are left to this process: see `ulimit -n`")
+                    self._run_queue.hold("few descriptors are left to this process: raise its hard limit, `ulimit -Hn`")
                 else:
                     number = queued.task.attempt + 1
                     attempt = Attempt(queued.task, queued.call, number, self.timeouts, queued.turn)
@@ -377,6 +377,7 @@ class Supervisor:
         if action.state is State.RUNNING:
             task.identity = attempt.identity
             self._unproven.discard(attempt)
+            self._run_queue.end_hold()
         self._show(task, action.state)
         if action.state is State.RUNNING:
             task._set_started(action.at)

@@ -16,10 +16,12 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from doorman._worker.connection import ManagerConnection
+from doorman._worker.connection import REPORT_LINGER_S, ManagerConnection
 from doorman._worker.outcome import TaskOutcome, failed, returned
 from doorman._worker.pickling import run_initializer, unpickle
+from doorman._worker.program import exec_program
 from doorman.current import CurrentTask, task_context
+from doorman.errors import ProgramNotRun
 from doorman.identity import Credential
 from doorman.launcher import Order, main_module
 from doorman.launcher.launch_messages import interpreter_flags, pack_order, read_order, write_memfd
@@ -33,8 +35,6 @@ REHEARSALS: Final = 10
 """Number of runs after which the interpreter has specialised the code and no longer writes to the code objects."""
 EXIT_NOT_ADMITTED: Final = 75
 """Exit code of a worker that received no "go": EX_TEMPFAIL of sysexits.h."""
-EXIT_NOT_FOUND: Final = 127
-"""Exit code if the command cannot be run, as in a shell."""
 
 
 class WorkSpec(msgspec.Struct, array_like=True, frozen=True):
@@ -94,7 +94,7 @@ def run_order(order: Order) -> int:
     if outcome is None and order.command:
         connection.close()
         limit_memory(spec.limits)
-        exec_command(order.command)
+        return run_program(order.command, spec, credential)
     if outcome is None:
         connection.start_readoption()
         outcome, code = run_call(spec, connection)
@@ -147,24 +147,34 @@ def exec_wrapper(order: Order, spec: WorkSpec) -> NoReturn:
     descriptor = write_memfd(pack_order(again, sys_path=sys.path))
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.set_inheritable(descriptor, True)
-    exec_command((*spec.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman._worker", str(descriptor)))
-
-
-def exec_command(command: tuple[str, ...]) -> NoReturn:
-    """Replace this program by another; pid and pidfd inode stay. Exits with a message if the other cannot be run."""
+    command = (*spec.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman._worker", str(descriptor))
     try:
-        os.execvp(command[0], command)
-    except OSError as error:
-        print(f"doorman: cannot run {command[0]}: {error.strerror}", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(EXIT_NOT_FOUND)
+        exec_program(command)
+    except ProgramNotRun as error:
+        print(f"doorman: the wrapper of {spec.name!r}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(error.exit_code or 0)
+
+
+def run_program(command: tuple[str, ...], spec: WorkSpec, credential: Credential) -> int:
+    """Replace this program by the task's. If that cannot be run, report why and return the exit code of a shell."""
+    try:
+        exec_program(command)
+    except ProgramNotRun as error:
+        print(f"doorman: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        # The first connection is closed: a program that runs must not inherit it.
+        connection = ManagerConnection(pickle.loads(spec.location), credential)
+        connection.report_outcome(failed(error))
+        connection.close(REPORT_LINGER_S)
+        return error.exit_code or 0
 
 
 def main() -> int:
     """Read the order of this program from a descriptor or from standard input, and run it."""
     # Imported here: a forked child never needs them.
     from doorman import process
-    from doorman.launcher.zygote_process import apply_order, use_line_buffering
+    from doorman.launcher.zygote_process import apply_order, reset_signals, use_line_buffering
 
+    reset_signals()
     use_line_buffering()
     descriptor = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     order = read_order(descriptor)

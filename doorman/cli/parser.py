@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
+from doorman.cores import available_cores
 from remit.options import argument, read_count, read_seconds
 
 RUN: Final = """\
@@ -17,7 +17,7 @@ examples:
   doorman run --name build --log-path logs -- make     (elsewhere: doorman ps; doorman stop build)
 
 Exit code: that of the command; 128 + n if signal n ended it; 124 if it reached its time limit and then exited with 0;
-127 if the command cannot be run; 2 if Doorman could not start it.
+127 if the command is not found, 126 if it cannot be run; 2 if Doorman could not start it.
 """
 MAP: Final = """\
 In the command {} is replaced with the input, {.} with the input without its extension, {/} with its last path
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     map_ = _command(commands, "map", "run a command for each input, many at a time", MAP)
     map_.usage = "doorman map [options] CMD [ARG ...] [::: INPUT ...]"
     map_.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command; inputs follow ':::'")
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     map_.add_argument(
         "-j", "--processes", type=_POSITIVE, default=cores, metavar="N", help=f"processes at a time ({cores})"
     )

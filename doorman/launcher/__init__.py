@@ -39,6 +39,8 @@ class Order:
     """Seconds for which the descendants may outlive the process, unless the manager has them killed earlier."""
     script: Script | None = None
     """The user's script that the call needs. A zygote imports it once; other launchers leave it to the call."""
+    open_files: int | None = None
+    """Soft limit of open descriptors of the process; None to inherit."""
     record: str | None = None
     """Path, without suffix, of the files that a detached process leaves for the next manager: outcome and exit."""
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import select
+import sys
 import time
 from collections import deque
 from typing import Final, Self
 
-from doorman.launcher import Event
+from doorman.errors import LaunchRefused
+from doorman.launcher import Event, LaunchFailed
+from doorman.launcher.launch_messages import OUT_OF_RESOURCES, interpreter_flags
 from doorman.process import check_system
 
 CLOSE_GRACE_S: Final = 5.0
 """Default time within which the launched processes must end when a launcher is closed."""
+
+
+def python_command() -> list[str]:
+    """Return this interpreter with the flags of this process. Raises FileNotFoundError without a `sys.executable`."""
+    if not sys.executable:
+        reason = f"sys.executable is {sys.executable!r}; set it to the path of a Python interpreter"
+        raise FileNotFoundError(errno.ENOENT, reason)
+    return [sys.executable, *interpreter_flags()]
+
+
+def current_folder() -> str:
+    """Return the working directory, with its symbolic links. Raises FileNotFoundError with a text that says so."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - with its symbolic links
+    except FileNotFoundError as error:
+        reason = "the working directory of this process was deleted; change to another one"
+        raise FileNotFoundError(error.errno, reason) from error
 
 
 class EpollLauncher:
@@ -70,6 +91,12 @@ class EpollLauncher:
             raise ValueError("this launcher is closed")
         if self._owner != os.getpid():
             raise ValueError("this launcher belongs to the parent of this fork: create another one here")
+
+    def _start_failed(self, attempt: str, program: str, error: OSError) -> None:
+        """Handle an error of a start: raise LaunchRefused if it passes by waiting, else fail the attempt."""
+        if error.errno in OUT_OF_RESOURCES:
+            raise LaunchRefused(f"no process can be started now: {error.strerror}") from error
+        self._add_event(LaunchFailed(attempt, f"cannot start {program}: {error.strerror or error}"))
 
     def _add_event(self, event: Event) -> None:
         """Queue an event that no descriptor announces."""

@@ -136,20 +136,31 @@ class ControlGroup:
 
 def own_group() -> Path | None:
     """Return the folder of this process's control group; None without cgroup v2."""
+    return next(iter(own_groups()), None)
+
+
+def own_groups(proc: Path = Path("/proc/self"), controller: str = "") -> list[Path]:
+    """Return the folders of a process's control group and of the groups around it, as far as they are mounted.
+
+    Of cgroup v2, or of the hierarchy of version 1 that has the controller. ``proc`` -- the process's folder in /proc
+    """
     try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        groups = [line.split(":", 2) for line in (proc / "cgroup").read_text().splitlines()]
+        mounts = (proc / "mountinfo").read_text().splitlines()
     except OSError:
-        return None
-    path = next((group.removeprefix("0::") for group in groups if group.startswith("0::")), None)
+        return []
+    path = next((path for _, controllers, path in groups if controller in controllers.split(",")), None)
     for mount in mounts:
         place, _, kind = mount.partition(" - ")
-        if path is not None and kind.startswith("cgroup2 "):
+        filesystem, _, options = kind.partition(" ")
+        right = controller in options.split(" ")[-1].split(",") if controller else filesystem == "cgroup2"
+        if path is not None and filesystem.startswith("cgroup") and right:
             root, point = (_ESCAPED.sub(lambda found: chr(int(found[1], 8)), word) for word in place.split()[3:5])
             below = os.path.relpath(path, root)
             if not below.startswith(".."):
-                return Path(point, below)
-    return None
+                folder, top = Path(point, below), Path(point)
+                return [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]
+    return []
 
 
 def is_delegated(folder: Path) -> bool:

@@ -12,10 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from doorman.errors import LaunchRefused
 from doorman.launcher import DescendantsLeft, Exited, Launched, LaunchFailed, Order, Reach
-from doorman.launcher.base import EpollLauncher
-from doorman.launcher.launch_messages import close_all, interpreter_flags, pack_order
+from doorman.launcher.base import EpollLauncher, python_command
+from doorman.launcher.launch_messages import close_all, pack_order
 from doorman.process import Process, processes_of_group
 
 __all__ = ["CommandLauncher"]
@@ -24,7 +23,6 @@ KILL_WAIT_S = 2.0
 """Time to wait for a worker that was killed because its pidfd could not be opened."""
 _IGNORED = "this process ignores SIGCHLD, so the kernel reaps its children and may reuse their pids; set it to SIG_DFL"
 _REAPED = f"other code of this process, such as waitpid(-1), has reaped the worker; or {_IGNORED}"
-_BACK_PRESSURE = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class CommandLauncher(EpollLauncher):
@@ -49,7 +47,7 @@ class CommandLauncher(EpollLauncher):
         python: Sequence[str] = (),
         worker: Sequence[str] = ("-m", "doorman._worker"),
     ) -> None:
-        self._command = [*prefix, *(python or [sys.executable, *interpreter_flags()]), *worker]
+        self._command = [*prefix, *(python or python_command()), *worker]
         self._inherits = inherits
         self.reach = reach
         super().__init__()
@@ -68,9 +66,9 @@ class CommandLauncher(EpollLauncher):
         try:
             worker = _StartedWorker(self._command, order, inherits=self._inherits)
         except OSError as error:
-            if error.errno in _BACK_PRESSURE:
-                raise LaunchRefused(f"no process can be started now: {error}") from error
-            self._add_event(LaunchFailed(order.attempt, f"{self._command[0]}: {error}"))
+            program = self._command[0]
+            source = " (sys.executable)" if program == sys.executable else ""
+            self._start_failed(order.attempt, f"{program!r}{source}", error)
             return
         self._workers[worker.process.fileno()] = worker
         self._orders[worker.pipe] = worker.order_bytes

@@ -21,6 +21,8 @@ from doorman.launcher.main_module import Script
 
 MAX_INLINE_ORDER = 64 * 1024
 """Bytes of the longest order that travels in a message; a longer one goes through a memfd."""
+OUT_OF_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors of a start that pass by waiting. Any other error would come again."""
 _MAX_MESSAGE_BYTES = 2 * MAX_INLINE_ORDER
 _MAX_DESCRIPTORS = 3  # of one message: the order, standard output, standard error
 _MAGIC = b"doorman1"
@@ -116,7 +118,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 _Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
 _OrderFields: TypeAlias = tuple[
-    str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None, float
+    str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None, float, int | None
 ]
 _decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
 _decode_packed = msgspec.msgpack.Decoder(tuple[bytes, list[bytes], list[bytes]]).decode
@@ -174,20 +176,44 @@ def encode_order(order: Order) -> bytes:
     env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
     cwd = None if order.cwd is None else os.fsencode(order.cwd)
     record = None if order.record is None else os.fsencode(order.record)
-    return _encode((order.attempt, order.secret, order.payload, command, env, cwd, order.detach, record, order.grace))
+    return _encode(
+        (
+            order.attempt,
+            order.secret,
+            order.payload,
+            command,
+            env,
+            cwd,
+            order.detach,
+            record,
+            order.grace,
+            order.open_files,
+        )
+    )
 
 
 def decode_order(data: bytes) -> Order:
     """Return the order that `encode_order` has encoded. Raises MessageError."""
     try:
-        attempt, secret, payload, command, env, cwd, detach, record, grace = _decode_order(data)
+        attempt, secret, payload, command, env, cwd, detach, record, grace, open_files = _decode_order(data)
     except ValueError as error:
         raise MessageError(f"invalid order of {len(data)} bytes: {error}") from error
     words = tuple(map(os.fsdecode, command))
     variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
     folder = None if cwd is None else os.fsdecode(cwd)
     path = None if record is None else os.fsdecode(record)
-    return Order(attempt, secret, payload, words, variables, folder, detach=detach, record=path, grace=grace)
+    return Order(
+        attempt,
+        secret,
+        payload,
+        words,
+        variables,
+        folder,
+        detach=detach,
+        record=path,
+        grace=grace,
+        open_files=open_files,
+    )
 
 
 def write_memfd(data: bytes) -> int:

@@ -22,9 +22,8 @@ from typing import Final
 from doorman.errors import LaunchRefused
 from doorman.launcher import DescendantsLeft, Event, Exited, Launched, LaunchFailed, Order
 from doorman.launcher import launch_messages as messages
-from doorman.launcher.base import EpollLauncher
+from doorman.launcher.base import EpollLauncher, current_folder, python_command
 from doorman.launcher.cgroup import ControlGroup
-from doorman.launcher.launch_messages import interpreter_flags
 from doorman.process import Process
 
 __all__ = ["ZygoteLauncher"]
@@ -60,7 +59,7 @@ class ZygoteLauncher(EpollLauncher):
         cwd: str | None = None,
         stdin: int | None = None,
     ) -> None:
-        cwd = cwd or os.getcwd()  # noqa: PTH109 - with its symbolic links
+        cwd = cwd or current_folder()
         # Absolute, because "" and relative folders are below this process's folder, and a child may start in another.
         folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps non-paths
         argv = [*map(os.fsencode, getattr(sys, "argv", ()))]
@@ -88,8 +87,11 @@ class ZygoteLauncher(EpollLauncher):
     def launch(self, order: Order) -> None:
         """Request a child. Raises LaunchRefused if the zygote cannot accept a request before the next `poll`."""
         self._check_usable()
-        if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112 - once per task
+        # Not pathlib: once per task.
+        if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112
             self._add_event(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
+        elif order.cwd is not None and not os.access(order.cwd, os.X_OK):
+            self._add_event(LaunchFailed(order.attempt, f"its working directory may not be entered: {order.cwd}"))
         elif self._start_error:
             self._add_event(LaunchFailed(order.attempt, self._start_error))
         else:
@@ -100,7 +102,7 @@ class ZygoteLauncher(EpollLauncher):
             except (BlockingIOError, ConnectionError) as error:
                 raise LaunchRefused(f"the zygote accepts no more requests now: {error}") from error
             except OSError as error:
-                raise LaunchRefused(f"no process can be started now: {error}") from error
+                self._start_failed(order.attempt, f"the interpreter {sys.executable!r} (sys.executable)", error)
 
     def kill(self, attempt: str) -> None:
         """Kill the process of an attempt and all its descendants, also those left by an exited one."""
@@ -180,14 +182,19 @@ class _ZygoteHandle:
         self._kills: deque[str] = deque()  # not sent yet
         # SEQPACKET preserves message boundaries and order, carries descriptors and reports the end of either process.
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        try:
             # Popen without preexec_fn runs no Python between fork and exec: the manager may have threads.
             self._popen = subprocess.Popen(
-                [sys.executable, *interpreter_flags(), "-c", _START, _ROOT, str(theirs.fileno())],
+                [*python_command(), "-c", _START, _ROOT, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Only the manager handles the terminal's Ctrl-C.
             )
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
         self.process = Process.open(self._popen.pid)
         self._group = ControlGroup.create()
         with Process.open(os.getpid()) as manager:

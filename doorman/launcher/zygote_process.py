@@ -27,6 +27,7 @@ from doorman.launcher import launch_messages as messages
 from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.main_module import Script
 from doorman.launcher.process_exit import ExitGuard, ExitHooks
+from doorman.limits import set_descriptor_limit
 from doorman.process import SIGNAL_PROCESS_GROUP, pidfd_inode
 
 Entry: TypeAlias = Callable[[Order], int | None]
@@ -39,7 +40,6 @@ IMPORT_TIMEOUT_S: Final = 60.0
 _REQUESTS_PER_ROUND: Final = 16  # between two rounds, ended children are reaped
 _BLOCKED: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _SEES_CHILDREN: Final = os.path.exists("/proc/thread-self/children")  # noqa: PTH110  # CONFIG_PROC_CHILDREN
-_OUT_OF_RESOURCES: Final = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 class ChildProcess(NamedTuple):
@@ -109,7 +109,9 @@ def main(descriptor: int) -> None:
 
 
 def apply_order(order: Order) -> None:
-    """Set the environment and the working directory of this process to those of its order."""
+    """Set the environment, the working directory and the limit of descriptors of this process to those of its order."""
+    if order.open_files is not None:
+        set_descriptor_limit(order.open_files)
     if order.env is not None:
         os.environ.clear()
         os.environ.update(order.env)
@@ -313,7 +315,7 @@ class _Zygote:
             order, standard = _unpack_fork(request, descriptors)
             pid = os.fork()
         except OSError as error:
-            self._send(messages.ForkFailed(request.attempt, f"fork: {error}", error.errno in _OUT_OF_RESOURCES))
+            self._send(messages.ForkFailed(request.attempt, f"fork: {error}", error.errno in messages.OUT_OF_RESOURCES))
         except messages.MessageError as error:
             self._send(messages.ForkFailed(request.attempt, str(error), False))
         else:
@@ -427,7 +429,7 @@ class _Zygote:
         except OSError as error:
             os.kill(pid, signal.SIGKILL)  # By pid, which is safe: the pid of an unreaped child is not reused.
             os.waitpid(pid, 0)
-            self._send(messages.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in _OUT_OF_RESOURCES))
+            self._send(messages.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in messages.OUT_OF_RESOURCES))
             return
         self._children[pidfd] = ChildProcess(order.attempt, pid, pidfd, order.detach, order.grace, order.record)
         self._workers[order.attempt] = pidfd

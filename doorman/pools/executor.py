@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from doorman.cores import available_cores
 from doorman.errors import PoolFailed
 from doorman.futures import IDLE_WAIT_S
 from doorman.limits import worker_limits
-from doorman.load import available_cores
 from doorman.manager import KILL_TIMEOUT_S, ProcessManager
 from doorman.pools.crew import Crew
 from doorman.pools.process_per_call import ProcessPerCall
@@ -194,7 +194,7 @@ class ProcessExecutor(Executor):
         if max_tasks_per_child is not None:
             check_count("max_tasks_per_child", max_tasks_per_child)
         # Since Python 3.13 users can set the number of processors.
-        self.max_workers = max_workers or getattr(os, "process_cpu_count", available_cores)() or 1
+        self.max_workers = max_workers or available_cores()
         # Checked here, to raise in the caller and not in the thread.
         check_listeners(on_progress=on_progress)
         worker_limits(limits)
