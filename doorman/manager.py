@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -218,6 +219,14 @@ class ProcessManager(BaseManager):
         """Like `stop`, with SIGKILL now and no grace period."""
         self.stop()
         self._supervisor.kill()
+
+    def suspend(self) -> None:
+        """Stop the processes of all tasks by SIGSTOP, with their descendants, as Ctrl-Z does. Time limits run on."""
+        self._supervisor.signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Continue the processes of all tasks after `suspend`."""
+        self._supervisor.signal_all(signal.SIGCONT)
 
     # -- making progress ---------------------------------------------------------------------------------------
 

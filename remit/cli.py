@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from remit import __version__
+from remit.command_streams import EXIT_WRITE_ERROR, discard_output, guarded_streams
 from remit.errors import RemitError
 from remit.options import argument, read_count, read_seconds
 
@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 FAILED: Final = 2  # As argparse after a wrong command line.
 INTERRUPTED: Final = 128 + signal.SIGINT  # As a shell reports a program that the signal ended.
+BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 LONGEST_WAIT_S: Final = 60.0  # An arrival or a signal ends a wait of `remit listen` earlier.
 WHERE: Final = "a URL, host:port, or a name from the configuration"
 TABLE_BEGINS: Final = "<!-- capabilities: begin -->"
@@ -33,13 +34,26 @@ TABLE_ENDS: Final = "<!-- capabilities: end -->"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0; 1 if a check failed; 2 after an error, printed as one line; 130 after an interrupt.
+    0; 1 if a check failed or output could not be written; 2 after an error, printed as one line; 130 after an
+    interrupt; 141 if the reader of the output has gone.
     """
-    given = _parser().parse_args(arguments)
+    with guarded_streams("remit") as streams:
+        code = _run(arguments)
+    return code or (EXIT_WRITE_ERROR if streams.failed else 0)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
-        return int(given.run(given))
+        given = _parser().parse_args(arguments)
+        code = int(given.run(given))
+        sys.stdout.flush()  # Here, where an error can be handled: at interpreter exit it would print a traceback.
+        return code
     except RemitError as error:
         return _fail(error)
+    except BrokenPipeError:
+        discard_output(sys.stdout)
+        discard_output(sys.stderr)
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -107,11 +121,17 @@ def _json(text: str) -> Any:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGINT and SIGTERM, until the block ends."""
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """Call ``stop`` on SIGINT and SIGTERM, until the block ends. Yields the list of the received signals."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        received.append(number)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -142,14 +162,14 @@ def _listen(given: argparse.Namespace) -> int:
 
     with contextlib.closing(Waker()) as waker:
         printer = _Printer(given.count, waker.wake)
-        with Server(given.location, on_error=printer.report) as server, _stopped_by_signals(printer.stop):
+        with Server(given.location, on_error=printer.report) as server, _stopped_by_signals(printer.stop) as received:
             server.add_listener(given.pattern, printer.show, pass_event=True)
             print(f"listening on {server.location}", file=sys.stderr, flush=True)
             while not printer.stopped:
                 # At most as many as will be printed: a dispatched event is acknowledged to its sender.
                 if not server.tick(limit=printer.left):
                     server.wait(LONGEST_WAIT_S, waker)
-    return printer.code
+    return INTERRUPTED if signal.SIGINT in received else printer.code
 
 
 class _Printer:
@@ -175,8 +195,7 @@ class _Printer:
     def report(self, event: Event, error: Exception) -> None:
         """Report an event that could not be printed, or stop if the reader of the output has gone."""
         if isinstance(error, BrokenPipeError):
-            # The interpreter flushes stdout once more at exit, which must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output(sys.stdout)
             self.stop()
         else:
             self.code = _fail(f"cannot print {event.name!r}: {error}")
@@ -210,11 +229,11 @@ def _broker(given: argparse.Namespace) -> int:
     from remit.broker import Broker
 
     with Broker(given.location, lease=given.lease, max_attempts=given.attempts) as broker:
-        with _stopped_by_signals(broker.stop):
+        with _stopped_by_signals(broker.stop) as received:
             print(f"broker on {broker.location}", file=sys.stderr, flush=True)
             broker.run()
         print(" ".join(f"{name}={count}" for name, count in broker.stats().items()), file=sys.stderr)
-    return 0
+    return INTERRUPTED if signal.SIGINT in received else 0
 
 
 def _conformance(given: argparse.Namespace) -> int:

@@ -42,6 +42,8 @@ DESCRIPTORS: Final = 5
 """Descriptors that a process may need in the manager until its proof: two pidfds, two pipes and its connection."""
 SPARE_DESCRIPTORS: Final = 16
 """Descriptors reserved for the rest of the program."""
+_ALONE: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT}
+"""Signals that no SIGCONT follows."""
 DEADLINES: Final = len(Deadline)
 ENDED: Final = 1024
 """Number of ended attempts whose credentials are kept: their late hellos are answered with ``die``."""
@@ -273,6 +275,11 @@ class Supervisor:
         for attempt in self.attempts:
             self._signal(attempt, lifecycle.KILL)
 
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the processes of all tasks and their descendants."""
+        for attempt in self.attempts:
+            self._signal(attempt, lifecycle.Signal(number, lifecycle.SignalTarget.TASK))
+
     def handle_all(self, event: Event) -> None:
         """Execute the actions that follow from an event for each attempt."""
         for attempt in tuple(self.attempts):
@@ -358,7 +365,7 @@ class Supervisor:
         TASK signals no wrapper while the task's process runs: the wrapper's exit would end the grace period.
         """
         launched, own = attempt.launched, attempt.own
-        signals = (action.number,) if action.number == lifecycle.KILL.number else (action.number, signal.SIGCONT)
+        signals = [action.number] if action.number in _ALONE else [action.number, signal.SIGCONT]
         if action.target is lifecycle.SignalTarget.TASK and own is not None and own.signal_tree(*signals, group=False):
             return
         for process in (own,) if action.target is lifecycle.SignalTarget.OWN else (launched, own):

@@ -1,16 +1,13 @@
 """Command line of Doorman: `doorman run`, `map`, `up`, `ps`, `stop` and `top`."""
 
+# Nothing else is imported here: until the commands handle Ctrl-C, it ends the program without a traceback.
 from __future__ import annotations
 
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final, TextIO
-
-from doorman.cli.parser import parse_arguments
-from doorman.errors import DoormanError
-from remit.errors import RemitError
+from typing import Final
 
 EXIT_ERROR: Final = 2  # argparse uses the same for an invalid command line
 EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
@@ -18,10 +15,35 @@ EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; 2 after an error, 130 after Ctrl-C, 141 if the output pipe is closed."""
+    """Run a command and return its exit code; 2 after an error, 130 after Ctrl-C, 141 if the output pipe is closed.
+
+    Without ``arguments`` it is the program of this process, which Ctrl-C ends by SIGINT.
+    """
     _open_closed_descriptors()
+    is_program = arguments is None
+    if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from remit.command_streams import EXIT_WRITE_ERROR, end_by_interrupt, guarded_streams
+
+    interrupted = False
+    with guarded_streams("doorman") as streams:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            code, interrupted = EXIT_INTERRUPTED, True
+    if interrupted and is_program:
+        end_by_interrupt()
+    return code or (EXIT_WRITE_ERROR if streams.failed else 0)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from doorman.cli.parser import parse_arguments
+    from doorman.errors import DoormanError
+    from remit.command_streams import discard_output
+    from remit.errors import RemitError
+
     try:
-        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        options = parse_arguments(arguments)
         code = int(options.run(options))
         # Flush here, where the error can be handled: at interpreter exit it would print a traceback.
         sys.stdout.flush()
@@ -33,13 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         discard_output(sys.stdout)
         discard_output(sys.stderr)
         return EXIT_BROKEN_PIPE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-
-
-def discard_output(stream: TextIO) -> None:
-    """Redirect a stream with a closed pipe to /dev/null, so that its buffer does not fail again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_closed_descriptors() -> None:

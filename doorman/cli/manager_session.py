@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-from doorman.cli import discard_output
 from doorman.control.server import Control
 from doorman.errors import BadCommandLine
 from doorman.launcher.zygote import ZygoteLauncher
 from doorman.manager import ProcessManager
+from remit.command_streams import discard_output
 from remit.config import resolve
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that request a stop; a second one kills."""
 MAX_WAIT_S: Final = 60.0
 
 
@@ -30,6 +31,7 @@ class ManagerSession:
         self.killing = False  # a second signal arrived: kill without a grace period
         self.signal: int | None = None  # the first one; SIGTERM for `doorman stop`
         self.progress: Callable[[], str] = str  # returns the text that `doorman ps` and `top` show
+        self._suspending = False  # Ctrl-Z
 
     def handle_signal(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: request a stop, or a kill on the second signal."""
@@ -37,6 +39,16 @@ class ManagerSession:
         self.killing = self.stopping
         self.signal = self.signal or number
         self.request_stop()
+
+    def handle_suspend(self, number: int, frame: FrameType | None = None) -> None:
+        """Signal handler of SIGTSTP: stop the processes and then this one, until it is continued."""
+        self._suspending = True
+        self.wake()
+
+    def raise_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C ended the command."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
 
     def request_stop(self) -> None:
         """Request a stop, as `doorman stop` does."""
@@ -71,9 +83,21 @@ class ManagerSession:
 
     def wait(self, timeout: float = MAX_WAIT_S) -> None:
         """Wait until the manager has work, a signal arrives or the timeout passes."""
+        if self._suspending:
+            self._suspend()
         # Once stopped and idle there is nothing to wait for: return, so that the command can end.
         if not self.stopping or self.manager.busy:
             self.manager.wait(timeout)
+
+    def _suspend(self) -> None:
+        self._suspending = False
+        self.manager.suspend()
+        # By the default action, so that a shell sees a job that Ctrl-Z has stopped. The kernel ignores it where no
+        # shell could continue the job.
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+        self.manager.resume()
 
 
 @contextlib.contextmanager
@@ -85,6 +109,8 @@ def open_manager(
     ``stdin`` is the descriptor of their standard input; None: it is empty. Raises BadCommandLine.
     """
     with contextlib.ExitStack() as stack:
+        # Restored last: while the manager closes, a signal must not end this process.
+        stack.enter_context(_signals_restored())
         try:
             if stdin is not None:
                 scheme = resolve(arguments.location).scheme
@@ -101,18 +127,20 @@ def open_manager(
             stack.enter_context(control)
         except (ValueError, OSError) as error:
             raise BadCommandLine(str(error)) from error
-        with _signal_handlers(session.handle_signal):
-            yield session
+        # Ignored signals stay ignored: nohup sets SIGHUP to SIG_IGN.
+        for number in (*SIGNALS, signal.SIGTSTP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                suspends = number == signal.SIGTSTP
+                signal.signal(number, session.handle_suspend if suspends else session.handle_signal)
+        yield session
 
 
 @contextlib.contextmanager
-def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    # Ignored signals stay ignored: nohup sets SIGHUP to SIG_IGN.
-    replaced = {number: old for number in SIGNALS if (old := signal.getsignal(number)) is not signal.SIG_IGN}
-    for number in replaced:
-        signal.signal(number, handler)
+def _signals_restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGTSTP)}
     try:
         yield
     finally:
-        for number, old in replaced.items():
-            signal.signal(number, old)
+        for number, handler in before.items():
+            if handler is not None:  # Not installed by Python.
+                signal.signal(number, handler)

@@ -64,6 +64,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.table != "none" and (table := work.table(failed_only=arguments.table == "failed")):
         print(table, file=sys.stderr)
     progress.print_line(work.summary)
+    session.raise_if_interrupted()
     return 128 + session.signal if session.signal else min(work.counts.failed, MAX_EXIT_CODE)
 
 

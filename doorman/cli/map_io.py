@@ -19,9 +19,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
-from doorman.cli import discard_output
 from doorman.errors import BadCommandLine
 from doorman.task import Task
+from remit.command_streams import discard_output
 from remit.errors import LocationInUse, RemitError
 from remit.transport import FileLock
 

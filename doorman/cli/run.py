@@ -31,6 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
         )
         session.manager.add_task(task)
         _wait_for(task, session, verbose=arguments.verbose)
+    session.raise_if_interrupted()
     return exit_code(task)
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,8 @@ def main(arguments: argparse.Namespace) -> int:
             "the live display needs rich: pip install 'remit[cli]'; without it: doorman top --once"
         ) from None
     managers = _Managers(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # The terminal has to be restored.
     with (
         contextlib.closing(managers),
         _single_keys() as keys,

@@ -30,6 +30,7 @@ def main(arguments: argparse.Namespace) -> int:
         programs = _Programs(session, plan, arguments.cwd, environment)
         while programs.tick():
             session.wait()
+    session.raise_if_interrupted()
     return EXIT_FAILED if programs.failed else 0
 
 

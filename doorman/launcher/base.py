@@ -12,7 +12,7 @@ from collections import deque
 from typing import Final, Self
 
 from doorman.errors import LaunchRefused
-from doorman.launcher import Event, LaunchFailed
+from doorman.launcher import Event, LaunchFailed, Order
 from doorman.launcher.launch_messages import OUT_OF_RESOURCES, interpreter_flags
 from doorman.process import check_system
 
@@ -91,6 +91,15 @@ class EpollLauncher:
             raise ValueError("this launcher is closed")
         if self._owner != os.getpid():
             raise ValueError("this launcher belongs to the parent of this fork: create another one here")
+
+    def _may_enter(self, order: Order) -> bool:
+        """Return whether the working directory of an order can be used; if not, fail the attempt."""
+        # Not pathlib: once per task.
+        if order.cwd is None or (os.path.isdir(order.cwd) and os.access(order.cwd, os.X_OK)):  # noqa: PTH112
+            return True
+        reason = "may not be entered" if os.path.isdir(order.cwd) else "does not exist"  # noqa: PTH112
+        self._add_event(LaunchFailed(order.attempt, f"its working directory {reason}: {order.cwd}"))
+        return False
 
     def _start_failed(self, attempt: str, program: str, error: OSError) -> None:
         """Handle an error of a start: raise LaunchRefused if it passes by waiting, else fail the attempt."""

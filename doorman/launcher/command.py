@@ -63,6 +63,8 @@ class CommandLauncher(EpollLauncher):
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             self._add_event(LaunchFailed(order.attempt, _IGNORED))
             return
+        if not self._may_enter(order):
+            return
         try:
             worker = _StartedWorker(self._command, order, inherits=self._inherits)
         except OSError as error:

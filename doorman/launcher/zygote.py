@@ -87,14 +87,9 @@ class ZygoteLauncher(EpollLauncher):
     def launch(self, order: Order) -> None:
         """Request a child. Raises LaunchRefused if the zygote cannot accept a request before the next `poll`."""
         self._check_usable()
-        # Not pathlib: once per task.
-        if order.cwd is not None and not os.path.isdir(order.cwd):  # noqa: PTH112
-            self._add_event(LaunchFailed(order.attempt, f"its working directory does not exist: {order.cwd}"))
-        elif order.cwd is not None and not os.access(order.cwd, os.X_OK):
-            self._add_event(LaunchFailed(order.attempt, f"its working directory may not be entered: {order.cwd}"))
-        elif self._start_error:
+        if self._start_error:
             self._add_event(LaunchFailed(order.attempt, self._start_error))
-        else:
+        elif self._may_enter(order):
             try:
                 self.start()
                 assert self._zygote is not None

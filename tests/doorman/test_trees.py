@@ -207,7 +207,9 @@ def test_trees_that_end_together_keep_their_own_grace_period(local, tmp_path, ap
 
 
 @pytest.mark.parametrize(
-    ("command", "number"), [("run", signal.SIGINT), ("map", signal.SIGTERM), ("up", signal.SIGHUP)], ids=str
+    ("command", "number"),
+    [("run", signal.SIGINT), ("map", signal.SIGTERM), ("up", signal.SIGHUP), ("up", signal.SIGUSR1)],
+    ids=str,
 )
 def test_a_command_waits_for_the_tree(runtime_folder, tmp_path, app, command, number):
     words = f"cd / && {app}; true"
