@@ -20,11 +20,12 @@ from doorman._scheduler.lifecycle import Action, CancelRequested, Deadline, Even
 from doorman._scheduler.output import Streams
 from doorman._scheduler.request_queue import RequestQueue
 from doorman._scheduler.run_queue import RunQueue
+from doorman.cores import available_cores
 from doorman.errors import JournalError, LaunchRefused
 from doorman.identity import Credential
 from doorman.launcher import Event as Report
 from doorman.launcher import Exited, Launched, Launcher
-from doorman.load import SAMPLE_INTERVAL_S, available_cores
+from doorman.load import SAMPLE_INTERVAL_S
 from doorman.states import State
 from remit._internal import DeadlineHeap
 
