@@ -90,6 +90,7 @@ class Supervisor:
         self._exits: dict[Attempt, Exited] = {}
         self._added: dict[Task, bytes] = {}  # Added tasks that the run queue does not have yet, with their calls.
         self.requests = RequestQueue(self._repair)
+        self._cores = available_cores()  # Here: it reads several files.
         self._many_reported = False
         self._again = False  # Whether an interrupt occurred in the current action before.
         handshake.open(self)
@@ -207,7 +208,7 @@ class Supervisor:
         finally:
             # Immediately: a traceback could keep it suspended, and its `finally` restores the queue.
             self.requests.guard(admitted.close)
-        if not self._many_reported and len(self._attempts) > MANY_PER_CORE * available_cores():
+        if not self._many_reported and len(self._attempts) > MANY_PER_CORE * self._cores:
             self._many_reported = True
             if not len(self._run_queue.rules):
                 logger.warning(
@@ -215,7 +216,7 @@ class Supervisor:
                     "limit them, as by manager.add_rule(Rule(processes=%d))",
                     len(self._attempts),
                     len(self._run_queue),
-                    available_cores(),
+                    self._cores,
                 )
 
     def now(self) -> float:

@@ -9,7 +9,7 @@ import pytest
 from waiting import DEADLINE
 
 from doorman import GroupManager, ProcessManager, Rule, SynchronousManager, Task
-from doorman.load import available_cores
+from doorman.cores import available_cores
 
 
 def one_half() -> float:
