@@ -113,7 +113,19 @@ DICT = {"number": 7}
         wrapped(plain),
         wrapped(functools.partial(two, "prefix")),
     ],
-    ids=repr,
+    ids=[
+        "function",
+        "unknown return",
+        "unknown parameter",
+        "callable",
+        "method",
+        "static",
+        "of class",
+        "partial",
+        "partial keyword",
+        "wrapped",
+        "wrapped partial",
+    ],
 )
 def test_every_kind_of_callable_is_typed(listener: Callable[..., Any]) -> None:
     assert answer(listener, order=DICT) == ORDER

@@ -21,7 +21,7 @@ from ticking import ticked
 from waiting import DEADLINE
 
 from doorman import ProcessManager, State, Task
-from doorman._scheduler.attempt import EARLY
+from doorman._scheduler.lifecycle import EARLY
 from doorman._worker import main as worker
 from doorman._worker.signed_channel import CHUNK_BYTES, RESULT, TASK_REPORTS, SignedSender
 from doorman.errors import WorkerDied

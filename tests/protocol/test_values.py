@@ -179,7 +179,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) and (isinstance(other, Text | Number) or type(one) is type(other))
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=str)
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 def test_an_accepted_value_arrives_as_the_table_says(codec: Codec) -> None:
     accepted = 0
 
