@@ -68,6 +68,7 @@ def prepare(scheme: str) -> Callable[[Order], int]:
     for _ in range(REHEARSALS):
         with Server("memory://rehearsal", threaded=False) as server:
             server.add_listener("doorman.hello", lambda event: event.sender.emit("go"), pass_event=True)
+            server.add_listener("doorman.report", lambda *_: None)
             connection = ManagerConnection(server.location, Credential("rehearsal"))
             connection.rehearse(server)
             connection.close(1.0)

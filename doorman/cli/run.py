@@ -37,10 +37,11 @@ def main(arguments: argparse.Namespace) -> int:
 
 def exit_code(task: Task) -> int:
     """Return the exit code of Doorman for a finished command."""
+    error = task.exception()
     if task.signal is not None:
         return 128 + task.signal
     if task.exit_code is None:
-        print(f"doorman: {task.exception()}", file=sys.stderr)
+        print(f"doorman: {error}", file=sys.stderr)
         return EXIT_NOT_STARTED
     # A command that handles SIGTERM may exit with 0 without having finished its work.
     return EXIT_EXPIRED if task.state is State.EXPIRED and task.exit_code == 0 else task.exit_code

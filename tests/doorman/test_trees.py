@@ -20,7 +20,7 @@ from doorman.process import Process
 APP = """
 import os, pathlib, signal, subprocess, sys, time
 folder, manner = pathlib.Path(sys.argv[1]), sys.argv[2]
-def end(*_):
+def end():
     with open(folder / "asked", "a") as file:
         file.write("!")
     if manner == "stubborn":
@@ -31,11 +31,12 @@ def end(*_):
     time.sleep(0.2)
     (folder / "clean").touch()
     sys.exit()
-signal.signal(signal.SIGTERM, end)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 (folder / "part").write_text(str(os.getpid()))
 (folder / "part").rename(folder / "up")
 while True:
-    time.sleep(100)
+    signal.sigwait([signal.SIGTERM])
+    end()
 """
 SHAPES = {
     "alone": "exec APP",
