@@ -18,7 +18,7 @@ import msgspec
 
 from doorman._worker.connection import REPORT_LINGER_S, ManagerConnection
 from doorman._worker.outcome import TaskOutcome, failed, returned
-from doorman._worker.pickling import run_initializer, unpickle
+from doorman._worker.pickling import pickle_value, run_initializer, unpickle
 from doorman._worker.program import exec_program
 from doorman.current import CurrentTask, task_context
 from doorman.errors import ProgramNotRun
@@ -64,12 +64,14 @@ def prepare(scheme: str) -> Callable[[Order], int]:
     A child copies each page that it writes to. Lazy imports, caches and specialised code are written here, by the
     zygote, and shared by all children. docs/performance.md has the memory of a child and the rate of fresh processes.
     """
+    main_module.become_worker()
     find_transport(scheme)
     for _ in range(REHEARSALS):
         with Server("memory://rehearsal", threaded=False) as server:
             server.add_listener("doorman.hello", lambda event: event.sender.emit("go"), pass_event=True)
             server.add_listener("doorman.report", lambda *_: None)
             connection = ManagerConnection(server.location, Credential("rehearsal"))
+            unpickle(pickle_value((abs, (1,), {})))
             connection.rehearse(server)
             connection.close(1.0)
     return run_order

@@ -127,7 +127,8 @@ def not_picklable(
 ) -> TaskNotPicklable:
     """Return the error that names the part of a call that cannot be pickled."""
     refusal = TaskNotPicklable(
-        f"{what} cannot travel to a process: {_culprit(fn, args, kwargs)}: {error}; {_way_out(fn)}"
+        f"{what} cannot travel to a process: {_culprit(fn, args, kwargs)}: {error}; "
+        f"{_way_out(fn, *args, *kwargs.values())}"
     )
     refusal.__cause__ = error
     return refusal
@@ -218,8 +219,15 @@ class _CallPickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         if not isinstance(reduced, tuple) or len(reduced) < 6:
             return reduced
         if kind is not FunctionType:
-            _complete[id(obj)] = obj
-            return (*reduced[:5], functools.partial(_restore_class, reduced[5], name))
+            make, arguments = reduced[:2]
+            tracker_id = arguments[-2]  # By which cloudpickle finds the class again, but only after making another one.
+            _classes[tracker_id] = obj
+            return (
+                _existing_class,
+                (make, arguments, tracker_id),
+                *reduced[2:5],
+                functools.partial(_restore_class, reduced[5], name),
+            )
         if obj.__globals__ is self._main and self._by_name:
             slots = reduced[2][1]
             slots["__globals__"] = {
@@ -246,8 +254,10 @@ class _MainGlobals:
         return main_module.received_globals, (getattr(main, "__file__", None), getattr(main, "__package__", None))
 
 
-_complete: Final[weakref.WeakValueDictionary[int, type]] = weakref.WeakValueDictionary()
-"""Classes of this process, and classes that have arrived with all their attributes, by their id."""
+_classes: Final[weakref.WeakValueDictionary[str, type]] = weakref.WeakValueDictionary()
+"""Classes that have left this process by value, or have arrived, by the id that cloudpickle gives them."""
+_new_classes: Final[set[int]] = set()
+"""Ids of the classes that have arrived without their attributes."""
 
 
 def _by_value(thing: Any, by_name: bool) -> bytes:
@@ -267,10 +277,19 @@ def _restore_function(restore: Callable[[Any, Any], object], name: str, function
     _bind(name, function)
 
 
+def _existing_class(make: Callable[..., type], arguments: tuple[Any, ...], tracker_id: str) -> type:
+    """Return the class of this process; only the first time, make it, which calls ``__init_subclass__``."""
+    found = _classes.get(tracker_id)
+    if found is None:
+        found = _classes[tracker_id] = make(*arguments)
+        _new_classes.add(id(found))
+    return found
+
+
 def _restore_class(restore: Callable[[Any, Any], object], name: str, kind: type, state: Any) -> None:
     """Set the attributes of an unpickled class, once."""
-    if id(kind) not in _complete:
-        _complete[id(kind)] = kind
+    if id(kind) in _new_classes:
+        _new_classes.discard(id(kind))
         restore(kind, state)
     _bind(name, kind)
 
@@ -334,8 +353,14 @@ def _picklable(part: Any) -> bool:
     return False
 
 
-def _way_out(fn: Callable[..., Any]) -> str:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    why = main_module.why_by_value() if getattr(fn, "__module__", None) in ("__main__", main_module.ALIAS) else ""
+def _way_out(*parts: Any) -> str:
+    why = main_module.why_by_value() if any(map(_is_of_main, parts)) else ""
     return why or "give it plain values, and open files, locks and connections inside it"
+
+
+def _is_of_main(part: Any) -> bool:
+    """Return whether a function, its partial arguments or the class of a value belong to the main module."""
+    if isinstance(part, functools.partial):
+        return any(map(_is_of_main, (part.func, *part.args)))
+    names = {getattr(part, "__module__", None), type(part).__module__}
+    return not names.isdisjoint(("__main__", main_module.ALIAS))

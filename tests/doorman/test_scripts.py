@@ -20,11 +20,11 @@ KINDS = ("executor", "calls", "tasks")
 """A pool of processes, a process for each call, and tasks of a group manager."""
 
 
-def run(words: list[str], kinds: str, folder: Path = SCRIPTS, stdin: str | None = None) -> tuple[int, str, str]:
+def run(words: list[str], kinds: str, stdin: str | None = None) -> tuple[int, str, str]:
     """Run a program; return its exit code, its output and its errors."""
     done = subprocess.run(
         [sys.executable, *words, kinds, "an argument"],
-        cwd=folder,
+        cwd=SCRIPTS,
         env={**os.environ, "PYTHONPATH": str(SUPPORT), "PYTHONDONTWRITEBYTECODE": "1"},
         input=stdin,
         capture_output=True,
@@ -36,22 +36,32 @@ def run(words: list[str], kinds: str, folder: Path = SCRIPTS, stdin: str | None 
 
 
 def assert_same(
-    words: list[str], kinds: tuple[str, ...] = KINDS, folder: Path = SCRIPTS, stdin: str | None = None
+    words: list[str], kinds: tuple[str, ...] = KINDS, stdin: str | None = None, *, spawns: bool = True
 ) -> None:
-    """Compare with spawn; with fork where spawn fails, such as without a guard."""
-    code, expected, errors = run(words, "spawn", folder, stdin)
-    if code:
-        code, expected, errors = run(words, "fork", folder, stdin)
+    """Compare with spawn; with fork where spawn cannot run the program."""
+    code, expected, errors = run(words, "spawn" if spawns else "fork", stdin)
+    if code and spawns:
+        code, expected, errors = run(words, "fork", stdin)
     assert (code, errors) == (0, "")
     _, _, body = expected.partition("\n")
-    code, output, errors = run(words, ",".join(kinds), folder, stdin)
+    code, output, errors = run(words, ",".join(kinds), stdin)
     assert (code, errors, output) == (0, "", "".join(f"== {kind}\n{body}" for kind in kinds))
 
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_script_prints_what_it_prints_under_multiprocessing(path):
+    text = path.read_text()
     # What a call leaves in its process is seen by the next call only in a pool.
-    assert_same([str(path)], KINDS[:1] if path.read_text().startswith("# state") else KINDS)
+    assert_same([str(path)], KINDS[:1] if text.startswith("# state") else KINDS, spawns="without a guard" not in text)
+
+
+@pytest.mark.parametrize("name", ["counters", "exceptions", "nested_fork", "registry", "slots"])
+def test_without_its_guard_a_script_prints_what_it_prints_under_fork(name, tmp_path):
+    path = tmp_path / f"{name}.py"
+    text = (SCRIPTS / f"{name}.py").read_text()
+    path.write_text(text.replace('if __name__ == "__main__":', "if True:"))
+    assert text != path.read_text()
+    assert_same([str(path)], KINDS[:1], spawns=False)
 
 
 @pytest.mark.parametrize("module", ["tool.run", "tool"])
@@ -66,13 +76,13 @@ def test_a_zip_file_prints_what_it_prints_under_multiprocessing(tmp_path):
         script = SCRIPTS / ("pickles.py" if name == "guarded" else "unguarded.py")
         (source / "__main__.py").write_text(script.read_text())
         zipapp.create_archive(source, tmp_path / f"{name}.pyz")
-        assert_same([str(tmp_path / f"{name}.pyz")], KINDS[:1])
+        assert_same([str(tmp_path / f"{name}.pyz")], KINDS[:1], spawns=False)
 
 
 @pytest.mark.parametrize("how", ["-c", "-"])
 def test_a_program_without_a_file_prints_what_it_prints_under_fork(how):
     text = (SCRIPTS / "unguarded.py").read_text()
-    assert_same(["-c", text] if how == "-c" else ["-"], KINDS[:1], stdin=text if how == "-" else None)
+    assert_same(["-c", text] if how == "-c" else ["-"], KINDS[:1], text if how == "-" else None, spawns=False)
 
 
 # -- what multiprocessing does not do ------------------------------------------------------------------------------
