@@ -305,7 +305,10 @@ class AsyncServer(Server):
         self._serving.add_done_callback(self._on_end)
         try:
             await asyncio.sleep(0)  # The service begins: events that the block emits locally find it.
+            if self._serving.done():
+                self._serving.result()
         except BaseException:
+            self._owner = None
             await self.aclose()
             raise
         return self

@@ -18,7 +18,7 @@ from remit._patterns.request_reply import RequestServer, error_reply, send_reply
 from remit._protocol.session import Received, Session, mark_events_handled
 from remit.codec import EventMessage
 from remit.config import resolve
-from remit.errors import CodecError, EmitError, FrameTooLarge, LinkClosed, ReentrantTick
+from remit.errors import CodecError, EmitError, FrameTooLarge, LinkClosed, LocationInUse, ReentrantTick
 from remit.event import Event, Sender, parts_of
 from remit.listeners import ListenerRegistry, OnError, check_name
 from remit.location import Location
@@ -131,6 +131,9 @@ class Server(ListenerRegistry):
         io.tick_thread = threading.get_ident()
         try:
             return self._tick(io, limit)
+        except LocationInUse as error:
+            io.failure = error
+            raise
         finally:
             io.tick_lock.release()
 

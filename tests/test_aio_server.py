@@ -260,6 +260,18 @@ def test_an_async_listener_that_raises_system_exit_ends_the_service():
             run(lambda name=name, server=server: main(name, server))  # type: ignore[misc]
 
 
+def test_a_closed_server_cannot_be_entered():
+    async def main() -> None:
+        server = AsyncServer(PLACE)
+        async with server:
+            pass
+        assert not server.is_open
+        with pytest.raises(LinkClosed):
+            await server.__aenter__()
+
+    run(main)
+
+
 @pytest.mark.parametrize("stop", ["in a listener", "in another thread", "before"])
 def test_stop_ends_serve(stop):
     async def main() -> None:

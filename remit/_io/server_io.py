@@ -101,7 +101,7 @@ class ServerIO:
         self.loop_thread = 0
         """Ident of the thread whose event loop serves; 0 without one."""
         self.failure: Exception | None = None
-        """Error that has ended the service of an event loop: the location is lost."""
+        """Error by which the location was lost, or which has ended the service of an event loop."""
         self.pumped_at = time.monotonic()
         """Time of the last pump, or time until which a thread waits on the link."""
         self.closed = False
