@@ -103,7 +103,7 @@ def _examine(main: ModuleType) -> tuple[Script | None, str]:
     from doorman.launcher import main_guard  # Parses source: a worker never needs it.
 
     file = getattr(main, "__file__", None)
-    if file is None or sys.flags.interactive or hasattr(sys, "ps1"):
+    if file is None or file.startswith("<") or sys.flags.interactive or hasattr(sys, "ps1"):
         return None, (
             "this program has no script that a process could import, so its functions travel by value, with the "
             "globals that they use: define the function in a module, and it travels by name"

@@ -257,6 +257,22 @@ with ProcessExecutor(1) as pool:
     assert second == "odd"
 
 
+@pytest.mark.parametrize(("guard", "name"), [('if __name__ == "__main__":', "__mp_main__"), ("if True:", "__main__")])
+def test_a_task_starts_processes_with_functions_of_the_script(tmp_path, guard, name):
+    text = f"""
+from doorman import ProcessExecutor, ProcessManager, Task
+base = 10
+def inner(x): return x + base, __name__
+def outer(x):
+    with ProcessExecutor(1) as executor:
+        return executor.submit(inner, x).result(30), executor.submit(lambda: inner(x + 1)).result(30)
+{guard}
+    with ProcessManager() as manager:
+        print(manager.add_task(Task(outer, 1)).result(60))
+"""
+    assert prints(tmp_path, text) == f"((11, {name!r}), (12, {name!r}))\n"
+
+
 def test_a_worker_pool_has_the_functions_of_the_script(tmp_path):
     text = """
 from doorman import WorkerPool
