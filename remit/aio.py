@@ -67,7 +67,7 @@ class AsyncClient:
         """Seconds since the last frame from the server; infinity before the first one."""
         return self._client.silence
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Return the counters of `Client.stats`."""
         return self._client.stats()
 

@@ -160,9 +160,16 @@ class Client(ListenerRegistry):
         io.machine.set_heartbeat(seconds)
         io.link_lock.interrupt()
 
-    def stats(self) -> dict[str, int]:
-        """Return counters of dispatched events, the queue, the window and the connection."""
-        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
+    def stats(self) -> dict[str, Any]:
+        """Return counters of dispatched events, the queue, the window and the connection.
+
+        ``why`` is the reason why the client is not connected; empty if it is.
+        """
+        counters: dict[str, Any] = {
+            "dispatched": self._dispatched,
+            "listener_errors": self._errors,
+            "unheard": self._unheard,
+        }
         counters["undecodable_there"] = self._rejections.count
         return counters | (self._io.stats() if self._io else {})
 
@@ -436,6 +443,8 @@ class Client(ListenerRegistry):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self.connected else "not connected"
+        if self._io is not None and (why := self._io.why):
+            state += f": {why}"
         return f"<Client {self._location} {state}>"
 
     def _after_fork(self) -> None:

@@ -281,9 +281,12 @@ class Server(ListenerRegistry):
         """Monotonic time of the last read that emptied the link. Raises LinkClosed."""
         return (self._io or self._open()).link_pump.drained_at
 
-    def stats(self) -> dict[str, int]:
-        """Return counters of dispatched, rejected and duplicate events, of errors of listeners, and of sessions."""
-        counters = {
+    def stats(self) -> dict[str, Any]:
+        """Return counters of dispatched, rejected and duplicate events, of errors of listeners, and of sessions.
+
+        ``why`` is the reason why clients cannot reach this server; empty if they can.
+        """
+        counters: dict[str, Any] = {
             "dispatched": self._dispatched,
             "listener_errors": self._errors,
             "unheard": self._unheard,
@@ -302,6 +305,7 @@ class Server(ListenerRegistry):
             # list() and dict() copy under the GIL: another thread may pump at the same time.
             sessions, rejected = list(machine.sessions.values()), dict(machine.rejected)
             counters["sessions"] = len(sessions)
+            counters["why"] = self._io.link_pump.why
             counters["queued"] = sum(session.outbox.unframed for session in sessions)
             counters["queued_bytes"] = sum(session.outbox.unframed_bytes for session in sessions)
             counters["waiting"] = sum(len(received.events) for received in list(machine.ready))
@@ -335,6 +339,8 @@ class Server(ListenerRegistry):
 
     def __repr__(self) -> str:
         state = "open" if self._io else "closed" if self._closed else "not opened yet"
+        if self._io is not None and (why := self._io.link_pump.why):
+            state += f": {why}"
         return f"<Server {self._requested} {state}>"
 
     def _after_fork(self) -> None:

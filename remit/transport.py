@@ -165,6 +165,13 @@ class Link(Protocol):
     owner: int
     """Ident of the thread that may use the link. Set it to hand the link over to another thread."""
 
+    @property
+    def why(self) -> str:
+        """Why the link is not connected to its peer or backend, for errors and logs. Any thread may read it.
+
+        Empty if it is connected, or if the reason is not known. Contains the next action, and no password.
+        """
+
     def send(self, peer: Peer, frame: bytes) -> Sent:
         """Offer one frame. Never blocks. Raises FrameTooLarge over ``capabilities.max_frame`` bytes."""
 
@@ -249,6 +256,7 @@ class OwnedLink:
         self.location = location
         self.capabilities = capabilities
         self.owner = threading.get_ident()
+        self.why = ""
         self._closed = False
         self._forked = False
         register_after_fork(self.after_fork)

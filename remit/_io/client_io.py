@@ -17,7 +17,7 @@ from remit._patterns.request_reply import FutureResult, InlineResult, RequestCli
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import WINDOW_BYTES, Outbox
 from remit.codec import Codec, decode_event
-from remit.errors import LinkClosed, RequestTimeout, SessionRefused, Undelivered
+from remit.errors import LinkClosed, RequestTimeout, SessionRefused, TransportError, Undelivered
 from remit.event import Event
 from remit.options import Options
 from remit.transport import Link, Transport
@@ -52,7 +52,10 @@ class ClientIO:
         router: EventRouter,
         dispatch: Dispatch,
     ) -> None:
-        link = connect()
+        try:
+            link = connect()
+        except OSError as error:  # Transports translate the errors of their backends.
+            raise _open_error(error) from error
         try:
             limits = link.capabilities
             self._codec = codec
@@ -79,6 +82,9 @@ class ClientIO:
                 REQUEST_NOTE: self.requests.on_note,
                 UNDECODABLE: self.requests.on_undecodable,
             }
+            self._why = ""
+            """Why the client was not connected when it was closed."""
+            self.requests.why = self.send_queue.why = lambda: self.why
             self.closing = False
             """Set when no further frame will be received: all waits end."""
             self._link_closed = False
@@ -86,6 +92,9 @@ class ClientIO:
             self._use(ThreadDriver(self) if threaded else CallerDriver(self))
             if not threaded:
                 self.send_queue.serve = self.wait_and_pump
+        except OSError as error:
+            link.close(0.0)
+            raise _open_error(error) from error
         except BaseException:
             link.close(0.0)
             raise
@@ -239,10 +248,11 @@ class ClientIO:
         if not self.closing:
             self.link_lock.interrupt()
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Return counters of the queue, the window and the connection."""
         session = self.machine.session
         return {
+            "why": self.why,
             "queued": self.outbox.unframed,
             "queued_bytes": self.outbox.unframed_bytes,
             "requests": len(self.requests.open),
@@ -280,6 +290,7 @@ class ClientIO:
         self.closing = True
         self.send_queue.close()
         self.driver.stop(JOIN_TIMEOUT_S)
+        self._why = self.link_pump.why  # Closing the link ends the connection.
         self.dispatcher.stop(JOIN_TIMEOUT_S)
         # The threads have ended, or hang in a listener or callback: no events follow BYE.
         self._locked(self._close_link, linger)
@@ -290,6 +301,11 @@ class ClientIO:
         """End the wait of `drain` in another thread: `close` then reports what is unconfirmed."""
         self.closing = True
         self.driver.stop(0.0)
+
+    @property
+    def why(self) -> str:
+        """Why this client is not connected; empty if it is."""
+        return self._why if self.closing else self.link_pump.why
 
     def _close_link(self, linger: float) -> None:
         if self._link_closed:
@@ -312,9 +328,18 @@ class ClientIO:
                 fates[fate].append(wire.event())
         if not any(fates.values()):
             return None
-        why = "" if self.machine.instance else "no server was met: is one there, and is it ticked?"
-        return Undelivered(why=why if self.machine.refusal is None else self.machine.refusal.detail, **fates)
+        why = self._why
+        if self.machine.refusal is None and not self.machine.instance:
+            why = f"no server was met: {why or 'is one there, and is it ticked?'}"
+        elif not why and not fates["never_sent"]:
+            why = "the server has not handled them: is it ticked?"
+        return Undelivered(why=why, **fates)
 
     def abandon(self) -> None:
         """In a forked child: keep this object without using it, until the child ends."""
         _abandoned.append(self)
+
+
+def _open_error(error: OSError) -> TransportError:
+    advice = "close clients that are not used, or raise ulimit -n"
+    return TransportError(f"cannot open a client: {error.strerror}; {advice}")

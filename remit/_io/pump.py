@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from remit._protocol.client_session import ClientSession
+from remit._io.connection_log import ConnectionLog
+from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import FOREVER, Received, Session
 from remit.errors import TransportError
@@ -78,6 +79,22 @@ class ClientPump(_Pump):
         self.machine = machine
         self._connect = connect
         self._reopen_at = 0.0
+        self._down_reason = ""
+        self._log = ConnectionLog(link, clock())
+
+    @property
+    def why(self) -> str:
+        """Why the server has not accepted this client on the present connection; empty if it has. From any thread."""
+        machine = self.machine
+        if machine.refusal is not None:
+            return machine.refusal.detail
+        if machine.state is ConnectionState.ESTABLISHED:
+            return ""
+        if reason := getattr(self.link, "why", ""):
+            return reason
+        if machine.session.peer is not None:
+            return "the server is connected, but does not answer: is it ticked?"
+        return self._down_reason or "no connection: is a server there?"
 
     def exchange(self) -> bool:
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive."""
@@ -91,10 +108,15 @@ class ClientPump(_Pump):
             if arrival is None:
                 drained = True
                 break
+            if type(arrival) is Down:
+                self._down_reason = f"the connection was lost: {arrival.why}"
             machine.handle_arrival(arrival, now)
         self._due = machine.handle_timeouts(now)
         if machine.link_stale:
             self._reopen(now)
+        if now >= self._log.due or (machine.state is ConnectionState.ESTABLISHED) is not self._log.connected:
+            self._log.update(self.why, now)
+        self._due = min(self._due, self._log.due)
         self.flush()
         return drained
 
@@ -132,6 +154,7 @@ class ClientPump(_Pump):
             return
         self.link.close(0.0)
         self.machine.link_stale = False
+        self._down_reason = "the server was silent for too long"
         self.machine.handle_arrival(Down(SERVER, "silent"), now)
         self.link = link
         self.link.owner = threading.get_ident()
@@ -146,8 +169,15 @@ class ServerPump(_Pump):
         self._check_at = 0.0 if hasattr(link, "check_location") else FOREVER
         """Monotonic time of the next `Link.check_location`."""
         self._location_error: TransportError | None = None
+        self._reported = ""
+        """Why the backend is not reachable, as logged."""
         self.drained_at = clock()
         """Monotonic time of the last receive that emptied the link. Peer silence is measured up to this moment."""
+
+    @property
+    def why(self) -> str:
+        """Why clients cannot reach this server; empty if they can, or if it is not known."""
+        return str(self._location_error or "") or getattr(self.link, "why", "")
 
     def exchange(self, *, hold_back: bool = False) -> bool:
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive.
@@ -178,6 +208,13 @@ class ServerPump(_Pump):
     def _check_location(self, now: float) -> None:
         # Kept for `exchange`: the keepalive thread ignores the error, and tick() must raise it.
         self._check_at = self._due = now + CHECK_INTERVAL_S
+        why = getattr(self.link, "why", "")
+        if bool(why) is not bool(self._reported):
+            if why:
+                logger.warning("the server on %s cannot be reached: %s", self.link.location, why)
+            else:
+                logger.info("the server on %s can be reached again", self.link.location)
+            self._reported = why
         try:
             self.link.check_location()
             self._location_error = None

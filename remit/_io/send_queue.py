@@ -94,6 +94,8 @@ class SendQueue:
         """Ident of the event loop's thread, in which `reserve` must not wait; 0 without an event loop."""
         self.on_room: Callable[[], None] | None = None
         """Wakes the tasks of an event loop that wait for room. Called once."""
+        self.why: Callable[[], str] = lambda: ""
+        """Returns why there is no connection; empty if there is one."""
         self.closed = False
         self._outbox = outbox
         self._options = options
@@ -176,7 +178,7 @@ class SendQueue:
         self.dropped["timed_out"] += 1
         return EmitTimeout(
             f"{name!r} was not queued: the queue stayed full for {self._options.emit_timeout} s; "
-            "is the server being ticked?"
+            + (self.why() or "is the server being ticked?")
         )
 
     def notify_room(self) -> None:

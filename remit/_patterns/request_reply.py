@@ -154,6 +154,8 @@ class RequestClient:
         self._cancel = cancel
         self._clock = clock
         self.open: OpenRequests[_Caller] = OpenRequests()
+        self.why: Callable[[], str] = lambda: ""
+        """Returns why there is no connection; empty if there is one."""
 
     # -- sending -----------------------------------------------------------------------------------------------
 
@@ -272,9 +274,21 @@ class RequestClient:
         """Fail the requests whose deadline has passed."""
         for request in self.open.expired(now):
             sent = request.data.sent
-            how = (request.note or "it was sent, and not answered") if sent else "it was never sent: is a server there?"
+            if sent:
+                how = request.note or f"it was sent, and not answered{self._how_far(request.data)}"
+            else:
+                how = f"it was never sent: {self.why() or 'earlier events fill the window: is the server ticked?'}"
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
             self._cancel_request(request)
+
+    def _how_far(self, event: TrackedEvent) -> str:
+        if why := self.why():
+            return f"; {why}"
+        if event.number > self._outbox.received:
+            return "; the server has not received it: is its process stopped?"
+        if event.number > self._outbox.done:
+            return "; the server has received it, and not handled it: is it ticked?"
+        return ""
 
     def close(self) -> None:
         """Fail all requests: the client is closed."""

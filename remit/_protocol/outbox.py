@@ -146,7 +146,7 @@ class Outbox:
 
     def is_full(self, size: int) -> bool:
         """Return whether the queue has no room for an event of ``size`` bytes now. An empty queue has room for any."""
-        return self.unframed >= self.queue or self.exceeds_bytes(size)
+        return self.unframed - self.withdrawn >= self.queue or self.exceeds_bytes(size)
 
     def exceeds_bytes(self, size: int, extra: int = 0) -> bool:
         """Return whether the queue with ``extra`` bytes more has too few for an event, however many events it has."""

@@ -63,6 +63,11 @@ class _AuthenticatedLink:
     def owner(self, thread: int) -> None:
         self._link.owner = thread
 
+    @property
+    def why(self) -> str:
+        """Why the wrapped link is not connected."""
+        return self._link.why
+
     def receive(self) -> Arrival | None:
         """Return the next arrival that passed the checks, or None. Never blocks."""
         for _ in range(MAX_REJECTED_PER_RECEIVE):

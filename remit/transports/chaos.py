@@ -173,6 +173,7 @@ class ChaosLink(OwnedLink):
     def _check_and_share_owner(self, frame: bytes = b"") -> None:
         self._check(frame)
         self._link.owner = self.owner
+        self.why = self._link.why
 
     def _apply(self, peer: Peer, queue: PeerQueue, frame: bytes, faults: FrameFaults) -> Sent:
         if not faults.copies:

@@ -31,6 +31,14 @@ FIRST_RETRY_S: Final = 0.01
 MAX_RETRY_S: Final = 0.25
 """Longest delay between two attempts."""
 
+_REASONS: Final = {
+    errno.ENOENT: "no such file; is a server there?",
+    errno.ECONNREFUSED: "connection refused; its server has ended; is another server there?",
+    errno.EACCES: "permission denied; ask its owner, or run as its owner",
+    errno.EAGAIN: "its queue of connections is full; is the server ticked?",
+    errno.EMFILE: "out of descriptors; close clients that are not used, or raise ulimit -n",
+}
+"""Why an attempt to connect failed, by error number."""
 _tokens = itertools.count(1)
 
 
@@ -109,11 +117,15 @@ class _ClientLink(StreamLink):
             raise TransportError(
                 f"you may not connect to {location.path}: ask its owner, or run as its owner"
             ) from error
-        except OSError:
-            self._schedule_retry()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._close_descriptors()
+                raise
+            self._note_refusal(error)
 
     def _remove_stream(self, stream: Stream) -> None:
         super()._remove_stream(stream)
+        self.why = f"the connection was lost: {stream.closed_reason}"
         # A frame proves a server. connect() does not: it succeeds before the server accepts, which may be about to die.
         if stream.has_received:
             self._retry_delay = FIRST_RETRY_S
@@ -124,9 +136,15 @@ class _ClientLink(StreamLink):
             if not self.streams:  # An interrupted call may have connected.
                 self._add_stream(_connect(self.location.path), SERVER)
             self._retry_at = None
-        except OSError:
+            self.why = ""
+        except OSError as error:
             # No server yet, or no longer, or its accept queue is full (EAGAIN): each may change.
-            self._schedule_retry()
+            self._note_refusal(error)
+
+    def _note_refusal(self, error: OSError) -> None:
+        reason = _REASONS.get(error.errno or 0, error.strerror)
+        self.why = f"cannot connect to {self.location.path}: {reason}"
+        self._schedule_retry()
 
     def recover(self) -> None:
         """End a connection whose frames may have been cut, and connect again."""

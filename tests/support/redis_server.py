@@ -122,14 +122,19 @@ class Redis(RedisServer):
 
     def say(self, *words: object) -> Any:
         """Send one command on a connection of its own, and return the raw answer."""
+        return self.say_all(words)
+
+    def say_all(self, *commands: tuple[object, ...]) -> Any:
+        """Send commands on a connection of their own, and return the raw answer to the last one."""
         import hiredis
 
         pack: Callable[[tuple[str, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
         reader = hiredis.Reader()
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            connection.sendall(pack(tuple(str(word) for word in words)))
-            while (answer := reader.gets()) is False:
-                reader.feed(connection.recv(65536))
+            for words in commands:
+                connection.sendall(pack(tuple(str(word) for word in words)))
+                while (answer := reader.gets()) is False:
+                    reader.feed(connection.recv(65536))
         return answer
 
     @property

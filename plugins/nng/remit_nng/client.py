@@ -46,6 +46,7 @@ class ClientLink(NngLink):
         return self._send_on(self._channel, frame)
 
     def _dial_lobby(self) -> None:
+        self.why = self.why or "no server answers: is a server there?"
         self._lobby = pynng.Req0(
             resend_time=NEVER_MS,
             recv_max_size=MAX_REPLY_BYTES,
@@ -77,6 +78,7 @@ class ClientLink(NngLink):
             with contextlib.suppress(pynng.NNGException):
                 self._open_channel(token, where.decode())
                 return
+        self.why = "the server has no room for another client now"
         self._schedule_retry()
 
     def _close_lobby(self) -> None:
@@ -101,6 +103,7 @@ class ClientLink(NngLink):
     def _claim(self, channel: Channel) -> None:
         if channel.send(channel.token) is Sent.ACCEPTED:
             channel.up = True
+            self.why = ""
             self._retry_delay = RECONNECT_S[0]
             self.next_deadline = float("inf")
             self._arrivals.append(Up(SERVER))
@@ -124,6 +127,7 @@ class ClientLink(NngLink):
         if channel is None:
             return
         self._discard_channel(channel)
+        self.why = f"the connection was lost: {why}"
         if channel.up:
             self._arrivals.append(Down(SERVER, why))
         self._schedule_retry()
@@ -146,10 +150,14 @@ class ClientLink(NngLink):
         """Retry: the lobby did not reply, the channel had no peer, or the retry delay has passed."""
         self.next_deadline = float("inf")
         if self._lobby is not None:
+            self.why = "the server is connected, but does not answer: is it ticked?"
+            if self._reply is None:
+                self.why = "no server answers: is a server there?"
             self._close_lobby()
             self._schedule_retry()
         elif self._channel is not None:
-            self._lose_channel("the server did not accept the connection")
+            where = "" if self.location.path else "; nng+tcp needs one more port for each client: is there a firewall?"
+            self._lose_channel(f"the server did not accept the connection{where}")
         else:
             self._dial_lobby()
 

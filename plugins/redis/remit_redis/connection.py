@@ -27,6 +27,8 @@ from remit.transport import Waker
 DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT_S: Final = 3.0
 """Time within which Redis must accept a connection, and answer each command of the handshake."""
+TLS_PROBE_S: Final = 0.2
+"""Time without a TLS handshake after which it is checked whether Redis speaks TLS at all."""
 MAX_UNANSWERED_BYTES: Final = 1024 * 1024
 """Bytes of commands that may wait for their replies."""
 REPLY_TIMEOUT_S: Final = 10.0
@@ -108,9 +110,30 @@ def _connect(address: Address) -> socket.socket:
             undo.enter_context(connection).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if location.scheme == "rediss":
                 context = ssl.create_default_context(cafile=address.authorities)
-                connection = context.wrap_socket(connection, server_hostname=host)
+                secured = context.wrap_socket(connection, server_hostname=host, do_handshake_on_connect=False)
+                connection = undo.enter_context(secured)
+                _shake_hands(secured, address)
         undo.pop_all()
         return connection
+
+
+def _shake_hands(connection: ssl.SSLSocket, address: Address) -> None:
+    """Complete the TLS handshake. Raises RedisRefused if Redis speaks no TLS there: it waits for the end of a line."""
+    connection.settimeout(TLS_PROBE_S)
+    try:
+        connection.do_handshake()
+    except TimeoutError:
+        with socket.create_connection(connection.getpeername()[:2], CONNECT_TIMEOUT_S) as plain:
+            plain.settimeout(TLS_PROBE_S)
+            plain.sendall(b"PING\r\n")
+            with suppress(TimeoutError):
+                if plain.recv(1) in (b"+", b"-"):
+                    raise RedisRefused(
+                        f"redis at {address.location} speaks no TLS on this port; write redis://"
+                    ) from None
+        connection.settimeout(CONNECT_TIMEOUT_S)
+        connection.do_handshake()
+    connection.settimeout(CONNECT_TIMEOUT_S)
 
 
 def _greet(connection: socket.socket, address: Address) -> None:

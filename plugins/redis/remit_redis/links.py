@@ -250,6 +250,7 @@ class RedisLink(OwnedLink):
         except TransportError as error:
             self._connecting = None
             self._last_error = error
+            self.why = str(error)
             self._schedule_retry()
             return
         if opened is None:
@@ -270,6 +271,7 @@ class RedisLink(OwnedLink):
         kind = RedisRefused if isinstance(lost, CommandRefused) else TransportError
         hint = "; the README of remit-redis lists what a user must be allowed" if "NOPERM" in str(lost) else ""
         self._last_error = kind(f"{lost} (at {self._address.location}){hint}")
+        self.why = str(self._last_error)
         self._schedule_retry()
         self._on_disconnected(str(lost))
 
@@ -288,6 +290,7 @@ class RedisLink(OwnedLink):
     def _mark_ready(self) -> None:
         self._ready = True
         self._last_error = None
+        self.why = ""
         self._retry_delay = RECONNECT_S[0]
 
 
@@ -469,8 +472,10 @@ class ClientLink(RedisLink):
     def _on_lease(self, _: object, hub: bytes | None) -> None:
         # The value of the lease is the channel of the server.
         self._mark_ready()
-        if hub is not None and self._hub is None:
-            self._join(hub)
+        if self._hub is None:
+            self.why = "redis is reachable, but no server holds this location: is a server there?"
+            if hub is not None:
+                self._join(hub)
 
     def _join(self, hub: bytes) -> None:
         connection = self.connection
@@ -489,6 +494,7 @@ class ClientLink(RedisLink):
         if token != self._token or self._hub is None:
             return
         if readers:
+            self.why = ""
             self.peers[SERVER] = self._hub, FRAME + token
             self._arrivals.append(Up(SERVER))
         else:
@@ -510,6 +516,7 @@ class ClientLink(RedisLink):
             self._on_heartbeat(self.connection)
 
     def _leave(self, why: str) -> None:
+        self.why = f"redis is reachable, but the server is not: {why}"
         if self.connection is not None:
             self.connection.send_without_reply(b"UNSUBSCRIBE", self._inbox)
         self._on_disconnected(why)
