@@ -8,7 +8,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 
@@ -34,6 +34,7 @@ class EventMessage(msgspec.Struct, array_like=True, gc=False):
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     headers: dict[str, Any] = {}
+    no_args: ClassVar[tuple[()]] = ()
 
     def event(self, **more: Any) -> Event:
         """Return the event that a listener receives."""

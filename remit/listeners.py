@@ -6,9 +6,11 @@ import fnmatch
 import itertools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from inspect import isawaitable, iscoroutine
-from operator import length_hint
+from itertools import starmap
+from operator import attrgetter, length_hint
 from typing import Any, Final, NamedTuple, TypeVar
 
 from remit._limited_log import LimitedLog
@@ -43,6 +45,8 @@ _WILD: Final = re.compile(r"[*?\[]")
 
 
 _numbers = itertools.count()
+_ARGUMENTS: Final = attrgetter("args")
+_NOTHING: Final = attrgetter("no_args")
 
 
 class _Entry(NamedTuple):
@@ -54,6 +58,20 @@ class _Entry(NamedTuple):
     pass_event: bool
     once: bool
     internal: bool = False
+    repeatable: bool = False
+    """Whether an interrupted call is repeated, and the event not removed before the call has returned."""
+
+
+class _Found(NamedTuple):
+    """Listeners of one event name."""
+
+    entries: tuple[_Entry, ...]
+    only: Callable[..., Any] | None
+    """The only listener, if it takes the arguments of each event and nothing else."""
+
+
+def _do_nothing() -> None:
+    pass
 
 
 class ListenerRegistry:
@@ -67,12 +85,14 @@ class ListenerRegistry:
         # entries, so that what it has read before a change goes into the replaced cache.
         self._entries: dict[int, _Entry] = {}
         """The listeners in the order of registration, by number."""
-        self._cache: dict[str, tuple[_Entry, ...]] = {}
+        self._cache: dict[str, _Found] = {}
         self._on_error = on_error
         self._router = EventRouter(self._reset_cache)
         self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
         """Has an event loop await what an async listener has returned; None while no loop serves this end."""
         self._log = LimitedLog()
+        self._begin: Iterator[tuple[()]] | None = None
+        """Removes the event of a request when its listener starts; None from then on."""
         self._unheard = 0
         self._unheard_hint = ""
         """What to do about an event without a listener. If it is empty, such events are counted and not logged."""
@@ -139,27 +159,79 @@ class ListenerRegistry:
 
     def _dispatch(self, wires: Iterable[EventMessage | None], sender: Sender | None, redelivered: bool) -> None:
         """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
-        self._dispatched += length_hint(wires)
-        for wire in wires:
+        events = list(wires)
+        self._dispatched += len(events) - events.count(None)
+        self._dispatch_pending(events, iter(events), sender, redelivered)
+
+    def _dispatch_pending(
+        self,
+        events: list[EventMessage | None],
+        pending: Iterator[EventMessage | None],
+        sender: Sender | None,
+        redelivered: bool,
+    ) -> None:
+        """Dispatch events as above. Each is taken from ``pending``, which begins with them, when a listener starts.
+
+        Hence after an exception of a signal handler at any line ``pending`` has the events that no listener has begun.
+        """
+        # Iterators in C: no signal handler can run between the removal of an event and the call of its listener.
+        arguments = map(_ARGUMENTS, pending)
+        for wire in events:
             if wire is None:  # It was undecodable, or is handled already.
-                self._dispatched -= 1
+                next(pending)
                 continue
             # Read for each event: a listener may have added or removed listeners.
-            entries = self._cache.get(wire.name)
-            if entries is None:
-                entries = self._resolve(wire.name)
-            if not entries:
-                self._unheard += 1
-            for entry in entries:
-                try:
-                    if entry.pass_event or entry.once:
-                        value = self._call(entry, wire, sender, redelivered)
-                    else:
-                        value = entry.call(*wire.args, **wire.kwargs)
-                    if value is not None and isawaitable(value):
-                        self._defer(wire.event(sender=sender, redelivered=redelivered), value)
-                except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-                    self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
+            entries, only = self._cache.get(wire.name) or self._resolve(wire.name)
+            if only is None or wire.kwargs:
+                self._call_all(entries, wire, pending, sender, redelivered)
+                continue
+            try:
+                value = next(starmap(only, arguments))
+                if value is not None and isawaitable(value):
+                    self._defer(wire.event(sender=sender, redelivered=redelivered), value)
+            except Exception as error:  # noqa: BLE001 - one listener must not stop the others
+                self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
+
+    def _call_all(
+        self,
+        entries: tuple[_Entry, ...],
+        wire: EventMessage,
+        pending: Iterator[EventMessage | None],
+        sender: Sender | None,
+        redelivered: bool,
+    ) -> None:
+        left = length_hint(pending)
+        nothing = map(_NOTHING, pending)
+        for entry in entries:
+            try:
+                call = self._bind(entry, wire, sender, redelivered)
+                if entry.repeatable:
+                    self._begin = nothing
+                    value = call()
+                elif length_hint(pending) < left:
+                    value = call()
+                else:
+                    value = next(starmap(call, nothing))
+                if value is not None and isawaitable(value):
+                    self._defer(wire.event(sender=sender, redelivered=redelivered), value)
+            except Exception as error:  # noqa: BLE001 - one listener must not stop the others
+                self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
+        if not entries:
+            self._unheard += 1
+        if length_hint(pending) == left:
+            next(pending)
+
+    def _bind(
+        self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool = False
+    ) -> Callable[[], Any]:
+        """Return a function that calls a listener with an event. A listener that is called once is removed."""
+        if entry.once and not self._remove([entry]):
+            return _do_nothing  # Of two threads that dispatch, only the one that removes the listener may call it.
+        if entry.internal:
+            return partial(entry.call, wire, sender, redelivered)
+        if entry.pass_event:
+            return partial(entry.call, wire.event(sender=sender, redelivered=redelivered))
+        return partial(entry.call, *wire.args, **wire.kwargs)
 
     def _defer(self, event: Event, value: Awaitable[Any]) -> None:
         """Have an event loop await ``value``. Without a loop, raise TypeError for a coroutine: it would never run."""
@@ -171,46 +243,39 @@ class ListenerRegistry:
 
     def _call_listeners(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
         """Call the listeners of a request. Return whether there is one, and the first value. Raises the first error."""
-        entries = self._cache.get(wire.name)
-        if entries is None:
-            entries = self._resolve(wire.name)
+        entries = (self._cache.get(wire.name) or self._resolve(wire.name)).entries
         if not entries or wire.name.startswith(RESERVED):
             return False, None
-        value = self._call(entries[0], wire, sender)
+        call = self._bind(entries[0], wire, sender)
+        begin, self._begin = self._begin, None
+        value = call() if begin is None else next(starmap(call, begin))
         for entry in entries[1:]:
             try:
-                also = self._call(entry, wire, sender)
+                also = self._bind(entry, wire, sender)()
                 if also is not None and isawaitable(also):
                     self._defer(wire.event(sender=sender), also)
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                 self._report_error(wire.event(sender=sender), error)
         return True, value
 
-    def _call(self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool = False) -> Any:
-        # Of two threads that dispatch, only one may call the listener.
-        if entry.once and not self._remove([entry]):
-            return None
-        if entry.internal:
-            return entry.call(wire, sender, redelivered)
-        if entry.pass_event:
-            return entry.call(wire.event(sender=sender, redelivered=redelivered))
-        return entry.call(*wire.args, **wire.kwargs)
-
-    def _resolve(self, name: str) -> tuple[_Entry, ...]:
-        if len(self._cache) >= NAMES_CACHED:
-            self._cache = {}
+    def _resolve(self, name: str) -> _Found:
         cache = self._cache
         if name.startswith(RESERVED):
             handlers = self._router.handlers.get(name, ())
-            entries = tuple(_Entry(0, name, bool, each, each, True, False, internal=True) for each in handlers)
+            repeatable = name in self._router.repeatable
+            entries = tuple(_Entry(0, name, bool, each, each, True, False, True, repeatable) for each in handlers)
         else:
-            entries = tuple(entry for entry in list(self._entries.values()) if entry.matches(name))
-        cache[name] = entries
+            entries = tuple(entry for entry in tuple(self._entries.values()) if entry.matches(name))
+        if len(cache) >= NAMES_CACHED:
+            cache.clear()
+        first = entries[0] if len(entries) == 1 else None
+        only = None if first is None or first.once or first.pass_event else first.call
+        found = cache[name] = _Found(entries, only)
         known = bool(entries) or name.startswith(RESERVED) or name in self._logged_names
         if self._unheard_hint and not known and len(self._logged_names) < NAMES_LOGGED:
             self._logged_names.add(name)
             logger.warning("no listener for event %r: %s", name, self._unheard_hint)
-        return entries
+        return found
 
     def _reset_cache(self) -> None:
         self._cache = {}

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -15,7 +14,7 @@ from remit._patterns.names import PROGRESS, REJECTED, REPLY, REQUEST, SUBSCRIBE,
 from remit._patterns.pubsub import Publisher
 from remit._patterns.rejections import Rejections
 from remit._patterns.request_reply import RequestServer, error_reply, send_reply, session_of
-from remit._protocol.session import Received, Session, mark_events_handled
+from remit._protocol.session import Received, Session
 from remit.codec import EventMessage
 from remit.config import resolve
 from remit.errors import CodecError, EmitError, FrameTooLarge, LinkClosed, LocationInUse, ReentrantTick
@@ -83,13 +82,16 @@ class Server(ListenerRegistry):
         self._requested = resolve(location)
         self._location = self._requested
         self._io: ServerIO | None = None
+        self._closing: ServerIO | None = None
+        """What `close` has not closed completely, because of an interrupt."""
         self._closed = self._stopping = False
         self._loop_server: AsyncServerLoop | None = None
         """Serves on an event loop, within `serve`."""
         self._publisher = Publisher(self._mark_writable)
         self._requests = RequestServer(self._router, self._call_listeners, self._post, self._report_failed_request)
+        self._requests.may_repeat = lambda: self._begin is not None
         self._rejections = Rejections(self._router, self._report_error, self._reject)
-        self._router.register(UNSUBSCRIBE, self._unsubscribe)
+        self._router.register(UNSUBSCRIBE, self._unsubscribe, repeatable=True)
         self._router.request_handlers[SUBSCRIBE] = self._publisher.subscribe
         self._router.session_closed.append(self._publisher.remove_session)
         register_after_fork(self._after_fork)
@@ -124,18 +126,26 @@ class Server(ListenerRegistry):
         io = self._io or self._open()
         if io.loop_thread:
             raise ReentrantTick("an event loop serves this server and dispatches its events: do not call tick()")
-        if not io.tick_lock.acquire(blocking=False):
-            if io.tick_thread == threading.get_ident():
-                raise ReentrantTick("a listener called tick() of its own server; return from the listener instead")
-            return 0
-        io.tick_thread = threading.get_ident()
+        lock = io.tick_lock
+        if lock._is_owned() or io.link_pump.lock._is_owned():  # type: ignore[attr-defined]
+            raise ReentrantTick("a listener or signal handler called tick() within tick() or wait() of its server")
+        # Without `with`: a signal handler may raise before its __exit__ releases the lock.
         try:
-            return self._tick(io, limit)
-        except LocationInUse as error:
-            io.failure = error
+            if not lock.acquire(blocking=False):
+                return 0
+            io.tick_thread = threading.get_ident()
+            dispatched = self._tick(io, limit)
+            lock.release()
+        except BaseException as error:
+            if isinstance(error, LocationInUse):
+                io.failure = error
+            while lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
+            io.recover()
             raise
-        finally:
-            io.tick_lock.release()
+        if io.close_requested is not None:
+            io.finish_close()
+        return dispatched
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Wait up to ``timeout`` seconds. Return earlier if there may be events, or if ``waker`` is readable."""
@@ -183,46 +193,50 @@ class Server(ListenerRegistry):
             self._io.waker.wake()
 
     def _tick(self, io: ServerIO, limit: int | None) -> int:
-        pump = io.link_pump
+        pump, ready = io.link_pump, io.machine.ready
         dispatched = 0
         bound: float | None = None
         while self._io is io:  # A listener may close the server.
-            with pump.lock:
-                drained = pump.exchange(hold_back=True)
-                io.pumped_at = now = time.monotonic()
-                received = pump.pop_received()
+            pump.lock.acquire()
+            drained = pump.exchange(hold_back=True)
+            pump.lock.release()
+            io.pumped_at = now = time.monotonic()
             # Without the lock: listeners take their time, and the keepalive thread must be able to pump.
-            while received is not None:
-                if io.machine.closed:
-                    io.report_sessions(received.session)
-                dispatched += self._handle(io, received, None if limit is None else limit - dispatched)
+            while ready:
                 if limit is not None and dispatched >= limit:
                     break
-                received = pump.pop_received()
+                received = ready[0]
+                if io.machine.closed:
+                    io.report_sessions()
+                dispatched += self._handle(io, received, None if limit is None else limit - dispatched)
+                # Removed afterwards: after an interrupt the next tick continues with the events that are left.
+                if not received.events and ready and ready[0] is received:
+                    ready.popleft()
             io.report_sessions()
             bound = now + MAX_TICK_S if bound is None else bound
             if drained or (limit is not None and dispatched >= limit) or (limit is None and now > bound):
                 break
         # One flush after all listeners, so that replies and acknowledgements share frames.
         if io.machine.writable and self._io is io:
-            with pump.lock:
-                pump.flush()
+            pump.lock.acquire()
+            pump.flush()
+            pump.lock.release()
         return dispatched
 
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
-        session = received.session
-        admitted = received.events[:limit]
-        pending = iter(admitted)
+        received.mark_begun()  # Again, after an interrupt of the line below.
+        events = received.events
+        left = events[:limit]
+        pending = received.pending = iter(tuple(events))
         try:
-            self._dispatch(pending, io.sender_of(session), received.redelivered)
+            self._dispatch_pending(left, pending, io.sender_of(received.session), received.redelivered)
         finally:
             # After KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
-            interrupted = length_hint(pending)
-            self._dispatched -= interrupted
-            mark_events_handled(received, len(admitted) - interrupted, io.machine.ready)
-            io.machine.writable[session] = None
-        return len(admitted)
+            count = received.mark_begun()
+            self._dispatched += count - left[:count].count(None)
+            io.machine.writable[received.session] = None
+        return count
 
     def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to the listeners of this server, in this call. It is not sent to clients."""
@@ -324,9 +338,15 @@ class Server(ListenerRegistry):
         Events that were not dispatched are not acknowledged: the clients send them to the next server.
         """
         self._closed = True  # First: a tick() in another thread must not open the location again.
-        io, self._io = self._io, None
+        io = self._io or self._closing
+        self._closing, self._io = io, None
         if io is not None:
-            io.close(self._options.linger if linger is None else linger)
+            try:
+                io.close(self._options.linger if linger is None else linger)
+            except BaseException:
+                io.close(0.0)  # After an interrupt the location must not stay occupied.
+                raise
+            self._closing = None
 
     def __enter__(self) -> Self:
         return self
@@ -345,7 +365,7 @@ class Server(ListenerRegistry):
 
     def _after_fork(self) -> None:
         """In a forked child: replace locks that threads of the parent may hold. The copy refuses to tick."""
-        self._publisher.lock = threading.Lock()
+        self._publisher.after_fork()
         if self._io is not None:
             self._io.after_fork()
 

@@ -32,6 +32,8 @@ Clock = Callable[[], float]
 class _Pump:
     """A link and the lock under which threads hand it over. Every method must be called with `lock` held."""
 
+    machine: ClientSession | ServerSessions
+
     def __init__(self, link: Link, clock: Clock) -> None:
         self.link = link
         self.lock = threading.RLock()
@@ -57,6 +59,10 @@ class _Pump:
             while self.lock._is_owned():  # type: ignore[attr-defined]
                 self.lock.release()
 
+    def _repair(self, now: float) -> None:
+        self.machine.repair(now)
+        self._interrupted = False
+
     def _recover_link(self) -> None:
         """Have the link release its locks and report what may be lost."""
         recover = getattr(self.link, "recover", None)
@@ -76,7 +82,7 @@ class ClientPump(_Pump):
         self, machine: ClientSession, link: Link, connect: Callable[[], Link], *, clock: Clock = time.monotonic
     ) -> None:
         super().__init__(link, clock)
-        self.machine = machine
+        self.machine: ClientSession = machine
         self._connect = connect
         self._reopen_at = 0.0
         self._down_reason = ""
@@ -138,10 +144,6 @@ class ClientPump(_Pump):
             machine.session.mark_sent(now)
         self._due = min(self._due, machine.session.probe_at)
 
-    def _repair(self, now: float) -> None:
-        self.machine.repair(now)
-        self._interrupted = False
-
     def _reopen(self, now: float) -> None:
         """Replace the link to a silent server. If that fails, keep the old link and try again later."""
         if now < self._reopen_at:
@@ -165,7 +167,7 @@ class ServerPump(_Pump):
 
     def __init__(self, machine: ServerSessions, link: Link, *, clock: Clock = time.monotonic) -> None:
         super().__init__(link, clock)
-        self.machine = machine
+        self.machine: ServerSessions = machine
         self._check_at = 0.0 if hasattr(link, "check_location") else FOREVER
         """Monotonic time of the next `Link.check_location`."""
         self._location_error: TransportError | None = None
@@ -187,6 +189,8 @@ class ServerPump(_Pump):
         """
         link, machine, now = self.link, self.machine, self._clock()
         link.owner = threading.get_ident()
+        if self._interrupted:
+            self._repair(now)
         if now >= self._check_at:
             self._check_location(now)
         if self._location_error is not None:
@@ -227,12 +231,15 @@ class ServerPump(_Pump):
         """Send the frames that windows and peers accept now."""
         machine, now = self.machine, self._clock()
         self.link.owner = threading.get_ident()
+        if self._interrupted:
+            self._repair(now)
         while machine.unknown_peer_replies:
             peer, frame = machine.unknown_peer_replies.popleft()
             # Dropped if the link is full: a peer without a session repeats its frame.
             self.link.send(peer, frame)
         for session in list(machine.writable):
             # Removed before sending: another thread may append an event and mark the session again during the send.
+            # After an interrupt in between `_repair` marks all sessions.
             machine.writable.pop(session, None)
             if not self._flush_session(session, now):
                 machine.writable[session] = None

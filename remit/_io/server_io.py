@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import queue
 import selectors
 import threading
 import time
@@ -95,7 +96,8 @@ class ServerIO:
         share_rejected_counter(transport, self.machine)
         self.link_pump = ServerPump(self.machine, link)
         self.waker = Waker()
-        self.tick_lock = threading.Lock()
+        self.tick_lock = threading.RLock()
+        """Held by the thread that ticks. Like the lock of the pump it knows its owner, see `resume`."""
         self.tick_thread = 0
         """Ident of the thread that ticks, or was the last to tick."""
         self.loop_thread = 0
@@ -105,17 +107,21 @@ class ServerIO:
         self.pumped_at = time.monotonic()
         """Time of the last pump, or time until which a thread waits on the link."""
         self.closed = False
+        self.close_requested: float | None = None
+        """Linger of a `close` that a signal handler called while its own thread held the link."""
         self._wait_thread = 0
         """Ident of the thread that was the last to wait."""
         self._user_waker: Wakeable | None = None
         self._combined_waker: _CombinedWaker | None = None
         self._inherited = False
-        self._stopping = threading.Event()
-        self._send_requested = threading.Event()
+        # No Event: a signal handler or finalizer may call set() within set(), which takes a lock.
+        self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Wakes the keepalive thread."""
+        self._send_requested = False
         self._thread: threading.Thread | None = None
         if threaded:
             # A weak reference: the thread must not keep a server alive that the program has dropped.
-            args = weakref.ref(self), self._stopping, self._send_requested
+            args = weakref.ref(self), self._requests
             self._thread = threading.Thread(target=_keep_alive, args=args, name="remit-keeper", daemon=True)
             self._thread.start()
         _open.add(weakref.ref(self, _open.discard))
@@ -125,8 +131,11 @@ class ServerIO:
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Send queued events, then wait for frames or a waker, for at most ``timeout`` seconds."""
         pump, machine = self.link_pump, self.machine
-        self._wait_thread = threading.get_ident()
-        with pump.lock:
+        if pump.lock._is_owned():  # type: ignore[attr-defined]
+            return  # In a signal handler or finalizer, within tick() or wait() of this thread.
+        try:
+            self._wait_thread = threading.get_ident()
+            pump.lock.acquire()
             if machine.writable:
                 pump.flush()
             if machine.ready or machine.writable:
@@ -134,6 +143,31 @@ class ServerIO:
             self.pumped_at = time.monotonic() + timeout
             pump.wait(timeout, self.waker if waker is None else self._with(waker))
             self.waker.clear()
+            pump.lock.release()
+        except BaseException:
+            self.recover()
+            raise
+        if self.close_requested is not None:
+            self.finish_close()
+
+    def recover(self) -> None:
+        """Release the link after an exception at any line of the outermost call of this thread that uses it."""
+        self.link_pump.recover()
+        self.pumped_at = time.monotonic()  # No thread waits any more: the keepalive thread goes on.
+        self.finish_close()
+        self.mark_unsent()
+
+    def mark_unsent(self) -> None:
+        """Have everything sent that an interrupted call has queued."""
+        for session in list(self.machine.sessions.values()):
+            if session.outbox.pending or session.ack_due:
+                self.machine.writable[session] = None
+        self.request_send()
+
+    def finish_close(self) -> None:
+        """Close the link if a signal handler has requested it while this thread held the link."""
+        if self.close_requested is not None:
+            self.close(self.close_requested)
 
     def report_sessions(self, *dispatching: Session) -> None:
         """Call the handlers of the router for ended sessions and cancelled requests.
@@ -143,12 +177,13 @@ class ServerIO:
         """
         machine = self.machine
         for session in machine.pop_closed(dispatching):
-            for on_closed in self._router.session_closed:
+            for on_closed in tuple(self._router.session_closed):
                 on_closed(session)
         while machine.cancelled_requests:
-            cancelled = machine.cancelled_requests.popleft()
-            for on_cancelled in self._router.request_cancelled:
+            cancelled = machine.cancelled_requests[0]
+            for on_cancelled in tuple(self._router.request_cancelled):
                 on_cancelled(*cancelled)
+            machine.cancelled_requests.popleft()
 
     def _with(self, waker: Wakeable) -> Wakeable:
         """Return one descriptor that is readable when the waker of the user or our own is."""
@@ -221,14 +256,23 @@ class ServerIO:
                 f"{shortened(name)} was not queued: {outbox.unframed} events wait for {session.id.hex()[:8]}, which "
                 "does not keep up; emit less, or raise queue and queue_bytes"
             )
-        outbox.count_bytes(len(data))
-        outbox.pending.append(data)
-        if now:
-            with self.link_pump.lock:
-                self.machine.writable[session] = None
-                self.link_pump.flush()
-        else:
+        try:
+            outbox.count_bytes(len(data))
+            outbox.pending.append(data)
             self.mark_writable(session)
+        except BaseException:
+            self.mark_unsent()
+            raise
+        pump = self.link_pump
+        if not now or pump.lock._is_owned():  # type: ignore[attr-defined]
+            return
+        try:
+            pump.lock.acquire()
+            pump.flush()
+            pump.lock.release()
+        except BaseException:
+            self.recover()
+            raise
 
     def mark_writable(self, session: Session) -> None:
         """Schedule the queued events of a session: the next tick() or wait() sends them, or the keepalive thread."""
@@ -238,28 +282,31 @@ class ServerIO:
             # Another thread ticks or waits: wake it. It may be busy with other work, so ask the keepalive thread too.
             self.waker.wake()
             self.request_send()
-        elif not self.tick_lock.locked():
+        elif not self.tick_lock._is_owned():  # type: ignore[attr-defined]
             # This thread ticks, and is between two ticks. Within a tick nothing is needed: a tick ends with a flush.
             self.request_send()
 
     def request_send(self) -> None:
         """Ask the keepalive thread to send queued events after `SEND_DELAY_S`. Safe from any thread."""
-        if not self._send_requested.is_set():  # Cheaper than set(), which takes a lock, for all but the first event.
-            self._send_requested.set()
+        if not self._send_requested:
+            self._requests.put(None)
+            self._send_requested = True
 
     # -- the keepalive thread ----------------------------------------------------------------------------------
 
-    def keep_alive(self, *, send: bool) -> None:
+    def keep_alive(self) -> None:
         """Send queued events if asked to; pump the link if no thread has done so for a while. Dispatches nothing."""
         pump = self.link_pump
-        send = send and bool(self.machine.writable)
+        # Cleared before sending: an event that is queued from now on makes a new request.
+        self._send_requested = False
+        send = bool(self.machine.writable)
         idle = time.monotonic() - self.pumped_at >= KEEPALIVE_INTERVAL_S
         if not (send or idle) or not pump.lock.acquire(timeout=SEND_LOCK_TIMEOUT_S if send else 0.0):
             return
         try:
             # An error of the link is left to tick(), which gets it again.
             with contextlib.suppress(TransportError):
-                if self._stopping.is_set():
+                if self.closed:
                     return
                 if send:
                     pump.flush()
@@ -278,15 +325,26 @@ class ServerIO:
         """
         self.closed = True
         _open.discard(weakref.ref(self))
-        self._stopping.set()
-        self._send_requested.set()
+        self._requests.put(None)
+        pump = self.link_pump
+        if pump.lock._is_owned():  # type: ignore[attr-defined]
+            # In a signal handler that has interrupted tick() or wait() of this thread, which closes the link then.
+            self.close_requested = linger
+            self.waker.wake()
+            return
         if not self._inherited:
             self.waker.wake()  # A thread that waits holds the lock.
-        with self.link_pump.lock:
+        try:
+            pump.lock.acquire()
             if not self._inherited:
                 with contextlib.suppress(TransportError):  # Another server may have taken the location over.
                     self._send_bye(time.monotonic() + min(linger, BYE_TIMEOUT_S))
-            self.link_pump.close(linger)
+            pump.close(linger)
+            self.close_requested = None
+            pump.lock.release()
+        except BaseException:
+            pump.recover()
+            raise
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(JOIN_TIMEOUT_S)
         if self._combined_waker is not None:
@@ -308,9 +366,9 @@ class ServerIO:
 
     def after_fork(self) -> None:
         """In a forked child: replace locks that threads of the parent may hold. The child has no keepalive thread."""
-        self.link_pump.lock, self.tick_lock = threading.RLock(), threading.Lock()
+        self.link_pump.lock, self.tick_lock = threading.RLock(), threading.RLock()
         self.tick_thread = 0  # A thread of the child may have the ident of the thread that ticked in the parent.
-        self._stopping, self._send_requested = threading.Event(), threading.Event()
+        self._requests, self._send_requested = queue.SimpleQueue(), False
         self._thread, self._inherited = None, True
 
 
@@ -331,17 +389,15 @@ class _CombinedWaker:
             selector.close()
 
 
-def _keep_alive(reference: weakref.ref[ServerIO], stopping: threading.Event, send_requested: threading.Event) -> None:
+def _keep_alive(reference: weakref.ref[ServerIO], requests: queue.SimpleQueue[None]) -> None:
     """Run the keepalive thread until the server is closed or collected."""
     while True:
-        requested = send_requested.wait(KEEPALIVE_INTERVAL_S)
-        # By the end of the delay a tick() or wait() has usually sent the events, and many requests have become one.
-        if stopping.wait(SEND_DELAY_S if requested else 0.0):
-            return
-        # Cleared before sending: an event that is queued from now on makes a new request.
-        send_requested.clear()
+        with contextlib.suppress(queue.Empty):
+            requests.get(timeout=KEEPALIVE_INTERVAL_S)
+            # By the end of the delay a tick() or wait() has usually sent the events, and many requests have become one.
+            time.sleep(SEND_DELAY_S)
         io = reference()
-        if io is None:
+        if io is None or io.closed:
             return
-        io.keep_alive(send=requested)
+        io.keep_alive()
         del io

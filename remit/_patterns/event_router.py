@@ -18,6 +18,8 @@ class EventRouter:
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self.handlers: dict[str, tuple[Handler, ...]] = {}
+        self.repeatable: set[str] = set()
+        """Names whose handlers are called again if a signal handler has interrupted them."""
         self.io_handlers: dict[str, Callable[[EventMessage], EventMessage | None]] = {}
         """Called on the I/O thread of a client: must not block. Return an event for the dispatch thread, or None."""
         self.request_handlers: dict[str, Callable[..., Any]] = {}
@@ -28,7 +30,12 @@ class EventRouter:
         """Called with session and request id when a client cancels a request."""
         self._on_change = on_change
 
-    def register(self, name: str, handler: Handler, *, replace: bool = False) -> None:
-        """Call ``handler`` for each event of this name where listeners run, after or instead of earlier handlers."""
+    def register(self, name: str, handler: Handler, *, replace: bool = False, repeatable: bool = False) -> None:
+        """Call ``handler`` for each event of this name where listeners run, after or instead of earlier handlers.
+
+        A ``repeatable`` handler is called again if a signal handler has interrupted it.
+        """
+        if repeatable:
+            self.repeatable.add(name)
         self.handlers[name] = (handler,) if replace else (*self.handlers.get(name, ()), handler)
         self._on_change()

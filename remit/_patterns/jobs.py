@@ -103,10 +103,10 @@ class BrokerCore:
         self._sweep_at = 0.0
         self._unregistered: set[str] = set()
         """Names of jobs that no worker has registered, and that were logged."""
-        router.register(names.REQUEST, self._on_request, replace=True)
-        router.register(names.JOB_STARTED, self._on_job_started)
-        router.register(names.JOB_PROGRESS, self._on_job_progress)
-        router.register(names.JOB_DONE, self._on_job_done)
+        router.register(names.REQUEST, self._on_request, replace=True, repeatable=True)
+        router.register(names.JOB_STARTED, self._on_job_started, repeatable=True)
+        router.register(names.JOB_PROGRESS, self._on_job_progress, repeatable=True)
+        router.register(names.JOB_DONE, self._on_job_done, repeatable=True)
         router.request_handlers[names.WORKER_READY] = self._on_worker_ready
         router.request_handlers[names.WORKER_LEAVE] = self._on_worker_leave
         router.session_closed.append(self.on_session_closed)

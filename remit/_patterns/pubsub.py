@@ -6,6 +6,7 @@ import functools
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -46,19 +47,25 @@ class Publisher:
         """Last values by name, encoded when they were published, so later changes of an argument have no effect."""
         self._ended: dict[Session, list[SubscriberQueue]] = {}
         """Subscriptions that the server has ended, until UNSUBSCRIBED is sent for them."""
-        self.lock = threading.Lock()
-        """Any thread may publish, while the thread that owns the link moves publications to the outboxes."""
         self.published = 0
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: replace the lock, which another thread of the parent may hold."""
+        # Any thread may publish, while the thread that owns the link moves publications to the outboxes. The lock knows
+        # its owner: a signal handler or finalizer that publishes within a call of its own thread leaves the publication
+        # in `_incoming`, and that call queues it.
+        self._lock = threading.RLock()
+        self._incoming: deque[tuple[str, dict[Codec, bytes], bool]] = deque()
+        """Publications that are not queued for all subscribers yet: name, encodings, whether to keep them."""
 
     def __len__(self) -> int:
-        with self.lock:
-            return sum(len(subscriptions) for subscriptions in self._subscribers.values())
+        return sum(len(subscriptions) for subscriptions in tuple(self._subscribers.values()))
 
     @property
     def dropped(self) -> int:
         """Publications dropped for the present subscribers because they were too slow."""
-        with self.lock:
-            return sum(one.dropped for each in self._subscribers.values() for one in each.values())
+        return sum(one.dropped for each in tuple(self._subscribers.values()) for one in tuple(each.values()))
 
     def subscribe(
         self,
@@ -87,29 +94,32 @@ class Publisher:
         # The outbox pulls publications when its window has room. Pushed publications would get sequence numbers, and
         # could no longer be dropped for a slow subscriber.
         session.outbox.refill = functools.partial(self._refill, session)
-        with self.lock:
-            # SUBSCRIBE is idempotent and may arrive twice: a running subscription must not restart its numbers.
-            if self._subscribers.setdefault(session, {}).setdefault(identifier, subscription) is not subscription:
-                return
-            self._matching_cache = {}
-            if last:
-                now = self._clock()
-                for name, encodings in self._last_values.items():
-                    if subscription.matches(name):
-                        subscription.enqueue(self._last_value(session.codec, encodings), now)
-                self._writable(session)
+        self._locked(self._add, session, subscription, last)
+
+    def _add(self, session: Session, subscription: SubscriberQueue, last: bool) -> None:
+        # SUBSCRIBE is idempotent and may arrive twice: a running subscription must not restart its numbers.
+        subscribers = self._subscribers.setdefault(session, {})
+        if subscription.id in subscribers:
+            return
+        if last:
+            now = self._clock()
+            for name, encodings in tuple(self._last_values.items()):
+                if subscription.matches(name):
+                    subscription.enqueue(self._last_value(session.codec, encodings), now)
+        subscribers[subscription.id] = subscription
+        self._matching_cache = {}
+        self._writable(session)
 
     def unsubscribe(self, session: Session, identifier: int) -> None:
         """End a subscription."""
-        with self.lock:
-            self._remove(session, identifier)
+        self._subscribers.get(session, {}).pop(identifier, None)
+        self._matching_cache = {}
 
     def remove_session(self, session: Session) -> None:
         """End the subscriptions of a session that has ended."""
-        with self.lock:
-            self._ended.pop(session, None)
-            if self._subscribers.pop(session, None) is not None:
-                self._matching_cache = {}
+        self._ended.pop(session, None)
+        self._subscribers.pop(session, None)
+        self._matching_cache = {}
 
     def publish(
         self,
@@ -123,39 +133,93 @@ class Publisher:
     ) -> int:
         """Publish, and return the number of subscribers. Raises CodecError, ValueError, FrameTooLarge (``largest``)."""
         check_name(name)
-        with self.lock:
+        matching = self._matching(name)
+        codecs = {session.codec for session, _ in matching} | ({LAST_VALUES_CODEC} if keep else set())
+        # Encoded once for each codec, not for each subscriber.
+        encodings = {codec: _encode(codec, largest, name, args, kwargs, headers) for codec in codecs}
+        if keep:
+            self._check_kept(name, encodings)
+        nested = self._lock._is_owned()  # type: ignore[attr-defined]
+        try:
+            self._incoming.append((name, encodings, keep))
+            self.published += 1
+            if not nested:
+                self._distribute()
+        except BaseException:
+            if not nested:
+                self._recover()
+            raise
+        return len(matching)
+
+    def _distribute(self) -> None:
+        """Queue the incoming publications for their subscribers: one after the other, so that all see one order."""
+        while self._incoming:
+            self._lock.acquire()
+            self._drain()
+            # Then once more: a finalizer may have published before the release.
+            self._lock.release()
+
+    def _drain(self) -> None:
+        while self._incoming:
+            name, encodings, keep = self._incoming[0]
             now = self._clock()
-            matching = self._matching(name)
-            codecs = {session.codec for session, _ in matching} | ({LAST_VALUES_CODEC} if keep else set())
-            # Encoded once for each codec, not for each subscriber.
-            encodings = {codec: _encode(codec, largest, name, args, kwargs, headers) for codec in codecs}
             if keep:
                 self._keep(name, encodings)
-            self.published += 1
-            # Still under the lock: two publishers must queue in the same order for every subscriber.
-            for session, subscription in matching:
-                subscription.enqueue(encodings[session.codec], now)
+            for session, subscription in self._matching(name):
+                publication = encodings.get(session.codec)
+                if publication is None:
+                    if not keep:
+                        continue  # It has subscribed since.
+                    publication = self._last_value(session.codec, encodings)
+                subscription.enqueue(publication, now)
                 if subscription.ended:
                     self._end(session, subscription)
                 self._writable(session)
-        return len(matching)
+            # Removed afterwards: after an interrupt it is queued again for those who do not have it.
+            self._incoming.popleft()
+
+    def _locked(self, action: Callable[..., None], *args: Any) -> None:
+        """Call ``action`` while no other thread publishes."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            action(*args)
+            return
+        # Without `with`: a signal handler may raise before its __exit__ releases the lock.
+        try:
+            self._lock.acquire()
+            action(*args)
+            self._lock.release()
+            if self._incoming:
+                self._distribute()
+        except BaseException:
+            self._recover()
+            raise
+
+    def _recover(self) -> None:
+        """Release the lock after an exception in the outermost call of this thread, and queue what it has left."""
+        while self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.release()
+        for subscriptions in tuple(self._subscribers.values()):
+            for subscription in tuple(subscriptions.values()):
+                subscription.repair()
+        self._distribute()
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of the publications that wait for subscribers."""
-        with self.lock:
-            return sum(one.bytes for each in self._subscribers.values() for one in each.values())
+        return sum(one.bytes for each in tuple(self._subscribers.values()) for one in tuple(each.values()))
 
-    def _keep(self, name: str, encodings: dict[Codec, bytes]) -> None:
-        """Keep a last value. Raises QueueFull if it does not fit beside the others."""
+    def _check_kept(self, name: str, encodings: dict[Codec, bytes]) -> None:
+        """Raise QueueFull if a last value does not fit beside the others."""
         size = self.kept_bytes + _size(encodings) - _size(self._last_values.get(name, {}))
         if size > self.keep_bytes:
             raise QueueFull(
                 f"{shortened(name)} was not published: kept values would take up {size} bytes, over {self.keep_bytes}; "
                 "keep fewer or smaller ones, or raise keep_bytes of the server"
             )
-        self._last_values[name] = encodings
-        self.kept_bytes = size
+
+    def _keep(self, name: str, encodings: dict[Codec, bytes]) -> None:
+        size = self.kept_bytes + _size(encodings) - _size(self._last_values.get(name, {}))
+        self._last_values[name], self.kept_bytes = encodings, size
 
     def _last_value(self, codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
         """Return a last value in the codec of a subscriber. Raises CodecError."""
@@ -169,7 +233,9 @@ class Publisher:
         return publication
 
     def _matching(self, name: str) -> tuple[tuple[Session, SubscriberQueue], ...]:
-        matching = self._matching_cache.get(name)
+        # Each change of the subscriptions replaces the cache, so what is found meanwhile goes into an abandoned one.
+        cache = self._matching_cache
+        matching = cache.get(name)
         if matching is None:
             matching = tuple(
                 (session, subscription)
@@ -177,36 +243,35 @@ class Publisher:
                 for subscription in tuple(subscriptions.values())
                 if subscription.matches(name)
             )
-            if len(self._matching_cache) >= NAMES_CACHED:
-                self._matching_cache = {}
-            self._matching_cache[name] = matching
+            if len(cache) >= NAMES_CACHED:
+                cache.clear()
+            cache[name] = matching
         return matching
 
     def _end(self, session: Session, subscription: SubscriberQueue) -> None:
         """End a subscription of a slow subscriber; UNSUBSCRIBED is sent once the window has room."""
-        self._remove(session, subscription.id)
         self._ended.setdefault(session, []).append(subscription)
-
-    def _remove(self, session: Session, identifier: int) -> None:
-        self._subscribers.get(session, {}).pop(identifier, None)
-        self._matching_cache = {}
+        self.unsubscribe(session, subscription.id)
 
     def _refill(self, session: Session) -> None:
         """Move publications of one session to its outbox, whose window has room."""
+        self._locked(self._move, session)
+
+    def _move(self, session: Session) -> None:
         pending, encode, now = session.outbox.pending, session.codec.encode, self._clock()
-        with self.lock:
-            for subscription in tuple(self._subscribers.get(session, {}).values()):
-                for number, publication in subscription.pop_publications(BATCH_EVENTS, BATCH_BYTES, now):
-                    data = encode(PUBLISHED, (subscription.id, number, publication), {}, {})
-                    if len(data) + HEAD_BYTES > session.outbox.max_frame:
-                        subscription.dropped += 1  # Over the max_frame of this client, which detects the gap.
-                    else:
-                        session.outbox.count_bytes(len(data))
-                        pending.append(data)
-                if subscription.ended:
-                    self._end(session, subscription)
-            for subscription in self._ended.pop(session, ()):
-                pending.append(encode(UNSUBSCRIBED, (subscription.id, subscription.ended), {}, {}))
+        for subscription in tuple(self._subscribers.get(session, {}).values()):
+            for number, publication in subscription.pop_publications(BATCH_EVENTS, BATCH_BYTES, now):
+                data = encode(PUBLISHED, (subscription.id, number, publication), {}, {})
+                if len(data) + HEAD_BYTES > session.outbox.max_frame:
+                    subscription.dropped += 1  # Over the max_frame of this client, which detects the gap.
+                else:
+                    session.outbox.count_bytes(len(data))
+                    pending.append(data)
+            if subscription.ended:
+                self._end(session, subscription)
+        for subscription in self._ended.get(session, ()):
+            pending.append(encode(UNSUBSCRIBED, (subscription.id, subscription.ended), {}, {}))
+        self._ended.pop(session, None)
 
 
 def _encode(codec: Codec, largest: int, name: str, *parts: Any) -> bytes:
@@ -277,6 +342,8 @@ class Subscription:
 
     def _on_publication(self, number: int, message: EventMessage) -> Any:
         """Report a gap before this publication, then call the listener and return its value."""
+        if number <= self._last_number:
+            return None  # An interrupted server may send a publication twice.
         missing, self._last_number = number - self._last_number - 1, number
         if missing > 0:
             self.missed += missing

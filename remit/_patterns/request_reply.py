@@ -351,7 +351,7 @@ class RequestServer:
         post: Post,
         report: Callable[[Event, Exception], None] = lambda *_: None,
     ) -> None:
-        router.register(REQUEST, self.handle_request)
+        router.register(REQUEST, self.handle_request, repeatable=True)
         self._services = router.request_handlers
         self.answer_later: Callable[[Session, IncomingRequest, Awaitable[Any]], None] | None = None
         """Sends the reply when an async listener has finished; None without an event loop."""
@@ -362,6 +362,8 @@ class RequestServer:
         self._ask = ask
         self._post = post
         self._report = report
+        self.may_repeat: Callable[[], bool] = lambda: False
+        """Whether no listener of the request that is being handled has started."""
         """Called with a request and the exception of its listener."""
 
     def handle_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
@@ -370,15 +372,18 @@ class RequestServer:
         session = session_of(sender)
         if not self.should_answer(session, request, redelivered):
             return
+        reply = None
         try:
             reply = self._answer(session, request, sender)
+            if reply is not None:
+                send_reply(self._post, session, request.id, reply)
         except BaseException as error:
-            # The event counts as handled, so no later tick answers it.
+            if reply is None and self.may_repeat():
+                raise  # No listener has started: the event is dispatched again.
+            # Else the event counts as handled, so no later tick answers it. The client ignores a second reply.
             with contextlib.suppress(RemitError):
-                send_reply(self._post, session, request.id, error_reply(session.codec, error))
+                send_reply(self._post, session, request.id, reply or error_reply(session.codec, error))
             raise
-        if reply is not None:
-            send_reply(self._post, session, request.id, reply)
 
     def should_answer(self, session: Session, request: IncomingRequest, redelivered: bool) -> bool:
         """Return whether a request is to be answered, and count it as skipped if not."""

@@ -142,7 +142,7 @@ class ServerSessions:
             self.rejected["stale"] += 1
             return
         if session is None:
-            received = self._ended_sessions.pop(hello.session, None)
+            received = self._ended_sessions.get(hello.session)
             if received is None and hello.instance == self.instance and hello.latest >= hello.oldest:
                 why = "the client was disconnected for longer than the server keeps sessions (session_ttl)"
                 self._refuse(peer, "expired", why)
@@ -172,6 +172,7 @@ class ServerSessions:
         session.inbox = Inbox(received)
         session.first_generation = hello.generation
         self.sessions[hello.session] = session
+        self._ended_sessions.pop(hello.session, None)
         return session
 
     def _attach(self, session: Session, peer: Peer, generation: int, now: float) -> None:
@@ -202,11 +203,12 @@ class ServerSessions:
         while len(self._ended_sessions) >= ENDED_SESSIONS_KEPT:
             self._ended_sessions.popitem(last=False)
         self._ended_sessions[session.id] = session.inbox.received
+        # First: an end that is interrupted is reported, and repeated later.
+        self.closed.append((session, self.enqueued))
         self.sessions.pop(session.id, None)
         self.writable.pop(session, None)
         if session.peer is not None:
             self._by_peer.pop(session.peer, None)
-        self.closed.append((session, self.enqueued))
 
     def pop_closed(self, dispatching: Container[Session]) -> Iterator[Session]:
         """Remove and yield the ended sessions, in the order of their ends, of which no event waits.
@@ -219,8 +221,9 @@ class ServerSessions:
             if session in dispatching:
                 blocked += 1
             else:
-                del self.closed[blocked]
+                # Removed after the caller has handled it: after an interrupt in between it is yielded again.
                 yield session
+                del self.closed[blocked]
 
     # -- sending -----------------------------------------------------------------------------------------------
 
@@ -239,6 +242,19 @@ class ServerSessions:
                     if session.control_frames:
                         self.writable[session] = None
         return self._sweep_at
+
+    def repair(self, now: float) -> None:
+        """Continue after an interrupt in any method, as after a `Gap`."""
+        for received in self.ready:
+            received.accept()
+        self.enqueued = len(self.ready)
+        self.closed = deque((session, self.enqueued) for session, _ in self.closed)
+        sessions = list(self.sessions.values())
+        self._by_peer = {session.peer: session for session in sessions if session.peer is not None}
+        for session in self._by_peer.values():
+            session.repair(now)
+            session.queue_ping()  # If its `Down` was lost, the send fails.
+            self.writable[session] = None
 
     @property
     def has_clients(self) -> bool:

@@ -16,6 +16,8 @@ the receiver. The rules, referred to by number in the comments:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from operator import length_hint
 from typing import Final
 
 from remit._protocol import frames
@@ -74,7 +76,7 @@ class Inbox:
 class Received:
     """Events of one frame that wait for dispatch. The session machine adds it to `ready`, then calls `accept`."""
 
-    __slots__ = ("_inbox", "events", "last", "redelivered", "session", "undecodable")
+    __slots__ = ("_inbox", "events", "last", "pending", "redelivered", "session", "undecodable")
 
     def __init__(
         self, session: Session, events: list[EventMessage | None], *, last: int = 0, redelivered: bool = False
@@ -88,6 +90,8 @@ class Received:
         self.redelivered = redelivered
         self.undecodable = 0
         """Number of the events that could not be decoded. Events with the name UNDECODABLE stand for them."""
+        self.pending: Iterator[object] | None = None
+        """What `mark_begun` is to leave in `events`, while they are dispatched."""
         self._inbox = session.inbox
 
     def accept(self) -> None:
@@ -107,6 +111,13 @@ class Received:
             # In this order: another thread that sees ack_due must read the new number.
             self._inbox.done = max(self._inbox.done, self.last - len(self.events))
             self.session.ack_due = True
+
+    def mark_begun(self) -> int:
+        """Mark the events that are no longer in `pending` as handled, and return their number. May be repeated."""
+        count = 0 if self.pending is None else len(self.events) - length_hint(self.pending)
+        self.mark_handled(count)
+        self.pending = None
+        return count
 
 
 def mark_events_handled(received: Received, done: int, ready: deque[Received]) -> None:
