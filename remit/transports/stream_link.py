@@ -221,6 +221,8 @@ class StreamLink(OwnedLink):
         self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
         self._retry_at: float | None = None
         """Monotonic time of the next `_retry`."""
+        self._released = False
+        """Whether `close` has released everything."""
         self._active: Stream | None = None
         """The stream that a method is using."""
         # Last, since it registers `after_fork`: another thread may fork at any time, and needs a complete object then.
@@ -260,10 +262,13 @@ class StreamLink(OwnedLink):
 
     def close(self, linger: float) -> None:
         """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        if self._ending():
+        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
+        self._closed = True
+        if not self._released and not self._forked:
             self._stop_listening()
             self._flush(linger)
             self._close_descriptors()
+            self._released = True
 
     def recover(self) -> None:
         """End the connection whose frames may have been cut: a part of one may be sent, or read."""
