@@ -116,7 +116,7 @@ with Server(sys.argv[1]) as server:
     if child == 0:
         with Client(server.location) as client:
             assert client.request("add", 1, 2, timeout=20) == 3
-            client.emit("unheard")
+            client.emit("add", 1, 2)
             assert client.flush(20)
         os._exit(0)
     ended = 0
