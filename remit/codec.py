@@ -388,7 +388,7 @@ class JSON(_MsgspecCodec):
             if offset is not None and offset % datetime.timedelta(minutes=1):
                 raise ValueError(f"the offset {offset} is no whole minute; use .astimezone(datetime.UTC)")
         else:
-            for _, inner in _children(value):
+            for inner in (*(value if isinstance(value, dict) else ()), *(inner for _, inner in _children(value))):
                 self._convert(inner)
         return value
 

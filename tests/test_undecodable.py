@@ -18,7 +18,7 @@ from waiting import DEADLINE, wait_until
 
 from remit import Client, Location, Server
 from remit._patterns.names import REPLY, REQUEST
-from remit.codec import MAX_NESTING
+from remit.codec import MAX_NESTING, find_codec
 from remit.errors import CodecError, RequestError, RequestFailed
 
 
@@ -222,6 +222,13 @@ def test_an_undecodable_request_or_reply_ends_the_request_with_an_error(location
 
 
 MOMENT = datetime.datetime(2024, 3, 1, 0, 30, tzinfo=datetime.timezone(datetime.timedelta(hours=5.5)))
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {value: 1}, lambda value: [(value,)]])
+def test_json_rejects_an_offset_that_its_text_would_round(wrap: Callable[[Any], Any]) -> None:
+    moment = MOMENT.replace(tzinfo=datetime.timezone(datetime.timedelta(seconds=1172)))
+    with pytest.raises(CodecError, match=r"args\[0\].*(whole minute|a key of type datetime)"):
+        find_codec("json").encode("moment", (wrap(moment),), {}, {})
 
 
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
