@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -23,6 +24,8 @@ from remit.errors import FrameTooLarge, QueueFull
 from remit.event import NO_HEADERS
 from remit.listeners import NAMES_CACHED, check_listener, check_name, matcher
 from remit.options import QUEUE_BYTES, check_choice, check_count, check_seconds
+
+logger = logging.getLogger("remit")
 
 LAST_VALUES_CODEC: Final = find_codec("msgpack")
 """Codec of kept last values: it preserves more types than JSON."""
@@ -358,8 +361,16 @@ class Subscription:
         self._report_gap(None)
 
     def _report_gap(self, missing: int | None) -> None:
-        if self._on_gap is not None:
+        if self._on_gap is None:
+            return
+        try:
             self._on_gap(missing)
+        except BaseException as error:
+            # Not raised: the publication behind the gap would be lost. In the main thread SystemExit and the like may
+            # come from a signal handler.
+            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+                raise
+            logger.exception("on_gap of subscription %s raised", shortened(self.pattern))
 
 
 class SubscriberState:

@@ -16,6 +16,7 @@ import contextlib
 import inspect
 import logging
 import math
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -100,14 +101,17 @@ class InlineResult:
 class FutureResult(Future[Any]):
     """Result for a caller in any thread. It is dropped if the future was cancelled."""
 
-    # `Future` logs an Exception of a callback. SystemExit would end the I/O thread, or the wait of another caller.
+    # `Future` logs an Exception of a callback. SystemExit and the like would end the I/O thread, or the wait of another
+    # caller. In the main thread they may come from a signal handler, and are raised.
 
     def set_result(self, value: Any) -> None:
         """Set the value of the reply."""
         if self._may_end():
             try:
                 super().set_result(value)
-            except SystemExit:
+            except BaseException:
+                if threading.current_thread() is threading.main_thread():
+                    raise
                 logger.exception(CALLBACK_RAISED)
 
     def set_exception(self, error: BaseException | None) -> None:
@@ -115,7 +119,9 @@ class FutureResult(Future[Any]):
         if self._may_end():
             try:
                 super().set_exception(error)
-            except SystemExit:
+            except BaseException:
+                if threading.current_thread() is threading.main_thread():
+                    raise
                 logger.exception(CALLBACK_RAISED)
 
     def _may_end(self) -> bool:
