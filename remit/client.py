@@ -349,6 +349,7 @@ class Client(ListenerRegistry):
         if on_gap is not None:
             subscription._on_gap = self._adapt(on_gap)
         subscription._unsubscribe = self._unsubscribe
+        subscription._report = functools.partial(self._report_error, Event(pattern))
         try:
             # Before the request: the first publication may arrive together with the reply.
             self._subscriptions.active[subscription.id] = subscription

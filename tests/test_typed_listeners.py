@@ -17,6 +17,8 @@ from ticking import ticked
 from waiting import DEADLINE
 
 from remit import Client, Server
+from remit._typed_listeners import converter
+from remit.codec import CODECS, decode_event
 from remit.errors import RequestFailed
 
 if TYPE_CHECKING:
@@ -134,20 +136,9 @@ def test_every_kind_of_callable_is_typed(listener: Callable[..., Any]) -> None:
 
 
 def answer(listener: Callable[..., Any], *args: Any, codec: str = "msgpack", **kwargs: Any) -> Any:
-    """Return what a listener returns, without sending it."""
-    returned: list[Any] = []
-
-    def note(*args: Any, **kwargs: Any) -> None:
-        returned.append(call(*args, **kwargs))
-
-    with Server("memory://typed") as server:
-        server.add_listener("x", listener)
-        call = server._entries[0].call  # to see the value itself, which a reply would convert
-        server.remove_listener("x")
-        server.add_listener("x", note)
-        with Client(server.location, codec=codec) as client, ticked(server):
-            client.request("x", *args, timeout=DEADLINE, **kwargs)
-    return returned[0]
+    """Return what a listener returns for decoded arguments. A reply would convert the value once more."""
+    message = decode_event(CODECS[codec], CODECS[codec].encode("x", args, kwargs, {}))
+    return converter(listener)(*message.args, **message.kwargs)
 
 
 def typed(annotation: Any) -> Callable[..., Any]:

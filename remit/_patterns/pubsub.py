@@ -338,6 +338,8 @@ class Subscription:
         self._last_number = 0
         self._unsubscribe: Callable[[Subscription], None] = lambda _: None
         """Called by `close`. Set by the client."""
+        self._report: Callable[[Exception], None] = lambda _: None
+        """Called with an exception of ``on_gap``. Set by the client."""
 
     def close(self) -> None:
         """End the subscription. May be called twice."""
@@ -365,10 +367,11 @@ class Subscription:
             return
         try:
             self._on_gap(missing)
-        except BaseException as error:
-            # Not raised: the publication behind the gap would be lost. In the main thread SystemExit and the like may
-            # come from a signal handler.
-            if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+        except Exception as error:  # noqa: BLE001 - the publication behind the gap must not be lost
+            self._report(error)
+        except BaseException:
+            # In the main thread SystemExit and the like may come from a signal handler.
+            if threading.current_thread() is threading.main_thread():
                 raise
             logger.exception("on_gap of subscription %s raised", shortened(self.pattern))
 
