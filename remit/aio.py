@@ -72,7 +72,7 @@ class AsyncClient:
         return self._client.stats()
 
     async def start(self) -> None:
-        """Connect now, not at the first use."""
+        """Connect now, not at the first use. The running loop runs the listeners from now on."""
         await self._open()
         self._client.start()
 

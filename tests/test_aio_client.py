@@ -190,6 +190,26 @@ def test_a_client_whose_loop_has_ended_closes_without_one():
             run(lambda: client.emit("n"))
 
 
+def test_a_listener_that_waits_for_a_loop_is_logged_and_runs_after_the_next_use(caplog):
+    received: list[int] = []
+    with Server(PLACE) as server, ticked(server):
+        client = AsyncClient(PLACE)
+
+        async def subscribe() -> None:
+            await client.subscribe("n", received.append)
+
+        async def listen() -> None:  # Without a use of the client, it cannot know this loop.
+            server.publish("n", 1)
+            await until(lambda: "await client.start()" in caplog.text)
+            await client.start()
+            await until(lambda: received)
+            await client.close()
+
+        run(subscribe)
+        run(listen)
+    assert received == [1]
+
+
 def test_a_listener_may_close_its_client(location):
     async def main() -> None:
         async with AsyncServer(location) as server:

@@ -193,7 +193,8 @@ class _Lane:
         """What to await for the first event."""
         self.answers_requests = False
         """Whether requests are answered before the first event is handled, since its listener waits for one."""
-        self.answer_requests: Callable[[_Lane], None] = lambda _: None
+        self.answer_requests: Callable[[], object] = lambda: None
+        """Dispatches the requests that wait behind the first event. From any thread: a listener may use others."""
 
 
 _current_lane: ContextVar[_Lane | None] = ContextVar("remit_lane", default=None)
@@ -207,7 +208,7 @@ def let_requests_overtake(session: bytes) -> None:
     lane = _current_lane.get()
     if lane is not None and lane.session.id == session and not lane.answers_requests:
         lane.answers_requests = True
-        lane.answer_requests(lane)
+        lane.answer_requests()
 
 
 class AsyncServerLoop:
@@ -359,7 +360,7 @@ class AsyncServerLoop:
         if not lane.pending:
             self._put_back(lane)
         else:
-            lane.answer_requests = self._answer_requests
+            lane.answer_requests = lambda: self.loop.call_soon_threadsafe(self._answer_requests, lane)
             self._lanes[session] = lane
             # In a callback, since a task that is cancelled before it begins runs no code of its own.
             self._listeners.start(self._continue, lane).add_done_callback(lambda _: self._end_lane(lane))

@@ -171,11 +171,17 @@ class LoopCalls:
             self._changed.notify_all()
 
     def _wait_for_loop(self) -> asyncio.AbstractEventLoop:
+        warned = False
         with self._changed:
             while (loop := self.loop) is None or loop.is_closed():
                 if self._closed:
                     raise LinkClosed("the client was closed before an event loop could run the listener")
-                self._changed.wait(LOOP_CHECK_INTERVAL_S)
+                if not self._changed.wait(LOOP_CHECK_INTERVAL_S) and not warned:
+                    warned = True
+                    logger.warning(
+                        "an event waits for an event loop to run its listener: use the AsyncClient on the loop that "
+                        "runs now, for example by `await client.start()`"
+                    )
         return loop
 
     def _wait_until_done(self, loop: asyncio.AbstractEventLoop, outcome: Future[None]) -> bool:
