@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from typing import Any, Final
 
 from remit._patterns.exclusive_pair import PairClient, PairServer
@@ -37,7 +38,9 @@ class Pair:
     def __init__(self, member: _BoundMember | _JoinedMember, signals: queue.SimpleQueue[Any]) -> None:
         self._member = member
         self._signals = signals
-        self._closed = False
+        self._taken: deque[Any] = deque()
+        """The signal that `wait` is about to return."""
+        self._closed = self._left = False
 
     @classmethod
     def bind(cls, location: str | Location | None = None, *, lease: float = LEASE_S, **options: Any) -> Pair:
@@ -87,7 +90,9 @@ class Pair:
             self._check_open()
             try:
                 # Short waits, because a silent member puts no PeerLost into the queue: `lost_reason` detects it.
-                signal = self._signals.get(timeout=max(0.0, min(LEASE_CHECK_INTERVAL_S, deadline - time.monotonic())))
+                left = max(0.0, min(LEASE_CHECK_INTERVAL_S, deadline - time.monotonic()))
+                if not self._taken:
+                    self._taken.append(self._signals.get(timeout=left))
             except queue.Empty:
                 why = self._member.lost_reason()
                 if why:
@@ -95,15 +100,17 @@ class Pair:
                 if time.monotonic() >= deadline:
                     raise SignalTimeout(f"no signal within {timeout} s") from None
                 continue
-            if isinstance(signal, PeerLost):
-                raise signal
-            return signal[0]
+            # Removed last: after an interrupt the next call returns the signal.
+            if isinstance(self._taken[0], PeerLost):
+                raise self._taken.popleft()
+            return self._taken.popleft()[0]
 
     def close(self) -> None:
         """Leave the pair; the other member gets PeerLost. May be called twice. Raises Undelivered."""
-        if not self._closed:
-            self._closed = True
+        self._closed = True
+        if not self._left:
             self._member.close()
+            self._left = True  # Afterwards: a close that was interrupted is completed by the next.
 
     def __enter__(self) -> Pair:
         return self

@@ -20,7 +20,7 @@ import pytest
 from injection import Injection, Interrupted, call_with, interrupt
 from waiting import DEADLINE, tick_until
 
-from remit import Client, Location, Server
+from remit import Broker, Client, Location, Pair, Server, Worker, current_job
 from remit.errors import PeerLost, RemitError, RequestFailed
 
 ALL = os.environ.get("REMIT_INTERRUPTS") == "all"
@@ -286,3 +286,77 @@ def test_signals_at_random_moments_lose_nothing(location: Location) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert interrupted > 5
+
+
+@pytest.mark.parametrize("part", ["broker", "worker"])
+def test_jobs_survive_an_interrupt_at_any_line(swept: Location, part: str) -> None:
+    """A job runs once, or again with the next attempt number, and its client gets a reply."""
+    runs: list[tuple[int, int]] = []
+
+    def note(line: int) -> int:
+        runs.append((line, current_job().attempt))
+        return line
+
+    with Broker(swept, lease=1.0) as broker:
+        worker = Worker(broker.location)
+        worker.add_handler("note", note)
+        worker.add_handler("stop", worker.stop)
+        run = broker.run if part == "worker" else worker.run
+        thread = threading.Thread(target=run)
+        thread.start()
+        client = Client(broker.location)
+
+        def go_on(future: Any) -> None:
+            end = time.monotonic() + 10
+            while not future.done():
+                assert time.monotonic() < end, broker.stats()
+                if part == "worker":
+                    worker.run(0.05)
+                elif not broker.tick():
+                    broker.wait(0.02)
+
+        def check(line: int) -> Injection:
+            future = client.submit("note", line, timeout=DEADLINE)
+            if part == "worker":
+                stopped = client.submit("stop", timeout=DEADLINE)
+                outcome = call_with(interrupt, line, lambda: worker.run(5))
+                go_on(stopped)
+            else:
+                time.sleep(0.004)
+                outcome = call_with(interrupt, line, broker.tick)
+            assert outcome.error is None, outcome.place
+            go_on(future)
+            with suppress(RequestFailed, PeerLost):
+                assert future.result(0) == line, outcome.place
+            attempts = [attempt for number, attempt in runs if number == line]
+            assert len(set(attempts)) == len(attempts), outcome.place
+            return outcome
+
+        sweep(check)
+        client.close()
+        if part == "worker":
+            broker.stop()
+            thread.join(DEADLINE)
+        stopping = threading.Thread(target=worker.close)
+        stopping.start()
+        while stopping.is_alive() or thread.is_alive():
+            broker.tick()
+            broker.wait(0.02)
+
+
+def test_a_pair_survives_an_interrupt_at_any_line(swept: Location) -> None:
+    with Pair.bind(swept) as bound, Pair.connect(bound.location) as joined:
+
+        def check(line: int) -> Injection:
+            outcome = call_with(interrupt, line, lambda: bound.signal(line))
+            assert outcome.error is None, outcome.place
+            bound.signal(-line)
+            while within(10, lambda: joined.wait(10)) != -line:
+                pass
+            joined.signal(line)
+            waited = call_with(interrupt, line, lambda: bound.wait(10))
+            if waited.interrupted:
+                assert within(10, lambda: bound.wait(10)) == line, waited.place
+            return outcome if outcome.place else waited
+
+        sweep(check)

@@ -12,8 +12,8 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 NO_EPOCH: Final = 0
 EPOCH_BITS: Final = 48
 """Random bits of a server's first epoch: signals for a server that died must not be accepted by its successor."""
+TAKEN_CHECK_INTERVAL_S: Final = 0.1
+"""Interval at which a waiting thread checks whether the slot is taken, if another one was woken for it."""
 OnSignal = Callable[[Any], None]
 """Called with a tuple of one signal's value, or with PeerLost, in the order in which they happened."""
 
@@ -65,17 +67,18 @@ class PairServer:
         self._on_signal = on_signal
         self._lease = lease
         self._clock = clock
-        self._taken = threading.Condition()
-        """Threads that call signal() wait here until the slot is taken."""
+        # Not a Condition: after an interrupt of a waiting thread its lock could stay locked.
+        self._taken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Wakes a thread that waits in signal() when the slot is taken."""
 
     def wait_for_member(self, deadline: float) -> bool:
         """Wait until the slot is taken; return False after ``deadline``."""
-        with self._taken:
-            while self.holder is None:
-                left = deadline - self._clock()
-                if left <= 0:
-                    return False
-                self._taken.wait(left)
+        while self.holder is None:
+            left = deadline - self._clock()
+            if left <= 0:
+                return False
+            with contextlib.suppress(queue.Empty):
+                self._taken.get(timeout=min(left, TAKEN_CHECK_INTERVAL_S))
         return True
 
     def signal(self, value: Any) -> None:
@@ -114,8 +117,7 @@ class PairServer:
             self.holder = session
         if self.holder is not session:
             raise PairBusy("this pair already has two members; a third cannot connect")
-        with self._taken:
-            self._taken.notify_all()
+        self._taken.put(None)
         return self.epoch, self._lease
 
     def _handle_signal(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
