@@ -28,6 +28,7 @@ from doorman.limits import raise_descriptor_limit
 from doorman.rules import Rule
 from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Location, Server
+from remit._internal import ignore_unheard
 from remit.config import resolve
 from remit.errors import ReentrantTick
 from remit.plugins import find_transport
@@ -298,6 +299,8 @@ class ProcessManager(BaseManager):
 
     def _release(self) -> None:
         self._launcher.close(KILL_TIMEOUT_S)
+        if not self._shares:
+            ignore_unheard(self.server)
         self._handshake.close()
         if not self._shares:
             self.server.close()

@@ -128,13 +128,18 @@ class SynchronousManager(BaseManager):
             raise TaskAlreadyAdded(f"{task!r} was added before; make a new task for each run")
         try:
             call = task._adopt(self)
-            self._requests.put(lambda again: self._run_queue.add(task, call))
+            self._requests.put(lambda again: self._place(task, call))
         except BaseException:
+            self._requests.run()
             if task._manager is self and not self._run_queue.has(task) and not task.done():
                 task._release()  # It can be added again.
             raise
         self._wake_loop()
         return task
+
+    def _place(self, task: Task, call: bytes) -> None:
+        if task._manager is self:  # Else an interrupt of `add_task` has released it.
+            self._run_queue.add(task, call)
 
     @property
     def waiting(self) -> tuple[Task, ...]:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def ignore_unheard(server: Server) -> None:
+    """Log no more events without a listener: the server is about to close, and its listeners are removed first."""
+    server._unheard_hint = ""
+
+
 def on_server_restart(client: Client, handler: Callable[[], None]) -> None:
     """Call ``handler`` where listeners run, after the client has connected to a restarted server."""
     client._router.register(SERVER_RESTARTED, lambda *_: handler())

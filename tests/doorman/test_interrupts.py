@@ -20,8 +20,9 @@ from injection import ROOT, Injection, interrupt
 from injection import call_with as call_with_any
 from waiting import DEADLINE
 
-from doorman import ProcessManager, Rule, State, Task
+from doorman import Crew, GroupManager, ProcessExecutor, ProcessManager, Rule, State, SynchronousManager, Task
 from doorman.journal.journal import Journal
+from remit.errors import ReentrantTick
 
 SAMPLE = 9
 """Lines of a call that are taken by default."""
@@ -158,3 +159,96 @@ def test_an_interrupt_at_any_line_of_close_leaves_no_process(short_path: Path) -
     for line in lines_of(lambda: injected_close(None, 10**9), SAMPLE // 3):
         with noted("close", line):
             injected_close(None, line)
+
+
+@pytest.mark.parametrize("name", ["add_task", "run", "cancel"])
+def test_a_nested_call_at_any_line_is_executed(name: str) -> None:
+    added: list[Task] = []
+
+    def nested() -> None:
+        added.append(manager.add_task(Task(three)))
+        other = manager.add_task(Task(three))
+        assert other.cancel()
+        with contextlib.suppress(ReentrantTick):
+            manager.tick()
+
+    with nothing_left(), ProcessManager(grace=1.0) as manager:
+        for line in lines_of(lambda: injected(manager, name, 10**9)):
+            with noted(name, line):
+                injected(manager, name, line, nested)
+                assert [task.result(DEADLINE) for task in added] == [3] * len(added)
+
+
+def in_process(kind: Callable[[], Any], line: int, action: Callable[[], object] | None = None) -> Injection:
+    """Inject into `add_task` and `run` of a manager without processes; each of its tasks ends once."""
+    with kind() as manager:
+        tasks = [Task(three) for _ in range(3)]
+        ends = list(map(Ended, tasks))
+
+        def call() -> None:
+            for task in tasks:
+                manager.add_task(task)
+            manager.run(DEADLINE)
+
+        outcome = call_with(action or interrupt, line, call)
+        finish(manager, *tasks)
+    assert [end.count for end in ends] == [1, 1, 1]
+    return outcome
+
+
+@pytest.mark.parametrize(
+    "kind", [SynchronousManager, lambda: GroupManager(SynchronousManager())], ids=["alone", "groups"]
+)
+def test_an_interrupt_of_a_manager_without_processes_loses_no_task(kind: Callable[[], Any]) -> None:
+    for line in lines_of(lambda: in_process(kind, 10**9), 60):
+        with noted("run", line):
+            in_process(kind, line)
+
+
+def crew_call(crew: Crew, line: int) -> Injection:
+    """Interrupt `submit` and `run` of a crew; each of its calls ends."""
+    calls = [crew.submit(three) for _ in range(3)]
+
+    def call() -> None:
+        calls.append(crew.submit(three))
+        crew.run(DEADLINE)
+
+    outcome = call_with(interrupt, line, call)
+    calls.append(crew.submit(three))
+    crew.run(DEADLINE)
+    assert not crew.busy
+    assert all(each.done() for each in calls)
+    assert calls[-1].result(DEADLINE) == 3
+    return outcome
+
+
+def test_an_interrupt_of_a_crew_loses_no_call() -> None:
+    with nothing_left(), ProcessManager(grace=1.0) as manager, Crew(manager, 2) as crew:
+        for line in lines_of(lambda: crew_call(crew, 10**9)):
+            with noted("crew", line):
+                crew_call(crew, line)
+
+
+def executor_call(line: int, action: Callable[[ProcessExecutor], object] | None = None) -> Injection:
+    """Inject into the first `submit`, `map` and `shutdown` of an executor; what was submitted ends."""
+    with nothing_left(), ProcessExecutor(1) as executor:
+
+        def call() -> None:
+            executor.submit(three)
+            list(executor.map(abs, [1]))
+            executor.shutdown()
+
+        outcome = call_with(interrupt if action is None else lambda: action(executor), line, call)
+        executor.shutdown()
+    return outcome
+
+
+def test_an_interrupt_or_a_nested_submit_of_an_executor_leaves_it_usable() -> None:
+    def nested(executor: ProcessExecutor) -> None:
+        with contextlib.suppress(RuntimeError):  # WouldDeadlock, or after the shutdown.
+            executor.submit(three)
+
+    for line in lines_of(lambda: executor_call(10**9), SAMPLE // 4):
+        with noted("executor", line):
+            executor_call(line)
+            executor_call(line, nested)
