@@ -234,7 +234,7 @@ class ProcessManager(BaseManager):
     def tick(self) -> bool:
         """Process all that is pending, without waiting; True while any task waits or runs."""
         self._check_loop_turn()
-        if self._ticking:
+        if self._ticking or self._supervisor.requests.active:
             raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
         # No `finally`: an exception that a signal handler raises at its first line would leave the flag set.
         try:

@@ -169,7 +169,7 @@ class SynchronousManager(BaseManager):
     def tick(self) -> bool:
         """Run every waiting task that may start; True while any waits. Raises ReentrantTick in a task."""
         self._check_loop_turn()
-        if self._running is not None:
+        if self._running is not None or self._requests.active:
             raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
         # No `finally`: an exception that a signal handler raises at its first line would leave the task running.
         try:

@@ -34,6 +34,11 @@ class RequestQueue:
         """Whether requests wait for `run`."""
         return bool(self._requests)
 
+    @property
+    def active(self) -> bool:
+        """Whether a request or a guarded function is executed: a call from a listener or a signal handler is nested."""
+        return self._active
+
     def append(self, request: Request) -> None:
         """Queue a request for the next `run`."""
         self._requests.append(request)

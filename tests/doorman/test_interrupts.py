@@ -29,7 +29,11 @@ SAMPLE = 9
 SPARE = 12
 """Descriptors that interrupts may leave: Python may raise before the number of a new one is stored anywhere."""
 FINAL = {State.DONE, State.FAILED, State.CANCELLED}
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    # Python ignores what is raised in a finalizer, and pytest would report it.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def call_with(action: Callable[[], object], line: int, call: Callable[[], Any]) -> Injection:
