@@ -153,7 +153,13 @@ class OutputPrinter:
     def __init__(
         self, folder: str | None, hidden: Callable[[], AbstractContextManager[None]], *, keep_order: bool
     ) -> None:
-        self._temporary = _TemporaryFolder() if folder is None else None
+        try:
+            self._temporary = _TemporaryFolder() if folder is None else None
+        except OSError as error:
+            raise BadCommandLine(
+                f"cannot make a temporary folder for the outputs: {error.strerror}; set TMPDIR to a folder that this "
+                "user may write, or give --log-path"
+            ) from error
         self.folder = str(self._temporary.path) if self._temporary else folder
         self._keep_order, self._hidden = keep_order, hidden
         self._held: dict[int, tuple[Path, Path] | None] = {}

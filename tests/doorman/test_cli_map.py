@@ -12,6 +12,8 @@ import pytest
 from commands import DOORMAN, doorman, ended, running, started, until_seen
 from waiting import DEADLINE, wait_until
 
+from doorman.cli import main
+
 pytestmark = pytest.mark.usefixtures("runtime_folder")
 
 
@@ -259,3 +261,29 @@ def test_the_folder_of_a_map_that_was_killed_is_removed_by_the_next(tmp_path: Pa
         alive.terminate()
         ended(alive)
     assert [*tmp_path.glob("doorman-map-*")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "code", "message"),
+    [
+        (("gzip {}", ":::", "a"), "", 2, "no program is named 'gzip {}': give --shell"),
+        (("echo",), "a\0b\n", 1, r"'a\x00b' failed: it contains a NUL character"),
+        (("echo", "a", "b"), "", 0, "standard input had no line: inputs follow ':::'"),
+        (("false",), "x" * 110_000 + "\n", 1, "... (110000 characters) failed: 1"),
+    ],
+    ids=["a quoted command line", "NUL", "no input", "a long input"],
+)
+def test_a_common_mistake_leads_to_one_line(words: tuple[str, ...], stdin: str, code: int, message: str) -> None:
+    done = doorman("map", "--table", "none", *words, stdin=stdin)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert message in done.stderr
+    assert max(map(len, done.stderr.splitlines())) < 300
+
+
+def test_a_missing_temporary_folder_is_reported(monkeypatch, capsys) -> None:
+    def missing(*_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", missing)
+    assert main(["map", "echo", ":::", "a"]) == 2
+    assert "set TMPDIR to a folder" in capsys.readouterr().err
