@@ -289,12 +289,13 @@ class OwnedLink:
         self._closed = True
         return first and not self._forked
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """Continue after an exception of a signal handler in `send`, `receive` or `wait`; called in the same thread.
 
-        Release locks, and report what may be lost by `Gap` or `Down`. Frames that were returned may be lost as well:
-        the caller repairs that.
+        Override it to release locks, to end connections whose frames may be cut, and to return True. False: a client
+        opens another link.
         """
+        return False
 
     def after_fork(self) -> None:
         """Refuse all further use. Called in a forked child."""

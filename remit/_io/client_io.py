@@ -147,7 +147,7 @@ class ClientIO:
             result = act(*args)
             lock.release()
         except BaseException:
-            self.link_pump.recover()
+            self.link_pump.recover(waiting=act == self._wait)
             raise
         return result
 

@@ -48,14 +48,15 @@ class _Pump:
         self.link.owner = threading.get_ident()
         self.link.wait(max(0.0, min(timeout, self._due - self._clock())), waker)
 
-    def recover(self) -> None:
+    def recover(self, *, waiting: bool = False) -> None:
         """Release `lock` after an exception in this thread, and repair link and sessions with the next exchange.
 
-        The caller must be the outermost call of this thread that uses the pump.
+        The caller must be the outermost call of this thread that uses the pump. If it was ``waiting``, no frame that
+        the link has returned is lost.
         """
         if self.lock._is_owned():  # type: ignore[attr-defined]
-            self._interrupted = True
-            self._recover_link()
+            self._interrupted = self._interrupted or not waiting
+            self._recover_link(waiting=waiting)
             while self.lock._is_owned():  # type: ignore[attr-defined]
                 self.lock.release()
 
@@ -63,11 +64,10 @@ class _Pump:
         self.machine.repair(now)
         self._interrupted = False
 
-    def _recover_link(self) -> None:
-        """Have the link release its locks and report what may be lost."""
+    def _recover_link(self, *, waiting: bool) -> bool:
+        """Have the link release its locks and report what may be lost. Return whether it can be used further."""
         recover = getattr(self.link, "recover", None)
-        if recover is not None:
-            recover()
+        return (recover is not None and recover()) or waiting
 
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""
@@ -143,6 +143,11 @@ class ClientPump(_Pump):
                 break
             machine.session.mark_sent(now)
         self._due = min(self._due, machine.session.probe_at)
+
+    def _recover_link(self, *, waiting: bool) -> bool:
+        usable = super()._recover_link(waiting=waiting)
+        self.machine.link_stale = self.machine.link_stale or not usable
+        return usable
 
     def _reopen(self, now: float) -> None:
         """Replace the link to a silent server. If that fails, keep the old link and try again later."""

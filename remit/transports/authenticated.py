@@ -87,11 +87,10 @@ class _AuthenticatedLink:
         """Check as the wrapped link does."""
         self._link.check_location()
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """Continue after an exception as the wrapped link does. The next HELLO starts another handshake."""
         recover = getattr(self._link, "recover", None)
-        if recover is not None:
-            recover()
+        return recover is not None and bool(recover())
 
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""

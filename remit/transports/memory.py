@@ -138,10 +138,11 @@ class MemoryLink(OwnedLink):
                 raise
         self._waker.close()
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """Release the lock."""
         while _lock._is_owned():  # type: ignore[attr-defined]
             _lock.release()
+        return True
 
     # -- called with the lock held -------------------------------------------------------------------------------
 

@@ -270,12 +270,13 @@ class StreamLink(OwnedLink):
             self._close_descriptors()
             self._released = True
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """End the connection whose frames may have been cut: a part of one may be sent, or read."""
         stream, self._active = self._active, None
         if stream is not None and self.streams.get(stream.peer) is stream:
             stream.closed_reason = stream.closed_reason or "an exception interrupted its use"
             self._remove_stream(stream)
+        return True
 
     def after_fork(self) -> None:
         """Close the copies in a forked child, so that a connection ends when the parent closes it."""

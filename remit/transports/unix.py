@@ -146,11 +146,12 @@ class _ClientLink(StreamLink):
         self.why = f"cannot connect to {self.location.path}: {reason}"
         self._schedule_retry()
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """End a connection whose frames may have been cut, and connect again."""
         super().recover()
         if not self.streams and self._retry_at is None:
             self._schedule_retry()
+        return True
 
     def _schedule_retry(self) -> None:
         self._retry_at = time.monotonic() + self._retry_delay

@@ -1,0 +1,258 @@
+"""First use and last use of a client from anywhere: threads, signal handlers, exit hooks, finalizers, children."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ticking import ticked
+from waiting import DEADLINE, wait_until
+
+from remit import Client, Location, Server
+from remit.errors import LinkClosed, RequestTimeout, Undelivered
+
+CYCLES = 1000 if "REMIT_EVERY_LINE" in os.environ else 60
+
+LAST_USES = {
+    "module level": "client.emit('event', 1)",
+    "atexit": "import atexit; atexit.register(lambda: client.emit('event', 1))",
+    "atexit after the client's own hook": "client.emit('event', 1)\nearlier.append(lambda: client.emit('event', 2))",
+    "first use after the client's own hook": "earlier.append(lambda: client.emit('event', 1))",
+    "request after the client's own hook": "earlier.append(lambda: client.request('event', 1))",
+    "finalizer": (
+        "class Last:\n    def __del__(self, client=client): client.emit('event', 1)\nlast = Last()\nlast.self = last"
+    ),
+    "weakref.finalize": "import weakref\nweakref.finalize(client.on, client.emit, 'event', 1)",
+    "fork": "import os\nif not os.fork():\n    client.emit('event', 1)\nelse:\n    os.wait()",
+    "used before a fork": (
+        "import os\nclient.emit('event', 1)\nif not os.fork():\n    client.emit('event', 2)\nelse:\n    os.wait()"
+    ),
+    "multiprocessing": (
+        "import multiprocessing\nchild = multiprocessing.get_context('fork').Process(target=client.emit, "
+        "args=('event', 1))\nchild.start(); child.join()"
+    ),
+    "finalizer of multiprocessing": (
+        "import multiprocessing, multiprocessing.util\n"
+        "def child(): multiprocessing.util.Finalize(None, client.emit, ('event', 1), exitpriority=1)\n"
+        "process = multiprocessing.get_context('fork').Process(target=child)\nprocess.start(); process.join()"
+    ),
+    "unpickled": "import pickle\npickle.loads(pickle.dumps(client)).emit('event', 1)",
+    "thread": "import threading\nthreading.Thread(target=lambda: client.emit('event', 1)).start()",
+    "daemon thread": (
+        "import threading\nthread = threading.Thread(target=lambda: client.emit('event', 1), daemon=True)\n"
+        "thread.start(); thread.join()"
+    ),
+}
+PROGRAM = """
+import atexit, sys
+earlier = []
+atexit.register(lambda: [each() for each in earlier])  # Before the import: it runs after the hook of the client.
+from remit import Client
+client = Client(sys.argv[1], linger=10)
+"""
+
+
+@pytest.mark.parametrize("use", LAST_USES)
+def test_what_is_emitted_last_arrives(crossing_location: Location, use: str) -> None:
+    got: Counter[int] = Counter()
+    expected = [1, 2] if "event', 2" in LAST_USES[use] else [1]
+    with Server(crossing_location) as server, ticked(server):
+        server.add_listener("event", lambda number: got.update([number]))
+        program = [sys.executable, "-c", PROGRAM + LAST_USES[use], server.location.url]
+        ended = subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        wait_until(lambda: got.total() >= len(expected))
+    assert got == Counter(expected)
+
+
+@pytest.mark.parametrize("use", ["atexit", "first use after the client's own hook", "finalizer", "module level"])
+def test_what_is_emitted_last_and_reaches_no_server_is_named(crossing_location: Location, use: str) -> None:
+    location = crossing_location if crossing_location.port != 0 else crossing_location.replace(port=9)
+    program = (PROGRAM + LAST_USES[use]).replace("linger=10", "linger=0.1").replace("import atexit, sys", SHORT_EXIT)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, location.url], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert "1 never sent" in ended.stderr
+
+
+SHORT_EXIT = "import atexit, sys, remit._io.exit_flush\nremit._io.exit_flush.EXIT_LINGER_S = 0.2\n"
+
+
+def io_threads() -> int:
+    return sum(thread.name == "remit-io" for thread in threading.enumerate())
+
+
+def test_many_threads_open_one_connection(location: Location) -> None:
+    many = 64
+    with Server(location) as server, ticked(server), ThreadPoolExecutor(many) as pool:
+        server.add_listener("echo", lambda number: number)
+        for copied in (False, True):
+            client = Client(server.location)
+            if copied:
+                client = pickle.loads(pickle.dumps(client))
+            together = threading.Barrier(many)
+
+            def use(number: int, client: Client = client, together: threading.Barrier = together) -> Any:
+                together.wait(DEADLINE)
+                return client.request("echo", number, timeout=DEADLINE)
+
+            assert list(pool.map(use, range(many))) == list(range(many))
+            assert client.stats()["connections"] == 1
+            assert io_threads() == 1
+            client.close()
+            assert io_threads() == 0
+
+
+def test_an_emit_that_races_close_is_refused_or_named(location: Location) -> None:
+    """Without a server, each event whose emit has returned is named by close(), from however many threads it came."""
+    location = location.replace(port=9) if location.port == 0 else location
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(10):
+                client = Client(location)
+                client.emit("event", 0)
+                emitted: list[int] = [0]
+
+                def emit(client: Client = client, emitted: list[int] = emitted) -> None:
+                    try:
+                        for number in range(1, 10_000):
+                            client.emit("event", number)
+                            emitted.append(number)
+                    except LinkClosed:
+                        return
+
+                racing = pool.submit(emit)
+                wait_until(lambda emitted=emitted: len(emitted) > 20)  # type: ignore[misc]
+                with pytest.raises(Undelivered) as lost:
+                    client.close(0.0)
+                racing.result(DEADLINE)
+                assert [event.args[0] for event in lost.value.events] == emitted
+    finally:
+        sys.setswitchinterval(interval)
+
+
+MOST_CALLS = 200
+"""Calls after which no alarm is expected any more: Python drops an exception that is raised within a finalizer."""
+
+
+class Alarm(BaseException):
+    """What the time limit of a job runner raises."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    def expire(*_: object) -> None:
+        raise Alarm
+
+    former = signal.signal(signal.SIGALRM, expire)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_real_signals_at_random_moments_leave_a_client_usable(location: Location) -> None:
+    chance = random.Random(7)
+    got: Counter[int] = Counter()
+    interrupted = number = 0
+    emitted = []
+    with Server(location) as server, ticked(server), Client(server.location) as client:
+        server.add_listener("event", lambda number: got.update([number]))
+        server.add_listener("ping", lambda: "pong")
+        client.request("ping", timeout=DEADLINE)
+        for _ in range(300 if CYCLES >= 1000 else 60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(2e-5, 1e-3))
+                for _ in range(MOST_CALLS):
+                    number += 1
+                    client.emit("event", number)
+                    emitted.append(number)
+                    client.request("ping", timeout=DEADLINE)
+            except Alarm:
+                interrupted += 1
+            assert client.request("ping", timeout=5.0) == "pong"
+        assert client.flush(DEADLINE)
+        assert {each: got[each] for each in emitted} == dict.fromkeys(emitted, 1)
+        assert max(got.values()) == 1
+
+
+@pytest.mark.usefixtures("alarm")
+def test_an_interrupted_request_is_withdrawn(location: Location) -> None:
+    ran = []
+    with Server(location) as server, Client(server.location) as client:
+        server.add_listener("work", lambda number: ran.append(number))
+        with ticked(server):
+            client.request("work", 0, timeout=DEADLINE)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Alarm):
+            client.request("work", 1, timeout=DEADLINE)
+        client.emit("done")
+        with ticked(server):
+            assert client.flush(DEADLINE)
+    assert ran == [0]
+
+
+def test_a_request_has_its_own_deadline_while_a_callback_blocks_the_link(location: Location) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    with Server(location) as server, ticked(server), Client(server.location) as client:
+        server.add_listener("ping", lambda: "pong")
+
+        def block(_: object) -> None:
+            entered.set()
+            leave.wait(DEADLINE)
+
+        client.request("ping", timeout=DEADLINE)
+        client.submit("ping", timeout=DEADLINE).add_done_callback(block)
+        assert entered.wait(DEADLINE)
+        with pytest.raises(RequestTimeout):
+            client.request("ping", timeout=0.1)
+        leave.set()
+        assert client.request("ping", timeout=DEADLINE) == "pong"
+
+
+def footprint() -> tuple[int, int]:
+    """Return the numbers of threads and of descriptors."""
+    gc.collect()
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.usefixtures("alarm")
+def test_cycles_of_connecting_interrupts_and_closing_leave_nothing(location: Location) -> None:
+    chance = random.Random(11)
+    with Server(location) as server, ticked(server):
+        server.add_listener("ping", lambda: "pong")
+
+        def cycle() -> None:
+            client = Client(server.location, linger=5.0)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 3e-3))
+                for _ in range(MOST_CALLS):
+                    client.emit("event")
+                    client.request("ping", timeout=DEADLINE)
+            except Alarm:
+                pass
+            client.close()
+
+        for _ in range(5):
+            cycle()
+        threads, descriptors = footprint()
+        objects = len(gc.get_objects())
+        for _ in range(CYCLES):
+            cycle()
+        wait_until(lambda: footprint()[0] <= threads)
+        wait_until(lambda: footprint()[1] <= descriptors + 8)
+        assert len(gc.get_objects()) < objects + 20 * CYCLES**0.5 + 2000
