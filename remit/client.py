@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -114,6 +115,9 @@ class Client(ListenerRegistry):
                 if self._io is None:
                     if self._closed:
                         raise LinkClosed(f"the client to {self._location} is closed")
+                    if sys.is_finalizing() and not self._transport.capabilities.attests_peers:
+                        # The library of a backend has ended its threads: a connection could never be closed.
+                        raise LinkClosed(f"the interpreter ends: use the client to {self._location} in an exit hook")
                     io = ClientIO(
                         functools.partial(self._transport.connect, self._address),
                         self._options,

@@ -22,6 +22,7 @@ from waiting import DEADLINE, wait_until
 
 from remit import Client, Location, Server
 from remit.errors import LinkClosed, RequestTimeout, Undelivered
+from remit.plugins import find_transport
 
 # Python drops what a signal handler raises within a finalizer; and the collector closes a socket without an owner.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -69,6 +70,8 @@ client = Client(sys.argv[1], linger=10)
 
 @pytest.mark.parametrize("use", LAST_USES)
 def test_what_is_emitted_last_arrives(crossing_location: Location, use: str) -> None:
+    if use == "finalizer" and not find_transport(crossing_location.scheme).capabilities.attests_peers:
+        pytest.skip("the library of the backend has ended when the interpreter runs the last finalizers")
     got: Counter[int] = Counter()
     expected = [1, 2] if "event', 2" in LAST_USES[use] else [1]
     with Server(crossing_location) as server, ticked(server):
@@ -82,6 +85,8 @@ def test_what_is_emitted_last_arrives(crossing_location: Location, use: str) -> 
 
 @pytest.mark.parametrize("use", ["atexit", "first use after the client's own hook", "finalizer", "module level"])
 def test_what_is_emitted_last_and_reaches_no_server_is_named(crossing_location: Location, use: str) -> None:
+    if use == "finalizer" and not find_transport(crossing_location.scheme).capabilities.attests_peers:
+        pytest.skip("the library of the backend has ended when the interpreter runs the last finalizers")
     location = crossing_location if crossing_location.port != 0 else crossing_location.replace(port=9)
     program = (PROGRAM + LAST_USES[use]).replace("linger=10", "linger=0.1").replace("import atexit, sys", SHORT_EXIT)
     ended = subprocess.run(
@@ -258,5 +263,5 @@ def test_cycles_of_connecting_interrupts_and_closing_leave_nothing(location: Loc
         for _ in range(CYCLES):
             cycle()
         wait_until(lambda: footprint()[0] <= threads)
-        wait_until(lambda: footprint()[1] <= descriptors + 8)
+        wait_until(lambda: footprint()[1] <= descriptors + CYCLES // 4)  # A signal may follow os.pipe() too soon.
         assert len(gc.get_objects()) < objects + 20 * CYCLES**0.5 + 2000

@@ -190,7 +190,8 @@ class CallerDriver:
 
     def run_until(self, result: InlineResult) -> None:
         """Pump until ``result`` is done or the client closes. The deadline of the request bounds the wait."""
-        self._io.pump()  # In a burst `wake` has left the request in the queue.
+        if not result.finished:
+            self._io.pump()  # In a burst `wake` has left the request in the queue.
         while not result.finished and not self._io.closing:
             self._io.wait_and_pump(CALLER_POLL_S)
 

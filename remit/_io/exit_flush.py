@@ -17,7 +17,6 @@ from remit.transport import register_after_fork
 if TYPE_CHECKING:
     from remit._io.client_io import ClientIO
     from remit.client import Client
-    from remit.location import Location
 
 logger = logging.getLogger("remit")
 
@@ -38,7 +37,7 @@ def register(client: Client, io: ClientIO) -> None:
     """Close ``client`` when the process exits, if it still exists and is open then."""
     if _deadline:
         # Nothing runs after the exit hook: what is emitted by another hook or by a finalizer is sent in that call.
-        io.send_queue.wake = functools.partial(_deliver, io, client.location)
+        io.send_queue.wake = functools.partial(_deliver, client, io)
         return
     _clients.add(client)
     if client._threaded:
@@ -91,13 +90,18 @@ def _close_all() -> None:
     _kept_alive.clear()
 
 
-def _deliver(io: ClientIO, location: Location) -> None:
-    """Wait until all events of a client are delivered: the interpreter ends."""
-    if io.driver.holds_link:
+def _deliver(client: Client, io: ClientIO) -> None:
+    """Wait until all events of a client are delivered, and close its connection: the interpreter ends."""
+    if io.driver.holds_link or io.closing:
         return
     io.pump()
-    if not io.drain(max(0.0, _deadline[0] - time.monotonic()), quiet=True):
-        logger.error("at exit: %s: %s", location, io.undelivered())
+    io.drain(max(0.0, _deadline[0] - time.monotonic()), quiet=True)
+    if not len(io.requests.open):
+        # The library of a backend may wait for its open connections. The next emit opens another one.
+        lost = io.close(max(0.0, _deadline[0] - time.monotonic()))
+        client._io = None
+        if lost is not None:
+            logger.error("at exit: %s: %s", client.location, lost)
 
 
 def _after_fork_in_child() -> None:
