@@ -148,7 +148,9 @@ def test_an_emit_that_races_close_is_refused_or_named(location: Location) -> Non
                 with pytest.raises(Undelivered) as lost:
                     client.close(0.0)
                 racing.result(DEADLINE)
-                assert [event.args[0] for event in lost.value.events] == emitted
+                named = [event.args[0] for event in lost.value.events]
+                # The last emit may be refused when its event is queued already.
+                assert named in (emitted, [*emitted, len(emitted)])
     finally:
         sys.setswitchinterval(interval)
 
