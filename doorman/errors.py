@@ -96,9 +96,6 @@ class ProgramNotRun(WorkerDied):
         self.program, self.reason = program, reason
         self.args = (f"cannot run {program}: {reason}",)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.program, self.reason, self.exit_code), vars(self)
-
 
 class TaskCancelled(TaskError):
     """Raised by ``result()`` of a task that was cancelled, or stopped when its manager was closed."""

@@ -18,7 +18,7 @@ from waiting import DEADLINE
 
 import doorman
 import remit
-from doorman.errors import IdentityRefused, Refusal, WorkerDied
+from doorman.errors import IdentityRefused, ProgramNotRun, Refusal, WorkerDied
 from remit import Client, Event, Server
 from remit._io.send_queue import WouldBlock
 from remit.errors import DeadLetter, ProtocolError, RequestFailed, SessionRefused, Undelivered
@@ -26,6 +26,7 @@ from remit.errors import DeadLetter, ProtocolError, RequestFailed, SessionRefuse
 EVENT = Event("e", (1, {"a": b"x"}), {"k": [1]}, {"trace": "7"})
 # By the constructors that differ from that of Exception; a class below one of these is made like it.
 MADE: dict[type, Any] = {
+    ProgramNotRun: lambda kind: [kind("prog", "not found", 127)],
     WorkerDied: lambda kind: [kind(5, None, signal.SIGKILL, "detail"), kind(None, None, None), kind(5, None, 37)],
     IdentityRefused: lambda kind: [kind(each, "detail") for each in Refusal],
     Undelivered: lambda kind: [kind([EVENT], [EVENT, EVENT], (), why="because"), kind()],

@@ -114,15 +114,17 @@ def test_exit_codes(program: str, short_path: Path, tmp_path: Path) -> None:
     expect(file, [f"{each.returncode:<3}  {line}" for each, line in zip(done, lines, strict=True)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_listening_server_ends_well_by_a_signal(number: signal.Signals, short_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_listening_server_ends_by_a_signal(
+    number: signal.Signals, exit_code: int, short_path: Path, tmp_path: Path
+) -> None:
     command = _command(f"remit listen unix://{short_path}/listen.sock")
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=tmp_path, env=_environment(short_path)) as process:
         try:
             assert process.stderr is not None
             assert process.stderr.readline().startswith(b"listening on")
             process.send_signal(number)
-            assert process.wait(DEADLINE) == 0
+            assert process.wait(DEADLINE) == exit_code
         finally:
             process.kill()
 
