@@ -20,15 +20,16 @@ from remit.transport import Waker
 
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
     """It burns no processor while the server, which may have to share that very one, gets on."""
-    sleeps: list[float] = []
+    sleeps: list[ClientPump] = []
     sleep = ClientPump.wait
     monkeypatch.setattr(
-        ClientPump, "wait", lambda self, timeout, waker=None: (sleeps.append(timeout), sleep(self, timeout, waker))
+        ClientPump, "wait", lambda self, timeout, waker=None: (sleeps.append(self), sleep(self, timeout, waker))
     )
     with Server(location) as server, Client(server.location) as client:
         client.emit("unheard")
         assert not client.flush(0.6)
-        assert len(sleeps) < 50
+        # A client of another test may sleep at the same time.
+        assert max(map(sleeps.count, sleeps)) < 50
         with ticked(server):
             assert client.flush(DEADLINE)
 

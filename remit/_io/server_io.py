@@ -256,15 +256,19 @@ class ServerIO:
                 f"{shortened(name)} was not queued: {outbox.unframed} events wait for {session.id.hex()[:8]}, which "
                 "does not keep up; emit less, or raise queue and queue_bytes"
             )
+        pump = self.link_pump
+        now = now and not pump.lock._is_owned()  # type: ignore[attr-defined]
         try:
             outbox.count_bytes(len(data))
             outbox.pending.append(data)
-            self.mark_writable(session)
+            if now:
+                self.machine.writable[session] = None
+            else:
+                self.mark_writable(session)
         except BaseException:
             self.mark_unsent()
             raise
-        pump = self.link_pump
-        if not now or pump.lock._is_owned():  # type: ignore[attr-defined]
+        if not now:
             return
         try:
             pump.lock.acquire()
