@@ -26,7 +26,6 @@ EXIT_LINGER_S: Final = 5.0
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _kept_alive: set[Client] = set()
 """Clients with an I/O thread: without this reference a client could be collected before its events are delivered."""
-_imported_in: Final = os.getpid()
 _hooked_pids: set[int] = set()
 """Processes that have their exit hook."""
 _deadline: list[float] = []
@@ -65,9 +64,9 @@ def _install() -> None:
     pid = os.getpid()
     if pid in _hooked_pids:
         return
-    if pid != _imported_in:
-        # A fork server clears the exit hooks that its children inherit.
-        atexit.register(_close_all)
+    # Once more than at import. Hooks run in reverse order: this one precedes that of the backend's library, which has been
+    # imported by now. A fork server also clears the hooks that its children inherit.
+    atexit.register(_close_all)
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         # Children of multiprocessing end by os._exit: they run finalizers, but no atexit hooks.
@@ -112,5 +111,5 @@ def _after_fork_in_child() -> None:
 
 
 register_after_fork(_after_fork_in_child)
-# At import: a function that the program registers later runs before the hook, and what it emits is delivered.
+# At import: a client may be used for the first time by another exit hook, when no hook can be registered any more.
 atexit.register(_close_all)
