@@ -64,8 +64,8 @@ def _install() -> None:
     pid = os.getpid()
     if pid in _hooked_pids:
         return
-    # Once more than at import. Hooks run in reverse order: this one precedes that of the library of a backend, which has
-    # been imported by now. A fork server also clears the hooks that its children inherit.
+    # Once more than at import. Hooks run in reverse order: this one precedes that of the library of a backend, which is
+    # imported by now. A fork server also clears the hooks that its children inherit.
     atexit.register(_close_all)
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
