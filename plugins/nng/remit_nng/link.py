@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import select
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +16,10 @@ import pynng.nng
 from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import Arrival, Capabilities, OwnedLink, Poller, Sent, Wakeable, Waker, register_after_fork
+
+PIPE_EVENTS: Final = tuple(
+    getattr(pynng.nng.lib, f"NNG_PIPE_EV_{event}") for event in ("ADD_PRE", "ADD_POST", "REM_POST")
+)
 
 _used = False
 _inherited = False
@@ -31,13 +36,34 @@ def mark_used() -> None:
     _used = True
 
 
+def _close_collected(
+    socket: Any,
+    # Bound here: the interpreter clears the globals of modules before it collects the last sockets.
+    is_ending: Callable[[], bool] = sys.is_finalizing,
+    notify: Callable[..., int] = pynng.nng.lib.nng_pipe_notify,
+    null: Any = pynng.nng.ffi.NULL,
+    events: tuple[int, ...] = PIPE_EVENTS,
+) -> None:
+    if not is_ending():
+        socket.close()
+    elif hasattr(socket, "_socket"):
+        # To close it would wait for callbacks, which Python no longer runs.
+        for event in events:
+            notify(socket.socket, event, null, null)
+
+
+# pynng ends nng in an exit hook: a client that is used by a later hook would hang. So nng stays usable until the
+# process ends; only sockets that the interpreter collects at its very end lose their callbacks.
+atexit.unregister(pynng.nng._pynng_atexit)
+pynng.Socket.__del__ = _close_collected
+
+
 def _after_fork_in_child() -> None:
     # nng 1.11 (pynng 0.9) aborts a forked child at the first call if the parent has used nng. pynng calls it when a
-    # socket is collected and at interpreter exit, so both calls are disabled.
+    # socket is collected, so that call is disabled.
     global _inherited
     if _used:
         _inherited = True
-        atexit.unregister(pynng.nng._pynng_atexit)
         pynng.Socket.__del__ = lambda _: None
 
 
