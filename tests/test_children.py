@@ -53,7 +53,9 @@ def start(location: Location, who: int) -> subprocess.Popen[str]:
 def finish(children: list[subprocess.Popen[str]]) -> None:
     for child in children:
         _, errors = child.communicate(timeout=30)
-        assert (child.returncode, errors) == (0, "")
+        # A client that has waited for its server for more than a second reports that.
+        rest = [line for line in errors.splitlines() if not line.startswith("no connection to ")]
+        assert (child.returncode, rest) == (0, [])
 
 
 def reachable(location: Location) -> Location:

@@ -156,7 +156,7 @@ def test_a_location_that_no_other_process_reaches_is_refused():
 def test_a_program_that_is_not_there_is_told(short_path):
     with ProcessManager(f"unix://{short_path}/m", log_path=short_path / "log") as manager:
         task = run(manager, Task.command(["no-such-program-here"]))
-        with pytest.raises(WorkerDied, match="exit code 127"):
+        with pytest.raises(WorkerDied, match="cannot run no-such-program-here: No such file"):
             task.result()
         assert "cannot run no-such-program-here" in task.output[1].read_text()
 
