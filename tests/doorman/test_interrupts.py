@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from descriptors import open_descriptors
-from injection import ROOT, Injection, interrupt
+from injection import FOLDERS, Injection, interrupt
 from injection import call_with as call_with_any
 from waiting import DEADLINE
 
@@ -38,7 +38,7 @@ pytestmark = [
 
 def call_with(action: Callable[[], object], line: int, call: Callable[[], Any]) -> Injection:
     """Inject at the lines of Doorman: Remit's have their own tests."""
-    return call_with_any(action, line, call, folders=(f"{ROOT}/doorman/",))
+    return call_with_any(action, line, call, folders=FOLDERS[1:2])
 
 
 def lines_of(call: Callable[[], Injection], sample: int = SAMPLE) -> Iterator[int]:

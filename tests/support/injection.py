@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = tuple(str(ROOT / folder) + "/" for folder in ("remit", "doorman", "plugins"))
+PACKAGES = ("remit", "doorman", "remit_zeromq", "remit_redis", "remit_nng")
+# Where they are imported from: the checkout, or the folder of an installation.
+FOLDERS = tuple(str(Path(spec.origin).parent) + "/" for each in PACKAGES if (spec := find_spec(each)) and spec.origin)
 
 
 class Interrupted(BaseException):
@@ -57,7 +59,7 @@ def call_with(
         if event == "line":
             outcome.lines += 1
             if outcome.lines == line:
-                outcome.place = f"{code.co_filename.removeprefix(str(ROOT))}:{frame.f_lineno} in {code.co_qualname}"
+                outcome.place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
                 sys.settrace(None)
                 action()
         return trace
