@@ -26,10 +26,10 @@ def newest_first(
     yield from original(self, most, size, now)
 
 
-def repeat(self: SubscriberQueue, most: int, size: int, now: float, *, original: Any) -> Iterator[tuple[int, bytes]]:
-    for number, sealed in original(self, most, size, now):
-        yield number, sealed
-        yield number, sealed
+def repeat(self: SubscriberQueue, sealed: bytes, now: float, *, original: Any) -> None:
+    original(self, sealed, now)
+    self._newest = None
+    original(self, sealed, now)
 
 
 def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage, *, original: Any) -> None:
@@ -44,18 +44,18 @@ def tell_of_no_gap(self: Followed, missing: int | None, *, original: Any) -> Non
 
 
 def begin_anew(self: Publisher, session: Any, identifier: int, *options: Any, original: Any) -> None:
-    self._remove(session, identifier)
+    self.unsubscribe(session, identifier)
     original(self, session, identifier, *options)
 
 
 def tell_nobody_of_the_end(self: Publisher, session: Any, subscription: SubscriberQueue) -> None:
-    self._remove(session, subscription.id)
+    self.unsubscribe(session, subscription.id)
 
 
 MUTATIONS: list[Mutation] = [
     (SubscriberQueue, "enqueue", number_only_what_is_kept),
+    (SubscriberQueue, "enqueue", repeat),
     (SubscriberQueue, "pop_publications", newest_first),
-    (SubscriberQueue, "pop_publications", repeat),
     (Followed, "_on_publication", count_a_gap_too_far),
     (Followed, "_report_gap", tell_of_no_gap),
     (Publisher, "subscribe", begin_anew),

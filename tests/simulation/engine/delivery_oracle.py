@@ -31,6 +31,8 @@ class Book:
         self.streams: dict[str, Stream] = {}
         self.counts: Counter[str] = Counter()
         """What happened beside the streams, for the report."""
+        self.begun_late: Counter[bytes] = Counter()
+        """How often a server began each session with another connection than its first."""
         self.inquiries: dict[int, Any] = {}
         """All that was asked, by number."""
         self.newsrooms: dict[int, Any] = {}

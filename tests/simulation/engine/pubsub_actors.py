@@ -12,6 +12,7 @@ from remit._patterns.names import PUBLISHED, SERVER_RESTARTED, SUBSCRIBE, UNSUBS
 from remit._patterns.pubsub import Publisher, SubscriberState, Subscription
 from remit._patterns.request_reply import session_of
 from remit._protocol.session import Session
+from remit._protocol.subscriptions import SubscriberQueue
 from remit.codec import EventMessage
 from remit.event import Sender
 
@@ -30,6 +31,8 @@ class Newsroom:
         self.published = dict.fromkeys(PATTERNS, 0)
         self.began: dict[tuple[bytes, int], tuple[Session, int]] = {}
         """For each subscription: the session that has it, and how much had been published before it."""
+        self.queues: dict[tuple[bytes, int], SubscriberQueue] = {}
+        """For each subscription: its last queue, which counts what it dropped."""
         self._publishing = Publisher(server.has_more, server.world.clock)
         self._server = server
         server.router.session_closed.append(self._publishing.remove_session)
@@ -53,6 +56,7 @@ class Newsroom:
         if known is not session:
             self.began[session.id, identifier] = session, self.published[pattern]
         self._publishing.subscribe(session, identifier, pattern, *options)
+        self.queues[session.id, identifier] = self._publishing._subscribers[session][identifier]
 
     def _unsubscribed(self, wire: EventMessage, sender: Sender | None, _: bool) -> None:
         self._publishing.unsubscribe(session_of(sender), *wire.args)
@@ -78,7 +82,8 @@ class Newsreader:
         self._server = 0
         self._last: int | None = None
         self._gap = 0
-        self._excused = 0
+        self._skipped = 0
+        """How many publications of this server were told to be missing."""
         self.settled = False
         """Whether the server has confirmed the subscription."""
         self.subscription: Subscription
@@ -138,12 +143,23 @@ class Newsreader:
                 f"{self._client} hears publication {number} of {self._pattern} after {last}, and was told of {missing} "
                 f"missing, not {number - last - 1}"
             )
+        self._skipped += missing
+        dropped = self._newsroom(server).queues[self._key].dropped
+        if self._skipped > dropped:
+            self._client.world.fail(
+                f"{self._client} was told of {self._skipped} missing publications of {self._pattern}, but the server "
+                f"dropped {dropped}"
+            )
         self._server, self._last = server, number
         self._client.book.counts["publications heard"] += 1
 
     def _begin(self, server: int) -> int:
-        key = self._client.machine.session.id, self.subscription.id
-        return self._newsroom(server).began[key][1]
+        self._skipped = 0
+        return self._newsroom(server).began[self._key][1]
+
+    @property
+    def _key(self) -> tuple[bytes, int]:
+        return self._client.machine.session.id, self.subscription.id
 
     def up_to_date(self, room: Newsroom) -> bool:
         """Whether it has heard the last that there was."""

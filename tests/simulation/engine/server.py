@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any, Final
 
@@ -12,9 +13,11 @@ from remit._io.pump import ServerPump
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
 from remit._patterns.request_reply import RequestServer
+from remit._protocol.frames import Hello
+from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import Received, Session, mark_events_handled
-from remit.codec import EventMessage
+from remit.codec import Codec, EventMessage
 from remit.errors import EmitError
 from remit.event import Sender
 
@@ -27,6 +30,18 @@ LONG: Final = 3600.0
 """Seconds that an end would sleep if nothing were due."""
 FULL_WAIT: Final = 0.01
 """Seconds after which a server offers again what the network had no room for."""
+
+
+class CountedSessions(ServerSessions):
+    """Sessions of a server, whose late beginnings the book counts."""
+
+    def __init__(self, book: Book, outbox: Callable[[Codec, int], Outbox], **options: Any) -> None:
+        super().__init__(outbox, **options)
+        self._book = book
+
+    def _start_session(self, hello: Hello, *state: Any) -> Session:
+        self._book.begun_late[hello.session] += hello.generation > 1
+        return super()._start_session(hello, *state)
 
 
 class SimulatedServer(Actor):
@@ -43,7 +58,8 @@ class SimulatedServer(Actor):
         self.deaf_until = 0.0
         """When it is ticked again; meanwhile its keeper alone looks after the link."""
         self.serial = book.another()
-        self.machine = ServerSessions(
+        self.machine = CountedSessions(
+            book,
             lambda codec, largest: TracedOutbox(codec, max_frame=largest, window_events=window),
             max_frame=CAPABILITIES.max_frame,
             liveness_timeout=PATIENCE,

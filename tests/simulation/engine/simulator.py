@@ -62,6 +62,9 @@ def simulate(seed: int, *, events: int, clients: int, storm: bool = False) -> Re
     climate = Climate.of(world, storm=storm)
     callbacks = logging.getLogger("concurrent.futures")
     callbacks.addFilter(_nothing)  # What fails in a future's callback is kept by the world.
+    product = logging.getLogger("remit")
+    level = product.level
+    product.setLevel(logging.CRITICAL + 1)  # Thousands of lost connections are no news here.
     try:
         cluster = Cluster(world, climate, events=events, clients=clients)
         Weather(cluster)
@@ -74,6 +77,7 @@ def simulate(seed: int, *, events: int, clients: int, storm: bool = False) -> Re
         raise
     finally:
         callbacks.removeFilter(_nothing)
+        product.setLevel(level)
 
 
 def _nothing(_: logging.LogRecord) -> bool:
