@@ -119,7 +119,7 @@ def test_the_deepest_accepted_value_arrives_also_on_a_deep_stack(location: Locat
 INJECTED: dict[str, list[tuple[bytes, str]]] = {
     "msgpack": [
         (msgspec.msgpack.encode(("a key", ({Cell(1, 2): 3},))), "a key"),
-        (b"\x92\xa4deep" + b"\x91" * 3000 + b"\x90", "deep"),
+        (b"\x92\xa4deep" + b"\x91" * 100_000 + b"\x90", "deep"),
         (b"\x92\xa9truncated", "truncated"),
         (b"\xc1", ""),
         (b"\x05", ""),

@@ -37,6 +37,11 @@ def script(text: str, *, limit: int | None = None, timeout: float = DEADLINE) ->
     return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
 
 
+def signals_of(done: subprocess.CompletedProcess[str]) -> str:
+    # glibc's posix_spawn, which subprocess calls from 3.13 on, ignores the two signals that glibc keeps for itself.
+    return done.stdout.replace("0000000180000000", "0000000000000000")
+
+
 @pytest.mark.parametrize("wrapper", ["()", "('nice',)", "('sh', '-c', 'exec \"$@\"', 'sh')"])
 @pytest.mark.parametrize("launcher", ["None", "CommandLauncher()"])
 def test_a_program_starts_with_default_signals(wrapper, launcher):
@@ -46,7 +51,7 @@ def test_a_program_starts_with_default_signals(wrapper, launcher):
     with ProcessManager(launcher={launcher}) as manager:
         manager.add_task(Task.command({STATUS}, wrapper={wrapper})).result({DEADLINE})
     """)
-    assert done.stdout == DEFAULT, done.stderr
+    assert signals_of(done) == DEFAULT, done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["run", "--", *STATUS], ["map", *STATUS[:3], "{}", ":::", STATUS[3]]])
@@ -56,7 +61,7 @@ def test_a_program_of_a_command_starts_with_default_signals(runtime_folder, argu
     from doorman.cli import main
     sys.exit(main({arguments!r}))
     """)
-    assert done.stdout == DEFAULT, done.stderr
+    assert signals_of(done) == DEFAULT, done.stderr
 
 
 def test_a_pipeline_in_a_program_ends(runtime_folder):
