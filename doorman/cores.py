@@ -21,8 +21,7 @@ def available_cores(proc: Path = _PROC) -> int:
 
 def processor_share(proc: Path = _PROC) -> float:
     """Return the processors that this process may use, not rounded. ``proc`` -- its folder in /proc."""
-    count = getattr(os, "process_cpu_count", None)  # Python 3.13; PYTHON_CPU_COUNT overrides it.
-    cores = count() if count else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min([float(cores or 1), *_quotas(proc)])
 
 

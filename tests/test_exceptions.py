@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import pytest
+from labour import emit_to_no_server
 from ticking import ticked
 from waiting import DEADLINE
 
@@ -84,14 +85,9 @@ def test_an_event_travels_without_its_sender_and_is_copied_with_it() -> None:
             assert copied.sender is event.sender
 
 
-def fail_in_process() -> None:
-    with Client("unix:///nowhere/at/all.sock", linger=0.1) as client:
-        client.emit("x", 1)
-
-
 def test_a_process_pool_survives_undelivered_events() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with pytest.raises(Undelivered) as raised:
-            pool.submit(fail_in_process).result(DEADLINE)
+            pool.submit(emit_to_no_server).result(DEADLINE)
         assert raised.value.events == (Event("x", (1,)),)
         assert pool.submit(len, "abc").result(DEADLINE) == 3

@@ -204,7 +204,7 @@ def test_a_load_holds_back_but_never_all() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     ours, theirs = pty.openpty()
-    with subprocess.Popen([*DOORMAN, "map", "sh", "-c", "sleep 0.3", ":::", "a", "b"], stderr=theirs) as process:
+    with subprocess.Popen([*DOORMAN, "map", "sleep", "{}", ":::", "0.2", "1.2"], stderr=theirs) as process:
         os.close(theirs)
         seen = b""
         while part := _some(ours):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from remit import Client
+
 _SCRIPT = """
 import os, sys, time
 from pathlib import Path
@@ -67,3 +69,9 @@ def start_worker(url: str, folder: Path, capacity: int = 1) -> subprocess.Popen[
     """Start a worker as a process."""
     command = [sys.executable, "-c", _SCRIPT, url, str(folder), str(capacity)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONWARNINGS": "error"})
+
+
+def emit_to_no_server() -> None:
+    """Raise Undelivered. A function of a module that a process of any start method can import."""
+    with Client("unix:///nowhere/at/all.sock", linger=0.1) as client:
+        client.emit("x", 1)

@@ -92,7 +92,8 @@ def open_monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
         address = f"inproc://remit-monitor-{next(_monitor_numbers)}"
         socket.monitor(address, events)
         monitor.connect(address)
-    except zmq.ZMQError:
+    except BaseException:
+        socket.disable_monitor()
         monitor.close(linger=0)
         raise
     return monitor

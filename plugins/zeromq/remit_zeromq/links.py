@@ -92,6 +92,13 @@ class ZeroMQLink(OwnedLink):
         if self._ending():
             self._close_socket(linger)
 
+    def __del__(self) -> None:
+        # An interrupt has left the link without an owner. pyzmq would close the monitor, but perhaps before the socket,
+        # and an event without a monitor to read it blocks libzmq's I/O thread, which all links share.
+        socket: Socket | None = getattr(self, "_socket", None)
+        if socket is not None and not socket.closed:
+            self.close(0.0)
+
     def after_fork(self) -> None:
         """Refuse all further use, and keep pyzmq from finalizing the parent's socket. Called in a forked child."""
         super().after_fork()
@@ -264,22 +271,19 @@ class ClientLink(_DealerLink):
 
     def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, endpoint: str) -> None:
         super().__init__(location, capabilities, socket)
+        self._monitor: Socket | None = None
         self._monitor = open_monitor(socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._monitor_poll = select.poll()
         self._monitor_drained = False
         """True once the monitor was read until it was empty. Its edge-triggered descriptor is reliable from then on."""
-        try:
-            self._monitor_poll.register(self._monitor.fileno(), select.POLLIN)
-            self._poll.register(self._monitor.fileno(), select.POLLIN)
-            socket.connect(endpoint)
-        except zmq.ZMQError:
-            self._monitor.close(linger=0)
-            raise
+        self._monitor_poll.register(self._monitor.fileno(), select.POLLIN)
+        self._poll.register(self._monitor.fileno(), select.POLLIN)
+        socket.connect(endpoint)
 
     def _update_connection(self) -> None:
         if self._monitor_drained and not self._monitor_poll.poll(0):
             return
-        for event in read_monitor(self._monitor):
+        for event in read_monitor(cast("Socket", self._monitor)):
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected()
             elif self._up:
@@ -288,7 +292,8 @@ class ClientLink(_DealerLink):
 
     def _close_socket(self, linger: float) -> None:
         self._socket.disable_monitor()
-        self._monitor.close(linger=0)
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
         super()._close_socket(linger)
 
 

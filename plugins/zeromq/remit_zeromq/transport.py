@@ -131,6 +131,7 @@ def _open_socket(
         undo.callback(release_context, 0.0)
         socket = context.socket(kind)
         undo.callback(socket.close, linger=0)
+        undo.callback(socket.disable_monitor)
         socket.setsockopt(zmq.LINGER, DEFAULT_LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE_BYTES)
         socket.setsockopt(zmq.SNDHWM, options.get("hwm", HIGH_WATER_MARK))
