@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
+import select
 import struct
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ TERM_WAIT_S: Final = 0.1
 SPARE_DESCRIPTORS: Final = 16
 """Descriptors that must be free when a link is opened."""
 
+# Objects whose descriptor is closed with them, also after an interrupt, which would leave those of os.pipe() open.
+_OBJECT: Final = getattr(select, "epoll", None) or getattr(select, "kqueue", None)
 _lock = threading.Lock()
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _users = 0
@@ -30,10 +31,8 @@ def acquire_context() -> zmq.Context[zmq.Socket[bytes]]:
     """Return the process's context, created for the first link. Raises OSError if descriptors run out."""
     global _context, _users
     # libzmq 4.3.5 may abort the process if it finds no descriptor for a socket or a thread.
-    with contextlib.ExitStack() as spare:
-        for _ in range(SPARE_DESCRIPTORS // 2):
-            for descriptor in os.pipe():
-                spare.callback(os.close, descriptor)
+    if _OBJECT is not None:
+        [_OBJECT() for _ in range(SPARE_DESCRIPTORS)]
     with _lock:
         if _context is None:
             _context = zmq.Context(io_threads=1)
