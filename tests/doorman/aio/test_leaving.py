@@ -207,7 +207,10 @@ def test_nothing_is_left_behind(place):
     before = left()
     for _ in range(3):
         asyncio.run(main())
-    assert left() == before
+    # Of an earlier test something may still have been there, which has gone by now.
+    after = left()
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
 
 
 def test_what_is_detached_or_waits_is_left_to_the_next_manager_of_the_journal(run, short_path):
