@@ -221,7 +221,7 @@ from remit import Worker
 with Worker(sys.argv[1]) as worker:
     @worker.on("hold")
     def hold():
-        n = len(bin(3 ** 3_000_000))
+        n = len(bin(3 ** 9_000_000))
         return n
     worker.run()
 """
