@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import gc
 import os
 import re
 import signal
@@ -73,7 +74,14 @@ def expect(file: str, lines: list[str]) -> None:
 
 
 def test_public_api() -> None:
-    expect("api.txt", api_of(*MODULES))
+    # A finalizer that parses code within ast.parse() makes CPython 3.11 raise SystemError: collect none meanwhile.
+    gc.collect()
+    gc.disable()
+    try:
+        lines = api_of(*MODULES)
+    finally:
+        gc.enable()
+    expect("api.txt", lines)
 
 
 def test_documented_imports_are_in_the_snapshot() -> None:
