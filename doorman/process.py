@@ -147,7 +147,7 @@ class Process:
     def signal_tree(self, *signals: int, group: bool = True) -> bool:
         """Send signals to the process and its descendants, wherever they are, and to its ``group``: once to each.
 
-        A descendant that is forked meanwhile gets them only within the group, of which the kernel signals all or none.
+        A descendant that is forked by then gets them only within the group, of which the kernel signals all or none.
         Returns False if the process has ended and no other process has its group.
         """
         below = self._descendants(outside=self.pid if group else None)
@@ -182,7 +182,7 @@ class Process:
                     if int(fields[STAT_GROUP]) != outside:
                         below.append(process)
             if found and not parents:
-                # The children of a process that ended meanwhile are now children of this one, if it is a subreaper.
+                # The children of a process that has just ended are now children of this one, if it is a subreaper.
                 parents, found = [self.pid], False
         return below
 

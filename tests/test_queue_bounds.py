@@ -57,7 +57,7 @@ def test_a_client_queues_up_to_its_bytes(location: Location) -> None:
 @pytest.mark.parametrize("when_full", ["raise", "drop_oldest", "drop_newest"])
 def test_small_events_are_bounded_too(when_full: str) -> None:
     """Whatever the ratio of the two bounds is: no event is too small to be counted."""
-    client = Client("memory://bounds-nobody", queue=1000, queue_bytes=10_000, when_full=when_full)
+    client = Client("memory://bounds-no-server", queue=1000, queue_bytes=10_000, when_full=when_full)
     with contextlib.suppress(QueueFull):
         for number in range(2000):
             client.emit("e", b"x" * (number % 30))
@@ -67,7 +67,7 @@ def test_small_events_are_bounded_too(when_full: str) -> None:
 
 
 def test_a_server_queues_up_to_its_bytes_for_each_client(location: Location) -> None:
-    """By sender.emit, and with answers: the caller of one that does not fit is told."""
+    """By sender.emit, and with answers: the caller of one that does not fit gets an error."""
     with Server(location, queue_bytes=1_000_000) as server, Client(server.location, threaded=False) as client:
         senders: list[Any] = []
         server.add_listener("hello", lambda event: senders.append(event.sender), pass_event=True)
@@ -206,7 +206,7 @@ def an_expiry(size: int) -> Callable[[], object]:
 
 
 def all_cancellations(size: int) -> Callable[[], object]:
-    """Cancel all from the last to the first, with the compaction that the link's owner does meanwhile."""
+    """Cancel all from the last to the first, with the compaction that the owner of the link does between them."""
     outbox, _, futures = requests_of(size)
 
     def cancel_all() -> None:

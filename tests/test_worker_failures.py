@@ -194,7 +194,7 @@ def test_a_job_that_holds_the_gil_runs_once(crossing_location: Location) -> None
 import sys
 from remit import Worker
 with Worker(sys.argv[1]) as worker:
-    worker.add_handler("hold", lambda: len(bin(3 ** 2_500_000)))  # One call in C: no other thread runs meanwhile.
+    worker.add_handler("hold", lambda: len(bin(3 ** 2_500_000)))  # One call in C: no other thread runs.
     worker.add_handler("ready", lambda: True)
     worker.run()
 """

@@ -54,7 +54,7 @@ class RequestQueue:
             self.guard(self._run_all)
 
     def guard(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Return ``function(*arguments)``. Meanwhile other calls only queue."""
+        """Return ``function(*arguments)``. Other calls only queue until it returns."""
         if self._active:
             return function(*arguments)
         # No `with` and no `finally`: an exception may be raised at their lines too, and would leave the flag set.

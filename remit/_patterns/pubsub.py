@@ -236,7 +236,7 @@ class Publisher:
         return publication
 
     def _matching(self, name: str) -> tuple[tuple[Session, SubscriberQueue], ...]:
-        # Each change of the subscriptions replaces the cache, so what is found meanwhile goes into an abandoned one.
+        # Each change of the subscriptions replaces the cache, so a late find goes into an abandoned one.
         cache = self._matching_cache
         matching = cache.get(name)
         if matching is None:

@@ -74,7 +74,7 @@ def expect(file: str, lines: list[str]) -> None:
 
 
 def test_public_api() -> None:
-    # A finalizer that parses code within ast.parse() makes CPython 3.11 raise SystemError: collect none meanwhile.
+    # A finalizer that parses code within ast.parse() makes CPython 3.11 raise SystemError: collect none here.
     gc.collect()
     gc.disable()
     try:

@@ -6,7 +6,7 @@ import sys
 
 from alike import check
 
-USER = contextvars.ContextVar("USER", default="nobody")
+USER = contextvars.ContextVar("USER", default="unset")
 USER.set("module")
 decimal.getcontext().prec = 5
 sys.setrecursionlimit(1234)

@@ -125,7 +125,7 @@ class SimulatedClient(Actor):
             raise SimulationFailed(f"{self} cannot come to rest")
         restarts, begun = self.machine.server_restarts, self.book.begun_late[session.id]
         if restarts > begun:
-            raise SimulationFailed(f"{self} was told of {restarts} restarts of its server, after {begun}")
+            raise SimulationFailed(f"{self} counted {restarts} restarts of its server, after {begun}")
         if self.machine.refusal is not None:
             raise SimulationFailed(f"{self} was refused: {self.machine.refusal}")
         self.settled()

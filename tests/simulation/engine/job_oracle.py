@@ -108,7 +108,7 @@ class Rota:
         self._given.setdefault(place, (inquiry.serial, set()))[1].add(token)
 
     def answered(self, place: Place, outcome: str, answer: Any) -> None:
-        """What became of a job is told to whoever asked. Fails if it was never given to the one who answers."""
+        """Note the outcome of a job at its client. Fails if the answering worker was never given the job."""
         session = self._where.pop(place, None)
         if session is not None:
             del self._hands[session].jobs[place]

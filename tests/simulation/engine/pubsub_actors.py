@@ -83,7 +83,7 @@ class Newsreader:
         self._last: int | None = None
         self._gap = 0
         self._skipped = 0
-        """How many publications of this server were told to be missing."""
+        """Number of publications of this server that were reported as missing."""
         self.settled = False
         """Whether the server has confirmed the subscription."""
         self.subscription: Subscription
@@ -147,7 +147,7 @@ class Newsreader:
         dropped = self._newsroom(server).queues[self._key].dropped
         if self._skipped > dropped:
             self._client.world.fail(
-                f"{self._client} was told of {self._skipped} missing publications of {self._pattern}, but the server "
+                f"{self._client} counted {self._skipped} missing publications of {self._pattern}, but the server "
                 f"dropped {dropped}"
             )
         self._server, self._last = server, number
