@@ -234,7 +234,7 @@ class RequestClient:
             request.waiter.sink.set_result(result.args[0] if result.args else None)
             self.open.pop(identifier)
         else:
-            self._fail(request, _error(request.name, outcome, result.args))
+            self._fail(request, _error(request.name, outcome, result.args, request.note))
 
     def on_undecodable(self, message: EventMessage) -> EventMessage | None:
         """Fail the request whose reply could not be decoded. Return the event for the dispatch thread."""
@@ -315,12 +315,12 @@ def _check_options(timeout: object, on_progress: object) -> None:
         raise TypeError(f"on_progress must be callable, not {on_progress!r}")
 
 
-def _error(name: str, outcome: str, args: Sequence[Any]) -> RequestError:
+def _error(name: str, outcome: str, args: Sequence[Any], note: str) -> RequestError:
     texts = [str(each) for each in args]
     if outcome == "unheard":
         return NoListener(f"the server has no listener for {name!r}")
     if outcome == "late":
-        return RequestTimeout(f"{name!r} reached its listener after its deadline")
+        return RequestTimeout(f"no answer to {name!r} in time: {note or 'its deadline passed before it could start'}")
     if outcome == "refused":
         return RequestError(f"{name!r} was refused: {' '.join(texts)}")
     # A newer peer may use an outcome that is unknown here: it is shown as a failure, not dropped.

@@ -101,7 +101,7 @@ def pause(order: Order, path: str = "") -> None:
 def until_end(order: Order, path: str) -> None:
     """Run until the descriptor that brought the order ends."""
     os.write(os.open(path, os.O_WRONLY), b"!")
-    assert os.read(int(sys.argv[-1]), 1) == b""
+    assert os.read(DESCRIPTOR, 1) == b""
 
 
 def hook(order: Order, path: str) -> None:
@@ -146,4 +146,6 @@ def say_hello(order: Order, path: str, held: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(read_order(int(sys.argv[1]))))
+    # Reading an order gives the process the arguments of its manager.
+    DESCRIPTOR = int(sys.argv[1])
+    sys.exit(run(read_order(DESCRIPTOR)))
