@@ -271,16 +271,17 @@ def test_signals_at_random_moments_lose_nothing(location: Location) -> None:
         try:
             for number in range(120 if ALL else 25):
                 future = both.load()
-                signal.setitimer(signal.ITIMER_REAL, 0.00002 + 0.000017 * number)
-                try:
-                    for _ in range(100):
-                        both.server.tick()
-                        both.server.publish("p", both.number)
-                    time.sleep(0.01)
+                try:  # The outer one, because the signal may come anywhere in the inner one, also at its end.
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.00002 + 0.000017 * number)
+                        for _ in range(100):
+                            both.server.tick()
+                            both.server.publish("p", both.number)
+                        time.sleep(0.01)
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
                 except Interrupted:
                     interrupted += 1
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
                 both.check(future, number)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
