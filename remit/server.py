@@ -225,7 +225,8 @@ class Server(ListenerRegistry):
 
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
-        received.mark_begun()  # Again, after an interrupt of the line below.
+        if received.pending is not None:
+            received.mark_begun()  # An interrupt has left the block below.
         events = received.events
         left = events[:limit]
         pending = received.pending = iter(tuple(events))

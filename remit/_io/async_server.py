@@ -333,11 +333,8 @@ class AsyncServerLoop:
         io, server = self._io, self._server
         frames = 0
         io.report_sessions(*self._lanes)
-        while not (self._crowded or io.closed or server._stopping):
-            received = io.link_pump.pop_received()
-            if received is None:
-                return
-            self._begin(received)
+        while io.machine.ready and not (self._crowded or io.closed or server._stopping):
+            self._begin(io.machine.ready.popleft())
             frames += 1
             if frames % FRAMES_PER_TURN == 0:
                 await asyncio.sleep(0)

@@ -139,7 +139,7 @@ class ClientIO:
             self.link_lock.waker.wake()
             return None
         try:
-            if not lock.acquire(blocking=False):
+            if not lock.acquire(False):
                 # Without an I/O thread, another caller may wait for frames with the lock held.
                 self.link_lock.waker.wake()
                 if not lock.acquire(timeout=PUMP_LOCK_TIMEOUT_S):

@@ -65,10 +65,13 @@ class Dispatcher:
 
     def process(self, machine: ClientSession, requests: RequestClient, now: float) -> None:
         """Route received events, and fail the requests that a disconnect, a refusal or a deadline ends."""
+        changed = machine.disconnects != self._disconnects or machine.server_restarts != self._server_restarts
+        if not (changed or machine.ready or len(requests.open)):
+            return
         if self.routes_here:
             return  # The callback of a future pumps. The call that runs it continues with what has arrived.
         try:
-            if self._routing.acquire(timeout=ROUTING_TIMEOUT_S):
+            if self._routing.acquire(False) or self._routing.acquire(timeout=ROUTING_TIMEOUT_S):
                 self._process(machine, requests, now)
                 self._routing.release()
         except BaseException:

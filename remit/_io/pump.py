@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Final
 
 from remit._io.connection_log import ConnectionLog
-from remit._protocol.client_session import ClientSession, ConnectionState
+from remit._protocol.client_session import ESTABLISHED, ClientSession
 from remit._protocol.server_sessions import ServerSessions
-from remit._protocol.session import FOREVER, Received, Session
+from remit._protocol.session import FOREVER, Session
 from remit.errors import TransportError
 from remit.transport import SERVER, Down, Link, Sent, Wakeable
 
 logger = logging.getLogger("remit")
+_ACCEPTED: Final = Sent.ACCEPTED  # Each access through the class costs 70 ns on CPython 3.11.
 
 MAX_RECEIVE_FRAMES: Final = 64
 """Frames received in a row before replies to them are sent."""
@@ -85,7 +86,6 @@ class ClientPump(_Pump):
         self.machine: ClientSession = machine
         self._connect = connect
         self._reopen_at = 0.0
-        self._down_reason = ""
         self._log = ConnectionLog(link, clock())
 
     @property
@@ -94,13 +94,13 @@ class ClientPump(_Pump):
         machine = self.machine
         if machine.refusal is not None:
             return machine.refusal.detail
-        if machine.state is ConnectionState.ESTABLISHED:
+        if machine.state is ESTABLISHED:
             return ""
         if reason := getattr(self.link, "why", ""):
             return reason
         if machine.session.peer is not None:
             return "the server is connected, but does not answer: is it ticked?"
-        return self._down_reason or "no connection: is a server there?"
+        return machine.down_reason or "no connection: is a server there?"
 
     def exchange(self) -> bool:
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive."""
@@ -114,15 +114,14 @@ class ClientPump(_Pump):
             if arrival is None:
                 drained = True
                 break
-            if type(arrival) is Down:
-                self._down_reason = f"the connection was lost: {arrival.why}"
             machine.handle_arrival(arrival, now)
-        self._due = machine.handle_timeouts(now)
+        due = machine.handle_timeouts(now)
         if machine.link_stale:
             self._reopen(now)
-        if now >= self._log.due or (machine.state is ConnectionState.ESTABLISHED) is not self._log.connected:
-            self._log.update(self.why, now)
-        self._due = min(self._due, self._log.due)
+        log = self._log
+        if now >= log.due or (machine.state is ESTABLISHED) is not log.connected:
+            log.update(self.why, now)
+        self._due = due if due < log.due else log.due
         self.flush()
         return drained
 
@@ -137,7 +136,7 @@ class ClientPump(_Pump):
             frame = machine.next_frame()
             if frame is None:
                 break
-            if link.send(SERVER, frame) is not Sent.ACCEPTED:
+            if link.send(SERVER, frame) is not _ACCEPTED:
                 # GONE does not end the connection here: the link reports a lost server by Down.
                 machine.session.send_blocked = True
                 break
@@ -161,8 +160,7 @@ class ClientPump(_Pump):
             return
         self.link.close(0.0)
         self.machine.link_stale = False
-        self._down_reason = "the server was silent for too long"
-        self.machine.handle_arrival(Down(SERVER, "silent"), now)
+        self.machine.handle_arrival(Down(SERVER, "the server was silent for too long"), now)
         self.link = link
         self.link.owner = threading.get_ident()
 
@@ -258,14 +256,10 @@ class ServerPump(_Pump):
             if frame is None:
                 return True
             sent = self.link.send(session.peer, frame)
-            if sent is Sent.FULL:
-                return False
-            if sent is Sent.GONE:
+            if sent is not _ACCEPTED:
+                if sent is Sent.FULL:
+                    return False
                 self.machine.handle_arrival(Down(session.peer, "gone"), now)
                 return True
             session.mark_sent(now)
         return False
-
-    def pop_received(self) -> Received | None:
-        """Return the oldest received events that wait for dispatch, or None."""
-        return self.machine.ready.popleft() if self.machine.ready else None

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import Bye, FrameKind, Hello, Refuse, Welcome
+from remit._protocol.frames import BYE, IDENTIFY, REFUSE, WELCOME, Bye, Hello, Refuse, Welcome
 from remit._protocol.outbox import SPARE_WITHDRAWN, Outbox
 from remit._protocol.session import FOREVER, Received, Session
 from remit.codec import Codec
@@ -42,6 +42,10 @@ class ConnectionState(enum.Enum):
     REFUSED = "refused"
 
 
+ESTABLISHED: Final = ConnectionState.ESTABLISHED
+"""Read for each frame: on CPython 3.11 an access through the class costs 70 ns."""
+
+
 class ClientSession:
     """State machine of the client. Its caller supplies arrivals and the time, and sends the frames that it returns."""
 
@@ -59,6 +63,8 @@ class ClientSession:
         """Number of lost connections. When it grows, the owner fails the requests that cannot be repeated."""
         self.server_restarts = 0
         """Number of WELCOMEs from a server that does not know the earlier state of this session."""
+        self.down_reason = ""
+        """Why the link was last lost; empty if it never was."""
         self.link_stale = False
         """Whether the server has exceeded its liveness timeout: the owner should open another link."""
         self._max_frame = max_frame
@@ -81,6 +87,7 @@ class ClientSession:
         elif isinstance(arrival, Up):
             self._send_hello(now)
         elif isinstance(arrival, Down):
+            self.down_reason = f"the connection was lost: {arrival.why}"
             self._handle_disconnect()
         elif isinstance(arrival, Gap):
             self.session.probe_now(now)
@@ -89,13 +96,13 @@ class ClientSession:
         kind = frames.kind_of(frame)
         if self.state is ConnectionState.REFUSED:
             return
-        if kind is FrameKind.WELCOME or kind is FrameKind.REFUSE or kind is FrameKind.BYE:
+        if kind is WELCOME or kind is REFUSE or kind is BYE:
             self._handle_control(frames.unpack(kind, frame), now)
-        elif kind is FrameKind.IDENTIFY:
+        elif kind is IDENTIFY:
             # In HELLO_SENT it may be the answer to a frame that was sent before the HELLO.
-            if self.state is ConnectionState.ESTABLISHED or now >= self._hello_at - HELLO_RETRY_S / 2:
+            if self.state is ESTABLISHED or now >= self._hello_at - HELLO_RETRY_S / 2:
                 self._send_hello(now)
-        elif self.state is ConnectionState.ESTABLISHED:
+        elif self.state is ESTABLISHED:
             # A frame that arrives before the WELCOME may belong to another session, and is dropped.
             self._note_received(now)
             received = self.session.handle_frame(kind, frame, now)
@@ -166,7 +173,7 @@ class ClientSession:
             outbox.resend_unreceived()
         # After the outbox: if an interrupt leaves this method before, the next WELCOME repeats all of the above.
         self.instance, self._welcomed_generation = welcome.instance, session.generation
-        self.state = ConnectionState.ESTABLISHED
+        self.state = ESTABLISHED
         self._hello_at = FOREVER
         self._note_received(now)
         self._may_send_early = False
@@ -174,7 +181,7 @@ class ClientSession:
         session.ack_due = session.ack_due or session.inbox.received > 0
 
     def _handle_disconnect(self) -> None:
-        if self.state in (ConnectionState.ESTABLISHED, ConnectionState.HELLO_SENT):
+        if self.state in (ESTABLISHED, ConnectionState.HELLO_SENT):
             self.state = ConnectionState.DISCONNECTED
             self.disconnects += 1
         self._may_send_early = False
@@ -197,25 +204,30 @@ class ClientSession:
         return session.next_frame() if self._may_send_events() or session.control_frames else None
 
     def _may_send_events(self) -> bool:
-        return self.state is ConnectionState.ESTABLISHED or self._may_send_early
+        return self.state is ESTABLISHED or self._may_send_early
 
     def handle_timeouts(self, now: float) -> float:
         """Repeat HELLO, probe and send heartbeats if they are due; return the time of the next call."""
-        if self.session.outbox.withdrawn > SPARE_WITHDRAWN:
-            self.session.outbox.compact()
-        if self.state is ConnectionState.ESTABLISHED:
+        session = self.session
+        if session.outbox.withdrawn > SPARE_WITHDRAWN:
+            session.outbox.compact()
+        established = self.state is ESTABLISHED
+        if established:
             if now >= self._ping_at:
                 self._ping_at = now + self._heartbeat
-                self.session.queue_ping()
-                if 0 < self._liveness_timeout < now - self.session.last_received_at:
+                session.queue_ping()
+                if 0 < self._liveness_timeout < now - session.last_received_at:
                     self.link_stale = True
-        elif now >= self._hello_at and self.session.peer is not None:
+        elif now >= self._hello_at and session.peer is not None:
             self._send_hello(now)
-        if self.session.peer is not None:
-            self.session.probe(now)
-        ping_at = self._ping_at if self.state is ConnectionState.ESTABLISHED else FOREVER
-        ack_deadline = self.session.ack_deadline(now) if self._may_send_events() else FOREVER
-        return min(ping_at, self._hello_at, self.session.probe_at, ack_deadline)
+        if session.peer is not None:
+            session.probe(now)
+        due = min(self._hello_at, session.probe_at)
+        if established:
+            due = min(due, self._ping_at)
+        if session.ack_due and session.ack_delay and self._may_send_events():
+            due = min(due, session.ack_deadline(now))
+        return due
 
     def repair(self, now: float) -> None:
         """Continue after an interrupt in any method: another connection on the same link agrees on all numbers."""
@@ -231,5 +243,5 @@ class ClientSession:
 
     def queue_bye(self, why: str = "closed") -> None:
         """Queue a BYE, which ends the session."""
-        if self.state is ConnectionState.ESTABLISHED:
+        if self.state is ESTABLISHED:
             self.session.queue_bye(why)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import Bye, FrameKind, Hello, Refuse, Welcome
+from remit._protocol.frames import BYE, CANCEL, HELLO, IDENTIFY, Bye, FrameKind, Hello, Refuse, Welcome
 from remit._protocol.outbox import Outbox
 from remit._protocol.session import Inbox, Received, Session
 from remit.codec import CODECS, Codec
@@ -99,7 +99,7 @@ class ServerSessions:
     def _handle_frame(self, peer: Peer, frame: bytes, now: float) -> None:
         kind = frames.kind_of(frame)
         session = self._by_peer.get(peer)
-        if kind is FrameKind.HELLO or kind is FrameKind.BYE:
+        if kind is HELLO or kind is BYE:
             control = frames.unpack(kind, frame)
             if isinstance(control, Hello):
                 self._handle_hello(peer, control, now)
@@ -107,7 +107,7 @@ class ServerSessions:
                 self._end_session(session)
         elif session is None or frames.generation_of(frame) > session.generation:
             self._handle_unknown_peer(peer, kind, frame)
-        elif kind is FrameKind.CANCEL:
+        elif kind is CANCEL:
             (request,) = frames.unpack_numbers(kind, frame)
             session.last_received_at = now
             session.cancelled_requests.append(request)
@@ -130,7 +130,7 @@ class ServerSessions:
         if kind is FrameKind.AUTH_REQUEST:
             self._refuse(peer, "keyed", "this server has no key", frame)
         elif kind is not FrameKind.AUTHENTICATED:
-            self.unknown_peer_replies.append((peer, frames.head(FrameKind.IDENTIFY)))
+            self.unknown_peer_replies.append((peer, frames.head(IDENTIFY)))
 
     def _handle_hello(self, peer: Peer, hello: Hello, now: float) -> None:
         codec = CODECS.get(hello.codec)

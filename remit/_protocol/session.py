@@ -21,7 +21,7 @@ from operator import length_hint
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import Bye, FrameKind
+from remit._protocol.frames import ACK, CANCEL, EVENTS, PING, RESUME, Bye, FrameKind
 from remit._protocol.outbox import CANCELLATIONS_KEPT, Outbox
 from remit.codec import UNDECODABLE, Codec, EventMessage, decode_each
 from remit.errors import CodecError, ProtocolError
@@ -70,7 +70,8 @@ class Inbox:
 
     def accept(self, last: int) -> None:
         """Count all events up to ``last`` as received."""
-        self.received = max(self.received, last)
+        if last > self.received:
+            self.received = last
 
 
 class Received:
@@ -106,25 +107,23 @@ class Received:
 
         Frames must be marked in the order of their arrival.
         """
-        del self.events[:count]
+        events, inbox = self.events, self._inbox
+        del events[:count]
         if self.last:
-            # In this order: another thread that sees ack_due must read the new number.
-            self._inbox.done = max(self._inbox.done, self.last - len(self.events))
+            done = self.last - len(events)
+            if done > inbox.done:
+                # In this order: another thread that sees ack_due must read the new number.
+                inbox.done = done
             self.session.ack_due = True
 
     def mark_begun(self) -> int:
         """Mark the events that are no longer in `pending` as handled, and return their number. May be repeated."""
-        count = 0 if self.pending is None else len(self.events) - length_hint(self.pending)
+        if self.pending is None:
+            return 0
+        count = len(self.events) - length_hint(self.pending)
         self.mark_handled(count)
         self.pending = None
         return count
-
-
-def mark_events_handled(received: Received, done: int, ready: deque[Received]) -> None:
-    """Mark the first ``done`` events of a frame as handled, and put the others back at the front of ``ready``."""
-    if done < len(received.events):
-        ready.appendleft(received)
-    received.mark_handled(done)
 
 
 class Session:
@@ -173,7 +172,7 @@ class Session:
                 self._next_frame = self.control_frames[0]
                 self.control_frames.popleft()
             elif self.outbox.abandoned:
-                self._next_frame = frames.pack_numbers(FrameKind.CANCEL, self.generation, self.outbox.abandoned[0])
+                self._next_frame = frames.pack_numbers(CANCEL, self.generation, self.outbox.abandoned[0])
                 self.outbox.abandoned.popleft()
             else:
                 self._next_frame = self._events_or_ack()
@@ -190,7 +189,7 @@ class Session:
         overdue = self._ack_late or self.inbox.received - self._acked >= ACK_AFTER_EVENTS
         if self.ack_delay and not overdue:
             return self.outbox.pop_frame(self.frame_limit)
-        return frames.pack_numbers(FrameKind.ACK, self.generation, *self._acknowledge())
+        return frames.pack_numbers(ACK, self.generation, *self._acknowledge())
 
     def _acknowledge(self) -> tuple[int, int]:
         """Return the numbers of an acknowledgement, which is no longer due."""
@@ -248,14 +247,14 @@ class Session:
         if frames.generation_of(frame) != self.generation:  # Rule 5.
             raise ProtocolError("stale", f"{kind.name} of another connection")
         self.last_received_at = now
-        if kind is FrameKind.EVENTS:
+        if kind is EVENTS:
             return self._handle_events(frame, now)
-        if kind is FrameKind.ACK or kind is FrameKind.RESUME:
+        if kind is ACK or kind is RESUME:
             received, done = frames.unpack_numbers(kind, frame)
             self._confirm(received, done, now)
-            if kind is FrameKind.RESUME:
+            if kind is RESUME:
                 self.outbox.resend_unreceived()  # Rule 3.
-        elif kind is FrameKind.PING:
+        elif kind is PING:
             (last,) = frames.unpack_numbers(kind, frame)
             if last > self.inbox.received:
                 self._request_resend()
@@ -278,7 +277,7 @@ class Session:
 
     def queue_ping(self) -> None:
         """Queue a PING with the last number sent."""
-        self.control_frames.append(frames.pack_numbers(FrameKind.PING, self.generation, self.outbox.last))
+        self.control_frames.append(frames.pack_numbers(PING, self.generation, self.outbox.last))
 
     def queue_bye(self, why: str) -> None:
         """Queue a BYE, which ends this connection at the peer."""
@@ -327,7 +326,7 @@ class Session:
 
     def _request_resend(self) -> None:
         inbox = self.inbox
-        resume = frames.pack_numbers(FrameKind.RESUME, self.generation, inbox.received, inbox.done)
+        resume = frames.pack_numbers(RESUME, self.generation, inbox.received, inbox.done)
         # One RESUME is enough, however many frames follow a gap before it is sent: each resends the whole window.
         if resume not in self.control_frames:
             self.control_frames.append(resume)

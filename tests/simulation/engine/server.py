@@ -16,7 +16,7 @@ from remit._patterns.request_reply import RequestServer
 from remit._protocol.frames import Hello
 from remit._protocol.outbox import Outbox
 from remit._protocol.server_sessions import ServerSessions
-from remit._protocol.session import Received, Session, mark_events_handled
+from remit._protocol.session import Received, Session
 from remit.codec import Codec, EventMessage
 from remit.errors import EmitError
 from remit.event import Sender
@@ -82,7 +82,8 @@ class SimulatedServer(Actor):
         left = self.limit if ticked else 0
         for _ in range(SPIN):
             drained = pump.exchange(hold_back=left > 0)
-            while left > 0 and (received := pump.pop_received()):
+            while left > 0 and machine.ready:
+                received = machine.ready.popleft()
                 if machine.closed:
                     self._tell_of_sessions(received.session)
                 left -= self._handle(received, left)
@@ -130,7 +131,9 @@ class SimulatedServer(Actor):
             self.book.streams[name].hand(self, list(run), redelivered)
             if self.world.random.random() < self.book.answering and self._has(session):
                 self._speak(session)
-        mark_events_handled(received, count, self.machine.ready)
+        received.mark_handled(count)
+        if received.events:
+            self.machine.ready.appendleft(received)
         self.machine.writable[session] = None
         return len(wires)
 
