@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,21 +32,35 @@ _numbers = itertools.count(1)
 def runtime_folder() -> Path:
     """Return a directory that only this user can enter, and create it if it is missing.
 
-    It is ``$XDG_RUNTIME_DIR/remit`` if that variable names a directory of this user, else ``remit-UID`` in the
-    directory for temporary files. Raises BadLocation if it belongs to another user or is open to others.
+    It is the first that can be written of ``$XDG_RUNTIME_DIR/remit``, if that variable names a directory of this user,
+    and ``remit-UID`` in the directory for temporary files. Raises BadLocation if there is none, or if it belongs to
+    another user or is open to others.
     """
+    reasons = []
+    for folder in _runtime_folders():
+        try:
+            folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
+        except OSError as error:
+            reasons.append(f"cannot make {folder}: {error.strerror}")
+            continue
+        if fault := _fault(folder):
+            raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a directory of your own")
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reasons.append(f"cannot write to {folder}")
+    raise BadLocation(f"{'; '.join(reasons)}: set XDG_RUNTIME_DIR or TMPDIR to a directory of your own, or give a URL")
+
+
+def _runtime_folders() -> Iterator[Path]:
     session = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if session.is_absolute() and not _is_too_long(session) and session.is_dir() and not _fault(session):
-        folder = session / "remit"
-    else:
-        import tempfile  # Imported here, because most login sessions have a directory.
+        yield session / "remit"
+    import tempfile  # Imported here, because most login sessions have a directory.
 
+    base = Path("/tmp")
+    with contextlib.suppress(FileNotFoundError):  # No directory can be written.
         base = Path(tempfile.gettempdir())
-        folder = (Path("/tmp") if _is_too_long(base) else base) / f"remit-{os.geteuid()}"
-    folder.mkdir(mode=OWNER_ONLY, exist_ok=True)
-    if fault := _fault(folder):
-        raise BadLocation(f"{folder} {fault}: remove it, or set XDG_RUNTIME_DIR to a directory of your own")
-    return folder
+    yield (Path("/tmp") if _is_too_long(base) else base) / f"remit-{os.geteuid()}"
 
 
 def fresh_name(hint: str) -> str:

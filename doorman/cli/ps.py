@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(views)).decode())
     elif views:
         print(align([TASK_HEAD, *(row for view in views for row in task_rows(view))]))
-    else:
+    elif not errors:
         print("no managers run here: start one by `doorman run`, `map` or `up`")
     for error in errors:
         print(f"doorman: {error}", file=sys.stderr)
@@ -44,6 +45,8 @@ def main(arguments: argparse.Namespace) -> int:
 @contextmanager
 def open_managers(arguments: argparse.Namespace) -> Iterator[list[Remote]]:
     """Connect to the managers that the command line selects. Raises ManagerNotFound, LocationError."""
+    # The commands report themselves why a manager does not answer.
+    logging.getLogger("remit").setLevel(logging.ERROR)
     with ExitStack() as stack:
         found = find(arguments.manager, arguments.location, timeout=arguments.timeout)
         yield [stack.enter_context(remote) for remote in found]

@@ -66,9 +66,8 @@ class Remote:
                 f"the server {self.name} is not a manager with a control: open a doorman.control.Control for it"
             ) from error
         except (RequestTimeout, PeerLost) as error:
-            raise ManagerSilent(
-                f"the manager {self.name} did not answer within {self._timeout} s: it has ended, or is not ticked"
-            ) from error
+            why = self._client.stats()["why"] or "it has ended, or is not ticked"
+            raise ManagerSilent(f"the manager {self.name} did not answer within {self._timeout} s: {why}") from error
         except RequestFailed as error:
             if error.type_name.endswith(".ControlRefused"):
                 raise ControlRefused(error.message) from error
