@@ -43,28 +43,15 @@ __all__ = [
     "wait",
 ]
 
-_WHERE = {
-    "Backoff": "doorman.retry",
-    "Crew": "doorman.pools.crew",
-    "GroupManager": "doorman.group_manager",
-    "Identity": "doorman.identity",
-    "Intensity": "doorman.retry",
-    "Journal": "doorman.journal.journal",
-    "Limits": "doorman.limits",
-    "ProcessExecutor": "doorman.pools.executor",
-    "ProcessManager": "doorman.manager",
-    "Progress": "doorman.progress",
-    "Rule": "doorman.rules",
-    "Rules": "doorman.rules",
-    "State": "doorman.states",
-    "SynchronousManager": "doorman.synchronous_manager",
-    "Task": "doorman.task",
-    "WorkerPool": "doorman.pools.broker_pool",
-    "as_completed": "doorman.futures",
-    "current_task": "doorman.current",
-    "wait": "doorman.futures",
-}
-"""The module of each public name, imported on first use: children of the zygote pay for each module it has loaded."""
+_NAMES = {
+    "retry": "Backoff Intensity", "pools.crew": "Crew", "group_manager": "GroupManager", "identity": "Identity",
+    "journal.journal": "Journal", "limits": "Limits", "pools.executor": "ProcessExecutor",
+    "manager": "ProcessManager", "progress": "Progress", "rules": "Rule Rules", "states": "State",
+    "synchronous_manager": "SynchronousManager", "task": "Task", "pools.broker_pool": "WorkerPool",
+    "futures": "as_completed wait", "current": "current_task",
+}  # fmt: skip
+"""The public names of each module, imported on first use: children of the zygote pay for each loaded module."""
+_WHERE = {name: f"doorman.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -202,7 +202,11 @@ class AsyncClient:
         await self.close(linger)
 
     async def __aenter__(self) -> Self:
-        await self._open()
+        try:
+            await self._open()
+        except asyncio.CancelledError:
+            await self.close(0.0)  # The thread that connects goes on, and no block will close the client.
+            raise
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -243,7 +247,7 @@ class AsyncClient:
         deadline = loop.time() + self._client._options.emit_timeout
         while (left := deadline - loop.time()) > 0:
             self._room.clear()
-            queue.on_room = lambda: self._calls.notify(self._room.set)
+            queue.on_room = functools.partial(self._calls.notify, self._room.set)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, ROOM_POLL_INTERVAL_S)):
                     await self._room.wait()

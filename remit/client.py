@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -442,6 +443,21 @@ class Client(ListenerRegistry):
             self.close()
         except Undelivered as lost:
             error.add_note(f"and while leaving the client: {lost}")
+
+    def __del__(self) -> None:
+        io = getattr(self, "_io", None)  # Missing if the constructor has raised.
+        if io is None or io.closing or exit_flush.is_exiting():
+            return
+        message = f"unclosed client to {self._location}: call close(), or use the client in a with block"
+        if io.driver.running:
+            # Its thread goes on, and finalizers of the same garbage may emit: it lives until the exit hook closes it.
+            # The garbage collector has cleared the weak references to it.
+            exit_flush.register(self, io)
+            exit_flush.keep_alive(self)
+            register_after_fork(self._after_fork)
+        elif lost := io.undelivered():
+            message = f"{message}; {lost}"
+        warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(type(self), threaded=self._threaded, **self._given), (self._location,)

@@ -100,8 +100,7 @@ def test_a_server_without_a_thread_that_is_not_ticked_is_the_cause(crossing_loca
 
 
 def test_another_key_is_the_cause(location: Location) -> None:
-    with Server(location, key="one") as server, ticked(server):
-        client = Client(server.location, key="other")
+    with Server(location, key="one") as server, ticked(server), Client(server.location, key="other") as client:
         with pytest.raises(SessionRefused):
             client.request("ping", timeout=DEADLINE)
         assert "key" in client.stats()["why"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import pickle
@@ -10,8 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pytest
 from ticking import ticked
 from waiting import DEADLINE, wait_until
 
-from remit import Client, Location, Server
+from remit import AsyncClient, Client, Location, Server
 from remit.errors import LinkClosed, RequestTimeout, Undelivered
 from remit.plugins import find_transport
 
@@ -76,8 +78,9 @@ def test_what_is_emitted_last_arrives(crossing_location: Location, use: str) -> 
     expected = [1, 2] if "event', 2" in LAST_USES[use] else [1]
     with Server(crossing_location) as server, ticked(server):
         server.add_listener("event", lambda number: got.update([number]))
-        # From 3.12 on a fork beside other threads is warned of.
-        program = [sys.executable, "-W", "ignore", "-c", PROGRAM + LAST_USES[use], server.location.url]
+        # From 3.12 on a fork beside other threads is warned of. A client that the exit hook closes is not.
+        warned = ("-W", "ignore", "-W", "always:unclosed client:ResourceWarning")
+        program = [sys.executable, *warned, "-c", PROGRAM + LAST_USES[use], server.location.url]
         ended = subprocess.run(program, capture_output=True, text=True, timeout=DEADLINE)
         if use == "used before a fork" and not find_transport(crossing_location.scheme).capabilities.forks:
             expected = [1]
@@ -127,6 +130,49 @@ def test_many_threads_open_one_connection(location: Location) -> None:
             assert io_threads(before) == 1
             client.close()
             assert io_threads(before) == 0
+
+
+class Owner:
+    """Garbage with a client, which the finalizer uses."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.me = client, self
+        client.emit("event", 1)
+
+    def __del__(self) -> None:
+        self.client.emit("event", 2)
+
+
+def unclosed(drop: Callable[[], object] = gc.collect) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drop()
+        gc.collect()
+    return [each for each in caught if str(each.message).startswith("unclosed client to ")]
+
+
+def test_a_client_that_is_dropped_unclosed_is_reported_and_its_events_arrive(location: Location) -> None:
+    async def emit() -> None:
+        await AsyncClient(server.location).emit("event", 3)
+
+    got: list[int] = []
+    with Server(location) as server, ticked(server):
+        server.add_listener("event", got.append)
+        gc.collect()
+        for drop in (lambda: Owner(Client(server.location)), lambda: asyncio.run(emit())):
+            [report] = unclosed(drop)
+            assert report.category is ResourceWarning
+            client: Any = report.source
+            wait_until(lambda: got[-1:] in ([2], [3]))
+            client.close()
+            del client, report
+            assert unclosed() == []
+    assert got == [1, 2, 3]
+
+
+def test_a_dropped_client_without_a_thread_is_reported_with_its_events() -> None:
+    [report] = unclosed(lambda: Client("memory://nothing", threaded=False).emit("event", 1))
+    assert "1 event undelivered" in str(report.message)
 
 
 def test_an_emit_that_races_close_is_refused_or_named(location: Location) -> None:

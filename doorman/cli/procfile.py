@@ -146,7 +146,7 @@ def load_plan(file: str | None) -> Plan:
     release = None
     try:
         if isinstance(document, str):
-            lines = _procfile_lines(document)
+            lines = read_procfile(document)
             release = lines.pop(RELEASE, {}).get("command")
             programs = read_table(lines)
         else:
@@ -191,12 +191,8 @@ def _unquoted(value: str) -> str:
     return re.sub(r"(^|\s+)#.*", "", value)
 
 
-def read_procfile(text: str) -> dict[str, Program]:
-    """Return the programs of lines ``name: command``, without empty lines and comments. Raises BadCommandLine."""
-    return read_table(_procfile_lines(text))
-
-
-def _procfile_lines(text: str) -> dict[str, dict[str, str]]:
+def read_procfile(text: str) -> dict[str, dict[str, str]]:
+    """Return the table of lines ``name: command``, without empty lines and comments. Raises BadCommandLine."""
     table: dict[str, dict[str, str]] = {}
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if not line or line.startswith("#"):

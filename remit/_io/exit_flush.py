@@ -25,7 +25,7 @@ EXIT_LINGER_S: Final = 5.0
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _kept_alive: set[Client] = set()
-"""Clients with an I/O thread: without this reference a client could be collected before its events are delivered."""
+"""Clients with listeners, and those that were dropped without being closed: their events are still to be delivered."""
 _hooked_pids: set[int] = set()
 """Processes that have their exit hook."""
 _deadline: list[float] = []
@@ -39,8 +39,6 @@ def register(client: Client, io: ClientIO) -> None:
         io.send_queue.wake = functools.partial(_deliver, client, io)
         return
     _clients.add(client)
-    if client._threaded:
-        keep_alive(client)
     _install()
 
 

@@ -66,7 +66,8 @@ def test_inputs_that_are_read_end() -> None:
 
 
 def test_a_procfile_names_commands() -> None:
-    programs = read_procfile("# all\n\nweb: sleep 'a b'\n  work-1 :  echo $PORT | cat\nthird: cd /\n4: exec ls\r\n")
+    lines = read_procfile("# all\n\nweb: sleep 'a b'\n  work-1 :  echo $PORT | cat\nthird: cd /\n4: exec ls\r\n")
+    programs = read_table(lines)
     assert {name: program.argv for name, program in programs.items()} == {
         "web": ["/bin/sh", "-c", "exec sleep 'a b'"],
         "work-1": ["/bin/sh", "-c", "echo $PORT | cat"],
@@ -101,7 +102,7 @@ def test_user_group_and_umask_are_commands_in_front() -> None:
 )
 def test_an_invalid_procfile_is_reported(text: str, message: str) -> None:
     with pytest.raises(BadCommandLine, match=message):
-        read_procfile(text)
+        read_table(read_procfile(text))
 
 
 @pytest.mark.parametrize(
