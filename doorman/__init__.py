@@ -22,26 +22,10 @@ if TYPE_CHECKING:
     from doorman.task import Task
 
 __all__ = [
-    "Backoff",
-    "Crew",
-    "GroupManager",
-    "Identity",
-    "Intensity",
-    "Journal",
-    "Limits",
-    "ProcessExecutor",
-    "ProcessManager",
-    "Progress",
-    "Rule",
-    "Rules",
-    "State",
-    "SynchronousManager",
-    "Task",
-    "WorkerPool",
-    "as_completed",
-    "current_task",
-    "wait",
-]
+    "Backoff", "Crew", "GroupManager", "Identity", "Intensity", "Journal", "Limits", "ProcessExecutor",
+    "ProcessManager", "Progress", "Rule", "Rules", "State", "SynchronousManager", "Task", "WorkerPool",
+    "as_completed", "current_task", "wait",
+]  # fmt: skip
 
 _NAMES = {
     "retry": "Backoff Intensity", "pools.crew": "Crew", "group_manager": "GroupManager", "identity": "Identity",

@@ -18,18 +18,9 @@ if TYPE_CHECKING:
     from remit.worker import Worker, current_job
 
 __all__ = [
-    "AsyncClient",
-    "AsyncServer",
-    "Broker",
-    "Client",
-    "Event",
-    "Location",
-    "Pair",
-    "Sender",
-    "Server",
-    "Worker",
+    "AsyncClient", "AsyncServer", "Broker", "Client", "Event", "Location", "Pair", "Sender", "Server", "Worker",
     "current_job",
-]
+]  # fmt: skip
 __version__ = "0.1.0"
 
 _LATER = {
