@@ -62,11 +62,13 @@ def test_a_connection_that_is_lost_and_restored_is_logged_once(
     location: Location, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server(location)
-    with Client(server.location) as client:
-        with ticked(server):
-            server.add_listener("ping", lambda: "pong")
-            client.request("ping")
-        server.close()
+    server.add_listener("ping", lambda: "pong")
+    with contextlib.ExitStack() as ticking:
+        ticking.enter_context(ticked(server))  # First: a client that waits for a tick reports that instead.
+        client = Client(server.location)
+        client.request("ping")
+    server.close()
+    with client:
         wait_until(lambda: records(caplog, "lost the connection"))
         wait_until(lambda: client.stats()["why"])
         with Server(server.location) as next_server, ticked(next_server):

@@ -36,6 +36,10 @@ class DeadlineHeap(Generic[T]):
         """Add an item. Safe from any thread."""
         self._scheduled.append((deadline, item))
 
+    def is_due(self, now: float) -> bool:
+        """Return False if `pop_due` would yield nothing."""
+        return bool(self._scheduled) or (bool(self._heap) and self._heap[0][0] <= now)
+
     def pop_due(self, now: float) -> Iterator[T]:
         """Remove and yield the live items whose deadline has passed, earliest first.
 
