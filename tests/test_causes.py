@@ -63,8 +63,7 @@ def test_a_connection_that_is_lost_and_restored_is_logged_once(
 ) -> None:
     server = Server(location)
     server.add_listener("ping", lambda: "pong")
-    with contextlib.ExitStack() as ticking:
-        ticking.enter_context(ticked(server))  # First: a client that waits for a tick reports that instead.
+    with ticked(server):  # First: a client that waits for a tick reports that instead.
         client = Client(server.location)
         client.request("ping")
     server.close()
