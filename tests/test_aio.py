@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from internals import post, sessions_of
+from loops import until
 from ticking import ticked
 from waiting import DEADLINE
 
@@ -30,11 +31,6 @@ def run(request) -> Callable[[Coroutine[Any, Any, None]], None]:
             runner.run(asyncio.wait_for(coroutine, DEADLINE))
 
     return run
-
-
-async def until(fact: Callable[[], object]) -> None:
-    while not fact():
-        await asyncio.sleep(0.002)
 
 
 def test_events_arrive_once_and_in_order(location, run):

@@ -8,10 +8,11 @@ import inspect
 import pickle
 import threading
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
+from loops import run, until
 from ticking import ticked
 from waiting import DEADLINE, wait_until
 
@@ -19,19 +20,6 @@ from remit import AsyncClient, AsyncServer, Client, Location, Server
 from remit.errors import EmitTimeout, LinkClosed, QueueFull, Undelivered
 
 PLACE = "memory://async-client"
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(DEADLINE):
-            await main()
-
-    asyncio.run(bounded())
-
-
-async def until(fact: Callable[[], object]) -> None:
-    while not fact():
-        await asyncio.sleep(0.002)
 
 
 # -- the same methods --------------------------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
 import pytest
 from internals import server_io
+from loops import run, until
 from waiting import DEADLINE
 
 from remit import AsyncClient, AsyncServer, Client, Server
@@ -27,19 +27,6 @@ from remit.errors import (
 )
 
 PLACE = "memory://async-server"
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(DEADLINE):
-            await main()
-
-    asyncio.run(bounded())
-
-
-async def until(fact: Callable[[], object]) -> None:
-    while not fact():
-        await asyncio.sleep(0.002)
 
 
 def test_a_slow_listener_of_one_client_delays_no_other_client(location):

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 
 import pytest
 from internals import server_io
+from loops import until
 from waiting import DEADLINE
 
 from remit import AsyncClient, AsyncServer, Event, Server
 from remit.errors import RequestFailed, TransportError
 
 PLACE = "memory://serving"
-
-
-async def until(fact: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not fact():
-            await asyncio.sleep(0.002)
 
 
 async def cancelled() -> None:

@@ -25,24 +25,23 @@ def manager(crossing_location) -> Iterator[ProcessManager]:
         yield manager
 
 
-def test_a_task_returns_what_its_callable_returns(manager):
-    task = run(manager, Task(divmod, 17, 5))
-    assert task.result() == (3, 2)
-    assert task.state is State.DONE
-    assert task.exit_code == 0
-    assert task.identity.strength == "pidfd-inode"
-
-
-def test_an_exception_comes_back_with_the_traceback_of_its_process(manager):
+def test_results_exceptions_and_exit_codes_come_back_from_proven_processes(manager, tmp_path):
     def divide_by_nothing() -> float:
         return 1 / 0
 
-    task = run(manager, Task(divide_by_nothing))
+    script = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))"
+    task, failing = Task(divmod, 17, 5), Task(divide_by_nothing)
+    command = Task.command([sys.executable, "-c", script, str(tmp_path / "pid")])
+    run(manager, task, failing, command)
+    assert (task.result(), task.state, task.exit_code) == ((3, 2), State.DONE, 0)
+    assert task.identity.strength == "pidfd-inode"
     with pytest.raises(ZeroDivisionError) as raised:
-        task.result()
+        failing.result()
     assert isinstance(raised.value.__cause__, TaskFailed)
     assert "in divide_by_nothing" in str(raised.value.__cause__)
-    assert task.state is State.FAILED
+    assert failing.state is State.FAILED
+    assert command.result() == 0
+    assert int((tmp_path / "pid").read_text()) == command.identity.pid
 
 
 def test_a_result_larger_than_any_frame_arrives_whole(manager):
@@ -83,13 +82,6 @@ def test_each_event_of_10_children_arrives_once_and_in_order(manager):
     run(manager, *tasks)
     assert [task.exception(0) for task in tasks] == [None] * 10
     assert heard == {child: list(range(1000)) for child in range(10)}
-
-
-def test_a_command_proves_itself_and_becomes_the_program(manager, tmp_path):
-    script = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))"
-    task = run(manager, Task.command([sys.executable, "-c", script, str(tmp_path / "pid")]))
-    assert task.result() == 0
-    assert int((tmp_path / "pid").read_text()) == task.identity.pid
 
 
 def test_a_running_task_is_stopped_by_cancel(manager, tmp_path):

@@ -77,13 +77,13 @@ def test_leaving_the_block_stops_what_runs_and_drops_what_waits(short_path, tmp_
         manager.add_task(Task(stay))
 
 
-def test_children_end_when_their_manager_is_killed(crossing_location, tmp_path):
-    """SIGKILL leaves a manager no time to stop anything."""
+def test_children_end_when_their_manager_is_killed(short_path, tmp_path):
+    """SIGKILL leaves a manager no time to stop anything: the kernel ends them, over whichever transport."""
     script = f"""
 from pathlib import Path
 from chores import stay
 from doorman import ProcessManager, Task
-with ProcessManager({str(crossing_location.url)!r}) as manager:
+with ProcessManager("unix://{short_path}/m") as manager:
     for number in range(3):
         manager.add_task(Task(stay, Path({str(tmp_path)!r}) / str(number)))
     manager.add_task(Task.command(["sleep", "1000"]))
