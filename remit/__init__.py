@@ -24,13 +24,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LATER = {
-    "AsyncClient": "remit.aio",
-    "AsyncServer": "remit.aio",
-    "Broker": "remit.broker",
-    "Pair": "remit.pair",
-    "Worker": "remit.worker",
-    "current_job": "remit.worker",
-}
+    "AsyncClient": "remit.aio", "AsyncServer": "remit.aio", "Broker": "remit.broker", "Pair": "remit.pair",
+    "Worker": "remit.worker", "current_job": "remit.worker",
+}  # fmt: skip
 """Imported at first use: a child process that only emits must not pay for asyncio."""
 
 

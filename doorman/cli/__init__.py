@@ -3,15 +3,18 @@
 # Nothing else is imported here: until the commands handle Ctrl-C, it ends the program without a traceback.
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # `signal` itself imports more.
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
 
 EXIT_ERROR: Final = 2  # argparse uses the same for an invalid command line
-EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
-EXIT_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+EXIT_INTERRUPTED: Final[int] = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE: Final[int] = 128 + signal.SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
