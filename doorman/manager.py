@@ -157,8 +157,6 @@ class ProcessManager(BaseManager):
                 recorder.close()
                 raise
 
-    # -- tasks ------------------------------------------------------------------------------------------------
-
     def add_task(self, task: Task) -> Task:
         """Add a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
@@ -228,8 +226,6 @@ class ProcessManager(BaseManager):
     def resume(self) -> None:
         """Continue the processes of all tasks after `suspend`."""
         self._supervisor.signal_all(signal.SIGCONT)
-
-    # -- making progress ---------------------------------------------------------------------------------------
 
     def tick(self) -> bool:
         """Process all that is pending, without waiting; True while any task waits or runs."""

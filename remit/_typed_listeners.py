@@ -43,10 +43,7 @@ def converter(listener: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap(
-    listener: Callable[..., Any],
-    name: str,
-    parameters: Mapping[str, inspect.Parameter],
-    annotations: dict[str, Any],
+    listener: Callable[..., Any], name: str, parameters: Mapping[str, inspect.Parameter], annotations: dict[str, Any]
 ) -> Callable[..., Any]:
     signature = inspect.Signature(list(parameters.values()))
     kinds = {each: parameter.kind for each, parameter in parameters.items()}
@@ -90,9 +87,6 @@ def _check_types(listener: Callable[..., Any], expected: list[Any], convert: Cal
     scope = {"listener": listener, "convert": convert, "missing": object()}
     check: Callable[..., Any] = eval(code, scope | {f"t{name}": kind for name, kind in zip(names, expected)})  # noqa: B905
     return check
-
-
-# -- annotations -------------------------------------------------------------------------------------------------------
 
 
 def _resolve(listener: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -188,9 +182,6 @@ def _is_foreign(kind: type) -> bool:
         return isinstance(msgspec_inspect.type_info(kind), msgspec_inspect.CustomType)
     except (TypeError, ValueError):
         return False
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
 
 
 def _convert(value: Any, annotation: Any) -> Any:

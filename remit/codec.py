@@ -261,8 +261,6 @@ class _MsgspecCodec:
             _check_nesting(decoded)
         return self._encode(decoded) == data
 
-    # -- the slow path: values to convert, and errors ----------------------------------------------------------
-
     def _convert_and_encode(self, event: tuple[Any, ...]) -> bytes:
         """Return an encoded event with converted values. Raises CodecError, which names the place of the value."""
         parts = ("", "args", "kwargs", "headers")

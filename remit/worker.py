@@ -173,8 +173,6 @@ class Worker:
         self.stop()
         self.client.__exit__(*raised)
 
-    # -- jobs --------------------------------------------------------------------------------------------------
-
     def _run_jobs_in_threads(self, deadline: float) -> None:
         if self._threads == 1:
             self._run_jobs(deadline, threading.Event())

@@ -56,8 +56,6 @@ class Handshake:
         """Handle all messages that have arrived; never waits."""
         self._server.tick()
 
-    # -- actions of an attempt ---------------------------------------------------------------------------------
-
     def verify(self, attempt: Attempt, hello: dict[str, Any], sender: Any) -> Proven | ProofRefused:
         """Verify a hello by the secret, the launched process and the kernel's peer credentials."""
         own = None
@@ -86,8 +84,6 @@ class Handshake:
         """Send ``go`` or ``die``, signed: a process obeys only its own manager."""
         _emit(sender, f"doorman.{word}", credential.attempt, credential.sign(word.encode()))
 
-    # -- listeners ---------------------------------------------------------------------------------------------
-
     def _on_hello(self, event: Event) -> None:
         self._supervisor.requests.put(functools.partial(self._receive_hello, event))
 
@@ -96,8 +92,6 @@ class Handshake:
 
     def _on_report(self, event: Event) -> None:
         self._supervisor.requests.put(functools.partial(self._receive_report, event))
-
-    # -- requests ----------------------------------------------------------------------------------------------
 
     def _receive_hello(self, event: Event, again: bool) -> None:
         hello: Any = event.args[0] if event.args else None

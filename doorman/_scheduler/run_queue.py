@@ -106,8 +106,6 @@ class RunQueue:
         self._occupancy.rebuild(running)
         self._changed = True
 
-    # -- adding and removing -----------------------------------------------------------------------------------
-
     def add(self, task: Task, call: bytes) -> None:
         """Add a task with its pickled call."""
         if not self._queued:
@@ -166,8 +164,6 @@ class RunQueue:
         """Return the place behind all others."""
         self._turns += 1
         return self._turns
-
-    # -- admission ---------------------------------------------------------------------------------------------
 
     def admit(self, running: Iterable[Attempt], limit: int) -> Generator[_Admitted, None, None]:
         """Yield up to ``limit`` tasks that may start, and those whose `can_run` raised, with the exception.

@@ -142,8 +142,6 @@ class Supervisor:
             return 0.0
         return self._deadlines.next_timeout(self._clock(), most)
 
-    # -- events ------------------------------------------------------------------------------------------------
-
     def gather(self) -> None:
         """Execute what follows from the events since the last call, and what an interrupt has left."""
         self.requests.run()
@@ -228,8 +226,6 @@ class Supervisor:
         self._run_queue.take_slot(attempt)
         self._register(attempt)
         self.handle(attempt, event)
-
-    # -- requests ----------------------------------------------------------------------------------------------
 
     def add(self, task: Task, call: bytes) -> None:
         """Add a task to the run queue. Raises JournalError."""
@@ -317,8 +313,6 @@ class Supervisor:
         self._run_queue.rebuild(attempts)
         if self._added:
             self.requests.append(self._place_added)
-
-    # -- actions -----------------------------------------------------------------------------------------------
 
     def perform(self, attempt: Attempt, action: Action, *, again: bool) -> None:
         """Execute an action; ``again`` if an interrupt has ended its first execution."""

@@ -134,8 +134,6 @@ def not_picklable(
     return refusal
 
 
-# -- what a call needs ---------------------------------------------------------------------------------------------
-
 _path_at_start: Final = list(sys.path)
 _prefixes: dict[bool, tuple[list[str], bytes]] = {}
 _met = b""
@@ -186,9 +184,6 @@ def _meet(encoded: bytes) -> None:
         _prefixes.clear()  # For `check_not_importing`.
         main_module.import_script(needs.script)
     _met = encoded
-
-
-# -- by value ------------------------------------------------------------------------------------------------------
 
 
 class _CallPickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
@@ -317,9 +312,6 @@ def _changed(earlier: Any, later: Any) -> bool:
         return earlier is not later
     codes = [getattr(inspect.unwrap(value), "__code__", None) for value in (earlier, later) if callable(value)]
     return len(codes) == 2 and None not in codes and codes[0] != codes[1]
-
-
-# -- errors --------------------------------------------------------------------------------------------------------
 
 
 def _culprit(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -92,12 +92,7 @@ class _Programs:
             stop_signal=program.signal,
             grace=program.grace,
             # PYTHONUNBUFFERED: otherwise a Python program writes to a pipe in blocks of 8 KiB.
-            env={
-                "PYTHONUNBUFFERED": "1",
-                **self._environment,
-                "PORT": str(self._ports[group] + number),
-                **program.env,
-            },
+            env={"PYTHONUNBUFFERED": "1", **self._environment, "PORT": str(self._ports[group] + number), **program.env},
             on_output=self.print_line,
             **program.restart_options,
         )

@@ -88,8 +88,6 @@ class Recorder:
         if journal is not None and self._ours:
             journal.close()
 
-    # -- records -----------------------------------------------------------------------------------------------
-
     def added(self, task: Task, call: bytes) -> None:
         """Record that a task was added. Raises JournalError."""
         if self.journal is None:
@@ -151,8 +149,6 @@ class Recorder:
             if not self._leaving:
                 raise
             _log.exception("a record was lost while the manager closed")
-
-    # -- detached processes ------------------------------------------------------------------------------------
 
     def files_of(self, attempt: Attempt) -> str | None:
         """Return the path, without suffix, of a detached process's files; None for another, or without a journal."""

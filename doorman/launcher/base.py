@@ -84,8 +84,6 @@ class EpollLauncher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- for subclasses ----------------------------------------------------------------------------------------
-
     def _check_usable(self) -> None:
         if self._closed:
             raise ValueError("this launcher is closed")

@@ -59,9 +59,6 @@ def become_worker() -> None:
     _state.worker = True
 
 
-# -- in the process that adds tasks --------------------------------------------------------------------------------
-
-
 def script() -> Script | None:
     """Return the script of this process if others can import it; None if its code travels by value."""
     main = sys.modules["__main__"]
@@ -125,9 +122,6 @@ def _examine(main: ModuleType) -> tuple[Script | None, str]:
         )
     _state.bound, _state.guarded = guard
     return found, ""
-
-
-# -- in a worker process -------------------------------------------------------------------------------------------
 
 
 def import_script(wanted: Script) -> None:

@@ -203,8 +203,6 @@ class Crew(CallPool):
     def _tasks(self) -> list[Task]:
         return [worker.task for worker in tuple(self._workers.values()) if worker.task is not None]
 
-    # -- assigning calls ---------------------------------------------------------------------------------------
-
     def _assign_calls(self) -> None:
         """Send waiting calls to workers with room, in equal shares; start workers for the others."""
         waiting = self._waiting
@@ -235,8 +233,6 @@ class Crew(CallPool):
             worker.task.stop(kill=True)
         self._waiting.requeue(unsent)
         worker.sending = []
-
-    # -- workers -----------------------------------------------------------------------------------------------
 
     def _start_worker(self) -> None:
         name = f"{self._name}-{secrets.token_hex(6)}"

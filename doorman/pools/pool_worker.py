@@ -135,8 +135,6 @@ class PoolWorker:
             reporter = self._reporter = ProgressReporter(functools.partial(self._send_progress, self._number))
         reporter.report(progress)
 
-    # -- calls -------------------------------------------------------------------------------------------------
-
     def _initialize(self) -> bool:
         """Run the initializer, if there is one; return False if it fails."""
         try:
@@ -231,8 +229,6 @@ class PoolWorker:
             if record is not None:
                 record.clear_results()
 
-    # -- the connection ----------------------------------------------------------------------------------------
-
     def _on_calls(self, serial: int, blob: bytes, signature: bytes) -> None:
         """Listener: the manager sends calls. Nothing is unpickled unless the manager has signed it."""
         with contextlib.suppress(ValueError, TypeError):
@@ -286,8 +282,6 @@ class PoolWorker:
         with self._lock:
             self._out.send(self._pop_results())
             self._client.close(REPORT_LINGER_S)
-
-    # -- the watch ---------------------------------------------------------------------------------------------
 
     def _watch_calls(self) -> None:
         """Thread: during a long call, return the calls behind it, send results and keep the connection alive.

@@ -153,8 +153,6 @@ class BrokerCore:
             "workers": len(self.workers),
         }
 
-    # -- events of clients -------------------------------------------------------------------------------------
-
     def _on_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         session = session_of(sender)
         request = msgspec.convert(message.args, IncomingRequest)
@@ -179,8 +177,6 @@ class BrokerCore:
                 self._note_unregistered(job)
             return
         self._reply(job, ("refused", encode_nested(session.codec, "", (reason,), {})))
-
-    # -- events of workers -------------------------------------------------------------------------------------
 
     def _on_worker_ready(
         self,
@@ -235,8 +231,6 @@ class BrokerCore:
             self._requeue_jobs_of(session, "has ended its session")
         self._processes.pop(session, None)
         self.jobs.remove_client(session)
-
-    # -- inside ------------------------------------------------------------------------------------------------
 
     def _requeue_jobs_of(self, worker: Session, why: str) -> None:
         """Remove a lost worker; reply with DeadLetter for jobs that have used up their attempts."""

@@ -163,8 +163,6 @@ class RequestClient:
         self.why: Callable[[], str] = lambda: ""
         """Returns why there is no connection; empty if there is one."""
 
-    # -- sending -----------------------------------------------------------------------------------------------
-
     def submit(self, *call: Any, **options: Any) -> Future[Any]:
         """Send a request as `send`; return the future of its result. Cancelling the future cancels the request."""
         future = FutureResult()
@@ -216,8 +214,6 @@ class RequestClient:
         # A queued request is withdrawn. A request that the owner of the link has framed is followed by CANCEL.
         if not self._outbox.withdraw(request.data):
             self._cancel(request.id)
-
-    # -- receiving ---------------------------------------------------------------------------------------------
 
     def on_reply(self, message: EventMessage) -> None:
         """Set the result of a request. Raises msgspec.ValidationError, CodecError."""

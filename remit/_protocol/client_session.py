@@ -75,8 +75,6 @@ class ClientSession:
         self._ping_at = FOREVER
         self._hello_at = FOREVER
 
-    # -- arrivals ----------------------------------------------------------------------------------------------
-
     def handle_arrival(self, arrival: Arrival, now: float) -> None:
         """Handle an arrival of the link. Never raises: violations of the protocol are counted in `rejected`."""
         if isinstance(arrival, Frame):
@@ -191,8 +189,6 @@ class ClientSession:
     def _note_received(self, now: float) -> None:
         self.session.last_received_at = now
         self._ping_at = now + self._heartbeat
-
-    # -- sending -----------------------------------------------------------------------------------------------
 
     def has_sendable_events(self) -> bool:
         """Return whether `next_frame` would return events."""

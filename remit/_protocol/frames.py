@@ -124,12 +124,7 @@ class Bye(msgspec.Struct, array_like=True, frozen=True):
 
 
 _Control = Hello | Welcome | Refuse | Bye
-_KINDS: Final[dict[type, FrameKind]] = {
-    Hello: HELLO,
-    Welcome: WELCOME,
-    Refuse: REFUSE,
-    Bye: BYE,
-}
+_KINDS: Final[dict[type, FrameKind]] = {Hello: HELLO, Welcome: WELCOME, Refuse: REFUSE, Bye: BYE}
 _HEADS: Final[dict[FrameKind, bytes]] = {kind: MAGIC + bytes((VERSION, kind)) for kind in FrameKind}
 
 _EVENTS = struct.Struct(">4sIBQI")

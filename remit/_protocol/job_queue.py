@@ -160,8 +160,6 @@ class JobQueue:
         """Return whether a registered worker accepts jobs of this name."""
         return any(worker.accepts(name) for worker in list(self.workers.values()) if not worker.retiring)
 
-    # -- clients -----------------------------------------------------------------------------------------------
-
     def submit(self, job: QueuedJob) -> bool:
         """Queue a job; return False if the queue is full. A second job of the same request is ignored."""
         if job.request_id in self._by_client.get(job.client, ()):
@@ -199,8 +197,6 @@ class JobQueue:
                 self._remove_job(job)
                 expired.append(job)
         return expired
-
-    # -- workers -----------------------------------------------------------------------------------------------
 
     def register_worker(
         self,
@@ -319,8 +315,6 @@ class JobQueue:
                 self._deadlines.schedule(job.deadline, job)
         self._idle = {worker: None for worker in self.workers.values() if worker.has_capacity}
         self._unposted = [job for job in jobs if job.worker is not None and not job.posted]
-
-    # -- inside ------------------------------------------------------------------------------------------------
 
     def _assign_job(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
         job.token, job.worker, job.started, job.posted = next(self._tokens), worker, False, False

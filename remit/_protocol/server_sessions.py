@@ -76,8 +76,6 @@ class ServerSessions:
         self._attested: dict[Peer, Credentials] = {}
         self._sweep_at = 0.0
 
-    # -- arrivals ----------------------------------------------------------------------------------------------
-
     def handle_arrival(self, arrival: Arrival, now: float) -> None:
         """Handle an arrival of the link. Never raises: violations of the protocol are counted in `rejected`."""
         if isinstance(arrival, Frame):
@@ -224,8 +222,6 @@ class ServerSessions:
                 # Removed after the caller has handled it: after an interrupt in between it is yielded again.
                 yield session
                 del self.closed[blocked]
-
-    # -- sending -----------------------------------------------------------------------------------------------
 
     def handle_timeouts(self, now: float, *, drained: bool) -> float:
         """Probe and expire sessions; return the time of the next call. ``drained``: the link was read until empty."""

@@ -12,16 +12,7 @@ from typing import Final
 
 from remit.errors import FrameTooLarge
 from remit.testing.runner import check
-from remit.testing.trial import (
-    LONG_WAIT_S,
-    LinkEnd,
-    LinkPair,
-    NotApplicable,
-    Trial,
-    Violation,
-    expect,
-    expect_frames,
-)
+from remit.testing.trial import LONG_WAIT_S, LinkEnd, LinkPair, NotApplicable, Trial, Violation, expect, expect_frames
 from remit.transport import SERVER, Peer, Sent, Waker
 
 # Bytes of frames, around the sizes at which wire formats change their encoding of a length.

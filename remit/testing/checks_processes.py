@@ -190,10 +190,7 @@ def wait_for_exit(trial: Trial, other: OtherProcess, *ends: LinkEnd) -> None:
 
     trial.wait_until(over, "the other process ends", *ends)
     code = other.process.returncode
-    expect(
-        code == 0,
-        other.last_error_line() if code > 0 else f"signal {-code} ended the other process",
-    )
+    expect(code == 0, other.last_error_line() if code > 0 else f"signal {-code} ended the other process")
 
 
 def run_in_fork(trial: Trial, work: Callable[[], None], *ends: LinkEnd) -> None:

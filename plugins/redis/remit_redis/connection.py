@@ -69,9 +69,6 @@ class Address:
     """File of the certificate authorities, if not the system's."""
 
 
-# -- connecting -----------------------------------------------------------------------------------------------------
-
-
 def open_connection(address: Address) -> socket.socket:
     """Return a connection that speaks RESP3 and has selected its database. Blocks. Raises TransportError."""
     try:
@@ -239,9 +236,6 @@ class BackgroundConnect:
             self._waker.close()
             if isinstance(result, socket.socket):
                 result.close()
-
-
-# -- RESP3 ----------------------------------------------------------------------------------------------------------
 
 
 class RespConnection:
