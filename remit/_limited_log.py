@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from collections import OrderedDict
 from typing import Any, Final
 
 LOG_INTERVAL_S: Final = 10.0
@@ -19,18 +19,17 @@ class LimitedLog:
 
     def __init__(self, interval: float = LOG_INTERVAL_S) -> None:
         self._interval = interval
-        self._lock = threading.RLock()  # Reentrant: a signal handler may log while this thread does.
-        self._last: dict[str, tuple[float, int]] = {}
+        # No lock: an interrupt would leave it locked. At worst two threads log a record each.
+        self._last: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def warning(self, key: str, message: str, *args: Any, exc_info: BaseException | None = None) -> None:
         """Log a warning, unless one with this key was logged in the last interval."""
         now = time.monotonic()
-        with self._lock:
-            logged_at, omitted = self._last.pop(key, (-self._interval, 0))
-            due = now - logged_at >= self._interval
-            if len(self._last) >= KEYS_KEPT:  # A dict keeps the order of insertion: the oldest key comes first.
-                del self._last[next(iter(self._last))]
-            self._last[key] = (now, 0) if due else (logged_at, omitted + 1)
+        logged_at, omitted = self._last.pop(key, (-self._interval, 0))
+        due = now - logged_at >= self._interval
+        if len(self._last) >= KEYS_KEPT:
+            self._last.popitem(last=False)
+        self._last[key] = (now, 0) if due else (logged_at, omitted + 1)
         if due:
             more = f" ({omitted} similar records omitted)" if omitted else ""
             logger.warning(f"{message}{more}", *args, exc_info=exc_info)

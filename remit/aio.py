@@ -288,10 +288,10 @@ class AsyncServer(Server):
         self, location: str | Location | None = None, *, concurrency: int = MAX_CONCURRENCY, **options: Any
     ) -> None:
         check_count("concurrency", concurrency)
-        super().__init__(location, **options)
         self._concurrency = concurrency
         self._serving: asyncio.Task[None] | None = None
         self._owner: BlockOwner | None = None
+        super().__init__(location, **options)
 
     async def serve(self, *, concurrency: int = MAX_CONCURRENCY) -> None:
         """Serve as `Server.serve`; within ``async with``, wait until the service ends. Raises its error."""

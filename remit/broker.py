@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
+from remit._io.server_io import ServerIO
 from remit._patterns.jobs import SWEEP_INTERVAL_S, BrokerCore
 from remit._protocol.job_queue import JOB_BYTES
 from remit.listeners import OnError
@@ -43,27 +44,28 @@ class Broker:
         check_count("max_attempts", max_attempts)
         check_count("queue", queue)
         check_count("job_bytes", job_bytes)
-        self.server = Server(location, on_error=on_error, **options)
-        self._core = BrokerCore(
-            self.server._router,
-            self.server._requests,
-            self.server._post,
-            lease=lease,
-            max_attempts=max_attempts,
-            queue=queue,
-            job_bytes=job_bytes,
-        )
-        self.server._unheard_hint = "a broker handles requests only: use client.request() or client.submit()"
+        server = None
+        try:
+            self.server = server = _BrokerServer(location, on_error=on_error, **options)
+            self._core = BrokerCore(
+                server._router,
+                server._requests,
+                server._post,
+                lease=lease,
+                max_attempts=max_attempts,
+                queue=queue,
+                job_bytes=job_bytes,
+            )
+            server.core = self._core
+            server._unheard_hint = "a broker handles requests only: use client.request() or client.submit()"
+        except BaseException:
+            if server is not None:
+                server.close(0.0)
+            raise
 
     def tick(self) -> int:
         """Handle what has arrived and assign jobs, without waiting; return the number of events handled."""
-        try:
-            handled = self.server.tick()
-            self._core.advance(self.server._drained_at)
-            return handled
-        except BaseException:
-            self._core.repair()
-            raise
+        return self.server.tick()
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if `tick` may have something to do."""
@@ -122,3 +124,19 @@ class Broker:
     def stats(self) -> dict[str, int]:
         """Return counters of jobs (submitted, done, requeued, ...), and the present numbers of jobs and workers."""
         return self._core.stats()
+
+
+class _BrokerServer(Server):
+    """The server of a broker. The thread that ticks it changes the state of the broker, and no other thread does."""
+
+    core: BrokerCore
+
+    def _tick(self, io: ServerIO, limit: int | None) -> int:
+        try:
+            handled = super()._tick(io, limit)
+            self.core.advance(io.link_pump.drained_at)
+            self._flush(io)
+            return handled
+        except BaseException:
+            self.core.repair()
+            raise

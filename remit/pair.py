@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from remit._patterns.exclusive_pair import PairClient, PairServer
@@ -49,8 +50,7 @@ class Pair:
         Raises LocationInUse and what `Server` raises.
         """
         check_seconds("lease", lease, above_zero=True)
-        signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        return cls(_BoundMember(Server(location, **options), lease, signals), signals)
+        return cls._create(lambda signals: _BoundMember(location, options, lease, signals))
 
     @classmethod
     def connect(
@@ -67,8 +67,19 @@ class Pair:
         `Client` raises.
         """
         check_seconds("lease", lease, above_zero=True)
+        return cls._create(lambda signals: _JoinedMember(Client(location, **options), lease, timeout, signals))
+
+    @classmethod
+    def _create(cls, join: Callable[[queue.SimpleQueue[Any]], _BoundMember | _JoinedMember]) -> Pair:
         signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        return cls(_JoinedMember(Client(location, **options), lease, timeout, signals), signals)
+        member = None
+        try:
+            member = join(signals)
+            return cls(member, signals)
+        except BaseException:
+            if member is not None:
+                member.close()
+            raise
 
     @property
     def location(self) -> Location:
@@ -126,14 +137,23 @@ class Pair:
 class _BoundMember:
     """The member that has bound the location. Its own thread ticks the server."""
 
-    def __init__(self, server: Server, lease: float, signals: queue.SimpleQueue[Any]) -> None:
-        self.end = server
-        self._pair = PairServer(self.end._router, self.end._post, signals.put, lease=lease)
+    def __init__(
+        self, location: str | Location | None, options: dict[str, Any], lease: float, signals: queue.SimpleQueue[Any]
+    ) -> None:
         self._stopping = threading.Event()
         self._broken = ""
         """Why the thread has ended; empty while it runs."""
-        self._thread = threading.Thread(target=self._run, name="remit-pair", daemon=True)
-        self._thread.start()
+        server = None
+        try:
+            self.end = server = Server(location, **options)
+            self._pair = PairServer(server._router, server._post, signals.put, lease=lease)
+            self._thread = threading.Thread(target=self._run, name="remit-pair", daemon=True)
+            self._thread.start()
+        except BaseException:
+            self._stopping.set()
+            if server is not None:
+                server.close(0.0)
+            raise
 
     def signal(self, value: Any, deadline: float) -> None:
         if self._broken:
@@ -171,6 +191,7 @@ class _JoinedMember:
         self._pair = PairClient(self.end._router, self.end, signals.put, lease=lease)
         try:
             lease = self._pair.on_joined(self.end.request(PAIR_JOIN, lease, timeout=timeout, idempotent=True))
+            self.end._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
         except BaseException as error:
             self.end.close(0.0)
             if isinstance(error, NoListener):
@@ -179,7 +200,6 @@ class _JoinedMember:
             if isinstance(error, RequestFailed) and error.type_name.endswith("PairBusy"):
                 raise PairBusy(error.message) from None
             raise
-        self.end._set_heartbeat(lease / HEARTBEATS_PER_LEASE)
 
     def signal(self, value: Any, deadline: float) -> None:
         self._pair.signal(value)

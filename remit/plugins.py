@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,7 +14,7 @@ import pluggy
 from remit import hookspecs
 from remit.errors import BadLocation, SchemeClaimedTwice, TransportBroken, TransportNotInstalled
 from remit.options import nearest
-from remit.transport import Capabilities, Transport, register_after_fork
+from remit.transport import Capabilities, Transport
 
 __all__ = [
     "TransportInfo",
@@ -40,8 +39,6 @@ _REQUIREMENT: Final = re.compile(r"""\s*([\w.-]+)[^;]*;.*extra\s*==\s*["']([^"']
 _found: dict[str, Transport] = {}
 _registered: dict[str, Transport] = {}
 _blocked: set[str] = set()
-# Reentrant, because a plugin that wraps another transport may call find_transport() while it is loaded.
-_lock = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +64,19 @@ def find_transport(scheme: str) -> Transport:
     ``chaos+<scheme>`` is the transport for ``<scheme>`` with the injected faults of `remit.transports.chaos`.
     Raises TransportNotInstalled (none, or blocked), SchemeClaimedTwice, TransportBroken.
     """
-    # Held while the plugin is loaded: two threads must not create two transports, each with its own state.
-    with _lock:
-        if blocker := _blocker(scheme):
-            raise TransportNotInstalled(f"the transport for {scheme!r} is blocked by {blocker}; choose another scheme")
-        if transport := _registered.get(scheme) or _found.get(scheme):
-            return transport
-        if scheme.startswith(CHAOS):
-            from remit.transports.chaos import ChaosTransport  # Imported here, because few processes need it.
-
-            # Not cached: register_transport() may replace the wrapped transport.
-            wrapped = scheme.removeprefix(CHAOS)
-            return ChaosTransport(wrapped, find_transport(wrapped))
-        transport = _found[scheme] = _load(scheme)
+    # No lock, here and below: an interrupt would leave it locked. Each change is one operation on a dict or set.
+    if blocker := _blocker(scheme):
+        raise TransportNotInstalled(f"the transport for {scheme!r} is blocked by {blocker}; choose another scheme")
+    if transport := _registered.get(scheme) or _found.get(scheme):
         return transport
+    if scheme.startswith(CHAOS):
+        from remit.transports.chaos import ChaosTransport  # Imported here, because few processes need it.
+
+        # Not cached: register_transport() may replace the wrapped transport.
+        wrapped = scheme.removeprefix(CHAOS)
+        return ChaosTransport(wrapped, find_transport(wrapped))
+    # Two threads may load it, but use the same transport: each has its own state.
+    return _found.setdefault(scheme, _load(scheme))
 
 
 def register_transport(scheme: str, transport: Transport) -> None:
@@ -93,35 +89,29 @@ def register_transport(scheme: str, transport: Transport) -> None:
         raise BadLocation(f"{scheme!r} is not a URL scheme: use lower-case letters, digits, '+', '-' and '.'")
     if fault := _missing_parts(transport):
         raise TransportBroken(f"{transport!r} cannot be registered for {scheme!r}: {fault}")
-    with _lock:
-        if _registered.get(scheme, transport) is not transport:
-            raise SchemeClaimedTwice(f"{scheme!r} is registered already; call unregister_transport({scheme!r}) first")
-        _registered[scheme] = transport
+    if _registered.setdefault(scheme, transport) is not transport:
+        raise SchemeClaimedTwice(f"{scheme!r} is registered already; call unregister_transport({scheme!r}) first")
 
 
 def unregister_transport(scheme: str) -> None:
     """Undo `register_transport`. A second call has no effect."""
-    with _lock:
-        _registered.pop(scheme, None)
+    _registered.pop(scheme, None)
 
 
 def block_transport(scheme: str) -> None:
     """Refuse a scheme in this process. The variable REMIT_BLOCK also applies to child processes."""
-    with _lock:
-        _blocked.add(scheme)
+    _blocked.add(scheme)
 
 
 def unblock_transport(scheme: str) -> None:
     """Undo `block_transport`. A second call has no effect."""
-    with _lock:
-        _blocked.discard(scheme)
+    _blocked.discard(scheme)
 
 
 def installed_transports() -> list[TransportInfo]:
     """Return all claims on all schemes, sorted, without importing any plugin."""
     claims = list(_claims())
-    with _lock:
-        claims += [TransportInfo(name, "", "", type(each).__module__) for name, each in _registered.items()]
+    claims += [TransportInfo(name, "", "", type(each).__module__) for name, each in list(_registered.items())]
     ours = {claim.scheme for claim in claims if claim.distribution == DISTRIBUTION}
     claims += [TransportInfo(name, DISTRIBUTION, "", BUILT_IN[name]) for name in BUILT_IN if name not in ours]
     return sorted((_with_status(each, claims) for each in claims), key=lambda each: (each.scheme, each.distribution))
@@ -287,12 +277,3 @@ def _similar_schemes(scheme: str, backend: str, installed: Sequence[str]) -> lis
 
 def _did_you_mean(names: Sequence[str]) -> str:
     return f"did you mean {' or '.join(repr(name) for name in names)}?"
-
-
-def _after_fork_in_child() -> None:
-    # Another thread of the parent may have held the lock at the moment of the fork, and does not exist here.
-    global _lock
-    _lock = threading.RLock()
-
-
-register_after_fork(_after_fork_in_child)

@@ -104,10 +104,17 @@ class Server(ListenerRegistry):
         transport = find_transport(self._requested.scheme)
         self._options, address = resolve_options(self._requested, transport.options, self._given)
         transport = with_authentication(transport, self._options.key)
-        self._io = ServerIO(transport, self._requested, address, self._options, self._router, threaded=self._threaded)
-        self._location = self._io.location
         self._publisher.keep_bytes, self._publisher.queue_bytes = self._options.keep_bytes, self._options.queue_bytes
-        return self._io
+        io = None
+        try:
+            io = ServerIO(transport, self._requested, address, self._options, self._router, threaded=self._threaded)
+            self._location, self._io = io.location, io
+            return io
+        except BaseException:
+            self._io = None
+            if io is not None:
+                io.close(0.0)
+            raise
 
     @property
     def location(self) -> Location:
@@ -124,8 +131,8 @@ class Server(ListenerRegistry):
         Raises ReentrantTick in a listener of this server and while an event loop serves it, LinkClosed after `close`.
         """
         io = self._io or self._open()
-        if io.loop_thread:
-            raise ReentrantTick("an event loop serves this server and dispatches its events: do not call tick()")
+        if io.loop_thread and self._loop_server is not None:
+            self._loop_server.release()  # Raises ReentrantTick while it serves.
         lock = io.tick_lock
         if lock._is_owned() or io.link_pump.lock._is_owned():  # type: ignore[attr-defined]
             raise ReentrantTick("a listener or signal handler called tick() within tick() or wait() of its server")
@@ -180,7 +187,12 @@ class Server(ListenerRegistry):
         from remit._io.async_server import AsyncServerLoop  # Imports asyncio: slow, and needed only here.
 
         check_count("concurrency", concurrency)
-        await AsyncServerLoop(self, self._io or self._open(), concurrency).serve()
+        loop_server = AsyncServerLoop(self, self._io or self._open(), concurrency)
+        try:
+            await loop_server.serve()
+        except BaseException:
+            loop_server.detach()  # Again, after an interrupt of the first time.
+            raise
 
     def stop(self) -> None:
         """Make `run` or `serve` return, or the next one if none is active. Safe from any thread."""
@@ -217,11 +229,14 @@ class Server(ListenerRegistry):
             if drained or (limit is not None and dispatched >= limit) or (limit is None and now > bound):
                 break
         # One flush after all listeners, so that replies and acknowledgements share frames.
-        if io.machine.writable and self._io is io:
-            pump.lock.acquire()
-            pump.flush()
-            pump.lock.release()
+        self._flush(io)
         return dispatched
+
+    def _flush(self, io: ServerIO) -> None:
+        if io.machine.writable and self._io is io:
+            io.link_pump.lock.acquire()
+            io.link_pump.flush()
+            io.link_pump.lock.release()
 
     def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
         """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""

@@ -433,6 +433,8 @@ class FileLock:
     any process, and TransportError if the file cannot be created.
     """
 
+    _descriptor = -1
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._lock_path = path + ".lock"
@@ -477,18 +479,24 @@ class FileLock:
         if descriptor >= 0:
             os.close(descriptor)
 
+    __del__ = _close
+
     def _acquire(self) -> int:
         for _ in range(MAX_LOCK_ATTEMPTS):
-            descriptor = self._open()
+            descriptor = -1
             try:
+                descriptor = self._open()
                 # flock() and not fcntl() locks: those end when the process closes any descriptor of the file, and do
                 # not exclude another holder in the same process.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(descriptor)
-                raise LocationInUse(f"{self.path} has a server already; stop it or choose another path") from error
-            if _is_name_of(self._lock_path, descriptor):
-                return descriptor
+                if _is_name_of(self._lock_path, descriptor):
+                    return descriptor
+            except BaseException as error:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    raise LocationInUse(f"{self.path} has a server already; stop it or choose another path") from error
+                raise
             os.close(descriptor)
         raise TransportError(f"cannot lock {self._lock_path}: replaced {MAX_LOCK_ATTEMPTS} times; try again")
 

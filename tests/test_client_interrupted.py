@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from injection import Injection, call_with, interrupt
+from injection import Injection, call_with, interrupt, within
 from waiting import DEADLINE, wait_until
 
 from remit import Client, Location, Server
@@ -112,20 +111,6 @@ def desk(request: pytest.FixtureRequest, short_path: Any) -> Iterator[Desk]:
     desk.close()
 
 
-def in_another_thread(call: Callable[[], Any]) -> Any:
-    """Return the value of a call in another thread. Fails if it does not end in time."""
-    ended: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            ended.set_result(call())
-        except BaseException as error:
-            ended.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return ended.result(2 * BOUND_S)
-
-
 def named_by(error: BaseException | None) -> list[Any]:
     """Return the arguments of the events that an exception, or what it replaced, names as undelivered."""
     while error is not None:
@@ -137,22 +122,13 @@ def named_by(error: BaseException | None) -> list[Any]:
 
 def check_usable(client: Client, desk: Desk, numbers: list[int], place: str | None) -> None:
     """Check that two threads can use the client, and that each event arrives once."""
-    assert in_another_thread(lambda: client.request("ping", timeout=BOUND_S)) == "pong", place
+    assert within(lambda: client.request("ping", timeout=BOUND_S)) == "pong", place
     client.emit("event", number := max(numbers, default=0) + 1)
     numbers.append(number)
     assert client.request("ping", timeout=BOUND_S) == "pong", place
     assert client.flush(BOUND_S), place
-    assert in_another_thread(lambda: client.flush(BOUND_S)), place
+    assert within(lambda: client.flush(BOUND_S)), place
     assert {each: desk.got[each] for each in numbers} == dict.fromkeys(numbers, 1), place
-
-
-def injected(action: Callable[[], object], line: int, call: Callable[[], Any]) -> Injection:
-    """Inject, but not into a finalizer that the collector runs: Python ignores what it raises."""
-    gc.disable()
-    try:
-        return call_with(action, line, call)
-    finally:
-        gc.enable()
 
 
 def sweep(step: Callable[[int], Injection], stride: int = STRIDE) -> int:
@@ -175,7 +151,7 @@ def test_a_call_may_be_interrupted_at_any_line(desk: Desk, name: str, threaded: 
             client.emit("event", number := max(numbers, default=0) + 1)
             numbers.append(number)
             client.request("ping", timeout=BOUND_S)
-        outcome = injected(interrupt, line, partial(CALLS[name], client))
+        outcome = call_with(interrupt, line, partial(CALLS[name], client))
         assert outcome.error is None, (outcome.place, outcome.error)
         check_usable(client, desk, numbers, outcome.place)
         client.close()
@@ -209,7 +185,7 @@ def test_close_may_be_interrupted_at_any_line_and_still_reports(scheme: str, lea
                 caught.append(error)
                 raise
 
-        outcome = injected(interrupt, line, end)
+        outcome = call_with(interrupt, line, end)
         named = named_by(caught[0] if caught else None)
         try:
             client.close()
@@ -252,7 +228,7 @@ def test_a_signal_handler_may_use_the_client_at_any_line(desk: Desk, name: str, 
         errors: list[str] = []
         if opened:
             client.request("ping", timeout=BOUND_S)
-        outcome = injected(
+        outcome = call_with(
             lambda: nested(client, desk.server, numbers, futures, errors), line, partial(CALLS[name], client)
         )
         assert outcome.error is None, (outcome.place, outcome.error)

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
+from itertools import repeat, starmap
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from remit._io.loop_threads import finish_uncancelled
@@ -29,11 +31,14 @@ logger = logging.getLogger("remit")
 
 IDLE_WAIT_S: Final = 60.0
 """Upper bound of one wait on an idle link; frames and the waker end it."""
+REPAIR_INTERVAL_S: Final = 1.0
+"""Seconds after which the work of an interrupted callback is done."""
 FRAMES_PER_TURN: Final = 64
 """Frames dispatched in a row before other tasks of the loop run."""
 CANCEL_TIMEOUT_S: Final = 1.0
 """Seconds that the end of `AsyncServerLoop.serve` waits for listeners to handle their cancellation."""
 
+AtEnd: TypeAlias = Callable[[asyncio.Task[None]], object]
 Pending: TypeAlias = tuple[Event, Awaitable[Any]]
 """An event, and what an async listener has returned for it."""
 
@@ -54,19 +59,23 @@ class AsyncListeners:
         self._freed = freed
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], AtEnd] = {}
         self._requests: dict[Session, dict[int, asyncio.Task[None]]] = {}
-        server._defer_to, server._requests.answer_later = self._defer, self._answer_later
-        server._router.request_cancelled.append(self._cancel_request)
-        server._router.session_closed.append(self._cancel_requests_of)
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def start(self, function: Callable[..., Any], *args: Any) -> asyncio.Task[None]:
-        """Start ``function(*args)`` as a task, which counts until it ends."""
+    def attach(self) -> None:
+        """Run the async listeners of the server from now on."""
+        server = self._server
+        server._defer_to, server._requests.answer_later = self._defer, self._answer_later
+        server._router.request_cancelled.append(self._cancel_request)
+        server._router.session_closed.append(self._cancel_requests_of)
+
+    def start(self, at_end: AtEnd, function: Callable[..., Any], *args: Any) -> asyncio.Task[None]:
+        """Start ``function(*args)`` as a task, which counts until it ends. ``at_end`` may be called twice."""
         task = self._loop.create_task(self._guard(function, *args))
-        self._tasks.add(task)
+        self._tasks[task] = at_end
         task.add_done_callback(self._finish)
         return task
 
@@ -100,42 +109,51 @@ class AsyncListeners:
         server = self._server
         if server._defer_to == self._defer:
             server._defer_to = server._requests.answer_later = None
-        server._router.request_cancelled.remove(self._cancel_request)
-        server._router.session_closed.remove(self._cancel_requests_of)
+        with contextlib.suppress(ValueError):  # Detached already.
+            server._router.request_cancelled.remove(self._cancel_request)
+        with contextlib.suppress(ValueError):
+            server._router.session_closed.remove(self._cancel_requests_of)
         if self._loop.is_closed():
             return set()
         for task in self._tasks:
             task.cancel()
         return set(self._tasks)
 
+    def finish_ended(self) -> None:
+        """Repeat what an interrupted callback of an ended task has not done."""
+        for task in [task for task in self._tasks if task.done()]:
+            self._finish(task)
+
     def _finish(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._freed()
+        at_end = self._tasks.get(task)
+        if at_end is not None:
+            at_end(task)
+            self._tasks.pop(task, None)
+            self._freed()
 
     # -- events ------------------------------------------------------------------------------------------------
 
     def _defer(self, event: Event, awaitable: Awaitable[Any]) -> None:
         if threading.get_ident() != self._thread:  # `Server.emit` in another thread.
-            self._loop.call_soon_threadsafe(self.start, self.run, event, awaitable)
+            self._loop.call_soon_threadsafe(self.start, bool, self.run, event, awaitable)
         elif self.collected is None:
-            self.start(self.run, event, awaitable)
+            self.start(bool, self.run, event, awaitable)
         else:
             self.collected.append((event, awaitable))
 
     # -- requests ----------------------------------------------------------------------------------------------
 
     def _answer_later(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
-        task = self.start(self._answer, session, request, value)
-        self._requests.setdefault(session, {})[request.id] = task
-
         def finish(task: asyncio.Task[None]) -> None:
             if inspect.iscoroutine(value):
                 value.close()  # The task may have been cancelled before it began.
-            if self._pop_request(session, request.id) and task.cancelled():
+            if task.cancelled() and request.id in self._requests.get(session, ()):
                 stopped = LinkClosed("the server stopped before the listener had finished")
                 self._reply(session, request, error_reply(session.codec, stopped))
+            self._pop_request(session, request.id)
 
-        task.add_done_callback(finish)
+        task = self.start(finish, self._answer, session, request, value)
+        self._requests.setdefault(session, {})[request.id] = task
 
     async def _answer(self, session: Session, request: IncomingRequest, value: Awaitable[Any]) -> None:
         _current_lane.set(None)
@@ -186,9 +204,11 @@ class AsyncListeners:
 class _Lane:
     """Received events of one session that wait for the async listeners of the first one."""
 
-    def __init__(self, session: Session, received: Received) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.frames = deque([received])
+        self.frames: deque[Received] = deque()
+        self.task: asyncio.Task[None] | None = None
+        """Awaits the listeners; None until there are some."""
         self.pending: list[Pending] = []
         """What to await for the first event."""
         self.answers_requests = False
@@ -217,9 +237,7 @@ class AsyncServerLoop:
     def __init__(self, server: Server, io: ServerIO, concurrency: int) -> None:
         self.loop = asyncio.get_running_loop()
         if (other := server._loop_server) is not None:
-            if not other.loop.is_closed():
-                raise ReentrantTick("an event loop serves this server already: end that serve() before the next one")
-            other._detach()  # That loop was closed without ending serve().
+            other.release()
         self._server = server
         self._io = io
         self._concurrency = concurrency
@@ -227,19 +245,21 @@ class AsyncServerLoop:
         self._ended = asyncio.Event()
         self._lanes: dict[Session, _Lane] = {}
         self._stopping = self._wake_scheduled = False
+        self._repair_at = time.monotonic() + REPAIR_INTERVAL_S
         self._failure: BaseException | None = None
         """Error of the link, or SystemExit of a listener. Raised by `serve`."""
+        self._listeners = AsyncListeners(server, self._fail, self._arrived.set)
         self._thread = threading.Thread(target=self._run_thread, name="remit-aio", daemon=True)
 
     async def serve(self) -> None:
         """Dispatch until cancelled, stopped, or closed. Raises the error of a broken link."""
         io, server = self._io, self._server
-        self._thread.start()
-        self._listeners = AsyncListeners(server, self._fail, self._arrived.set)
-        # The thread of the loop counts as the ticking thread: a plain client that waits there would deadlock.
-        io.loop_thread, io.tick_thread, io.failure, server._loop_server = threading.get_ident(), 0, None, self
         abandoned = False
         try:
+            # The thread of the loop counts as the ticking thread: a plain client that waits there would deadlock.
+            io.loop_thread, io.tick_thread, io.failure, server._loop_server = threading.get_ident(), 0, None, self
+            self._thread.start()
+            self._listeners.attach()
             while not (io.closed or server._stopping):
                 await self._arrived.wait()
                 self._arrived.clear()
@@ -250,7 +270,7 @@ class AsyncServerLoop:
             abandoned = True
             raise
         finally:
-            cancelled = self._detach()
+            cancelled = self.detach()
             if not abandoned:
                 await finish_uncancelled(self.loop.create_task(self._finish(cancelled)))
 
@@ -259,19 +279,44 @@ class AsyncServerLoop:
         """Number of events that wait for the listeners of an earlier event of their client."""
         return sum(len(received.events) for lane in tuple(self._lanes.values()) for received in tuple(lane.frames))
 
-    def _detach(self) -> set[asyncio.Task[None]]:
-        """Give the server back, stop the thread, and return the cancelled tasks."""
+    def release(self) -> None:
+        """Give the server back if `serve` has ended in any way: interrupted, or with its loop. Raises ReentrantTick."""
+        elsewhere = self.loop.is_running() and self._io.loop_thread != threading.get_ident()
+        if elsewhere or not (self._stopping or self.loop.is_closed()):
+            raise ReentrantTick("an event loop serves this server and dispatches its events: end its serve() first")
+        self.detach()
+        self._repair()
+        self._give_back()
+
+    def detach(self) -> set[asyncio.Task[None]]:
+        """Stop the thread, and return the cancelled tasks. Give the server back, unless events wait for them."""
         self._stopping = True
-        if self._server._loop_server is not self:  # Detached already, by the loop that serves now.
-            return set()
-        self._server._stopping, self._server._loop_server, self._io.loop_thread = False, None, 0
         self._io.waker.wake()
-        return self._listeners.detach()
+        cancelled = self._listeners.detach()
+        if not self._lanes:
+            self._give_back()
+        return cancelled
+
+    def _give_back(self) -> None:
+        if self._server._loop_server is self:  # Otherwise another loop serves it now.
+            self._server._stopping, self._server._loop_server = False, None
+            self._io.tick_thread, self._io.loop_thread = self._io.loop_thread, 0
+
+    def _repair(self) -> None:
+        """Do what an interrupted callback of the loop has left undone. The thread calls it about once a second."""
+        self._wake_pump()
+        self._listeners.finish_ended()
+        for lane in tuple(self._lanes.values()):
+            if lane.task is None or lane.task.done() or self.loop.is_closed():
+                self._end_lane(lane)
 
     async def _finish(self, cancelled: set[asyncio.Task[None]]) -> None:
         if cancelled:
             await asyncio.wait(cancelled, timeout=CANCEL_TIMEOUT_S)
-        await self._ended.wait()
+        if self._thread.ident is not None:
+            await self._ended.wait()
+        self._repair()
+        self._give_back()
 
     @property
     def _crowded(self) -> bool:
@@ -321,9 +366,14 @@ class AsyncServerLoop:
                 return False
             if pump.exchange():
                 self._wake_loop()  # Before the wait: these frames may be the last ones for a while.
-                pump.wait(FULL_POLL_INTERVAL_S if io.machine.writable else IDLE_WAIT_S, io.waker)
+                busy = bool(self._lanes or self._listeners or self._wake_scheduled)
+                idle = REPAIR_INTERVAL_S if busy else IDLE_WAIT_S
+                pump.wait(FULL_POLL_INTERVAL_S if io.machine.writable else idle, io.waker)
                 io.waker.clear()
                 pump.exchange()
+                if busy and time.monotonic() >= self._repair_at:
+                    self._repair_at = time.monotonic() + REPAIR_INTERVAL_S
+                    self._call_on_loop(self._repair)
             io.pumped_at = time.monotonic()
         return True
 
@@ -333,63 +383,53 @@ class AsyncServerLoop:
         io, server = self._io, self._server
         frames = 0
         io.report_sessions(*self._lanes)
-        while io.machine.ready and not (self._crowded or io.closed or server._stopping):
-            self._begin(io.machine.ready.popleft())
+        ready = io.machine.ready
+        while ready and not (self._crowded or io.closed or server._stopping):
+            self._begin(ready[0].session, ready)
             frames += 1
             if frames % FRAMES_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    def _begin(self, received: Received) -> None:
+    def _begin(self, session: Session, ready: deque[Received]) -> None:
         """Dispatch the events of a frame. If a listener must be awaited, a task continues behind its event."""
-        session = received.session
         lane = self._lanes.get(session)
-        if lane is not None:
-            lane.frames.append(received)
+        waits = lane is not None
+        if lane is None:
+            lane = self._lanes[session] = _Lane(session)
+        # In one call of C: an interrupt between popleft() and append() would lose the events.
+        lane.frames.extend(starmap(ready.popleft, ((),)))
+        if waits:
             if lane.answers_requests:
                 self._answer_requests(lane)
             return
-        lane = _Lane(session, received)
-        try:
-            self._advance(lane)
-        except BaseException:
-            self._put_back(lane)
-            raise
+        self._advance(lane)
         if not lane.pending:
-            self._put_back(lane)
+            self._end_lane(lane)
         else:
             lane.answer_requests = lambda: self.loop.call_soon_threadsafe(self._answer_requests, lane)
-            self._lanes[session] = lane
             # In a callback, since a task that is cancelled before it begins runs no code of its own.
-            self._listeners.start(self._continue, lane).add_done_callback(lambda _: self._end_lane(lane))
+            lane.task = self._listeners.start(lambda _: self._end_lane(lane), self._continue, lane)
 
     def _advance(self, lane: _Lane) -> None:
         """Dispatch the first frame of a lane, up to an event whose listeners must be awaited."""
         received = lane.frames[0]
-        sender, dispatch = self._io.sender_of(received.session), self._server._dispatch
-        listeners, pending, redelivered = self._listeners, lane.pending, received.redelivered
-        done = 0
+        listeners, server, redelivered = self._listeners, self._server, received.redelivered
+        sender = self._io.sender_of(received.session)
+        pending = received.pending = iter(tuple(received.events))
         try:
-            listeners.collected = pending
-            for wire in received.events:
-                if wire is None:
-                    pass
-                elif wire.name == REQUEST:  # Makes no lane: listeners of requests run concurrently.
-                    if self._crowded:
-                        break
-                    listeners.collected = None
-                    dispatch((wire,), sender, redelivered)
-                    listeners.collected = pending
-                else:
-                    dispatch((wire,), sender, redelivered)
-                    if pending:
-                        break
-                done += 1
-        except BaseException:
-            done += 1  # An event whose listener raised SystemExit or KeyboardInterrupt counts as handled.
-            raise
+            for wire in tuple(received.events):
+                is_request = wire is not None and wire.name == REQUEST
+                if is_request and self._crowded:
+                    break
+                # A request makes no lane: its listeners run concurrently.
+                listeners.collected = None if is_request else lane.pending
+                server._dispatched += wire is not None
+                server._dispatch_pending([wire], pending, sender, redelivered)
+                if lane.pending:
+                    break
         finally:
             listeners.collected = None
-            self._mark_handled(lane, done)
+            self._mark_begun(lane, unfinished=bool(lane.pending))
 
     async def _continue(self, lane: _Lane) -> None:
         """Await the listeners of the first event of a lane, then dispatch the following events."""
@@ -405,27 +445,34 @@ class AsyncServerLoop:
                         await awaitable
                     except BaseException as error:
                         if not self._listeners.report(event, error):
-                            # A cancelled event counts as not handled: the next serve() starts with it.
-                            if not isinstance(error, asyncio.CancelledError):
-                                self._mark_handled(lane, 1)
                             raise
+                self._mark_begun(lane, unfinished=False)
                 lane.pending.clear()
-                self._mark_handled(lane, 1)
             if lane.frames:
                 self._advance(lane)
 
     def _end_lane(self, lane: _Lane) -> None:
+        """Leave the events that are not handled to the next dispatch, in their order. May be repeated."""
+        if lane.frames:
+            # An event whose listener was interrupted counts as handled, one whose listener was cancelled does not.
+            states = [inspect.iscoroutine(each) and inspect.getcoroutinestate(each) for _, each in lane.pending]
+            unstarted = states.count(inspect.CORO_CREATED) == len(states)
+            cancelled = lane.task is None or not lane.task.done() or lane.task.cancelled()
+            self._mark_begun(lane, unfinished=bool(lane.pending) and (cancelled or unstarted))
         for _, awaitable in lane.pending:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()  # The task may have been cancelled before it began.
-        del self._lanes[lane.session]
-        self._put_back(lane)
+        # In one call of C, as in `_begin`.
+        self._io.machine.ready.extendleft(starmap(lane.frames.pop, repeat((), len(lane.frames))))
+        if self._lanes.get(lane.session) is lane:
+            del self._lanes[lane.session]
+        if self._stopping and not self._lanes:
+            self._give_back()
 
-    def _mark_handled(self, lane: _Lane, done: int) -> None:
-        """Mark the first events of a lane as handled."""
-        received = lane.frames[0]
-        received.mark_handled(done)
-        if not received.events:
+    def _mark_begun(self, lane: _Lane, *, unfinished: bool) -> None:
+        """Mark the dispatched events as handled, except for the last one if it is ``unfinished``. May be repeated."""
+        lane.frames[0].mark_begun(unfinished=unfinished)
+        if not lane.frames[0].events:
             lane.frames.popleft()
         self._io.machine.writable[lane.session] = None
         if not self._wake_scheduled:  # Once for all events that are handled before the loop turns to other tasks.
@@ -436,18 +483,21 @@ class AsyncServerLoop:
         self._wake_scheduled = False
         self._io.waker.wake()
 
-    def _put_back(self, lane: _Lane) -> None:
-        """Leave the events that are not handled to the next dispatch, in their order."""
-        self._io.machine.ready.extendleft(reversed(lane.frames))
-        lane.frames.clear()
-
     def _answer_requests(self, lane: _Lane) -> None:
         """Dispatch the requests of a lane before its events."""
         for received in lane.frames:
             for place, wire in enumerate(received.events):
                 if wire is not None and wire.name == REQUEST:
-                    received.events[place] = None
-                    self._server._dispatch((wire,), self._io.sender_of(received.session), received.redelivered)
+                    pending = iter((wire,))
+                    try:
+                        received.events[place] = None
+                        self._server._dispatched += 1
+                        sender = self._io.sender_of(received.session)
+                        self._server._dispatch_pending([wire], pending, sender, received.redelivered)
+                    except BaseException:
+                        if length_hint(pending):  # No listener has begun.
+                            received.events[place] = wire
+                        raise
 
 
 def _inner_cancellation(error: asyncio.CancelledError) -> CancelledError:

@@ -76,55 +76,62 @@ class ServerIO:
         *,
         threaded: bool,
     ) -> None:
-        link = transport.bind(address)
-        limits = link.capabilities
-        self.location = link.location.replace(options=location.options)
-        """Location for clients, with the port that the system has chosen."""
-        self._router = router
-        self._options = options
-        self._max_frame = limits.max_frame
-        self.max_event = limits.max_frame - HEAD_BYTES
-        """Largest encoded event in bytes."""
-        self._window_bytes = min(WINDOW_BYTES, limits.window or WINDOW_BYTES)
-        self.machine = ServerSessions(
-            self._new_outbox,
-            max_frame=limits.max_frame,
-            liveness_timeout=LIVENESS_TIMEOUT_S if threaded else 0.0,
-            session_ttl=options.session_ttl,
-            sees_peers=limits.sees_peers,
-        )
-        share_rejected_counter(transport, self.machine)
-        self.link_pump = ServerPump(self.machine, link)
-        self.waker = Waker()
-        self.tick_lock = threading.RLock()
-        """Held by the thread that ticks. Like the lock of the pump it knows its owner, see `resume`."""
-        self.tick_thread = 0
-        """Ident of the thread that ticks, or was the last to tick."""
-        self.loop_thread = 0
-        """Ident of the thread whose event loop serves; 0 without one."""
-        self.failure: Exception | None = None
-        """Error by which the location was lost, or which has ended the service of an event loop."""
-        self.pumped_at = time.monotonic()
-        """Time of the last pump, or time until which a thread waits on the link."""
         self.closed = False
-        self.close_requested: float | None = None
-        """Linger of a `close` that a signal handler called while its own thread held the link."""
-        self._wait_thread = 0
-        """Ident of the thread that was the last to wait."""
-        self._user_waker: Wakeable | None = None
-        self._combined_waker: _CombinedWaker | None = None
-        self._inherited = False
-        # No Event: a signal handler or finalizer may call set() within set(), which takes a lock.
-        self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """Wakes the keepalive thread."""
-        self._send_requested = False
-        self._thread: threading.Thread | None = None
-        if threaded:
-            # A weak reference: the thread must not keep a server alive that the program has dropped.
-            args = weakref.ref(self), self._requests
-            self._thread = threading.Thread(target=_keep_alive, args=args, name="remit-keeper", daemon=True)
-            self._thread.start()
-        _open.add(weakref.ref(self, _open.discard))
+        link = None
+        try:
+            link = transport.bind(address)
+            limits = link.capabilities
+            self.location = link.location.replace(options=location.options)
+            """Location for clients, with the port that the system has chosen."""
+            self._router = router
+            self._options = options
+            self._max_frame = limits.max_frame
+            self.max_event = limits.max_frame - HEAD_BYTES
+            """Largest encoded event in bytes."""
+            self._window_bytes = min(WINDOW_BYTES, limits.window or WINDOW_BYTES)
+            self.machine = ServerSessions(
+                self._new_outbox,
+                max_frame=limits.max_frame,
+                liveness_timeout=LIVENESS_TIMEOUT_S if threaded else 0.0,
+                session_ttl=options.session_ttl,
+                sees_peers=limits.sees_peers,
+            )
+            share_rejected_counter(transport, self.machine)
+            self.link_pump = ServerPump(self.machine, link)
+            self.waker = Waker()
+            self.tick_lock = threading.RLock()
+            """Held by the thread that ticks. Like the lock of the pump it knows its owner, see `resume`."""
+            self.tick_thread = 0
+            """Ident of the thread that ticks, or was the last to tick."""
+            self.loop_thread = 0
+            """Ident of the thread whose event loop serves; 0 without one."""
+            self.failure: Exception | None = None
+            """Error by which the location was lost, or which has ended the service of an event loop."""
+            self.pumped_at = time.monotonic()
+            """Time of the last pump, or time until which a thread waits on the link."""
+            self.close_requested: float | None = None
+            """Linger of a `close` that a signal handler called while its own thread held the link."""
+            self._wait_thread = 0
+            """Ident of the thread that was the last to wait."""
+            self._user_waker: Wakeable | None = None
+            self._combined_waker: _CombinedWaker | None = None
+            self._inherited = False
+            # No Event: a signal handler or finalizer may call set() within set(), which takes a lock.
+            self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()
+            """Wakes the keepalive thread."""
+            self._send_requested = False
+            self._thread: threading.Thread | None = None
+            if threaded:
+                # A weak reference: the thread must not keep a server alive that the program has dropped.
+                args = weakref.ref(self), self._requests
+                self._thread = threading.Thread(target=_keep_alive, args=args, name="remit-keeper", daemon=True)
+                self._thread.start()
+            _open.add(weakref.ref(self, _open.discard))
+        except BaseException:
+            self.closed = True
+            if link is not None:
+                link.close(0.0)
+            raise
 
     # -- ticking -----------------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ logger = logging.getLogger("remit")
 LAST_VALUES_CODEC: Final = find_codec("msgpack")
 """Codec of kept last values: it preserves more types than JSON."""
 UNBOUNDED_BYTES: Final = 1 << 62
+REFILL_TIMEOUT_S: Final = 0.05
+"""Longest wait for a publishing thread before its publications are moved to the outbox later."""
 
 
 class Publisher:
@@ -181,18 +183,20 @@ class Publisher:
             # Removed afterwards: after an interrupt it is queued again for those who do not have it.
             self._incoming.popleft()
 
-    def _locked(self, action: Callable[..., None], *args: Any) -> None:
-        """Call ``action`` while no other thread publishes."""
+    def _locked(self, action: Callable[..., None], *args: Any, timeout: float = -1.0) -> bool:
+        """Call ``action`` while no other thread publishes. Return False if one does for ``timeout`` seconds."""
         if self._lock._is_owned():  # type: ignore[attr-defined]
             action(*args)
-            return
+            return True
         # Without `with`: a signal handler may raise before its __exit__ releases the lock.
         try:
-            self._lock.acquire()
+            if not self._lock.acquire(timeout=timeout):
+                return False
             action(*args)
             self._lock.release()
             if self._incoming:
                 self._distribute()
+            return True
         except BaseException:
             self._recover()
             raise
@@ -258,7 +262,9 @@ class Publisher:
 
     def _refill(self, session: Session) -> None:
         """Move publications of one session to its outbox, whose window has room."""
-        self._locked(self._move, session)
+        # The caller holds the link. A signal handler in a thread that publishes may wait for the link in tick().
+        if not self._locked(self._move, session, timeout=REFILL_TIMEOUT_S):
+            self._writable(session)
 
     def _move(self, session: Session) -> None:
         pending, encode, now = session.outbox.pending, session.codec.encode, self._clock()

@@ -116,13 +116,19 @@ class Received:
                 inbox.done = done
             self.session.ack_due = True
 
-    def mark_begun(self) -> int:
-        """Mark the events that are no longer in `pending` as handled, and return their number. May be repeated."""
+    def mark_begun(self, *, unfinished: bool = False) -> int:
+        """Mark the events that are no longer in `pending` as handled, and return their number. May be repeated.
+
+        The last one stays if it is ``unfinished``: it is awaited, and a later call marks it.
+        """
         if self.pending is None:
             return 0
         count = len(self.events) - length_hint(self.pending)
+        if unfinished and count:
+            count -= 1
         self.mark_handled(count)
-        self.pending = None
+        if not unfinished:
+            self.pending = None
         return count
 
 
@@ -159,8 +165,6 @@ class Session:
         self._acked = 0
         self._next_frame: bytes | None = None
         self._probe_delay = PROBE_DELAY_S
-
-    # -- sending -----------------------------------------------------------------------------------------------
 
     def next_frame(self) -> bytes | None:
         """Return the frame to send, or None. It is the same frame until `mark_sent` is called."""
@@ -239,8 +243,6 @@ class Session:
         if self.peer is not None:
             self._request_resend()
             self.probe_now(now)
-
-    # -- receiving ---------------------------------------------------------------------------------------------
 
     def handle_frame(self, kind: FrameKind, frame: bytes, now: float) -> Received | None:
         """Handle a frame of this session; return events to dispatch, if any. Raises ProtocolError."""

@@ -166,8 +166,23 @@ class MemoryLink(OwnedLink):
             if route.source._waiting:
                 route.source._waker.wake()
 
-    def connect_client(self, client: MemoryLink) -> None:
-        """Connect a client to this server."""
+    def serve(self, hub: _Hub) -> None:
+        """Become the server of a name. Raises LocationInUse."""
+        if hub.server is not None:
+            raise LocationInUse(
+                f"{self.location} has a server already in this process; close it or choose another name"
+            )
+        hub.server = self
+        for client in hub.clients:
+            self._connect_client(client)
+
+    def join(self, hub: _Hub) -> None:
+        """Become a client of a name."""
+        hub.clients[self] = None
+        if hub.server is not None:
+            hub.server._connect_client(self)
+
+    def _connect_client(self, client: MemoryLink) -> None:
         token = next(_TOKENS)
         self.add_route(_Route(self, client, ours=SERVER, theirs=token))
         client.add_route(_Route(client, self, ours=token, theirs=SERVER))
@@ -207,31 +222,21 @@ class MemoryTransport:
 
     def bind(self, location: Location) -> MemoryLink:
         """Open the server's link. Raises LocationInUse, BadLocation."""
-        link = self._link(location)
-        with _lock:
-            hub = _HUBS.setdefault(link.name, _Hub())
-            if hub.server is None:
-                hub.server = link
-                for client in hub.clients:
-                    link.connect_client(client)
-                return link
-        link._waker.close()
-        raise LocationInUse(f"{location} has a server already in this process; close it or choose another name")
+        return self._enter(self._link(location), MemoryLink.serve)
 
     def connect(self, location: Location) -> MemoryLink:
         """Open the client's link. The server may start later. Raises BadLocation."""
-        link = self._link(location)
+        return self._enter(self._link(location), MemoryLink.join)
+
+    def _enter(self, link: MemoryLink, enter: Callable[[MemoryLink, _Hub], None]) -> MemoryLink:
         try:
             with _lock:
-                hub = _HUBS.setdefault(link.name, _Hub())
-                hub.clients[link] = None
-                if hub.server is not None:
-                    hub.server.connect_client(link)
+                enter(link, _HUBS.setdefault(link.name, _Hub()))
+                return link
         except BaseException:
             link.recover()
             link.close(0.0)
             raise
-        return link
 
     def _link(self, location: Location) -> MemoryLink:
         options = location.read(self.options)

@@ -201,7 +201,7 @@ def _listen(file: SocketFile) -> socket.socket:
         file.mark_bound()
         listener.listen(LISTEN_BACKLOG)
         return listener
-    except OSError:
+    except BaseException:
         listener.close()
         raise
 

@@ -5,8 +5,11 @@ An exception stands for Ctrl-C or the time limit of a job runner, a call for a f
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FrameType
@@ -65,6 +68,7 @@ def call_with(
         return trace
 
     previous = sys.gettrace()
+    gc.disable()  # Python ignores what the action raises in a finalizer that the collector runs.
     sys.settrace(trace)
     try:
         outcome.value = call()
@@ -74,4 +78,19 @@ def call_with(
         outcome.error = error
     finally:
         sys.settrace(previous)
+        gc.enable()
     return outcome
+
+
+def within(call: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Return what ``call`` returns, or raises, in another thread; fail if it takes longer."""
+    ended: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended.result(seconds)
