@@ -26,10 +26,12 @@ The rules, each covered by checks of `remit.testing`:
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import enum
 import errno
 import fcntl
+import functools
 import os
 import select
 import threading
@@ -37,6 +39,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count, repeat, starmap
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -61,6 +64,7 @@ __all__ = [
     "Arrival",
     "Capabilities",
     "Credentials",
+    "DaemonThread",
     "Down",
     "FileLock",
     "Frame",
@@ -213,8 +217,9 @@ class Transport(Protocol):
 # -- building blocks ------------------------------------------------------------------------------------------------
 
 _methods: dict[int, tuple[weakref.ref[Any], str]] = {}
-"""Objects with the names of methods to call in a forked child, in the order of registration. The keys are the ids of
-the references, since the objects need not be hashable."""
+"""Objects with the names of methods to call in a forked child, in the order of registration. The keys are numbers,
+since the objects need not be hashable."""
+_numbers = count(1)
 
 
 def register_after_fork(callback: Callable[[], object]) -> None:
@@ -224,13 +229,11 @@ def register_after_fork(callback: Callable[[], object]) -> None:
     """
     if isinstance(callback, MethodType):
         # No WeakMethod: it is Python code, and the kernel must copy the pages of all code that a child runs first. Its
-        # callback may also raise AttributeError when the interpreter ends. The names of a module are None by then, so
-        # the dictionary is a default argument.
-        def remove(dead: weakref.ref[Any], methods: dict[int, Any] = _methods) -> None:
-            methods.pop(id(dead), None)
-
-        reference = weakref.ref(callback.__self__, remove)
-        _methods[id(reference)] = reference, callback.__name__
+        # callback may also raise AttributeError when the interpreter ends, or be interrupted by a signal handler. This
+        # one is C: Python adds the dead reference as the default of pop().
+        number = next(_numbers)
+        reference = weakref.ref(callback.__self__, functools.partial(_methods.pop, number))
+        _methods[number] = reference, callback.__name__
     else:
         os.register_at_fork(after_in_child=callback)
 
@@ -259,6 +262,8 @@ class OwnedLink:
         self.why = ""
         self._closed = False
         self._forked = False
+        self._polling = False
+        """Set it around the poll of `wait`: an exception of a signal handler leaves the link as it was."""
         register_after_fork(self.after_fork)
 
     def check_location(self) -> None:
@@ -292,10 +297,11 @@ class OwnedLink:
     def recover(self) -> bool:
         """Continue after an exception of a signal handler in `send`, `receive` or `wait`; called in the same thread.
 
-        Override it to release locks, to end connections whose frames may be cut, and to return True. False: a client
-        opens another link.
+        False: a client closes the link, and opens another one. So it does unless `_polling` is set; override it to
+        release locks, to end connections whose frames may be cut, and to return True.
         """
-        return False
+        polling, self._polling = self._polling, False
+        return polling
 
     def after_fork(self) -> None:
         """Refuse all further use. Called in a forked child."""
@@ -305,10 +311,15 @@ class OwnedLink:
 class Waker:
     """Ends a `Link.wait` from another thread. Any thread and any signal handler may use it."""
 
+    _reader = _writer = -1
+
     def __init__(self) -> None:
-        # A pipe, since a signal handler may write to it. Non-blocking, since a handler must not wait for a reader.
-        self._reader = self._writer = -1
-        self._reader, self._writer = os.pipe()
+        self._descriptors: list[int] = []
+        # A pipe, since a signal handler may write to it. Stored by the call that creates it: a handler that raises
+        # after os.pipe() has returned would leave the descriptors open.
+        self._descriptors.extend(chain.from_iterable(starmap(os.pipe, ((),))))
+        self._reader, self._writer = self._descriptors
+        # Non-blocking, since a handler must not wait for a reader.
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
 
@@ -333,10 +344,57 @@ class Waker:
 
     def close(self) -> None:
         """Close the descriptors. No other thread may be in `wake` or wait for the descriptor."""
-        descriptors = {self._reader, self._writer} - {-1}
         self._reader = self._writer = -1
-        for descriptor in descriptors:
-            os.close(descriptor)
+        descriptors = getattr(self, "_descriptors", [])
+        # One call: an exception of a signal handler in between would leave a descriptor open.
+        any(map(os.close, starmap(descriptors.pop, repeat((), len(descriptors)))))
+
+
+START_POLL_S: Final = 0.0005
+"""Interval at which `DaemonThread.join` checks whether the thread has begun."""
+
+
+class DaemonThread:
+    """A daemon thread that the first of several calls of `start` starts, from any thread and any signal handler."""
+
+    # An exception of a signal handler within Thread.start() leaves an entry in threading.enumerate(), or becomes
+    # "RuntimeError: release unlocked lock". So another thread calls it, which runs no handlers, and which one call of C
+    # has started.
+
+    def __init__(self, target: Callable[[], object], name: str) -> None:
+        self._target, self._name = target, name
+        self._starters: list[int] = []
+        self._elected: dict[int, int] = {}
+        self._thread: threading.Thread | None = None
+        self._running = False
+
+    def start(self) -> None:
+        """Start the thread, unless it was started. Raises RuntimeError if there can be no thread."""
+        if not self._starters:
+            self._starters.extend(starmap(_thread.start_new_thread, ((self._start, ()),)))
+
+    @property
+    def started(self) -> bool:
+        """Whether the thread was started."""
+        return bool(self._starters)
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended, for at most ``timeout`` seconds, unless this is the thread."""
+        deadline = time.monotonic() + timeout
+        while self._starters and not self._running and time.monotonic() < deadline:
+            time.sleep(START_POLL_S)
+        if self._thread is not None and self._running and self._thread is not threading.current_thread():
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _start(self) -> None:
+        me = threading.get_ident()
+        if self._elected.setdefault(0, me) == me:  # Two threads may have called start().
+            self._thread = threading.Thread(target=self._target, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+                self._running = True
+            except RuntimeError:  # There is no second thread: run in this one.
+                self._target()
 
 
 MAX_WAIT_S: Final = 24 * 3600.0

@@ -20,6 +20,7 @@ from remit._protocol.session import Received
 from remit.codec import EventMessage
 from remit.errors import CodecError, SessionRefused
 from remit.event import Sender
+from remit.transport import DaemonThread
 
 logger = logging.getLogger("remit")
 
@@ -49,8 +50,7 @@ class Dispatcher:
         self._routing = threading.RLock()
         # A SimpleQueue: put() may be called in a signal handler or finalizer that interrupts any other call.
         self._bell: SimpleQueue[None] = SimpleQueue()
-        self._threads: dict[int, threading.Thread] = {}
-        """The dispatch thread, once it runs."""
+        self._thread = DaemonThread(self._run, "remit-dispatch")
         self._stopping = False
 
     def __len__(self) -> int:
@@ -127,12 +127,17 @@ class Dispatcher:
         except (msgspec.ValidationError, CodecError):
             self.malformed += 1
             return None
+        except Exception:
+            if threading.current_thread() is threading.main_thread():
+                raise  # A signal handler may have raised it.
+            logger.exception("an event of the server was dropped: its handler failed")
+            self.malformed += 1
+            return None
 
     def wake_thread(self) -> None:
         """Wake the dispatch thread, or start it. Listeners run there, so that a slow one does not delay heartbeats."""
-        if not self._threads and not self._stopping:
-            # An interrupt, or a second caller, may start another thread: that one ends, see `_run`.
-            threading.Thread(target=self._run, name="remit-dispatch", daemon=True).start()
+        if not self._stopping:
+            self._thread.start()
         self._bell.put(None)
 
     # -- on the dispatch thread, or in tick() ------------------------------------------------------------------
@@ -169,14 +174,9 @@ class Dispatcher:
         """Stop the dispatch thread. Wait for a running listener up to ``timeout`` seconds."""
         self._stopping = True
         self._bell.put(None)
-        for thread in self._threads.values():
-            if thread is not threading.current_thread():
-                thread.join(timeout)
+        self._thread.join(timeout)
 
     def _run(self) -> None:
-        thread = threading.current_thread()
-        if self._threads.setdefault(0, thread) is not thread:
-            return
         while not self._stopping:
             if not self._waiting:
                 with contextlib.suppress(Empty):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from queue import Empty, SimpleQueue
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 from remit._io.send_queue import WaitingThreads
 from remit._protocol.outbox import BATCH_EVENTS
 from remit.errors import WouldDeadlock
-from remit.transport import Waker
+from remit.transport import DaemonThread, Waker
 
 if TYPE_CHECKING:
     from remit._io.client_io import ClientIO
     from remit._patterns.request_reply import InlineResult
+
+logger = logging.getLogger("remit")
 
 IDLE_WAIT_S: Final = 60.0
 """Upper bound of one wait on an idle link; frames, deadlines and the waker end it."""
@@ -210,13 +213,15 @@ class ThreadDriver:
         self._io = io
         self._queue = io.send_queue
         self._lock = io.link_lock
-        self.running = False
-        """Whether the thread has been started."""
-        self._threads: dict[int, threading.Thread] = {}
-        """The I/O thread at key 0, once it runs. A second one, which an interrupt may cause, ends itself."""
+        self._thread = DaemonThread(self._run, "remit-io")
         self._settled = WaitingThreads()
         """Threads that wait for confirmations."""
         self._emitted_at = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread has been started."""
+        return self._thread.started
 
     @property
     def holds_link(self) -> bool:
@@ -225,20 +230,17 @@ class ThreadDriver:
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
-        if self._threads or self._io.closing:
+        if self._thread.started or self._io.closing:
             return
         self._queue.serve = None
         self._io.machine.session.ack_delay = ACK_DELAY_S
-        self.running = True
-        threading.Thread(target=self._run, name="remit-io", daemon=True).start()
+        self._thread.start()
 
     def stop(self, timeout: float) -> None:
         """Stop the thread and end all waits within ``timeout`` seconds. `ClientIO.closing` must be set."""
         self._lock.stop()
         self._settled.notify()
-        for thread in tuple(self._threads.values()):
-            if thread is not threading.current_thread():
-                thread.join(timeout)
+        self._thread.join(timeout)
 
     # -- a caller ----------------------------------------------------------------------------------------------
 
@@ -247,7 +249,7 @@ class ThreadDriver:
         if self._io.closing:
             return  # close() reports what is not delivered.
         self._io.check_refused()
-        if not self._threads:
+        if not self._thread.started:
             self.start()
         now = time.monotonic()
         pause, self._emitted_at = now - self._emitted_at, now
@@ -278,7 +280,7 @@ class ThreadDriver:
 
     def try_acquire(self) -> bool:
         """Borrow the link for `run_until`. Return False if another call has it."""
-        if not self._threads:
+        if not self._thread.started:
             self.start()
         if not self._lock.try_borrow():
             return False
@@ -319,14 +321,15 @@ class ThreadDriver:
 
     def _run(self) -> None:
         """Pump whenever no caller has the link."""
-        thread = threading.current_thread()
-        if self._threads.setdefault(0, thread) is not thread:
-            return
         while self._lock.acquire():
             try:
                 self._queue.idle = False
                 if self._pump_and_notify():
                     self._rest()
+            except BaseException as error:
+                # Also SystemExit of a codec. The pump has recovered: it opens another connection.
+                logger.exception("the I/O thread of a client goes on after an unexpected error")
+                self._io.link_pump.fail(error)
             finally:
                 self._lock.release()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class _Pump:
         """
         if self.lock._is_owned():  # type: ignore[attr-defined]
             self._interrupted = self._interrupted or not waiting
-            self._recover_link(waiting=waiting)
+            self._recover_link()
             while self.lock._is_owned():  # type: ignore[attr-defined]
                 self.lock.release()
 
@@ -65,10 +66,10 @@ class _Pump:
         self.machine.repair(now)
         self._interrupted = False
 
-    def _recover_link(self, *, waiting: bool) -> bool:
+    def _recover_link(self) -> bool:
         """Have the link release its locks and report what may be lost. Return whether it can be used further."""
         recover = getattr(self.link, "recover", None)
-        return (recover is not None and recover()) or waiting
+        return recover is not None and bool(recover())
 
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""
@@ -86,6 +87,10 @@ class ClientPump(_Pump):
         self.machine: ClientSession = machine
         self._connect = connect
         self._reopen_at = 0.0
+        self._broken = ""
+        """Why the link is in an unknown state, and is only closed; empty if it is not."""
+        self._recovered = False
+        """Whether the link may have a `Down` to report first: a request sent before would count as lost."""
         self._log = ConnectionLog(link, clock())
 
     @property
@@ -108,6 +113,13 @@ class ClientPump(_Pump):
         link.owner = threading.get_ident()
         if self._interrupted:
             self._repair(now)
+        if self._broken:
+            machine.handle_arrival(Down(SERVER, self._broken), now)
+            self._reopen(now)
+            if self._broken:
+                self._due = self._reopen_at
+                return True
+            link = self.link
         drained = False
         for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
@@ -115,6 +127,7 @@ class ClientPump(_Pump):
                 drained = True
                 break
             machine.handle_arrival(arrival, now)
+        self._recovered = False
         due = machine.handle_timeouts(now)
         if machine.link_stale:
             self._reopen(now)
@@ -131,6 +144,8 @@ class ClientPump(_Pump):
         link.owner = threading.get_ident()
         if self._interrupted:
             self._repair(now)
+        if self._broken or self._recovered:
+            return  # `exchange` opens another link, or receives.
         machine.session.send_blocked = False
         for _ in range(MAX_SEND_FRAMES):
             frame = machine.next_frame()
@@ -143,26 +158,55 @@ class ClientPump(_Pump):
             machine.session.mark_sent(now)
         self._due = min(self._due, machine.session.probe_at)
 
-    def _recover_link(self, *, waiting: bool) -> bool:
-        usable = super()._recover_link(waiting=waiting)
-        self.machine.link_stale = self.machine.link_stale or not usable
-        return usable
+    def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
+        """Return after ``timeout`` seconds, or earlier if there may be something to do."""
+        if not self._broken:
+            super().wait(timeout, waker)
+        elif waker is not None and self._reopen_at > self._clock():
+            poll = select.poll()
+            poll.register(waker, select.POLLIN)
+            poll.poll(min(timeout, REOPEN_INTERVAL_S) * 1000)
+
+    def fail(self, error: BaseException) -> None:
+        """Open another link after `REOPEN_INTERVAL_S`, because of an unexpected error of an exchange."""
+        self._broken = f"unexpected error: {error!r}"
+        self._reopen_at = self._clock() + REOPEN_INTERVAL_S
+
+    def _recover_link(self) -> bool:
+        self._recovered, self._due = True, 0.0
+        if not super()._recover_link():
+            self._broken = self._broken or "an exception interrupted its use"
+        return not self._broken
 
     def _reopen(self, now: float) -> None:
-        """Replace the link to a silent server. If that fails, keep the old link and try again later."""
+        """Replace the link to a silent server, or a broken one. If that fails, try again later."""
         if now < self._reopen_at:
             return
-        # Opened before the old link is closed: if that fails, frames may still arrive on the old one.
+        former = self.link
+        if self._broken:
+            _end_link(former)
+        # Otherwise opened before the old link is closed: if that fails, frames may still arrive on the old one.
         try:
             link = self._connect()
-        except TransportError:
+        except TransportError as error:
             self._reopen_at = now + REOPEN_INTERVAL_S
+            self._broken = self._broken and str(error)
             return
-        self.link.close(0.0)
-        self.machine.link_stale = False
-        self.machine.handle_arrival(Down(SERVER, "the server was silent for too long"), now)
+        link.owner = threading.get_ident()
         self.link = link
-        self.link.owner = threading.get_ident()
+        if not self._broken:
+            self.machine.handle_arrival(Down(SERVER, "the server was silent for too long"), now)
+        self.machine.link_stale, self._broken = False, ""
+        _end_link(former)
+
+
+def _end_link(link: Link) -> None:
+    """Close a link in any state. Its frames are sent again on the next one."""
+    try:
+        link.owner = threading.get_ident()
+        link.close(0.0)
+    except Exception:
+        logger.exception("closing the link to %s failed; descriptors may stay open", link.location)
 
 
 class ServerPump(_Pump):

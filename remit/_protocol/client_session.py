@@ -239,5 +239,5 @@ class ClientSession:
 
     def queue_bye(self, why: str = "closed") -> None:
         """Queue a BYE, which ends the session."""
-        if self.state is ESTABLISHED:
+        if self.state is ESTABLISHED or self.state is ConnectionState.HELLO_SENT:
             self.session.queue_bye(why)

@@ -258,9 +258,13 @@ class Outbox:
         return True
 
     def resend_unreceived(self) -> None:
-        """Queue all frames again that were not received."""
+        """Queue all frames again that were not received, and CANCEL for each withdrawn request that is not done."""
         # Links are FIFO, and the inbox drops the frames after a lost one: all of them must be sent again.
         if self._sequenced:
+            for batch in self._kept:
+                if TrackedEvent in map(type, batch.events):  # Only C functions: most are not.
+                    tracked = (each for each in batch.events if isinstance(each, TrackedEvent))
+                    self.abandoned.extend(each.request_id for each in tracked if each.withdrawn)
             self._unsent = deque(batch for batch in self._kept if batch.last > self.received)
 
     def redeliver(self) -> None:

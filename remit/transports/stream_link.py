@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import itertools
 import os
 import select
@@ -36,14 +37,14 @@ def peer_credentials(connection: socket.socket) -> Credentials | None:
 
 
 def _pidfd_inode(connection: socket.socket) -> int | None:
+    # One call of C opens the descriptor and stores an object that closes it: wherever a signal handler raises.
+    pidfds: list[io.FileIO] = []
     try:
-        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        pidfds.extend(map(io.FileIO, itertools.starmap(connection.getsockopt, ((socket.SOL_SOCKET, _SO_PEERPIDFD),))))
+        found = os.fstat(pidfds[0].fileno())
+        pidfds[0].close()
     except OSError:
         return None
-    try:
-        found = os.fstat(pidfd)
-    finally:
-        os.close(pidfd)
     # 32-bit systems truncate the inode, so it is not unique there.
     return None if found.st_dev == anonymous_device() or sys.maxsize < 1 << 32 else found.st_ino
 

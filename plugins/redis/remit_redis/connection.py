@@ -10,7 +10,6 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
@@ -22,7 +21,7 @@ import hiredis
 
 from remit.errors import TransportError
 from remit.location import Location
-from remit.transport import Waker
+from remit.transport import DaemonThread, Waker
 
 DEFAULT_PORT: Final = 6379
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -183,7 +182,7 @@ class BackgroundConnect:
         self._address = address
         self._results: deque[socket.socket | TransportError] = deque()
         self._abandoned = False
-        self._thread = threading.Thread(target=self._run, name="remit-redis-dial", daemon=True)
+        self._thread = DaemonThread(self._run, "remit-redis-dial")
         try:
             with ExitStack() as undo:
                 self._waker = undo.enter_context(closing(Waker()))
@@ -200,7 +199,7 @@ class BackgroundConnect:
         """Return the connection once, or None while the attempt lasts. Raises TransportError."""
         if not self._results:
             return None
-        self._thread.join()  # Short, since there is a result: the thread only wakes this one.
+        self._thread.join(CONNECT_TIMEOUT_S)  # Short, since there is a result: the thread only wakes this one.
         self._waker.close()
         result = self._results.pop()
         if isinstance(result, TransportError):
@@ -213,7 +212,7 @@ class BackgroundConnect:
         # flag. So at least one of them discards the result, and `deque.pop` lets only one do it.
         self._abandoned = True
         if self._results:
-            self._thread.join()
+            self._thread.join(CONNECT_TIMEOUT_S)
             self._discard_result()
 
     def close_inherited(self) -> None:

@@ -234,7 +234,9 @@ class RedisLink(OwnedLink):
         if waker is not None:
             poll.register(waker, select.POLLIN)
         due = math.inf if self._connecting else self.heartbeat_at if self.connection else self._retry_at
+        self._polling = True
         ready = poll.poll(max(0.0, min(seconds, due - monotonic())) * 1000)
+        self._polling = False
         return waker is not None and any(descriptor == waker.fileno() for descriptor, _ in ready)
 
     def _reconnect(self) -> None:
