@@ -10,7 +10,7 @@ import pynng
 
 from remit.location import Location
 from remit.transport import SERVER, Capabilities, Down, Frame, Peer, Sent, Up
-from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, receive_frame
+from remit_nng.link import CLAIM_TIMEOUT_S, Channel, NngLink, close_dialing, receive_frame
 from remit_nng.server import REQUEST, TOKEN_BYTES, channel_address, lobby_address
 
 RECONNECT_S: Final = (0.01, 0.25)
@@ -27,6 +27,7 @@ class ClientLink(NngLink):
         self._address = lobby_address(location, binding=False)  # raises BadLocation before anything is created
         super().__init__(location, capabilities)
         self._lobby: Any = None
+        self._dialed_at = 0.0
         self._reply: int | None = None
         """Descriptor that is readable when the lobby has replied."""
         self._channel: Channel | None = None
@@ -54,6 +55,7 @@ class ClientLink(NngLink):
             reconnect_time_max=int(RECONNECT_S[1] * 1000),
         )
         self._lobby.add_post_pipe_connect_cb(self._events.callback(self._lobby, "lobby"))
+        self._dialed_at = time.monotonic()
         # block=False: nng repeats a failed dial by itself. pynng's default logs a traceback first.
         self._lobby.dial(self._address, block=False)
         self.next_deadline = float("inf")
@@ -86,17 +88,19 @@ class ClientLink(NngLink):
             self._remove_reader(self._reply)
             self._reply = None
         if self._lobby is not None:
-            self._lobby.close()
+            close_dialing(self._lobby, self._dialed_at)
             self._lobby = None
 
     def _open_channel(self, token: bytes, where: str) -> None:
         channel = Channel(self._events, token, self.capabilities.max_frame)
+        self._channel = channel
+        channel.dialed_at = time.monotonic()
         try:
             channel.socket.dial(channel_address(self.location, where), block=False)
         except pynng.NNGException:
+            self._channel = None
             channel.close()
             raise
-        self._channel = channel
         self.next_deadline = time.monotonic() + CLAIM_TIMEOUT_S
         self._add_reader(channel.descriptor, self._read)
 

@@ -74,6 +74,8 @@ CLAIM_TIMEOUT_S: Final = 2.0
 """Time within which a client must claim its channel, and within which a lobby must answer."""
 MAX_CLOSE_WAIT_S: Final = 0.5
 """Longest wait of `close` for the peer to read everything: a peer may not read at all."""
+DIAL_WAIT_S: Final = (0.05, 0.001)
+"""Time within which a dial to this host ends, and the interval at which `close_dialing` checks for the connection."""
 FULL_RETRY_S: Final = 0.005
 """Interval of attempts to send to a full channel for which no descriptor is left to poll."""
 ENVELOPE_BYTES: Final = 1024
@@ -123,6 +125,8 @@ class Channel:
         self.up = False
         self.closed = False
         self.has_peer = False
+        self.dialed_at = 0.0
+        """Monotonic time at which the client has dialed."""
         self.deadline = 0.0
         """Monotonic time at which an unclaimed channel is closed."""
         self.socket = pynng.Pair0(
@@ -166,7 +170,17 @@ class Channel:
     def close(self) -> None:
         """Close the socket. nng 1.11 has no linger: frames that it has not sent yet are lost."""
         self.closed = True
-        self.socket.close()
+        close_dialing(self.socket, self.dialed_at)
+
+
+def close_dialing(socket: Any, dialed_at: float) -> None:
+    """Close a socket that has dialed, once it is connected or `DIAL_WAIT_S` has passed.
+
+    nng 1.11 leaks the descriptor of a connection that is established while its socket is closed.
+    """
+    while not socket.pipes and time.monotonic() < dialed_at + DIAL_WAIT_S[0]:
+        time.sleep(DIAL_WAIT_S[1])
+    socket.close()
 
 
 def receive_frame(socket: Any) -> bytes:
@@ -185,6 +199,7 @@ class NngLink(OwnedLink):
         super().__init__(location, capabilities)
         self.next_deadline = float("inf")
         """Monotonic time of the next `handle_deadline`."""
+        self._released = False
         self._poller = Poller()
         self._events = PipeEvents()
         self._arrivals: deque[Arrival] = deque()
@@ -218,9 +233,12 @@ class NngLink(OwnedLink):
 
     def close(self, linger: float) -> None:
         """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        if self._ending():
+        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
+        self._closed = True
+        if not self._released and not self._forked:
             self._close_channels(time.monotonic() + min(linger, MAX_CLOSE_WAIT_S))
             self._close_descriptors()
+            self._released = True
 
     def handle_deadline(self) -> None:
         """Act on `next_deadline`, which has passed, and set the next one."""
@@ -245,7 +263,10 @@ class NngLink(OwnedLink):
         return ready
 
     def _read_ready(self, timeout: float) -> set[int]:
-        ready = {descriptor for descriptor, _ in self._poller.poll(timeout)}
+        self._polling = True
+        polled = self._poller.poll(timeout)
+        self._polling = False
+        ready = {descriptor for descriptor, _ in polled}
         for descriptor in ready:
             # None for a descriptor without a reader, and for a reader that an earlier one of this turn has removed.
             if reader := self._readers.get(descriptor):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import struct
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,16 +22,18 @@ SPARE_DESCRIPTORS: Final = 16
 
 # Objects whose descriptor is closed with them, also after an interrupt, which would leave those of os.pipe() open.
 _OBJECT: Final = getattr(select, "epoll", None) or getattr(select, "kqueue", None)
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Knows its owner: a finalizer may close a link within a call that holds it."""
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
-_users = 0
+_sockets: weakref.WeakSet[zmq.Socket[bytes]] = weakref.WeakSet()
+"""The sockets of the links. While one of them is open, the context is in use."""
 inherited: Final[list[object]] = []
 """In a forked child, the links and the context of the parent. Never removed: pyzmq's finalizers would act on them."""
 
 
-def acquire_context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return the process's context, created for the first link. Raises OSError if descriptors run out."""
-    global _context, _users
+def open_socket(kind: int) -> zmq.Socket[bytes]:
+    """Return a socket of the process's context, created for the first one. Raises OSError if descriptors run out."""
+    global _context
     # libzmq 4.3.5 may abort the process if it finds no descriptor for a socket or a thread.
     if _OBJECT is not None:
         [_OBJECT() for _ in range(SPARE_DESCRIPTORS)]
@@ -37,19 +41,26 @@ def acquire_context() -> zmq.Context[zmq.Socket[bytes]]:
         if _context is None:
             _context = zmq.Context(io_threads=1)
             _context.setsockopt(zmq.MAX_SOCKETS, 65_535)
-        _users += 1
-        return _context
+        socket = _context.socket(kind)
+        _sockets.add(socket)
+        return socket
 
 
-def release_context(linger: float) -> None:
-    """Release the context. The last release terminates it and waits up to ``linger`` seconds for unsent frames.
+def close_socket(socket: zmq.Socket[bytes], linger: float) -> None:
+    """Close a socket. After the last one, terminate the context: wait up to ``linger`` seconds for unsent frames.
 
-    Without zmq_ctx_term() the process may exit before ZeroMQ's I/O thread has written the frames of closed sockets.
+    May be repeated after an interrupt. Without zmq_ctx_term() the process may exit before ZeroMQ's I/O thread has
+    written the frames of closed sockets.
     """
-    global _context, _users
+    global _context
+    if not socket.closed:
+        socket.disable_monitor()
+        socket.close(linger=int(linger * 1000))
+    if _lock._is_owned():  # type: ignore[attr-defined]
+        return  # A finalizer within `open_socket`, which needs the context.
     with _lock:
-        _users -= 1
-        if _users or _context is None:
+        _sockets.discard(socket)
+        if _context is None or not all(each.closed for each in _sockets):
             return
         context, _context = _context, None
     # In a thread, since term() has no timeout. The thread ends by itself: each socket has a finite linger.
@@ -64,11 +75,11 @@ def release_context(linger: float) -> None:
 
 def _after_fork_in_child() -> None:
     # libzmq's I/O thread exists only in the parent: in the child a send reports success and sends nothing.
-    global _context, _users, _lock
-    _lock = threading.Lock()  # another thread of the parent may have held it
+    global _context, _sockets, _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
     if _context is not None:
         inherited.append(_context)
-    _context, _users = None, 0
+    _context, _sockets = None, weakref.WeakSet()
     inproc_servers.clear()
 
 
@@ -124,7 +135,7 @@ def bind_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 def unbind_inproc(socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Unbind a server's socket. Its clients notice at their next check."""
-    with _lock:
+    with _lock, contextlib.suppress(KeyError, zmq.ZMQError):  # An interrupted call has unbound it.
         del inproc_servers[endpoint]
         socket.unbind(endpoint)
 

@@ -13,12 +13,12 @@ from remit.errors import TransportError
 from remit.location import Location
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, OwnedLink, Peer, Sent, SocketFile, Up, Wakeable
 from remit_zeromq.context import (
+    close_socket,
     connect_inproc,
     inherited,
     inproc_servers,
     open_monitor,
     read_monitor,
-    release_context,
     unbind_inproc,
 )
 
@@ -59,6 +59,7 @@ class ZeroMQLink(OwnedLink):
         self._poll.register(socket.fileno(), select.POLLIN)
         self._empty = False
         self._full = False
+        self._released = False
 
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None."""
@@ -82,21 +83,25 @@ class ZeroMQLink(OwnedLink):
         if waker is not None:
             self._poll.register(waker.fileno(), select.POLLIN)
         try:
+            self._polling = True
             self._poll.poll(timeout * 1000)
+            self._polling = False
         finally:
             if waker is not None:
                 self._poll.unregister(waker.fileno())
 
     def close(self, linger: float) -> None:
         """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        if self._ending():
+        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
+        self._closed = True
+        if not self._released and not self._forked:
             self._close_socket(linger)
+            self._released = True
 
     def __del__(self) -> None:
         # An interrupt has left the link without an owner. pyzmq would close the monitor, but perhaps before the socket,
         # and an event without a monitor to read it blocks libzmq's I/O thread, which all links share.
-        socket: Socket | None = getattr(self, "_socket", None)
-        if socket is not None and not socket.closed:
+        if not getattr(self, "_released", True):
             self.close(0.0)
 
     def after_fork(self) -> None:
@@ -128,8 +133,7 @@ class ZeroMQLink(OwnedLink):
         raise NotImplementedError
 
     def _close_socket(self, linger: float) -> None:
-        self._socket.close(linger=int(linger * 1000))
-        release_context(linger)
+        close_socket(self._socket, linger)
 
 
 class ServerLink(ZeroMQLink):
@@ -206,7 +210,7 @@ class ServerLink(ZeroMQLink):
             monitor.close(linger=0)
         if self._file is not None:
             self._file.release()
-        release_context(linger)
+        close_socket(self._socket, linger)
 
 
 class _DealerLink(ZeroMQLink):
@@ -291,7 +295,8 @@ class ClientLink(_DealerLink):
         self._monitor_drained = True
 
     def _close_socket(self, linger: float) -> None:
-        self._socket.disable_monitor()
+        if not self._socket.closed:
+            self._socket.disable_monitor()
         if self._monitor is not None:
             self._monitor.close(linger=0)
         super()._close_socket(linger)

@@ -16,7 +16,7 @@ from remit.errors import BadLocation, LocationInUse, TransportError
 from remit.location import Location, read_count, read_size
 from remit.runtime_dirs import socket_path
 from remit.transport import Capabilities, Link, SocketFile, tcp_address
-from remit_zeromq.context import acquire_context, bind_inproc, release_context
+from remit_zeromq.context import bind_inproc, close_socket, open_socket
 from remit_zeromq.links import ClientLink, InprocClientLink, ServerLink
 
 MAX_FRAME: Final = 16 * 1024 * 1024
@@ -127,11 +127,8 @@ def _open_socket(
 ) -> Iterator[zmq.Socket[bytes]]:
     """Create a socket. If the block fails, close it and translate the error."""
     with _translated_errors(location), contextlib.ExitStack() as undo:
-        context = acquire_context()
-        undo.callback(release_context, 0.0)
-        socket = context.socket(kind)
-        undo.callback(socket.close, linger=0)
-        undo.callback(socket.disable_monitor)
+        socket = open_socket(kind)
+        undo.callback(close_socket, socket, 0.0)
         socket.setsockopt(zmq.LINGER, DEFAULT_LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE_BYTES)
         socket.setsockopt(zmq.SNDHWM, options.get("hwm", HIGH_WATER_MARK))
