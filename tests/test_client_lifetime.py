@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from internals import client_io, sessions_of
 from ticking import ticked
 from waiting import DEADLINE, wait_until
 
@@ -252,17 +253,7 @@ def test_real_signals_at_random_moments_leave_a_client_usable(location: Location
         assert max(got.values()) == 1
 
 
-@pytest.fixture
-def known_to_fail(location: Location, request: pytest.FixtureRequest) -> None:
-    """Expect that the test may fail over a library of which an interrupt abandons a connection.
-
-    Open defects: a cancellation may be lost with that connection, and a few descriptors and a thread may stay.
-    """
-    if location.scheme not in ("memory", "chaos+memory", "unix"):
-        request.applymarker(pytest.mark.xfail(reason="its links cannot recover from an interrupt", strict=False))
-
-
-@pytest.mark.usefixtures("alarm", "known_to_fail")
+@pytest.mark.usefixtures("alarm")
 def test_an_interrupted_request_is_withdrawn(location: Location) -> None:
     ran = []
     with Server(location) as server, Client(server.location) as client:
@@ -273,10 +264,27 @@ def test_an_interrupted_request_is_withdrawn(location: Location) -> None:
         with pytest.raises(Alarm):
             client.request("work", 1, timeout=DEADLINE)
         client.emit("done")
-        wait_until(lambda: client.stats()["queued"] == 0)  # The cancellation has left before this event.
+        # The cancellation arrives before this event.
+        wait_until(lambda: sessions_of(server)[0].inbox.received == 3)
         with ticked(server):
             assert client.flush(DEADLINE)
     assert ran == [0]
+
+
+def test_an_unexpected_error_on_the_io_thread_costs_one_connection(
+    location: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server(location) as server, ticked(server), Client(server.location) as client:
+        server.add_listener("ping", lambda: "pong")
+        client.request("ping", timeout=DEADLINE)
+        io = client_io(client)
+        monkeypatch.setattr(io.link_pump.link, "receive", {}.popitem)
+        io.link_lock.interrupt()
+        wait_until(lambda: "KeyError" in client.stats()["why"])
+        assert "goes on after an unexpected error" in caplog.text
+        client.emit("event")
+        assert client.flush(DEADLINE)
+        assert client.request("ping", timeout=DEADLINE) == "pong"
 
 
 def test_a_request_has_its_own_deadline_while_a_callback_blocks_the_link(location: Location) -> None:
@@ -303,7 +311,17 @@ def footprint() -> tuple[int, int]:
     return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.usefixtures("alarm", "known_to_fail")
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+SPARE_DESCRIPTORS = 3
+"""Descriptors that may stay: nng 1.11 leaks one if a socket is closed at the moment in which it connects."""
+SPARE_BYTES = 8 << 20
+"""Resident memory that the allocator may keep for the stacks and arenas of threads."""
+
+
+@pytest.mark.usefixtures("alarm")
 def test_cycles_of_connecting_interrupts_and_closing_leave_nothing(location: Location) -> None:
     chance = random.Random(11)
     with Server(location) as server, ticked(server):
@@ -323,9 +341,12 @@ def test_cycles_of_connecting_interrupts_and_closing_leave_nothing(location: Loc
         for _ in range(5):
             cycle()
         threads, descriptors = footprint()
-        objects = len(gc.get_objects())
+        objects, resident = len(gc.get_objects()), resident_bytes()
         for _ in range(CYCLES):
             cycle()
         wait_until(lambda: footprint()[0] <= threads)
-        wait_until(lambda: footprint()[1] <= descriptors + CYCLES // 4)  # A signal may follow os.pipe() too soon.
-        assert len(gc.get_objects()) < objects + 20 * CYCLES**0.5 + 2000
+        # Within seconds: a server over nng keeps a channel for some time that an interrupted client has not claimed.
+        wait_until(lambda: footprint()[1] <= descriptors + SPARE_DESCRIPTORS)
+        # The server keeps the sessions of a few clients that were interrupted while they closed.
+        assert len(gc.get_objects()) < objects + 2 * CYCLES + 1000
+        assert resident_bytes() < resident + SPARE_BYTES
