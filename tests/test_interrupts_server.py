@@ -145,7 +145,8 @@ class Ends:
 
     def serve(self) -> None:
         async def main() -> None:
-            asyncio.get_running_loop().call_later(0.03, self.server.stop)
+            for seconds in (0.03, 0.5):  # The loop logs an interrupt of the first call, and goes on.
+                asyncio.get_running_loop().call_later(seconds, self.server.stop)
             await self.server.serve()
 
         with suppress(CancelledError, asyncio.CancelledError):
