@@ -76,8 +76,6 @@ class AsyncClient:
         await self._open()
         self._client.start()
 
-    # -- emitting ----------------------------------------------------------------------------------------------
-
     async def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
         await self._call(functools.partial(self._client.emit, name, *args, **kwargs))
@@ -90,8 +88,6 @@ class AsyncClient:
         """Wait until the server has handled all events; return False after ``timeout`` seconds, or else ``linger``."""
         self._calls.use_running_loop()
         return await call_in_thread(functools.partial(self._client.flush, timeout))
-
-    # -- requests ----------------------------------------------------------------------------------------------
 
     async def request(
         self,
@@ -132,8 +128,6 @@ class AsyncClient:
         return on_running_loop(
             await self._call(functools.partial(self._client.submit, name, *args, **options, **kwargs))
         )
-
-    # -- receiving ---------------------------------------------------------------------------------------------
 
     def add_listener(
         self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
@@ -185,8 +179,6 @@ class AsyncClient:
             raise
         return subscription
 
-    # -- closing -----------------------------------------------------------------------------------------------
-
     async def close(self, linger: float | None = None) -> None:
         """Wait up to ``linger`` seconds until all events are confirmed, then close. Idempotent. Raises Undelivered.
 
@@ -222,8 +214,6 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return repr(self._client).replace("Client", "AsyncClient", 1)
-
-    # -- inside ------------------------------------------------------------------------------------------------
 
     async def _open(self) -> ClientIO:
         """Use the running loop from now on, and connect. In a thread: some transports wait for their backend."""

@@ -68,20 +68,9 @@ class Client(ListenerRegistry):
         on_error: OnError | None = None,
     ) -> None:
         super().__init__(on_error)
-        self._given: dict[str, Any] = {
-            "codec": codec,
-            "delivery": delivery,
-            "when_full": when_full,
-            "queue": queue,
-            "queue_bytes": queue_bytes,
-            "window": window,
-            "emit_timeout": emit_timeout,
-            "linger": linger,
-            "request_timeout": request_timeout,
-            "heartbeat": heartbeat,
-            "key": key,
-            "key_file": key_file,
-        }
+        self._given: dict[str, Any] = {"codec": codec, "delivery": delivery, "when_full": when_full, "queue": queue}
+        self._given |= {"queue_bytes": queue_bytes, "window": window, "emit_timeout": emit_timeout, "linger": linger}
+        self._given |= {"request_timeout": request_timeout, "heartbeat": heartbeat, "key": key, "key_file": key_file}
         self._threaded = threaded
         self._location = resolve(location)
         transport = find_transport(self._location.scheme)
@@ -97,9 +86,10 @@ class Client(ListenerRegistry):
         self._rejections = Rejections(self._router, self._report_error, self._reject)
         handle = self._router.register
         handle(PROGRESS, lambda message, *_: message.args[0](*message.args[1:]))
-        handle(PUBLISHED, lambda message, *_: self._subscriptions.on_publication(self._codec, message))
-        handle(SERVER_RESTARTED, lambda message, *_: self._subscribe_again(message))
-        handle(UNSUBSCRIBED, lambda message, *_: self._subscriptions.on_unsubscribed(message))
+        published = self._subscriptions.on_publication
+        handle(PUBLISHED, lambda message, *_: published(self._codec, message, self._begin), repeatable=True)
+        handle(SERVER_RESTARTED, lambda message, *_: self._subscribe_again(message), repeatable=True)
+        handle(UNSUBSCRIBED, lambda message, *_: self._subscriptions.on_unsubscribed(message), repeatable=True)
 
     def _reject(self, _: object, name: str, __: object, reason: str) -> None:
         """Send an error for an event that could not be decoded."""
@@ -126,7 +116,7 @@ class Client(ListenerRegistry):
                         codec=self._codec,
                         threaded=self._threaded and not exit_flush.is_exiting(),
                         router=self._router,
-                        dispatch=weakref.WeakMethod(self._dispatch),
+                        dispatch=weakref.WeakMethod(self._dispatch_frame),
                     )
                     exit_flush.register(self, io)
                     # Without a call in between, so that no signal handler runs there.
@@ -170,15 +160,8 @@ class Client(ListenerRegistry):
 
         ``why`` is the reason why the client is not connected; empty if it is.
         """
-        counters: dict[str, Any] = {
-            "dispatched": self._dispatched,
-            "listener_errors": self._errors,
-            "unheard": self._unheard,
-        }
-        counters["undecodable_there"] = self._rejections.count
-        return counters | (self._io.stats() if self._io else {})
-
-    # -- emitting ----------------------------------------------------------------------------------------------
+        counters = {"dispatched": self._dispatched, "listener_errors": self._errors, "unheard": self._unheard}
+        return {**counters, "undecodable_there": self._rejections.count, **(self._io.stats() if self._io else {})}
 
     def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Emit an event: it is encoded now and sent soon. Safe from any thread.
@@ -230,8 +213,6 @@ class Client(ListenerRegistry):
             "or wait in another thread"
         )
 
-    # -- requests ----------------------------------------------------------------------------------------------
-
     def request(
         self,
         name: str | Event,
@@ -279,8 +260,6 @@ class Client(ListenerRegistry):
         return (self._io or self._open()).requests.submit(
             *parts_of(name, args, kwargs), timeout=bound, idempotent=idempotent, on_progress=on_progress
         )
-
-    # -- receiving ---------------------------------------------------------------------------------------------
 
     def add_listener(
         self, name: str, listener: Callable[..., Any], *, pass_event: bool = False, once: bool = False
@@ -387,8 +366,6 @@ class Client(ListenerRegistry):
             except Exception as error:  # noqa: BLE001 - one subscription must not end the others
                 self._report_error(message.event(), error)
 
-    # -- closing -----------------------------------------------------------------------------------------------
-
     def close(self, linger: float | None = None) -> None:
         """Wait up to ``linger`` seconds until all events are confirmed, then close the connection. Idempotent.
 
@@ -420,9 +397,8 @@ class Client(ListenerRegistry):
         try:
             if undelivered is not None:
                 if here and not drained:
-                    undelivered.__cause__ = WouldDeadlock(
-                        "this thread ticks the server itself: tick it before closing the client"
-                    )
+                    why = "this thread ticks the server itself: tick it before closing the client"
+                    undelivered.__cause__ = WouldDeadlock(why)
                 raise undelivered
         except Undelivered:
             exit_flush.unregister(self)

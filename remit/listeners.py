@@ -6,17 +6,19 @@ import fnmatch
 import itertools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from inspect import isawaitable, iscoroutine
-from itertools import starmap
-from operator import attrgetter, length_hint
-from typing import Any, Final, NamedTuple, TypeVar
+from itertools import chain, islice, starmap
+from operator import attrgetter, itemgetter, length_hint
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from remit._limited_log import LimitedLog
 from remit._patterns.event_router import EventRouter
 from remit._patterns.names import RESERVED
-from remit._typed_listeners import converter
+from remit._protocol.session import Received
+from remit._typed_listeners import Conversion, bind, conversion
 from remit.codec import EventMessage, invalid_name_error, printable, shortened
 from remit.event import Event, Sender
 
@@ -47,6 +49,7 @@ _WILD: Final = re.compile(r"[*?\[]")
 _numbers = itertools.count()
 _ARGUMENTS: Final = attrgetter("args")
 _NOTHING: Final = attrgetter("no_args")
+_FIRST: Final = itemgetter(0)
 
 
 class _Entry(NamedTuple):
@@ -57,9 +60,16 @@ class _Entry(NamedTuple):
     call: Callable[..., Any]
     pass_event: bool
     once: bool
+    conversion: Conversion | None = None
     internal: bool = False
     repeatable: bool = False
     """Whether an interrupted call is repeated, and the event not removed before the call has returned."""
+    no_args: tuple[()] = ()
+
+
+_Pending: TypeAlias = Iterator[EventMessage | None]
+_Begin: TypeAlias = Iterator[tuple[()]]
+_Calls: TypeAlias = tuple[Sequence[_Entry], EventMessage, _Pending, Sender | None, bool]
 
 
 class _Found(NamedTuple):
@@ -68,10 +78,8 @@ class _Found(NamedTuple):
     entries: tuple[_Entry, ...]
     only: Callable[..., Any] | None
     """The only listener, if it takes the arguments of each event and nothing else."""
-
-
-def _do_nothing() -> None:
-    pass
+    fits: Callable[..., bool] | None
+    """Whether these arguments need no conversion; None if no arguments do."""
 
 
 class ListenerRegistry:
@@ -91,8 +99,10 @@ class ListenerRegistry:
         self._defer_to: Callable[[Event, Awaitable[Any]], None] | None = None
         """Has an event loop await what an async listener has returned; None while no loop serves this end."""
         self._log = LimitedLog()
-        self._begin: Iterator[tuple[()]] | None = None
-        """Removes the event of a request when its listener starts; None from then on."""
+        self._begin: _Begin | None = None
+        """Removes the event of a request or publication when its listener starts; None from then on."""
+        self._interrupted: deque[_Calls] = deque()
+        """Events of which an interrupt has left some listeners to call."""
         self._unheard = 0
         self._unheard_hint = ""
         """What to do about an event without a listener. If it is empty, such events are counted and not logged."""
@@ -111,8 +121,8 @@ class ListenerRegistry:
         enums and dates. With ``pass_event`` the only argument is the `Event`.
         """
         check_listener(name, listener)
-        call = listener if pass_event else converter(listener)
-        entry = _Entry(next(_numbers), name, matcher(name), listener, self._adapt(call), pass_event, once)
+        how = None if pass_event else conversion(listener)
+        entry = _Entry(next(_numbers), name, matcher(name), listener, self._adapt(listener), pass_event, once, how)
         try:
             self._entries[entry.number] = entry
             self._cache = {}
@@ -157,23 +167,36 @@ class ListenerRegistry:
             raise
         return any(removed)
 
-    def _dispatch(self, wires: Iterable[EventMessage | None], sender: Sender | None, redelivered: bool) -> None:
-        """Call the listeners of each event, in order. Only SystemExit, KeyboardInterrupt and the like are raised."""
-        events = list(wires)
-        self._dispatched += len(events) - events.count(None)
-        self._dispatch_pending(events, iter(events), sender, redelivered)
+    def _dispatch(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
+        """Call the listeners of an event. Only SystemExit, KeyboardInterrupt and the like are raised."""
+        self._dispatched += 1
+        self._dispatch_pending([wire], iter((wire,)), sender, redelivered)
+
+    def _dispatch_frame(self, received: Received, sender: Sender | None = None, limit: int | None = None) -> int:
+        """Dispatch the first ``limit`` events of a frame; after an exception, those that have begun count as handled.
+
+        Return their number. A listener may have the rest of its frame dispatched.
+        """
+        received.left.clear()
+        dispatched = received.mark_begun()
+        pending = received.pending = iter(tuple(received.events))
+        received.left = left = received.events[:limit]
+        try:
+            self._dispatch_pending(left, pending, sender, received.redelivered)
+        finally:
+            dispatched += received.mark_begun()
+            self._dispatched += dispatched
+        return dispatched
 
     def _dispatch_pending(
-        self,
-        events: list[EventMessage | None],
-        pending: Iterator[EventMessage | None],
-        sender: Sender | None,
-        redelivered: bool,
+        self, events: list[EventMessage | None], pending: _Pending, sender: Sender | None, redelivered: bool
     ) -> None:
         """Dispatch events as above. Each is taken from ``pending``, which begins with them, when a listener starts.
 
         Hence after an exception of a signal handler at any line ``pending`` has the events that no listener has begun.
         """
+        if self._interrupted:
+            self._resume()
         # Iterators in C: no signal handler can run between the removal of an event and the call of its listener.
         arguments = map(_ARGUMENTS, pending)
         for wire in events:
@@ -181,8 +204,8 @@ class ListenerRegistry:
                 next(pending)
                 continue
             # Read for each event: a listener may have added or removed listeners.
-            entries, only = self._cache.get(wire.name) or self._resolve(wire.name)
-            if only is None or wire.kwargs:
+            entries, only, fits = self._cache.get(wire.name) or self._resolve(wire.name)
+            if only is None or wire.kwargs or (fits is not None and not fits(*wire.args)):
                 self._call_all(entries, wire, pending, sender, redelivered)
                 continue
             try:
@@ -192,46 +215,67 @@ class ListenerRegistry:
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                 self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
 
+    def _resume(self) -> None:
+        """Call the listeners that an interrupt has kept from their events."""
+        while self._interrupted:
+            calls = self._interrupted[0]
+            if length_hint(calls[2]):
+                self._call_all(*calls)
+            if self._interrupted and self._interrupted[0] is calls:
+                self._interrupted.popleft()
+
     def _call_all(
-        self,
-        entries: tuple[_Entry, ...],
-        wire: EventMessage,
-        pending: Iterator[EventMessage | None],
-        sender: Sender | None,
-        redelivered: bool,
+        self, entries: Sequence[_Entry], wire: EventMessage, pending: _Pending, sender: Sender | None, redelivered: bool
     ) -> None:
         left = length_hint(pending)
-        nothing = map(_NOTHING, pending)
+        rest = entries[1:]
+        later = iter(rest)
+        try:
+            # The first listener takes the event when it starts, each of the others itself.
+            begin = map(_NOTHING, chain(islice(pending, 1), later) if rest else pending)
+            # In a method of its own: CPython does not handle an exception at a `try:` line that is within another.
+            self._call_each(entries, begin, wire, sender, redelivered)
+            if not entries:
+                self._unheard += 1
+            if length_hint(pending) == left:
+                next(pending)
+        except BaseException:
+            if length_hint(pending) < left and length_hint(later):
+                self._interrupted.append((tuple(later), wire, iter((wire,)), sender, redelivered))
+            raise
+
+    def _call_each(
+        self, entries: Sequence[_Entry], begin: _Begin, wire: EventMessage, sender: Sender | None, redelivered: bool
+    ) -> None:
         for entry in entries:
             try:
-                call = self._bind(entry, wire, sender, redelivered)
-                if entry.repeatable:
-                    self._begin = nothing
-                    value = call()
-                elif length_hint(pending) < left:
-                    value = call()
-                else:
-                    value = next(starmap(call, nothing))
+                value = next(self._bind(entry, begin, wire, sender, redelivered))
                 if value is not None and isawaitable(value):
                     self._defer(wire.event(sender=sender, redelivered=redelivered), value)
             except Exception as error:  # noqa: BLE001 - one listener must not stop the others
                 self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
-        if not entries:
-            self._unheard += 1
-        if length_hint(pending) == left:
-            next(pending)
 
     def _bind(
-        self, entry: _Entry, wire: EventMessage, sender: Sender | None, redelivered: bool = False
-    ) -> Callable[[], Any]:
-        """Return a function that calls a listener with an event. A listener that is called once is removed."""
-        if entry.once and not self._remove([entry]):
-            return _do_nothing  # Of two threads that dispatch, only the one that removes the listener may call it.
+        self, entry: _Entry, begin: _Begin, wire: EventMessage, sender: Sender | None, redelivered: bool = False
+    ) -> Iterator[Any]:
+        """Return an iterator that calls a listener. It takes an element from ``begin`` as that starts, also in C."""
+        call: Callable[[], Any]
         if entry.internal:
-            return partial(entry.call, wire, sender, redelivered)
-        if entry.pass_event:
-            return partial(entry.call, wire.event(sender=sender, redelivered=redelivered))
-        return partial(entry.call, *wire.args, **wire.kwargs)
+            call = partial(entry.call, wire, sender, redelivered)
+            if entry.repeatable:
+                self._begin = begin
+                return starmap(call, ((),))
+        elif entry.pass_event:
+            call = partial(entry.call, wire.event(sender=sender, redelivered=redelivered))
+        else:
+            call = bind(entry.call, entry.conversion, wire)
+        if entry.once and entry.number not in self._entries:
+            call = [].clear  # Do nothing: another thread has removed and called it.
+        elif entry.once:
+            removed = filter(None, map(self._entries.pop, (entry.number,), (None,)))
+            begin = map(_FIRST, zip(begin, removed))  # noqa: B905
+            self._cache = {}
+        return starmap(call, begin)
 
     def _defer(self, event: Event, value: Awaitable[Any]) -> None:
         """Have an event loop await ``value``. Without a loop, raise TypeError for a coroutine: it would never run."""
@@ -246,16 +290,18 @@ class ListenerRegistry:
         entries = (self._cache.get(wire.name) or self._resolve(wire.name)).entries
         if not entries or wire.name.startswith(RESERVED):
             return False, None
-        call = self._bind(entries[0], wire, sender)
-        begin, self._begin = self._begin, None
-        value = call() if begin is None else next(starmap(call, begin))
-        for entry in entries[1:]:
-            try:
-                also = self._bind(entry, wire, sender)()
-                if also is not None and isawaitable(also):
-                    self._defer(wire.event(sender=sender), also)
-            except Exception as error:  # noqa: BLE001 - one listener must not stop the others
-                self._report_error(wire.event(sender=sender), error)
+        later: _Calls = entries[1:], wire, iter((wire,)), sender, False
+        value: Any = later  # Until the first listener has returned.
+        try:
+            begun = map(setattr, (self,), ("_begin",), (None,))
+            begin = map(_FIRST, zip(self._begin or iter(((),)), begun))  # noqa: B905
+            value = next(self._bind(entries[0], begin, wire, sender))
+            if later[0]:
+                self._call_all(*later)
+        except BaseException:
+            if value is not later and later[0] and length_hint(later[2]):
+                self._interrupted.append(later)
+            raise
         return True, value
 
     def _resolve(self, name: str) -> _Found:
@@ -263,14 +309,14 @@ class ListenerRegistry:
         if name.startswith(RESERVED):
             handlers = self._router.handlers.get(name, ())
             repeatable = name in self._router.repeatable
-            entries = tuple(_Entry(0, name, bool, each, each, True, False, True, repeatable) for each in handlers)
+            entries = tuple(_Entry(0, name, bool, each, each, True, False, None, True, repeatable) for each in handlers)
         else:
             entries = tuple(entry for entry in tuple(self._entries.values()) if entry.matches(name))
         if len(cache) >= NAMES_CACHED:
             cache.clear()
         first = entries[0] if len(entries) == 1 else None
         only = None if first is None or first.once or first.pass_event else first.call
-        found = cache[name] = _Found(entries, only)
+        found = cache[name] = _Found(entries, only, first and first.conversion and first.conversion.fits)
         known = bool(entries) or name.startswith(RESERVED) or name in self._logged_names
         if self._unheard_hint and not known and len(self._logged_names) < NAMES_LOGGED:
             self._logged_names.add(name)

@@ -14,7 +14,7 @@ from remit._patterns.names import PROGRESS, REJECTED, REPLY, REQUEST, SUBSCRIBE,
 from remit._patterns.pubsub import Publisher
 from remit._patterns.rejections import Rejections
 from remit._patterns.request_reply import RequestServer, error_reply, send_reply, session_of
-from remit._protocol.session import Received, Session
+from remit._protocol.session import Session
 from remit.codec import EventMessage
 from remit.config import resolve
 from remit.errors import CodecError, EmitError, FrameTooLarge, LinkClosed, LocationInUse, ReentrantTick
@@ -220,7 +220,9 @@ class Server(ListenerRegistry):
                 received = ready[0]
                 if io.machine.closed:
                     io.report_sessions()
-                dispatched += self._handle(io, received, None if limit is None else limit - dispatched)
+                left = None if limit is None else limit - dispatched
+                dispatched += self._dispatch_frame(received, io.sender_of(received.session), left)
+                io.machine.writable[received.session] = None
                 # Removed afterwards: after an interrupt the next tick continues with the events that are left.
                 if not received.events and ready and ready[0] is received:
                     ready.popleft()
@@ -238,27 +240,11 @@ class Server(ListenerRegistry):
             io.link_pump.flush()
             io.link_pump.lock.release()
 
-    def _handle(self, io: ServerIO, received: Received, limit: int | None) -> int:
-        """Dispatch the first ``limit`` events of one frame, and acknowledge those whose listeners have returned."""
-        if received.pending is not None:
-            received.mark_begun()  # An interrupt has left the block below.
-        events = received.events
-        left = events[:limit]
-        pending = received.pending = iter(tuple(events))
-        try:
-            self._dispatch_pending(left, pending, io.sender_of(received.session), received.redelivered)
-        finally:
-            # After KeyboardInterrupt in a listener: that event counts as handled, the events behind it wait for a tick.
-            count = received.mark_begun()
-            self._dispatched += count - left[:count].count(None)
-            io.machine.writable[received.session] = None
-        return count
-
     def emit(self, name: str | Event, /, *args: Any, **kwargs: Any) -> None:
         """Dispatch an event to the listeners of this server, in this call. It is not sent to clients."""
         event = EventMessage(*parts_of(name, args, kwargs))  # type: ignore[arg-type]
         check_name(event.name)
-        self._dispatch((event,), None, False)
+        self._dispatch(event, None, False)
 
     # -- sending to clients ------------------------------------------------------------------------------------
 

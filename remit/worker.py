@@ -23,7 +23,7 @@ from remit._patterns.names import (
     WORKER_UNKNOWN,
 )
 from remit._patterns.request_reply import Reply, error_reply, shorter_reply, value_reply
-from remit._typed_listeners import converter
+from remit._typed_listeners import bind, conversion
 from remit.client import Client
 from remit.codec import Codec, EventMessage, decode_event, find_codec
 from remit.errors import FrameTooLarge, NoListener, RemitError
@@ -109,10 +109,10 @@ class Worker:
         name has a handler already.
         """
         check_listener(name, handler)
-        convert = converter(handler)
+        how = None if pass_event else conversion(handler)
 
         def call_handler(call: EventMessage) -> Any:
-            return handler(call.event()) if pass_event else convert(*call.args, **call.kwargs)
+            return handler(call.event()) if pass_event else bind(handler, how, call)()
 
         entry = matcher(name), call_handler
         if self._handlers.setdefault(name, entry) is not entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from injection import Injection, call_with, interrupt, within
-from waiting import DEADLINE, wait_until
+from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
 from remit.errors import LinkClosed, RemitError, Undelivered, WouldDeadlock
@@ -84,6 +85,13 @@ CALLS: dict[str, Call] = {
 }
 
 
+def say(emit: Callable[..., None], number: int) -> None:
+    """Emit one event for each kind of listener."""
+    for name in ("plain", "typed", "several", "once"):
+        emit(name, number)
+    emit("dated", number, datetime.date(2020, 2, 3))
+
+
 class Desk:
     """A server in a thread of its own that counts what arrives."""
 
@@ -92,11 +100,16 @@ class Desk:
         self.server = Server(location)
         self.server.add_listener("ping", lambda: "pong")
         self.server.add_listener("event", self._count)
+        self.server.add_listener("say", self._say, pass_event=True)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
 
     def _count(self, number: int) -> None:
         self.got[number] += 1
+
+    def _say(self, event: Event) -> None:
+        say(event.sender.emit, *event.args)
+        self.server.publish("news", *event.args)
 
     def close(self) -> None:
         self.server.close()
@@ -160,6 +173,17 @@ def test_a_call_may_be_interrupted_at_any_line(desk: Desk, name: str, threaded: 
     threads = threading.active_count()
     assert sweep(step)
     wait_until(lambda: threading.active_count() <= threads)
+
+
+def test_creating_a_client_may_be_interrupted_at_any_line(desk: Desk) -> None:
+    location = str(desk.server.location)
+
+    def step(line: int) -> Injection:
+        outcome = call_with(interrupt, line, partial(Client, location))
+        assert within(lambda: Client(location).location) == desk.server.location, outcome.place
+        return outcome
+
+    assert sweep(step)
 
 
 AWAY = {"memory": "memory://away", "unix": "unix:///nowhere/at/all.sock"}
@@ -243,3 +267,53 @@ def test_a_signal_handler_may_use_the_client_at_any_line(desk: Desk, name: str, 
     threads = threading.active_count()
     assert sweep(step)
     wait_until(lambda: threading.active_count() <= threads)
+
+
+@pytest.mark.parametrize("kind", ["client", "server"])
+def test_an_interrupt_of_a_dispatch_at_any_line_skips_and_repeats_no_listener(desk: Desk, kind: str) -> None:
+    calls: Counter[tuple[str, int]] = Counter()
+
+    def note(which: str) -> Callable[..., None]:
+        return lambda number, *_: calls.update([(which, number)])
+
+    def typed(number: int) -> None:
+        note("typed")(number)
+
+    def dated(number: float, day: datetime.date) -> None:
+        assert type(day) is datetime.date
+        note("dated")(number)
+
+    server = Server(Location(f"{desk.server.location}-2"))
+    client = Client((server if kind == "server" else desk.server).location, threaded=kind == "server")
+    end = server if kind == "server" else client
+    until = partial(tick_until, server) if kind == "server" else partial(wait_until, tick=client)
+    for name, listener in (("plain", note("plain")), ("typed", typed), ("several", note("first")), ("dated", dated)):
+        end.add_listener(name, listener)
+    end.add_listener("several", lambda event: note("event")(*event.args), pass_event=True)
+    end.add_listener("sever*", typed)
+    if kind == "client":
+        client.subscribe("news", note("news"), timeout=BOUND_S)
+    once = dict.fromkeys(("plain", "first", "event", "dated", "several once", "once"), 1) | {"typed": 2}
+    expected = once | ({"news": 1} if kind == "client" else {})
+
+    def step(line: int) -> Injection:
+        end.once("several", note("several once"))
+        end.once("once", note("once"))
+        say(client.emit, line) if kind == "server" else client.emit("say", line)
+
+        def heard(number: int) -> dict[str, int]:
+            return {which: count for (which, each), count in calls.items() if each == number}
+
+        def receive() -> None:
+            until(lambda: heard(line).keys() == expected.keys(), BOUND_S)
+
+        outcome = call_with(interrupt, line, receive)
+        assert outcome.error is None, (outcome.place, outcome.error)
+        say(client.emit, -line) if kind == "server" else client.emit("say", -line)
+        until(lambda: calls["dated", -line] and (kind == "server" or calls["news", -line]), BOUND_S)
+        assert heard(line) == expected, outcome.place
+        return outcome
+
+    assert sweep(step, STRIDE * 2 - 1)
+    server.close()
+    client.close(0.0)

@@ -17,7 +17,7 @@ from ticking import ticked
 from waiting import DEADLINE
 
 from remit import Client, Server
-from remit._typed_listeners import converter
+from remit._typed_listeners import bind, conversion
 from remit.codec import CODECS, decode_event
 from remit.errors import RequestFailed
 
@@ -138,7 +138,7 @@ def test_every_kind_of_callable_is_typed(listener: Callable[..., Any]) -> None:
 def answer(listener: Callable[..., Any], *args: Any, codec: str = "msgpack", **kwargs: Any) -> Any:
     """Return what a listener returns for decoded arguments. A reply would convert the value once more."""
     message = decode_event(CODECS[codec], CODECS[codec].encode("x", args, kwargs, {}))
-    return converter(listener)(*message.args, **message.kwargs)
+    return bind(listener, conversion(listener), message)()
 
 
 def typed(annotation: Any) -> Callable[..., Any]:

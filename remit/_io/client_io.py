@@ -104,8 +104,6 @@ class ClientIO:
         self.send_queue.wake = driver.wake
         self.send_queue.holds_link = lambda: driver.holds_link
 
-    # -- called by the driver ----------------------------------------------------------------------------------
-
     def pump(self) -> bool:
         """Receive, send, and route the received events. Return True if nothing is left to receive. Never waits."""
         drained = self._locked(self.link_pump.exchange)
@@ -170,8 +168,6 @@ class ClientIO:
     def settled(self) -> bool:
         """Whether all events are confirmed, or can no longer be."""
         return self.outbox.all_done or self.machine.refusal is not None or self.closing
-
-    # -- called by the client ----------------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
@@ -263,8 +259,6 @@ class ClientIO:
             "dropped": self.send_queue.dropped.total(),
             "rejected": self.machine.rejected.total() + self.dispatcher.malformed,
         }
-
-    # -- closing -----------------------------------------------------------------------------------------------
 
     def drain(self, timeout: float, *, quiet: bool = False) -> bool:
         """Wait until all events are confirmed. Return False after ``timeout`` seconds, or if one can never be sent.

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, TypeAlias
 
@@ -19,12 +19,11 @@ from remit._protocol.client_session import ClientSession
 from remit._protocol.session import Received
 from remit.codec import EventMessage
 from remit.errors import CodecError, SessionRefused
-from remit.event import Sender
 from remit.transport import DaemonThread
 
 logger = logging.getLogger("remit")
 
-Dispatch: TypeAlias = Callable[[], Callable[[Sequence[EventMessage], Sender | None, bool], None] | None]
+Dispatch: TypeAlias = Callable[[], Callable[[Received], int] | None]
 """A weak reference to the dispatch method of the client: its threads must not keep a client alive."""
 
 IDLE_WAIT_S: Final = 60.0
@@ -60,8 +59,6 @@ class Dispatcher:
     def routes_here(self) -> bool:
         """Whether the calling thread is within `process`."""
         return self._routing._is_owned()  # type: ignore[attr-defined,no-any-return]
-
-    # -- on the I/O thread -------------------------------------------------------------------------------------
 
     def process(self, machine: ClientSession, requests: RequestClient, now: float) -> None:
         """Route received events, and fail the requests that a disconnect, a refusal or a deadline ends."""
@@ -140,8 +137,6 @@ class Dispatcher:
             self._thread.start()
         self._bell.put(None)
 
-    # -- on the dispatch thread, or in tick() ------------------------------------------------------------------
-
     def dispatch_all(self) -> int:
         """Dispatch all queued events. Return their number."""
         dispatched = 0
@@ -152,21 +147,10 @@ class Dispatcher:
     def dispatch_frame(self) -> int:
         """Dispatch the events of the oldest queued frame, and mark them as handled. Return their number."""
         received = self._waiting[0]
-        events = received.events
         dispatch = self._dispatch()
-        dispatched = 0
-        while events:
-            # Removed before the call: a listener may call tick(), which goes on with the next event.
-            wire, events[0] = events[0], None
-            try:
-                if wire is not None:
-                    dispatched += 1
-                    if dispatch is not None:
-                        dispatch((wire,), None, received.redelivered)
-            finally:
-                # Also after SystemExit in a listener: that event counts as handled, the events behind it stay queued.
-                received.mark_handled(next((n for n, each in enumerate(events) if each is not None), len(events)))
-        if self._waiting and self._waiting[0] is received:
+        dispatched = 0 if dispatch is None else dispatch(received)
+        # Removed afterwards: after an interrupt the next call continues with the events that are left.
+        if (dispatch is None or not received.events) and self._waiting and self._waiting[0] is received:
             self._waiting.popleft()
         return dispatched
 

@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +19,7 @@ from remit._patterns.request_reply import encode_nested
 from remit._protocol.outbox import BATCH_BYTES, BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
-from remit._typed_listeners import converter
+from remit._typed_listeners import bind, conversion
 from remit.codec import Codec, EventMessage, decode_event, find_codec, shortened
 from remit.errors import FrameTooLarge, QueueFull
 from remit.event import NO_HEADERS
@@ -336,12 +337,13 @@ class Subscription:
         """Publications that were dropped because this client was too slow."""
         self.ended = ""
         """Why the server ended it; empty while it is active."""
-        self._listener = listener if pass_event else converter(listener)
+        self._listener = listener
+        self._conversion = None if pass_event else conversion(listener)
         self._pass_event = pass_event
         self._request_args = (self.id, pattern, *options)
         """Arguments of the SUBSCRIBE request."""
         self._on_gap = on_gap
-        self._last_number = 0
+        self._last_number = self._gap = 0
         self._unsubscribe: Callable[[Subscription], None] = lambda _: None
         """Called by `close`. Set by the client."""
         self._report: Callable[[Exception], None] = lambda _: None
@@ -351,17 +353,19 @@ class Subscription:
         """End the subscription. May be called twice."""
         self._unsubscribe(self)
 
-    def _on_publication(self, number: int, message: EventMessage) -> Any:
-        """Report a gap before this publication, then call the listener and return its value."""
+    def _on_publication(self, number: int, message: EventMessage, begin: Iterator[tuple[()]] | None = None) -> Any:
+        """Report a gap before this publication, call the listener, which takes from ``begin``, and return its value."""
+        missing = number - self._last_number - 1
+        if missing > 0:
+            self.missed, self._gap, self._last_number = self.missed + missing, missing, number - 1
+        if self._gap:
+            self._report_gap(self._gap)
         if number <= self._last_number:
             return None  # An interrupted server may send a publication twice.
-        missing, self._last_number = number - self._last_number - 1, number
-        if missing > 0:
-            self.missed += missing
-            self._report_gap(missing)
-        if self._pass_event:
-            return self._listener(message.event())
-        return self._listener(*message.args, **message.kwargs)
+        call = self._listener, self._conversion, EventMessage("", (message.event(),)) if self._pass_event else message
+        # In C: no signal handler runs between the note of the number and the listener.
+        noted = map(setattr, (self,), ("_last_number",), (number,))
+        return next(itertools.starmap(bind(*call), map(itemgetter(0), zip(begin or ((),), noted))))  # noqa: B905
 
     def _on_server_restart(self) -> None:
         """Report a gap of unknown size: the numbers of the new server start with 1."""
@@ -372,12 +376,14 @@ class Subscription:
         if self._on_gap is None:
             return
         try:
+            self._gap = 0
             self._on_gap(missing)
         except Exception as error:  # noqa: BLE001 - the publication behind the gap must not be lost
             self._report(error)
         except BaseException:
             # In the main thread SystemExit and the like may come from a signal handler.
             if threading.current_thread() is threading.main_thread():
+                self._gap = missing or 0
                 raise
             logger.exception("on_gap of subscription %s raised", shortened(self.pattern))
 
@@ -388,16 +394,17 @@ class SubscriberState:
     def __init__(self) -> None:
         self.active: dict[int, Subscription] = {}
 
-    def on_publication(self, codec: Codec, message: EventMessage) -> Any:
+    def on_publication(self, codec: Codec, message: EventMessage, begin: Iterator[tuple[()]] | None = None) -> Any:
         """Call the listener of a publication; return its value. Raises CodecError, msgspec.ValidationError."""
         identifier, number, publication = msgspec.convert(message.args, tuple[int, int, bytes])
         subscription = self.active.get(identifier)
-        return None if subscription is None else subscription._on_publication(number, decode_event(codec, publication))
+        return subscription and subscription._on_publication(number, decode_event(codec, publication), begin)
 
     def on_unsubscribed(self, message: EventMessage) -> None:
         """Handle the end of a subscription by the server. Raises msgspec.ValidationError."""
         identifier, reason = msgspec.convert(message.args, tuple[int, str])
-        subscription = self.active.pop(identifier, None)
+        subscription = self.active.get(identifier)
         if subscription is not None:
             subscription.ended = reason
             subscription._on_server_restart()
+            self.active.pop(identifier, None)  # Removed last: after an interrupt the above is repeated.

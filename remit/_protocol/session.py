@@ -77,7 +77,7 @@ class Inbox:
 class Received:
     """Events of one frame that wait for dispatch. The session machine adds it to `ready`, then calls `accept`."""
 
-    __slots__ = ("_inbox", "events", "last", "pending", "redelivered", "session", "undecodable")
+    __slots__ = ("_inbox", "events", "last", "left", "pending", "redelivered", "session", "undecodable")
 
     def __init__(
         self, session: Session, events: list[EventMessage | None], *, last: int = 0, redelivered: bool = False
@@ -91,8 +91,10 @@ class Received:
         self.redelivered = redelivered
         self.undecodable = 0
         """Number of the events that could not be decoded. Events with the name UNDECODABLE stand for them."""
-        self.pending: Iterator[object] | None = None
-        """What `mark_begun` is to leave in `events`, while they are dispatched."""
+        self.pending: Iterator[EventMessage | None] | None = None
+        """The events that no listener has begun, while `events` are dispatched."""
+        self.left: list[EventMessage | None] = []
+        """Events that the call which dispatches them goes through."""
         self._inbox = session.inbox
 
     def accept(self) -> None:
@@ -117,7 +119,7 @@ class Received:
             self.session.ack_due = True
 
     def mark_begun(self, *, unfinished: bool = False) -> int:
-        """Mark the events that are no longer in `pending` as handled, and return their number. May be repeated.
+        """Mark the events that are no longer in `pending` as handled, and return how many were to be dispatched.
 
         The last one stays if it is ``unfinished``: it is awaited, and a later call marks it.
         """
@@ -126,10 +128,11 @@ class Received:
         count = len(self.events) - length_hint(self.pending)
         if unfinished and count:
             count -= 1
+        heard = count - self.events[:count].count(None)
         self.mark_handled(count)
         if not unfinished:
             self.pending = None
-        return count
+        return heard
 
 
 class Session:

@@ -32,10 +32,10 @@ def repeat(self: SubscriberQueue, sealed: bytes, now: float, *, original: Any) -
     original(self, sealed, now)
 
 
-def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage, *, original: Any) -> None:
+def count_a_gap_too_far(self: Followed, number: int, wire: EventMessage, begin: Any, *, original: Any) -> None:
     if number - self._last_number > 1:
         self._last_number -= 1
-    original(self, number, wire)
+    original(self, number, wire, begin)
 
 
 def tell_of_no_gap(self: Followed, missing: int | None, *, original: Any) -> None:

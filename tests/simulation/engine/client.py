@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from itertools import groupby
 from typing import Any, Final
 
 from engine.delivery_oracle import Book, Stream, TracedOutbox
@@ -16,9 +15,9 @@ from remit._patterns.event_router import EventRouter
 from remit._patterns.names import PROGRESS, REPLY, REQUEST_NOTE, RESERVED
 from remit._patterns.request_reply import RequestClient
 from remit._protocol.client_session import ClientSession, ConnectionState
+from remit._protocol.session import Received
 from remit.codec import EventMessage
 from remit.errors import EmitError
-from remit.event import Sender
 
 __all__ = ["SimulatedClient"]
 
@@ -137,16 +136,17 @@ class SimulatedClient(Actor):
     def settled(self) -> None:
         """Look at what has become of all that, once everything possible has been done."""
 
-    def _dispatch(self, wires: Sequence[EventMessage], sender: Sender | None, redelivered: bool) -> None:
-        for name, run in groupby(wires, _name):
-            if not name.startswith(RESERVED):
-                self._hear(self.book.streams[name], list(run))
-                continue
-            for wire in run:
-                for handler in self.router.handlers.get(name, ()):
-                    handler(wire, sender, redelivered)
-        if self.world.random.random() < SLOW:
-            self.deaf_until = self.world.now + self.world.random.random()
+    def _dispatch(self, received: Received) -> int:
+        wires = [wire for wire in received.events if wire is not None]
+        for wire in wires:
+            if not wire.name.startswith(RESERVED):
+                self._hear(self.book.streams[wire.name], [wire])
+            for handler in self.router.handlers.get(wire.name, ()):
+                handler(wire, None, received.redelivered)
+            if self.world.random.random() < SLOW:
+                self.deaf_until = self.world.now + self.world.random.random()
+        received.mark_handled(len(received.events))
+        return len(wires)
 
     def _hear(self, stream: Stream, wires: Sequence[EventMessage]) -> None:
         if stream is not self.answers:
@@ -189,7 +189,3 @@ class SimulatedClient(Actor):
             f"{type(self).__name__}, {machine.state.value}, generation {machine.session.generation}: "
             f"{self.outbox.last} numbered, {self.outbox.done} done, {len(self.requests.open)} questions open"
         )
-
-
-def _name(wire: EventMessage) -> str:
-    return wire.name
