@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias, get_args
@@ -31,6 +32,7 @@ class GroupManager(BaseManager):
     def __init__(self, manager: BaseManager, *, on_failure: OnFailure = "continue") -> None:
         super().__init__()
         self.manager, self.server, self.rules = manager, manager.server, manager.rules
+        self._requests = manager._requests
         self.on_failure: OnFailure = on_failure
         self.failed: tuple[Task, ...] = ()
         """The failed tasks that stopped it; empty while it continues."""
@@ -107,23 +109,26 @@ class GroupManager(BaseManager):
         """Remove a task whose group has not started, or cancel one that waits or runs; False if it has finished."""
         for group in tuple(self._groups):
             if task in group:
-                task._finish(State.CANCELLED, again=True)
-                group.pop(task, None)  # Last: after an interrupt above, the next call continues.
+                self._requests.put(functools.partial(_cancel_queued, group, task))
                 return True
         return self.manager.cancel(task)
 
     def resume(self) -> None:
         """Continue after a failure: groups that are added from now on run again."""
+        self._requests.put(self._resume)
+
+    def _resume(self, again: bool) -> None:
         if self.failed:
             self.failed, self._current = (), _Group(self.on_failure)
 
     def tick(self) -> bool:
         """Process all that is pending, without waiting; True while any task waits or runs, in any group."""
-        self._run_scheduled_calls()
-        busy = self.manager.tick()
+        busy = self.manager.tick()  # First: it raises ReentrantTick in a nested call.
+        self._requests.guard(self._run_scheduled_calls)
         # The second tick launches the new group now: otherwise each group would cost one more wait of the caller.
-        if self._start_next_group():
+        if self._requests.guard(self._start_next_group):
             busy = self.manager.tick()
+        self._requests.run()  # Of nested calls.
         return busy or bool(self._groups)
 
     def wait(self, timeout: float) -> None:
@@ -207,6 +212,11 @@ class _Group(dict[Task, bytes]):
         check_choice("on_failure", on_failure, get_args(OnFailure))
         self.on_failure = on_failure
         self.submitted = False  # Whether the inner manager has its tasks.
+
+
+def _cancel_queued(group: _Group, task: Task, again: bool) -> None:
+    task._finish(State.CANCELLED, again=True)
+    group.pop(task, None)  # Last: after an interrupt above, this is called again.
 
 
 def _cancel(task: Task, why: str, cause: BaseException | None) -> None:

@@ -8,6 +8,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from doorman._scheduler.attempt import Timeouts
@@ -18,7 +19,6 @@ from doorman._scheduler.output import Logs, Streams
 from doorman._scheduler.run_queue import RunQueue
 from doorman._scheduler.supervisor import Supervisor
 from doorman._worker.pickling import pickle_initializer
-from doorman.errors import TaskAlreadyAdded
 from doorman.journal.journal import Journal
 from doorman.journal.recorder import Recorder
 from doorman.journal.recovery import AdoptedProcessLauncher, Recovery
@@ -30,7 +30,6 @@ from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Location, Server
 from remit._internal import ignore_unheard
 from remit.config import resolve
-from remit.errors import ReentrantTick
 from remit.plugins import find_transport
 
 __all__ = ["ProcessManager"]
@@ -44,18 +43,18 @@ KILL_TIMEOUT_S: Final = 5.0
 
 
 def _open(
-    location: str | Location | Server | None, launcher: Launcher | None, preload: Sequence[str], recorder: Recorder
+    where: Location, server: Server | None, launcher: Launcher | None, preload: Sequence[str], undone: ExitStack
 ) -> tuple[Launcher, Server]:
-    """Return the launcher and the server of a manager. Close both if an error is raised."""
-    with contextlib.ExitStack() as undone:
-        undone.callback(recorder.close)
-        where = _place(location, recorder)
-        # The zygote first: it must be exec'd before a transport starts threads here.
-        launcher = launcher or _zygote(where, preload)
+    """Return the launcher and the server of a manager, which ``undone`` closes."""
+    # The zygote first: it must be exec'd before a transport starts threads here.
+    if launcher is None:
+        launcher = zygote = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{where.scheme}", preload=preload)
+        undone.callback(zygote.close, 0.0)
+        with contextlib.suppress(OSError):
+            zygote.start()  # Early, so that it is warm for the first task; if it fails, the launch reports it.
+    else:
         undone.callback(launcher.close, 0.0)
-        server = location if isinstance(location, Server) else Server(where)
-        undone.pop_all()
-    return launcher, server
+    return launcher, server or undone.enter_context(Server(where))
 
 
 def _place(location: str | Location | Server | None, recorder: Recorder) -> Location:
@@ -66,13 +65,6 @@ def _place(location: str | Location | Server | None, recorder: Recorder) -> Loca
     if not find_transport(where.scheme).capabilities.crosses_processes:
         raise ValueError(f"{where} does not reach other processes; use unix:, or leave the location out")
     return where
-
-
-def _zygote(where: Location, preload: Sequence[str]) -> ZygoteLauncher:
-    zygote = ZygoteLauncher(entry=f"doorman._worker.main:prepare:{where.scheme}", preload=preload)
-    with contextlib.suppress(OSError):
-        zygote.start()  # Early, so that it is warm for the first task; if it fails, the launch reports it.
-    return zygote
 
 
 class ProcessManager(BaseManager):
@@ -121,59 +113,57 @@ class ProcessManager(BaseManager):
         logs = Logs(log_path, shared=shared_log)
         raise_descriptor_limit()
         self._shutdown_timeout = grace + KILL_TIMEOUT_S
-        self._closed = self._stopped = self._released = self._ticking = False
+        self._closed = self._stopped = self._released = False
+        self._on_interrupt: dict[Callable[[], object], None] = {}  # Called in the tick after an interrupted one.
         self._owner = os.getpid()
         self._clock = time.monotonic
         self._run_queue = RunQueue(rules)
         self.rules = self._run_queue.rules
-        self._recorder = recorder = Recorder(journal)
         self._shares = isinstance(location, Server)
-        self._launcher, self.server = _open(location, launcher, preload, recorder)
-        adopting = None if recorder.journal is None else AdoptedProcessLauncher(self._launcher)
-        self._launcher = adopting or self._launcher
-        self._output = Streams(logs, self._launcher, on_output)
-        self._handshake = Handshake(self.server)
-        self.refused = self._handshake.refused
-        """Number of refused hellos and results, and of processes that did not prove themselves, by reason."""
-        self._supervisor = Supervisor(
-            self._launcher,
-            self._run_queue,
-            recorder,
-            self._output,
-            self._handshake,
-            timeouts=Timeouts(grace, hello_timeout),
-            payload=(pickle.dumps(self.server.location), first_call),
-            on_progress=on_progress,
-        )
         self.recovered: tuple[Task, ...] = ()
         """The tasks of the journal when it was opened, in the order in which they were added."""
-        if adopting is not None and recorder.journal is not None:
-            recovery = Recovery(recorder, self._run_queue, self._supervisor, adopting)
-            try:
+        undone = ExitStack()
+        # No `with`: an interrupt may occur at the line that ends its block.
+        try:
+            self._recorder = recorder = Recorder(journal)
+            undone.callback(recorder.close)
+            server = location if isinstance(location, Server) else None
+            self._launcher, self.server = _open(_place(location, recorder), server, launcher, preload, undone)
+            adopting = None if recorder.journal is None else AdoptedProcessLauncher(self._launcher)
+            if adopting is not None:
+                self._launcher = adopting
+                undone.callback(adopting.close, KILL_TIMEOUT_S)
+            self._output = Streams(logs, self._launcher, on_output)
+            self._handshake = Handshake(self.server)
+            undone.callback(self._handshake.close)
+            self.refused = self._handshake.refused
+            """Number of refused hellos and results, and of processes that did not prove themselves, by reason."""
+            self._supervisor = Supervisor(
+                self._launcher,
+                self._run_queue,
+                recorder,
+                self._output,
+                self._handshake,
+                timeouts=Timeouts(grace, hello_timeout),
+                payload=(pickle.dumps(self.server.location), first_call),
+                on_progress=on_progress,
+            )
+            self._requests = self._supervisor.requests
+            if adopting is not None and recorder.journal is not None:
+                recovery = Recovery(recorder, self._run_queue, self._supervisor, adopting)
                 self.recovered = recovery.run(self, recorder.journal.entries())
-            except BaseException:
-                self._closed = True
-                self._release()
-                recorder.close()
-                raise
+        except BaseException:
+            self._closed = True
+            undone.close()
+            raise
 
     def add_task(self, task: Task) -> Task:
         """Add a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         if self._closed:
             raise ValueError("this manager is closed")
-        if task._manager is not None:
-            raise TaskAlreadyAdded(f"{task!r} was added before; make a new task for each run")
-        try:
-            call = task._adopt(self)
-            if task.grace is not None:
-                self._shutdown_timeout = max(self._shutdown_timeout, task.grace + KILL_TIMEOUT_S)
-            self._supervisor.add(task, call)
-        except BaseException:
-            if task._manager is self and not self._supervisor.has(task) and not task.done():
-                task._release()  # It can be added again.
-            raise
-        self._wake_loop()
-        return task
+        if task.grace is not None:
+            self._shutdown_timeout = max(self._shutdown_timeout, task.grace + KILL_TIMEOUT_S)
+        return self._add(task, self._supervisor.add, self._supervisor.has)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
@@ -193,7 +183,7 @@ class ProcessManager(BaseManager):
     @property
     def busy(self) -> bool:
         """Whether any task waits or runs."""
-        return bool(len(self._run_queue) or len(self._supervisor) or self._supervisor.requests.pending)
+        return bool(len(self._run_queue) or len(self._supervisor) or self._requests.pending)
 
     def why(self, task: Task) -> str | None:
         """Return why a waiting task did not start in the last tick, with figures; None if nothing held it back."""
@@ -227,20 +217,8 @@ class ProcessManager(BaseManager):
         """Continue the processes of all tasks after `suspend`."""
         self._supervisor.signal_all(signal.SIGCONT)
 
-    def tick(self) -> bool:
-        """Process all that is pending, without waiting; True while any task waits or runs."""
-        self._check_loop_turn()
-        if self._ticking or self._supervisor.requests.active:
-            raise ReentrantTick("tick() was called from a listener: let it return, and wait for tasks outside it")
-        # No `finally`: an exception that a signal handler raises at its first line would leave the flag set.
-        try:
-            self._ticking = True
-            self._tick()
-            self._ticking = False
-        except BaseException:
-            self._ticking, self._supervisor.requests.damaged = False, True
-            raise
-        return self.busy
+    def _after_interrupt(self) -> None:
+        self._scheduled_calls.extend(self._on_interrupt)
 
     def _tick(self) -> None:
         if not self._closed:

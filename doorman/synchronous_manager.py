@@ -22,14 +22,13 @@ from doorman._scheduler.request_queue import RequestQueue
 from doorman._scheduler.run_queue import RunQueue
 from doorman._worker.program import SHELL, exit_code_of, is_shell_script, reason_of
 from doorman.current import CurrentTask, task_context
-from doorman.errors import ProgramNotRun, RestartedTooOften, TaskAlreadyAdded, TaskFailed, WorkerDied
+from doorman.errors import ProgramNotRun, RestartedTooOften, TaskFailed, WorkerDied
 from doorman.identity import own_identity
 from doorman.launcher.process_exit import exit_code
 from doorman.rules import Rule
 from doorman.states import State
 from doorman.task import OnOutput, OnProgress, Task, check_listeners
 from remit import Server
-from remit.errors import ReentrantTick
 
 __all__ = ["SynchronousManager"]
 
@@ -115,7 +114,8 @@ class SynchronousManager(BaseManager):
         self.rules = self._run_queue.rules
         self._task_listeners: dict[str, list[Callable[..., Any]]] = {}
         self._running: Task | None = None
-        self._requests = RequestQueue(lambda: self._run_queue.rebuild(()))
+        self._added: dict[Task, bytes] = {}  # Added tasks that the run queue does not have yet, with their calls.
+        self._requests = RequestQueue(self._repair)
         self._closed = False
 
     def add_task(self, task: Task) -> Task:
@@ -124,27 +124,29 @@ class SynchronousManager(BaseManager):
             raise ValueError("this manager is closed")
         if task.limits is not None:
             raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
-        if task._manager is not None:
-            raise TaskAlreadyAdded(f"{task!r} was added before; make a new task for each run")
-        try:
-            call = task._adopt(self)
-            self._requests.put(lambda again: self._place(task, call))
-        except BaseException:
-            self._requests.run()
-            if task._manager is self and not self._run_queue.has(task) and not task.done():
-                task._release()  # It can be added again.
-            raise
-        self._wake_loop()
-        return task
+        return self._add(task, self._place, self._has)
 
     def _place(self, task: Task, call: bytes) -> None:
-        if task._manager is self:  # Else an interrupt of `add_task` has released it.
+        self._added[task] = call
+        self._requests.put(self._place_added)
+
+    def _has(self, task: Task) -> bool:
+        return task in self._added or self._run_queue.has(task)
+
+    def _place_added(self, again: bool) -> None:
+        for task, call in tuple(self._added.items()):
             self._run_queue.add(task, call)
+            del self._added[task]
+
+    def _repair(self) -> None:
+        self._run_queue.rebuild(())
+        if self._added:
+            self._requests.append(self._place_added)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have not run yet."""
-        return self._run_queue.tasks
+        return (*self._run_queue.tasks, *self._added)
 
     @property
     def running(self) -> tuple[Task, ...]:
@@ -166,20 +168,9 @@ class SynchronousManager(BaseManager):
         """Remove a waiting task; False if it runs, since it cannot be stopped here, or has finished."""
         return self._end(task, State.CANCELLED)
 
-    def tick(self) -> bool:
-        """Run every waiting task that may start; True while any waits. Raises ReentrantTick in a task."""
-        self._check_loop_turn()
-        if self._running is not None or self._requests.active:
-            raise ReentrantTick("tick() was called from a task: let it return, and wait for other tasks outside it")
-        # No `finally`: an exception that a signal handler raises at its first line would leave the task running.
-        try:
-            self._tick()
-        except BaseException:
-            self._requests.damaged = True
-            if self._running is not None:
-                self._stop_running((State.CANCELLED, None, None))
-            raise
-        return self.busy
+    def _after_interrupt(self) -> None:
+        if self._running is not None:
+            self._stop_running((State.CANCELLED, None, None))
 
     def _tick(self) -> None:
         self.server.tick()
@@ -223,8 +214,10 @@ class SynchronousManager(BaseManager):
 
     def _still_wanted(self, task: Task) -> bool:
         """Evaluate `cancel_when`; False if the task was cancelled by it, or failed since it raised."""
+        if task.cancel_when is None:
+            return not task.done()
         try:
-            if task.cancel_when is not None and task.cancel_when():
+            if task.cancel_when():
                 self.cancel(task)
         except Exception as error:  # noqa: BLE001 - one task's condition must not stop the others
             self._end(task, State.FAILED, error)
@@ -232,7 +225,7 @@ class SynchronousManager(BaseManager):
 
     def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
         """Finish a waiting task; False if it does not wait."""
-        waits = self._run_queue.has(task)
+        waits = self._has(task)
         if waits:
             self._requests.put(lambda again: self._finish_waiting(task, state, error, again))
         return waits
@@ -243,7 +236,7 @@ class SynchronousManager(BaseManager):
 
     def _run_task(self, task: Task) -> None:
         self._running = task
-        self._run_queue.remove(task)
+        self._requests.guard(self._run_queue.remove, task)
         task.attempt += 1
         task.identity = own_identity(f"{task.id}.{task.attempt}")
         task._set_state(State.RUNNING)

@@ -10,16 +10,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from doorman.errors import ResultTimeout
+from doorman.errors import ResultTimeout, TaskAlreadyAdded
 from doorman.futures import IDLE_WAIT_S
 from doorman.rules import Rule, Rules
 from doorman.task import Task
 from remit import Server
+from remit.errors import ReentrantTick
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from doorman._scheduler.event_loop import LoopDriver
+    from doorman._scheduler.request_queue import RequestQueue
 
 logger = logging.getLogger("doorman")
 
@@ -41,16 +43,31 @@ class BaseManager:
         self._scheduled_calls: deque[Callable[[], object]] = deque()
         self._loop_driver: LoopDriver | None = None  # set inside `async with`
 
+    _ticking = False
     _same_files = True
     """Whether its processes have the files of this one, so that they can import the user's script."""
     server: Server
     """The server that receives the events of its tasks."""
     rules: Rules
     """The conditions for starting a task; without rules each starts in the next tick."""
+    _requests: RequestQueue
+    """The changes of its tasks, one at a time; a group manager shares the queue of its inner manager."""
 
     def add_task(self, task: Task) -> Task:
         """Queue a task; it starts in a later tick. Raises TaskNotPicklable, TaskAlreadyAdded."""
         raise NotImplementedError
+
+    def _add(self, task: Task, place: Callable[[Task, bytes], object], has: Callable[[Task], bool]) -> Task:
+        if task._manager is not None:
+            raise TaskAlreadyAdded(f"{task!r} was added before; make a new task for each run")
+        try:
+            place(task, task._adopt(self))
+        except BaseException:
+            if task._manager is self and not has(task) and not task.done():
+                task._release()  # It can be added again.
+            raise
+        self._wake_loop()
+        return task
 
     def add_rule(self, rule: Rule) -> None:
         """Apply one more rule from now on."""
@@ -78,7 +95,25 @@ class BaseManager:
 
     def tick(self) -> bool:
         """Process all that is pending, without waiting; True while any task waits or runs."""
+        self._check_loop_turn()
+        if self._ticking or self._requests.active:
+            raise ReentrantTick("tick() was called from a task or a listener: let it return, and wait outside it")
+        # No `finally`: an exception that a signal handler raises at its first line would leave the flag set.
+        try:
+            self._ticking = True
+            self._tick()
+            self._ticking = False
+        except BaseException:
+            self._ticking, self._requests.damaged = False, True
+            self._after_interrupt()
+            raise
+        return self.busy
+
+    def _tick(self) -> None:
         raise NotImplementedError
+
+    def _after_interrupt(self) -> None:
+        pass
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""

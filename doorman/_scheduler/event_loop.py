@@ -106,18 +106,18 @@ class LoopDriver:
 
     def detach(self) -> None:
         """Stop ticking; from now on the manager is ticked as without a loop."""
-        if self._detached:
+        if self._manager._loop_driver is not self:
             return
         self._detached = True
         self._turns.release()
         self._server.wake()
         self._thread.join(JOIN_TIMEOUT_S)
-        for each in self._managers:
-            each._loop_driver = None
         self._listeners.detach()
         if not self._loop.is_closed():
             for idle in self._idle:
                 _end_wait(idle)
+        for each in reversed(self._managers):  # Last: a call that was interrupted is completed by the next one.
+            each._loop_driver = None
 
     async def _leave(self) -> None:
         if self._error is None and not self._detached:

@@ -14,9 +14,10 @@ Result = TypeVar("Result")
 class RequestQueue:
     """Executes requests in order, in the thread of their owner.
 
-    An interrupt is an exception at any line that is no `Exception`: that of Ctrl-C, or of another signal handler. The
-    request that it leaves is called again, before the interrupt is raised; after a second one by the next `run`.
-    ``repair`` is called before, to rebuild what is derived from other state.
+    An interrupt is an exception at any line: that of Ctrl-C, or of another signal handler. The request that it leaves
+    is called again, before the interrupt is raised; after a second one by the next `run`, unless that is an
+    `Exception`: then it is a fault of the request. ``repair`` is called before, to rebuild what is derived from other
+    state.
 
     A nested call, such as that of a listener, a finalizer or a signal handler, only queues its request.
     """
@@ -76,14 +77,14 @@ class RequestQueue:
             again, self._begun = self._begun is request, request
             try:
                 request(again)
-            except Exception:
-                # A fault and no interrupt: it would be raised again.
-                self._requests.popleft()
-                raise
             except BaseException:
                 # Complete it before the caller sees the interrupt; if there is another one here, the next `run` does.
                 self._repair()
-                request(True)
+                try:
+                    request(True)
+                except Exception as error:
+                    self._requests.popleft()  # A fault and no interrupt: it would be raised each time.
+                    raise error from error.__cause__
                 self._requests.popleft()
                 raise
             self._requests.popleft()

@@ -246,7 +246,9 @@ class RunQueue:
                 continue
             try:
                 group.why = self._holds_back(queued, group)
-            except Exception as error:  # noqa: BLE001 - the `can_run` of one task must not stop the others
+            except Exception as error:  # the `can_run` of one task must not stop the others
+                if queued.task.can_run is None:
+                    raise  # That of a signal handler.
                 yield queued, error
                 self._groups.queue(group)
                 continue

@@ -466,7 +466,9 @@ class _Step:
             begun, self._begun = self._begun, self._done + 1
             try:
                 supervisor.perform(attempt, self.actions[self._done], again=begun > self._done)
-            except Exception as error:  # noqa: BLE001 - raised below: the decided actions are executed all the same
+            except Exception as error:  # raised below: the decided actions are executed all the same
+                if begun <= self._done and not isinstance(error, JournalError):
+                    raise  # It may be that of a signal handler: the queue calls this request again.
                 fault = fault or error
                 if isinstance(error, JournalError):
                     # The manager has to end now. What must not happen without its record is dropped.

@@ -91,7 +91,7 @@ class Call(ManagedFuture):
             _release(condition)
             raise
         # RUNNING or FINISHED: an interrupt has left it in the queue twice.
-        return waits or (self._state not in ("RUNNING", "FINISHED") and self.set_running_or_notify_cancel())
+        return waits or (self._state == "CANCELLED" and self.set_running_or_notify_cancel())
 
     def requeue(self) -> None:
         """Mark the call as waiting again, after its worker has returned it unstarted."""
@@ -194,11 +194,7 @@ class PendingCalls:
 
     def cancel_all(self) -> int:
         """Cancel the waiting calls; return how many were not cancelled before."""
-        cancelled = 0
-        while (call := self._next()) is not None:
-            cancelled += not call.cancelled() and call.cancel()
-            call.start()  # Wakes a wait for several futures: see `set_running_or_notify_cancel`.
-        return cancelled
+        return self._end_all(None)
 
     def close(self) -> None:
         """Cancel the waiting calls, and those that are added or requeued from now on."""
@@ -208,9 +204,7 @@ class PendingCalls:
     def fail(self, error: Exception) -> None:
         """Finish the waiting calls with an error, and those that are added from now on."""
         self._error = error
-        while (call := self._next()) is not None:
-            if call.set_running_or_notify_cancel():
-                call.set_exception(error)
+        self._end_all(error)
 
     def _settle(self) -> None:
         if self._error is not None:
@@ -218,11 +212,20 @@ class PendingCalls:
         elif self._closed:
             self.cancel_all()
 
-    def _next(self) -> Call | None:
+    def _end_all(self, error: Exception | None) -> int:
+        count, taken = 0, list[Call]()
         try:
-            return self._calls.popleft()
+            while True:  # As in `pop`; IndexError ends the loop.
+                taken.extend(map(deque.popleft, (self._calls,)))
+                count += not taken[-1].cancelled() and (error is not None or taken[-1].cancel())
+                if (taken[-1].start() or taken[-1].running()) and error is not None:  # `start` wakes waits.
+                    taken[-1].set_exception(error)
+                del taken[-1]
         except IndexError:
-            return None  # Not tested before: another thread may empty the queue at any time.
+            return count
+        except BaseException:
+            self._calls.extendleft(taken)
+            raise
 
 
 class CallPool(ABC):

@@ -161,8 +161,10 @@ class Crew(CallPool):
         self._workers: dict[str, WorkerHandle] = {}
         self._numbers = itertools.count(1)
         self._start_failures = 0
+        self._ended = False  # `close` has ended.
         manager.server.add_listener("doorman.ready", self._on_ready, pass_event=True)
         manager.server.add_listener("doorman.results", self._on_results)
+        manager._on_interrupt[self._collect_results] = None
 
     @property
     def workers(self) -> tuple[Identity, ...]:
@@ -176,8 +178,9 @@ class Crew(CallPool):
 
     def close(self) -> None:
         """Cancel waiting calls, let idle workers exit, and stop those that run a call. May be called twice."""
-        if self._closed:
+        if self._ended:
             return
+        # A call that was interrupted is completed by the next one.
         self._closed = True
         self._waiting.close()
         # A copy: a task that has not started ends within `stop`, and its callback changes the dictionary.
@@ -190,6 +193,8 @@ class Crew(CallPool):
         self.stop_workers()
         self.manager.server.remove_listener("doorman.ready", self._on_ready)
         self.manager.server.remove_listener("doorman.results", self._on_results)
+        self.manager._on_interrupt.pop(self._collect_results, None)
+        self._ended = True
 
     def __enter__(self) -> Self:
         return self
@@ -267,7 +272,7 @@ class Crew(CallPool):
         worker = self._workers.get(name)
         if worker is not None:
             received = functools.partial(self._receive_results, worker, serial, blob, signature)
-            self.manager._supervisor.requests.put(received)
+            self.manager._requests.put(received)
 
     def _receive_results(self, worker: WorkerHandle, serial: Any, blob: Any, signature: Any, again: bool) -> None:
         try:
@@ -278,6 +283,13 @@ class Crew(CallPool):
         self._handle_entries(worker, entries)
         if self._waiting:
             self._schedule_dispatch()
+
+    def _collect_results(self) -> None:
+        """Read the results from the crash records: an interrupt may have lost the event that brought them."""
+        for worker in tuple(self._workers.values()):
+            if worker.shares_record and worker.calls:
+                self.manager._requests.guard(self._handle_entries, worker, worker.record.read()[1])
+        self._schedule_dispatch()
 
     def _handle_entries(self, worker: WorkerHandle, entries: Iterable[Entry]) -> None:
         calls = worker.calls

@@ -187,16 +187,8 @@ def test_trees_that_end_together_keep_their_own_grace_period(local, tmp_path, ap
     for number, folder in enumerate(folders):
         folder.mkdir()
         words = f"(setsid {app.replace(f' {tmp_path} ', f' {folder} ')} &); trap 'exit 0' TERM; "
-        tasks.append(
-            Task.command(
-                [
-                    "sh",
-                    "-c",
-                    words
-                    + (f"until test -e {tmp_path}/go; do sleep 0.01; done" if number % 2 else "sleep 1000 & wait"),
-                ]
-            )
-        )
+        words += f"until test -e {tmp_path}/go; do sleep 0.01; done" if number % 2 else "sleep 1000 & wait"
+        tasks.append(Task.command(["sh", "-c", words]))
         local.add_task(tasks[-1])
     tick_until(local, lambda: all((folder / "up").exists() for folder in folders))
     (tmp_path / "go").touch()
