@@ -144,12 +144,12 @@ class Owner:
         self.client.emit("event", 2)
 
 
-def unclosed(drop: Callable[[], object] = gc.collect) -> list[warnings.WarningMessage]:
+def unclosed(location: Location | str, drop: Callable[[], object] = gc.collect) -> list[warnings.WarningMessage]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         drop()
         gc.collect()
-    return [each for each in caught if str(each.message).startswith("unclosed client to ")]
+    return [each for each in caught if str(each.message).startswith(f"unclosed client to {location}:")]
 
 
 def test_a_client_that_is_dropped_unclosed_is_reported_and_its_events_arrive(location: Location) -> None:
@@ -161,18 +161,19 @@ def test_a_client_that_is_dropped_unclosed_is_reported_and_its_events_arrive(loc
         server.add_listener("event", got.append)
         gc.collect()
         for drop in (lambda: Owner(Client(server.location)), lambda: asyncio.run(emit())):
-            [report] = unclosed(drop)
+            [report] = unclosed(server.location, drop)
             assert report.category is ResourceWarning
             client: Any = report.source
             wait_until(lambda: got[-1:] in ([2], [3]))
             client.close()
             del client, report
-            assert unclosed() == []
+            assert unclosed(server.location) == []
     assert got == [1, 2, 3]
 
 
 def test_a_dropped_client_without_a_thread_is_reported_with_its_events() -> None:
-    [report] = unclosed(lambda: Client("memory://nothing", threaded=False).emit("event", 1))
+    url = "memory://nothing"
+    [report] = unclosed(url, lambda: Client(url, threaded=False).emit("event", 1))
     assert "1 event undelivered" in str(report.message)
 
 
