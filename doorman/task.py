@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from doorman._scheduler.output import Line
 from doorman._worker.pickling import pickle_call
-from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, TaskExpired
+from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskFailed
 from doorman.futures import TaskFuture, future_of
 from doorman.identity import Identity
 from doorman.limits import Limits
@@ -242,9 +242,15 @@ class Task:
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def __del__(self) -> None:
-        if getattr(self, "_error", None) is not None and not self._retrieved and self.state in UNEXPECTED:
+        error = getattr(self, "_error", None)
+        if error is not None and not self._retrieved and self.state in UNEXPECTED:
             with contextlib.suppress(Exception):  # The interpreter may be about to exit.
-                logger.error("%r failed, and its error was never retrieved: call result()", self, exc_info=self._error)
+                cause = error.__cause__
+                # Without `exc_info`: to format a traceback, CPython before 3.13 parses source. A garbage collection
+                # within `ast.parse` of other code, which runs this, would make that fail with SystemError.
+                text = cause if isinstance(cause, TaskFailed) else f"{type(error).__name__}: {error}"
+                # Its text and not itself: a handler that keeps records would keep the task.
+                logger.error("%s failed, and its error was never retrieved: call result()\n%s", repr(self), text)
 
     # -- used by managers, in the thread that ticks them -------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import logging
+from typing import Any
 
 import pytest
 from waiting import DEADLINE
@@ -39,6 +41,28 @@ def test_a_manager_that_has_run_or_is_left_by_an_error_is_not_reported(caplog: p
     with pytest.raises(AttributeError), SynchronousManager() as manager:
         manager.add_task(manager.add_task(Task(len, "")).missing())
     assert logged(caplog, logging.WARNING) == []
+
+
+def test_an_error_that_is_never_retrieved_disturbs_no_parser() -> None:
+    """Its record is written in a garbage collection, which may begin anywhere."""
+    thresholds = gc.get_threshold()
+    with SynchronousManager() as manager:
+        for objects in (100, 300, 1000):
+            task: Any = manager.add_task(Task(one_half))
+            manager.run(DEADLINE)
+            gc.disable()
+            try:
+                gc.collect()
+                task.cycle = task
+                del task
+                gc.set_threshold(objects, 1, 1)
+                gc.enable()
+                assert ast.parse("f(a + b, [c / d for c in e])\n" * 50)
+            finally:
+                gc.set_threshold(*thresholds)
+                gc.enable()
+    del manager
+    gc.collect()
 
 
 def test_an_error_that_is_never_retrieved_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,6 +39,7 @@ class Manager(ProcessManager):
         BaseManager.__init__(self)
         self.world = world
         self._closed = self._stopped = self._released = self._ticking = False
+        self._on_interrupt = {}
         self._clock = world.clock
         self._run_queue: _RunQueue = _RunQueue([Rule(processes=SLOTS)], clock=world.clock)
         self.rules = self._run_queue.rules
@@ -57,6 +58,7 @@ class Manager(ProcessManager):
             clock=world.clock,
         )
         self._supervisor.use_world(world)
+        self._requests = self._supervisor.requests
         self.recovered = _Recovery(recorder, self._run_queue, self._supervisor, self._launcher).run(
             self, world.journal.entries()
         )

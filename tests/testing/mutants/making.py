@@ -153,4 +153,4 @@ def cut(name: str, *, said: bool = True, mended: bool = True) -> None:
             if said:
                 one.disconnect(other)
         if said and mended:
-            hub.server.connect_client(client)
+            hub.server._connect_client(client)

@@ -50,7 +50,7 @@ class HasChangingTokens(Retold):
 
 @mutant("a_token_is_never_used_again", "tokens of successive clients")
 class ReusesTokens(Sound):
-    def connect_client(self, client: MemoryLink) -> None:
+    def _connect_client(self, client: MemoryLink) -> None:
         from remit.transports.memory import _Route
 
         taken = {route.theirs for route in self._connections.values()}
