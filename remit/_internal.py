@@ -80,4 +80,6 @@ def run_async_listeners(server: Server, fail: Callable[[BaseException], None]) -
     """
     from remit._io.async_server import AsyncListeners  # Imports asyncio: slow, and needed only here.
 
-    return AsyncListeners(server, fail)
+    listeners = AsyncListeners(server, fail)
+    listeners.attach()
+    return listeners

@@ -186,8 +186,11 @@ def _translated_errors(location: Location) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # Two servers repair or take over one path at the same time.
             raise LocationInUse(f"{location} has a server already; stop it or choose another path") from error
-        full = error.errno in (errno.EMFILE, errno.ENFILE)
-        advice = "close clients that are not used, or raise ulimit -n" if full else "choose another path"
+        advice = "choose another path"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "close clients that are not used, or raise ulimit -n"
+        elif error.errno == errno.ENOENT:
+            advice = "create its folder, or choose another path"
         raise TransportError(f"cannot open {location}: {error.strerror}; {advice}") from error
 
 
