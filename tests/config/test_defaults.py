@@ -84,7 +84,7 @@ def test_a_session_folder_that_is_not_ours_is_not_used(project: Path, monkeypatc
 def test_where_no_folder_can_be_made_the_next_one_is_used_and_none_is_named(
     temporary: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/self/fd")  # Of this user alone, and nobody can write there.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/self/fd")  # Of this user alone, and not writable.
     monkeypatch.setattr("tempfile.tempdir", temporary.format(project=project))
     if temporary == "/proc":
         with pytest.raises(BadLocation, match=r"/proc/self/fd/remit.*/proc/remit-.*: set XDG_RUNTIME_DIR or TMPDIR"):
