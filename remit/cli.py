@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with guarded_streams("remit") as streams:
         code = _run(arguments)
+    if arguments is None:
+        streams.discard_lost()
     return code or (EXIT_WRITE_ERROR if streams.failed else 0)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NoReturn, TextIO, cast
 
 EXIT_WRITE_ERROR: Final = 1
+STANDARD_ERROR: Final = "standard error"
 
 
 class CommandStreams:
@@ -24,11 +25,18 @@ class CommandStreams:
         self._program = program
         self.failed = False
         """Whether output was lost because it could not be written; that has been reported."""
+        self.lost: list[int] = []
+        """Descriptors that could not be written to."""
+
+    def discard_lost(self) -> None:
+        """Redirect them to /dev/null: what an exit hook writes would end the program with exit code 120."""
+        for descriptor in self.lost:
+            _discard(descriptor)
 
     def report(self, name: str, error: OSError) -> None:
         """Report the first error of a stream on standard error."""
         failed_before, self.failed = self.failed, True
-        if not failed_before:
+        if not failed_before and name != STANDARD_ERROR:  # It is within a write to itself, and lost anyway.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"{self._program}: cannot write to {name}: {error.strerror}\n")
                 sys.stderr.flush()
@@ -64,6 +72,7 @@ class _Descriptor(io.RawIOBase):
                 if error.errno == errno.EPIPE or (error.errno == errno.EIO and self._is_device):
                     raise BrokenPipeError(errno.EPIPE, f"the reader of {self._name} has gone") from error
                 self._lost = True
+                self._streams.lost.append(self._descriptor)
                 self._streams.report(self._name, error)
         return len(data)
 
@@ -77,7 +86,7 @@ def guarded_streams(program: str) -> Iterator[CommandStreams]:
     """
     streams = CommandStreams(program)
     replaced: dict[str, TextIO] = {}
-    for attribute, name in (("stdout", "standard output"), ("stderr", "standard error")):
+    for attribute, name in (("stdout", "standard output"), ("stderr", STANDARD_ERROR)):
         stream = getattr(sys, attribute)
         buffer = getattr(stream, "buffer", None)
         if isinstance(getattr(buffer, "raw", buffer), io.FileIO):
@@ -105,8 +114,12 @@ def _guarded(stream: TextIO, name: str, streams: CommandStreams) -> TextIO:
 
 def discard_output(stream: TextIO) -> None:
     """Redirect a stream without a reader to /dev/null, so that its buffer does not fail again at exit."""
+    _discard(stream.fileno())
+
+
+def _discard(descriptor: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
+    os.dup2(null, descriptor)
     os.close(null)
 
 

@@ -364,7 +364,7 @@ class DaemonThread:
     def __init__(self, target: Callable[[], object], name: str) -> None:
         self._target, self._name = target, name
         self._starters: list[int] = []
-        self._elected: dict[int, int] = {}
+        self._elected: dict[int, object] = {}
         self._thread: threading.Thread | None = None
         self._running = False
 
@@ -387,8 +387,8 @@ class DaemonThread:
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> None:
-        me = threading.get_ident()
-        if self._elected.setdefault(0, me) == me:  # Two threads may have called start().
+        me = object()  # Not the ident of this thread, which the next one may have as well.
+        if self._elected.setdefault(0, me) is me:  # Two threads may have called start().
             self._thread = threading.Thread(target=self._target, name=self._name, daemon=True)
             try:
                 self._thread.start()

@@ -40,8 +40,10 @@ def request(client: Client) -> object:
 
 def submit_and_wait(client: Client) -> object:
     future = client.submit("ping", timeout=BOUND_S)
-    wait_until(future.done, BOUND_S, tick=client)
-    return future.result()
+    for _ in range(20):  # A client with a thread returns immediately: no more, because each call executes lines.
+        if not future.done():
+            client.tick(BOUND_S / 20)
+    return future.result(BOUND_S)
 
 
 def submit_and_cancel(client: Client) -> object:

@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
             code, interrupted = EXIT_INTERRUPTED, True
-    if interrupted and is_program:
-        end_by_interrupt()
+    if is_program:
+        streams.discard_lost()
+        if interrupted:
+            end_by_interrupt()
     return code or (EXIT_WRITE_ERROR if streams.failed else 0)
 
 

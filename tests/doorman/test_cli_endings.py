@@ -89,7 +89,7 @@ def test_ctrl_c_ends_the_loop_of_a_shell(tmp_path, command):
         "up": f"up {tmp_path}/Procfile",
     }[command]
     with terminal(f"for i in 1 2 3; do {SHELL_DOORMAN} {words}; done; echo not reached") as screen:
-        wait_until((tmp_path / "runs").exists)
+        wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "runs").read_text())
         screen.type(b"\x03")
         assert screen.shell.wait(DEADLINE) in {-signal.SIGINT, 128 + signal.SIGINT}
     assert (tmp_path / "runs").read_text() == "x\n"
@@ -176,10 +176,19 @@ def test_a_full_disk_is_reported_once(tmp_path, words):
         assert "3 done, 0 failed" in done.stderr
 
 
-def test_full_errors_do_not_end_the_work(tmp_path):
+WRITES_LATE = """
+import atexit, sys
+from doorman.cli import main
+atexit.register(sys.stderr.write, "late")
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("program", [DOORMAN, [sys.executable, "-c", WRITES_LATE]], ids=["", "writes at exit"])
+def test_full_errors_do_not_end_the_work(tmp_path, program):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*DOORMAN, "map", "echo", ":::", "a", "b"],
+            [*program, "map", "echo", ":::", "a", "b"],
             stdout=subprocess.PIPE,
             stderr=full,
             timeout=DEADLINE,
