@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskFuture", "as_completed", "wait"]
 
+
+logger = logging.getLogger("doorman")
 
 IDLE_WAIT_S: Final = 60.0  # every event of a manager wakes the wait
 POLL_INTERVAL_S: Final = 0.02  # for futures of other managers and executors, which cannot wake the wait
@@ -41,6 +44,21 @@ class ManagedFuture(Future[Any]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error; None if there is a result. Raises TimeoutError, CancelledError."""
         return super().exception(self._tick_until_done(timeout))
+
+    def _invoke_callbacks(self) -> None:
+        """Call the callbacks, also those behind one that exits or that an interrupt ends, and remove them."""
+        interrupt = None
+        callbacks: list[Any] = self._done_callbacks  # type: ignore[attr-defined]
+        while callbacks:
+            try:
+                callbacks[0](self)
+            except Exception as error:  # One callback must not stop the others.
+                logger.error("a callback of %r raised", self, exc_info=error)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interrupt = error
+            del callbacks[0]
+        if interrupt is not None:
+            raise interrupt
 
     def _tick_until_done(self, timeout: float | None) -> float | None:
         """Tick the manager if this thread owns it; return the seconds that are left to wait."""

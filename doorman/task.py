@@ -137,6 +137,8 @@ class Task:
         for variable, value in (env or {}).items():
             if not isinstance(variable, str) or not isinstance(value, str):
                 raise TypeError(f"the environment of a process maps strings to strings, not {variable!r}: {value!r}")
+            if not variable or "=" in variable:
+                raise ValueError(f"a variable of the environment has a name without '=', not {variable!r}")
         self.env = None if env is None else dict(env)
         _check_no_nul("a working directory", (self.cwd or "",))
         _check_no_nul("the environment of a process", (*(env or {}), *(env or {}).values()))
@@ -313,6 +315,7 @@ class Task:
             self._enter_final_state(state, value, error)
         elif self._future is not None:
             self._future._update()
+            self._future._invoke_callbacks()
         # Emptied, since they refer to other objects and a finished task may be kept for long.
         while self._done_callbacks:
             self._done_callbacks[0](self)

@@ -15,6 +15,7 @@ import msgspec
 
 from doorman._worker.pickling import pickle_value
 from doorman.errors import TaskFailed
+from remit.codec import printable
 
 
 class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
@@ -43,7 +44,7 @@ class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
             if unreadable is None:
                 return value, None
             text = "".join(traceback.format_exception(unreadable))
-            return None, TaskFailed(f"the task returned, but its value cannot be unpickled here:\n{text}")
+            return None, TaskFailed(f"the call returned, but its value cannot be unpickled here:\n{text}")
         failure = TaskFailed(f"the task raised in its process:\n\n{self.traceback}")
         error, _ = (None, None) if self.error is None else _unpickled(self.error)
         # A KeyboardInterrupt of the worker process must not look like one of the manager.
@@ -58,7 +59,7 @@ def returned(value: Any) -> TaskOutcome:
     """Return the outcome of a task that returned a value. If that cannot be pickled, the task failed."""
     try:
         return TaskOutcome(pickle_value(value))
-    except Exception as error:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
+    except BaseException as error:  # noqa: BLE001 - pickling runs the user's code, which may even exit
         return failed(not_returnable(value, error))
 
 
@@ -75,10 +76,10 @@ def not_returnable(value: Any, error: BaseException) -> TypeError:
 
 def failed(error: BaseException) -> TaskOutcome:
     """Return the outcome of a task that raised."""
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)))
     try:
         return TaskOutcome(None, pickle_value(error), text)
-    except Exception:  # noqa: BLE001 - as above; the text travels in any case
+    except BaseException:  # noqa: BLE001 - as above; the text travels in any case
         return TaskOutcome(None, None, text)
 
 

@@ -25,7 +25,8 @@ def exec_program(command: tuple[str, ...]) -> NoReturn:
     """
     error = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     name = command[0]
-    for path in [name] if "/" in name else [os.path.join(folder, name) for folder in os.get_exec_path()]:  # noqa: PTH118
+    folders = os.get_exec_path() if name else []  # As in a shell, an empty name is one that is not found.
+    for path in [name] if "/" in name else [os.path.join(folder, name) for folder in folders]:  # noqa: PTH118
         restore_signals()
         try:
             _exec(path, command)

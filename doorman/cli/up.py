@@ -12,7 +12,7 @@ from typing import Final, cast
 from doorman.cli.manager_session import ManagerSession, open_manager
 from doorman.cli.procfile import Plan, Program, load_environment, load_plan
 from doorman.cli.ps import end_text
-from doorman.errors import RestartedTooOften
+from doorman.errors import BadCommandLine, RestartedTooOften
 from doorman.states import ABNORMAL, State
 from doorman.task import Task
 
@@ -62,10 +62,13 @@ class _Programs:
         processes = [(name, group) for group in names for name in names[group]]
         self._colours = {name: colour for (name, _), colour in zip(processes, cycle(COLOURS), strict=False)}
         self._width = max(map(len, self._colours), default=0)
-        self._left = [
-            self._manager.add_task(self._task(name, group, plan.programs[group], names[group].index(name)))
-            for name, group in processes
-        ]
+        try:
+            tasks = [
+                self._task(name, group, plan.programs[group], names[group].index(name)) for name, group in processes
+            ]
+        except ValueError as error:
+            raise BadCommandLine(str(error)) from error
+        self._left = [self._manager.add_task(task) for task in tasks]
 
     def tick(self) -> bool:
         """Make progress without waiting; return True while a process runs or waits for its restart."""

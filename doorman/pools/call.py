@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from doorman._worker.outcome import TaskOutcome
 from doorman._worker.pickling import pickle_call, pickle_initializer, script_of
-from doorman.errors import PoolFailed, TaskCancelled, TaskFailed, TaskNotPicklable
+from doorman.errors import PoolFailed, TaskCancelled, TaskNotPicklable
 from doorman.futures import ManagedFuture
 from doorman.task import check_listeners
 
@@ -107,27 +106,25 @@ class Call(ManagedFuture):
         except Exception as error:  # One listener must not stop the other calls.
             logger.error("the progress listener of %r raised", self, exc_info=error)
 
-    def set_pickled_result(self, data: bytes) -> None:
+    def finish_pickled(self, data: bytes) -> None:
         """Finish the call with a pickled result."""
-        if self.done():
-            return  # An interrupt repeats its result.
         try:
-            value = pickle.loads(data)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - unpickling runs the user's code
-            self.set_exception(_not_unpicklable("result", error))
+            value, error = pickle.loads(data), None
+        except BaseException as interrupt:
+            # Again, without Ctrl-C: an interrupt must not become the error of the call, nor the reverse.
+            value, error = TaskOutcome(data).unpickle()
+            if error is None and not isinstance(interrupt, Exception):
+                raise
+        self.finish(value, error)
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """Finish the call with a result or an error; after an interrupt, call the callbacks that are left."""
+        if self.done():
+            self._invoke_callbacks()
+        elif error is not None:
+            self.set_exception(error)
         else:
             self.set_result(value)
-        self.data = b""
-
-    def set_pickled_error(self, data: bytes) -> None:
-        """Finish the call with an encoded `TaskOutcome` that failed."""
-        if self.done():
-            return
-        try:
-            error = TaskOutcome.decode(data).unpickle()[1]
-        except SystemExit as leaving:
-            error = _not_unpicklable("exception", leaving)
-        self.set_exception(error)
         self.data = b""
 
 
@@ -135,11 +132,6 @@ def _release(condition: Any) -> None:
     """Release the lock of a future that an interrupt has left to this thread."""
     with contextlib.suppress(RuntimeError):
         condition.release()
-
-
-def _not_unpicklable(what: str, error: BaseException) -> TaskFailed:
-    trace = "".join(traceback.format_exception(error))
-    return TaskFailed(f"the call ended, but its {what} cannot be unpickled here:\n{trace}")
 
 
 class PendingCalls:

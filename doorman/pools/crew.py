@@ -280,7 +280,7 @@ class Crew(CallPool):
         except (ValueError, TypeError):
             self.manager.refused["result not signed by the worker"] += 1
             return
-        self._handle_entries(worker, entries)
+        self._handle_entries(worker, entries, again=again)
         if self._waiting:
             self._schedule_dispatch()
 
@@ -291,29 +291,30 @@ class Crew(CallPool):
                 self.manager._requests.guard(self._handle_entries, worker, worker.record.read()[1])
         self._schedule_dispatch()
 
-    def _handle_entries(self, worker: WorkerHandle, entries: Iterable[Entry]) -> None:
+    def _handle_entries(self, worker: WorkerHandle, entries: Iterable[Entry], *, again: bool = False) -> None:
         calls = worker.calls
         for number, kind, data in entries:
             call = calls.get(number) if kind <= Kind.RETURNED_UNSTARTED else None
             if call is None:
-                self._handle_status(worker, number, kind, data)
+                self._handle_status(worker, number, kind, data, again)
             elif kind == Kind.RETURNED:
-                call.set_pickled_result(data)
+                call.finish_pickled(data)
             elif kind == Kind.RAISED:
-                call.set_pickled_error(data)
+                call.finish(*TaskOutcome.decode(data).unpickle())
             else:
                 worker.reset_depth()
                 self._waiting.requeue([call])
             if call is not None:
                 calls.pop(number, None)  # Last: after an interrupt above, the entry is handled again.
 
-    def _handle_status(self, worker: WorkerHandle, number: int, kind: int, data: bytes) -> None:
+    def _handle_status(self, worker: WorkerHandle, number: int, kind: int, data: bytes, again: bool) -> None:
         """Handle an entry that answers no call."""
         if kind == Kind.CALL_DURATION:
             worker.set_call_duration(number)
         elif kind == Kind.PROGRESS:
             if (call := worker.calls.get(number)) is not None:
-                call.set_progress(decode_progress(data), self._on_progress)
+                # Not again: a listener that raises SystemExit would do so each time.
+                call.set_progress(decode_progress(data), None if again else self._on_progress)
         elif kind == Kind.LEAVING:
             worker.exiting = True
             self._schedule_dispatch()
@@ -332,8 +333,8 @@ class Crew(CallPool):
             # Without a crash record the oldest unanswered call was running: each result is sent before the next call.
             started = next(iter(worker.calls), 0)
         lost = worker.calls.get(started)
-        if lost is not None and not lost.done():
-            lost.set_exception(self._death_error(worker))
+        if lost is not None:
+            lost.finish(None, self._death_error(worker))
         worker.calls.pop(started, None)
         self._waiting.requeue([*worker.calls.values(), *worker.sending])
         worker.calls, worker.sending = {}, []

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from doorman.pools.call import Call, OnCallProgress
     from doorman.rules import Rule
     from remit import Location
+
+logger = logging.getLogger("doorman")
 
 START_POLL_S: Final = 1.0
 """Seconds between looks at a thread that starts its manager."""
@@ -129,13 +132,19 @@ class ManagerThread:
                 self._started.set()
             try:
                 while not self._killed and not (self._finishing and not pool.busy):
-                    manager.tick()
+                    try:
+                        manager.tick()
+                    except BaseException as error:
+                        if isinstance(error, Exception):
+                            raise
+                        # That of a callback, since no signal interrupts this thread. The next tick continues.
+                        logger.error("a callback ended a tick of the executor, which goes on", exc_info=error)
                     manager.wait(IDLE_WAIT_S)
                 if self._killed:
                     pool.cancel_waiting()
                     pool.stop_workers(kill=True)
                 pool.close()
-            except Exception as error:  # noqa: BLE001 - every wait for a call must end with it
+            except BaseException as error:  # noqa: BLE001 - every wait for a call must end with it
                 pool._give_up(PoolFailed(f"the thread of the executor failed: {error}"), error)
 
 

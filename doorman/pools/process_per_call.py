@@ -61,13 +61,9 @@ class ProcessPerCall(CallPool):
 
     def _on_task_done(self, task: Task) -> None:
         call = self._running.get(task)
-        if call is not None and not call.done():
+        if call is not None:
             call.worker = task.identity
-            value, error = task._outcome
-            if error is not None:
-                call.set_exception(error)
-            else:
-                call.set_result(value)
+            call.finish(*task._outcome)
         self._running.pop(task, None)  # Last: after an interrupt above, the manager calls this again.
         self._on_process_done()
 

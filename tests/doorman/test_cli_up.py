@@ -212,6 +212,8 @@ def test_output_is_kept_in_files_too(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("doorman.toml", "[a]\ncommand = 'x'\nrestat = 'never'\n", "did you mean 'restart'?"),
+        ("doorman.toml", "[a]\ncommand = 'x'\nenv = {'A=B' = 'c'}\n", "a name without '=', not 'A=B'"),
+        ("doorman.toml", '[a]\ncommand = ["a\\u0000"]\n', "character NUL"),
         ("doorman.toml", "[a\n", "doorman.toml: "),
         ("pyproject.toml", "[project]\n", "it has no [tool.doorman]"),
         ("pyproject.toml", "tool = 1\n", "it has no [tool.doorman]"),

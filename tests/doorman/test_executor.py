@@ -16,6 +16,7 @@ import pytest
 from chores import answer, die
 from waiting import DEADLINE, wait_until
 
+import doorman
 from doorman import ProcessExecutor
 from doorman.errors import DoormanError, TaskFailed, TaskNotPicklable, WorkerDied
 
@@ -63,6 +64,64 @@ def test_what_a_call_raises_is_raised(reuse):
         assert "Traceback" in str(error.__cause__)
         assert isinstance(executor.submit(len, threading.Lock()).exception(DEADLINE), TaskNotPicklable)
         assert executor.submit(lambda: "by value").result(DEADLINE) == "by value"
+
+
+class Exits:
+    """A value that runs a program when it is pickled, or when it is unpickled."""
+
+    def __init__(self, here: str = "", there: str = "") -> None:
+        self.here, self.there = here, there
+
+    def __reduce__(self):
+        exec(self.here)
+        return exec, (self.there,)
+
+
+def end_badly(how):
+    if how == "surrogates":
+        raise ValueError("a\udcff\udc80b")
+    if how == "long":
+        raise ValueError("x" * 1_000_000)
+    if how == "silent":
+        raise type("Silent", (Exception,), {"__str__": lambda self: sys.exit(5)})()
+    exits = Exits(**{how.partition(" ")[0]: "raise " + how.rpartition(" ")[2]})
+    if "returned" in how:
+        return exits
+    raise ValueError(exits)
+
+
+ENDS = ["surrogates", "long", "silent"] + [
+    f"{place} {way} {error}"
+    for place in ("here", "there")
+    for way in ("returned", "raised")
+    for error in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "OSError")
+]
+
+
+@BOTH
+def test_a_call_that_ends_badly_ends_alone(reuse):
+    with ProcessExecutor(1, reuse=reuse) as executor:
+        calls = {how: executor.submit(end_badly, how) for how in ENDS}
+        errors = {how: call.exception(DEADLINE) for how, call in calls.items()}
+        assert [how for how, error in errors.items() if not isinstance(error, Exception)] == []
+        assert [how for how, error in errors.items() if isinstance(error, WorkerDied)] == []
+        assert executor.submit(pow, 2, 5).result(DEADLINE) == 32
+
+
+@BOTH
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_callback_that_exits_ends_neither_the_executor_nor_the_other_callbacks(reuse, error):
+    def exits(*_):
+        raise error("of a callback")
+
+    called = threading.Event()
+    with ProcessExecutor(1, reuse=reuse, on_progress=exits) as executor:
+        call = executor.submit(lambda: doorman.current_task().progress(1))
+        call.add_done_callback(exits)
+        call.add_done_callback(lambda _: called.set())
+        assert call.result(DEADLINE) is None
+        assert called.wait(DEADLINE)
+        assert executor.submit(pow, 2, 5).result(DEADLINE) == 32
 
 
 @BOTH
@@ -247,6 +306,7 @@ def late():
     except RuntimeError as error:
         print(error)
 atexit.register(late)
+import doorman
 from doorman import ProcessExecutor
 def tell(seconds, word):
     time.sleep(seconds)

@@ -168,3 +168,19 @@ def test_a_future_of_another_thread_ends_a_wait_for_an_idle_manager(manager, sho
     assert doorman.wait([slow, foreign], DEADLINE, return_when=FIRST_COMPLETED).done == {foreign}
     assert time.monotonic() - began < 5.0
     timer.join()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_exits_is_raised_by_the_tick_after_the_other_callbacks(manager, error):
+    def exits(_):
+        raise error("of a callback")
+
+    task, called = manager.add_task(Task(abs, -3)), []
+    for callback in (exits, called.append, exits, called.append):
+        task.future.add_done_callback(callback)
+    with pytest.raises(error):
+        manager.run(DEADLINE)
+    assert called == [task.future] * 2
+    manager.run(DEADLINE)
+    assert task.result() == 3
+    assert not manager.busy

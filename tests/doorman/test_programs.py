@@ -224,6 +224,8 @@ def test_a_program_is_searched_in_the_path_of_the_task(local, programs):
         local.add_task(Task.command(["locked"], env=env)).result(DEADLINE)
     with pytest.raises(ProgramNotRun, match="cannot run absent: No such file"):
         local.add_task(Task.command(["absent"], env=env)).result(DEADLINE)
+    with pytest.raises(ProgramNotRun, match="cannot run : No such file"):
+        local.add_task(Task.command([""], env=env)).result(DEADLINE)
     with pytest.raises(ProgramNotRun, match="sh -c"):
         local.add_task(Task.command(["plain a"], env=env)).result(DEADLINE)
 

@@ -340,6 +340,8 @@ async def later() -> None: ...
         (lambda: Task(abs, wrapper=["nice\0"]), ValueError, "wrapper cannot contain the character NUL"),
         (lambda: Task(abs, cwd="/tmp\0"), ValueError, "working directory cannot contain the character NUL"),
         (lambda: Task(abs, env={"A": "\0"}), ValueError, "environment of a process cannot contain"),
+        (lambda: Task(abs, env={"A=B": "c"}), ValueError, "a name without '=', not 'A=B'"),
+        (lambda: Task(abs, env={"": "c"}), ValueError, "a name without '=', not ''"),
     ],
 )
 def test_what_no_process_could_use_is_refused_when_the_task_is_made(make, error, message):
