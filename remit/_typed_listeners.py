@@ -18,9 +18,10 @@ from remit.codec import EventMessage
 
 logger = logging.getLogger("remit")
 
-_PLAIN: Final = frozenset({bool, int, float, str, bytes, list, dict})
+_PLAIN: Final = (bool, int, float, str, bytes, list, dict)
 """Types whose values need no conversion: a comparison of types validates them."""
 _ANYTHING: Final = (inspect.Parameter.empty, Any, object)
+_OF_PARAM_SPEC: Final = (typing.ParamSpecArgs, typing.ParamSpecKwargs)
 
 
 class Conversion(NamedTuple):
@@ -55,33 +56,43 @@ def conversion(listener: Callable[..., Any]) -> Conversion | None:
     except (ValueError, TypeError):  # Some functions in C have no signature.
         return None
     name = _name_of(listener)
-    annotations: dict[str, Any] = {}
+    members: dict[str, tuple[Any, ...]] = {}
     for each, annotation in _resolve(listener, parameters).items():
-        problem = annotation if isinstance(annotation, Exception) else _unsupported(annotation)
-        if problem is None:
-            annotations[each] = annotation
-        elif problem is not _ANYTHING:
-            logger.warning("parameter %r of listener %s is not converted: %s", each, name, problem)
-    return _conversion(name, parameters, annotations) if annotations else None
+        try:
+            if isinstance(annotation, Exception):
+                raise annotation
+            if not isinstance(annotation, _OF_PARAM_SPEC) and annotation not in _ANYTHING:
+                # A default of None is a value that the listener expects.
+                accepted = annotation | None if parameters[each].default is None else annotation
+                members[each] = _members(accepted)
+        except Exception as error:  # noqa: BLE001 - an annotation is code, which may raise any exception
+            logger.warning("parameter %r of listener %s is not converted: %s", each, name, error)
+    return _conversion(name, parameters, members) if members else None
 
 
-def _conversion(name: str, parameters: Mapping[str, inspect.Parameter], annotations: dict[str, Any]) -> Conversion:
+def _conversion(name: str, parameters: Mapping[str, inspect.Parameter], members: dict[str, Any]) -> Conversion:
     signature = inspect.Signature(list(parameters.values()))
     kinds = {each: parameter.kind for each, parameter in parameters.items()}
     positional = all(kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds.values())
 
     def convert_one(each: str, value: Any) -> Any:
         try:
-            return _convert(value, annotations[each])
+            return _convert(value, members[each])
         except msgspec.ValidationError as error:
             raise msgspec.ValidationError(f"parameter {each!r} of listener {name}: {error}") from error
 
     def convert(*args: Any, **kwargs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
         if positional and not kwargs and len(args) <= len(kinds):  # Faster than `bind`.
-            return [convert_one(each, value) if each in annotations else value for each, value in zip(kinds, args)], {}  # noqa: B905
-        bound = signature.bind(*args, **kwargs)
+            return [convert_one(each, value) if each in members else value for each, value in zip(kinds, args)], {}  # noqa: B905
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return (
+                args,
+                kwargs,
+            )  # The call raises an error that names the listener, or the listener has other parameters.
         values = bound.arguments
-        for each in filter(values.__contains__, annotations):
+        for each in filter(values.__contains__, members):
             if kinds[each] is inspect.Parameter.VAR_POSITIONAL:
                 values[each] = tuple(convert_one(each, value) for value in values[each])
             elif kinds[each] is inspect.Parameter.VAR_KEYWORD:
@@ -90,8 +101,8 @@ def _conversion(name: str, parameters: Mapping[str, inspect.Parameter], annotati
                 values[each] = convert_one(each, values[each])
         return bound.args, bound.kwargs
 
-    expected = [annotations.get(each) for each in parameters]
-    plain = positional and _PLAIN.issuperset(expected)
+    expected = [members.get(each, (None,))[0] for each in parameters]
+    plain = positional and all(each in _PLAIN for each in expected)
     return Conversion(_type_check(expected) if plain else lambda *_: False, convert)
 
 
@@ -169,59 +180,45 @@ class _Names(dict[str, Any]):
         raise KeyError(name)
 
 
-def _unsupported(annotation: Any) -> Any:
-    """Return None if values can be converted to an annotation, else why not; `_ANYTHING` if any value fits."""
-    if annotation in _ANYTHING or isinstance(annotation, typing.TypeVar):
-        return _ANYTHING
-    for leaf in _leaves(annotation):
-        if isinstance(leaf, type) and _is_foreign(leaf):
-            return f"no value can be converted to {leaf.__qualname__}; use a dataclass, or annotate it with Any"
-    try:
-        for member in _members(annotation):
-            msgspec.msgpack.Decoder(member)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """Return the annotation itself, or its members if it is a union that msgspec does not support as a whole.
 
-
-def _leaves(annotation: Any) -> list[Any]:
-    if typing.get_origin(annotation) in (typing.Literal, typing.Annotated):
-        return [] if typing.get_origin(annotation) is typing.Literal else _leaves(typing.get_args(annotation)[0])
-    inner = [each for part in typing.get_args(annotation) for each in _leaves(part)]
-    return inner or [typing.get_origin(annotation) or annotation]
-
-
-def _is_foreign(kind: type) -> bool:
+    Raises TypeError or ValueError if no value can be converted to it.
+    """
     from msgspec import inspect as msgspec_inspect  # Imported late: most programs have no typed listeners.
 
-    if kind is object or issubclass(kind, pathlib.PurePath) or hasattr(kind, "model_validate"):
-        return False
+    members = (annotation,)
     try:
-        return isinstance(msgspec_inspect.type_info(kind), msgspec_inspect.CustomType)
-    except (TypeError, ValueError):
-        return False
+        infos = [msgspec_inspect.type_info(annotation)]
+    except TypeError:
+        if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+            raise
+        members = typing.get_args(annotation)
+        infos = [msgspec_inspect.type_info(member) for member in members]
+    for info in infos:  # The list grows by the types within collections and unions.
+        for name in ("item_type", "item_types", "key_type", "value_type", "types", "type"):
+            inner = getattr(info, name, ())
+            infos.extend(inner if isinstance(inner, tuple) else (inner,))
+        if isinstance(info, msgspec_inspect.CustomType) and not _is_supported(info.cls):
+            raise TypeError(
+                f"no value can be converted to {info.cls.__qualname__}; use a dataclass, or annotate it with Any"
+            )
+    return members
 
 
-def _convert(value: Any, annotation: Any) -> Any:
-    """Return ``value`` as the annotated type. Raises msgspec.ValidationError."""
-    error: msgspec.ValidationError | None = None
-    for member in _members(annotation):
+def _is_supported(kind: type) -> bool:
+    return kind is object or issubclass(kind, pathlib.PurePath) or hasattr(kind, "model_validate")
+
+
+def _convert(value: Any, members: tuple[Any, ...]) -> Any:
+    """Return ``value`` as one of the types. Raises msgspec.ValidationError."""
+    errors = []
+    for member in members:
         try:
             return msgspec.convert(value, member, dec_hook=_make)
-        except msgspec.ValidationError as refused:
-            error = error or refused
-    raise error or msgspec.ValidationError(f"no value fits {annotation}")
-
-
-@functools.lru_cache(maxsize=256)
-def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the annotation itself, or its members if it is a union that msgspec does not support as a whole."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        try:
-            msgspec.msgpack.Decoder(annotation)
-        except TypeError:
-            return typing.get_args(annotation)
-    return (annotation,)
+        except msgspec.ValidationError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _make(kind: type, value: Any) -> Any:

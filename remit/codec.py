@@ -49,8 +49,7 @@ class _TooDeep(ValueError):
 
 # Exceptions of msgspec for invalid bytes. Some of them, and those of `_extension`, are not subclasses of its own error.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, AttributeError, msgspec.MsgspecError)
-_UNDECODABLE = _UNENCODABLE
+_FAILURES = (TypeError, ValueError, OverflowError, RecursionError, AttributeError, BufferError, msgspec.MsgspecError)
 
 _DATETIME: Final = 1
 """Type of the MessagePack extension for an aware datetime that is not in UTC: its ISO 8601 text."""
@@ -98,6 +97,14 @@ def _extension(code: int, data: memoryview) -> Any:
     if code == _DATETIME:
         return datetime.datetime.fromisoformat(str(data, "ascii"))
     return msgspec.msgpack.Ext(code, bytes(data))
+
+
+def _checked_extension(code: int, data: memoryview) -> msgspec.msgpack.Ext:
+    """Return an extension as it is. Raises ValueError if its value would not have the same encoding."""
+    extension = msgspec.msgpack.Ext(code, bytes(data))
+    if code == _DATETIME and _extension(code, data).isoformat().encode() != extension.data:
+        raise ValueError("Python cannot parse the offset of this datetime")
+    return extension
 
 
 def _is_flat(value: Any) -> bool:
@@ -200,7 +207,7 @@ class _MsgspecCodec:
                 return self._encode_containers((name, args))
         try:
             return self._encode((name, args))
-        except _UNENCODABLE:
+        except _FAILURES:
             return self._convert_and_encode((name, args))
 
     def _encode_with_keywords(
@@ -214,7 +221,7 @@ class _MsgspecCodec:
                     return self._encode_containers(event)
         try:
             return self._encode(event)
-        except _UNENCODABLE:
+        except _FAILURES:
             return self._convert_and_encode(event)
 
     def _encode_containers(self, event: tuple[Any, ...]) -> bytes:
@@ -228,14 +235,14 @@ class _MsgspecCodec:
                 return data
             if not self._needs_conversion(data) and self._decodes_equally(data):
                 return data
-        except _UNENCODABLE:
+        except _FAILURES:
             pass  # `_convert_and_encode` finds the reason and its place.
         return self._convert_and_encode(event)
 
     def decode(self, body: bytes | memoryview) -> list[EventMessage]:
         try:
             return self._decode(body)
-        except _UNDECODABLE as error:
+        except _FAILURES as error:
             raise CodecError(f"not a {self._format} list of events: {error}") from error
 
     def _is_usual(self, _: bytes) -> bool:
@@ -273,8 +280,8 @@ class _MsgspecCodec:
                         f"cannot encode event {shortened(event[0])}: {shortened_path(part + where + place)}: {reason}"
                     ) from error
         try:
-            return self._encode((str(event[0]), *map(self._convert, event[1:])))
-        except _UNENCODABLE as error:
+            return self._encode((str.__str__(event[0]), *map(self._convert, event[1:])))
+        except _FAILURES as error:
             raise CodecError(f"cannot encode event {shortened(event[0])}: {error}") from error
 
     def _error_of(self, value: Any) -> Exception | None:
@@ -283,7 +290,7 @@ class _MsgspecCodec:
             # As an argument of an event, which adds the same depth.
             if self._decodes_equally(self._encode(("", (self._convert(value),)))):
                 return None
-        except _UNDECODABLE as error:
+        except _FAILURES as error:
             return error
         return ValueError("two keys of this dict are equal when they arrive; use keys of one type")
 
@@ -317,7 +324,7 @@ class MessagePack(_MsgspecCodec):
     _format = "MessagePack"
     _encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
     _decode = msgspec.msgpack.Decoder(list[EventMessage], ext_hook=_extension).decode
-    _decode_plain = msgspec.msgpack.Decoder().decode
+    _decode_plain = msgspec.msgpack.Decoder(ext_hook=_checked_extension).decode
     _decode_usual: Callable[[bytes], Any] = msgspec.msgpack.Decoder(_usual(6)).decode
 
     def join(self, head: bytes, events: Sequence[bytes]) -> bytes:
@@ -342,7 +349,7 @@ class MessagePack(_MsgspecCodec):
         # One pass in C finds other keys than text, extensions and excessive depth, all of which _USUAL excludes.
         try:
             return self._encode(self._decode_usual(data)) == data
-        except _UNENCODABLE:
+        except _FAILURES:
             return False
 
     def _count_containers(self, data: bytes) -> int:
@@ -448,12 +455,12 @@ def _read_beginning(codec: Codec, data: bytes) -> tuple[str, Any]:
     module = msgspec.json if codec.name == JSON.name else msgspec.msgpack
     try:
         beginning = module.decode(data, type=_Beginning)
-    except _UNENCODABLE:
+    except _FAILURES:
         name = _PRINTABLE.search(data)
         return (name.group().decode() if name else ""), None
     try:
         return beginning.name, module.decode(beginning.args[0])
-    except (*_UNENCODABLE, IndexError):
+    except (*_FAILURES, IndexError):
         return beginning.name, None
 
 

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from inspect import isawaitable, iscoroutine
+from inspect import isasyncgenfunction, isawaitable, iscoroutine, isgeneratorfunction
 from itertools import chain, islice, starmap
 from operator import attrgetter, itemgetter, length_hint
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -26,7 +26,10 @@ from remit.event import Event, Sender
 def _make_printable(record: logging.LogRecord) -> bool:
     """Format the traceback of a log record, so that every handler can write it."""
     if record.exc_info and record.exc_text is None:
-        record.exc_text = printable(logging.Formatter().formatException(record.exc_info))
+        try:
+            record.exc_text = printable(logging.Formatter().formatException(record.exc_info))
+        except Exception:  # noqa: BLE001 - attributes of an exception may be code that raises
+            record.exc_text = f"<the traceback of {shortened(record.exc_info[0])} cannot be formatted>"
     return True
 
 
@@ -353,6 +356,8 @@ def check_listener(name: object, listener: object) -> None:
     check_name(name)
     if not callable(listener):
         raise TypeError(f"a listener must be callable, not {listener!r}")
+    if isgeneratorfunction(listener) or isasyncgenfunction(listener):
+        raise TypeError(f"a listener must not be a generator, which nothing would run: {listener!r}")
 
 
 def check_name(name: str) -> None:

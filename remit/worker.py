@@ -202,9 +202,9 @@ class Worker:
         try:
             self._run_jobs(deadline, over)
         except BaseException as error:
-            logger.exception("a thread of a worker has failed; the others finish their jobs, and run() ends")
             self.stop()
             ended.put(error)
+            logger.exception("a thread of a worker has failed; the others finish their jobs, and run() ends")
         else:
             ended.put(None)
 

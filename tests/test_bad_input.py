@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -87,6 +87,10 @@ def test_a_server_with_a_wrong_option_leaves_its_location_free(location: Locatio
     Server(location).close()
 
 
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [
@@ -101,6 +105,7 @@ def test_a_server_with_a_wrong_option_leaves_its_location_free(location: Locatio
         (lambda: Worker("memory://x", threads=0), ValueError),
         (lambda: Worker("memory://x", capacity="3"), TypeError),  # type: ignore[arg-type]
         (lambda: Worker("memory://x").add_handler("x", 5), TypeError),  # type: ignore[arg-type]
+        (lambda: Worker("memory://x").add_handler("x", async_generator), TypeError),
         (lambda: Worker("memory://x").add_handler("remit.x", print), ValueError),
         (lambda: Pair.bind("memory://x", lease=0), ValueError),
         (lambda: Pair.connect("memory://x", lease=math.nan), ValueError),

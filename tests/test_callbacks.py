@@ -13,7 +13,16 @@ from waiting import DEADLINE, wait_until
 
 from remit import Client, Server
 
-ERRORS = [ValueError("no"), SystemExit("no"), GeneratorExit("no")]
+
+class FailingAttribute(Exception):
+    """Its traceback cannot be formatted."""
+
+    @property
+    def __cause__(self) -> None:  # type: ignore[override]
+        raise LookupError("no cause")
+
+
+ERRORS = [ValueError("no"), SystemExit("no"), GeneratorExit("no"), FailingAttribute("no")]
 
 
 def names() -> set[str]:

@@ -7,9 +7,10 @@ import enum
 import functools
 import pathlib
 import types
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar
 
 import msgspec
 import pytest
@@ -96,6 +97,17 @@ def unknown_parameter(order: Order, log: Logger | None = None) -> Any:
     return order
 
 
+AnyOrder = TypeVar("AnyOrder", bound=Order)
+
+
+def bound(order: AnyOrder) -> AnyOrder:
+    return order
+
+
+def optional(order: Order = None) -> Any:  # type: ignore[assignment]
+    return order
+
+
 ORDER = Order(7)
 DICT = {"number": 7}
 
@@ -114,6 +126,8 @@ DICT = {"number": 7}
         functools.partial(two, prefix="prefix"),
         wrapped(plain),
         wrapped(functools.partial(two, "prefix")),
+        bound,
+        optional,
     ],
     ids=[
         "function",
@@ -127,6 +141,8 @@ DICT = {"number": 7}
         "partial keyword",
         "wrapped",
         "wrapped partial",
+        "type variable",
+        "None by default",
     ],
 )
 def test_every_kind_of_callable_is_typed(listener: Callable[..., Any]) -> None:
@@ -171,6 +187,7 @@ def typed(annotation: Any) -> Callable[..., Any]:
         (Person, {"name": "a"}, {"name": "a"}),
         (Sequence[Order], [DICT], [ORDER]),
         (Annotated[int, msgspec.Meta(ge=1)], 1, 1),
+        (Annotated[Order, {"not": "hashable"}], DICT, ORDER),
         (datetime.timedelta, datetime.timedelta(days=-3), datetime.timedelta(days=-3)),
         (Any, {"a": 1}, {"a": 1}),
         ("int", 5, 5),
@@ -248,6 +265,43 @@ def test_an_annotation_that_converts_nothing_is_logged_at_registration(caplog: p
     ]
 
 
+@pytest.mark.parametrize(
+    "annotation",
+    [Callable[[int], int], Iterable[int], type[int], deque[int], list[Counter[str]], Order | OrderedDict[str, int]],
+    ids=str,
+)
+def test_an_argument_without_a_conversion_arrives_as_received(
+    annotation: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert answer(typed(annotation), DICT) == DICT
+    (record,) = caplog.records
+    assert "parameter 'value' of listener listener is not converted: no value can be" in record.message
+
+
+def test_any_arguments_fit_a_parameter_specification(caplog: pytest.LogCaptureFixture) -> None:
+    some = ParamSpec("some")
+
+    def listener(*args: some.args, **kwargs: some.kwargs) -> Any:
+        return args, kwargs
+
+    assert answer(listener, 1, a=2) == ((1,), {"a": 2})
+    assert not caplog.records
+
+
+def test_none_fits_a_default_of_none() -> None:
+    assert answer(optional, None) is None
+    with pytest.raises(msgspec.ValidationError, match="parameter 'order' of listener optional"):
+        answer(optional, 5)
+
+
+def test_a_decorated_listener_may_take_other_arguments_than_its_function() -> None:
+    @functools.wraps(two)
+    def listener(*args: Any) -> Any:
+        return two(*args[1:])
+
+    assert answer(listener, 5, "prefix", DICT) == DICT
+
+
 def test_wrong_numbers_of_arguments_are_reported_as_by_a_call() -> None:
     def listener(name: str, number: int = 3) -> Any:
         return name, number
@@ -258,5 +312,5 @@ def test_wrong_numbers_of_arguments_are_reported_as_by_a_call() -> None:
     with Server("memory://typed") as server, ticked(server), Client(server.location) as client:
         server.add_listener("x", listener)
         for args, kwargs in (((), {}), (("a", 1, 2), {}), (("a",), {"other": 1})):
-            with pytest.raises(RequestFailed, match="TypeError"):
+            with pytest.raises(RequestFailed, match=r"TypeError: .*listener\(\) "):
                 client.request("x", *args, timeout=DEADLINE, **kwargs)

@@ -30,7 +30,7 @@ from remit._patterns.names import PROGRESS, REPLY, REQUEST
 from remit._protocol.outbox import Outbox, TrackedEvent
 from remit._protocol.requests import OpenRequests, Request
 from remit._protocol.session import Session
-from remit.codec import Codec, EventMessage, decode_event, printable
+from remit.codec import Codec, EventMessage, decode_event, printable, shortened
 from remit.errors import (
     CodecError,
     DeadLetter,
@@ -366,7 +366,6 @@ class RequestServer:
         self._report = report
         self.may_repeat: Callable[[], bool] = lambda: False
         """Whether no listener of the request that is being handled has started."""
-        """Called with a request and the exception of its listener."""
 
     def handle_request(self, message: EventMessage, sender: Sender | None, redelivered: bool) -> None:
         """Call the listener of a request and send its reply. Raises msgspec.ValidationError."""
@@ -440,7 +439,7 @@ def value_reply(codec: Codec, value: Any) -> Reply:
 def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> Reply:
     """Return the reply for an exception: its type name, its message and its traceback. Never raises."""
     kind = type(error)
-    name = _text(lambda: f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
+    name = _text(lambda: f"{kind.__module__}.{kind.__qualname__}", shortened(kind))
     text = _text(lambda: str(error), f"<str() of {name} failed>")
     trace = _text(lambda: "".join(traceback.format_exception(error)), f"{name}: {text}")
     return outcome, encode_nested(codec, "", (name, text, trace), {})

@@ -65,7 +65,8 @@ class Number(int):
 OFFSETS = st.none() | st.builds(
     datetime.timezone, st.integers(-1439, 1439).map(lambda minutes: datetime.timedelta(minutes=minutes))
 )
-ZONES = OFFSETS | st.timezones() | st.just(datetime.timezone(datetime.timedelta(seconds=19 * 60 + 32)))
+ODD_OFFSETS = [datetime.timedelta(seconds=19 * 60 + 32), datetime.timedelta(microseconds=1)]
+ZONES = OFFSETS | st.timezones() | st.sampled_from(list(map(datetime.timezone, ODD_OFFSETS)))
 SCALARS = (
     st.none()
     | st.booleans()
@@ -75,6 +76,7 @@ SCALARS = (
     | st.text(st.characters(codec=None))
     | st.binary()
     | st.binary().map(bytearray)
+    | st.binary().map(lambda data: memoryview(data)[::2])
     | st.datetimes(timezones=ZONES, allow_imaginary=False)
     | st.dates()
     | st.times(timezones=OFFSETS)
@@ -87,7 +89,7 @@ SCALARS = (
     | st.sampled_from([object(), 1j, msgspec.UNSET, print])
 )
 HASHABLE = st.recursive(
-    SCALARS.filter(lambda value: not isinstance(value, bytearray) and str(value) not in ("sNaN", "-sNaN")),
+    SCALARS.filter(lambda value: not isinstance(value, bytearray | memoryview) and str(value) not in ("sNaN", "-sNaN")),
     lambda inner: (
         st.tuples(inner, inner) | st.builds(Pair, inner) | st.frozensets(inner, max_size=2) | st.builds(Record, inner)
     ),
@@ -130,7 +132,7 @@ def expected(value: Any, codec: str, *, key: bool = False) -> Any:
 
 
 def expected_scalar(value: Any, json: bool, key: bool) -> Any:
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode() if json else bytes(value)
     if isinstance(value, datetime.datetime) and value.tzinfo is not None and not json:
         return value.astimezone(datetime.UTC) if key else value
@@ -204,3 +206,29 @@ def test_an_accepted_value_arrives_as_the_table_says(codec: Codec) -> None:
 
     check()
     assert accepted > COUNT // 20
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        memoryview(b"abcd")[::2],
+        datetime.datetime(2024, 3, 1, tzinfo=datetime.timezone(datetime.timedelta(microseconds=1))),
+        msgspec.msgpack.Ext(1, b"no datetime"),
+        [msgspec.msgpack.Ext(1, b"2024-03-01 00:00+02:00")],
+    ],
+    ids=["strided", "offset", "extension", "nested extension"],
+)
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
+def test_a_value_that_would_not_arrive_is_rejected(codec: Codec, value: Any) -> None:
+    with pytest.raises(CodecError, match=r"args\[0\]"):
+        codec.encode("n", (value,), {}, {})
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
+def test_a_member_of_an_enum_of_texts_names_an_event_by_its_value(codec: Codec) -> None:
+    class Name(str, enum.Enum):  # noqa: UP042 - `str()` of a StrEnum is its value
+        ORDER = "shop.order"
+
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    for value in (1, [1], datetime.datetime(2024, 3, 1, tzinfo=zone)):
+        assert decode_event(codec, codec.encode(Name.ORDER, (value,), {}, {})).name == "shop.order"
