@@ -161,6 +161,10 @@ class ChaosLink(OwnedLink):
         self._check_and_share_owner()
         self._link.check_location()
 
+    def recover(self) -> bool:
+        """Recover as the wrapped link does."""
+        return self._link.recover()
+
     def close(self, linger: float) -> None:
         """Close within ``linger`` seconds. Delayed frames leave now."""
         if self._ending():
@@ -234,9 +238,14 @@ class ChaosClientLink(ChaosLink):
     """The client's end. A cut closes the wrapped link and opens another one."""
 
     def __init__(self, location: Location, connect: Callable[[], Link], faults: Faults) -> None:
-        super().__init__(location, connect(), faults, "client")
         self._connect = connect
         self._up = False
+        link = connect()
+        try:
+            super().__init__(location, link, faults, "client")
+        except BaseException:
+            link.close(0.0)
+            raise
 
     def _inner_peer(self, peer: Peer) -> Peer | None:
         return peer if self._up and not self._arrivals else None
@@ -329,7 +338,12 @@ class ChaosTransport:
         """Open the server's link. Raises the wrapped transport's errors."""
         faults, bare = self._read(location)
         link = self._transport.bind(bare)
-        return ChaosServerLink(link.location.replace(scheme=location.scheme, options=location.options), link, faults)
+        try:
+            bound = link.location.replace(scheme=location.scheme, options=location.options)
+            return ChaosServerLink(bound, link, faults)
+        except BaseException:
+            link.close(0.0)
+            raise
 
     def connect(self, location: Location) -> ChaosLink:
         """Open the client's link. Raises the wrapped transport's errors."""
