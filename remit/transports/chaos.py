@@ -163,7 +163,8 @@ class ChaosLink(OwnedLink):
 
     def recover(self) -> bool:
         """Recover as the wrapped link does."""
-        return self._link.recover()
+        recover = getattr(self._link, "recover", None)
+        return recover is not None and bool(recover())
 
     def close(self, linger: float) -> None:
         """Close within ``linger`` seconds. Delayed frames leave now."""
