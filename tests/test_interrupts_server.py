@@ -6,6 +6,7 @@ By default a sample of the lines is taken; REMIT_INTERRUPTS=all takes all of the
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import random
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -45,6 +47,10 @@ pytestmark = [
 
 class LoopInterrupted(Interrupted, KeyboardInterrupt):
     """An exception that an event loop raises, and does not log."""
+
+
+class TimeoutException(Exception):
+    """The exception of a signal handler that limits the time of a call."""
 
 
 def interrupt_loop() -> None:
@@ -472,6 +478,36 @@ def test_an_interrupt_of_opening_or_closing_keeps_no_location(swept: Location, n
             return left if outcome.place is None else outcome
 
         sweep(check)
+
+
+def test_a_client_whose_connection_an_exception_keeps_connects_again(tmp_path: Path) -> None:
+    swept = f"unix://{tmp_path}/s"
+    kept: list[Exception | None] = []
+
+    def throw() -> None:
+        raise TimeoutException
+
+    with Server(swept) as server:
+        heard: list[int] = []
+        server.add_listener("n", heard.append)
+        for line in range(1, 150, 1 if ALL else 5):
+            with Client(swept, threaded=False) as client:
+                client.emit("n", line)
+                client.tick()
+                # The exception has the frames and local variables of the call, and so the socket of the client.
+                kept.append(call_with(throw, line, server.tick).error)
+                end = time.monotonic() + BOUND_S
+                while line not in heard:
+                    assert time.monotonic() < end, line
+                    server.tick()
+                    client.tick(0.001)
+                closed = threading.Thread(target=client.close)
+                closed.start()
+                tick_until(server, lambda closed=closed: not closed.is_alive())
+    assert heard == sorted(set(heard))
+    assert len([each for each in kept if each is not None]) > 10
+    kept.clear()
+    gc.collect()  # The warnings of unclosed descriptors are ignored here.
 
 
 KINDS = (Server, Broker, Worker, Pair)

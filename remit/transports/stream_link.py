@@ -266,7 +266,6 @@ class StreamLink(OwnedLink):
         # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
         self._closed = True
         if not self._released and not self._forked:
-            self._stop_listening()
             self._flush(linger)
             self._close_descriptors()
             self._released = True
@@ -331,7 +330,6 @@ class StreamLink(OwnedLink):
         stream = Stream(connection, peer, max_frame=self.capabilities.max_frame)
         up = Up(peer, peer_credentials(connection))
         self._poller.register(connection, select.POLLIN)
-        # After an interrupt before this line the socket is collected, and the peer connects again.
         self.streams[peer] = self._watched[connection.fileno()] = stream
         self._arrivals.append(up)
 
@@ -370,6 +368,3 @@ class StreamLink(OwnedLink):
 
     def _handle_listener(self, descriptor: int) -> None:
         """Handle an event of a descriptor that belongs to no stream."""
-
-    def _stop_listening(self) -> None:
-        """Stop accepting connections."""

@@ -39,6 +39,8 @@ _REASONS: Final = {
     errno.EMFILE: "out of descriptors; close clients that are not used, or raise ulimit -n",
 }
 """Why an attempt to connect failed, by error number."""
+_ADVICE: Final = dict.fromkeys((errno.EMFILE, errno.ENFILE), "close clients that are not used, or raise ulimit -n")
+_ADVICE[errno.ENOENT] = "create its folder, or choose another path"
 _tokens = itertools.count(1)
 
 
@@ -46,6 +48,7 @@ class _ServerLink(StreamLink):
     """The server's end: a listening socket, and a stream for each peer."""
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
+        self._accepted: list[tuple[socket.socket, object]] = []  # At most one, until it has a stream.
         with contextlib.ExitStack() as undo:
             self._file = SocketFile(location.path)
             undo.callback(self._file.release)
@@ -73,7 +76,8 @@ class _ServerLink(StreamLink):
             return  # a waker, or a stream removed in this turn
         for _ in range(MAX_ACCEPTS_PER_TURN):
             try:
-                connection, _ = self._listener.accept()
+                # One call stores it: an exception of a signal handler may keep every frame, with its sockets, alive.
+                self._accepted.extend(map(socket.socket.accept, (self._listener,)))
             except BlockingIOError:
                 return
             except OSError as error:
@@ -83,16 +87,22 @@ class _ServerLink(StreamLink):
                     self._poller.unregister(self._listener)
                     return
             else:
-                self._add_stream(connection, next(_tokens))
+                self._add_stream(self._accepted[0][0], next(_tokens))
+                self._accepted.clear()
+
+    def recover(self) -> bool:
+        """End a connection whose accept() or use was interrupted; its client connects again."""
+        for connection, _ in self._accepted:
+            self._active = self._watched.get(connection.fileno())
+            if self._active is None:
+                connection.close()
+        self._accepted.clear()
+        return super().recover()
 
     def _retry(self) -> None:
         with contextlib.suppress(FileExistsError):  # An interrupted call has registered it.
             self._poller.register(self._listener, select.POLLIN)
         self._retry_at = None
-
-    def _stop_listening(self) -> None:
-        self._file.unlink()
-        self._listener.close()
 
     def _close_descriptors(self) -> None:
         super()._close_descriptors()
@@ -100,6 +110,9 @@ class _ServerLink(StreamLink):
 
     def close(self, linger: float) -> None:
         """Close the link and release the path. Accepted frames may still leave for ``linger`` seconds."""
+        if not self._forked:
+            self._file.unlink()
+            self._listener.close()
         super().close(linger)
         self._file.release()
 
@@ -186,11 +199,7 @@ def _translated_errors(location: Location) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:  # Two servers repair or take over one path at the same time.
             raise LocationInUse(f"{location} has a server already; stop it or choose another path") from error
-        advice = "choose another path"
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            advice = "close clients that are not used, or raise ulimit -n"
-        elif error.errno == errno.ENOENT:
-            advice = "create its folder, or choose another path"
+        advice = _ADVICE.get(error.errno or 0, "choose another path")
         raise TransportError(f"cannot open {location}: {error.strerror}; {advice}") from error
 
 
