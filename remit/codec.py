@@ -8,8 +8,8 @@ import itertools
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -36,7 +36,6 @@ class EventMessage(msgspec.Struct, array_like=True, gc=False):
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     headers: dict[str, Any] = {}
-    no_args: ClassVar[tuple[()]] = ()
 
     def event(self, **more: Any) -> Event:
         """Return the event that a listener receives."""
@@ -50,6 +49,8 @@ class _TooDeep(ValueError):
 # Exceptions of msgspec for invalid bytes. Some of them, and those of `_extension`, are not subclasses of its own error.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, AttributeError, BufferError, msgspec.MsgspecError)
+
+_TWO_EQUAL_KEYS: Final = "two keys of this dict are equal when they arrive; use keys of one type"
 
 _DATETIME: Final = 1
 """Type of the MessagePack extension for an aware datetime that is not in UTC: its ISO 8601 text."""
@@ -270,19 +271,17 @@ class _MsgspecCodec:
 
     def _convert_and_encode(self, event: tuple[Any, ...]) -> bytes:
         """Return an encoded event with converted values. Raises CodecError, which names the place of the value."""
-        parts = ("", "args", "kwargs", "headers")
-        for part, values in zip(parts[1:], event[1:], strict=False):
-            for where, value in _children(values):
-                error = self._error_of(value)
-                if error is not None:
-                    place, reason = self._locate(value, error)
-                    raise CodecError(
-                        f"cannot encode event {shortened(event[0])}: {shortened_path(part + where + place)}: {reason}"
-                    ) from error
         try:
-            return self._encode((str.__str__(event[0]), *map(self._convert, event[1:])))
-        except _FAILURES as error:
-            raise CodecError(f"cannot encode event {shortened(event[0])}: {error}") from error
+            # Not str(), which for a member of an enum of texts returns the name of the member.
+            data = self._encode((str.__str__(event[0]), *map(self._convert, event[1:])))
+            if self._decodes_equally(data):
+                return data
+            error: Exception = ValueError(_TWO_EQUAL_KEYS)
+        except _FAILURES as failure:
+            error = failure
+        parts = zip(("args", "kwargs", "headers"), event[1:], strict=False)
+        children = [(part + where, value) for part, values in parts for where, value in _children(values)]
+        raise CodecError(f"cannot encode event {shortened(event[0])}: {self._explain(children, error)}") from error
 
     def _error_of(self, value: Any) -> Exception | None:
         """Return why a value does not arrive, or None if it does."""
@@ -292,29 +291,29 @@ class _MsgspecCodec:
                 return None
         except _FAILURES as error:
             return error
-        return ValueError("two keys of this dict are equal when they arrive; use keys of one type")
+        return ValueError(_TWO_EQUAL_KEYS)
 
-    def _locate(self, value: Any, error: Exception) -> tuple[str, str]:
-        """Return path and reason of the smallest part of ``value`` that does not arrive."""
-        path = ""
-        for _ in range(MAX_NESTING):
+    def _explain(self, children: Iterable[tuple[str, Any]], error: Exception) -> str:
+        """Return path and reason of the smallest part of a value that does not arrive, given the parts of the value."""
+        path = reason = ""
+        value: Any = None
+        while not reason:
+            errors = ((where, child, self._error_of(child)) for where, child in children)
+            where, child, inner = next((each for each in errors if each[2] is not None), ("", None, None))
+            if inner is None:
+                return f"{_shortened_path(path)}: {error}{_hint(value)}" if path else str(error)
+            path, value, error, children = path + where, child, inner, _children(child)
             if isinstance(error, _TooDeep | RecursionError):
-                return path, f"nested deeper than {MAX_NESTING} levels; send the parts as events of their own"
-            if isinstance(value, dict):
-                for key in value:
-                    if self._error_of({key: None}) is not None:
-                        return f"{path}[{shortened(key)}]", (
-                            f"a key of type {type(key).__qualname__} cannot be sent with codec {self.name!r}; "
-                            "use text or numbers as keys"
-                        )
-            for where, child in _children(value):
-                inner = self._error_of(child)
-                if inner is not None:
-                    path, value, error = path + where, child, inner
+                reason = f"nested deeper than {MAX_NESTING} levels; send the parts as events of their own"
+            for key in value if isinstance(value, dict) and not reason else ():
+                if self._error_of({key: None}) is not None:
+                    path += f"[{shortened(key)}]"
+                    kind = type(key).__qualname__
+                    reason = (
+                        f"a key of type {kind} cannot be sent with codec {self.name!r}; use text or numbers as keys"
+                    )
                     break
-            else:
-                break
-        return path, f"{error}{_hint(value)}"
+        return f"{_shortened_path(path)}: {reason}"
 
 
 class MessagePack(_MsgspecCodec):
@@ -499,7 +498,7 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def shortened_path(path: str) -> str:
+def _shortened_path(path: str) -> str:
     """Return the path of a value for an error message, its beginning and its end if it is long."""
     return path if len(path) <= 200 else f"{path[:90]}...{path[-100:]}"
 

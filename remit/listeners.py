@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutine, isgeneratorfunction
-from itertools import chain, islice, starmap
+from itertools import chain, islice, repeat, starmap
 from operator import attrgetter, itemgetter, length_hint
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -47,11 +47,8 @@ NAMES_LOGGED: Final = 64
 ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncClient or `await server.serve()`"
 
 _WILD: Final = re.compile(r"[*?\[]")
-
-
 _numbers = itertools.count()
 _ARGUMENTS: Final = attrgetter("args")
-_NOTHING: Final = attrgetter("no_args")
 _FIRST: Final = itemgetter(0)
 
 
@@ -67,7 +64,6 @@ class _Entry(NamedTuple):
     internal: bool = False
     repeatable: bool = False
     """Whether an interrupted call is repeated, and the event not removed before the call has returned."""
-    no_args: tuple[()] = ()
 
 
 _Pending: TypeAlias = Iterator[EventMessage | None]
@@ -235,7 +231,7 @@ class ListenerRegistry:
         later = iter(rest)
         try:
             # The first listener takes the event when it starts, each of the others itself.
-            begin = map(_NOTHING, chain(islice(pending, 1), later) if rest else pending)
+            begin = map(_FIRST, zip(repeat(()), chain(islice(pending, 1), later)))
             # In a method of its own: CPython does not handle an exception at a `try:` line that is within another.
             self._call_each(entries, begin, wire, sender, redelivered)
             if not entries:

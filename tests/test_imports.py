@@ -28,9 +28,12 @@ def test_folders_form_no_circle_but_the_known_ones() -> None:
     assert [circle for circle in KNOWN if circle not in found] == [], "take the circle that is gone from KNOWN"
 
 
-def test_doorman_imports_one_internal_module_of_remit() -> None:
+def test_doorman_imports_two_internal_modules_of_remit() -> None:
     imported = set().union(*imports_of(ROOT / "doorman", "remit").values())
-    assert {name for name in imported if name.startswith("remit.") and "._" in name} == {"remit._internal"}
+    assert {name for name in imported if name.startswith("remit.") and "._" in name} == {
+        "remit._internal",
+        "remit._internal_asyncio",
+    }
 
 
 def test_a_circle_of_modules_is_found_at_run_time_only(tmp_path: Path) -> None:

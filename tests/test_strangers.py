@@ -9,7 +9,6 @@ import pytest
 from waiting import DEADLINE, wait_until
 
 from remit import Broker, Client, Location, Server
-from remit._patterns.request_reply import encode_nested
 from remit._protocol import frames
 from remit._protocol.frames import Hello
 from remit.codec import MessagePack
@@ -33,8 +32,8 @@ def hello(**changes: Any) -> bytes:
 
 
 def question(name: str, *args: Any, left: int | None = None) -> bytes:
-    asked = CODEC.encode("remit.request", (1, left, True, encode_nested(CODEC, name, args, {})), {}, {})
-    return CODEC.join(frames.events_head(1, 1, 1), [asked])
+    asked = CODEC.encode("remit.request", (1, left, True, CODEC.encode(name, args, {}, {})), {}, {})
+    return CODEC.join(frames.head_with_lengths(1, 1, [asked]), [asked])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_a_greeting_whose_numbers_fit_no_frame_is_counted_and_passed_over(greeti
         for frame in (
             hello(**greeting),
             frames.pack_numbers(frames.FrameKind.PING, 1, 0),
-            frames.events_head(1, first, 2) + b"?",
+            frames.head_with_lengths(1, first, [b"?", b""]) + b"?",
         ):
             link.send(SERVER, frame)
             server.tick()

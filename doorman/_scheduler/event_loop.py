@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from doorman.futures import IDLE_WAIT_S
-from remit._internal import block_owner, call_in_thread, finish_uncancelled, run_async_listeners
+from remit._internal_asyncio import AsyncListeners, BlockOwner, call_in_thread, finish_uncancelled
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -37,7 +37,7 @@ class LoopDriver:
         # An entry stays until its task ends, even without waits: see `wait_ended`.
         self._awaited: dict[Task, set[asyncio.Future[None]]] = {}
         self._error: BaseException | None = None
-        self._owner = block_owner()
+        self._owner = BlockOwner()
         self._detached = False
         self.tick_scheduled = False
         """Whether a tick was requested that has not begun."""
@@ -57,7 +57,8 @@ class LoopDriver:
                 other.detach()  # That loop was closed within the block.
         for each in self._managers:
             each._loop_driver = self
-        self._listeners = run_async_listeners(self._server, self._fail)
+        self._listeners = AsyncListeners(self._server, self._fail)
+        self._listeners.attach()
         self._thread.start()
         self._loop.call_soon(self._turn)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from remit._io.loop_threads import finish_uncancelled
 from remit._io.server_io import FULL_POLL_INTERVAL_S, ServerIO
 from remit._patterns.names import REQUEST
-from remit._patterns.request_reply import IncomingRequest, Reply, error_reply, late_reply, send_reply, value_reply
+from remit._patterns.request_reply import IncomingRequest, Reply, error_reply, make_reply, send_reply, value_reply
 from remit._protocol.session import Received, Session
 from remit.errors import LinkClosed, ReentrantTick
 from remit.event import Event
@@ -169,7 +169,7 @@ class AsyncListeners:
             reply = error_reply(session.codec, error)
         except Exception as error:  # noqa: BLE001 - any error of a listener goes to the client
             if isinstance(error, TimeoutError) and bound.expired():
-                reply = late_reply(session.codec)
+                reply = make_reply(session.codec, "late")
             else:
                 report(session, request, error)
                 reply = error_reply(session.codec, error)

@@ -23,9 +23,8 @@ from remit._patterns.request_reply import (
     Post,
     Reply,
     RequestServer,
-    encode_nested,
     error_reply,
-    late_reply,
+    make_reply,
     send_reply,
     session_of,
 )
@@ -127,7 +126,7 @@ class BrokerCore:
                 with contextlib.suppress(EmitError, FrameTooLarge):  # Its session may have ended.
                     self._post(session, names.WORKER_UNKNOWN, ())  # A worker that is alive announces itself again.
             for job in self.jobs.expire_jobs(now):
-                self._reply(job, late_reply(job.client.codec))
+                self._reply(job, make_reply(job.client.codec, "late"))
         self._assign_jobs(now)
 
     def repair(self) -> None:
@@ -176,7 +175,7 @@ class BrokerCore:
             if not self.jobs.accepts(name):
                 self._note_unregistered(job)
             return
-        self._reply(job, ("refused", encode_nested(session.codec, "", (reason,), {})))
+        self._reply(job, make_reply(session.codec, "refused", reason))
 
     def _on_worker_ready(
         self,
@@ -240,7 +239,7 @@ class BrokerCore:
         for job in dead:
             text = f"{job.attempt} workers died of {job.name!r}; the last one {why}"
             logger.error("dead letter: %s", text)
-            self._reply(job, ("dead", encode_nested(job.client.codec, "", (_DEAD_LETTER, printable(text), ""), {})))
+            self._reply(job, make_reply(job.client.codec, "dead", _DEAD_LETTER, printable(text), ""))
 
     def _note_unregistered(self, job: QueuedJob) -> None:
         """Log a name that no worker has registered, and send the client the reason, in case it waits in vain."""

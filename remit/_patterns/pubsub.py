@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 
 from remit._patterns.names import PUBLISHED, UNSUBSCRIBED
-from remit._patterns.request_reply import encode_nested
 from remit._protocol.outbox import BATCH_BYTES, BATCH_EVENTS, HEAD_BYTES
 from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
@@ -234,9 +233,8 @@ class Publisher:
         publication = encodings.get(codec)
         if publication is None:
             message = decode_event(LAST_VALUES_CODEC, encodings[LAST_VALUES_CODEC])
-            publication = encodings[codec] = encode_nested(
-                codec, message.name, message.args, message.kwargs, message.headers
-            )
+            publication = codec.encode(message.name, message.args, message.kwargs, message.headers)
+            encodings[codec] = publication
             self.kept_bytes += len(publication)
         return publication
 
@@ -286,7 +284,7 @@ class Publisher:
 
 def _encode(codec: Codec, largest: int, name: str, *parts: Any) -> bytes:
     """Return an encoded publication. Raises CodecError, FrameTooLarge."""
-    publication = encode_nested(codec, name, *parts)
+    publication = codec.encode(name, *parts)
     # The exact size needs a second encoding: JSON carries nested bytes as base64. Small ones fit in any case.
     if len(publication) > largest // 2:
         size = len(codec.encode(PUBLISHED, (UNBOUNDED_BYTES, UNBOUNDED_BYTES, publication), {}, {}))

@@ -45,7 +45,7 @@ from remit.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from remit.event import NO_HEADERS, Event, Sender
+from remit.event import Event, Sender
 from remit.listeners import ASYNC
 
 logger = logging.getLogger("remit")
@@ -55,16 +55,8 @@ SHORT_TEXT: Final = 1000
 """Characters that are left of the message and of the traceback if an exception exceeds a frame."""
 MAX_ERROR_CHARS: Final = 16 * 1024
 """Longest message, and longest traceback, of a remote exception; the middle of a longer one is omitted."""
-CALLBACK_RAISED: Final = "a callback of a future raised an exception that is no Exception"
 MAX_TIMEOUT_S: Final = 1e9
 """Longer timeouts are sent as none, so that the milliseconds fit an integer of any codec."""
-
-
-def encode_nested(
-    codec: Codec, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any] = NO_HEADERS
-) -> bytes:
-    """Return an encoded event, to be an argument of another event. Raises CodecError."""
-    return codec.encode(name, args, kwargs, headers)
 
 
 class InlineResult:
@@ -106,28 +98,22 @@ class FutureResult(Future[Any]):
 
     def set_result(self, value: Any) -> None:
         """Set the value of the reply."""
-        if self._may_end():
-            try:
-                super().set_result(value)
-            except BaseException:
-                if threading.current_thread() is threading.main_thread():
-                    raise
-                logger.exception(CALLBACK_RAISED)
+        self._end(super().set_result, value)
 
     def set_exception(self, error: BaseException | None) -> None:
         """Set the error that ends the request, unless it has ended."""
-        if self._may_end():
-            try:
-                super().set_exception(error)
-            except BaseException:
-                if threading.current_thread() is threading.main_thread():
-                    raise
-                logger.exception(CALLBACK_RAISED)
+        self._end(super().set_exception, error)
 
-    def _may_end(self) -> bool:
-        """Return whether a result is awaited. May be called twice, after an interrupt."""
+    def _end(self, set_outcome: Callable[[Any], None], outcome: Any) -> None:
         # A running future cannot be cancelled: no cancel() of another thread can occur between check and result.
-        return not self.done() and (self.running() or self.set_running_or_notify_cancel())
+        if self.done() or not (self.running() or self.set_running_or_notify_cancel()):
+            return
+        try:
+            set_outcome(outcome)
+        except BaseException:
+            if threading.current_thread() is threading.main_thread():
+                raise
+            logger.exception("a callback of a future raised an exception that is no Exception")
 
 
 ResultSink: TypeAlias = InlineResult | FutureResult
@@ -194,7 +180,7 @@ class RequestClient:
     ) -> _Request:
         """Send a request. Raises CodecError, FrameTooLarge, EmitError, TypeError, ValueError."""
         _check_options(timeout, on_progress)
-        call = encode_nested(self._codec, name, args, kwargs, headers)
+        call = self._codec.encode(name, args, kwargs, headers)
         deadline = self._clock() + timeout
         request = self.open.add(name, _Caller(sink, on_progress), deadline, idempotent=idempotent)
         remaining_ms = None if timeout > MAX_TIMEOUT_S else int(timeout * 1000)
@@ -407,7 +393,7 @@ class RequestServer:
                 if inspect.iscoroutine(value):
                     value.close()
                 raise TypeError(ASYNC)
-            return value_reply(codec, value) if found else ("unheard", encode_nested(codec, "", (), {}))
+            return value_reply(codec, value) if found else make_reply(codec, "unheard")
         except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
             self.report_failure(session, request, error)
             return error_reply(codec, error)
@@ -428,21 +414,26 @@ def session_of(sender: Sender | None) -> Session:
     return sender.session
 
 
+def make_reply(codec: Codec, outcome: str, *values: Any) -> Reply:
+    """Return a reply with an outcome and its values. Raises CodecError."""
+    return outcome, codec.encode("", values, {}, {})
+
+
 def value_reply(codec: Codec, value: Any) -> Reply:
     """Return the reply for a value; an error reply if it cannot be encoded."""
     try:
-        return "done", encode_nested(codec, "", (value,), {})
+        return make_reply(codec, "done", value)
     except CodecError as error:
         return error_reply(codec, error)
 
 
-def error_reply(codec: Codec, error: BaseException, outcome: str = "failed") -> Reply:
+def error_reply(codec: Codec, error: BaseException) -> Reply:
     """Return the reply for an exception: its type name, its message and its traceback. Never raises."""
     kind = type(error)
     name = _text(lambda: f"{kind.__module__}.{kind.__qualname__}", shortened(kind))
     text = _text(lambda: str(error), f"<str() of {name} failed>")
     trace = _text(lambda: "".join(traceback.format_exception(error)), f"{name}: {text}")
-    return outcome, encode_nested(codec, "", (name, text, trace), {})
+    return make_reply(codec, "failed", name, text, trace)
 
 
 def _text(make: Callable[[], str], fallback: str) -> str:
@@ -459,11 +450,6 @@ def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]} ... {len(text) - limit} characters ... {text[-half:]}"
 
 
-def late_reply(codec: Codec) -> Reply:
-    """Return the reply for a request whose deadline has passed."""
-    return "late", encode_nested(codec, "", (), {})
-
-
 def send_reply(post: Post, session: Session, request_id: int, reply: Reply) -> None:
     """Send a reply; send a shorter one if it is too large for a frame. Drop it if the session has ended."""
     try:
@@ -475,7 +461,7 @@ def send_reply(post: Post, session: Session, request_id: int, reply: Reply) -> N
     except QueueFull:
         text = "it has run, but its reply found no room: replies wait for this client, see queue_bytes of the server"
         with contextlib.suppress(FrameTooLarge, EmitError):
-            post(session, REPLY, (request_id, "refused", encode_nested(session.codec, "", (text,), {})))
+            post(session, REPLY, (request_id, *make_reply(session.codec, "refused", text)))
     except EmitError:
         return
 
@@ -486,4 +472,4 @@ def shorter_reply(codec: Codec, reply: Reply, error: FrameTooLarge) -> Reply:
     if outcome != "failed":
         return error_reply(codec, error)
     texts = [_shortened(str(text), SHORT_TEXT) for text in decode_event(codec, result).args]
-    return outcome, encode_nested(codec, "", texts, {})
+    return make_reply(codec, outcome, *texts)

@@ -181,11 +181,6 @@ def generation_of(frame: bytes) -> int:
     return generation
 
 
-def events_head(generation: int, first: int, count: int, *, redelivered: bool = False) -> bytes:
-    """Return the head of an EVENTS frame without the lengths of its events."""
-    return _EVENTS.pack(_HEADS[EVENTS], generation, redelivered, first, count)
-
-
 def head_with_lengths(generation: int, first: int, events: Sequence[bytes]) -> bytes:
     """Return the head of an EVENTS frame, and the lengths of the events if there are several."""
     flags, lengths = 0, b""

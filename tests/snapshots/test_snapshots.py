@@ -186,8 +186,9 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     secret, number = SharedKey(b"a key that both ends share"), bytes(range(32, 48))
     channel = secret.derive_channel(session, number, client=True)
     yield "events 1", events
-    yield "events 1, redelivered", codec.join(frames.events_head(3, 7, 1, redelivered=True), [one])
-    yield "events 1, at most once", codec.join(frames.events_head(3, 0, 1), [one])
+    first = codec.join(frames.head_with_lengths(2, 7, [one]), [one])
+    yield "events 1, redelivered", frames.with_generation(first, 3, redelivered=True)
+    yield "events 1, at most once", codec.join(frames.head_with_lengths(3, 0, [one]), [one])
     yield "events 1, acknowledging", frames.with_ack(events, 9, 8)
     yield "ack 2", frames.pack_numbers(frames.FrameKind.ACK, 3, 9, 8)
     yield "resume 3", frames.pack_numbers(frames.FrameKind.RESUME, 3, 9, 8)
