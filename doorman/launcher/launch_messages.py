@@ -55,7 +55,12 @@ class Fork(_Message):
     order: bytes | None
     stdout: bool
     stderr: bool
-    script: Script | None
+
+
+class ForkZygote(_Message):
+    """To the zygote: fork a zygote that imports the user's script. Carries the other end of its channel."""
+
+    script: Script
 
 
 class Kill(_Message):
@@ -75,7 +80,7 @@ class Shutdown(_Message):
 
 
 class Ready(_Message):
-    """From the zygote: all modules are imported. From a fork of it: the user's script is imported."""
+    """From a zygote: all modules are imported, or the user's script."""
 
 
 class StartFailed(_Message):
@@ -110,9 +115,11 @@ class ChildExited(_Message):
     cpu: float
 
 
+# fmt: off
 Message: TypeAlias = (
-    Start | Fork | Kill | OrphansLeft | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited
+    Start | Fork | ForkZygote | Kill | OrphansLeft | Shutdown | Ready | StartFailed | Forked | ForkFailed | ChildExited
 )
+# fmt: on
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode

@@ -24,6 +24,7 @@ from doorman.launcher import DescendantsLeft, Event, Exited, Launched, LaunchFai
 from doorman.launcher import launch_messages as messages
 from doorman.launcher.base import EpollLauncher, current_folder, python_command
 from doorman.launcher.cgroup import ControlGroup
+from doorman.launcher.main_module import Script
 from doorman.process import Process
 
 __all__ = ["ZygoteLauncher"]
@@ -68,6 +69,8 @@ class ZygoteLauncher(EpollLauncher):
         super().__init__()
         self._zygote: _ZygoteHandle | None = None
         self._dying: list[_ZygoteHandle] = []
+        self._script_zygotes: dict[Script, _ZygoteLink] = {}  # Forks of the zygote that have imported a script.
+        self._left_to_children: set[Script] = set()  # Scripts that each process imports.
         self._failed_starts = 0
         self._start_error = ""
 
@@ -93,7 +96,7 @@ class ZygoteLauncher(EpollLauncher):
             try:
                 self.start()
                 assert self._zygote is not None
-                self._zygote.request_fork(order)
+                self._with_script(self._zygote, order.script).request_fork(order)
             except (BlockingIOError, ConnectionError) as error:
                 raise LaunchRefused(f"the zygote accepts no more requests now: {error}") from error
             except OSError as error:
@@ -101,56 +104,95 @@ class ZygoteLauncher(EpollLauncher):
 
     def kill(self, attempt: str) -> None:
         """Kill the process of an attempt and all its descendants, also those left by an exited one."""
-        if self._zygote is not None and self._zygote.request_kill(attempt):
-            self._send_kills(self._zygote)
+        for link in self._links():
+            if link.request_kill(attempt):
+                self._send_kills(link)
+
+    def _links(self) -> list[_ZygoteLink]:
+        return [*([self._zygote] if self._zygote else []), *self._script_zygotes.values()]
+
+    def _with_script(self, zygote: _ZygoteHandle, script: Script | None) -> _ZygoteLink:
+        """Return the fork of the zygote that has a script, made if necessary; the zygote if there is to be none."""
+        if script is None or script in self._left_to_children:
+            return zygote
+        if script not in self._script_zygotes:
+            link = _ZygoteLink()
+            zygote.request_zygote(script, link)
+            self._epoll.register(link.channel, select.EPOLLIN)
+            self._script_zygotes[script] = link  # Last: after an interrupt above, another one is made.
+        return self._script_zygotes[script]
 
     def _close_processes(self, deadline: float, *, ours: bool) -> None:
         zygotes = [*self._dying, *([self._zygote] if self._zygote else [])]
+        # The zygote also ends after its forks, which are its children.
+        keeps = not ours or any(link.detached for link in self._links())
+        for link in self._script_zygotes.values():
+            link.channel.close()
         for zygote in zygotes:
-            zygote.disconnect(ours=ours)
+            zygote.disconnect(keeps=keeps)
         for zygote in zygotes:
-            zygote.reap(deadline, ours=ours)
-        self._zygote, self._dying = None, []
+            zygote.reap(deadline, keeps=keeps)
+        self._zygote, self._dying, self._script_zygotes = None, [], {}
         ControlGroup.remove_stale(time.monotonic() + KILL_WAIT_S)
 
     def _handle(self, descriptor: int, mask: int) -> None:
-        """Handle the zygote's channel, or the pidfd of a zygote that has ended."""
-        if self._zygote is not None and descriptor == self._zygote.channel.fileno():
-            self._send_kills(self._zygote)
-            self._receive_messages(self._zygote)
+        """Handle a zygote's channel, or the pidfd of a zygote that has ended."""
+        link = next((link for link in self._links() if descriptor == link.channel.fileno()), None)
+        if link is not None:
+            self._send_kills(link)
+            self._receive_messages(link)
         else:
             self._reap()
 
-    def _send_kills(self, zygote: _ZygoteHandle) -> None:
-        self._epoll.modify(zygote.channel, select.EPOLLIN | (0 if zygote.send_kills() else select.EPOLLOUT))
+    def _send_kills(self, link: _ZygoteLink) -> None:
+        self._epoll.modify(link.channel, select.EPOLLIN | (0 if link.send_kills() else select.EPOLLOUT))
 
-    def _receive_messages(self, zygote: _ZygoteHandle) -> None:
+    def _receive_messages(self, link: _ZygoteLink) -> None:
         while True:
             try:
                 # Kept until it was handled: an interrupt in between may repeat a message, but must not lose it.
-                message, descriptors = messages.receive(zygote.channel, keep=True)
+                message, descriptors = messages.receive(link.channel, keep=True)
             except BlockingIOError:
                 return
             except ConnectionError:
                 continue  # ECONNRESET, once: the zygote ended with unread orders. Its last messages can still be read.
             if message is None:
-                self._remove_zygote(zygote)
+                if isinstance(link, _ZygoteHandle):
+                    self._remove_zygote(link)
+                    return
+                # Before it is ready, it ends without the zygote if the import has failed, or must not be shared.
+                failed = not link.ready and self._zygote is not None and self._zygote.process.alive()
+                self._remove_script_zygote(link, failed=failed)
                 return
             if isinstance(message, messages.StartFailed):
                 self._start_error = message.why
             else:
-                self._events += zygote.handle_message(message, descriptors)
+                self._events += link.handle_message(message, descriptors)
                 if isinstance(message, messages.ChildExited):
-                    zygote.remove(message.attempt)
-            messages.skip(zygote.channel)
+                    link.remove(message.attempt)
+            messages.skip(link.channel)
+
+    def _remove_script_zygote(self, link: _ZygoteLink, *, failed: bool) -> None:
+        """Let the manager launch its attempts again, by another fork; after a failure each imports the script."""
+        script = next(script for script, other in self._script_zygotes.items() if other is link)
+        if failed:
+            self._left_to_children.add(script)
+        self._events += link.fail_all("")
+        link.remove_all()
+        self._epoll.unregister(link.channel)
+        link.channel.close()
+        del self._script_zygotes[script]
 
     def _remove_zygote(self, zygote: _ZygoteHandle) -> None:
         """Fail all attempts of a zygote that has ended. The next launch starts another zygote."""
+        for link in tuple(self._script_zygotes.values()):
+            self._remove_script_zygote(link, failed=False)  # It ends with the zygote.
         self._failed_starts = 0 if zygote.ready else self._failed_starts + 1
         if self._failed_starts >= _MAX_FAILED_STARTS and not self._start_error:
             count = self._failed_starts
             self._start_error = f"the zygote ended {count} times before it was ready; see its standard error"
         self._events += zygote.fail_all(self._start_error)
+        zygote.kill_group()  # Also descendants that have left their process group.
         zygote.remove_all()
         self._epoll.unregister(zygote.channel)
         zygote.channel.close()
@@ -163,37 +205,21 @@ class ZygoteLauncher(EpollLauncher):
         for zygote in [zygote for zygote in self._dying if not zygote.process.alive()]:
             self._epoll.unregister(zygote.process)
             self._dying.remove(zygote)
-            zygote.reap(time.monotonic(), ours=True)
+            zygote.reap(time.monotonic(), keeps=False)
 
 
-class _ZygoteHandle:
-    """A zygote process, with its requested and running attempts."""
+class _ZygoteLink:
+    """The channel to a zygote, with its requested and running attempts."""
 
-    def __init__(self, start: messages.Start, stdin: int | None) -> None:
+    def __init__(self) -> None:
         self.ready = False
+        self.detached: set[str] = set()
+        """The detached attempts among them."""
         self._requested: set[str] = set()
         self._running: dict[str, Process] = {}
-        self._detached: set[str] = set()  # requested or running
         self._kills: deque[str] = deque()  # not sent yet
         # SEQPACKET preserves message boundaries and order, carries descriptors and reports the end of either process.
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            # Popen without preexec_fn runs no Python between fork and exec: the manager may have threads.
-            self._popen = subprocess.Popen(
-                [*python_command(), "-c", _START, _ROOT, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL if stdin is None else stdin,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Only the manager handles the terminal's Ctrl-C.
-            )
-        except BaseException:
-            self.channel.close()
-            raise
-        finally:
-            theirs.close()
-        self.process = Process.open(self._popen.pid)
-        self._group = ControlGroup.create()
-        with Process.open(os.getpid()) as manager:
-            messages.send(self.channel, start, [manager.fileno(), *self._group.descriptors])
+        self.channel, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.setblocking(False)
 
     def request_fork(self, order: Order) -> None:
@@ -205,14 +231,14 @@ class _ZygoteHandle:
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
         inline = None if memory else data
         given = order.stdout is not None, order.stderr is not None
-        request = messages.Fork(order.attempt, inline, *given, order.script)
+        request = messages.Fork(order.attempt, inline, *given)
         try:
             messages.send(self.channel, request, [*memory, *standard])
         finally:
             messages.close_all(memory)
         self._requested.add(order.attempt)
         if order.detach:
-            self._detached.add(order.attempt)
+            self.detached.add(order.attempt)
 
     def request_kill(self, attempt: str) -> bool:
         """Remember to kill an attempt; return False if it does not run."""
@@ -251,42 +277,20 @@ class _ZygoteHandle:
     def remove(self, attempt: str) -> None:
         """Remove an attempt whose process has ended."""
         self._running.pop(attempt, None)
-        self._detached.discard(attempt)
+        self.detached.discard(attempt)
 
     def fail_all(self, why: str) -> list[Event]:
         """Kill all processes that are not detached, and return the last event of each attempt."""
         for attempt, process in self._running.items():
-            if attempt not in self._detached:
+            if attempt not in self.detached:
                 process.signal_group(signal.SIGKILL)
-        self._group.kill()  # Also descendants that have left their process group.
         failed = [LaunchFailed(attempt, why or "the zygote has ended", not why) for attempt in self._requested]
         exited = [Exited(attempt, None, None) for attempt in self._running]
         return [*failed, *exited]
 
     def remove_all(self) -> None:
         """Remove all attempts. The zygote has ended, so `reap` must wait for it even if a process is detached."""
-        self._requested, self._running, self._detached = set(), {}, set()
-
-    def disconnect(self, *, ours: bool) -> None:
-        """Close the channel: the zygote ends after its last child. A fork of the owner (not ``ours``) sends nothing."""
-        with contextlib.suppress(OSError):
-            if ours and not self._detached:
-                messages.send(self.channel, messages.Shutdown())
-        self.channel.close()
-
-    def reap(self, deadline: float, *, ours: bool) -> None:
-        """Wait for the zygote until ``deadline``, then kill it, unless it is the parent of a detached child."""
-        if self.process.closed:
-            return
-        if not ours or self._detached:
-            self._popen.returncode = 0  # Keeps Popen from waiting for it.
-        elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(KILL_WAIT_S)
-            self._group.kill()
-            self._group.remove()
-        self._group.close()
-        self.process.close()
+        self._requested, self._running, self.detached = set(), {}, set()
 
     def _on_forked(self, message: messages.Forked, descriptors: list[int]) -> Event:
         process = _open_process(message, descriptors)
@@ -300,8 +304,62 @@ class _ZygoteHandle:
 
     def _launch_failed(self, attempt: str, why: str, back_pressure: bool) -> LaunchFailed:
         self._requested.discard(attempt)
-        self._detached.discard(attempt)
+        self.detached.discard(attempt)
         return LaunchFailed(attempt, why, back_pressure)
+
+
+class _ZygoteHandle(_ZygoteLink):
+    """A zygote that this process has started."""
+
+    def __init__(self, start: messages.Start, stdin: int | None) -> None:
+        super().__init__()
+        try:
+            # Popen without preexec_fn runs no Python between fork and exec: the manager may have threads.
+            self._popen = subprocess.Popen(
+                [*python_command(), "-c", _START, _ROOT, str(self.theirs.fileno())],
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                pass_fds=(self.theirs.fileno(),),
+                start_new_session=True,  # Only the manager handles the terminal's Ctrl-C.
+            )
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            self.theirs.close()
+        self.process = Process.open(self._popen.pid)
+        self._group = ControlGroup.create()
+        with Process.open(os.getpid()) as manager:
+            messages.send(self.channel, start, [manager.fileno(), *self._group.descriptors])
+
+    def request_zygote(self, script: Script, link: _ZygoteLink) -> None:
+        """Send the other end of a link to a new fork of this zygote. Raises BlockingIOError if the channel is full."""
+        with link.theirs:
+            messages.send(self.channel, messages.ForkZygote(script), [link.theirs.fileno()])
+
+    def kill_group(self) -> None:
+        """Kill all processes of the control group, if there is one."""
+        self._group.kill()
+
+    def disconnect(self, *, keeps: bool) -> None:
+        """Close the channel: the zygote ends after its last child, and removes its control group if it ``keeps`` it."""
+        with contextlib.suppress(OSError):
+            if not keeps:
+                messages.send(self.channel, messages.Shutdown())
+        self.channel.close()
+
+    def reap(self, deadline: float, *, keeps: bool) -> None:
+        """Wait for the zygote until ``deadline``, then kill it, unless it ``keeps`` running."""
+        if self.process.closed:
+            return
+        if keeps:
+            self._popen.returncode = 0  # Keeps Popen from waiting for it.
+        elif self.process.wait(deadline - time.monotonic()) or self.process.signal(signal.SIGKILL):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(KILL_WAIT_S)
+            self._group.kill()
+            self._group.remove()
+        self._group.close()
+        self.process.close()
 
 
 def _open_process(message: messages.Forked, descriptors: list[int]) -> Process | None:

@@ -35,8 +35,8 @@ Entry: TypeAlias = Callable[[Order], int | None]
 
 KILL_WAIT_S: Final = 5.0
 """Time that the zygote waits for the children that it killed when its manager ended."""
-IMPORT_TIMEOUT_S: Final = 60.0
-"""Time after which the zygote no longer waits for the import of the user's script."""
+IMPORT_TIMEOUT_S: Final = 60
+"""Time after which the kernel ends a zygote that imports the user's script."""
 _REQUESTS_PER_ROUND: Final = 16  # between two rounds, ended children are reaped
 _BLOCKED: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _SEES_CHILDREN: Final = os.path.exists("/proc/thread-self/children")  # noqa: PTH110  # CONFIG_PROC_CHILDREN
@@ -100,7 +100,7 @@ def main(descriptor: int) -> None:
     prepare_for_forks()
     # Only its manager ends the zygote. Blocked, not ignored: a signal that reaches a child too early stays pending.
     signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
-    zygote = _Zygote(channel, channel, descriptors[0], group, entry, hooks)
+    zygote = _Zygote(channel, descriptors[0], group, entry, hooks)
     zygote._send(messages.Ready())
     zygote.run()
     hooks.run()
@@ -189,20 +189,12 @@ def own_children() -> set[int]:
 
 
 class _Zygote:
-    """Serves the requests of one channel. Its answers go to the launcher, whose channel all zygotes share."""
+    """Serves the requests of one channel."""
 
     def __init__(
-        self,
-        requests: socket.socket,
-        channel: socket.socket,
-        manager: int,
-        group: ControlGroup,
-        entry: Entry,
-        hooks: ExitHooks,
+        self, channel: socket.socket, manager: int, group: ControlGroup, entry: Entry, hooks: ExitHooks
     ) -> None:
-        requests.setblocking(False)
         channel.setblocking(False)
-        self._requests = self._watched = requests
         self._channel = channel
         self._manager = manager
         self._group = group
@@ -219,32 +211,25 @@ class _Zygote:
         self._orphans_due = False
         self._serving = True
         self._launcher_removes_group = False
-        self._script_fork: _ScriptFork | None = None
-        self._left_to_children: set[Script] = set()
         self._epoll = select.epoll()
-        self._epoll.register(requests, select.EPOLLIN)
+        self._epoll.register(channel, select.EPOLLIN)
         self._epoll.register(manager, select.EPOLLIN)
 
     def run(self) -> None:
         # One epoll for the channel, the manager's pidfd and the pidfd of each child: no SIGCHLD handler, no polling.
         while self._serving or self._children:
             ready = self._epoll.poll(self._timeout())
-            if not (ready or self._trees or self._script_fork):
+            if not (ready or self._trees):
                 return
             for descriptor, _ in ready:
                 self._handle(descriptor)
             self._adopt_orphans()
             self._update_trees()
-            if self._script_fork is not None:
-                self._script_fork.end_late_import()
 
     def _timeout(self) -> float | None:
         """Return the seconds after which there is something to do if no descriptor is ready; None for no limit."""
-        moments = [tree.kill_at for tree in self._trees.values()]
-        if self._script_fork is not None and not self._script_fork.imported:
-            moments.append(self._script_fork.import_until)
-        if moments:
-            return max(0.0, min(moments) - time.monotonic())
+        if self._trees:
+            return max(0.0, min(tree.kill_at for tree in self._trees.values()) - time.monotonic())
         return None if self._serving or any(child.detach for child in self._children.values()) else KILL_WAIT_S
 
     def remove_group(self) -> None:
@@ -263,11 +248,6 @@ class _Zygote:
             return
         elif descriptor == self._manager:
             self._stop_serving()
-        elif self._script_fork is not None and descriptor == self._script_fork.channel.fileno():
-            self._epoll.unregister(descriptor)
-            # Its end of file is left to `_reap`.
-            self._script_fork.imported = messages.receive(self._script_fork.channel)[0] is not None
-            self._forward_held(self._script_fork)
         elif self._unsent:
             self._flush()
         else:
@@ -276,7 +256,7 @@ class _Zygote:
     def _receive_requests(self) -> None:
         for _ in range(_REQUESTS_PER_ROUND):
             try:
-                message, descriptors = messages.receive(self._requests)
+                message, descriptors = messages.receive(self._channel)
             except (BlockingIOError, ConnectionError):
                 return  # After a ConnectionError the remaining messages can be read, and then the end of the channel.
             except messages.MessageError:
@@ -290,20 +270,13 @@ class _Zygote:
 
     def _handle_request(self, message: messages.Message, descriptors: list[int]) -> None:
         if isinstance(message, messages.Fork):
-            if (fork := self._fork_with_script(message, descriptors)) is not None:
-                fork.held.append((message, descriptors))
-                self._forward_held(fork)
-                return
             self._fork(message, descriptors)
+        elif isinstance(message, messages.ForkZygote) and descriptors:
+            self._fork_zygote(message.script, descriptors[0])
         elif isinstance(message, messages.Shutdown):
             self._launcher_removes_group = True
         elif isinstance(message, messages.Kill):
-            fork = self._script_fork
-            if fork is None or message.attempt in self._workers or message.attempt in self._trees:
-                self._kill(message.attempt)
-            else:
-                fork.held.append((message, []))
-                self._forward_held(fork)
+            self._kill(message.attempt)
         messages.close_all(descriptors)
 
     def _fork(self, request: messages.Fork, descriptors: list[int]) -> None:
@@ -340,83 +313,51 @@ class _Zygote:
                 if descriptor is not None:
                     os.dup2(descriptor, number)
             apply_order(order)
-            channels = [channel.detach() for channel in {self._requests, self._channel}]
-            messages.close_all([*channels, self._manager, self._epoll.fileno(), *self._children])
-            messages.close_all(self._script_fork.descriptors if self._script_fork else ())
-            messages.close_all([*self._group.descriptors, *descriptors])
+            self._close_inherited()
+            messages.close_all([self._manager, *self._group.descriptors, *descriptors])
             self._hooks.clear_inherited()
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             guard.code = self._entry(order)
         raise AssertionError("ExitGuard has ended the process")
 
-    # -- the fork that imports the user's script ---------------------------------------------------------------
+    def _close_inherited(self) -> None:
+        """Close, in a fork of the zygote, the descriptors that only the zygote needs."""
+        messages.close_all([self._channel.detach(), self._epoll.fileno(), *self._children])
 
-    def _fork_with_script(self, request: messages.Fork, descriptors: list[int]) -> _ScriptFork | None:
-        """Return the fork that has the script of a request, started if necessary; None if the child imports it."""
-        script = request.script
-        if script is None or script in self._left_to_children:
-            return None
-        if self._script_fork is None:
-            try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                pid = os.fork()
-            except OSError:
-                return None
+    def _fork_zygote(self, script: Script, descriptor: int) -> None:
+        """Fork a zygote that imports the user's script once, for all processes that need it.
+
+        If its import fails, or leaves something that forks would share or lack (see `_traces`), it ends, and each
+        process imports the script, as under multiprocessing's spawn.
+        """
+        with contextlib.suppress(OSError):  # The launcher sees the end of the channel.
+            pid = os.fork()
             if pid == 0:
-                self._run_script_fork(script, theirs, [ours.detach(), *descriptors])
-            theirs.close()
-            pidfd = os.pidfd_open(pid)
-            self._script_fork = _ScriptFork(script, pidfd, ours)
+                self._import_and_serve(script, descriptor)
             # It ends by itself, after its own children, which it reaps.
-            self._children[pidfd] = ChildProcess(None, pid, pidfd, detach=True)
-            self._pids.add(pid)
-            self._epoll.register(pidfd, select.EPOLLIN)
-            self._epoll.register(ours, select.EPOLLIN)
-        return self._script_fork if self._script_fork.script == script else None
+            self._watch_child(ChildProcess(None, pid, os.pidfd_open(pid), detach=True))
 
-    def _run_script_fork(self, script: Script, requests: socket.socket, inherited: list[int]) -> NoReturn:
-        """Import the script, and serve the requests that need it until the zygote closes the channel."""
+    def _import_and_serve(self, script: Script, descriptor: int) -> NoReturn:
+        """Import the script in this fork of the zygote, and serve the requests that need it."""
         try:
             if not process.die_with_parent(self._pid):
                 os._exit(1)
             process.become_subreaper()
-            messages.close_all([self._epoll.fileno(), *self._children, *inherited])
-            if self._requests is not self._channel:
-                self._requests.close()
+            self._close_inherited()
+            signal.alarm(IMPORT_TIMEOUT_S)
             import random  # Before the import of the script, to find out whether that seeds it.
 
             before = random.getstate(), _traces()
             main_module.import_script(script)
+            signal.alarm(0)
             if before == (random.getstate(), _traces()):
                 prepare_for_forks()
-                messages.send(requests, messages.Ready())
-                zygote = _Zygote(requests, self._channel, self._manager, self._group, self._entry, ExitHooks())
-                zygote._left_to_children.add(script)
+                channel = socket.socket(fileno=descriptor)
+                zygote = _Zygote(channel, self._manager, self._group, self._entry, ExitHooks())
+                zygote._send(messages.Ready())
                 zygote.run()
         finally:
             os._exit(0)
-
-    def _forward_held(self, fork: _ScriptFork) -> None:
-        """Forward the requests that waited for the import."""
-        while fork.imported and fork.held:
-            request, descriptors = fork.held.popleft()
-            if not fork.forward(request, descriptors):
-                self._send(messages.ForkFailed(request.attempt, "too many descriptors are in flight", True))
-            messages.close_all(descriptors)
-
-    def _end_script_fork(self, fork: _ScriptFork) -> None:
-        """Leave the import to each child after it has failed here; after it has succeeded, end with the fork."""
-        fork.close()
-        self._script_fork = None
-        if fork.imported and self._serving:
-            self._stop_serving()
-        self._left_to_children.add(fork.script)
-        for request, descriptors in fork.held:
-            if isinstance(request, messages.Kill):
-                self._kill(request.attempt)
-            elif self._serving:
-                self._fork(request, descriptors)
-            messages.close_all(descriptors)
 
     def _register_child(self, order: Order, pid: int) -> None:
         """Open the pidfd of a new child before anything can reap it, and send it to the launcher."""
@@ -425,16 +366,19 @@ class _Zygote:
             os.setpgid(pid, pid)
         try:
             pidfd = os.pidfd_open(pid)
-            self._epoll.register(pidfd, select.EPOLLIN)
+            self._watch_child(ChildProcess(order.attempt, pid, pidfd, order.detach, order.grace, order.record))
         except OSError as error:
             os.kill(pid, signal.SIGKILL)  # By pid, which is safe: the pid of an unreaped child is not reused.
             os.waitpid(pid, 0)
             self._send(messages.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in messages.OUT_OF_RESOURCES))
             return
-        self._children[pidfd] = ChildProcess(order.attempt, pid, pidfd, order.detach, order.grace, order.record)
         self._workers[order.attempt] = pidfd
-        self._pids.add(pid)
         self._send(messages.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
+
+    def _watch_child(self, child: ChildProcess) -> None:
+        self._epoll.register(child.pidfd, select.EPOLLIN)
+        self._children[child.pidfd] = child
+        self._pids.add(child.pid)
 
     def _reap(self, child: ChildProcess) -> None:
         """Reap a child. `_adopt_orphans` handles its descendants, which are children of the zygote now."""
@@ -446,8 +390,6 @@ class _Zygote:
         os.close(child.pidfd)
         self._pids.discard(child.pid)
         self._orphans_due = True
-        if self._script_fork is not None and self._script_fork.pidfd == child.pidfd:
-            self._end_script_fork(self._script_fork)
         attempt = child.attempt
         if attempt is None:
             for tree in self._trees.values():
@@ -478,9 +420,7 @@ class _Zygote:
                     self._orphans_due = True  # Perhaps it exited after the read, and its children are not in the list.
                     continue
                 pidfd = os.pidfd_open(pid)
-                self._epoll.register(pidfd, select.EPOLLIN)
-                self._children[pidfd] = ChildProcess(None, pid, pidfd)
-                self._pids.add(pid)
+                self._watch_child(ChildProcess(None, pid, pidfd))
                 group = os.getpgid(pid)
                 trees = [tree for tree in self._trees.values() if tree.child.pid == group] or self._changed.values()
                 for tree in trees:
@@ -521,11 +461,8 @@ class _Zygote:
     def _stop_serving(self) -> None:
         """After the manager's end, close the channel and kill all children that are not detached."""
         self._serving = False
-        self._epoll.unregister(self._watched)
+        self._epoll.unregister(self._channel)
         self._epoll.unregister(self._manager)
-        if self._script_fork is not None:
-            self._script_fork.close()
-        self._requests.close()
         self._channel.close()
         while self._unsent:
             self._drop_first()
@@ -543,7 +480,8 @@ class _Zygote:
         if not self._unsent and self._try_send(message, pidfd):
             return
         if not self._unsent:
-            self._watch(self._channel, select.EPOLLOUT)
+            # Room for answers, not requests.
+            self._epoll.modify(self._channel, select.EPOLLOUT)
         # A duplicate, because the child may be reaped and its pidfd closed before the message is sent.
         self._unsent.append((message, None if pidfd is None else os.dup(pidfd)))
 
@@ -551,13 +489,7 @@ class _Zygote:
         while self._unsent and self._try_send(*self._unsent[0]):
             self._drop_first()
         if not self._unsent and self._serving:
-            self._watch(self._requests, select.EPOLLIN)
-
-    def _watch(self, channel: socket.socket, events: int) -> None:
-        """Wait for requests or for room for answers, not for both."""
-        self._epoll.unregister(self._watched)
-        self._epoll.register(channel, events)
-        self._watched = channel
+            self._epoll.modify(self._channel, select.EPOLLIN)
 
     def _drop_first(self) -> None:
         _, pidfd = self._unsent.popleft()
@@ -572,48 +504,6 @@ class _Zygote:
         except ConnectionError:
             pass  # `_receive_requests` handles the end of the channel.
         return True
-
-
-class _ScriptFork:
-    """A fork of the zygote that has imported the user's script, once for all processes that need it.
-
-    It forks those processes and answers the launcher itself. If its import fails, or leaves something that forks would
-    share or lack (see `_traces`), it ends, and each process imports the script, as under multiprocessing's spawn.
-    """
-
-    def __init__(self, script: Script, pidfd: int, channel: socket.socket) -> None:
-        self.script = script
-        self.pidfd = pidfd
-        self.channel = channel
-        """Blocking: the fork reads unless the launcher does not read its answers, which stops this process as well."""
-        self.imported = False
-        self.import_until = time.monotonic() + IMPORT_TIMEOUT_S
-        self.held: deque[tuple[messages.Fork | messages.Kill, list[int]]] = deque()
-        """Requests that wait for the import."""
-
-    @property
-    def descriptors(self) -> list[int]:
-        """The descriptors that other children must not keep open."""
-        return [self.channel.fileno(), *(number for _, held in self.held for number in held)]
-
-    def forward(self, request: messages.Message, descriptors: list[int]) -> bool:
-        """Forward a request; False if the kernel lacks resources."""
-        try:
-            messages.send(self.channel, request, descriptors)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            pass  # It has just ended, which ends the zygote too.
-        return True
-
-    def end_late_import(self) -> None:
-        """Kill the process if its import has taken too long. Its end is handled as that of any child."""
-        if not self.imported and time.monotonic() >= self.import_until:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Close the channel: the process ends after its children."""
-        self.channel.close()
 
 
 def _traces() -> tuple[object, ...]:

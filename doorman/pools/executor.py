@@ -226,6 +226,9 @@ class ProcessExecutor(Executor):
         self._manager_thread: ManagerThread | None = None
         self._shut_down = False
         self._pid = os.getpid()
+        # Once, and not at the import: processes do not share a script that leaves exit hooks.
+        atexit.unregister(_finish_all)
+        atexit.register(_finish_all)
 
     def submit(self, fn: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Future[Value]:
         """Call ``fn(*args, **kwargs)`` in a process and return the future of its result.
@@ -386,6 +389,3 @@ def _finish_all() -> None:
                 file=sys.stderr,
             )
             thread.kill()
-
-
-atexit.register(_finish_all)

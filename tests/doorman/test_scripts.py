@@ -137,12 +137,13 @@ if __name__ != "__main__" and not os.path.exists("killed"):
     ("extra", "imports", "threads"),
     [
         ("", 1, 1),
+        ("import asyncio, multiprocessing.pool\nfrom doorman import *\nfrom remit import *", 1, 1),
         ("threading.Thread(target=threading.Event().wait, daemon=True).start()", 5, 2),
         ("import random; random.seed(1)", 5, 1),
         ("import socket; connection = socket.socket()", 5, 1),
         (KILLED, 4, 1),
     ],
-    ids=["plain", "thread", "seed", "socket", "killed"],
+    ids=["plain", "libraries", "thread", "seed", "socket", "killed"],
 )
 def test_a_script_is_imported_once_unless_processes_must_not_share_what_it_leaves(tmp_path, extra, imports, threads):
     lines = prints(tmp_path, IMPORTED.format(extra)).splitlines()
