@@ -363,7 +363,7 @@ class Client(ListenerRegistry):
                 # Without a deadline: after a timeout nothing would repeat the subscription.
                 self.submit(SUBSCRIBE, *subscription._request_args, timeout=FOREVER, idempotent=True)
                 subscription._on_server_restart()
-            except Exception as error:  # noqa: BLE001 - one subscription must not end the others
+            except RemitError as error:
                 self._report_error(message.event(), error)
 
     def close(self, linger: float | None = None) -> None:

@@ -403,14 +403,19 @@ class JSON(_MsgspecCodec):
 CODECS: Final[Mapping[str, Codec]] = {codec.name: codec for codec in (MessagePack(), JSON())}
 
 
+def errors_of(codec: Codec) -> type[Exception]:
+    """Return the class of what decoding may raise. A signal handler has raised any other exception."""
+    return CodecError if isinstance(codec, _MsgspecCodec) else Exception
+
+
 def decode_event(codec: Codec, data: bytes) -> EventMessage:
     """Return the event of `Codec.encode`. Raises CodecError."""
     try:
         messages = codec.decode(codec.join(b"", [data]))
-    except CodecError:
-        raise
-    except Exception as error:
-        raise CodecError(f"codec {codec.name!r} failed: {error!r}") from error
+    except errors_of(codec) as error:
+        raise (
+            error if isinstance(error, CodecError) else CodecError(f"codec {codec.name!r} failed: {error!r}")
+        ) from error
     if len(messages) != 1:
         raise CodecError(f"{len(messages)} events instead of one in an event")
     return messages[0]

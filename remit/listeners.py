@@ -6,13 +6,17 @@ import fnmatch
 import itertools
 import logging
 import re
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutine, isgeneratorfunction
 from itertools import chain, islice, repeat, starmap
 from operator import attrgetter, itemgetter, length_hint
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
 
 from remit._limited_log import LimitedLog
 from remit._patterns.event_router import EventRouter
@@ -20,6 +24,7 @@ from remit._patterns.names import RESERVED
 from remit._protocol.session import Received
 from remit._typed_listeners import Conversion, bind, conversion
 from remit.codec import EventMessage, invalid_name_error, printable, shortened
+from remit.errors import RemitError
 from remit.event import Event, Sender
 
 
@@ -48,6 +53,17 @@ ASYNC: Final = "an async listener needs an event loop: use AsyncServer, AsyncCli
 
 _WILD: Final = re.compile(r"[*?\[]")
 _numbers = itertools.count()
+_OWN_ERRORS: Final = (
+    RemitError,
+    msgspec.MsgspecError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors that code of Remit may raise, given the bytes of any peer."""
 _ARGUMENTS: Final = attrgetter("args")
 _FIRST: Final = itemgetter(0)
 
@@ -211,7 +227,9 @@ class ListenerRegistry:
                 value = next(starmap(only, arguments))
                 if value is not None and isawaitable(value):
                     self._defer(wire.event(sender=sender, redelivered=redelivered), value)
-            except Exception as error:  # noqa: BLE001 - one listener must not stop the others
+            except Exception as error:
+                if next(copy(pending), None) is wire:
+                    raise  # The listener has not begun: a signal handler has raised it.
                 self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
 
     def _resume(self) -> None:
@@ -227,13 +245,10 @@ class ListenerRegistry:
         self, entries: Sequence[_Entry], wire: EventMessage, pending: _Pending, sender: Sender | None, redelivered: bool
     ) -> None:
         left = length_hint(pending)
-        rest = entries[1:]
-        later = iter(rest)
+        later = iter(entries[1:])
         try:
-            # The first listener takes the event when it starts, each of the others itself.
-            begin = map(_FIRST, zip(repeat(()), chain(islice(pending, 1), later)))
             # In a method of its own: CPython does not handle an exception at a `try:` line that is within another.
-            self._call_each(entries, begin, wire, sender, redelivered)
+            self._call_each(entries, later, wire, pending, sender, redelivered)
             if not entries:
                 self._unheard += 1
             if length_hint(pending) == left:
@@ -244,14 +259,25 @@ class ListenerRegistry:
             raise
 
     def _call_each(
-        self, entries: Sequence[_Entry], begin: _Begin, wire: EventMessage, sender: Sender | None, redelivered: bool
+        self,
+        entries: Sequence[_Entry],
+        later: Iterator[_Entry],
+        wire: EventMessage,
+        pending: _Pending,
+        sender: Sender | None,
+        redelivered: bool,
     ) -> None:
+        # The first listener takes the event when it starts, each of the others itself.
+        begin = map(_FIRST, zip(repeat(()), chain(islice(pending, 1), later)))
         for entry in entries:
             try:
                 value = next(self._bind(entry, begin, wire, sender, redelivered))
                 if value is not None and isawaitable(value):
                     self._defer(wire.event(sender=sender, redelivered=redelivered), value)
-            except Exception as error:  # noqa: BLE001 - one listener must not stop the others
+            except Exception as error:
+                waits = next(copy(pending), None) is wire or next(copy(later), None) is entry
+                if waits and (not entry.repeatable or is_foreign(error)):
+                    raise  # The listener has not begun: a signal handler has raised it.
                 self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
 
     def _bind(
@@ -343,6 +369,11 @@ class ListenerRegistry:
             self._on_error(event, error)
         except Exception:
             logger.exception("on_error raised for %s", shortened(event.name))
+
+
+def is_foreign(error: Exception) -> bool:
+    """Return whether a signal handler has raised an error of code that calls no listener, judged by its class."""
+    return threading.current_thread() is threading.main_thread() and not isinstance(error, _OWN_ERRORS)
 
 
 def check_listener(name: object, listener: object) -> None:

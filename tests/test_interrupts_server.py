@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from injection import Injection, Interrupted, call_with, interrupt, within
+from injection import Injection, Interrupted, call_with, interrupt_by_turns, within
 from waiting import DEADLINE, tick_until
 
 from remit import AsyncServer, Broker, Client, Location, Pair, Server, Worker, current_job
@@ -396,7 +396,7 @@ def test_an_interrupt_at_any_line_of_a_call(swept: Location, kind: Any, name: st
 
         def check(line: int) -> Injection:
             ends.load()
-            raising = interrupt_loop if name.endswith("KeyboardInterrupt") else interrupt
+            raising = interrupt_loop if name.endswith("KeyboardInterrupt") else interrupt_by_turns
             outcome = call_with(raising, line, lambda: kind.CALLS[name](ends))
             assert outcome.error is None, (outcome.place, outcome.error)
             ends.check(outcome.place)
@@ -469,10 +469,10 @@ def test_an_interrupt_of_opening_or_closing_keeps_no_location(swept: Location, n
             stack.enter_context(Pair.bind(swept, lease=0.5))
 
         def check(line: int) -> Injection:
-            outcome = call_with(interrupt, line, lambda: open_(swept))
+            outcome = call_with(interrupt_by_turns, line, lambda: open_(swept))
             assert outcome.error is None, (outcome.place, outcome.error)
             opened = outcome.value or within(lambda: open_(swept))  # It was not interrupted in a finalizer.
-            left = call_with(interrupt, line, lambda: leave(opened))
+            left = call_with(interrupt_by_turns, line, lambda: leave(opened))
             assert left.error is None, (left.place, left.error)
             within(opened.close)
             return left if outcome.place is None else outcome

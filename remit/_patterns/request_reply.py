@@ -46,7 +46,7 @@ from remit.errors import (
     RequestTimeout,
 )
 from remit.event import Event, Sender
-from remit.listeners import ASYNC
+from remit.listeners import ASYNC, is_foreign
 
 logger = logging.getLogger("remit")
 
@@ -394,7 +394,9 @@ class RequestServer:
                     value.close()
                 raise TypeError(ASYNC)
             return value_reply(codec, value) if found else make_reply(codec, "unheard")
-        except Exception as error:  # noqa: BLE001 - any error of a listener is the reply
+        except Exception as error:
+            if self.may_repeat() and is_foreign(error):
+                raise
             self.report_failure(session, request, error)
             return error_reply(codec, error)
 

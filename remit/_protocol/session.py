@@ -23,7 +23,7 @@ from typing import Final
 from remit._protocol import frames
 from remit._protocol.frames import ACK, CANCEL, EVENTS, PING, RESUME, Bye, FrameKind
 from remit._protocol.outbox import CANCELLATIONS_KEPT, Outbox
-from remit.codec import UNDECODABLE, Codec, EventMessage, decode_each
+from remit.codec import UNDECODABLE, Codec, EventMessage, decode_each, errors_of
 from remit.errors import CodecError, ProtocolError
 from remit.event import Sender
 from remit.transport import Credentials, Peer
@@ -305,7 +305,7 @@ class Session:
             events = self.codec.decode(memoryview(frame)[frames.body_offset(frame, count) :])
             if len(events) != count:
                 raise CodecError(f"frame with {len(events)} events announces {count}")
-        except Exception as error:  # noqa: BLE001 - a codec of the user may raise any exception
+        except errors_of(self.codec) as error:
             events = self._decode_each(frame, count, error)
             undecodable = sum(event.name == UNDECODABLE for event in events)
         if first:

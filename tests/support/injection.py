@@ -6,6 +6,7 @@ An exception stands for Ctrl-C or the time limit of a job runner, a call for a f
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -29,6 +30,23 @@ def interrupt() -> None:
     raise Interrupted
 
 
+class Alarmed(Exception):
+    """The injected exception of a class that is an `Exception`, as a job runner raises it at its time limit."""
+
+
+_classes = itertools.cycle((Interrupted, Alarmed))
+
+
+def interrupt_by_turns() -> None:
+    """Raise `Interrupted` and `Alarmed` by turns."""
+    raise next(_classes)
+
+
+def alarm() -> None:
+    """Raise `Alarmed`."""
+    raise Alarmed
+
+
 class Injection:
     """What happened in one call."""
 
@@ -39,7 +57,7 @@ class Injection:
         """File, line and function of the injected line; None if the call had ended before it."""
         self.value: Any = None
         self.error: BaseException | None = None
-        """What the call raised, unless it was `Interrupted`."""
+        """What the call raised, unless it was the injected exception."""
         self.interrupted = False
 
 
@@ -72,7 +90,7 @@ def call_with(
     sys.settrace(trace)
     try:
         outcome.value = call()
-    except Interrupted:
+    except (Interrupted, Alarmed):
         outcome.interrupted = True
     except Exception as error:  # The test judges it.
         outcome.error = error
