@@ -40,6 +40,7 @@ import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, repeat, starmap
+from queue import Empty, SimpleQueue
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -350,23 +351,29 @@ class Waker:
         any(map(os.close, starmap(descriptors.pop, repeat((), len(descriptors)))))
 
 
-START_POLL_S: Final = 0.0005
-"""Interval at which `DaemonThread.join` checks whether the thread has begun."""
+JOIN_POLL_S: Final = 0.05
+"""Upper bound of one wait of `DaemonThread.join`: an interrupted call of another thread may have taken the bell."""
 
 
 class DaemonThread:
-    """A daemon thread that the first of several calls of `start` starts, from any thread and any signal handler."""
+    """A daemon thread that the first of several calls of `start` starts, from any thread and any signal handler.
+
+    It begins once ``is_needed`` has returned True, and never if that returns False.
+    """
 
     # An exception of a signal handler within Thread.start() leaves an entry in threading.enumerate(), or becomes
     # "RuntimeError: release unlocked lock". So another thread calls it, which runs no handlers, and which one call of C
-    # has started.
+    # has started. That one waits for the need: an object that lives shortly costs one thread, not two.
 
-    def __init__(self, target: Callable[[], object], name: str) -> None:
-        self._target, self._name = target, name
+    def __init__(self, target: Callable[[], object], name: str, is_needed: Callable[[], bool] | None = None) -> None:
+        self._target, self._name, self._is_needed = target, name, is_needed
         self._starters: list[int] = []
         self._elected: dict[int, object] = {}
         self._thread: threading.Thread | None = None
-        self._running = False
+        self._begun = False
+        """Whether the thread is running, or will never be needed."""
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        """Rung once `_begun` is set."""
 
     def start(self) -> None:
         """Start the thread, unless it was started. Raises RuntimeError if there can be no thread."""
@@ -381,20 +388,26 @@ class DaemonThread:
     def join(self, timeout: float) -> None:
         """Wait until the thread has ended, for at most ``timeout`` seconds, unless this is the thread."""
         deadline = time.monotonic() + timeout
-        while self._starters and not self._running and time.monotonic() < deadline:
-            time.sleep(START_POLL_S)
-        if self._thread is not None and self._running and self._thread is not threading.current_thread():
+        while self._starters and not self._begun and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                self._bell.get(timeout=min(left, JOIN_POLL_S))
+                self._bell.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> None:
         me = object()  # Not the ident of this thread, which the next one may have as well.
-        if self._elected.setdefault(0, me) is me:  # Two threads may have called start().
-            self._thread = threading.Thread(target=self._target, name=self._name, daemon=True)
+        if self._elected.setdefault(0, me) is not me:
+            return  # Two threads have called start().
+        if self._is_needed is None or self._is_needed():
+            thread = threading.Thread(target=self._target, name=self._name, daemon=True)
             try:
-                self._thread.start()
-                self._running = True
+                thread.start()
+                self._thread = thread
             except RuntimeError:  # There is no second thread: run in this one.
                 self._target()
+        self._begun = True
+        self._bell.put(None)
 
 
 MAX_WAIT_S: Final = 24 * 3600.0

@@ -128,6 +128,7 @@ def test_many_threads_open_one_connection(location: Location) -> None:
 
             assert list(pool.map(use, range(many))) == list(range(many))
             assert client.stats()["connections"] == 1
+            wait_until(lambda: io_threads(before))
             assert io_threads(before) == 1
             client.close()
             assert io_threads(before) == 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import select
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
+from injection import call_with
 from internals import client_io
 from ticking import ticked
 from waiting import DEADLINE, wait_until
@@ -16,7 +19,7 @@ from waiting import DEADLINE, wait_until
 from remit import AsyncServer, Client, Server
 from remit._io.drivers import LinkLock
 from remit._io.pump import ClientPump
-from remit.transport import Waker
+from remit.transport import DaemonThread, Waker
 
 
 def test_who_waits_for_confirmations_sleeps(location, monkeypatch):
@@ -135,3 +138,25 @@ def test_a_waker_is_cleared_by_whoever_it_has_woken_however_soon(monkeypatch):
         waker.wake()
     assert select.select([waker], [], [], 0)[0] == []
     waker.close()
+
+
+def test_of_two_starters_of_a_thread_one_is_elected():
+    """A signal handler calls start() within start(). The second starter gets the ident of the first, which ended."""
+    tasks = Path("/proc/self/task")
+    for line in itertools.count(1):
+        begun: list[int] = []
+        # Not needed, so that no other thread ends between the two.
+        thread = DaemonThread(print, "remit-test", lambda begun=begun: bool(begun.append(threading.get_ident())))
+        others = set(tasks.iterdir())
+
+        def start_and_end(thread=thread, others=others):
+            thread.start()
+            thread.join(DEADLINE)
+            wait_until(lambda: set(tasks.iterdir()) <= others)
+
+        injected = call_with(start_and_end, line, thread.start)
+        start_and_end()
+        assert len(begun) == 1, injected.place
+        if injected.place is None:
+            assert line > 2
+            return

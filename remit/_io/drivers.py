@@ -70,11 +70,15 @@ class LinkLock:
 
     # -- the I/O thread ----------------------------------------------------------------------------------------
 
+    def await_need(self) -> bool:
+        """Wait as long as callers use the link. Return False after `stop`."""
+        if self._borrower or time.monotonic() < self._parked_until:
+            self._park()
+        return not self._stopped
+
     def acquire(self) -> bool:
         """Wait until the I/O thread holds the link. Return False after `stop`."""
-        while not self._stopped:
-            if self._borrower or time.monotonic() < self._parked_until:
-                self._park()
+        while self.await_need():
             if self._held.acquire(timeout=IDLE_WAIT_S):
                 # A caller may have borrowed the link between the check above and the lock: the caller goes first.
                 if not self._borrower:
@@ -213,7 +217,7 @@ class ThreadDriver:
         self._io = io
         self._queue = io.send_queue
         self._lock = io.link_lock
-        self._thread = DaemonThread(self._run, "remit-io")
+        self._thread = DaemonThread(self._run, "remit-io", self._lock.await_need)
         self._settled = WaitingThreads()
         """Threads that wait for confirmations."""
         self._emitted_at = 0.0
@@ -280,12 +284,12 @@ class ThreadDriver:
 
     def try_acquire(self) -> bool:
         """Borrow the link for `run_until`. Return False if another call has it."""
+        acquired = self._lock.try_borrow()
         if not self._thread.started:
-            self.start()
-        if not self._lock.try_borrow():
-            return False
-        self._queue.idle = False
-        return True
+            self.start()  # After borrowing, so that the thread waits.
+        if acquired:
+            self._queue.idle = False
+        return acquired
 
     def run_until(self, result: InlineResult) -> None:
         """Pump until ``result`` is done or the client closes. The deadline of the request bounds the wait."""
