@@ -8,7 +8,7 @@ import itertools
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -64,8 +64,10 @@ class _ServerLink(StreamLink):
         if self._file.is_intact():
             return
         self._handle_listener(self._listener.fileno())  # Clients that have connected before.
-        with _translated_errors(self.location):
+        try:
             former, self._listener = self._listener, _listen(self._file)
+        except OSError as error:
+            raise _open_error(self.location, error) from error
         if self._retry_at is None:
             self._poller.unregister(former)
             self._poller.register(self._listener, select.POLLIN)
@@ -188,19 +190,17 @@ class UnixTransport:
     def _open(self, kind: Callable[[Location, Capabilities], StreamLink], location: Location) -> StreamLink:
         options = location.read(self.options)
         socket_path(location)  # raises BadLocation
-        with _translated_errors(location):
-            return kind(location, replace(self.capabilities, **options))
+        try:
+            return kind(location, replace(self.capabilities, **options) if options else self.capabilities)
+        except OSError as error:
+            raise _open_error(location, error) from error
 
 
-@contextlib.contextmanager
-def _translated_errors(location: Location) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:  # Two servers repair or take over one path at the same time.
-            raise LocationInUse(f"{location} has a server already; stop it or choose another path") from error
-        advice = _ADVICE.get(error.errno or 0, "choose another path")
-        raise TransportError(f"cannot open {location}: {error.strerror}; {advice}") from error
+def _open_error(location: Location, error: OSError) -> TransportError:
+    if error.errno == errno.EADDRINUSE:  # Two servers repair or take over one path at the same time.
+        return LocationInUse(f"{location} has a server already; stop it or choose another path")
+    advice = _ADVICE.get(error.errno or 0, "choose another path")
+    return TransportError(f"cannot open {location}: {error.strerror}; {advice}")
 
 
 def _listen(file: SocketFile) -> socket.socket:

@@ -21,6 +21,10 @@ PIPE_EVENTS: Final = tuple(
     getattr(pynng.nng.lib, f"NNG_PIPE_EV_{event}") for event in ("ADD_PRE", "ADD_POST", "REM_POST")
 )
 
+# Each access through the class costs 70 ns on CPython 3.11.
+_ACCEPTED: Final = Sent.ACCEPTED
+_FULL: Final = Sent.FULL
+
 _used = False
 _inherited = False
 
@@ -70,6 +74,7 @@ def _after_fork_in_child() -> None:
 register_after_fork(_after_fork_in_child)
 
 
+FOREVER: Final = float("inf")
 CLAIM_TIMEOUT_S: Final = 2.0
 """Time within which a client must claim its channel, and within which a lobby must answer."""
 MAX_CLOSE_WAIT_S: Final = 0.5
@@ -91,24 +96,24 @@ class PipeEvents:
 
     def __init__(self) -> None:
         self.waker = Waker()
-        self._events: deque[tuple[Any, str]] = deque()
+        self.queued: deque[tuple[Any, str]] = deque()
 
     def callback(self, subject: Any, event: str) -> Callable[[Any], None]:
         """Return a callback for pynng that queues ``event`` of ``subject``."""
 
         # Do nothing else: pynng calls this function on a thread of nng, with a lock held that most socket calls need.
         def queue_event(pipe: Any) -> None:
-            self._events.append((subject, event))
+            self.queued.append((subject, event))
             self.waker.wake()
 
         return queue_event
 
     def pop_all(self) -> Iterator[tuple[Any, str]]:
         """Yield the queued events in order."""
-        if self._events:  # without a system call if there are none
+        if self.queued:  # without a system call if there are none
             self.waker.clear()  # before the queue is emptied, or the wake of a new event would be lost
-        while self._events:
-            yield self._events.popleft()
+        while self.queued:
+            yield self.queued.popleft()
 
 
 class Channel:
@@ -139,6 +144,8 @@ class Channel:
         except pynng.NNGException:
             self.socket.close()
             raise
+        self._poll = select.poll()
+        self._poll.register(self.descriptor, select.POLLIN)
         self.socket.add_pre_pipe_connect_cb(self._admit_pipe)
         self.socket.add_post_pipe_connect_cb(events.callback(self, "connected"))
         self.socket.add_post_pipe_remove_cb(events.callback(self, "removed"))
@@ -154,10 +161,10 @@ class Channel:
         try:
             self.socket.send(frame, block=False)
         except pynng.TryAgain:
-            return Sent.FULL
+            return _FULL
         except pynng.NNGException:
             return Sent.GONE
-        return Sent.ACCEPTED
+        return _ACCEPTED
 
     def read(self) -> list[bytes]:
         """Return up to `READS_PER_TURN` of the waiting frames."""
@@ -165,6 +172,9 @@ class Channel:
         with contextlib.suppress(pynng.TryAgain, pynng.Closed):
             while len(frames) < READS_PER_TURN:
                 frames.append(receive_frame(self.socket))
+                # A receive that fails takes ten times as long.
+                if not self._poll.poll(0):
+                    break
         return frames
 
     def close(self) -> None:
@@ -197,7 +207,7 @@ class NngLink(OwnedLink):
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
         super().__init__(location, capabilities)
-        self.next_deadline = float("inf")
+        self.next_deadline = FOREVER
         """Monotonic time of the next `handle_deadline`."""
         self._released = False
         self._poller = Poller()
@@ -253,20 +263,21 @@ class NngLink(OwnedLink):
         self._poller.close()
         self._events.waker.close()
 
-    def _poll_once(self, timeout: float) -> set[int]:
+    def _poll_once(self, timeout: float) -> list[int]:
         """Handle frames, events and the deadline; return the descriptors that were ready."""
         ready = self._read_ready(timeout)
-        for subject, event in self._events.pop_all():
-            self._handle_event(subject, event)
-        if self.next_deadline != float("inf") and time.monotonic() >= self.next_deadline:
+        if self._events.queued:
+            for subject, event in self._events.pop_all():
+                self._handle_event(subject, event)
+        if self.next_deadline != FOREVER and time.monotonic() >= self.next_deadline:
             self.handle_deadline()
         return ready
 
-    def _read_ready(self, timeout: float) -> set[int]:
+    def _read_ready(self, timeout: float) -> list[int]:
         self._polling = True
         polled = self._poller.poll(timeout)
         self._polling = False
-        ready = {descriptor for descriptor, _ in polled}
+        ready = [descriptor for descriptor, _ in polled]
         for descriptor in ready:
             # None for a descriptor without a reader, and for a reader that an earlier one of this turn has removed.
             if reader := self._readers.get(descriptor):
@@ -283,8 +294,9 @@ class NngLink(OwnedLink):
 
     def _send_on(self, channel: Channel, frame: bytes) -> Sent:
         sent = channel.send(frame)
-        if sent is not Sent.FULL:
-            self._mark_writable(channel)
+        if sent is not _FULL:
+            if self._full:
+                self._mark_writable(channel)
         elif channel not in self._full:
             self._full[channel] = -1
             # nng creates the descriptor at the first use, and may find none left.

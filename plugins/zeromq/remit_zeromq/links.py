@@ -27,7 +27,10 @@ Socket: TypeAlias = "zmq.Socket[bytes]"
 # Plain numbers: combining members of zmq's enums takes longer than the getsockopt() call that they are used for.
 POLLIN: Final = int(zmq.POLLIN)
 POLLOUT: Final = int(zmq.POLLOUT)
+NOBLOCK: Final = int(zmq.NOBLOCK)
 NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+EVENTS: Final = zmq.EVENTS
+_ACCEPTED: Final = Sent.ACCEPTED  # Each access through the class costs 70 ns on CPython 3.11.
 
 FULL_RETRY_S: Final = 0.01
 """Longest wait of a link that was full: a send may itself have consumed the edge that reports room."""
@@ -54,6 +57,7 @@ class ZeroMQLink(OwnedLink):
         self.dropped = 0
         """Messages received that were not a frame of a valid peer."""
         self._socket = socket
+        self._send = super(zmq.Socket, socket).send  # Without pyzmq's layer for options that no link uses.
         self._arrivals: deque[Arrival] = deque()
         self._poll = select.poll()
         self._poll.register(socket.fileno(), select.POLLIN)
@@ -111,7 +115,7 @@ class ZeroMQLink(OwnedLink):
 
     def _has_events(self) -> bool:
         """Ask the socket whether it can be read. This consumes the edge of the descriptor."""
-        readable = cast("int", self._socket.getsockopt(zmq.EVENTS)) & POLLIN
+        readable = cast("int", self._socket.getsockopt(EVENTS)) & POLLIN
         self._empty = not readable
         return bool(readable)
 
@@ -119,17 +123,22 @@ class ZeroMQLink(OwnedLink):
         """Read messages up to the first valid one. Others are counted and dropped."""
         while True:
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                # Not recv_multipart(): to ask the socket after each part whether another one follows takes 1 us.
+                part = self._socket.recv(NOBLOCK, copy=False)
             except zmq.Again:
                 self._empty = True
                 return None
             self._empty = False
+            parts = [part]
+            while part.more:
+                part = self._socket.recv(NOBLOCK, copy=False)
+                parts.append(part)
             arrival = self._parse(parts)
             if arrival is not None:
                 return arrival
             self.dropped += 1
 
-    def _parse(self, parts: list[bytes]) -> Arrival | None:
+    def _parse(self, parts: list[zmq.Frame]) -> Arrival | None:
         raise NotImplementedError
 
     def _close_socket(self, linger: float) -> None:
@@ -151,8 +160,8 @@ class ServerLink(ZeroMQLink):
             return Sent.GONE
         self._empty = self._full = False
         try:
-            self._socket.send(peer, NOBLOCK_MORE)
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._send(peer, NOBLOCK_MORE)
+            self._send(frame, NOBLOCK)
         except zmq.Again:
             self._full = True
             return Sent.FULL
@@ -164,7 +173,7 @@ class ServerLink(ZeroMQLink):
                 del self._known[peer]
                 self._arrivals.append(Down(peer, "its connection has ended"))
             return Sent.GONE
-        return Sent.ACCEPTED
+        return _ACCEPTED
 
     def check_location(self) -> None:
         """Bind again if the file of an ipc socket was removed. Raises LocationInUse, TransportError."""
@@ -178,12 +187,12 @@ class ServerLink(ZeroMQLink):
         except (zmq.ZMQError, OSError) as error:
             raise TransportError(f"cannot bind {self.location} again: {error}; does its folder exist?") from error
 
-    def _parse(self, parts: list[bytes]) -> Arrival | None:
-        peer = parts[0]
+    def _parse(self, parts: list[zmq.Frame]) -> Arrival | None:
+        peer = parts[0].bytes
         # A routing id chosen by the peer could return with another connection, which a token must not.
         if len(parts) != 2 or len(peer) != ROUTING_ID_BYTES or peer[0]:
             return None
-        frame = Frame(peer, parts[1])
+        frame = Frame(peer, parts[1].bytes)
         if peer in self._known:
             return frame
         if len(self._known) >= MAX_KNOWN_PEERS:
@@ -225,11 +234,11 @@ class _DealerLink(ZeroMQLink):
             return Sent.GONE
         self._empty = self._full = False
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._send(frame, NOBLOCK)
         except zmq.Again:
             self._full = True
             return Sent.FULL
-        return Sent.ACCEPTED
+        return _ACCEPTED
 
     def _read_arrival(self) -> Arrival | None:
         self._update_connection()
@@ -244,7 +253,7 @@ class _DealerLink(ZeroMQLink):
         return arrival
 
     def _has_events(self) -> bool:
-        if self._full and cast("int", self._socket.getsockopt(zmq.EVENTS)) & POLLOUT:
+        if self._full and cast("int", self._socket.getsockopt(EVENTS)) & POLLOUT:
             self._empty = self._full = False
             return True
         # In this order: asking the socket may consume the edge that reports a change of the connection.
@@ -252,8 +261,8 @@ class _DealerLink(ZeroMQLink):
         self._update_connection()
         return readable or bool(self._arrivals)
 
-    def _parse(self, parts: list[bytes]) -> Arrival | None:
-        return Frame(SERVER, parts[0]) if len(parts) == 1 else None
+    def _parse(self, parts: list[zmq.Frame]) -> Arrival | None:
+        return Frame(SERVER, parts[0].bytes) if len(parts) == 1 else None
 
     def _update_connection(self) -> None:
         """Report a connection that was established or lost since the last call."""
