@@ -32,6 +32,8 @@ def main(arguments: argparse.Namespace) -> int:
         session.manager.add_task(task)
         _wait_for(task, session, verbose=arguments.verbose)
     session.raise_if_interrupted()
+    if session.signal is not None and task.identity is None:
+        return 128 + session.signal  # The command had not started.
     return exit_code(task)
 
 

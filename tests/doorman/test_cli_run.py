@@ -13,7 +13,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from commands import DOORMAN, doorman, ended, line_of, started
+from commands import DOORMAN, doorman, ended, line_of, started, until_seen
 from waiting import DEADLINE
 
 from doorman.process import Process
@@ -68,6 +68,18 @@ def test_its_end_by_kill_is_the_end_of_its_command() -> None:
     with started(*command) as process, Process.open(int(line_of(process))) as child:
         process.kill()
         assert child.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_before_the_command_starts_is_reported_as_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys, time\ntime.sleep('-c' in sys.orig_argv)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with started("run", "--name", "slow", "--", "true") as process:
+        until_seen("slow", lambda view: view.tasks)
+        process.send_signal(number)
+        assert ended(process) == (128 + number, "", "")
 
 
 def test_one_that_expires_has_never_ended_well() -> None:
