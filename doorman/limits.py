@@ -78,10 +78,9 @@ def original_descriptor_limit() -> int | None:
 
 
 def set_descriptor_limit(soft: int) -> None:
-    """Set the soft limit of open descriptors, to the hard one at most."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    """Set the soft limit of open descriptors, unless it is above the hard one."""
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        _set_soft_limit(resource.RLIMIT_NOFILE, soft)
 
 
 def apply_limits(limits: Limits, *, called: bool) -> None:

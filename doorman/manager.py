@@ -168,7 +168,7 @@ class ProcessManager(BaseManager):
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have no process yet, in the order in which they were added."""
-        return (*self._run_queue.tasks, *self._supervisor.added)
+        return self._run_queue.tasks
 
     @property
     def running(self) -> tuple[Task, ...]:

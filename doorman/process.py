@@ -173,7 +173,10 @@ class Process:
                 process = None if pid in known else _opened(pid)
                 if process is None:
                     continue
-                fields = stat_fields(pid)
+                try:
+                    fields = stat_fields(pid)
+                except OSError:
+                    return below  # No descriptor is left: those found so far, and the group, get the signals.
                 # The pid may have been reused before its pidfd was opened, but not while the pidfd's process lives.
                 if fields and int(fields[STAT_PARENT]) in known and process.alive():
                     known.add(pid)
@@ -277,8 +280,8 @@ def child_pids(pid: int, *, threaded: bool = True) -> list[int]:
         for thread in os.listdir(f"/proc/{pid}/task") if threaded else (pid,):  # noqa: PTH208
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123
                 found += map(int, file.read().split())
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    except OSError:
+        return found  # Also without a descriptor for the file.
     return found
 
 

@@ -114,7 +114,6 @@ class SynchronousManager(BaseManager):
         self.rules = self._run_queue.rules
         self._task_listeners: dict[str, list[Callable[..., Any]]] = {}
         self._running: Task | None = None
-        self._added: dict[Task, bytes] = {}  # Added tasks that the run queue does not have yet, with their calls.
         self._requests = RequestQueue(self._repair)
         self._closed = False
 
@@ -124,29 +123,25 @@ class SynchronousManager(BaseManager):
             raise ValueError("this manager is closed")
         if task.limits is not None:
             raise ValueError(f"{task!r} has limits, which need a process of its own: add it to a ProcessManager")
-        return self._add(task, self._place, self._has)
+        return self._add(task, self._place, self._run_queue.has)
 
     def _place(self, task: Task, call: bytes) -> None:
-        self._added[task] = call
+        self._run_queue.added[task] = call
         self._requests.put(self._place_added)
 
-    def _has(self, task: Task) -> bool:
-        return task in self._added or self._run_queue.has(task)
-
     def _place_added(self, again: bool) -> None:
-        for task, call in tuple(self._added.items()):
+        for task, call in tuple(self._run_queue.added.items()):
             self._run_queue.add(task, call)
-            del self._added[task]
 
     def _repair(self) -> None:
         self._run_queue.rebuild(())
-        if self._added:
+        if self._run_queue.added:
             self._requests.append(self._place_added)
 
     @property
     def waiting(self) -> tuple[Task, ...]:
         """The tasks that have not run yet."""
-        return (*self._run_queue.tasks, *self._added)
+        return self._run_queue.tasks
 
     @property
     def running(self) -> tuple[Task, ...]:
@@ -225,7 +220,7 @@ class SynchronousManager(BaseManager):
 
     def _end(self, task: Task, state: State, error: BaseException | None = None) -> bool:
         """Finish a waiting task; False if it does not wait."""
-        waits = self._has(task)
+        waits = self._run_queue.has(task)
         if waits:
             self._requests.put(lambda again: self._finish_waiting(task, state, error, again))
         return waits

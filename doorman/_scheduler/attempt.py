@@ -20,6 +20,7 @@ from doorman.limits import original_descriptor_limit
 from doorman.process import Process
 from doorman.states import State
 from remit import Sender
+from remit.codec import printable
 
 if TYPE_CHECKING:
     from doorman.task import Task
@@ -103,7 +104,7 @@ def launch_request(attempt: Attempt, payload: tuple[bytes, bytes], outputs: Outp
     work = WorkSpec(
         location,
         task.id,
-        task.name.encode(errors="backslashreplace").decode(),  # The name of a file need not be valid Unicode.
+        printable(task.name),  # The name of a file need not be valid Unicode.
         attempt.number,
         attempt.call,
         task.wrapper,

@@ -65,6 +65,8 @@ class RunQueue:
         self.rules = Rules(rules)
         self._clock = clock
         self._queued: dict[Task, QueuedTask] = {}
+        self.added: dict[Task, bytes] = {}
+        """Tasks with their calls, for `add` once the current change has ended: a nested call may put them here."""
         self._groups = _QueueGroups()
         self._dependencies = _Dependencies()
         self._due: dict[QueuedTask, float] = {}
@@ -86,11 +88,12 @@ class RunQueue:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that wait, in the order in which they were added."""
-        return tuple(queued.task for queued in sorted(self._queued.values(), key=lambda queued: queued.turn))
+        queued = sorted(self._queued.values(), key=lambda queued: queued.turn)
+        return (*(each.task for each in queued), *(task for task in self.added if task not in self._queued))
 
     def has(self, task: Task) -> bool:
         """Return whether a task waits."""
-        return task in self._queued
+        return task in self._queued or task in self.added
 
     def rebuild(self, running: Iterable[Attempt]) -> None:
         """Derive groups, dependencies, delays and slots again, from the waiting tasks and the running attempts."""
@@ -114,6 +117,7 @@ class RunQueue:
         queued = self._queued[task] = QueuedTask(task, call, self.next_turn())
         if not self._dependencies.hold(task):
             self._ready(queued)
+        self.added.pop(task, None)
 
     def delay(self, task: Task, call: bytes, seconds: float) -> None:
         """Add a task for its next attempt, after so many seconds."""

@@ -88,7 +88,6 @@ class Supervisor:
         self._deadlines: DeadlineHeap[tuple[Deadline, str]] = DeadlineHeap(lambda key: key[1] in self._attempts)
         self._reports: deque[Report] = deque()
         self._exits: dict[Attempt, Exited] = {}
-        self._added: dict[Task, bytes] = {}  # Added tasks that the run queue does not have yet, with their calls.
         self.requests = RequestQueue(self._repair)
         self._cores = available_cores()  # Here: it reads several files.
         self._many_reported = False
@@ -108,14 +107,9 @@ class Supervisor:
         """The tasks that have an attempt."""
         return tuple(self._by_task)
 
-    @property
-    def added(self) -> tuple[Task, ...]:
-        """The tasks that are added behind those in the run queue, once the current call has ended."""
-        return tuple(self._added)
-
     def has(self, task: Task) -> bool:
         """Return whether a task was added and has not ended."""
-        return task in self._added or task in self._by_task or self._run_queue.has(task)
+        return task in self._by_task or self._run_queue.has(task)
 
     @property
     def room(self) -> int:
@@ -197,7 +191,9 @@ class Supervisor:
                     continue
                 if error is not None:
                     self.fail(queued.task, error)
-                elif not _descriptors_left((len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS):
+                elif self._attempts and not _descriptors_left(
+                    (len(self._unproven) + 1) * DESCRIPTORS + SPARE_DESCRIPTORS
+                ):
                     self._run_queue.hold("few descriptors are left to this process: raise its hard limit, `ulimit -Hn`")
                 else:
                     number = queued.task.attempt + 1
@@ -229,20 +225,19 @@ class Supervisor:
 
     def add(self, task: Task, call: bytes) -> None:
         """Add a task to the run queue. Raises JournalError."""
-        self._added[task] = call
+        self._run_queue.added[task] = call
         try:
             self.requests.put(self._place_added)
         except JournalError:
-            self._added.pop(task, None)
+            self._run_queue.added.pop(task, None)
             raise
 
     def _place_added(self, again: bool) -> None:
-        for task, call in tuple(self._added.items()):
+        for task, call in tuple(self._run_queue.added.items()):
             self._recorder.added(task, call)
-            self._run_queue.add(task, call)
             if task.cancel_when is not None:
                 self._cancel_when[task] = None  # Called in each tick.
-            del self._added[task]
+            self._run_queue.add(task, call)
 
     def call_cancel_when(self) -> None:
         """Cancel the tasks whose `cancel_when` is true; fail those whose `cancel_when` raises."""
@@ -311,7 +306,7 @@ class Supervisor:
                 self._deadlines.schedule(at, (deadline, attempt.id))  # One that has passed is ignored.
         self._unproven = {attempt for attempt in attempts if attempt.identity is None and not attempt.adopted}
         self._run_queue.rebuild(attempts)
-        if self._added:
+        if self._run_queue.added:
             self.requests.append(self._place_added)
 
     def perform(self, attempt: Attempt, action: Action, *, again: bool) -> None:

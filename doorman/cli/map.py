@@ -25,10 +25,10 @@ from doorman.cli.map_io import (
 )
 from doorman.cli.ps import align, end_text, exit_text, format_memory, pid_cells
 from doorman.journal.journal import Journal
-from doorman.journal.recorder import escaped
 from doorman.rules import Rule
 from doorman.states import ABNORMAL, State
 from doorman.task import Task
+from remit.codec import printable
 
 HEAD: Final = ("INPUT", "STATE", "EXIT", "SECONDS", "MAX RSS", "PID", "STRENGTH")
 SHOWN_CHARS: Final = 100  # of an input in a message
@@ -167,23 +167,21 @@ class _MapWork:
 
     def _add_task(self, number: int, text: str) -> None:
         command = self._template.fill(text, number)
-        done = tuple(map(escaped, command))
+        done = tuple(map(printable, command))
         if self._finished[done]:
             self._finished[done] -= 1
             self._skipped += 1
-            self._outputs.print_output(number, None)
-            self._rows[number] = (text, "done before", *("-",) * (len(HEAD) - 2))
+            self._add_row(number, text, "done before")
             return
         if "\0" in "".join(command):
             self._failed.add(number)
-            self._outputs.print_output(number, None)
-            self._rows[number] = (text, str(State.FAILED), *("-",) * (len(HEAD) - 2))
+            self._add_row(number, text, str(State.FAILED))
             self._progress.print_line(f"{_shortened(text)} failed: it contains a NUL character, which no argument may")
             self._halt()
             return
         task = Task.command(
             command,
-            name=escaped(text),
+            name=printable(text),
             handler=self._arguments.command[0],
             retries=self._arguments.retries,
             expires_in=self._arguments.timeout,
@@ -191,6 +189,11 @@ class _MapWork:
         )
         self._tasks[task] = number, text
         self._manager.add_task(task)
+
+    def _add_row(self, number: int, text: str, state: str) -> None:
+        """Add the row of an input that needs no process."""
+        self._outputs.print_output(number, None)
+        self._rows[number] = (text, state, *("-",) * (len(HEAD) - 2))
 
     def _collect_results(self) -> None:
         for task in [task for task in self._tasks if task.done()]:

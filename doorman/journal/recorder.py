@@ -35,6 +35,7 @@ from doorman.launcher import Exited, outcome_files
 from doorman.states import State
 from doorman.task import Task
 from remit import Location
+from remit.codec import printable
 from remit.config import private_location
 
 _CONDITIONS: Final = frozenset({"can_run", "cancel_when"})
@@ -98,9 +99,9 @@ class Recorder:
         while task.id in self._ids:  # Each process counts from 1; ids in the journal must stay unique.
             number += 1
             task.id = f"{number}"
-        command = tuple(map(escaped, task.argv))
+        command = tuple(map(printable, task.argv))
         after = tuple(first.id for first in task.after)
-        self._write(Added(task.id, escaped(task.name), command, pickled_policy(task), call, after))
+        self._write(Added(task.id, printable(task.name), command, pickled_policy(task), call, after))
         self._ids[task.id] = id(task)
 
     def write(self, attempt: Attempt, action: lifecycle.WriteRecord) -> None:
@@ -226,8 +227,3 @@ def _pickled_result(task: Task, value: Any, error: BaseException | None) -> tupl
     except Exception as fault:  # noqa: BLE001 - pickling runs the user's code, which may raise anything
         lost = TaskFailed(f"task {task.name!r} ended with {error or 'a value'}, which cannot be journalled: {fault}")
         return None, pickle.dumps(lost)
-
-
-def escaped(text: str) -> str:
-    """Return a text that JSON can hold: bytes of a file name that are not valid text are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import select
 import signal
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -35,7 +33,8 @@ from doorman.identity import NODE_ID, Identity, boot_id
 from doorman.journal.journal import Finished, finished_of
 from doorman.journal.recorder import Recorder, policy_of
 from doorman.journal.records import Entry
-from doorman.launcher import Event, Exited, Launched, Launcher, Order
+from doorman.launcher import Exited, Launched, Launcher, Order
+from doorman.launcher.base import EpollLauncher
 from doorman.process import Process, process_by_inode
 from doorman.states import State
 from doorman.task import Task
@@ -45,17 +44,16 @@ LEFTOVERS_S: Final = 2.0
 SALT_BYTES: Final = 16
 
 
-class AdoptedProcessLauncher:
+class AdoptedProcessLauncher(EpollLauncher):
     """A launcher that also reports the exits of adopted processes.
 
     `Exited` of an adopted process has no exit code, which only the parent of the process can read.
     """
 
     def __init__(self, launcher: Launcher) -> None:
+        super().__init__()
         self._launcher = launcher
-        self._epoll = select.epoll()
         self._epoll.register(launcher.fileno(), select.EPOLLIN)
-        self._events: deque[Event] = deque()
         self._watched: dict[int, tuple[str, Process]] = {}
 
     def watch(self, attempt: str, process: Process) -> None:
@@ -72,31 +70,23 @@ class AdoptedProcessLauncher:
         """Kill by the wrapped launcher. The descendants left by an adopted process are killed by its own zygote."""
         self._launcher.kill(attempt)
 
-    def poll(self) -> list[Event]:
-        """Return the events since the last call, without waiting."""
-        self._events.extend(self._launcher.poll())
-        for descriptor, _ in self._epoll.poll(0) if self._watched else ():
-            if descriptor in self._watched:
-                # The event first: an interrupt may repeat it, but must not lose it.
-                attempt, process = self._watched[descriptor]
-                self._events.append(Exited(attempt, None, None))
-                self._epoll.unregister(descriptor)
-                del self._watched[descriptor]
-                process.close()
-        return [*map(deque.popleft, itertools.repeat(self._events, len(self._events)))]
+    def _handle(self, descriptor: int, mask: int) -> None:
+        """Handle the events of the wrapped launcher, or the pidfd of an adopted process that has ended."""
+        if descriptor not in self._watched:
+            self._events.extend(self._launcher.poll())
+            return
+        # The event first: an interrupt may repeat it, but must not lose it.
+        attempt, process = self._watched[descriptor]
+        self._events.append(Exited(attempt, None, None))
+        self._epoll.unregister(descriptor)
+        del self._watched[descriptor]
+        process.close()
 
-    def fileno(self) -> int:
-        """Return a descriptor that is readable while `poll` has events to return."""
-        return self._epoll.fileno()
-
-    def close(self, grace: float) -> None:
-        """Close the wrapped launcher and the handles of adopted processes."""
-        self._launcher.close(grace)
+    def _close_processes(self, deadline: float, *, ours: bool) -> None:
+        self._launcher.close(max(0.0, deadline - time.monotonic()))
         for _, process in self._watched.values():
             process.close()
         self._watched = {}
-        with contextlib.suppress(ValueError):  # closed before
-            self._epoll.close()
 
 
 class Recovery:

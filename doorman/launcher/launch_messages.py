@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -123,11 +123,8 @@ Message: TypeAlias = (
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
-_Pairs: TypeAlias = tuple[tuple[bytes, bytes], ...]
-_OrderFields: TypeAlias = tuple[
-    str, bytes, bytes, tuple[bytes, ...], _Pairs | None, bytes | None, bool, bytes | None, float, int | None
-]
-_decode_order = msgspec.msgpack.Decoder(_OrderFields).decode
+_Texts: TypeAlias = tuple[tuple[bytes, ...], tuple[tuple[bytes, bytes], ...] | None, bytes | None, bytes | None]
+_decode_order = msgspec.msgpack.Decoder(tuple[str, bytes, bytes, bool, float, int | None, _Texts]).decode
 _decode_packed = msgspec.msgpack.Decoder(tuple[bytes, list[bytes], list[bytes]]).decode
 
 
@@ -178,49 +175,28 @@ def skip(channel: socket.socket) -> None:
 
 def encode_order(order: Order) -> bytes:
     """Return an order as bytes, without its descriptors."""
-    # Paths, arguments and variables as bytes, because they may be invalid UTF-8.
-    command = [os.fsencode(word) for word in order.command]
-    env = None if order.env is None else [(os.fsencode(name), os.fsencode(text)) for name, text in order.env.items()]
-    cwd = None if order.cwd is None else os.fsencode(order.cwd)
-    record = None if order.record is None else os.fsencode(order.record)
-    return _encode(
-        (
-            order.attempt,
-            order.secret,
-            order.payload,
-            command,
-            env,
-            cwd,
-            order.detach,
-            record,
-            order.grace,
-            order.open_files,
-        )
-    )
+    texts = _converted(os.fsencode, order.command, order.env and order.env.items(), order.cwd, order.record)
+    return _encode((order.attempt, order.secret, order.payload, order.detach, order.grace, order.open_files, texts))
 
 
 def decode_order(data: bytes) -> Order:
     """Return the order that `encode_order` has encoded. Raises MessageError."""
     try:
-        attempt, secret, payload, command, env, cwd, detach, record, grace, open_files = _decode_order(data)
+        attempt, secret, payload, detach, grace, open_files, texts = _decode_order(data)
     except ValueError as error:
         raise MessageError(f"invalid order of {len(data)} bytes: {error}") from error
-    words = tuple(map(os.fsdecode, command))
-    variables = None if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env}
-    folder = None if cwd is None else os.fsdecode(cwd)
-    path = None if record is None else os.fsdecode(record)
+    command, env, cwd, record = _converted(os.fsdecode, *texts)
+    env = None if env is None else dict(env)
     return Order(
-        attempt,
-        secret,
-        payload,
-        words,
-        variables,
-        folder,
-        detach=detach,
-        record=path,
-        grace=grace,
-        open_files=open_files,
+        attempt, secret, payload, command, env, cwd, detach=detach, grace=grace, open_files=open_files, record=record
     )
+
+
+def _converted(convert: Callable[[Any], Any], command: Any, env: Any, cwd: Any, record: Any) -> tuple[Any, ...]:
+    """Convert paths, arguments and variables, which may be invalid UTF-8, to bytes or back."""
+    pairs = None if env is None else tuple((convert(name), convert(text)) for name, text in env)
+    paths = (None if path is None else convert(path) for path in (cwd, record))
+    return tuple(map(convert, command)), pairs, *paths
 
 
 def write_memfd(data: bytes) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -126,6 +128,43 @@ def test_the_reason_of_a_wait_is_logged(short_path, monkeypatch, caplog):
     [record] = [record for record in caplog.records if "have waited" in record.getMessage()]
     assert "1 tasks have waited" in record.getMessage()
     assert "descriptors" in record.getMessage()
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_stop_needs_no_descriptors(local, spare):
+    words = ["sh", "-c", "(sleep 1000; true) & (sleep 1000; true) & echo up; wait"]
+    task = local.add_task(Task.command(words, stream=True))
+    tick_until(local, lambda: task.lines)
+    held = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard))  # noqa: PTH208
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        for descriptor in held[:spare]:
+            os.close(descriptor)
+        task.cancel()
+        local.run(DEADLINE)
+    finally:
+        for descriptor in held[spare:]:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert task.state is State.CANCELLED
+
+
+def test_a_low_hard_limit_lets_one_process_run():
+    done = script(
+        f"""
+    import resource
+    from doorman import ProcessManager, Task
+    resource.setrlimit(resource.RLIMIT_NOFILE, (28, 28))
+    with ProcessManager() as manager:
+        tasks = [manager.add_task(Task(abs, -number)) for number in range(4)]
+        print([task.result({DEADLINE}) for task in tasks])
+    """
+    )
+    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
 
 
 # -- a start that cannot succeed -----------------------------------------------------------------------------------
