@@ -314,9 +314,12 @@ def test_an_action_at_any_line_loses_no_task(place: Place, action: str, tmp_path
         for name in CALLS:
             if "." in name or name in ("result", "future") or hasattr(manager, name):
                 sweep(f"{place.kind} {name} {action}", functools.partial(injected, place, manager, name, chosen))
-        for task in NESTED:
-            assert task.result(DEADLINE) == 3
-        NESTED.clear()
+            while NESTED:
+                task = NESTED.pop()
+                cancelled = task.exception(DEADLINE) is not None and task.state is State.CANCELLED
+                assert (cancelled and name in STOPPING) or task.result(
+                    0
+                ) == 3  # A stop may include what is added in it.
 
 
 @pytest.mark.parametrize("place", PROCESSES, indirect=True)

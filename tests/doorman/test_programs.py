@@ -120,6 +120,8 @@ def test_the_reason_of_a_wait_is_logged(short_path, monkeypatch, caplog):
     monkeypatch.setattr("doorman._scheduler.run_queue.HOLD_REPORT_S", 0.2)
     monkeypatch.setattr("doorman._scheduler.supervisor.SPARE_DESCRIPTORS", 1 << 40)
     with caplog.at_level(logging.WARNING, "doorman"), ProcessManager(f"unix://{short_path}/m") as manager:
+        first = manager.add_task(Task(signal.pause))
+        tick_until(manager, lambda: first.state is State.RUNNING)
         task = manager.add_task(Task(abs, -1))
         tick_until(manager, lambda: caplog.records)
         assert "descriptors" in manager.why(task)
