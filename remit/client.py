@@ -328,12 +328,10 @@ class Client(ListenerRegistry):
         pass_event: bool,
     ) -> Subscription:
         """Return a subscription that receives publications as soon as the server knows it."""
-        subscription = Subscription(pattern, listener, options, on_gap, pass_event=pass_event)
-        subscription._listener = self._adapt(subscription._listener)
-        if on_gap is not None:
-            subscription._on_gap = self._adapt(on_gap)
-        subscription._unsubscribe = self._unsubscribe
-        subscription._report = functools.partial(self._report_error, Event(pattern))
+        report = functools.partial(self._report_error, Event(pattern))
+        subscription = Subscription(
+            pattern, listener, options, on_gap, self._adapt, self._unsubscribe, report, pass_event=pass_event
+        )
         try:
             # Before the request: the first publication may arrive together with the reply.
             self._subscriptions.active[subscription.id] = subscription

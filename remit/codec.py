@@ -216,10 +216,8 @@ class _MsgspecCodec:
     ) -> bytes:
         # Empty trailing elements are omitted: most events have only arguments, and each byte counts per event.
         event = (name, args, kwargs, headers) if headers else (name, args, kwargs)
-        for values in (args, kwargs.values(), headers.values()):
-            for value in values:
-                if type(value) not in _SCALARS:
-                    return self._encode_containers(event)
+        if not _SCALARS.issuperset(map(type, itertools.chain(args, kwargs.values(), headers.values()))):
+            return self._encode_containers(event)
         try:
             return self._encode(event)
         except _FAILURES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from ticking import ticked
@@ -258,6 +259,30 @@ def test_a_last_value_is_what_was_published_and_not_what_became_of_it(server):
             heard: list[list[int]] = []
             client.subscribe("state", heard.append, last=True)
             wait_until(lambda heard=heard: heard == [[1, 2]])
+
+
+def test_a_client_that_subscribes_during_a_publication_stops_no_later_one(server, client):
+    heard: list[object] = []
+
+    class Number:
+        """Like a scalar of numpy. When it is encoded, a client subscribes that cannot receive the publication."""
+
+        shape = ()
+
+        @property
+        def dtype(self):
+            if not heard:
+                heard.append("subscribed")
+                other.subscribe("n", heard.append)
+            return SimpleNamespace(kind="i")
+
+        def item(self):
+            return 5
+
+    with Client(server.location, codec="json") as other:
+        server.publish("n", {(1, 2): Number()}, keep=True)
+        server.publish("n", 6)
+        wait_until(lambda: heard == ["subscribed", 6])
 
 
 def test_what_cannot_be_kept_is_refused_before_anybody_subscribes(server, client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -20,7 +21,7 @@ from remit._protocol.session import Session
 from remit._protocol.subscriptions import POLICIES, SubscriberQueue
 from remit._typed_listeners import bind, conversion
 from remit.codec import Codec, EventMessage, decode_event, find_codec, shortened
-from remit.errors import FrameTooLarge, QueueFull
+from remit.errors import CodecError, FrameTooLarge, QueueFull
 from remit.event import NO_HEADERS
 from remit.listeners import NAMES_CACHED, check_listener, check_name, matcher
 from remit.options import QUEUE_BYTES, check_choice, check_count, check_seconds
@@ -64,13 +65,21 @@ class Publisher:
         self._incoming: deque[tuple[str, dict[Codec, bytes], bool]] = deque()
         """Publications that are not queued for all subscribers yet: name, encodings, whether to keep them."""
 
+    def _queues(self) -> list[SubscriberQueue]:
+        return [one for each in tuple(self._subscribers.values()) for one in tuple(each.values())]
+
     def __len__(self) -> int:
-        return sum(len(subscriptions) for subscriptions in tuple(self._subscribers.values()))
+        return len(self._queues())
 
     @property
     def dropped(self) -> int:
         """Publications dropped for the present subscribers because they were too slow."""
-        return sum(one.dropped for each in tuple(self._subscribers.values()) for one in tuple(each.values()))
+        return sum(queue.dropped for queue in self._queues())
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the publications that wait for subscribers."""
+        return sum(queue.bytes for queue in self._queues())
 
     def subscribe(
         self,
@@ -169,13 +178,14 @@ class Publisher:
             name, encodings, keep = self._incoming[0]
             now = self._clock()
             if keep:
-                self._keep(name, encodings)
+                self.kept_bytes, self._last_values[name] = self._kept_with(name, encodings), encodings
             for session, subscription in self._matching(name):
                 publication = encodings.get(session.codec)
+                if publication is None and keep:
+                    with contextlib.suppress(CodecError):
+                        publication = self._last_value(session.codec, encodings)
                 if publication is None:
-                    if not keep:
-                        continue  # It has subscribed since.
-                    publication = self._last_value(session.codec, encodings)
+                    continue  # It has subscribed since.
                 subscription.enqueue(publication, now)
                 if subscription.ended:
                     self._end(session, subscription)
@@ -205,28 +215,21 @@ class Publisher:
         """Release the lock after an exception in the outermost call of this thread, and queue what it has left."""
         while self._lock._is_owned():  # type: ignore[attr-defined]
             self._lock.release()
-        for subscriptions in tuple(self._subscribers.values()):
-            for subscription in tuple(subscriptions.values()):
-                subscription.repair()
+        for queue in self._queues():
+            queue.repair()
         self._distribute()
 
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes of the publications that wait for subscribers."""
-        return sum(one.bytes for each in tuple(self._subscribers.values()) for one in tuple(each.values()))
+    def _kept_with(self, name: str, encodings: dict[Codec, bytes]) -> int:
+        """Return the bytes of the last values with a new one."""
+        return self.kept_bytes + _size(encodings) - _size(self._last_values.get(name, {}))
 
     def _check_kept(self, name: str, encodings: dict[Codec, bytes]) -> None:
         """Raise QueueFull if a last value does not fit beside the others."""
-        size = self.kept_bytes + _size(encodings) - _size(self._last_values.get(name, {}))
-        if size > self.keep_bytes:
+        if (size := self._kept_with(name, encodings)) > self.keep_bytes:
             raise QueueFull(
                 f"{shortened(name)} was not published: kept values would take up {size} bytes, over {self.keep_bytes}; "
                 "keep fewer or smaller ones, or raise keep_bytes of the server"
             )
-
-    def _keep(self, name: str, encodings: dict[Codec, bytes]) -> None:
-        size = self.kept_bytes + _size(encodings) - _size(self._last_values.get(name, {}))
-        self._last_values[name], self.kept_bytes = encodings, size
 
     def _last_value(self, codec: Codec, encodings: dict[Codec, bytes]) -> bytes:
         """Return a last value in the codec of a subscriber. Raises CodecError."""
@@ -322,9 +325,13 @@ class Subscription:
         listener: Callable[..., Any],
         options: tuple[int, str, float | None, bool, int],
         on_gap: OnGap | None,
+        adapt: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+        unsubscribe: Callable[[Subscription], None] = lambda _: None,
+        report: Callable[[Exception], None] = lambda _: None,
         *,
         pass_event: bool,
     ) -> None:
+        """``adapt`` makes what to call for a callback, and ``report`` gets an exception of ``on_gap``."""
         check_listener(pattern, listener)
         _check_options(*options[:3], options[4])
         if on_gap is not None and not callable(on_gap):
@@ -335,17 +342,15 @@ class Subscription:
         """Publications that were dropped because this client was too slow."""
         self.ended = ""
         """Why the server ended it; empty while it is active."""
-        self._listener = listener
+        self._listener = adapt(listener)
         self._conversion = None if pass_event else conversion(listener)
         self._pass_event = pass_event
         self._request_args = (self.id, pattern, *options)
         """Arguments of the SUBSCRIBE request."""
-        self._on_gap = on_gap
+        self._on_gap = on_gap and adapt(on_gap)
         self._last_number = self._gap = 0
-        self._unsubscribe: Callable[[Subscription], None] = lambda _: None
-        """Called by `close`. Set by the client."""
-        self._report: Callable[[Exception], None] = lambda _: None
-        """Called with an exception of ``on_gap``. Set by the client."""
+        self._unsubscribe = unsubscribe
+        self._report = report
 
     def close(self) -> None:
         """End the subscription. May be called twice."""
