@@ -114,7 +114,6 @@ class ProcessManager(BaseManager):
         raise_descriptor_limit()
         self._shutdown_timeout = grace + KILL_TIMEOUT_S
         self._closed = self._stopped = self._released = False
-        self._on_interrupt: dict[Callable[[], object], None] = {}  # Called in the tick after an interrupted one.
         self._owner = os.getpid()
         self._clock = time.monotonic
         self._run_queue = RunQueue(rules)
@@ -216,9 +215,6 @@ class ProcessManager(BaseManager):
     def resume(self) -> None:
         """Continue the processes of all tasks after `suspend`."""
         self._supervisor.signal_all(signal.SIGCONT)
-
-    def _after_interrupt(self) -> None:
-        self._scheduled_calls.extend(self._on_interrupt)
 
     def _tick(self) -> None:
         if not self._closed:

@@ -134,9 +134,12 @@ class BaseManager:
     def _run_scheduled_calls(self) -> None:
         """Call the functions of `_call_soon`. A function that one of them adds is called in the next tick."""
         for _ in range(len(self._scheduled_calls)):
+            function = self._scheduled_calls[0]
             try:
-                self._scheduled_calls[0]()
+                function()
             except Exception:
+                with contextlib.suppress(Exception):
+                    function()  # It may be that of a signal handler, which has left it incomplete.
                 self._scheduled_calls.popleft()
                 raise
             # Only now: after an interrupt, such as Ctrl-C, the next tick calls the function again.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from doorman._scheduler.attempt import Attempt
     from doorman._scheduler.supervisor import Supervisor
 
+Handler: TypeAlias = Callable[[Event, bool], object]
+"""Called with an event and False; after an interrupt within it called again, with True."""
+
 
 class Handshake:
     """The listeners of one manager. They verify messages; `lifecycle.step` decides.
@@ -35,26 +40,45 @@ class Handshake:
         self.refused: Counter[str] = Counter()
         """Number of refused messages, by reason."""
         self._server = server
-        self._listeners = {
-            "doorman.hello": self._on_hello,
-            "doorman.again": self._on_challenge_answer,
-            "doorman.report": self._on_report,
+        self._events: deque[Event] = deque()
+        self.handlers: dict[str, dict[Handler, None]] = {
+            "doorman.hello": {self._receive_hello: None},
+            "doorman.again": {self._receive_challenge_answer: None},
+            "doorman.report": {self._receive_report: None},
+            "doorman.ready": {},  # Those of crews.
+            "doorman.results": {},
         }
+        """Called for each event of a name, as a request of the supervisor's queue."""
 
     def open(self, supervisor: Supervisor) -> None:
         """Add the listeners, for the attempts of a supervisor."""
         self._supervisor = supervisor
-        for name, listener in self._listeners.items():
-            self._server.add_listener(name, listener, pass_event=True)
+        for name in self.handlers:
+            # The first one is C code: no interrupt can occur between the removal of an event from its frame and here.
+            self._server.add_listener(name, self._events.append, pass_event=True)
+            self._server.add_listener(name, self._handle_events, pass_event=True)
 
     def close(self) -> None:
         """Remove the listeners: the server may be the user's."""
-        for name, listener in self._listeners.items():
-            self._server.remove_listener(name, listener)
+        for name in self.handlers:
+            self._server.remove_listener(name, self._events.append)
+            self._server.remove_listener(name, self._handle_events)
 
     def receive(self) -> None:
         """Handle all messages that have arrived; never waits."""
+        self._handle_events()  # What an interrupt has left, and below what an exception in the listener has.
         self._server.tick()
+        self._handle_events()
+
+    def _handle_events(self, _: Event | None = None) -> None:
+        requests, each = self._supervisor.requests, itertools.repeat
+        pops = itertools.starmap(self._events.popleft, each((), len(self._events)))
+        requests.extend(map(functools.partial, each(self._handle), pops))  # One call of C code, for the same reason.
+        requests.run()
+
+    def _handle(self, event: Event, again: bool) -> None:
+        for handler in tuple(self.handlers[event.name]):
+            handler(event, again)
 
     def verify(self, attempt: Attempt, hello: dict[str, Any], sender: Any) -> Proven | ProofRefused:
         """Verify a hello by the secret, the launched process and the kernel's peer credentials."""
@@ -83,15 +107,6 @@ class Handshake:
     def reply(self, credential: Credential, word: str, sender: Any) -> None:
         """Send ``go`` or ``die``, signed: a process obeys only its own manager."""
         _emit(sender, f"doorman.{word}", credential.attempt, credential.sign(word.encode()))
-
-    def _on_hello(self, event: Event) -> None:
-        self._supervisor.requests.put(functools.partial(self._receive_hello, event))
-
-    def _on_challenge_answer(self, event: Event) -> None:
-        self._supervisor.requests.put(functools.partial(self._receive_challenge_answer, event))
-
-    def _on_report(self, event: Event) -> None:
-        self._supervisor.requests.put(functools.partial(self._receive_report, event))
 
     def _receive_hello(self, event: Event, again: bool) -> None:
         hello: Any = event.args[0] if event.args else None

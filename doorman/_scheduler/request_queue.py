@@ -24,6 +24,8 @@ class RequestQueue:
 
     def __init__(self, repair: Callable[[], object]) -> None:
         self._requests: deque[Request] = deque()
+        self.append, self.extend = self._requests.append, self._requests.extend
+        """Queue one request, or several, for the next `run`."""
         self._repair = repair
         self._begun: Request | None = None  # The request in front, once it was called.
         self._active = False
@@ -39,10 +41,6 @@ class RequestQueue:
     def active(self) -> bool:
         """Whether a request or a guarded function is executed: a call from a listener or a signal handler is nested."""
         return self._active
-
-    def append(self, request: Request) -> None:
-        """Queue a request for the next `run`."""
-        self._requests.append(request)
 
     def put(self, request: Request) -> None:
         """Queue a request and execute all queued ones, unless the call is nested. Raises what they raise."""

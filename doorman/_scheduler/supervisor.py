@@ -143,7 +143,7 @@ class Supervisor:
         self._reports.extend(self._launcher.poll())
         self.requests.guard(self._queue_reports)
         self.requests.run()
-        # Before the exits: a message that a process sent before its end counts. The handshake's listeners handle it.
+        # Before the exits: a message that a process sent before its end counts.
         self._handshake.receive()
         self.requests.guard(self._queue_exits)
         self.requests.run()

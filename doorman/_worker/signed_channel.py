@@ -18,6 +18,8 @@ CHUNK_BYTES: Final = 256 * 1024
 
 Entry: TypeAlias = tuple[int, int, bytes]
 """A number such as that of a call, the kind of the entry (0 or more), and its content."""
+Message: TypeAlias = tuple[int, bytes, bytes]
+"""Serial number, encoded entries and signature of an event."""
 
 TASK_REPORTS: Final = b"doorman.report"
 """Purpose of the channel from the process of a task."""
@@ -47,29 +49,20 @@ class SignedSender:
 
     def send(self, entries: Iterable[Entry]) -> None:
         """Send the entries in as few events as possible. An entry larger than CHUNK_BYTES is sent in chunks."""
-        group: list[Entry] = []
-        size = 0
-        for entry in entries:
-            length = len(entry[2])
-            if size + length > CHUNK_BYTES:
-                self._send_group(group)
-                group, size = [], 0
-            if length > CHUNK_BYTES:
-                for chunk in _chunks(entry):
-                    self._send_group(chunk)
-            else:
-                group.append(entry)
-                size += length
-        self._send_group(group)
+        for message in self.signed(entries):
+            self.post(message)
 
-    def _send_group(self, group: list[Entry]) -> None:
-        if group:
-            serial = self._serial + 1
+    def signed(self, entries: Iterable[Entry]) -> Iterator[Message]:
+        """Yield the events for `post`, one at a time because memory may be limited."""
+        for serial, group in enumerate(_groups(entries), self._serial + 1):
             data = _encode(group)
-            signature = self._credential.sign(_label(self._purpose, serial) + data)
-            # Only now, so that serial numbers have no gap if memory runs out above, as it may within a limit.
-            self._serial = serial
-            self._send(serial, data, signature)
+            yield serial, data, self._credential.sign(_label(self._purpose, serial) + data)
+
+    def post(self, message: Message) -> None:
+        """Send an event. The receiver ignores one that it has: after an interrupt it may be sent again."""
+        # Only now, so that serial numbers have no gap if memory runs out above, as it may within a limit.
+        self._serial = message[0]
+        self._send(*message)
 
 
 class SignedReceiver:
@@ -121,6 +114,24 @@ class SignedReceiver:
                 if self._missing <= 0:
                     yield *self._head, b"".join(self._chunks)
                     self._head, self._chunks = None, []
+
+
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield the entries of each event."""
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        length = len(entry[2])
+        if group and size + length > CHUNK_BYTES:
+            yield group
+            group, size = [], 0
+        if length > CHUNK_BYTES:
+            yield from _chunks(entry)
+        else:
+            group.append(entry)
+            size += length
+    if group:
+        yield group
 
 
 def _chunks(entry: Entry) -> Iterator[list[Entry]]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import pickle
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from doorman._worker.outcome import TaskOutcome
-from doorman._worker.signed_channel import Entry, SignedReceiver, SignedSender
+from doorman._worker.signed_channel import Entry, Message, SignedReceiver, SignedSender
 from doorman.errors import PoolFailed, TaskCancelled, WorkerDied
 from doorman.identity import Credential
 from doorman.limits import worker_limits
@@ -63,7 +62,9 @@ class WorkerHandle:
         self.exiting = False
         """Whether the worker accepts no more calls."""
         self.sending: list[Call] = []
-        """The calls that are being sent; after an interrupt it is unknown how many were."""
+        """The calls that are being sent."""
+        self.unsent: list[Message] = []
+        """Their events, from when they are signed until all are sent."""
         self.calls: dict[int, Call] = {}
         """The unanswered calls by number, in the order in which they were sent."""
         self.depth = 1
@@ -82,19 +83,25 @@ class WorkerHandle:
         room = self.depth - len(self.calls)
         return room if room * 2 >= self.depth else 0
 
-    def send_calls(self, calls: Iterable[Call]) -> None:
-        """Send calls, in one event if they fit."""
-        entries: list[Entry] = []
-        identity = None if self.task is None else self.task.identity
-        for call in calls:
-            call.worker = identity
-            self.calls[call.number] = call
-            entries.append((call.number, Kind.CALL, call.data))
-        if len(entries) > 1 and not self._prefetches:
-            self._prefetches = True
-            # In front: the watch thread must run before a long call can block the calls behind it.
-            entries.insert(0, (0, Kind.PREFETCH, b""))
-        self._out.send(entries)
+    def send_calls(self, numbers: Iterator[int]) -> None:
+        """Send the calls in `sending`, in one event if they fit; called again, complete what an interrupt has left."""
+        if not self.unsent:
+            entries: list[Entry] = []
+            for call in self.sending:
+                if call._state == "RUNNING" or call.start():
+                    call.worker = None if self.task is None else self.task.identity
+                    call.number = call.number or next(numbers)
+                    self.calls[call.number] = call
+                    entries.append((call.number, Kind.CALL, call.data))
+            if len(entries) > 1 and not self._prefetches:
+                # In front: the watch thread must run before a long call can block the calls behind it.
+                entries.insert(0, (0, Kind.PREFETCH, b""))
+            self.unsent = list(self._out.signed(entries))
+            self._prefetches = len(entries) > 1 or self._prefetches
+        for message in self.unsent:
+            self._out.post(message)
+        self.sending = []
+        self.unsent = []
 
     def request_exit(self) -> bool:
         """Request that the worker exits after its running call and returns the others; False if it is not ready."""
@@ -162,9 +169,8 @@ class Crew(CallPool):
         self._numbers = itertools.count(1)
         self._start_failures = 0
         self._ended = False  # `close` has ended.
-        manager.server.add_listener("doorman.ready", self._on_ready, pass_event=True)
-        manager.server.add_listener("doorman.results", self._on_results)
-        manager._on_interrupt[self._collect_results] = None
+        manager._handshake.handlers["doorman.ready"][self._receive_ready] = None
+        manager._handshake.handlers["doorman.results"][self._receive_results] = None
 
     @property
     def workers(self) -> tuple[Identity, ...]:
@@ -191,9 +197,8 @@ class Crew(CallPool):
         if not self.manager.closed and self.manager._loop_driver is None:
             self.manager._tick_until(lambda: not self._workers, CLOSE_TIMEOUT_S)
         self.stop_workers()
-        self.manager.server.remove_listener("doorman.ready", self._on_ready)
-        self.manager.server.remove_listener("doorman.results", self._on_results)
-        self.manager._on_interrupt.pop(self._collect_results, None)
+        self.manager._handshake.handlers["doorman.ready"].pop(self._receive_ready, None)
+        self.manager._handshake.handlers["doorman.results"].pop(self._receive_results, None)
         self._ended = True
 
     def __enter__(self) -> Self:
@@ -203,7 +208,7 @@ class Crew(CallPool):
         self.close()
 
     def _running_calls(self) -> int:
-        return sum(len(worker.calls) for worker in tuple(self._workers.values()))
+        return sum(max(len(worker.calls), len(worker.sending)) for worker in tuple(self._workers.values()))
 
     def _tasks(self) -> list[Task]:
         return [worker.task for worker in tuple(self._workers.values()) if worker.task is not None]
@@ -211,9 +216,9 @@ class Crew(CallPool):
     def _assign_calls(self) -> None:
         """Send waiting calls to workers with room, in equal shares; start workers for the others."""
         waiting = self._waiting
-        for worker in tuple(self._workers.values()):
-            if worker.sending:
-                self._replace(worker)
+        for worker in tuple(self._workers.values()):  # What an interrupt has left.
+            if worker.sending or worker.unsent:
+                worker.send_calls(self._numbers)
         while waiting:
             rooms = [(worker, room) for worker in self._workers.values() if (room := worker.room) > 0]
             if not rooms:
@@ -221,23 +226,11 @@ class Crew(CallPool):
             share = -(-len(waiting) // len(rooms))
             for worker, room in rooms:
                 waiting.pop(min(room, share), worker.sending)
-                for call in worker.sending:
-                    call.number = call.number or next(self._numbers)
-                worker.send_calls(worker.sending)
-                worker.sending = []
+                worker.send_calls(self._numbers)
         # Each worker that is not ready yet will run one of the waiting calls: a burst of calls starts no more workers.
         starting = sum(worker.sender is None for worker in self._workers.values())
         for _ in range(min(len(waiting) - starting, self.size - len(self._workers))):
             self._start_worker()
-
-    def _replace(self, worker: WorkerHandle) -> None:
-        """Stop a worker after an interrupt in `send_calls`: which calls it has is unknown until it has ended."""
-        unsent = [call for call in worker.sending if call.number not in worker.calls]
-        if len(unsent) < len(worker.sending) and worker.task is not None:
-            worker.exiting = True
-            worker.task.stop(kill=True)
-        self._waiting.requeue(unsent)
-        worker.sending = []
 
     def _start_worker(self) -> None:
         name = f"{self._name}-{secrets.token_hex(6)}"
@@ -256,40 +249,31 @@ class Crew(CallPool):
                 self._workers.pop(name, None)
             raise
 
-    def _on_ready(self, event: Event) -> None:
-        """Listener: a worker accepts calls."""
-        name, shares_record, signature = event.args
-        worker = self._workers.get(name)
-        if worker is not None and worker.credential.check(READY + shares_record, signature):
-            worker.sender, worker.shares_record = event.sender, bool(shares_record)
-            # The worker has mapped the file or cannot see it. Without a name, no file is left if the manager is killed.
-            worker.record.unlink()
-            self._start_failures = 0
-            self._schedule_dispatch()
+    def _receive_ready(self, event: Event, again: bool) -> None:
+        """Handle an event: a worker accepts calls."""
+        with contextlib.suppress(ValueError, TypeError):  # Any peer may have sent anything.
+            name, shares_record, signature = event.args
+            worker = self._workers.get(name)
+            if worker is not None and worker.credential.check(READY + shares_record, signature):
+                worker.sender, worker.shares_record = event.sender, bool(shares_record)
+                # The worker has mapped the file or cannot see it. Unnamed, it is not left if the manager is killed.
+                worker.record.unlink()
+                self._start_failures = 0
+                self._schedule_dispatch()
 
-    def _on_results(self, name: Any, serial: Any, blob: Any, signature: Any) -> None:
-        """Listener: a worker sends results. Nothing is unpickled unless this worker has signed it."""
-        worker = self._workers.get(name)
-        if worker is not None:
-            received = functools.partial(self._receive_results, worker, serial, blob, signature)
-            self.manager._requests.put(received)
-
-    def _receive_results(self, worker: WorkerHandle, serial: Any, blob: Any, signature: Any, again: bool) -> None:
+    def _receive_results(self, event: Event, again: bool) -> None:
+        """Handle an event: a worker sends results. Nothing is unpickled unless this worker has signed it."""
         try:
-            entries = worker.receiver.receive(serial, blob, signature, again=again)
+            name, *message = event.args
+            worker = self._workers.get(name)
+            entries = [] if worker is None else worker.receiver.receive(*message, again=again)
         except (ValueError, TypeError):
             self.manager.refused["result not signed by the worker"] += 1
             return
-        self._handle_entries(worker, entries, again=again)
+        if worker is not None:
+            self._handle_entries(worker, entries, again=again)
         if self._waiting:
             self._schedule_dispatch()
-
-    def _collect_results(self) -> None:
-        """Read the results from the crash records: an interrupt may have lost the event that brought them."""
-        for worker in tuple(self._workers.values()):
-            if worker.shares_record and worker.calls:
-                self.manager._requests.guard(self._handle_entries, worker, worker.record.read()[1])
-        self._schedule_dispatch()
 
     def _handle_entries(self, worker: WorkerHandle, entries: Iterable[Entry], *, again: bool = False) -> None:
         calls = worker.calls
