@@ -127,10 +127,15 @@ def memory_limited(limits: Limits | None) -> Iterator[None]:
             _set_soft_limit(resource.RLIMIT_AS, None)
 
 
-def worker_limits(limits: Limits | None) -> Limits | None:
-    """Return the limits for the whole life of a pool's worker, without those of each call. Raises TypeError."""
+def check_limits(limits: Limits | None) -> None:
+    """Raise TypeError unless ``limits`` is None or a `Limits`."""
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits is a Limits, such as Limits(memory=1 << 30), not {limits!r}")
+
+
+def worker_limits(limits: Limits | None) -> Limits | None:
+    """Return the limits for the whole life of a pool's worker, without those of each call. Raises TypeError."""
+    check_limits(limits)
     return None if limits is None else replace(limits, cpu=None)
 
 

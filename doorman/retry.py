@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from doorman.errors import RestartedTooOften
 from doorman.states import ABNORMAL, State
+from remit.options import check_choice
 
 __all__ = ["Backoff", "Intensity", "Restart", "RetryPolicy"]
 
@@ -67,12 +68,9 @@ class RetryPolicy:
     """Applies the retry and restart options of one task. Raises TypeError, or ValueError if they contradict."""
 
     def __init__(self, *, retries: int, backoff: Backoff | None, restart: Restart, intensity: Intensity | None) -> None:
-        if retries < 0:
-            raise ValueError(f"retries must be 0 or more, not {retries!r}")
         if backoff is not None and not isinstance(backoff, Backoff):
             raise TypeError(f"backoff is a Backoff, such as Backoff(first=0.5), not {backoff!r}")
-        if restart not in get_args(Restart):
-            raise ValueError(f"restart is one of {', '.join(get_args(Restart))}, not {restart!r}")
+        check_choice("restart", restart, get_args(Restart))
         if intensity is not None and not isinstance(intensity, Intensity):
             raise TypeError(f"intensity is an Intensity, such as Intensity(restarts=3), not {intensity!r}")
         if retries and restart != "temporary":

@@ -10,6 +10,7 @@ import logging
 import os
 import reprlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,11 @@ from doorman._worker.pickling import pickle_call
 from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, TaskExpired, TaskFailed
 from doorman.futures import TaskFuture, future_of
 from doorman.identity import Identity
-from doorman.limits import Limits
+from doorman.limits import Limits, check_limits
 from doorman.progress import Progress
 from doorman.retry import Backoff, Intensity, Restart, RetryPolicy
 from doorman.states import ENDED, WAYS, State
-from remit.options import check_seconds
+from remit.options import check_count, check_seconds
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -114,9 +115,12 @@ class Task:
             raise ValueError(
                 "a detached process outlives the pipes of its manager: give the manager a log_path instead"
             )
-        if grace is not None:
-            check_seconds("grace", grace)
-        _check_types(expires_in, kwargs, limits, numbers={"priority": priority, "retries": retries})
+        _check_durations(expires_in, grace)
+        check_count("priority", priority, least=-sys.maxsize)
+        check_count("retries", retries, least=0)
+        check_limits(limits)
+        if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
+            raise TypeError(f"kwargs maps names of arguments to values, not {kwargs!r}")
         for text, word in (("name", name), ("handler", handler)):
             if word is not None and not isinstance(word, str):
                 raise TypeError(f"{text} is a string, not {word!r}")
@@ -420,19 +424,11 @@ def _handler_of(fn: Callable[..., Any]) -> str:
     return f"{module}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
 
 
-def _check_types(expires_in: object, kwargs: object, limits: object, *, numbers: Mapping[str, object]) -> None:
-    """Raise TypeError for an option of a wrong type, or ValueError for a wrong limit of time."""
-    if expires_in is not None and (isinstance(expires_in, bool) or not isinstance(expires_in, int | float)):
-        raise TypeError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
-    if expires_in is not None and not expires_in > 0:
-        raise ValueError(f"expires_in is a number of seconds above 0, or None for no limit, not {expires_in!r}")
-    for number, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{number} is a whole number, not {value!r}")
-    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
-        raise TypeError(f"kwargs maps names of arguments to values, not {kwargs!r}")
-    if limits is not None and not isinstance(limits, Limits):
-        raise TypeError(f"limits is a Limits, such as Limits(cpu=60), not {limits!r}")
+def _check_durations(expires_in: float | None, grace: float | None) -> None:
+    if expires_in is not None:
+        check_seconds("expires_in", expires_in, above_zero=True)
+    if grace is not None:
+        check_seconds("grace", grace)
 
 
 def _words(words: Sequence[str | os.PathLike[str]], what: str, example: str) -> tuple[str, ...]:

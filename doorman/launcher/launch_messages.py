@@ -94,7 +94,6 @@ class Forked(_Message):
 
     attempt: str
     pid: int
-    inode: int | None
 
 
 class ForkFailed(_Message):

@@ -293,13 +293,12 @@ class _ZygoteLink:
         self._requested, self._running, self.detached = set(), {}, set()
 
     def _on_forked(self, message: messages.Forked, descriptors: list[int]) -> Event:
-        process = _open_process(message, descriptors)
-        if process is None:
+        if not descriptors:  # The kernel drops a received one if this process has no number left.
             self.request_kill(message.attempt)
             self.send_kills()
             return self._launch_failed(message.attempt, "no file descriptor is left for its pidfd", True)
         self._requested.discard(message.attempt)
-        self._running[message.attempt] = process
+        self._running[message.attempt] = process = Process(message.pid, descriptors[0])
         return Launched(message.attempt, process)
 
     def _launch_failed(self, attempt: str, why: str, back_pressure: bool) -> LaunchFailed:
@@ -360,21 +359,3 @@ class _ZygoteHandle(_ZygoteLink):
             self._group.remove()
         self._group.close()
         self.process.close()
-
-
-def _open_process(message: messages.Forked, descriptors: list[int]) -> Process | None:
-    """Return the handle of a new child; None if no descriptor is left for it.
-
-    The kernel drops a received descriptor if this process has no number left. The child is then opened by its pid, and
-    the inode is compared because the pid may have been reused.
-    """
-    if descriptors:
-        return Process(message.pid, descriptors[0])
-    try:
-        process = Process.open(message.pid)
-    except OSError:
-        return None
-    if process.inode is not None and process.inode == message.inode:
-        return process
-    process.close()
-    return None

@@ -19,7 +19,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, NoReturn, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import Final, NoReturn, TypeAlias, cast
 
 from doorman import process
 from doorman.launcher import Exited, Order, main_module, outcome_files
@@ -42,15 +43,20 @@ _BLOCKED: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _SEES_CHILDREN: Final = os.path.exists("/proc/thread-self/children")  # noqa: PTH110  # CONFIG_PROC_CHILDREN
 
 
-class ChildProcess(NamedTuple):
-    """A child that has not been reaped. Until then the kernel does not reuse its pid."""
+@dataclass(eq=False, slots=True)
+class ChildProcess:
+    """A child, until it and its descendants have ended. Until it is reaped the kernel does not reuse its pid."""
 
-    attempt: str | None  # None for an orphan: a descendant of a child that has exited
     pid: int
     pidfd: int
+    attempt: str = ""  # Empty for another zygote, and for an orphan: a descendant of a child that has exited.
     detach: bool = False
     grace: float = 0.0
     record: str | None = None
+    killed: bool = False  # Its descendants have no grace period.
+    exited: Exited | None = None
+    orphans: set[int] = field(default_factory=set)  # Pidfds of its descendants, which are children of the zygote now.
+    kill_at: float = 0.0  # The end of their grace period, unless the manager kills them earlier; 0 before it begins.
 
     def kill(self) -> None:
         """Kill the child and its process group."""
@@ -63,17 +69,6 @@ class ChildProcess(NamedTuple):
             # An orphan leads no group. PermissionError: the program may have changed its user.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-
-class _Tree:
-    """An exited child whose descendants run: orphans, which the kernel has made children of the zygote."""
-
-    def __init__(self, child: ChildProcess, exited: Exited, *, killed: bool) -> None:
-        self.child = child
-        self.exited = exited
-        self.killed = killed
-        self.orphans: set[int] = set()  # pidfds
-        self.kill_at = 0.0  # the end of its grace period, unless the manager kills it earlier; 0 before it is reported
 
 
 def main(descriptor: int) -> None:
@@ -204,10 +199,9 @@ class _Zygote:
         self._children: dict[int, ChildProcess] = {}
         self._pids: set[int] = set()
         self._unsent: deque[tuple[messages.Message, int | None]] = deque()
-        self._workers: dict[str, int] = {}  # pidfds, by attempt
-        self._trees: dict[str, _Tree] = {}  # by attempt
-        self._changed: dict[str, _Tree] = {}  # those of which a process has exited in this round
-        self._to_kill: set[str] = set()  # attempts whose descendants have no grace
+        self._workers: dict[str, ChildProcess] = {}  # by attempt
+        self._trees: dict[str, ChildProcess] = {}  # by attempt, those of the workers that have exited
+        self._changed: dict[str, ChildProcess] = {}  # trees of which a process has exited in this round
         self._orphans_due = False
         self._serving = True
         self._launcher_removes_group = False
@@ -335,7 +329,7 @@ class _Zygote:
             if pid == 0:
                 self._import_and_serve(script, descriptor)
             # It ends by itself, after its own children, which it reaps.
-            self._watch_child(ChildProcess(None, pid, os.pidfd_open(pid), detach=True))
+            self._watch_child(ChildProcess(pid, os.pidfd_open(pid), detach=True))
 
     def _import_and_serve(self, script: Script, descriptor: int) -> NoReturn:
         """Import the script in this fork of the zygote, and serve the requests that need it."""
@@ -366,14 +360,15 @@ class _Zygote:
             os.setpgid(pid, pid)
         try:
             pidfd = os.pidfd_open(pid)
-            self._watch_child(ChildProcess(order.attempt, pid, pidfd, order.detach, order.grace, order.record))
+            worker = ChildProcess(pid, pidfd, order.attempt, order.detach, order.grace, order.record)
+            self._watch_child(worker)
         except OSError as error:
             os.kill(pid, signal.SIGKILL)  # By pid, which is safe: the pid of an unreaped child is not reused.
             os.waitpid(pid, 0)
             self._send(messages.ForkFailed(order.attempt, f"pidfd: {error}", error.errno in messages.OUT_OF_RESOURCES))
             return
-        self._workers[order.attempt] = pidfd
-        self._send(messages.Forked(order.attempt, pid, pidfd_inode(pidfd)), pidfd)
+        self._workers[order.attempt] = worker
+        self._send(messages.Forked(order.attempt, pid), pidfd)
 
     def _watch_child(self, child: ChildProcess) -> None:
         self._epoll.register(child.pidfd, select.EPOLLIN)
@@ -391,21 +386,21 @@ class _Zygote:
         self._pids.discard(child.pid)
         self._orphans_due = True
         attempt = child.attempt
-        if attempt is None:
+        if not attempt:
             for tree in self._trees.values():
                 if child.pidfd in tree.orphans:
                     tree.orphans.discard(child.pidfd)
-                    self._changed[tree.exited.attempt] = tree
+                    self._changed[tree.attempt] = tree
             return
         del self._workers[attempt]
         code = os.waitstatus_to_exitcode(status)
         exit_code, number = (code, None) if code >= 0 else (None, -code)
-        exited = Exited(attempt, exit_code, number, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+        cpu = usage.ru_utime + usage.ru_stime
+        child.exited = Exited(attempt, exit_code, number, usage.ru_maxrss * 1024, cpu)
         if child.record is not None:
-            outcome_files.write_exit(child.record, exited)
-        killed = attempt in self._to_kill or not (self._serving or child.detach)
-        self._to_kill.discard(attempt)
-        self._trees[attempt] = self._changed[attempt] = _Tree(child, exited, killed=killed)
+            outcome_files.write_exit(child.record, child.exited)
+        child.killed |= not (self._serving or child.detach)
+        self._trees[attempt] = self._changed[attempt] = child
 
     def _adopt_orphans(self) -> None:
         """Assign the processes that were reparented to the zygote to the trees of which a process has exited.
@@ -420,9 +415,9 @@ class _Zygote:
                     self._orphans_due = True  # Perhaps it exited after the read, and its children are not in the list.
                     continue
                 pidfd = os.pidfd_open(pid)
-                self._watch_child(ChildProcess(None, pid, pidfd))
+                self._watch_child(ChildProcess(pid, pidfd))
                 group = os.getpgid(pid)
-                trees = [tree for tree in self._trees.values() if tree.child.pid == group] or self._changed.values()
+                trees = [tree for tree in self._trees.values() if tree.pid == group] or self._changed.values()
                 for tree in trees:
                     tree.orphans.add(pidfd)
                 if all(tree.killed for tree in trees):
@@ -435,28 +430,28 @@ class _Zygote:
             if tree.killed or not tree.orphans:
                 self._end_tree(tree)
             elif not tree.kill_at:
-                tree.kill_at = time.monotonic() + tree.child.grace
+                tree.kill_at = time.monotonic() + tree.grace
                 self._send(messages.OrphansLeft(attempt))
         for tree in [tree for tree in self._trees.values() if tree.kill_at <= time.monotonic()]:
-            self._kill(tree.exited.attempt)
+            self._kill(tree.attempt)
 
-    def _end_tree(self, tree: _Tree) -> None:
-        if self._trees.pop(tree.exited.attempt, None) is not None:
+    def _end_tree(self, tree: ChildProcess) -> None:
+        if self._trees.pop(tree.attempt, None) is not None and tree.exited is not None:
             self._send(messages.ChildExited(*tree.exited))  # type: ignore[arg-type]  # all fields are known here
 
     def _kill(self, attempt: str) -> None:
         """Kill the child of an attempt, or what an exited one has left, except what also belongs to another tree."""
-        pidfd = self._workers.get(attempt)
-        if pidfd is not None:
-            self._to_kill.add(attempt)
-            self._children[pidfd].kill()
-        tree = self._trees.get(attempt)
-        if tree is not None:
-            tree.killed = True
-            kept: set[int] = set().union(*(other.orphans for other in self._trees.values() if not other.killed))
-            for orphan in tree.orphans - kept:
-                self._children[orphan].kill()
-            self._end_tree(tree)
+        child = self._workers.get(attempt) or self._trees.get(attempt)
+        if child is None:
+            return
+        child.killed = True
+        if child.exited is None:
+            child.kill()
+            return
+        kept: set[int] = set().union(*(other.orphans for other in self._trees.values() if not other.killed))
+        for orphan in child.orphans - kept:
+            self._children[orphan].kill()
+        self._end_tree(child)
 
     def _stop_serving(self) -> None:
         """After the manager's end, close the channel and kill all children that are not detached."""
@@ -466,13 +461,13 @@ class _Zygote:
         self._channel.close()
         while self._unsent:
             self._drop_first()
-        kept: set[int] = set().union(*(tree.orphans for tree in self._trees.values() if tree.child.detach))
+        kept: set[int] = set().union(*(tree.orphans for tree in self._trees.values() if tree.detach))
         for child in self._children.values():
             if not child.detach and child.pidfd not in kept:
                 child.kill()
         self._changed.update(self._trees)
         for tree in self._trees.values():
-            tree.killed = not tree.child.detach
+            tree.killed = not tree.detach
 
     def _send(self, message: messages.Message, pidfd: int | None = None) -> None:
         if not self._serving:
