@@ -336,7 +336,7 @@ class Waker:
 
     def clear(self) -> None:
         """Make the descriptor unreadable until the next `wake`."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # Nothing is left to read, or a callback of this thread has closed it.
             while len(os.read(self._reader, 4096)) == 4096:
                 pass
 

@@ -11,7 +11,7 @@ from internals import post, sessions_of
 from ticking import ticked
 from waiting import DEADLINE, wait_until
 
-from remit import Client, Server
+from remit import Client, Location, Server
 
 
 class FailingAttribute(Exception):
@@ -89,3 +89,20 @@ def test_a_callback_that_raises_ends_no_thread(
             server.publish("after", 1)
             wait_until(lambda: got == [1])
             assert before <= names()
+
+
+def test_the_callback_of_a_future_may_close_the_client(location: Location, caplog: pytest.LogCaptureFixture) -> None:
+    closed = threading.Event()
+    with Server(location) as server, ticked(server):
+        server.add_listener("add", lambda a, b: a + b)
+        client = Client(server.location)
+
+        def close(_: object) -> None:
+            client.close()
+            closed.set()
+
+        before = names()
+        client.submit("add", 1, 2).add_done_callback(close)
+        assert closed.wait(DEADLINE)
+        wait_until(lambda: names() <= before)
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
