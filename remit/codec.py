@@ -9,7 +9,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 
@@ -36,6 +36,7 @@ class EventMessage(msgspec.Struct, array_like=True, gc=False):
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     headers: dict[str, Any] = {}
+    no_args: ClassVar[tuple[()]] = ()
 
     def event(self, **more: Any) -> Event:
         """Return the event that a listener receives."""
@@ -216,8 +217,10 @@ class _MsgspecCodec:
     ) -> bytes:
         # Empty trailing elements are omitted: most events have only arguments, and each byte counts per event.
         event = (name, args, kwargs, headers) if headers else (name, args, kwargs)
-        if not _SCALARS.issuperset(map(type, itertools.chain(args, kwargs.values(), headers.values()))):
-            return self._encode_containers(event)
+        for values in (args, kwargs.values(), headers.values()):
+            for value in values:
+                if type(value) not in _SCALARS:
+                    return self._encode_containers(event)
         try:
             return self._encode(event)
         except _FAILURES:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from copy import copy
 from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutine, isgeneratorfunction
-from itertools import chain, islice, repeat, starmap
+from itertools import chain, islice, starmap
 from operator import attrgetter, itemgetter, length_hint
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -65,6 +65,7 @@ _OWN_ERRORS: Final = (
 )
 """Errors that code of Remit may raise, given the bytes of any peer."""
 _ARGUMENTS: Final = attrgetter("args")
+_NOTHING: Final = attrgetter("no_args")
 _FIRST: Final = itemgetter(0)
 
 
@@ -80,6 +81,7 @@ class _Entry(NamedTuple):
     internal: bool = False
     repeatable: bool = False
     """Whether an interrupted call is repeated, and the event not removed before the call has returned."""
+    no_args: tuple[()] = ()
 
 
 _Pending: TypeAlias = Iterator[EventMessage | None]
@@ -268,7 +270,7 @@ class ListenerRegistry:
         redelivered: bool,
     ) -> None:
         # The first listener takes the event when it starts, each of the others itself.
-        begin = map(_FIRST, zip(repeat(()), chain(islice(pending, 1), later)))
+        begin = map(_NOTHING, pending if len(entries) == 1 else chain(islice(pending, 1), later))
         for entry in entries:
             try:
                 value = next(self._bind(entry, begin, wire, sender, redelivered))
