@@ -294,10 +294,10 @@ class AsyncServer(Server):
             serving.result()
 
     async def __aenter__(self) -> Self:
-        self._owner = BlockOwner()
-        self._serving = asyncio.get_running_loop().create_task(super().serve(concurrency=self._concurrency))
-        self._serving.add_done_callback(self._on_end)
         try:
+            self._owner = BlockOwner()
+            self._serving = asyncio.get_running_loop().create_task(super().serve(concurrency=self._concurrency))
+            self._serving.add_done_callback(self._on_end)
             await asyncio.sleep(0)  # The service begins: events that the block emits locally find it.
             if self._serving.done():
                 self._serving.result()
@@ -314,14 +314,17 @@ class AsyncServer(Server):
             self._owner.cancel()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        raises = self._owner is None or self._owner.leave(error)
+        raises = True
         try:
+            raises = self._owner is None or self._owner.leave(error)
             await self.aclose()
         except Exception as cause:
             if raises:
                 raise cause from None
             if error is not None and cause is not error:
                 error.add_note(f"and while leaving the server: {cause}")
+        finally:
+            self.close(0.0)  # Again, if it was interrupted.
 
     async def aclose(self, linger: float | None = None) -> None:
         """Stop dispatching, then close as `Server.close`. Raises the error that has ended the service."""

@@ -348,7 +348,8 @@ class Waker:
         self._reader = self._writer = -1
         descriptors = getattr(self, "_descriptors", [])
         # One call: an exception of a signal handler in between would leave a descriptor open.
-        any(map(os.close, starmap(descriptors.pop, repeat((), len(descriptors)))))
+        with contextlib.suppress(IndexError):  # Two threads close it.
+            any(map(os.close, starmap(descriptors.pop, repeat((), len(descriptors)))))
 
 
 JOIN_POLL_S: Final = 0.05

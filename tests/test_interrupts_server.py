@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -452,6 +453,8 @@ def loop_server(location: Location) -> Server:
 LIFETIMES: dict[str, tuple[Callable[[Location], Any], Callable[[Any], object]]] = {
     "Server close": (Server, lambda server: server.close()),
     "Server __exit__": (Server, lambda server: server.__exit__(None, None, None)),
+    "Server close, with a key": (partial(Server, key="secret"), lambda server: server.close()),
+    "Server close, with chaos": (lambda location: Server(f"chaos+{location}"), lambda server: server.close()),
     "AsyncServer async with": (loop_server, lambda _: None),
     "Broker close": (Broker, lambda broker: broker.close()),
     "Broker drain": (Broker, drain),

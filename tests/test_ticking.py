@@ -134,6 +134,11 @@ def test_a_pickled_server_opens_when_it_is_run(location: Location) -> None:
     server.close()
 
 
+def test_the_location_of_a_dropped_server_is_free(location: Location) -> None:
+    url = Server(location).location
+    Server(url).close()
+
+
 def test_a_pickled_server_that_is_closed_before_its_first_use_says_so(location: Location) -> None:
     with Server(location) as server:
         copied = pickle.dumps(server)

@@ -41,7 +41,8 @@ def on_running_loop(source: Future[T]) -> asyncio.Future[T]:
 
     def ended(_: object) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed already.
-            loop.call_soon_threadsafe(copy)
+            for _ in range(2):  # A loop logs an exception of a signal handler in a callback, and goes on.
+                loop.call_soon_threadsafe(copy)
 
     source.add_done_callback(ended)
     target.add_done_callback(lambda done: source.cancel() if done.cancelled() else None)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from remit._protocol.auth import OVERHEAD_BYTES, ClientAuth, ServerAuth, SharedKey
 from remit._protocol.client_session import ClientSession
@@ -18,6 +19,7 @@ from remit.location import Location
 from remit.transport import SERVER, Arrival, Capabilities, Down, Frame, Link, Peer, Sent, Transport, Up, Wakeable
 
 logger = logging.getLogger("remit")
+L = TypeVar("L", bound=Link)
 
 MAX_REJECTED_PER_RECEIVE: Final = 64
 """Frames that one `receive` may drop before it returns None: a flood of forged frames must not block the caller."""
@@ -39,11 +41,25 @@ class AuthenticatedTransport:
 
     def bind(self, location: Location) -> AuthenticatedServerLink:
         """Open the server's link. Raises the wrapped transport's errors."""
-        return AuthenticatedServerLink(self._transport.bind(location), ServerAuth(self._key, self.rejected))
+        guard = ServerAuth(self._key, self.rejected)
+        return wrap_link(lambda: self._transport.bind(location), lambda link: AuthenticatedServerLink(link, guard))
 
     def connect(self, location: Location) -> AuthenticatedClientLink:
         """Open the client's link. Raises the wrapped transport's errors."""
-        return AuthenticatedClientLink(self._transport.connect(location), ClientAuth(self._key, self.rejected))
+        guard = ClientAuth(self._key, self.rejected)
+        return wrap_link(lambda: self._transport.connect(location), lambda link: AuthenticatedClientLink(link, guard))
+
+
+def wrap_link(open_: Callable[[], Link], wrap: Callable[[Link], L]) -> L:
+    """Open a link and return its wrapper. An exception in between must not leave the link open."""
+    link = None
+    try:
+        link = open_()
+        return wrap(link)
+    except BaseException:
+        if link is not None:
+            link.close(0.0)
+        raise
 
 
 class _AuthenticatedLink:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from remit.errors import TransportError
 from remit.location import Location, read_count, read_seconds
 from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Transport, Up, Wakeable
+from remit.transports.authenticated import wrap_link
 
 
 class FrameFaults(NamedTuple):
@@ -338,13 +339,10 @@ class ChaosTransport:
     def bind(self, location: Location) -> ChaosLink:
         """Open the server's link. Raises the wrapped transport's errors."""
         faults, bare = self._read(location)
-        link = self._transport.bind(bare)
-        try:
-            bound = link.location.replace(scheme=location.scheme, options=location.options)
-            return ChaosServerLink(bound, link, faults)
-        except BaseException:
-            link.close(0.0)
-            raise
+        served = partial(Location.replace, scheme=location.scheme, options=location.options)
+        return wrap_link(
+            lambda: self._transport.bind(bare), lambda link: ChaosServerLink(served(link.location), link, faults)
+        )
 
     def connect(self, location: Location) -> ChaosLink:
         """Open the client's link. Raises the wrapped transport's errors."""
