@@ -45,6 +45,8 @@ class Dispatcher:
         self._finished = finished
         self._waiting: deque[Received] = deque()
         """Received events. The oldest ones stay here while their listeners run."""
+        self._handled: Received | None = None
+        """The last frame whose events the I/O handlers have seen: other threads may dispatch it now."""
         self._disconnects = self._server_restarts = 0
         self._routing = threading.RLock()
         # A SimpleQueue: put() may be called in a signal handler or finalizer that interrupts any other call.
@@ -103,11 +105,14 @@ class Dispatcher:
         while ready:
             received = ready[0]
             events = received.events
-            if events and received not in self._waiting:
-                for place, wire in enumerate(events):
-                    if wire is not None:
-                        events[place] = self._handle(wire)
-                # Queued also without a listener to call, if earlier events wait: events are acknowledged in order.
+            if events:
+                if received is not self._handled:
+                    for place, wire in enumerate(events):
+                        if wire is not None:
+                            events[place] = self._handle(wire)
+                    self._handled = received
+                # Also without a listener to call, if earlier events wait: events are acknowledged in order. After an
+                # interrupt it is queued twice, and has no events left the second time.
                 if self._waiting or events.count(None) < len(events):
                     self._waiting.append(received)
                 else:

@@ -71,6 +71,8 @@ class WorkerSlot:
     """Number of its last announcement. Each job carries the term in which it was assigned."""
     retiring: bool = False
     jobs: dict[int, QueuedJob] = field(default_factory=dict)
+    names: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Names of waiting jobs that it accepts, longest waiting first, unless they are still in `JobQueue._untried`."""
 
     @property
     def has_capacity(self) -> bool:
@@ -138,6 +140,8 @@ class JobQueue:
         self.workers: dict[Hashable, WorkerSlot] = {}
         self._idle: dict[WorkerSlot, None] = {}
         """Workers that accept a job, least recently used first."""
+        self._untried: OrderedDict[str, None] = OrderedDict()
+        """Names that wait for the first time since `assign`. Any others are in `names` of each worker that accepts."""
         self._unposted: list[QueuedJob] = []
         """Assigned jobs that were perhaps not sent to their workers, because of an interrupt."""
         self._tokens = itertools.count(first)
@@ -170,7 +174,7 @@ class JobQueue:
         self._by_client.setdefault(job.client, {})[job.request_id] = job
         self._length += 1
         self.bytes += len(job.body)
-        self.fair_queue.add(job)
+        self._add_waiting(job)
         if job.deadline != float("inf"):
             self._deadlines.schedule(job.deadline, job)
         self.counts["submitted"] += 1
@@ -217,6 +221,8 @@ class JobQueue:
         self._requeue_unstarted(worker)
         dead = [] if running is None else self._requeue_started(worker, running)
         worker.accepts, worker.capacity, worker.term, worker.retiring = accepts, capacity, term, False
+        by_name = self.fair_queue.by_name
+        worker.names = OrderedDict.fromkeys(name for name in by_name if name not in self._untried and accepts(name))
         self._update_idle(worker)
         return dead
 
@@ -286,12 +292,17 @@ class JobQueue:
             if job.worker is not None and not job.posted:
                 yield job.worker, job
             self._unposted.pop()
-        for name in tuple(self.fair_queue.by_name):
-            while name in self.fair_queue.by_name:
-                worker = next((each for each in self._idle if each.accepts(name)), None)
-                if worker is None:
-                    break
-                yield worker, self._assign_job(self.fair_queue.pop_next(name), worker)
+        # Names that have waited longer come first. No call looks at them all: there may be many.
+        by_name, untried = self.fair_queue.by_name, self._untried
+        while len(by_name) > len(untried) and (worker := next((each for each in self._idle if each.names), None)):
+            yield worker, self._assign_job(next(iter(worker.names)), worker)
+        while untried:
+            name = next(iter(untried))
+            while name in untried and (worker := next((each for each in self._idle if each.accepts(name)), None)):
+                yield worker, self._assign_job(name, worker)
+            if untried.pop(name, name) is None:
+                for worker in filter(lambda each: each.accepts(name), self.workers.values()):
+                    worker.names[name] = None
 
     def repair(self) -> None:
         """Rebuild what is derived from the unfinished jobs, after an interrupt in the middle of a change."""
@@ -303,12 +314,13 @@ class JobQueue:
         self._length, self.bytes = len(jobs), sum(len(job.body) for job in jobs)
         self.fair_queue, self._assigned, self._former = FairQueue(), {}, {}
         self._deadlines = DeadlineHeap(lambda job: not job.finished)
+        self._untried = OrderedDict()
         for worker in self.workers.values():
-            worker.jobs = {}
+            worker.jobs, worker.names = {}, OrderedDict()
         for job in jobs:
             self._former.update(dict.fromkeys(job.former, job))
             if job.worker is None:
-                self.fair_queue.add(job)
+                self._add_waiting(job)
             else:
                 self._assigned[job.token] = job.worker.jobs[job.token] = job
             if job.deadline != float("inf"):
@@ -316,7 +328,20 @@ class JobQueue:
         self._idle = {worker: None for worker in self.workers.values() if worker.has_capacity}
         self._unposted = [job for job in jobs if job.worker is not None and not job.posted]
 
-    def _assign_job(self, job: QueuedJob, worker: WorkerSlot) -> QueuedJob:
+    def _add_waiting(self, job: QueuedJob, *, first: bool = False) -> None:
+        if job.name not in self.fair_queue.by_name:
+            self._untried[job.name] = None
+        self.fair_queue.add(job, first=first)
+
+    def _drop_empty(self, name: str) -> None:
+        """Note that no job of this name waits any more, if that is so."""
+        if name not in self.fair_queue.by_name and self._untried.pop(name, name) is not None:
+            for worker in self.workers.values():
+                worker.names.pop(name, None)
+
+    def _assign_job(self, name: str, worker: WorkerSlot) -> QueuedJob:
+        job = self.fair_queue.pop_next(name)
+        self._drop_empty(name)
         job.token, job.worker, job.started, job.posted = next(self._tokens), worker, False, False
         self._assigned[job.token] = worker.jobs[job.token] = job
         self._idle.pop(worker, None)  # It goes to the end of the order.
@@ -364,7 +389,7 @@ class JobQueue:
     def _requeue(self, job: QueuedJob) -> None:
         self._release_job(job)
         job.started = False
-        self.fair_queue.add(job, first=True)
+        self._add_waiting(job, first=True)
 
     def _keep_dead(self, job: QueuedJob) -> None:
         self.dead.append(job)
@@ -388,6 +413,7 @@ class JobQueue:
             self._by_client.pop(job.client, None)
         if job.worker is None:
             self.fair_queue.remove(job)
+            self._drop_empty(job.name)
         else:
             self._release_job(job)
         for token in job.former:

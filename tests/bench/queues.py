@@ -27,6 +27,8 @@ def cases() -> list[Case]:
         ("publication dropped", drops),
         ("job cancelled", jobs_cancelled),
         ("job submitted", jobs_submitted),
+        ("job assigned beside names that wait", jobs_assigned),
+        ("frame received behind others", frames_routed),
     ):
         labels = [f"{name}, {size} queued" for size in SIZES]
         for size, label, before in zip(SIZES, labels, [None, *labels], strict=False):
@@ -117,3 +119,38 @@ def jobs_submitted(size: int) -> float:
         jobs.submit(QueuedJob("one", number, "sum", b"", "msgpack", 1e9))
     more = (QueuedJob("one", number, "sum", b"", "msgpack", 1e9) for number in range(size, size + REPEATED))
     return timed(partial(jobs.submit, job) for job in more)
+
+
+def jobs_assigned(size: int) -> float:
+    """Return the time to assign a job while jobs of other names wait for a worker."""
+    from remit._protocol.job_queue import JobQueue, QueuedJob
+
+    jobs = JobQueue(max_attempts=3, queue=1 << 30)
+    for number in range(size):
+        jobs.submit(QueuedJob("one", number, f"name{number}", b"", "msgpack", 1e9))
+    jobs.register_worker("worker", "sum".__eq__, REPEATED)
+    list(jobs.assign())
+
+    def submit_and_assign(number: int) -> None:
+        jobs.submit(QueuedJob("one", number, "sum", b"", "msgpack", 1e9))
+        list(jobs.assign())
+
+    return timed(partial(submit_and_assign, number) for number in range(size, size + REPEATED))
+
+
+def frames_routed(size: int) -> float:
+    """Return the time in which a client queues a received frame behind others whose listeners have not run."""
+    from collections import deque
+
+    from remit._io.dispatcher import Dispatcher
+    from remit._patterns.event_router import EventRouter
+    from remit._protocol.outbox import Outbox
+    from remit._protocol.session import Received, Session
+    from remit.codec import EventMessage
+
+    codec = CODECS["msgpack"]
+    session = Session(b"one", codec, Outbox(codec, max_frame=1000))
+    dispatcher = Dispatcher(EventRouter(), lambda: None, lambda: None)
+    dispatcher.route(deque(Received(session, [EventMessage("e")]) for _ in range(size)))
+    more = (deque([Received(session, [EventMessage("e")])]) for _ in range(REPEATED))
+    return timed(partial(dispatcher.route, ready) for ready in more)
