@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -47,10 +50,10 @@ class Server(ListenerRegistry):
 
     ``location`` is a URL, a `Location`, a name from the configuration, or None for the configured default. A keepalive
     thread serves the link while no thread ticks; ``threaded=False`` omits it. Options that are not given are taken
-    from the query of the location. ``queue`` and ``queue_bytes`` bound what waits for each client, ``keep_bytes`` the
-    last values of ``publish(keep=True)``. With a ``key`` or ``key_file`` only clients with the same key are accepted. A
-    pickled server opens its location at its first use. Raises LocationError, PluginError, LocationInUse,
-    TransportError.
+    from the query of the location. ``queue`` and ``queue_bytes`` bound what waits for each client, and ``queue_bytes``
+    what each client has sent and no tick has dispatched; ``keep_bytes`` the last values of ``publish(keep=True)``. With
+    a ``key`` or ``key_file`` only clients with the same key are accepted. A pickled server opens its location at its
+    first use. Raises LocationError, PluginError, LocationInUse, TransportError.
     """
 
     def __init__(
@@ -105,9 +108,14 @@ class Server(ListenerRegistry):
         self._options, address = resolve_options(self._requested, transport.options, self._given)
         transport = with_authentication(transport, self._options.key)
         self._publisher.keep_bytes, self._publisher.queue_bytes = self._options.keep_bytes, self._options.queue_bytes
+        make = partial(ServerIO, transport, self._requested, address, self._options, self._router, self._threaded)
         io = None
         try:
-            io = ServerIO(transport, self._requested, address, self._options, self._router, threaded=self._threaded)
+            try:
+                io = make()
+            except LocationInUse:
+                gc.collect()  # Perhaps by a server that an interrupted block has dropped, see `__del__`.
+                io = make()
             self._location, self._io = io.location, io
             return io
         except BaseException:
@@ -325,6 +333,7 @@ class Server(ListenerRegistry):
             counters["queued"] = sum(session.outbox.unframed for session in sessions)
             counters["queued_bytes"] = sum(session.outbox.unframed_bytes for session in sessions)
             counters["waiting"] = sum(len(received.events) for received in list(machine.ready))
+            counters["waiting_bytes"], counters["dropped"] = machine.waiting_bytes, machine.dropped
             if (loop_server := self._loop_server) is not None:
                 counters["waiting"] += loop_server.waiting
             counters["duplicates"] = sum(session.inbox.duplicates for session in sessions)
@@ -355,6 +364,12 @@ class Server(ListenerRegistry):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # The location of a dropped server must not stay occupied. At exit the thread that holds the link may be gone.
+        if getattr(self, "_io", None) is not None and not sys.is_finalizing():
+            with contextlib.suppress(Exception):  # Finalizers of the same garbage may have closed parts of the link.
+                self.close(0.0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (type(self), self._requested, self._threaded, self._given)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from remit._io.connection_log import ConnectionLog
+from remit._limited_log import LimitedLog
 from remit._protocol.client_session import ESTABLISHED, ClientSession
 from remit._protocol.server_sessions import ServerSessions
 from remit._protocol.session import FOREVER, Session
@@ -218,6 +219,9 @@ class ServerPump(_Pump):
         self._check_at = 0.0 if hasattr(link, "check_location") else FOREVER
         """Monotonic time of the next `Link.check_location`."""
         self._location_error: TransportError | None = None
+        self._log = LimitedLog()
+        self._dropped = 0
+        """Number of dropped events, as logged."""
         self._reported = ""
         """Why the backend is not reachable, as logged."""
         self.drained_at = clock()
@@ -250,6 +254,13 @@ class ServerPump(_Pump):
                 self.drained_at = now
                 break
             machine.handle_arrival(arrival, now)
+        if machine.dropped != self._dropped:
+            self._dropped = machine.dropped
+            text = (
+                "more events arrive on %s than the server dispatches, and %d that are sent at most once were dropped: "
+            )
+            text += "call tick() more often, or raise queue_bytes"
+            self._log.warning("dropped", text, link.location, self._dropped)
         self._due = min(machine.handle_timeouts(now, drained=drained), self._check_at)
         # Replies of listeners then share a frame with the acknowledgement: one send instead of two.
         if not hold_back or not machine.ready:

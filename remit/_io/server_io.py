@@ -73,7 +73,6 @@ class ServerIO:
         address: Location,
         options: Options,
         router: EventRouter,
-        *,
         threaded: bool,
     ) -> None:
         self.closed = False
@@ -95,6 +94,7 @@ class ServerIO:
                 liveness_timeout=LIVENESS_TIMEOUT_S if threaded else 0.0,
                 session_ttl=options.session_ttl,
                 sees_peers=limits.sees_peers,
+                queue_bytes=options.queue_bytes,
             )
             share_rejected_counter(transport, self.machine)
             self.link_pump = ServerPump(self.machine, link)

@@ -25,8 +25,8 @@ from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 from remit._protocol import frames
-from remit._protocol.frames import BYE, CANCEL, HELLO, IDENTIFY, Bye, FrameKind, Hello, Refuse, Welcome
-from remit._protocol.outbox import Outbox
+from remit._protocol.frames import BYE, CANCEL, EVENTS, HELLO, IDENTIFY, Bye, FrameKind, Hello, Refuse, Welcome
+from remit._protocol.outbox import UNBOUNDED, Outbox
 from remit._protocol.session import Inbox, Received, Session
 from remit.codec import CODECS, Codec
 from remit.errors import ProtocolError
@@ -36,6 +36,8 @@ SESSION_TTL_S: Final = 60.0
 """Seconds that a session outlives its last connection."""
 ENDED_SESSIONS_KEPT: Final = 65_536
 """Ended sessions whose last received number is kept, so that they can be resumed without repeating an event."""
+TOTAL_FACTOR: Final = 4
+"""Most bytes that wait for all clients together, as a multiple of the most bytes for one client."""
 SWEEP_INTERVAL_S: Final = 1.0
 """Seconds between two searches for sessions to probe or to expire."""
 
@@ -51,6 +53,7 @@ class ServerSessions:
         liveness_timeout: float,
         session_ttl: float = SESSION_TTL_S,
         sees_peers: bool = True,
+        queue_bytes: int = UNBOUNDED,
     ) -> None:
         self.instance = secrets.token_bytes(16)
         self.sessions: dict[bytes, Session] = {}
@@ -60,6 +63,14 @@ class ServerSessions:
         """Sessions that have ended since the owner emptied this queue, each with the value of `enqueued` then."""
         self.enqueued = 0
         """Number of frames that were appended to `ready`."""
+        self.dropped = 0
+        """Number of events without a number that were dropped because too many bytes waited for dispatch."""
+        self._queue_bytes = queue_bytes
+        """Bytes of one client that may wait for dispatch."""
+        self._waiting_bytes = 0
+        """At least `waiting_bytes`: what has arrived since it was measured is added, and nothing is subtracted."""
+        self._measured_at = 0.0
+        self._paused: dict[Session, None] = {}
         self.cancelled_requests: deque[tuple[Session, int]] = deque()
         self.writable: dict[Session, None] = {}
         """Sessions that may have frames to send. An ordered set: sessions are served in the order of their events."""
@@ -112,14 +123,46 @@ class ServerSessions:
             self.cancelled_requests.append((session, request))
         else:
             self.writable[session] = None
+            if kind is EVENTS and (self._paused or self._waiting_bytes > self._queue_bytes):
+                self._check_room(session, frame, now)
             received = session.handle_frame(kind, frame, now)
             if received is not None:
                 self.ready.append(received)
                 # Second: another thread may report ended sessions now, and must not count a frame that is not there.
                 self.enqueued += 1
+                self._waiting_bytes += received.end - session.inbox.received_bytes
                 received.accept()
                 if received.undecodable:
                     self.rejected["undecodable"] += received.undecodable
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of the events that are received and not handled. O(n) in the number of sessions. From any thread."""
+        ended = [session for session, _ in list(self.closed)]
+        return sum(session.inbox.waiting_bytes for session in {*self.sessions.values(), *ended})
+
+    def _check_room(self, session: Session, frame: bytes, now: float) -> None:
+        """Pause a session if too many bytes wait for dispatch. Count the events that are dropped, and not only late."""
+        if now > self._measured_at:  # Once for all frames of one exchange.
+            self._measured_at, self._waiting_bytes = now, self.waiting_bytes
+        most = self._queue_bytes
+        if session.inbox.waiting_bytes > most or self._waiting_bytes > TOTAL_FACTOR * most:
+            self._paused[session] = None
+            session.paused = True
+        if session.paused:
+            _, first, count = frames.read_events(frame)
+            self.dropped += 0 if first else count
+
+    def _resume_sessions(self) -> None:
+        """Request what paused sessions have dropped, once half of the room is free: each request is for a window."""
+        most = self._queue_bytes // 2
+        self._waiting_bytes = self.waiting_bytes
+        for session in list(self._paused):
+            if session.inbox.waiting_bytes <= most and self._waiting_bytes <= TOTAL_FACTOR * most:
+                session.request_resend()
+                self.writable[session] = None
+                session.paused = False
+                del self._paused[session]
 
     def _handle_unknown_peer(self, peer: Peer, kind: FrameKind, frame: bytes) -> None:
         """Ask for HELLO: the session, or this connection of it, is unknown. Refuse a peer that uses a key."""
@@ -205,6 +248,7 @@ class ServerSessions:
         self.closed.append((session, self.enqueued))
         self.sessions.pop(session.id, None)
         self.writable.pop(session, None)
+        self._paused.pop(session, None)
         if session.peer is not None:
             self._by_peer.pop(session.peer, None)
 
@@ -227,6 +271,7 @@ class ServerSessions:
         """Probe and expire sessions; return the time of the next call. ``drained``: the link was read until empty."""
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL_S
+            self._waiting_bytes = self.waiting_bytes
             for session in list(self.sessions.values()):
                 # While a server is not ticked, frames of its clients wait in the link, and silence means nothing.
                 expired = drained and now - session.last_received_at > self._ttl
@@ -237,6 +282,8 @@ class ServerSessions:
                     session.probe(now)
                     if session.control_frames:
                         self.writable[session] = None
+        if self._paused:
+            self._resume_sessions()
         return self._sweep_at
 
     def repair(self, now: float) -> None:

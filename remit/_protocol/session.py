@@ -32,6 +32,8 @@ FOREVER: Final = float("inf")
 PROBE_DELAY_S: Final = 0.5
 """Seconds without progress before a probe; doubled after each probe, up to `PROBE_DELAY_MAX_S`."""
 PROBE_DELAY_MAX_S: Final = 4.0
+EVENT_BYTES: Final = 256
+"""Bytes that a decoded event takes up beside those of its frame."""
 ACK_AFTER_EVENTS: Final = 64
 """Received events after which a delayed acknowledgement is sent in a frame of its own."""
 
@@ -45,11 +47,18 @@ class Inbox:
     # The I/O thread writes `received`, the dispatching thread writes `done`. Neither needs a lock, because each number
     # has one writer, and a reader that is late only acknowledges less.
 
-    __slots__ = ("done", "duplicates", "received")
+    __slots__ = ("done", "done_bytes", "duplicates", "received", "received_bytes")
 
     def __init__(self, received: int = 0, duplicates: int = 0) -> None:
         self.received = self.done = received
+        self.received_bytes = self.done_bytes = 0
+        """Size of all events that were accepted, and handled. Events without a number count too."""
         self.duplicates = duplicates
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of the events that are accepted and not handled."""
+        return self.received_bytes - self.done_bytes
 
     def restart(self) -> Inbox:
         """Return the inbox that counts from 1 again, for another server instance."""
@@ -77,29 +86,30 @@ class Inbox:
 class Received:
     """Events of one frame that wait for dispatch. The session machine adds it to `ready`, then calls `accept`."""
 
-    __slots__ = ("_inbox", "events", "last", "left", "pending", "redelivered", "session", "undecodable")
+    __slots__ = ("_inbox", "end", "events", "last", "left", "pending", "redelivered", "session", "undecodable")
 
-    def __init__(
-        self, session: Session, events: list[EventMessage | None], *, last: int = 0, redelivered: bool = False
-    ) -> None:
+    def __init__(self, session: Session, events: list[EventMessage | None], *, last: int = 0, size: int = 0) -> None:
         self.session = session
         self.events = events
         """The last events of the frame, from the first one that is not handled. None: an event without listeners to
         call. It keeps its place, because the numbers of the others follow from theirs."""
         self.last = last
         """Number of the last event; 0 if the events have no numbers."""
-        self.redelivered = redelivered
+        self.redelivered = False
         self.undecodable = 0
         """Number of the events that could not be decoded. Events with the name UNDECODABLE stand for them."""
         self.pending: Iterator[EventMessage | None] | None = None
         """The events that no listener has begun, while `events` are dispatched."""
         self.left: list[EventMessage | None] = []
         """Events that the call which dispatches them goes through."""
-        self._inbox = session.inbox
+        self._inbox = inbox = session.inbox
+        self.end = inbox.received_bytes + size + EVENT_BYTES * len(events)
+        """Size of the accepted events of the session up to the last one of these."""
 
     def accept(self) -> None:
         """Count the events as received. May be called twice."""
         # After this object is in a queue: an interrupt in between costs a frame that is sent again, not its events.
+        self._inbox.received_bytes = self.end
         if self.last:
             self._inbox.accept(self.last)
             self.session.ack_due = True
@@ -111,6 +121,8 @@ class Received:
         """
         events, inbox = self.events, self._inbox
         del events[:count]
+        if not events:
+            inbox.done_bytes = self.end
         if self.last:
             done = self.last - len(events)
             if done > inbox.done:
@@ -152,6 +164,8 @@ class Session:
         self.last_received_at = 0.0
         self.sender: Sender | None = None
         """The `Sender` of this session, once the server has made one for its listeners."""
+        self.paused = False
+        """Whether events are dropped on arrival, as if they were lost, until the server has room for them."""
         self.ack_due = False
         self.ack_delay = 0.0
         """Seconds that an acknowledgement may wait for an event to share its frame. 0: it is sent immediately."""
@@ -244,7 +258,7 @@ class Session:
         self.outbox.repair()
         self.ack_due = True
         if self.peer is not None:
-            self._request_resend()
+            self.request_resend()
             self.probe_now(now)
 
     def handle_frame(self, kind: FrameKind, frame: bytes, now: float) -> Received | None:
@@ -261,8 +275,8 @@ class Session:
                 self.outbox.resend_unreceived()  # Rule 3.
         elif kind is PING:
             (last,) = frames.unpack_numbers(kind, frame)
-            if last > self.inbox.received:
-                self._request_resend()
+            if last > self.inbox.received and not self.paused:
+                self.request_resend()
             else:
                 self.ack_due = True
         else:
@@ -297,8 +311,10 @@ class Session:
         redelivered, first, count = frames.read_events(frame)
         if acked := frames.read_embedded_ack(frame):
             self._confirm(*acked, now)
+        if self.paused:
+            return None
         if first and self.inbox.has_gap_before(first):
-            self._request_resend()
+            self.request_resend()
             return None
         undecodable = 0
         try:
@@ -308,14 +324,15 @@ class Session:
         except errors_of(self.codec) as error:
             events = self._decode_each(frame, count, error)
             undecodable = sum(event.name == UNDECODABLE for event in events)
+        new: list[EventMessage | None] = [*events]
         if first:
-            new = self.inbox.new_events(first, [*events])
+            new = self.inbox.new_events(first, new)
             self.ack_due = True
             if not new:
                 return None
-            received = Received(self, new, last=first + count - 1, redelivered=redelivered)
-        else:  # Sent at most once, without a number.
-            received = Received(self, [*events])
+        # Without a number they are sent at most once.
+        received = Received(self, new, last=first and first + count - 1, size=len(frame))
+        received.redelivered = redelivered
         received.undecodable = undecodable
         return received
 
@@ -329,7 +346,8 @@ class Session:
         body = memoryview(frame)[frames.body_offset(frame, count) :]
         return decode_each(self.codec, body, lengths or (None,) * count, error)
 
-    def _request_resend(self) -> None:
+    def request_resend(self) -> None:
+        """Queue a RESUME, unless one is queued."""
         inbox = self.inbox
         resume = frames.pack_numbers(RESUME, self.generation, inbox.received, inbox.done)
         # One RESUME is enough, however many frames follow a gap before it is sent: each resends the whole window.
