@@ -134,6 +134,8 @@ def test_a_pickled_server_opens_when_it_is_run(location: Location) -> None:
     server.close()
 
 
+# Finalizers of the same garbage may report its sockets.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_location_of_a_dropped_server_is_free(location: Location) -> None:
     url = Server(location).location
     Server(url).close()
