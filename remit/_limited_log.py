@@ -17,16 +17,15 @@ logger = logging.getLogger("remit")
 class LimitedLog:
     """Logs one record per key and interval. The next one states how many were left out."""
 
-    def __init__(self, interval: float = LOG_INTERVAL_S) -> None:
-        self._interval = interval
+    def __init__(self) -> None:
         # No lock: an interrupt would leave it locked. At worst two threads log a record each.
         self._last: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def warning(self, key: str, message: str, *args: Any, exc_info: BaseException | None = None) -> None:
         """Log a warning, unless one with this key was logged in the last interval."""
         now = time.monotonic()
-        logged_at, omitted = self._last.pop(key, (-self._interval, 0))
-        due = now - logged_at >= self._interval
+        logged_at, omitted = self._last.pop(key, (-LOG_INTERVAL_S, 0))
+        due = now - logged_at >= LOG_INTERVAL_S
         if len(self._last) >= KEYS_KEPT:
             self._last.popitem(last=False)
         self._last[key] = (now, 0) if due else (logged_at, omitted + 1)

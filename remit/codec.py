@@ -198,6 +198,10 @@ class _MsgspecCodec:
     _encode: Callable[[Any], bytes]
     _decode: Callable[[bytes | memoryview], list[EventMessage]]
     _decode_plain: Callable[[bytes], Any]
+    _needs_conversion: Callable[[bytes], bool]
+    """Whether encoded data may contain values that `_convert` changes or rejects."""
+    _count_containers: Callable[[bytes], int]
+    """Returns an upper bound of the containers in encoded data."""
 
     def encode(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]) -> bytes:
         if not isinstance(name, str):
@@ -251,17 +255,9 @@ class _MsgspecCodec:
         """Return True for data that is known to decode equally and to need no conversion; False may be wrong."""
         return False
 
-    def _needs_conversion(self, data: bytes) -> bool:
-        """Return whether encoded data may contain values that `_convert` changes or rejects."""
-        raise NotImplementedError
-
     def _convert(self, value: Any) -> Any:
         """Return a value that this codec encodes without loss in place of ``value``. Raises ValueError."""
         return value
-
-    def _count_containers(self, data: bytes) -> int:
-        """Return an upper bound of the containers in encoded data."""
-        raise NotImplementedError
 
     def _decodes_equally(self, data: bytes) -> bool:
         """Return whether decoded data encodes to the same bytes. Raises _TooDeep, and what the decoder raises."""

@@ -65,7 +65,7 @@ def test_small_events_are_bounded_too(when_full: str) -> None:
     with contextlib.suppress(QueueFull):
         for number in range(2000):
             client.emit("e", b"x" * (number % 30))
-    assert client.stats()["queued_bytes"] <= 20_000
+    assert 5_000 < client.stats()["queued_bytes"] <= 20_000
     with pytest.raises(Undelivered):
         client.close(0.0)
 
@@ -79,7 +79,7 @@ def test_a_server_queues_up_to_its_bytes_for_each_client(location: Location) -> 
         client.tick()
         tick_until(server, lambda: senders or client.tick())
         fill(lambda _: senders[0].emit("big", LARGE), "queue_bytes")
-        assert server.stats()["queued_bytes"] <= 1_000_000
+        assert 800_000 < server.stats()["queued_bytes"] <= 1_000_000
 
 
 def test_an_answer_that_does_not_fit_is_an_error(location: Location) -> None:
@@ -99,7 +99,7 @@ def test_a_subscription_queues_up_to_its_bytes(when_full: str) -> None:
         assert queue.bytes <= 1_000_000
     assert bool(queue.ended) is (when_full == "unsubscribe")
     sizes = [len(data) for _, data in queue.pop_publications(1000, 1 << 30, 0.0)]
-    assert sum(sizes) <= 1_000_000
+    assert sum(sizes) == 0 if when_full == "unsubscribe" else 800_000 < sum(sizes) <= 1_000_000
     assert queue.bytes == 0
 
 
@@ -113,7 +113,7 @@ def test_a_stuck_subscriber_costs_what_it_may(location: Location) -> None:
         for _ in range(200):
             server.publish("v", LARGE)
         stats = server.stats()
-        assert stats["publications_bytes"] <= 1_000_000
+        assert 800_000 < stats["publications_bytes"] <= 1_000_000
         assert stats["publications_dropped"] > 100
 
 
@@ -130,7 +130,7 @@ def test_jobs_are_bounded_in_bytes(location: Location) -> None:
     with Broker(location, job_bytes=1_000_000) as broker, Client(broker.location) as client:
         answers = [client.submit("none", LARGE, timeout=DEADLINE) for _ in range(11)]
         wait_until(lambda: broker.tick() * 0 or any(answer.done() for answer in answers))
-        assert broker.stats()["job_bytes"] <= 1_000_000
+        assert 800_000 < broker.stats()["job_bytes"] <= 1_000_000
         assert "job_bytes" in str(next(answer.exception() for answer in answers if answer.done()))
         for answer in answers:
             answer.cancel()
