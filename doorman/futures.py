@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import operator
 import queue
 import threading
 import time
@@ -51,12 +53,12 @@ class ManagedFuture(Future[Any]):
         callbacks: list[Any] = self._done_callbacks  # type: ignore[attr-defined]
         while callbacks:
             try:
-                callbacks[0](self)
+                # One call of C code: an exception of a signal handler occurs before the removal or within the callback.
+                next(map(operator.call, itertools.starmap(callbacks.pop, ((0,),)), (self,)))
             except Exception as error:  # One callback must not stop the others.
                 logger.error("a callback of %r raised", self, exc_info=error)
             except BaseException as error:  # noqa: BLE001 - raised below
                 interrupt = error
-            del callbacks[0]
         if interrupt is not None:
             raise interrupt
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import itertools
 import os
 import random
 import signal
@@ -38,6 +39,7 @@ from doorman import (
     Task,
     WorkerPool,
     current_task,
+    futures,
 )
 from doorman.journal.journal import Journal
 from doorman.launcher import Event, Order
@@ -331,6 +333,23 @@ def test_an_action_at_any_line_loses_no_task(place: Place, action: str, tmp_path
                 ) == 3  # A stop may include what is added in it.
 
 
+@pytest.mark.parametrize("error", [Interrupted, Alarm])
+def test_each_callback_of_a_future_is_called_once_at_whatever_line_an_exception_occurs(
+    error: type[BaseException],
+) -> None:
+    with SynchronousManager() as manager:
+        for line in itertools.count(1):
+            task = manager.add_task(Task(three))
+            ends = ends_of(task, task, task)
+            throws = functools.partial(throw, error)
+            outcome = call_with(throws, line, lambda: manager.run(DEADLINE), folders=(futures.__file__,))
+            manager.run(DEADLINE)
+            assert len(ends) == 3, outcome.place
+            if outcome.place is None:
+                break
+        assert line > 20
+
+
 @pytest.mark.parametrize("place", PROCESSES, indirect=True)
 def test_an_event_to_a_task_arrives_once_although_others_are_interrupted(place: Place, tmp_path: Path) -> None:
     numbers: list[int] = []
@@ -536,6 +555,15 @@ def test_an_action_at_any_line_of_an_executor_leaves_it_usable(place: Place, act
         assert all(each.done() for each in calls)
 
 
+def cut_connection() -> bool:
+    """Return whether the injection was within the use of a socket.
+
+    How much of a frame was read or written is unknown then, so the connection ends; it may be the client's. A request
+    whose connection ends raises PeerLost, since it may have run. No other interrupt may cost a request.
+    """
+    return "/stream_link.py" in (last.place or "")
+
+
 BROKERED: dict[str, Callable[[WorkerPool], object]] = {
     "tick": lambda pool: pool.tick(),
     "wait": lambda pool: pool.wait(0.01),
@@ -563,8 +591,9 @@ def test_an_interrupt_at_any_line_of_a_worker_pool_loses_no_request(place: Place
         pool.run(0.0)
         later = client.submit("job", timeout=DEADLINE)
         until_done(pool, future, later)
-        assert later.result() == 3
-        assert future.exception() is None or (outcome.interrupted and isinstance(future.exception(), PeerLost))
+        for each in (future, later):
+            if not (cut_connection() and isinstance(each.exception(), PeerLost)):
+                assert each.result() == 3
         return outcome
 
     def ended(name: str, line: int) -> Injection:
