@@ -252,8 +252,8 @@ register_after_fork(_call_methods)
 class OwnedLink:
     """Base of a link that refuses calls from other threads and from forked children.
 
-    Call ``self._check(frame)`` first in ``send`` and ``self._check()`` first in ``receive`` and ``wait``. In ``close``
-    ask ``self._ending()``, which returns True once, and only in the process that opened the link.
+    Call ``self._check(frame)`` first in ``send`` and ``self._check()`` first in ``receive`` and ``wait``. Implement
+    ``_release``; or ask ``self._ending()`` in ``close``: it is True once, and only in the process that opened the link.
     """
 
     def __init__(self, location: Location, capabilities: Capabilities) -> None:
@@ -263,6 +263,7 @@ class OwnedLink:
         self.why = ""
         self._closed = False
         self._forked = False
+        self._released = False
         self._polling = False
         """Set it around the poll of `wait`: an exception of a signal handler leaves the link as it was."""
         register_after_fork(self.after_fork)
@@ -275,7 +276,7 @@ class OwnedLink:
         # One expression for the usual case, since it runs for each frame. The error is chosen elsewhere.
         if threading.get_ident() != self.owner or self._closed or self._forked:
             self._raise_misuse()
-        if len(frame) > self.capabilities.max_frame:
+        if frame and len(frame) > self.capabilities.max_frame:
             raise FrameTooLarge(
                 f"a frame of {len(frame)} bytes is over this transport's limit of {self.capabilities.max_frame}; "
                 "send less in one event, or raise max_frame in the location's options at both ends"
@@ -294,6 +295,17 @@ class OwnedLink:
         first = not self._closed
         self._closed = True
         return first and not self._forked
+
+    def close(self, linger: float) -> None:
+        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
+        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
+        self._closed = True
+        if not self._released and not self._forked:
+            self._release(linger)
+            self._released = True
+
+    def _release(self, linger: float) -> None:
+        """Release everything that the link holds: the last step of `close`, which may be repeated."""
 
     def recover(self) -> bool:
         """Continue after an exception of a signal handler in `send`, `receive` or `wait`; called in the same thread.
@@ -331,14 +343,18 @@ class Waker:
     def wake(self) -> None:
         """Make the descriptor readable until `clear`."""
         # A full pipe is readable already. On a closed one there is no wait left to end.
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 - `suppress` costs 0.5 us
             os.write(self._writer, b"\0")
+        except OSError:
+            pass
 
     def clear(self) -> None:
         """Make the descriptor unreadable until the next `wake`."""
-        with contextlib.suppress(OSError):  # Nothing is left to read, or a callback of this thread has closed it.
+        try:
             while len(os.read(self._reader, 4096)) == 4096:
                 pass
+        except OSError:  # Nothing is left to read, or a callback of this thread has closed it.
+            pass
 
     def __del__(self) -> None:
         self.close()

@@ -226,8 +226,6 @@ class StreamLink(OwnedLink):
         self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
         self._retry_at: float | None = None
         """Monotonic time of the next `_retry`."""
-        self._released = False
-        """Whether `close` has released everything."""
         self._active: Stream | None = None
         """The stream that a method is using."""
         # Last, since it registers `after_fork`: another thread may fork at any time, and needs a complete object then.
@@ -265,15 +263,6 @@ class StreamLink(OwnedLink):
                     return
         finally:
             self._poller.unwatch_waker()
-
-    def close(self, linger: float) -> None:
-        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
-        self._closed = True
-        if not self._released and not self._forked:
-            self._flush(linger)
-            self._close_descriptors()
-            self._released = True
 
     def recover(self) -> bool:
         """End the connection whose frames may have been cut: a part of one may be sent, or read."""
@@ -345,6 +334,10 @@ class StreamLink(OwnedLink):
         stream.close()
         self._arrivals.append(Down(stream.peer, stream.closed_reason))
         self.streams.pop(stream.peer, None)
+
+    def _release(self, linger: float) -> None:
+        self._flush(linger)
+        self._close_descriptors()
 
     def _flush(self, linger: float) -> None:
         deadline = time.monotonic() + linger

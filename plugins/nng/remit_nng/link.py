@@ -209,7 +209,6 @@ class NngLink(OwnedLink):
         super().__init__(location, capabilities)
         self.next_deadline = FOREVER
         """Monotonic time of the next `handle_deadline`."""
-        self._released = False
         self._poller = Poller()
         self._events = PipeEvents()
         self._arrivals: deque[Arrival] = deque()
@@ -241,15 +240,6 @@ class NngLink(OwnedLink):
         for channel in [channel for channel, writable in self._full.items() if writable in ready]:
             self._mark_writable(channel)
 
-    def close(self, linger: float) -> None:
-        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
-        self._closed = True
-        if not self._released and not self._forked:
-            self._close_channels(time.monotonic() + min(linger, MAX_CLOSE_WAIT_S))
-            self._close_descriptors()
-            self._released = True
-
     def handle_deadline(self) -> None:
         """Act on `next_deadline`, which has passed, and set the next one."""
 
@@ -258,6 +248,10 @@ class NngLink(OwnedLink):
 
     def _close_channels(self, deadline: float) -> None:
         """Close all sockets of the link."""
+
+    def _release(self, linger: float) -> None:
+        self._close_channels(time.monotonic() + min(linger, MAX_CLOSE_WAIT_S))
+        self._close_descriptors()
 
     def _close_descriptors(self) -> None:
         self._poller.close()

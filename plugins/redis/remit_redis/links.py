@@ -35,6 +35,7 @@ TOKEN_BYTES: Final = 16
 """Size of a token, which consists of hexadecimal digits."""
 _TOKEN: Final = re.compile(rb"[0-9a-f]{16}")
 
+_ACCEPTED: Final = Sent.ACCEPTED  # Each access through the class costs 70 ns on CPython 3.11.
 Route: TypeAlias = tuple[bytes, bytes]
 """A channel, and the prefix of each frame sent to it."""
 
@@ -140,7 +141,7 @@ class RedisLink(OwnedLink):
         except ConnectionLost as lost:
             self._drop_connection(lost)
             return Sent.GONE
-        return Sent.ACCEPTED
+        return _ACCEPTED
 
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None. Raises LocationInUse if another server has taken over the location."""

@@ -63,7 +63,6 @@ class ZeroMQLink(OwnedLink):
         self._poll.register(socket.fileno(), select.POLLIN)
         self._empty = False
         self._full = False
-        self._released = False
 
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None."""
@@ -94,18 +93,10 @@ class ZeroMQLink(OwnedLink):
             if waker is not None:
                 self._poll.unregister(waker.fileno())
 
-    def close(self, linger: float) -> None:
-        """Close the link. Accepted frames may still leave for ``linger`` seconds."""
-        # Each step may be repeated: a call that a signal handler has interrupted is completed by the next one.
-        self._closed = True
-        if not self._released and not self._forked:
-            self._close_socket(linger)
-            self._released = True
-
     def __del__(self) -> None:
         # An interrupt has left the link without an owner. pyzmq would close the monitor, but perhaps before the socket,
         # and an event without a monitor to read it blocks libzmq's I/O thread, which all links share.
-        if not getattr(self, "_released", True):
+        if hasattr(self, "_socket") and not self._released:
             self.close(0.0)
 
     def after_fork(self) -> None:
@@ -141,7 +132,7 @@ class ZeroMQLink(OwnedLink):
     def _parse(self, parts: list[zmq.Frame]) -> Arrival | None:
         raise NotImplementedError
 
-    def _close_socket(self, linger: float) -> None:
+    def _release(self, linger: float) -> None:
         close_socket(self._socket, linger)
 
 
@@ -149,8 +140,8 @@ class ServerLink(ZeroMQLink):
     """The server's end. A peer token is the routing id that ZeroMQ created for the connection."""
 
     def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, file: SocketFile | None) -> None:
-        super().__init__(location, capabilities, socket)
         self._file = file
+        super().__init__(location, capabilities, socket)
         self._known: dict[bytes, None] = {}
 
     def send(self, peer: Peer, frame: bytes) -> Sent:
@@ -201,10 +192,10 @@ class ServerLink(ZeroMQLink):
         self._arrivals.append(frame)
         return Up(peer)
 
-    def _close_socket(self, linger: float) -> None:
+    def _release(self, linger: float) -> None:
         if self.location.scheme == "zmq+inproc":
             unbind_inproc(self._socket, f"inproc://{self.location.host}{self.location.path}")
-            super()._close_socket(linger)
+            super()._release(linger)
             return
         # unbind() would free the port immediately, but it also ends the connections and loses frames that have not left
         # yet. So close the socket, and wait until ZeroMQ's I/O thread has released the port.
@@ -241,25 +232,28 @@ class _DealerLink(ZeroMQLink):
         return _ACCEPTED
 
     def _read_arrival(self) -> Arrival | None:
-        self._update_connection()
+        if not self._up:
+            self._update_connection()
         if self._arrivals:
             return self._arrivals.popleft()
         arrival = super()._read_arrival()
-        if arrival is not None and not self._up:
+        if arrival is not None and self._up:
+            return arrival
+        self._update_connection()
+        if arrival is not None:
             # The connection was established between the update and the read: report Up before its first frame.
-            self._update_connection()
             self._arrivals.append(arrival)
-            return self._arrivals.popleft()
-        return arrival
+        return self._arrivals.popleft() if self._arrivals else None
 
     def _has_events(self) -> bool:
         if self._full and cast("int", self._socket.getsockopt(EVENTS)) & POLLOUT:
             self._empty = self._full = False
             return True
         # In this order: asking the socket may consume the edge that reports a change of the connection.
-        readable = super()._has_events()
+        if super()._has_events():
+            return True
         self._update_connection()
-        return readable or bool(self._arrivals)
+        return bool(self._arrivals)
 
     def _parse(self, parts: list[zmq.Frame]) -> Arrival | None:
         return Frame(SERVER, parts[0].bytes) if len(parts) == 1 else None
@@ -282,9 +276,10 @@ class _DealerLink(ZeroMQLink):
 class ClientLink(_DealerLink):
     """The client's end over TCP and IPC. A monitor reports the connection; ZeroMQ itself reconnects."""
 
+    _monitor: Socket | None = None
+
     def __init__(self, location: Location, capabilities: Capabilities, socket: Socket, endpoint: str) -> None:
         super().__init__(location, capabilities, socket)
-        self._monitor: Socket | None = None
         self._monitor = open_monitor(socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._monitor_poll = select.poll()
         self._monitor_drained = False
@@ -303,12 +298,12 @@ class ClientLink(_DealerLink):
                 self._disconnected()
         self._monitor_drained = True
 
-    def _close_socket(self, linger: float) -> None:
+    def _release(self, linger: float) -> None:
         if not self._socket.closed:
             self._socket.disable_monitor()
         if self._monitor is not None:
             self._monitor.close(linger=0)
-        super()._close_socket(linger)
+        super()._release(linger)
 
 
 class InprocClientLink(_DealerLink):
