@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
 from doorman.errors import IdentityRefused, PidfdUnavailable, Refusal
@@ -219,6 +219,27 @@ class Process:
         except ProcessLookupError:
             return False
         return True
+
+
+def absolute_path(path: str = "") -> str:
+    """Return an absolute path, by default of the working directory, with its symbolic links.
+
+    Raises FileNotFoundError with a text that says so if the working directory was deleted.
+    """
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 - keeps links
+    except FileNotFoundError as error:
+        reason = "the working directory of this process was deleted; change to another one"
+        raise FileNotFoundError(error.errno, reason) from error
+
+
+def absolute_folders(folders: Iterable[str]) -> list[bytes]:
+    """Return folders for another process, which may start elsewhere; without those below a deleted one."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.fsencode(absolute_path(folder)))
+    return found
 
 
 def check_system() -> None:

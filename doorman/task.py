@@ -22,6 +22,7 @@ from doorman.errors import IdentityRefused, TaskAlreadyAdded, TaskCancelled, Tas
 from doorman.futures import TaskFuture, future_of
 from doorman.identity import Identity
 from doorman.limits import Limits, check_limits
+from doorman.process import absolute_path
 from doorman.progress import Progress
 from doorman.retry import Backoff, Intensity, Restart, RetryPolicy
 from doorman.states import ENDED, WAYS, State
@@ -137,7 +138,7 @@ class Task:
         self.retries, self.backoff, self.restart, self.intensity = retries, backoff, restart, intensity
         self.stream, self.on_output, self.on_progress = stream, on_output, on_progress
         self.wrapper = _words(wrapper, "a wrapper", "('nice', '-n', '10')") if wrapper else ()
-        self.cwd = None if cwd is None else os.path.abspath(os.fsdecode(cwd))  # noqa: PTH100 - keeps links
+        self.cwd = None if cwd is None else absolute_path(os.fsdecode(cwd))
         for variable, value in (env or {}).items():
             if not isinstance(variable, str) or not isinstance(value, str):
                 raise TypeError(f"the environment of a process maps strings to strings, not {variable!r}: {value!r}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from doorman.errors import LaunchRefused
+from doorman.process import absolute_path
 
 if TYPE_CHECKING:
     from doorman.task import OnOutput, Task
@@ -89,7 +90,7 @@ class Logs:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, *, shared: bool = False) -> None:
-        self._folder = None if folder is None else Path(folder).absolute()
+        self._folder = None if folder is None else Path(absolute_path(os.fspath(folder)))
         self.shared = shared
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)

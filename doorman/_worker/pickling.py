@@ -21,6 +21,7 @@ import msgspec
 from doorman.errors import TaskNotPicklable
 from doorman.launcher import main_module
 from doorman.launcher.main_module import Script
+from doorman.process import absolute_folders
 
 _MAIN: Final = b"_main__"  # The end of "__main__" and of "__mp_main__".
 _PREPARED: Final = b"\x01"  # First byte of a call with needs; a pickle begins with another one.
@@ -152,8 +153,7 @@ def _prefix(needs_main: bool) -> bytes:
     if cached is not None and cached[0] == sys.path:
         return cached[1]
     main_module.check_not_importing()
-    # Absolute, because the process may start in another folder.
-    folders = None if sys.path == _path_at_start else [os.fsencode(os.path.abspath(path)) for path in sys.path]  # noqa: PTH100
+    folders = None if sys.path == _path_at_start else absolute_folders(sys.path)
     script = main_module.script() if needs_main else None
     prefix = b""
     if folders is not None or script is not None:

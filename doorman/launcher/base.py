@@ -28,15 +28,6 @@ def python_command() -> list[str]:
     return [sys.executable, *interpreter_flags()]
 
 
-def current_folder() -> str:
-    """Return the working directory, with its symbolic links. Raises FileNotFoundError with a text that says so."""
-    try:
-        return os.getcwd()  # noqa: PTH109 - with its symbolic links
-    except FileNotFoundError as error:
-        reason = "the working directory of this process was deleted; change to another one"
-        raise FileNotFoundError(error.errno, reason) from error
-
-
 class EpollLauncher:
     """Implements the polling part of the launcher contract. Belongs to one process.
 

@@ -18,6 +18,7 @@ import msgspec
 
 from doorman.launcher import Order
 from doorman.launcher.main_module import Script
+from doorman.process import absolute_folders
 
 MAX_INLINE_ORDER = 64 * 1024
 """Bytes of the longest order that travels in a message; a longer one goes through a memfd."""
@@ -222,9 +223,7 @@ def close_all(descriptors: Iterable[int]) -> None:
 
 def pack_order(order: Order, *, sys_path: list[str] | None = None) -> bytes:
     """Return an order, the folders to import from and this program's arguments, as bytes for `read_order`."""
-    # Absolute, because the worker may start in another folder.
-    folders = [os.fsencode(os.path.abspath(folder)) for folder in sys_path or []]  # noqa: PTH100 - keeps links
-    content = _encode((encode_order(order), folders, [*map(os.fsencode, sys.argv)]))
+    content = _encode((encode_order(order), absolute_folders(sys_path or ()), [*map(os.fsencode, sys.argv)]))
     return _MAGIC + len(content).to_bytes(_LENGTH, "big") + content
 
 

@@ -22,10 +22,10 @@ from typing import Final
 from doorman.errors import LaunchRefused
 from doorman.launcher import DescendantsLeft, Event, Exited, Launched, LaunchFailed, Order
 from doorman.launcher import launch_messages as messages
-from doorman.launcher.base import EpollLauncher, current_folder, python_command
+from doorman.launcher.base import EpollLauncher, python_command
 from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.main_module import Script
-from doorman.process import Process
+from doorman.process import Process, absolute_folders, absolute_path
 
 __all__ = ["ZygoteLauncher"]
 
@@ -60,11 +60,9 @@ class ZygoteLauncher(EpollLauncher):
         cwd: str | None = None,
         stdin: int | None = None,
     ) -> None:
-        cwd = cwd or current_folder()
-        # Absolute, because "" and relative folders are below this process's folder, and a child may start in another.
-        folders = [os.path.join(cwd, folder) for folder in sys_path or sys.path]  # noqa: PTH118 - keeps non-paths
+        cwd, folders = cwd or absolute_path(), absolute_folders(sys_path or sys.path)
         argv = [*map(os.fsencode, getattr(sys, "argv", ()))]
-        self._start = messages.Start([*map(os.fsencode, folders)], os.fsencode(cwd), list(preload), entry, argv)
+        self._start = messages.Start(folders, os.fsencode(cwd), list(preload), entry, argv)
         self._stdin = stdin
         super().__init__()
         self._zygote: _ZygoteHandle | None = None

@@ -284,6 +284,29 @@ def test_a_folder_that_may_not_be_entered_or_is_gone_is_named(local, tmp_path):
         local.add_task(Task(os.getpid, cwd=f"{tmp_path}/gone")).result(DEADLINE)
 
 
+@pytest.mark.parametrize("launcher", ["None", "CommandLauncher()"])
+def test_a_manager_works_on_in_a_deleted_working_directory(launcher):
+    done = script(f"""
+    import os, sys, tempfile
+    from doorman import ProcessManager, Task
+    from doorman.launcher.command import CommandLauncher
+    sys.path.insert(0, "relative")
+    os.chdir(tempfile.mkdtemp())
+    with ProcessManager(launcher={launcher}) as manager:
+        manager.add_task(Task(abs, -1)).result({DEADLINE})
+        os.rmdir(os.getcwd())
+        print(manager.add_task(Task(abs, -1, cwd="/")).result({DEADLINE}))
+        print(manager.add_task(Task.command(["true"])).result({DEADLINE}))
+        for make in (lambda: Task(abs, cwd="below"), lambda: ProcessManager(log_path="logs")):
+            try:
+                make()
+            except FileNotFoundError as error:
+                print(error)
+    """)
+    deleted = "[Errno 2] the working directory of this process was deleted; change to another one\n"
+    assert done.stdout == f"1\n0\n{deleted}{deleted}", done.stderr
+
+
 def test_a_deleted_working_directory_is_the_reason(runtime_folder, tmp_path):
     (tmp_path / "here").mkdir()
     words = f'cd {tmp_path}/here && rmdir ../here && exec "$@"'
