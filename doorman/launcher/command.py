@@ -134,7 +134,6 @@ class _StartedWorker:
         self._order = order
         self.attempt = order.attempt
         self.killed = self.announced = False
-        # Before the start, because it may fail: a relative folder in `sys.path` has no path if this one is deleted.
         self.order_bytes = memoryview(pack_order(order, sys_path=sys.path if inherits else None))
         # A pipe, not a file: its end of file also announces the end of this process.
         theirs, self.pipe = os.pipe()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 from launching import (
@@ -110,19 +109,6 @@ def test_missing_directory_is_told(launcher, tmp_path):
     assert isinstance(failed, LaunchFailed)
     assert not failed.back_pressure
     assert "nowhere" in failed.why
-
-
-def test_order_that_cannot_be_written_starts_no_worker(tmp_path, monkeypatch):
-    """A relative folder to import from, below a working directory that was deleted."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", ["here", *sys.path])
-    tmp_path.rmdir()
-    before = own_children()
-    with commands() as launcher:
-        launcher.launch(order("a", "pause"))
-        [failed] = until_over(launcher)
-        assert isinstance(failed, LaunchFailed)
-        assert own_children() == before
 
 
 def test_worker_whose_pidfd_cannot_be_duplicated_is_not_left_behind(monkeypatch):
