@@ -152,7 +152,7 @@ class Server(ListenerRegistry):
             dispatched = self._tick(io, limit)
             lock.release()
         except BaseException as error:
-            if isinstance(error, LocationInUse):
+            if isinstance(error, LocationInUse) and error is not io.link_pump.location_error:
                 io.failure = error
             while lock._is_owned():  # type: ignore[attr-defined]
                 lock.release()
@@ -298,7 +298,8 @@ class Server(ListenerRegistry):
     @property
     def is_open(self) -> bool:
         """Whether this server holds its location. False before the first use of a copy, and after a loss."""
-        return self._io is not None and self._io.failure is None
+        io = self._io
+        return io is not None and io.failure is None and io.link_pump.location_error is None
 
     @property
     def _drained_at(self) -> float:

@@ -218,7 +218,8 @@ class ServerPump(_Pump):
         self.machine: ServerSessions = machine
         self._check_at = 0.0 if hasattr(link, "check_location") else FOREVER
         """Monotonic time of the next `Link.check_location`."""
-        self._location_error: TransportError | None = None
+        self.location_error: TransportError | None = None
+        """Why this server does not hold its location at present."""
         self._log = LimitedLog()
         self._dropped = 0
         """Number of dropped events, as logged."""
@@ -230,7 +231,7 @@ class ServerPump(_Pump):
     @property
     def why(self) -> str:
         """Why clients cannot reach this server; empty if they can, or if it is not known."""
-        return str(self._location_error or "") or getattr(self.link, "why", "")
+        return str(self.location_error or "") or getattr(self.link, "why", "")
 
     def exchange(self, *, hold_back: bool = False) -> bool:
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive.
@@ -244,8 +245,8 @@ class ServerPump(_Pump):
             self._repair(now)
         if now >= self._check_at:
             self._check_location(now)
-        if self._location_error is not None:
-            raise self._location_error
+        if self.location_error is not None:
+            raise self.location_error
         drained = False
         for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
@@ -279,11 +280,11 @@ class ServerPump(_Pump):
             self._reported = why
         try:
             self.link.check_location()
-            self._location_error = None
+            self.location_error = None
         except TransportError as error:
-            if self._location_error is None:
+            if self.location_error is None:
                 logger.warning("the server on %s lost its location: %s", self.link.location, error)
-            self._location_error = error
+            self.location_error = error
 
     def flush(self) -> None:
         """Send the frames that windows and peers accept now."""

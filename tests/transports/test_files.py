@@ -141,6 +141,7 @@ def test_a_location_that_another_program_takes_is_given_up(place: Location, capl
         assert place.path in str(failures[0])
         with pytest.raises(LocationInUse):
             server.tick()
+        assert not server.is_open
         server.close()
         probe = socket.socket(socket.AF_UNIX)
         probe.connect(place.path)
@@ -160,10 +161,15 @@ def test_a_second_server_that_took_the_path_ends_the_first(place: Location) -> N
             assert isinstance(failures[0], LocationInUse)
 
 
-def test_a_removed_folder_is_named(place: Location) -> None:
-    with served(place) as (_, failures):
+def test_a_removed_folder_is_named_and_may_return(place: Location) -> None:
+    with served(place) as (server, failures):
+        assert server.is_open
         folder = Path(place.path).parent
         gone = folder.rename(f"{folder}.gone")
         wait_until(lambda: failures)
         assert "folder" in str(failures[0])
-        shutil.rmtree(gone)
+        assert not server.is_open
+        gone.rename(folder)
+        wait_until(lambda: server.is_open)
+        shutil.rmtree(folder)
+        wait_until(lambda: not server.is_open)
