@@ -126,8 +126,9 @@ class SynchronousManager(BaseManager):
         return self._add(task, self._place, self._run_queue.has)
 
     def _place(self, task: Task, call: bytes) -> None:
+        self._requests.append(self._place_added)  # First: see Supervisor.add.
         self._run_queue.added[task] = call
-        self._requests.put(self._place_added)
+        self._requests.run()
 
     def _place_added(self, again: bool) -> None:
         for task, call in tuple(self._run_queue.added.items()):

@@ -225,9 +225,11 @@ class Supervisor:
 
     def add(self, task: Task, call: bytes) -> None:
         """Add a task to the run queue. Raises JournalError."""
+        # In this order: once it is added, a request places it, even if an interrupt occurs in between.
+        self.requests.append(self._place_added)
         self._run_queue.added[task] = call
         try:
-            self.requests.put(self._place_added)
+            self.requests.run()
         except JournalError:
             self._run_queue.added.pop(task, None)
             raise

@@ -333,6 +333,23 @@ def test_an_action_at_any_line_loses_no_task(place: Place, action: str, tmp_path
                 ) == 3  # A stop may include what is added in it.
 
 
+@pytest.mark.parametrize("place", KINDS, indirect=True)
+def test_a_task_whose_addition_is_interrupted_runs_or_can_be_added_again(place: Place) -> None:
+    package = Path(futures.__file__).parent
+    files = [f"{package}/{each}.py" for each in ("_scheduler/supervisor", "synchronous_manager", "group_manager")]
+    with nothing_left(place.shared), place.manager() as manager:
+        for line in itertools.count(1):
+            task = Task(three)
+            outcome = call_with(interrupt, line, lambda task=task: manager.add_task(task), folders=tuple(files))
+            manager.run(DEADLINE)
+            if task.state is State.WAITING:
+                manager.add_task(task)
+            assert task.result(DEADLINE) == 3, outcome.place
+            if outcome.place is None:
+                break
+        assert line > 5
+
+
 @pytest.mark.parametrize("error", [Interrupted, Alarm])
 def test_each_callback_of_a_future_is_called_once_at_whatever_line_an_exception_occurs(
     error: type[BaseException],
