@@ -166,10 +166,7 @@ class RedisLink(OwnedLink):
             if self._sleep(remaining, waker):
                 return
 
-    def close(self, linger: float) -> None:
-        """Announce the end and close within ``linger`` seconds."""
-        if not self._ending():
-            return
+    def _release(self, linger: float) -> None:
         if self._connecting is not None:
             self._connecting.abandon()
             self._connecting = None

@@ -126,27 +126,22 @@ def _open_socket(
     kind: int, location: Location, capabilities: Capabilities, options: Mapping[str, Any]
 ) -> Iterator[zmq.Socket[bytes]]:
     """Create a socket. If the block fails, close it and translate the error."""
-    with _translated_errors(location), contextlib.ExitStack() as undo:
-        socket = open_socket(kind)
-        undo.callback(close_socket, socket, 0.0)
-        socket.setsockopt(zmq.LINGER, DEFAULT_LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE_BYTES)
-        socket.setsockopt(zmq.SNDHWM, options.get("hwm", HIGH_WATER_MARK))
-        socket.setsockopt(zmq.RCVHWM, options.get("hwm", HIGH_WATER_MARK))
-        socket.setsockopt(zmq.IPV6, ":" in location.host)
-        if location.scheme == "zmq+tcp":
-            # Answered by ZeroMQ's own thread: a slow server stays connected, only a stopped process is dropped.
-            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-            socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
-        yield socket
-        undo.pop_all()
-
-
-@contextlib.contextmanager
-def _translated_errors(location: Location) -> Iterator[None]:
     try:
-        yield
+        with contextlib.ExitStack() as undo:
+            socket = open_socket(kind)
+            undo.callback(close_socket, socket, 0.0)
+            socket.setsockopt(zmq.LINGER, DEFAULT_LINGER_MS)
+            socket.setsockopt(zmq.MAXMSGSIZE, capabilities.max_frame + ENVELOPE_BYTES)
+            socket.setsockopt(zmq.SNDHWM, options.get("hwm", HIGH_WATER_MARK))
+            socket.setsockopt(zmq.RCVHWM, options.get("hwm", HIGH_WATER_MARK))
+            socket.setsockopt(zmq.IPV6, ":" in location.host)
+            if location.scheme == "zmq+tcp":
+                # Answered by ZeroMQ's own thread: a slow server stays connected, only a stopped process is dropped.
+                socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+                socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+                socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+            yield socket
+            undo.pop_all()
     except (zmq.ZMQError, OSError) as error:
         if error.errno == errno.EADDRINUSE:
             raise LocationInUse(f"{location} has a server already; stop it or choose another place") from error
