@@ -97,6 +97,8 @@ class _Found(NamedTuple):
     """The only listener, if it takes the arguments of each event and nothing else."""
     fits: Callable[..., bool] | None
     """Whether these arguments need no conversion; None if no arguments do."""
+    handler: Callable[..., Any] | None
+    """The handler of a reserved event, if it is the only one and may be repeated."""
 
 
 class ListenerRegistry:
@@ -221,7 +223,10 @@ class ListenerRegistry:
                 next(pending)
                 continue
             # Read for each event: a listener may have added or removed listeners.
-            entries, only, fits = self._cache.get(wire.name) or self._resolve(wire.name)
+            entries, only, fits, handler = self._cache.get(wire.name) or self._resolve(wire.name)
+            if handler is not None:
+                self._handle_reserved(handler, wire, pending, sender, redelivered)
+                continue
             if only is None or wire.kwargs or (fits is not None and not fits(*wire.args)):
                 self._call_all(entries, wire, pending, sender, redelivered)
                 continue
@@ -233,6 +238,23 @@ class ListenerRegistry:
                 if next(copy(pending), None) is wire:
                     raise  # The listener has not begun: a signal handler has raised it.
                 self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
+
+    def _handle_reserved(
+        self,
+        handler: Callable[..., Any],
+        wire: EventMessage,
+        pending: _Pending,
+        sender: Sender | None,
+        redelivered: bool,
+    ) -> None:
+        left = length_hint(pending)
+        self._begin = map(_FIRST, zip(repeat(()), pending))
+        try:
+            handler(wire, sender, redelivered)
+        except Exception as error:  # noqa: BLE001 - one event must not stop the others
+            self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
+        if length_hint(pending) == left:
+            next(pending)
 
     def _resume(self) -> None:
         """Call the listeners that an interrupt has kept from their events."""
@@ -314,7 +336,7 @@ class ListenerRegistry:
 
     def _call_listeners(self, wire: EventMessage, sender: Sender | None) -> tuple[bool, Any]:
         """Call the listeners of a request. Return whether there is one, and the first value. Raises the first error."""
-        entries = (self._cache.get(wire.name) or self._resolve(wire.name)).entries
+        entries, only, fits, _ = self._cache.get(wire.name) or self._resolve(wire.name)
         if not entries or wire.name.startswith(RESERVED):
             return False, None
         later: _Calls = entries[1:], wire, iter((wire,)), sender, False
@@ -322,7 +344,10 @@ class ListenerRegistry:
         try:
             begun = map(setattr, (self,), ("_begin",), (None,))
             begin = map(_FIRST, zip(self._begin or iter(((),)), begun))  # noqa: B905
-            value = next(self._bind(entries[0], begin, wire, sender))
+            if only is None or wire.kwargs or (fits is not None and not fits(*wire.args)):
+                value = next(self._bind(entries[0], begin, wire, sender))
+            else:
+                value = next(starmap(partial(only, *wire.args), begin))
             if later[0]:
                 self._call_all(*later)
         except BaseException:
@@ -343,7 +368,8 @@ class ListenerRegistry:
             cache.clear()
         first = entries[0] if len(entries) == 1 else None
         only = None if first is None or first.once or first.pass_event else first.call
-        found = cache[name] = _Found(entries, only, first and first.conversion and first.conversion.fits)
+        handler = None if first is None or not first.repeatable else first.call
+        found = cache[name] = _Found(entries, only, first and first.conversion and first.conversion.fits, handler)
         known = bool(entries) or name.startswith(RESERVED) or name in self._logged_names
         if self._unheard_hint and not known and len(self._logged_names) < NAMES_LOGGED:
             self._logged_names.add(name)

@@ -229,12 +229,14 @@ class Server(ListenerRegistry):
                 if io.machine.closed:
                     io.report_sessions()
                 left = None if limit is None else limit - dispatched
-                dispatched += self._dispatch_frame(received, io.sender_of(received.session), left)
-                io.machine.writable[received.session] = None
+                session = received.session
+                dispatched += self._dispatch_frame(received, session.sender or io.sender_of(session), left)
+                io.machine.writable[session] = None
                 # Removed afterwards: after an interrupt the next tick continues with the events that are left.
                 if not received.events and ready and ready[0] is received:
                     ready.popleft()
-            io.report_sessions()
+            if io.machine.closed or io.machine.cancelled_requests:
+                io.report_sessions()
             bound = now + MAX_TICK_S if bound is None else bound
             if drained or (limit is not None and dispatched >= limit) or (limit is None and now > bound):
                 break

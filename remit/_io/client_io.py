@@ -16,6 +16,7 @@ from remit._patterns.names import PROGRESS, REPLY, REQUEST, REQUEST_NOTE, UNDECO
 from remit._patterns.request_reply import FutureResult, InlineResult, RequestClient
 from remit._protocol.client_session import ClientSession, ConnectionState
 from remit._protocol.outbox import WINDOW_BYTES, Outbox
+from remit._protocol.session import FOREVER
 from remit.codec import Codec, decode_event
 from remit.errors import LinkClosed, RequestTimeout, SessionRefused, TransportError, Undelivered
 from remit.event import Event
@@ -124,8 +125,9 @@ class ClientIO:
 
     def _wait(self, seconds: float) -> None:
         if not self.closing:
-            if len(self.requests.open):
-                seconds = min(seconds, self.requests.open.next_deadline - time.monotonic())
+            deadline = self.requests.open.next_deadline
+            if deadline != FOREVER:
+                seconds = min(seconds, deadline - time.monotonic())
             self.link_pump.wait(seconds, self.link_lock.waker)
         self.link_lock.waker.clear()
 
@@ -162,7 +164,7 @@ class ClientIO:
     @property
     def sendable(self) -> bool:
         """Whether an event can be sent now. If the link accepted no frame, it ends the next wait when it can send."""
-        return self.machine.has_sendable_events() and not self.machine.session.send_blocked
+        return not self.outbox.idle and self.machine.has_sendable_events() and not self.machine.session.send_blocked
 
     @property
     def settled(self) -> bool:

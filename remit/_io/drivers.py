@@ -304,7 +304,7 @@ class ThreadDriver:
         self._queue.idle = True
         self._lock.give_back()
         # One open request of another thread may be delayed by PARK_S, until the I/O thread takes the link by itself.
-        if len(self._io.requests.open) > 1 or self._queue.pending:
+        if self._queue.pending or len(self._io.requests.open) > 1:
             self._lock.interrupt()
 
     def recover(self) -> None:

@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final
 
 from remit._io.connection_log import ConnectionLog
@@ -48,7 +49,7 @@ class _Pump:
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or earlier if there may be something to do."""
-        self.link.owner = threading.get_ident()
+        self.link.owner = get_ident()
         self.link.wait(max(0.0, min(timeout, self._due - self._clock())), waker)
 
     def recover(self, *, waiting: bool = False) -> None:
@@ -63,10 +64,6 @@ class _Pump:
             while self.lock._is_owned():  # type: ignore[attr-defined]
                 self.lock.release()
 
-    def _repair(self, now: float) -> None:
-        self.machine.repair(now)
-        self._interrupted = False
-
     def _recover_link(self) -> bool:
         """Have the link release its locks and report what may be lost. Return whether it can be used further."""
         recover = getattr(self.link, "recover", None)
@@ -74,7 +71,7 @@ class _Pump:
 
     def close(self, linger: float) -> None:
         """Close the link within ``linger`` seconds."""
-        self.link.owner = threading.get_ident()
+        self.link.owner = get_ident()
         self.link.close(linger)
 
 
@@ -88,10 +85,11 @@ class ClientPump(_Pump):
         self.machine: ClientSession = machine
         self._connect = connect
         self._reopen_at = 0.0
+        self._intact = True
+        """False after `recover` or `fail`: the next exchange comes first, since the link may have a `Down` to report. A
+        request sent before would count as lost."""
         self._broken = ""
         """Why the link is in an unknown state, and is only closed; empty if it is not."""
-        self._recovered = False
-        """Whether the link may have a `Down` to report first: a request sent before would count as lost."""
         self._log = ConnectionLog(link, clock())
 
     @property
@@ -110,17 +108,11 @@ class ClientPump(_Pump):
 
     def exchange(self) -> bool:
         """Receive frames, handle timeouts, send frames. Return True if nothing is left to receive."""
-        link, machine, now = self.link, self.machine, self._clock()
-        link.owner = threading.get_ident()
-        if self._interrupted:
-            self._repair(now)
-        if self._broken:
-            machine.handle_arrival(Down(SERVER, self._broken), now)
-            self._reopen(now)
-            if self._broken:
-                self._due = self._reopen_at
-                return True
-            link = self.link
+        machine, now = self.machine, self._clock()
+        if not (self._intact or self._restore(now)):
+            return True
+        link = self.link
+        link.owner = get_ident()
         drained = False
         for _ in range(MAX_RECEIVE_FRAMES):
             arrival = link.receive()
@@ -128,36 +120,39 @@ class ClientPump(_Pump):
                 drained = True
                 break
             machine.handle_arrival(arrival, now)
-        self._recovered = False
-        due = machine.handle_timeouts(now)
+        self._intact = True
+        self._due = machine.handle_timeouts(now)
         if machine.link_stale:
             self._reopen(now)
         log = self._log
-        if now >= log.due or (machine.state is ESTABLISHED) is not log.connected:
+        if machine.state is not ESTABLISHED or not log.connected:
             log.update(self.why, now)
-        self._due = due if due < log.due else log.due
-        self.flush()
+            self._due = min(self._due, log.due)
+        self._send(now)
         return drained
 
     def flush(self) -> None:
-        """Send the frames that window and link accept now."""
-        link, machine, now = self.link, self.machine, self._clock()
-        link.owner = threading.get_ident()
-        if self._interrupted:
-            self._repair(now)
-        if self._broken or self._recovered:
-            return  # `exchange` opens another link, or receives.
-        machine.session.send_blocked = False
+        """Send the frames that window and link accept now, unless an exchange must come first."""
+        if self._intact:
+            self.link.owner = get_ident()
+            self._send(self._clock())
+
+    def _send(self, now: float) -> None:
+        link, machine = self.link, self.machine
+        session = machine.session
+        session.send_blocked = False
         for _ in range(MAX_SEND_FRAMES):
             frame = machine.next_frame()
             if frame is None:
                 break
             if link.send(SERVER, frame) is not _ACCEPTED:
                 # GONE does not end the connection here: the link reports a lost server by Down.
-                machine.session.send_blocked = True
+                session.send_blocked = True
                 break
-            machine.session.mark_sent(now)
-        self._due = min(self._due, machine.session.probe_at)
+            if not session.mark_sent(now):
+                break
+        if session.probe_at < self._due:
+            self._due = session.probe_at
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
         """Return after ``timeout`` seconds, or earlier if there may be something to do."""
@@ -170,11 +165,23 @@ class ClientPump(_Pump):
 
     def fail(self, error: BaseException) -> None:
         """Open another link after `REOPEN_INTERVAL_S`, because of an unexpected error of an exchange."""
+        self._intact = False
         self._broken = f"unexpected error: {error!r}"
         self._reopen_at = self._clock() + REOPEN_INTERVAL_S
 
+    def _restore(self, now: float) -> bool:
+        """Continue after `recover` or `fail`. Return whether the link can be used."""
+        if self._interrupted:
+            self.machine.repair(now)
+            self._interrupted = False
+        if self._broken:
+            self.machine.handle_arrival(Down(SERVER, self._broken), now)
+            self._reopen(now)
+            self._due = self._reopen_at
+        return not self._broken
+
     def _recover_link(self) -> bool:
-        self._recovered, self._due = True, 0.0
+        self._intact, self._due = False, 0.0
         if not super()._recover_link():
             self._broken = self._broken or "an exception interrupted its use"
         return not self._broken
@@ -193,7 +200,7 @@ class ClientPump(_Pump):
             self._reopen_at = now + REOPEN_INTERVAL_S
             self._broken = self._broken and str(error)
             return
-        link.owner = threading.get_ident()
+        link.owner = get_ident()
         self.link = link
         if not self._broken:
             self.machine.handle_arrival(Down(SERVER, "the server was silent for too long"), now)
@@ -204,7 +211,7 @@ class ClientPump(_Pump):
 def _end_link(link: Link) -> None:
     """Close a link in any state. Its frames are sent again on the next one."""
     try:
-        link.owner = threading.get_ident()
+        link.owner = get_ident()
         link.close(0.0)
     except Exception:
         logger.exception("closing the link to %s failed; descriptors may stay open", link.location)
@@ -240,7 +247,7 @@ class ServerPump(_Pump):
         LocationInUse or TransportError while the link has lost its location.
         """
         link, machine, now = self.link, self.machine, self._clock()
-        link.owner = threading.get_ident()
+        link.owner = get_ident()
         if self._interrupted:
             self._repair(now)
         if now >= self._check_at:
@@ -265,8 +272,12 @@ class ServerPump(_Pump):
         self._due = min(machine.handle_timeouts(now, drained=drained), self._check_at)
         # Replies of listeners then share a frame with the acknowledgement: one send instead of two.
         if not hold_back or not machine.ready:
-            self.flush()
+            self._send(now)
         return drained
+
+    def _repair(self, now: float) -> None:
+        self.machine.repair(now)
+        self._interrupted = False
 
     def _check_location(self, now: float) -> None:
         # Kept for `exchange`: the keepalive thread ignores the error, and tick() must raise it.
@@ -288,10 +299,14 @@ class ServerPump(_Pump):
 
     def flush(self) -> None:
         """Send the frames that windows and peers accept now."""
-        machine, now = self.machine, self._clock()
-        self.link.owner = threading.get_ident()
+        now = self._clock()
+        self.link.owner = get_ident()
         if self._interrupted:
             self._repair(now)
+        self._send(now)
+
+    def _send(self, now: float) -> None:
+        machine = self.machine
         while machine.unknown_peer_replies:
             peer, frame = machine.unknown_peer_replies.popleft()
             # Dropped if the link is full: a peer without a session repeats its frame.
@@ -317,5 +332,6 @@ class ServerPump(_Pump):
                     return False
                 self.machine.handle_arrival(Down(session.peer, "gone"), now)
                 return True
-            session.mark_sent(now)
+            if not session.mark_sent(now):
+                return True
         return False

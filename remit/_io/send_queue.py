@@ -21,14 +21,10 @@ NOTIFY_POLL_S: Final = 1.0
 """Upper bound of one wait for a notification."""
 
 
-class WaitingThreads:
+class WaitingThreads(deque[SimpleQueue[None]]):
     """Threads that wait for a notification. No lock: a finalizer may notify, and an interrupt leaves nothing held."""
 
-    def __init__(self) -> None:
-        self._bells: deque[SimpleQueue[None]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._bells)
+    __slots__ = ()
 
     def wait(self, seconds: float, *, unless: Callable[[], object]) -> bool:
         """Wait for `notify`, unless the condition is true. Return False if it does not come within ``seconds``.
@@ -37,7 +33,7 @@ class WaitingThreads:
         lose a notification.
         """
         bell: SimpleQueue[None] = SimpleQueue()
-        self._bells.append(bell)
+        self.append(bell)
         # After the bell is in place: a change from now on rings it.
         rung = bool(unless())
         if not rung:
@@ -45,14 +41,14 @@ class WaitingThreads:
                 bell.get(timeout=max(0.0, min(seconds, NOTIFY_POLL_S)))
                 rung = True
         with contextlib.suppress(ValueError):
-            self._bells.remove(bell)
+            self.remove(bell)
         return rung
 
     def notify(self) -> None:
         """Wake the threads that wait."""
         with contextlib.suppress(IndexError):
             while True:
-                self._bells.popleft().put(None)
+                self.popleft().put(None)
 
 
 class WouldBlock(Exception):

@@ -256,13 +256,14 @@ class ServerIO:
         outbox = session.outbox
         if len(data) > outbox.max_frame - HEAD_BYTES:
             raise FrameTooLarge(f"event {shortened(name)} has {len(data)} bytes, over {outbox.max_frame} a frame")
-        # The reply that reports a refused one needs room too: small replies have as much again.
-        extra = outbox.queue_bytes + outbox.max_frame if len(data) <= SMALL_REPLY_BYTES else 0
-        if (bounded and outbox.is_full(len(data))) or (droppable and outbox.exceeds_bytes(len(data), extra)):
-            raise QueueFull(
-                f"{shortened(name)} was not queued: {outbox.unframed} events wait for {session.id.hex()[:8]}, which "
-                "does not keep up; emit less, or raise queue and queue_bytes"
-            )
+        if not outbox.idle:
+            # The reply that reports a refused one needs room too: small replies have as much again.
+            extra = outbox.queue_bytes + outbox.max_frame if len(data) <= SMALL_REPLY_BYTES else 0
+            if (bounded and outbox.is_full(len(data))) or (droppable and outbox.exceeds_bytes(len(data), extra)):
+                raise QueueFull(
+                    f"{shortened(name)} was not queued: {outbox.unframed} events wait for {session.id.hex()[:8]}, "
+                    "which does not keep up; emit less, or raise queue and queue_bytes"
+                )
         pump = self.link_pump
         now = now and not pump.lock._is_owned()  # type: ignore[attr-defined]
         try:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import math
@@ -21,6 +22,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from types import GeneratorType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -154,7 +156,9 @@ class RequestClient:
         future = FutureResult()
         try:
             request = self.send(future, *call, **options)
-            future.add_done_callback(lambda done: self._cancel_request(request) if done.cancelled() else None)
+            # Without the request itself: it refers to the future, and the cycle would be left to the collector.
+            cancel = functools.partial(self._cancel_request, request.id, request.data)
+            future.add_done_callback(lambda done: cancel() if done.cancelled() else None)
         except BaseException:
             self.withdraw(future)
             raise
@@ -164,7 +168,7 @@ class RequestClient:
         """Cancel the request that ``sink`` waits for, if there is one: an interrupt has ended the call."""
         for request in self.open.snapshot():
             if request.waiter.sink is sink:
-                self._cancel_request(request)
+                self._cancel_request(request.id, request.data)
 
     def send(
         self,
@@ -195,11 +199,11 @@ class RequestClient:
             self._fail(request, RequestError(f"{name!r} was dropped: the queue is full"))
         return request
 
-    def _cancel_request(self, request: _Request) -> None:
-        self.open.pop(request.id)
+    def _cancel_request(self, identifier: int, data: TrackedEvent) -> None:
+        self.open.pop(identifier)
         # A queued request is withdrawn. A request that the owner of the link has framed is followed by CANCEL.
-        if not self._outbox.withdraw(request.data):
-            self._cancel(request.id)
+        if not self._outbox.withdraw(data):
+            self._cancel(identifier)
 
     def on_reply(self, message: EventMessage) -> None:
         """Set the result of a request. Raises msgspec.ValidationError, CodecError."""
@@ -267,7 +271,7 @@ class RequestClient:
             else:
                 how = f"it was never sent: {self.why() or 'earlier events fill the window: is the server ticked?'}"
             self._fail(request, RequestTimeout(f"no answer to {request.name!r} in time: {how}"))
-            self._cancel_request(request)
+            self._cancel_request(request.id, request.data)
 
     def _how_far(self, event: TrackedEvent) -> str:
         if why := self.why():
@@ -386,7 +390,8 @@ class RequestServer:
             call = decode_event(codec, request.body)
             service = self._services.get(call.name)
             found, value = self._ask(call, sender) if service is None else (True, service(session, *call.args))
-            if inspect.isawaitable(value):
+            # First what is fast: isawaitable() costs 1 us.
+            if (hasattr(value, "__await__") or isinstance(value, GeneratorType)) and inspect.isawaitable(value):
                 if self.answer_later is not None:
                     self.answer_later(session, request, value)
                     return None

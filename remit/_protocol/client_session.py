@@ -103,7 +103,7 @@ class ClientSession:
         elif self.state is ESTABLISHED:
             # A frame that arrives before the WELCOME may belong to another session, and is dropped.
             self._note_received(now)
-            received = self.session.handle_frame(kind, frame, now)
+            received = self.session.handle_frame(kind, frames.generation_of(frame), frame, now)
             if received is not None:
                 self.ready.append(received)
                 received.accept()
@@ -197,7 +197,9 @@ class ClientSession:
     def next_frame(self) -> bytes | None:
         """Return the next frame to send to `SERVER`, or None."""
         session = self.session
-        return session.next_frame() if self._may_send_events() or session.control_frames else None
+        if self.state is ESTABLISHED or self._may_send_early or session.control_frames:
+            return session.next_frame()
+        return None
 
     def _may_send_events(self) -> bool:
         return self.state is ESTABLISHED or self._may_send_early
@@ -216,11 +218,11 @@ class ClientSession:
                     self.link_stale = True
         elif now >= self._hello_at and session.peer is not None:
             self._send_hello(now)
-        if session.peer is not None:
+        if now >= session.probe_at:
             session.probe(now)
-        due = min(self._hello_at, session.probe_at)
-        if established:
-            due = min(due, self._ping_at)
+        due = self._ping_at if established else self._hello_at
+        if session.probe_at < due:
+            due = session.probe_at
         if session.ack_due and session.ack_delay and self._may_send_events():
             due = min(due, session.ack_deadline(now))
         return due

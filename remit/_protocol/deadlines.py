@@ -58,10 +58,12 @@ class DeadlineHeap(Generic[T]):
 
     def next_deadline(self) -> float:
         """Return the earliest deadline of a live item, or infinity."""
-        self._merge()
-        while self._heap and not self._is_live(self._heap[0][2]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else float("inf")
+        if self._scheduled:
+            self._merge()
+        heap = self._heap
+        while heap and not self._is_live(heap[0][2]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else float("inf")
 
     def next_timeout(self, now: float, at_most: float) -> float:
         """Return the seconds until the next deadline, between 0 and ``at_most``."""
@@ -69,7 +71,7 @@ class DeadlineHeap(Generic[T]):
 
     def compact(self, live: int) -> None:
         """Rebuild the heap if most of its entries are dead, given how many items are ``live``. Amortized O(1)."""
-        if len(self) > 2 * live + SPARE_ENTRIES:
+        if len(self._heap) + len(self._scheduled) > 2 * live + SPARE_ENTRIES:
             self._merge()
             self._heap = [entry for entry in self._heap if self._is_live(entry[2])]
             heapq.heapify(self._heap)

@@ -135,8 +135,9 @@ _packers = {
 }
 _unpackers = {kind: struct.Struct(f">8x{numbers}") for kind, numbers in _NUMBERS.items()}
 _EMBEDDED_ACK = struct.Struct(">QQ")
+_EVENTS_START = _HEADS[EVENTS]
 _FLAGS = 8
-_REDELIVERED, _ACKNOWLEDGES, _SHORT_LENGTHS, _LONG_LENGTHS = 1, 2, 4, 8
+REDELIVERED, ACKNOWLEDGES, _SHORT_LENGTHS, _LONG_LENGTHS = 1, 2, 4, 8
 _GENERATION = struct.Struct(">4xI")
 EVENTS_HEAD: Final = _EVENTS.size
 """Bytes before the body of an EVENTS frame."""
@@ -147,18 +148,17 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[FrameKind, msgspec.msgpack.Decoder[_Control]] = {
     kind: msgspec.msgpack.Decoder(struct_type) for struct_type, kind in _KINDS.items()
 }
-# Keyed by bytes: `kind_of` looks up a slice of the frame.
-_kinds = {bytes((kind,)): kind for kind in FrameKind}
+_kinds = {head: kind for kind, head in _HEADS.items()}
 
 
 def kind_of(frame: bytes) -> FrameKind:
     """Return the frame's kind. Raises ProtocolError: garbage, version or kind."""
-    if frame[:2] != MAGIC or len(frame) < 4:
-        raise ProtocolError("garbage", f"{len(frame)} bytes that start with {frame[:4]!r}")
-    if frame[2] != VERSION:
-        raise ProtocolError("version", f"frame of version {frame[2]}; this end supports version {VERSION}")
-    kind = _kinds.get(frame[3:4])
+    kind = _kinds.get(frame[:4])
     if kind is None:
+        if frame[:2] != MAGIC or len(frame) < 4:
+            raise ProtocolError("garbage", f"{len(frame)} bytes that start with {frame[:4]!r}")
+        if frame[2] != VERSION:
+            raise ProtocolError("version", f"frame of version {frame[2]}; this end supports version {VERSION}")
         raise ProtocolError("kind", f"unknown kind {frame[3]}")
     return kind
 
@@ -183,13 +183,13 @@ def generation_of(frame: bytes) -> int:
 
 def head_with_lengths(generation: int, first: int, events: Sequence[bytes]) -> bytes:
     """Return the head of an EVENTS frame, and the lengths of the events if there are several."""
-    flags, lengths = 0, b""
     # The receiver needs the lengths only to separate an event that it cannot decode from the others.
-    if len(events) > 1:
-        try:
-            flags, lengths = _SHORT_LENGTHS, bytes(map(len, events))
-        except ValueError:
-            flags, lengths = _LONG_LENGTHS, struct.pack(f">{len(events)}I", *map(len, events))
+    if len(events) == 1:
+        return _EVENTS.pack(_EVENTS_START, generation, 0, first, 1)
+    try:
+        flags, lengths = _SHORT_LENGTHS, bytes(map(len, events))
+    except ValueError:
+        flags, lengths = _LONG_LENGTHS, struct.pack(f">{len(events)}I", *map(len, events))
     return _EVENTS.pack(_HEADS[EVENTS], generation, flags, first, len(events)) + lengths
 
 
@@ -199,24 +199,26 @@ def with_generation(frame: bytes, generation: int, *, redelivered: bool) -> byte
     return _EVENTS.pack(head, generation, flags | redelivered, first, count) + frame[EVENTS_HEAD:]
 
 
-def read_events(frame: bytes) -> tuple[bool, int, int]:
-    """Return redelivered, first and count of an EVENTS frame. Raises ProtocolError."""
+def read_events(frame: bytes) -> tuple[int, int, int, int]:
+    """Return flags, first and count of an EVENTS frame, and where its body begins. Raises ProtocolError."""
     if len(frame) < EVENTS_HEAD:
         raise ProtocolError("truncated", "an EVENTS frame without a head")
     _, _, flags, first, count = _EVENTS.unpack_from(frame)
-    return bool(flags & _REDELIVERED), first, count
+    body = EVENTS_HEAD
+    if flags & ACKNOWLEDGES:
+        body += ACK_BYTES
+        if len(frame) < body:
+            raise ProtocolError("truncated", "an EVENTS frame that ends in its acknowledgement")
+    if flags & _SHORT_LENGTHS:
+        body += count
+    elif flags & _LONG_LENGTHS:
+        body += 4 * count
+    return flags, first, count, body
 
 
-def body_offset(frame: bytes, count: int) -> int:
-    """Return where the body of an EVENTS frame begins."""
-    flags = frame[_FLAGS]
-    width = 1 if flags & _SHORT_LENGTHS else 4 if flags & _LONG_LENGTHS else 0
-    return EVENTS_HEAD + (ACK_BYTES if flags & _ACKNOWLEDGES else 0) + width * count
-
-
-def read_lengths(frame: bytes, count: int) -> Sequence[int]:
+def read_lengths(frame: bytes) -> Sequence[int]:
     """Return the lengths of the events in an EVENTS frame; none if it states none. Raises ProtocolError."""
-    end = body_offset(frame, count)
+    _, _, count, end = read_events(frame)
     if end + count > len(frame):
         raise ProtocolError("malformed", f"an EVENTS frame of {len(frame)} bytes announces {count} events")
     if frame[_FLAGS] & _LONG_LENGTHS:
@@ -226,17 +228,13 @@ def read_lengths(frame: bytes, count: int) -> Sequence[int]:
 
 def with_ack(frame: bytes, received: int, done: int) -> bytes:
     """Return a copy of an EVENTS frame with an embedded acknowledgement."""
-    flags = bytes((frame[_FLAGS] | _ACKNOWLEDGES,))
+    flags = bytes((frame[_FLAGS] | ACKNOWLEDGES,))
     head = frame[:_FLAGS] + flags + frame[_FLAGS + 1 : EVENTS_HEAD]
     return b"".join((head, _EMBEDDED_ACK.pack(received, done), memoryview(frame)[EVENTS_HEAD:]))
 
 
-def read_embedded_ack(frame: bytes) -> tuple[int, int] | None:
-    """Return received and done of the acknowledgement in an EVENTS frame, or None. Raises ProtocolError."""
-    if not frame[_FLAGS] & _ACKNOWLEDGES:
-        return None
-    if len(frame) < EVENTS_HEAD + ACK_BYTES:
-        raise ProtocolError("truncated", "an EVENTS frame that ends in its acknowledgement")
+def read_embedded_ack(frame: bytes) -> tuple[int, int]:
+    """Return received and done of the acknowledgement in an EVENTS frame with the flag ACKNOWLEDGES."""
     received, done = _EMBEDDED_ACK.unpack_from(frame, EVENTS_HEAD)
     return received, done
 

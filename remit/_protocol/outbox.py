@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, filterfalse, islice, repeat, starmap
 from typing import Final
+
+import msgspec
 
 from remit._protocol.frames import EVENTS_HEAD, head_with_lengths, with_generation
 from remit.codec import Codec
@@ -35,8 +36,7 @@ SPARE_WITHDRAWN: Final = 64
 """Withdrawn events that may stay in the queue: to remove fewer would cost more than it frees."""
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """Events with the numbers ``first`` to ``last``, which share a frame."""
 
     first: int
@@ -219,11 +219,17 @@ class Outbox:
         """Whether an event has not been received yet."""
         return bool(self.unframed) or bool(self._unsent) or self.last > self.received
 
+    @property
+    def idle(self) -> bool:
+        """Whether no event waits to be framed or sent. If not, the window may still be full."""
+        return not (self.pending or self._unsent or self._taken or self._front or self.refill is not None)
+
     def sendable(self, limit: int | None = None) -> bool:
         """Return whether `pop_frame` would return a frame. Does not call `refill`."""
         if self._unsent:
             return limit is None or len(self._unsent[0].frame) <= limit
-        return bool(self.unframed) and self._has_room() and (limit is None or not self._exceeds(limit))
+        waits = self.pending or self._taken or self._front
+        return bool(waits) and self._has_room() and (limit is None or not self._exceeds(limit))
 
     def has_room_for(self, extra: int) -> bool:
         """Frame events if needed. Return whether the next frame is small enough to copy with ``extra`` more bytes."""
@@ -252,6 +258,7 @@ class Outbox:
         self.received = max(self.received, received)
         self.done = max(self.done, done)
         while self._kept and self._kept[0].last <= self.done:
+            self._kept[0].events.clear()  # A request among them refers to the batch.
             self._kept_bytes -= len(self._kept.popleft().frame)
         while self._unsent and self._unsent[0].last <= self.received:
             self._unsent.popleft()
@@ -318,16 +325,15 @@ class Outbox:
 
     def _frame_events(self, limit: int | None = None) -> None:
         """Number the next events and put them into a frame of up to ``limit`` bytes, if the window has room."""
-        if not self._has_room():
+        first, last = self.last + 1, self.last
+        if last - self.done >= self._window_events or self._kept_bytes >= self._window_bytes:
             return
         if self.refill is not None and not self.unframed:
             self.refill()
         events = self._next_events(limit)
         if not events:
             return
-        first = last = 0
-        if self._sequenced:
-            first, last = self.last + 1, self.last + len(events)
+        first, last = (first, last + len(events)) if self._sequenced else (0, 0)
         frame = self._codec.join(head_with_lengths(self.generation, first, events), events)
         batch = Batch(first, last, events, frame, self.generation)
         if TrackedEvent in map(type, events):
@@ -353,16 +359,18 @@ class Outbox:
 
     def _next_events(self, limit: int | None) -> list[bytes]:
         """Return the events of one frame, which stay in `_taken`."""
-        taken, budget = self._taken, min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
+        taken = self._taken
+        if limit is None and not taken and not self._front and len(self.pending) == 1:  # The most frequent case.
+            self._move(self.pending, 1)
+            fits = taken and len(taken[0]) + HEAD_BYTES <= self.max_frame
+            if fits and (type(taken[0]) is bytes or not _is_withdrawn(taken[0])):
+                return taken[:]
+        budget = min(BATCH_BYTES, self.max_frame - HEAD_BYTES)
         if limit is not None:
             # Waits without a number until WELCOME announces the max_frame: that may be too small for the event.
             if self._exceeds(limit):
                 return []
             budget = min(budget, limit - HEAD_BYTES)
-        if not taken and not self._front and len(self.pending) == 1:  # The most frequent case.
-            self._move(self.pending, 1)
-            if taken and len(taken[0]) <= budget and not _is_withdrawn(taken[0]):
-                return taken[:]
         return self._next_batch(budget)
 
     def _next_batch(self, budget: int) -> list[bytes]:

@@ -114,7 +114,7 @@ class ServerSessions:
                 self._handle_hello(peer, control, now)
             elif session is not None and isinstance(control, Bye) and control.generation == session.generation:
                 self._end_session(session)
-        elif session is None or frames.generation_of(frame) > session.generation:
+        elif session is None or (generation := frames.generation_of(frame)) > session.generation:
             self._handle_unknown_peer(peer, kind, frame)
         elif kind is CANCEL:
             (request,) = frames.unpack_numbers(kind, frame)
@@ -125,7 +125,7 @@ class ServerSessions:
             self.writable[session] = None
             if kind is EVENTS and (self._paused or self._waiting_bytes > self._queue_bytes):
                 self._check_room(session, frame, now)
-            received = session.handle_frame(kind, frame, now)
+            received = session.handle_frame(kind, generation, frame, now)
             if received is not None:
                 self.ready.append(received)
                 # Second: another thread may report ended sessions now, and must not count a frame that is not there.

@@ -233,11 +233,13 @@ class Session:
         # not accepted yet. A deadline in the past would make the caller spin.
         return FOREVER if self._ack_late else self._ack_at
 
-    def mark_sent(self, now: float) -> None:
-        """Note that the transport has accepted the frame from `next_frame`."""
+    def mark_sent(self, now: float) -> bool:
+        """Note that the transport has accepted the frame from `next_frame`. Return False if there is no other."""
         self._next_frame = None
-        if self.probe_at == FOREVER and self.outbox.unconfirmed:
+        outbox = self.outbox
+        if self.probe_at == FOREVER and outbox.last > outbox.done:
             self.probe_at = now + self._probe_delay
+        return bool(self.ack_due or self.control_frames or outbox.abandoned or not outbox.idle)
 
     def connect(self, peer: Peer, generation: int) -> None:
         """Start another connection."""
@@ -261,9 +263,9 @@ class Session:
             self.request_resend()
             self.probe_now(now)
 
-    def handle_frame(self, kind: FrameKind, frame: bytes, now: float) -> Received | None:
-        """Handle a frame of this session; return events to dispatch, if any. Raises ProtocolError."""
-        if frames.generation_of(frame) != self.generation:  # Rule 5.
+    def handle_frame(self, kind: FrameKind, generation: int, frame: bytes, now: float) -> Received | None:
+        """Handle a frame of connection ``generation``; return events to dispatch, if any. Raises ProtocolError."""
+        if generation != self.generation:  # Rule 5.
             raise ProtocolError("stale", f"{kind.name} of another connection")
         self.last_received_at = now
         if kind is EVENTS:
@@ -308,9 +310,9 @@ class Session:
             self.probe_at = now
 
     def _handle_events(self, frame: bytes, now: float) -> Received | None:
-        redelivered, first, count = frames.read_events(frame)
-        if acked := frames.read_embedded_ack(frame):
-            self._confirm(*acked, now)
+        flags, first, count, body = frames.read_events(frame)
+        if flags & frames.ACKNOWLEDGES:
+            self._confirm(*frames.read_embedded_ack(frame), now)
         if self.paused:
             return None
         if first and self.inbox.has_gap_before(first):
@@ -318,11 +320,13 @@ class Session:
             return None
         undecodable = 0
         try:
-            events = self.codec.decode(memoryview(frame)[frames.body_offset(frame, count) :])
+            events = self.codec.decode(memoryview(frame)[body:])
             if len(events) != count:
                 raise CodecError(f"frame with {len(events)} events announces {count}")
         except errors_of(self.codec) as error:
-            events = self._decode_each(frame, count, error)
+            # A resend would bring the same bytes again: the substitutes are received and handled like events.
+            lengths = frames.read_lengths(frame) or (None,) * count
+            events = decode_each(self.codec, memoryview(frame)[body:], lengths, error)
             undecodable = sum(event.name == UNDECODABLE for event in events)
         new: list[EventMessage | None] = [*events]
         if first:
@@ -332,19 +336,9 @@ class Session:
                 return None
         # Without a number they are sent at most once.
         received = Received(self, new, last=first and first + count - 1, size=len(frame))
-        received.redelivered = redelivered
+        received.redelivered = bool(flags & frames.REDELIVERED)
         received.undecodable = undecodable
         return received
-
-    def _decode_each(self, frame: bytes, count: int, error: Exception) -> list[EventMessage]:
-        """Return the events of a frame that cannot be decoded as a whole, with a substitute for each undecodable one.
-
-        A resend would bring the same bytes again: the substitutes are received and handled like events. Raises
-        ProtocolError.
-        """
-        lengths = frames.read_lengths(frame, count)
-        body = memoryview(frame)[frames.body_offset(frame, count) :]
-        return decode_each(self.codec, body, lengths or (None,) * count, error)
 
     def request_resend(self) -> None:
         """Queue a RESUME, unless one is queued."""

@@ -82,6 +82,7 @@ def test_a_client_of_another_version_is_refused_as_such(monkeypatch: pytest.Monk
     ends = Ends()
     with monkeypatch.context() as patch:
         patch.setattr(frames, "VERSION", 7)
+        patch.setattr(frames, "_kinds", {})
         ends.up(hello())
     (heard,) = ends.replies()
     assert refusal(heard).reason == "version"
