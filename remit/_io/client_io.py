@@ -125,8 +125,7 @@ class ClientIO:
 
     def _wait(self, seconds: float) -> None:
         if not self.closing:
-            deadline = self.requests.open.next_deadline
-            if deadline != FOREVER:
+            if (deadline := self.requests.open.next_deadline) != FOREVER:
                 seconds = min(seconds, deadline - time.monotonic())
             self.link_pump.wait(seconds, self.link_lock.waker)
         self.link_lock.waker.clear()

@@ -64,13 +64,8 @@ class Dispatcher:
 
     def process(self, machine: ClientSession, requests: RequestClient, now: float) -> None:
         """Route received events, and fail the requests that a disconnect, a refusal or a deadline ends."""
-        lost = self._disconnects + self._server_restarts
-        if not (
-            machine.ready
-            or machine.disconnects + machine.server_restarts != lost
-            or machine.refusal is not None
-            or requests.open.deadlines.is_due(now)
-        ):
+        lost = machine.disconnects + machine.server_restarts != self._disconnects + self._server_restarts
+        if not (machine.ready or lost or machine.refusal is not None or requests.open.deadlines.is_due(now)):
             return
         if self.routes_here:
             return  # The callback of a future pumps. The call that runs it continues with what has arrived.

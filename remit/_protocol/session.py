@@ -235,8 +235,7 @@ class Session:
 
     def mark_sent(self, now: float) -> bool:
         """Note that the transport has accepted the frame from `next_frame`. Return False if there is no other."""
-        self._next_frame = None
-        outbox = self.outbox
+        self._next_frame, outbox = None, self.outbox
         if self.probe_at == FOREVER and outbox.last > outbox.done:
             self.probe_at = now + self._probe_delay
         return bool(self.ack_due or self.control_frames or outbox.abandoned or not outbox.idle)
