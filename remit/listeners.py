@@ -248,10 +248,12 @@ class ListenerRegistry:
         redelivered: bool,
     ) -> None:
         left = length_hint(pending)
-        self._begin = map(_FIRST, zip(repeat(()), pending))
+        self._begin = map(_NOTHING, pending)
         try:
-            handler(wire, sender, redelivered)
-        except Exception as error:  # noqa: BLE001 - one event must not stop the others
+            call(wire, sender, redelivered)
+        except Exception as error:
+            if length_hint(pending) == left and is_foreign(error):
+                raise  # A signal handler has raised it: the event is handled again.
             self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
         if length_hint(pending) == left:
             next(pending)

@@ -150,7 +150,7 @@ class ServerSessions:
             self._paused[session] = None
             session.paused = True
         if session.paused:
-            _, first, count = frames.read_events(frame)
+            _, first, count, _ = frames.read_events(frame)
             self.dropped += 0 if first else count
 
     def _resume_sessions(self) -> None:
