@@ -240,12 +240,7 @@ class ListenerRegistry:
                 self._report_error(wire.event(sender=sender, redelivered=redelivered), error)
 
     def _handle_reserved(
-        self,
-        handler: Callable[..., Any],
-        wire: EventMessage,
-        pending: _Pending,
-        sender: Sender | None,
-        redelivered: bool,
+        self, call: Callable[..., Any], wire: EventMessage, pending: _Pending, sender: Sender | None, redelivered: bool
     ) -> None:
         left = length_hint(pending)
         self._begin = map(_NOTHING, pending)
