@@ -13,6 +13,7 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from doorman.states import ENDED, State
+from remit.transport import next_item
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -225,7 +226,7 @@ class _Waiter:
                 first._tick_until(lambda: not self._finished.empty(), left, others=others, interval=self._interval)
                 left = 0.0
             try:
-                future = self._finished.get(timeout=IDLE_WAIT_S if left is None else min(left, IDLE_WAIT_S))
+                future = next_item(self._finished, IDLE_WAIT_S if left is None else min(left, IDLE_WAIT_S))
             except queue.Empty:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -103,6 +104,9 @@ class Pair:
             try:
                 # Short waits, because a silent member puts no PeerLost into the queue: `lost_reason` detects it.
                 left = max(0.0, min(LEASE_CHECK_INTERVAL_S, deadline - time.monotonic()))
+                if not self._taken:
+                    with contextlib.suppress(queue.Empty):  # As in `next_item`.
+                        self._taken.extend(starmap(self._signals.get_nowait, ((),)))
                 if not self._taken:
                     self._taken.extend(starmap(self._signals.get, ((True, left),)))  # In C: no signal handler runs.
             except queue.Empty:

@@ -22,6 +22,7 @@ The rules, each covered by checks of `remit.testing`:
 10. A second server on one location raises `LocationInUse`.
 11. No user code runs on a transport's thread.
 12. `close` may be called twice.
+13. `Down` has a reason. ``why`` is empty while the link is connected, and any thread may read it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from dataclasses import dataclass
 from itertools import chain, count, repeat, starmap
 from queue import Empty, SimpleQueue
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from remit.errors import (
     BadLocation,
@@ -84,6 +85,8 @@ __all__ = [
     "register_after_fork",
     "tcp_address",
 ]
+
+T = TypeVar("T")
 
 # -- the contract ---------------------------------------------------------------------------------------------------
 
@@ -372,6 +375,16 @@ JOIN_POLL_S: Final = 0.05
 """Upper bound of one wait of `DaemonThread.join`: an interrupted call of another thread may have taken the bell."""
 
 
+def next_item(items: SimpleQueue[T], timeout: float) -> T:
+    """Return the next item of a queue. Raises Empty after ``timeout`` seconds."""
+    # After a put(), get() of CPython 3.11 finds the lock of the queue free and looks at the clock again: if the time is
+    # over then, it waits without end. get_nowait() takes the lock.
+    try:
+        return items.get_nowait()
+    except Empty:
+        return items.get(timeout=timeout)
+
+
 class DaemonThread:
     """A daemon thread that the first of several calls of `start` starts, from any thread and any signal handler.
 
@@ -407,7 +420,7 @@ class DaemonThread:
         deadline = time.monotonic() + timeout
         while self._starters and not self._begun and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(Empty):
-                self._bell.get(timeout=min(left, JOIN_POLL_S))
+                next_item(self._bell, min(left, JOIN_POLL_S))
                 self._bell.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.0, deadline - time.monotonic()))

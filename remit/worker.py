@@ -30,6 +30,7 @@ from remit.errors import FrameTooLarge, NoListener, RemitError
 from remit.listeners import check_listener, matcher
 from remit.location import Location
 from remit.options import check_count, check_seconds
+from remit.transport import next_item
 
 if TYPE_CHECKING:
     import asyncio
@@ -186,8 +187,11 @@ class Worker:
         error, left = None, self._threads
         try:
             while left:
+                seconds = deadline - time.monotonic()
+                if seconds <= 0:
+                    self._jobs.interrupt_waits()
                 with contextlib.suppress(queue.Empty):
-                    error = ended.get(timeout=IDLE_WAIT_S) or error
+                    error = next_item(ended, min(seconds, IDLE_WAIT_S) if seconds > 0 else IDLE_WAIT_S) or error
                     left -= 1
         finally:
             # After an interrupt of this thread the others finish their jobs and end.

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from queue import Empty, SimpleQueue
 
 import pytest
 from waiting import DEADLINE, wait_until
 
 from remit import Pair, Server
 from remit.errors import LinkClosed, LocationInUse, PairBusy, PeerLost, RequestTimeout, SignalTimeout
+from remit.transport import next_item
 
 
 @pytest.fixture
@@ -63,6 +65,31 @@ def test_waits_end_in_time(bound):
         bound.signal(timeout=0.02)
     with Pair.connect(bound.location) as joined, pytest.raises(SignalTimeout, match=r"0\.02 s"):
         joined.wait(0.02)
+
+
+class Strict(SimpleQueue):
+    """Refuses the `get` that waits without end in CPython if the thread is suspended for its time just then."""
+
+    is_held = False
+
+    def get_nowait(self):
+        try:
+            return super().get_nowait()
+        except Empty:
+            self.is_held = True  # Its lock, until the next put().
+            raise
+
+    def get(self, block=True, timeout=None):
+        assert self.is_held
+        return super().get(block, timeout)
+
+
+def test_no_wait_begins_while_the_lock_of_its_queue_is_free():
+    items = Strict()
+    items.put(1)
+    assert next_item(items, DEADLINE) == 1
+    with pytest.raises(Empty):
+        next_item(items, 1e-6)
 
 
 def test_who_joins_lets_itself_be_heard_within_the_owners_lease():

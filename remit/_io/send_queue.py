@@ -14,6 +14,7 @@ from remit._protocol.outbox import HEAD_BYTES, Outbox
 from remit.codec import Codec, shortened
 from remit.errors import EmitTimeout, FrameTooLarge, LinkClosed, QueueFull, WouldDeadlock
 from remit.options import Options
+from remit.transport import next_item
 
 ROOM_POLL_INTERVAL_S: Final = 0.05
 """Upper bound of one wait for room: a missed notification delays a blocked emit by this much."""
@@ -38,7 +39,7 @@ class WaitingThreads(deque[SimpleQueue[None]]):
         rung = bool(unless())
         if not rung:
             with contextlib.suppress(Empty):
-                bell.get(timeout=max(0.0, min(seconds, NOTIFY_POLL_S)))
+                next_item(bell, max(0.0, min(seconds, NOTIFY_POLL_S)))
                 rung = True
         with contextlib.suppress(ValueError):
             self.remove(bell)

@@ -28,6 +28,7 @@ from remit._protocol.session import FOREVER, Session
 from remit.codec import EventMessage
 from remit.errors import EmitError, FrameTooLarge, PairBusy, PeerLost
 from remit.event import Sender
+from remit.transport import next_item
 
 if TYPE_CHECKING:
     from remit.client import Client
@@ -78,7 +79,7 @@ class PairServer:
             if left <= 0:
                 return False
             with contextlib.suppress(queue.Empty):
-                self._taken.get(timeout=min(left, TAKEN_CHECK_INTERVAL_S))
+                next_item(self._taken, min(left, TAKEN_CHECK_INTERVAL_S))
         return True
 
     def signal(self, value: Any) -> None:

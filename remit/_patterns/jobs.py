@@ -35,6 +35,7 @@ from remit.codec import EventMessage, decode_event, find_codec, printable
 from remit.errors import CodecError, DeadLetter, EmitError, FrameTooLarge
 from remit.event import Sender
 from remit.listeners import NAMES_CACHED, matcher
+from remit.transport import next_item
 
 if TYPE_CHECKING:
     from remit.client import Client
@@ -347,7 +348,7 @@ class WorkerJobs:
     def wait_for_job(self, timeout: float) -> Job | None:
         """Return the next job, or None after ``timeout`` seconds or `interrupt_waits`."""
         try:
-            job = self._jobs.get(timeout=timeout) if timeout > 0 else self._jobs.get_nowait()
+            job = next_item(self._jobs, max(0.0, timeout))
             # A job of an earlier term was requeued by the broker: another worker runs it.
             while job is not None and job.term != self._term:
                 job = self._jobs.get_nowait()

@@ -104,6 +104,28 @@ def a_server_goes_and_returns(trial: Trial) -> None:
         expect(result is Sent.GONE, f"after Down, send returned {result.value}")
 
 
+@check(13)
+def a_loss_has_a_reason(trial: Trial) -> None:
+    """Down at the client has a reason; Link.why is empty while connected, and any thread may read it."""
+    place = trial.free_location()
+    client = trial.connect(place)
+
+    def read() -> None:
+        text = client.link.why
+        expect(isinstance(text, str), f"why is {text!r}, which is no string")
+        expect(not place.password or place.password not in text, "why contains the password")
+
+    for _ in range(2):
+        trial.run_in_thread(read)
+        server = trial.bind(place)
+        trial.exchange_greetings(server, client)
+        for end in (server, client):
+            trial.wait_until(lambda end=end: not end.link.why, "why is empty while connected", server, client)  # type: ignore[misc]
+        trial.close_end(server, LINGER_S)
+        wait_for_down(trial, client)
+        expect(all(down.why for down in client.downs), "Down at the client without a reason")
+
+
 @check(4)
 def a_client_that_goes_is_gone(trial: Trial) -> None:
     """Link.send returns GONE for a client that has left, also after other clients connect."""

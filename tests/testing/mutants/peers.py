@@ -111,6 +111,27 @@ class GivesNoReason(Retold):
         return Down(arrival.peer, "") if isinstance(arrival, Down) else arrival
 
 
+@mutant("a_loss_has_a_reason", "Down at the client without a reason")
+class GivesTheClientNoReason(Sound):
+    def receive(self) -> Arrival | None:
+        arrival = super().receive()
+        return Down(arrival.peer, "") if isinstance(arrival, Down) else arrival
+
+
+@mutant("a_loss_has_a_reason", "not within .* why is empty", deadline=QUICK)
+class KeepsTheReason(Sound):
+    def receive(self) -> Arrival | None:
+        arrival = super().receive()
+        if isinstance(arrival, Down):
+            self.why = arrival.why
+        return arrival
+
+
+@mutant("a_loss_has_a_reason", "which is no string")
+class HasNoText(Sound):
+    why = property(lambda _: None, lambda *_: None)  # type: ignore[assignment]
+
+
 @mutant("a_server_goes_and_returns", "not within .* reports Down", deadline=QUICK)
 class ReconnectsSilently(Sound):
     def receive(self) -> Arrival | None:
