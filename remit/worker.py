@@ -187,8 +187,7 @@ class Worker:
         error, left = None, self._threads
         try:
             while left:
-                seconds = deadline - time.monotonic()
-                if seconds <= 0:
+                if (seconds := deadline - time.monotonic()) <= 0:
                     self._jobs.interrupt_waits()
                 with contextlib.suppress(queue.Empty):
                     error = next_item(ended, min(seconds, IDLE_WAIT_S) if seconds > 0 else IDLE_WAIT_S) or error

@@ -228,8 +228,7 @@ class ServerPump(_Pump):
         self.location_error: TransportError | None = None
         """Why this server does not hold its location at present."""
         self._log = LimitedLog()
-        self._dropped = 0
-        """Number of dropped events, as logged."""
+        self._dropped = 0  # As logged.
         self._reported = ""
         """Why the backend is not reachable, as logged."""
         self.drained_at = clock()
@@ -264,10 +263,7 @@ class ServerPump(_Pump):
             machine.handle_arrival(arrival, now)
         if machine.dropped != self._dropped:
             self._dropped = machine.dropped
-            text = (
-                "more events arrive on %s than the server dispatches, and %d that are sent at most once were dropped: "
-            )
-            text += "call tick() more often, or raise queue_bytes"
+            text = "%s receives more than it dispatches, and drops events (%d): tick more often or raise queue_bytes"
             self._log.warning("dropped", text, link.location, self._dropped)
         self._due = min(machine.handle_timeouts(now, drained=drained), self._check_at)
         # Replies of listeners then share a frame with the acknowledgement: one send instead of two.

@@ -66,7 +66,6 @@ class ServerSessions:
         self.dropped = 0
         """Number of events without a number that were dropped because too many bytes waited for dispatch."""
         self._queue_bytes = queue_bytes
-        """Bytes of one client that may wait for dispatch."""
         self._waiting_bytes = 0
         """At least `waiting_bytes`: what has arrived since it was measured is added, and nothing is subtracted."""
         self._measured_at = 0.0
@@ -145,8 +144,7 @@ class ServerSessions:
         """Pause a session if too many bytes wait for dispatch. Count the events that are dropped, and not only late."""
         if now > self._measured_at:  # Once for all frames of one exchange.
             self._measured_at, self._waiting_bytes = now, self.waiting_bytes
-        most = self._queue_bytes
-        if session.inbox.waiting_bytes > most or self._waiting_bytes > TOTAL_FACTOR * most:
+        if session.inbox.waiting_bytes > self._queue_bytes or self._waiting_bytes > TOTAL_FACTOR * self._queue_bytes:
             self._paused[session] = None
             session.paused = True
         if session.paused:

@@ -127,7 +127,7 @@ class KeepsTheReason(Sound):
         return arrival
 
 
-@mutant("a_loss_has_a_reason", "which is no string")
+@mutant("a_loss_has_a_reason", "no string")
 class HasNoText(Sound):
     why = property(lambda _: None, lambda *_: None)  # type: ignore[assignment]
 
