@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from remit._io.send_queue import WaitingThreads
 from remit._protocol.outbox import BATCH_EVENTS
 from remit.errors import WouldDeadlock
-from remit.transport import DaemonThread, Waker
+from remit.transport import DaemonThread, Waker, next_item
 
 if TYPE_CHECKING:
     from remit._io.client_io import ClientIO
@@ -100,7 +100,7 @@ class LinkLock:
             # either this wait is short, or give_back() sees a sleeping thread and wakes it.
             self._asleep = bool(self._borrower) and self.is_lent_for_long()
             with contextlib.suppress(Empty):
-                self._bell.get(timeout=IDLE_WAIT_S if self._asleep and self._borrower else PARK_S)
+                next_item(self._bell, IDLE_WAIT_S if self._asleep and self._borrower else PARK_S)
         self._parked = self._interrupted = self._asleep = False
 
     def is_lent_for_long(self) -> bool:
