@@ -197,7 +197,7 @@ class ListenerRegistry:
         Return their number. A listener may have the rest of its frame dispatched.
         """
         received.left.clear()
-        dispatched = received.mark_begun()
+        dispatched = received.mark_begun() if received.pending is not None else 0
         pending = received.pending = iter(tuple(received.events))
         received.left = left = received.events[:limit]
         try:

@@ -324,12 +324,17 @@ class OwnedLink:
         self._forked = True
 
 
+UNREAD_CLEARS: Final = 64
+"""Calls of `Waker.clear` of which one reads in any case."""
+
+
 class Waker:
     """Ends a `Link.wait` from another thread. Any thread and any signal handler may use it."""
 
     _reader = _writer = -1
 
     def __init__(self) -> None:
+        self._woken, self._unread = False, 0
         self._descriptors: list[int] = []
         # A pipe, since a signal handler may write to it. Stored by the call that creates it: a handler that raises
         # after os.pipe() has returned would leave the descriptors open.
@@ -345,14 +350,23 @@ class Waker:
 
     def wake(self) -> None:
         """Make the descriptor readable until `clear`."""
+        # Set twice: `clear` in another thread may read before the write, and an exception may prevent the second.
+        self._woken = True
         # A full pipe is readable already. On a closed one there is no wait left to end.
         try:  # noqa: SIM105 - `suppress` costs 0.5 us
             os.write(self._writer, b"\0")
         except OSError:
             pass
+        self._woken = True
 
     def clear(self) -> None:
         """Make the descriptor unreadable until the next `wake`."""
+        # Most waits end by a frame, and a read of nothing costs 2 us. Now and then it is read nevertheless, in case
+        # both of the above have happened.
+        self._unread += 1
+        if not self._woken and self._unread < UNREAD_CLEARS:
+            return
+        self._unread, self._woken = 0, False
         try:
             while len(os.read(self._reader, 4096)) == 4096:
                 pass

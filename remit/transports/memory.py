@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import threading
@@ -74,6 +75,10 @@ class MemoryLink(OwnedLink):
         self._routes: dict[Peer, _Route] = {}
         self._connections: dict[MemoryLink, _Route] = {}
         self._waker = Waker()
+        self._poller = select.poll()
+        self._poller.register(self._waker.fileno(), select.POLLIN)
+        self._polled = -1
+        """Descriptor of the caller's waker that is registered; -1 without one."""
         self._waiting = False
         self._writable = False
 
@@ -115,16 +120,23 @@ class MemoryLink(OwnedLink):
                 return
             # Set under the lock that `enqueue` needs: an arrival from now on wakes the poll below.
             self._waiting = True
-        poller = select.poll()
-        for source in (self._waker, waker):
-            if source is not None:
-                poller.register(source.fileno(), select.POLLIN)
         try:
-            poller.poll(max(0.0, min(timeout, MAX_WAIT_S)) * 1000)
+            descriptor = -1 if waker is None else waker.fileno()
+            if descriptor != self._polled:
+                self._poll_waker(descriptor)
+            self._poller.poll(max(0.0, min(timeout, MAX_WAIT_S)) * 1000)
         finally:
             with _lock:
                 self._waiting = self._writable = False
                 self._waker.clear()
+
+    def _poll_waker(self, descriptor: int) -> None:
+        if self._polled >= 0:
+            with contextlib.suppress(KeyError):  # An interrupt came between these lines.
+                self._poller.unregister(self._polled)
+        if descriptor >= 0:
+            self._poller.register(descriptor, select.POLLIN)
+        self._polled = descriptor
 
     def close(self, linger: float) -> None:
         """Close the link immediately: accepted frames are in the other end's inbox already."""

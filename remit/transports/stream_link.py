@@ -226,6 +226,10 @@ class StreamLink(OwnedLink):
         self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
         self._retry_at: float | None = None
         """Monotonic time of the next `_retry`."""
+        self._read_all = False
+        """Whether the last poll has left nothing to read."""
+        self._emptied = False
+        """Whether that was the poll of `wait`: then `receive` returns its arrivals, and polls no second time."""
         self._active: Stream | None = None
         """The stream that a method is using."""
         # Last, since it registers `after_fork`: another thread may fork at any time, and needs a complete object then.
@@ -247,8 +251,12 @@ class StreamLink(OwnedLink):
     def receive(self) -> Arrival | None:
         """Return the next arrival, or None. Never blocks."""
         self._check()
-        if not self._arrivals:
-            self._poll_once(0.0)
+        if self._arrivals:
+            return self._arrivals.popleft()
+        if self._emptied:
+            self._emptied = False
+            return None
+        self._poll_once(0.0)
         return self._arrivals.popleft() if self._arrivals else None
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
@@ -260,7 +268,8 @@ class StreamLink(OwnedLink):
             while not self._arrivals:
                 left = deadline - time.monotonic()
                 if self._poll_once(max(0.0, left)) or left <= 0:
-                    return
+                    break
+            self._emptied = self._read_all
         finally:
             self._poller.unwatch_waker()
 
@@ -290,12 +299,14 @@ class StreamLink(OwnedLink):
             if self._retry_at is not None:
                 timeout = min(timeout, max(0.0, self._retry_at - now))
         events = self._poller.poll(timeout)
+        self._read_all = self._emptied = False
         for descriptor, event in events:
             stream = self._watched.get(descriptor)
             if stream is not None:
                 self._active = stream
                 self._handle_stream(stream, event)
                 self._active = None
+                self._read_all = len(events) == 1 and stream.last_read_bytes < len(self._buffer)
             else:
                 self._handle_listener(descriptor)
         return bool(events)
