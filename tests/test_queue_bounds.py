@@ -295,7 +295,7 @@ def an_assignment_beside_other_names(size: int) -> Callable[[], object]:
 
     def finish_and_assign() -> None:
         for job in list(jobs.workers["worker"].jobs.values()):
-            jobs.finish_job("worker", job.token)
+            jobs.finish_job(job)
         ((_, job),) = jobs.assign()
         assert job.name == "sum"
 

@@ -217,13 +217,14 @@ class BrokerCore:
 
     def _on_job_done(self, message: EventMessage, sender: Sender | None, _: bool) -> None:
         token, outcome, result = message.args
-        session = session_of(sender)
-        job = self.jobs.job_finished_by(session, token)
-        if job is not None:
-            # Before the job is removed: an interrupt in between sends the reply twice, and the client ignores one.
-            self._reply(job, (outcome, result))
-            self.jobs.counts["failed"] += outcome == "failed"
-        self.jobs.finish_job(session, token)
+        job = self.jobs.job_finished_by(session_of(sender), token)
+        if job is None:
+            self.jobs.counts["stale"] += 1
+            return
+        # Before the job is removed: an interrupt in between sends the reply twice, and the client ignores one.
+        self._reply(job, (outcome, result))
+        self.jobs.counts["failed"] += outcome == "failed"
+        self.jobs.finish_job(job)
 
     def on_session_closed(self, session: Session) -> None:
         """Remove a client or a worker whose session has ended."""
@@ -267,7 +268,7 @@ class BrokerCore:
                     self._send_note(job, "")
             except FrameTooLarge as error:
                 self._reply(job, error_reply(job.client.codec, error))
-                self.jobs.finish_job(worker.key, job.token)
+                self.jobs.finish_job(job)
             except EmitError:
                 self.workers.remove(worker.key)
                 self._requeue_jobs_of(worker.key, "has ended its session")

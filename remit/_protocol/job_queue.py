@@ -26,6 +26,8 @@ from typing import Any, Final
 
 from remit._protocol.deadlines import DeadlineHeap
 
+NAMES_KEPT: Final = 4096
+"""Names in the cache of `JobQueue.accepts`."""
 DEAD_LETTERS_KEPT: Final = 1000
 DEAD_LETTER_BYTES: Final = 64 * 1024 * 1024
 """Most bytes of the dead letters that are kept."""
@@ -140,6 +142,8 @@ class JobQueue:
         self.workers: dict[Hashable, WorkerSlot] = {}
         self._idle: dict[WorkerSlot, None] = {}
         """Workers that accept a job, least recently used first."""
+        self._accepts: dict[str, bool] = {}
+        """Cache of `accepts`, cleared with each change of a worker."""
         self._untried: OrderedDict[str, None] = OrderedDict()
         """Names that wait for the first time since `assign`. Any others are in `names` of each worker that accepts."""
         self._unposted: list[QueuedJob] = []
@@ -162,7 +166,14 @@ class JobQueue:
 
     def accepts(self, name: str) -> bool:
         """Return whether a registered worker accepts jobs of this name."""
-        return any(worker.accepts(name) for worker in list(self.workers.values()) if not worker.retiring)
+        accepts = self._accepts.get(name)
+        if accepts is None:
+            if len(self._accepts) >= NAMES_KEPT:
+                self._accepts.clear()
+            workers = list(self.workers.values())
+            accepts = any(worker.accepts(name) for worker in workers if not worker.retiring)
+            self._accepts[name] = accepts
+        return accepts
 
     def submit(self, job: QueuedJob) -> bool:
         """Queue a job; return False if the queue is full. A second job of the same request is ignored."""
@@ -221,6 +232,7 @@ class JobQueue:
         self._requeue_unstarted(worker)
         dead = [] if running is None else self._requeue_started(worker, running)
         worker.accepts, worker.capacity, worker.term, worker.retiring = accepts, capacity, term, False
+        self._accepts.clear()
         by_name = self.fair_queue.by_name
         worker.names = OrderedDict.fromkeys(name for name in by_name if name not in self._untried and accepts(name))
         self._update_idle(worker)
@@ -235,15 +247,11 @@ class JobQueue:
             job.started, job.attempt = True, job.attempt + 1
         return True
 
-    def finish_job(self, key: Hashable, token: int) -> QueuedJob | None:
-        """Remove and return a job that a worker has finished, or count a stale result and return None."""
-        job = self.job_finished_by(key, token)
-        if job is None:
-            self.counts["stale"] += 1
-            return None
-        self.counts["done"] += 1
-        self._remove_job(job)
-        return job
+    def finish_job(self, job: QueuedJob) -> None:
+        """Remove a job that a worker has finished."""
+        if not job.finished:
+            self.counts["done"] += 1
+            self._remove_job(job)
 
     def job_finished_by(self, key: Hashable, token: int) -> QueuedJob | None:
         """Return the unfinished job that a worker holds or has held under a token, or None."""
@@ -263,6 +271,7 @@ class JobQueue:
         if worker is None:
             return []
         worker.retiring = True
+        self._accepts.clear()
         self._update_idle(worker)
         self._requeue_unstarted(worker)
         return [] if running is None else self._requeue_started(worker, running)
@@ -273,6 +282,7 @@ class JobQueue:
         if worker is None:
             return []
         worker.retiring = True
+        self._accepts.clear()
         self._update_idle(worker)
         # A job that kills its worker immediately leaves no time for the report of its start. It counts as started,
         # or it would be requeued without end.
@@ -326,6 +336,7 @@ class JobQueue:
             if job.deadline != float("inf"):
                 self._deadlines.schedule(job.deadline, job)
         self._idle = {worker: None for worker in self.workers.values() if worker.has_capacity}
+        self._accepts.clear()
         self._unposted = [job for job in jobs if job.worker is not None and not job.posted]
 
     def _add_waiting(self, job: QueuedJob, *, first: bool = False) -> None:
@@ -356,11 +367,14 @@ class JobQueue:
 
     def _release_job(self, job: QueuedJob) -> None:
         if job.worker is not None:
-            token, worker = job.token, job.worker
-            self._former[token], job.former[token] = job, worker.key
-            job.token, job.worker = 0, None
-            del self._assigned[token], worker.jobs[token]
-            self._update_idle(worker)
+            self._former[job.token], job.former[job.token] = job, job.worker.key
+            self._unassign(job, job.worker)
+
+    def _unassign(self, job: QueuedJob, worker: WorkerSlot) -> None:
+        token = job.token
+        job.token, job.worker = 0, None
+        del self._assigned[token], worker.jobs[token]
+        self._update_idle(worker)
 
     def _requeue_unstarted(self, worker: WorkerSlot) -> None:
         for job in reversed([job for job in worker.jobs.values() if not job.started]):
@@ -415,7 +429,7 @@ class JobQueue:
             self.fair_queue.remove(job)
             self._drop_empty(job.name)
         else:
-            self._release_job(job)
+            self._unassign(job, job.worker)
         for token in job.former:
             self._former.pop(token, None)
         # The heap holds removed jobs, their bodies included, until their deadlines, which may be hours away.

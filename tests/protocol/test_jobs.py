@@ -21,7 +21,8 @@ def test_nothing_is_kept_of_a_job_that_is_over_until_its_deadline() -> None:
         askers.add(asker)
         jobs.submit(QueuedJob(asker, number, "sum", b"", "msgpack", 3600.0 + number))
         ((worker, job),) = jobs.assign()
-        assert jobs.finish_job(worker.key, job.token) is job
+        assert jobs.job_finished_by(worker.key, job.token) is job
+        jobs.finish_job(job)
     del asker, job
     gc.collect()
     assert len(jobs) == 0
