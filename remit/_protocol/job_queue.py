@@ -166,14 +166,12 @@ class JobQueue:
 
     def accepts(self, name: str) -> bool:
         """Return whether a registered worker accepts jobs of this name."""
-        accepts = self._accepts.get(name)
-        if accepts is None:
+        if name not in self._accepts:
             if len(self._accepts) >= NAMES_KEPT:
                 self._accepts.clear()
             workers = list(self.workers.values())
-            accepts = any(worker.accepts(name) for worker in workers if not worker.retiring)
-            self._accepts[name] = accepts
-        return accepts
+            self._accepts[name] = any(worker.accepts(name) for worker in workers if not worker.retiring)
+        return self._accepts[name]
 
     def submit(self, job: QueuedJob) -> bool:
         """Queue a job; return False if the queue is full. A second job of the same request is ignored."""
