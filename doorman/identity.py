@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from doorman.errors import IdentityRefused, Refusal
@@ -108,9 +109,8 @@ class Credential:
 def hello(credential: Credential) -> dict[str, Any]:
     """Return a hello: facts about this process and the attempt, with their proof. All values are str, int or None."""
     # Without a `Process`, because each object that a child creates or reads for the first time may copy a page.
-    pidfd = os.pidfd_open(os.getpid())
-    own = pidfd_inode(pidfd)
-    os.close(pidfd)
+    with next(map(FileIO, map(os.pidfd_open, (os.getpid(),)))) as pidfd:
+        own = pidfd_inode(pidfd.fileno())
     claims: dict[str, Any] = {
         "task": credential.task,
         "attempt": credential.attempt,

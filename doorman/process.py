@@ -11,6 +11,8 @@ import select
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from io import FileIO
+from itertools import repeat, starmap
 from typing import Final, Self
 
 from doorman.errors import IdentityRefused, PidfdUnavailable, Refusal
@@ -68,26 +70,28 @@ _MAX_DESCENDANTS: Final = 1 << 16  # bounds the walk down a tree that grows whil
 class Process:
     """A handle of a process. After its end the pid may be reused, but the pidfd never refers to another process.
 
-    Owns ``pidfd`` and closes it with `close` or with the last reference to this object.
+    Owns the pidfd that the iterator ``opened`` returns, and closes it with `close` or with its last reference.
     """
 
-    __slots__ = ("_pidfd", "_start_time", "inode", "pid")
+    __slots__ = ("_pidfds", "_start_time", "inode", "pid")
 
     inode: int | None
     """Inode of the pidfd: unique for the whole boot and equal in all PID namespaces; None before Linux 6.9."""
 
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self._pidfd = pidfd
+    def __init__(self, pid: int, opened: Iterable[int]) -> None:
         self._start_time: int | None = None
         self.pid = pid
-        self.inode = pidfd_inode(pidfd)
+        # Opened and stored by one call of C: an exception of a signal handler in between would leave it open.
+        self._pidfds: list[int] = []
+        self._pidfds.extend(opened)
+        self.inode = pidfd_inode(self.fileno())
 
     @classmethod
     def open(cls, pid: int) -> Self:
         """Open the process that has this pid now. Raises ProcessLookupError, PidfdUnavailable."""
         check_system()
         try:
-            return cls(pid, os.pidfd_open(pid))
+            return cls(pid, map(os.pidfd_open, (pid,)))
         except OSError as error:
             if error.errno == errno.ENOSYS:
                 raise PidfdUnavailable("Doorman holds processes by pidfd; use Linux 5.4 or later") from error
@@ -105,13 +109,13 @@ class Process:
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._pidfd < 0
+        return not self._pidfds
 
     def fileno(self) -> int:
         """Return the pidfd, readable once the process has ended. Raises ValueError after `close`."""
-        if self._pidfd < 0:
+        if not self._pidfds:
             raise ValueError(f"the handle of process {self.pid} is closed")
-        return self._pidfd
+        return self._pidfds[0]
 
     def alive(self) -> bool:
         """Return whether the process still runs; a zombie does not. Raises ValueError after `close`."""
@@ -195,9 +199,7 @@ class Process:
 
     def close(self) -> None:
         """Close the handle; the process is not affected. Closing twice is fine."""
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
+        any(map(os.close, starmap(self._pidfds.pop, repeat((), len(self._pidfds)))))  # One call, as above.
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +208,7 @@ class Process:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
+        if hasattr(self, "_pidfds"):
             self.close()
 
     def __repr__(self) -> str:
@@ -215,7 +217,7 @@ class Process:
 
     def _send(self, sig: int, flags: int) -> bool:
         try:
-            signal.pidfd_send_signal(self._pidfd, sig, None, flags)
+            signal.pidfd_send_signal(self.fileno(), sig, None, flags)
         except ProcessLookupError:
             return False
         return True
@@ -278,16 +280,11 @@ def stat_fields(pid: int | str) -> list[bytes]:
     The name may contain spaces and parentheses, so the fields begin after the last parenthesis.
     """
     try:
-        # os.open() is faster than open(), and each handshake and measurement of load reads this file.
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        # Faster than open(), and each handshake and measurement of load reads this file.
+        with FileIO(f"/proc/{pid}/stat") as file:
+            return file.read(_STAT_BYTES).rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    try:
-        return os.read(descriptor, _STAT_BYTES).rpartition(b")")[2].split()
-    except ProcessLookupError:
-        return []
-    finally:
-        os.close(descriptor)
 
 
 def child_pids(pid: int, *, threaded: bool = True) -> list[int]:

@@ -58,7 +58,7 @@ class AdoptedProcessLauncher(EpollLauncher):
 
     def watch(self, attempt: str, process: Process) -> None:
         """Report the exit of a process in a later `poll`. The caller still has to close its own handle."""
-        own = Process(process.pid, os.dup(process.fileno()))
+        own = Process(process.pid, map(os.dup, (process.fileno(),)))
         self._watched[own.fileno()] = attempt, own
         self._epoll.register(own, select.EPOLLIN)
 

@@ -196,7 +196,7 @@ class _StartedWorker:
             if process.alive():
                 _peek(process)  # If its pid was reused before the pidfd was opened, it is no child of this process.
             # The receiver closes its pidfd, so it gets a duplicate of the one that the launcher watches.
-            self.reported = Process(process.pid, os.dup(process.fileno()))
+            self.reported = Process(process.pid, map(os.dup, (process.fileno(),)))
         except OSError as error:
             os.close(self.pipe)  # A worker exits if it reads the end of file instead of its order.
             self._popen.kill()  # By pid, but Popen polls first whether that is still its child.

@@ -296,7 +296,7 @@ class _ZygoteLink:
             self.send_kills()
             return self._launch_failed(message.attempt, "no file descriptor is left for its pidfd", True)
         self._requested.discard(message.attempt)
-        self._running[message.attempt] = process = Process(message.pid, descriptors[0])
+        self._running[message.attempt] = process = Process(message.pid, descriptors[:1])
         return Launched(message.attempt, process)
 
     def _launch_failed(self, attempt: str, why: str, back_pressure: bool) -> LaunchFailed:
