@@ -197,6 +197,7 @@ class SynchronousManager(BaseManager):
         """Cancel waiting tasks and close the server. May be called twice."""
         self._closed = True
         self._detach_loop()
+        self._requests.run()  # What an interrupted call has left.
         self.stop()
         self.server.close()
 

@@ -245,7 +245,9 @@ class ListenerRegistry:
         left = length_hint(pending)
         self._begin = map(_NOTHING, pending)
         try:
-            call(wire, sender, redelivered)
+            value = call(wire, sender, redelivered)
+            if value is not None and isawaitable(value):
+                self._defer(wire.event(sender=sender, redelivered=redelivered), value)
         except Exception as error:
             if length_hint(pending) == left and is_foreign(error):
                 raise  # A signal handler has raised it: the event is handled again.
