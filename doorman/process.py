@@ -199,7 +199,7 @@ class Process:
 
     def close(self) -> None:
         """Close the handle; the process is not affected. Closing twice is fine."""
-        any(map(os.close, starmap(self._pidfds.pop, repeat((), len(self._pidfds)))))  # One call, as above.
+        any(map(os.close, starmap(self._pidfds.pop, repeat((), len(self._pidfds)))))
 
     def __enter__(self) -> Self:
         return self

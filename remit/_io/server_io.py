@@ -365,10 +365,8 @@ class ServerIO:
 
     def _send_bye(self, deadline: float) -> None:
         pump, machine = self.link_pump, self.machine
-        # Received first: nothing is sent to a client that has ended its session. libzmq 4.3.5 aborts the process if a
-        # socket that is closed still has frames for a connection that the other end has just closed.
         with contextlib.suppress(TransportError):
-            pump.exchange()
+            pump.exchange()  # First: libzmq 4.3.5 may abort if what is sent last is for a client that has just closed.
         pump.flush()
         while machine.has_unreceived and (left := deadline - time.monotonic()) > 0:
             pump.wait(min(left, FULL_POLL_INTERVAL_S))
