@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from itertools import chain
+from itertools import chain, starmap
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from doorman.futures import IDLE_WAIT_S
 from remit._internal_asyncio import AsyncListeners, BlockOwner, call_in_thread, finish_uncancelled
+from remit.transport import DaemonThread, next_item
 
 if TYPE_CHECKING:
     from doorman._scheduler.base_manager import BaseManager
@@ -43,10 +45,11 @@ class LoopDriver:
         """Whether a tick was requested that has not begun."""
         self.ticking = False
         """Whether a tick of this driver runs now."""
-        # Released by the loop after a tick, acquired by the thread before a wait. In the other direction
-        # the thread hands over with `call_soon_threadsafe`.
-        self._turns = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._wait, name="doorman-aio", daemon=True)
+        # The turn is one element: in `_due` while the loop has it, in `_turns` while the thread has it or may take it.
+        self._due: list[None] = []
+        self._turns: SimpleQueue[None] = SimpleQueue()
+        self._thread = DaemonThread(self._wait, "doorman-aio")
+        self._listeners = AsyncListeners(self._server, self._fail)
         self._managers = _chain(manager)
         for each in self._managers:
             if (other := each._loop_driver) is not None:
@@ -56,11 +59,10 @@ class LoopDriver:
                     )
                 other.detach()  # That loop was closed within the block.
         for each in self._managers:
-            each._loop_driver = self
-        self._listeners = AsyncListeners(self._server, self._fail)
+            each._loop_driver = self  # From now on `detach` may be called: an interrupt leaves the block.
         self._listeners.attach()
         self._thread.start()
-        self._loop.call_soon(self._turn)
+        self._begin_turn()
 
     def schedule_tick(self) -> None:
         """Request a tick soon, since tasks or rules have changed."""
@@ -110,7 +112,7 @@ class LoopDriver:
         if self._manager._loop_driver is not self:
             return
         self._detached = True
-        self._turns.release()
+        self._turns.put(None)
         self._server.wake()
         self._thread.join(JOIN_TIMEOUT_S)
         self._listeners.detach()
@@ -134,9 +136,14 @@ class LoopDriver:
 
     # -- on the loop -------------------------------------------------------------------------------------------
 
+    def _begin_turn(self) -> None:
+        self._due.append(None)
+        for _ in range(2):  # An exception of a signal handler may end the first call.
+            self._loop.call_soon_threadsafe(self._turn)
+
     def _turn(self) -> None:
         """Tick, then let the thread wait."""
-        if self._detached or self._error is not None:
+        if not self._due or self._detached or self._error is not None:
             return
         self.tick_scheduled, self.ticking = False, True
         try:
@@ -151,7 +158,7 @@ class LoopDriver:
         if not busy:
             for idle in self._idle:
                 _end_wait(idle)
-        self._turns.release()
+        any(map(self._turns.put, starmap(self._due.pop, ((),))))  # One call: an interrupt in between would lose it.
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
@@ -186,14 +193,16 @@ class LoopDriver:
         """Wait for work and schedule a tick, in turns with the loop."""
         try:
             while not self._detached:
-                if not self._turns.acquire(timeout=IDLE_WAIT_S):
+                try:
+                    next_item(self._turns, IDLE_WAIT_S)
+                except Empty:
                     continue  # The loop is busy with other work.
                 try:
                     self._manager.wait(IDLE_WAIT_S)
                 except Exception as error:  # noqa: BLE001 - raised on the loop, as if a tick had
                     self._loop.call_soon_threadsafe(self._fail, error)
                     return
-                self._loop.call_soon_threadsafe(self._turn)
+                self._begin_turn()
         except RuntimeError:
             return  # The loop was closed before the manager.
 

@@ -66,6 +66,7 @@ def test_the_loop_goes_on_meanwhile_and_is_not_woken_for_nothing(run, place):
 def test_no_thread_for_each_task(place):
     async def main() -> None:
         async with ProcessManager(place) as manager:
+            await manager.add_task(Task(pow, 2, 3))  # Then the thread of the manager has begun.
             before = threading.active_count()
             tasks = [manager.add_task(Task(time.sleep, 600)) for _ in range(5)]
             waits = [asyncio.ensure_future(task) for task in tasks]
