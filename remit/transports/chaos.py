@@ -163,9 +163,10 @@ class ChaosLink(OwnedLink):
         self._link.check_location()
 
     def recover(self) -> bool:
-        """Recover as the wrapped link does."""
-        recover = getattr(self._link, "recover", None)
-        return recover is not None and bool(recover())
+        """Have the wrapped link release its locks. Return False: an arrival of it may be lost here, such as its Up."""
+        if (recover := getattr(self._link, "recover", None)) is not None:
+            recover()
+        return False
 
     def close(self, linger: float) -> None:
         """Close within ``linger`` seconds. Delayed frames leave now."""
@@ -173,6 +174,10 @@ class ChaosLink(OwnedLink):
             self._link.owner = self.owner
             self._flush(time.monotonic() + linger)
         self._link.close(linger)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_link") and not self._closed:
+            self._link.close(0.0)  # An interrupt has left this link without an owner.
 
     # -- faults --------------------------------------------------------------------------------------------------
 

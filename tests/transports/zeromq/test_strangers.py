@@ -107,7 +107,8 @@ def test_a_routing_id_that_a_peer_chose_is_no_token(place: Location, raw: Raw) -
     with Pair(place) as pair:
         pair.meet()
         pair.at_server.clear()
-        for count in (1, 2):
+        for _ in range(2):
+            before = dropped(pair.server)
 
             def call() -> None:
                 """As long as the connection before is not quite gone, ZeroMQ is deaf to this one."""
@@ -117,7 +118,7 @@ def test_a_routing_id_that_a_peer_chose_is_no_token(place: Location, raw: Raw) -
                 drain(pair.server, pair.at_server)
                 chosen.close()
 
-            until(lambda: dropped(pair.server) == count, call)  # noqa: B023
+            until(lambda: dropped(pair.server) > before, call)  # noqa: B023 - both of two messages may arrive late
         assert pair.at_server == []
         undisturbed(pair)
 
