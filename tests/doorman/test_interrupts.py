@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from descriptors import open_descriptors
 from injection import Injection, Interrupted, call_with, interrupt
+from threads import of_each_thread
 from waiting import DEADLINE, wait_until
 
 from doorman import (
@@ -155,10 +156,7 @@ class Shared:
 
 def children(pid: int | str = "self") -> set[int]:
     """Return the children of a process, without zombies: `subprocess` reaps those of an interrupted call later."""
-    found: set[int] = set()
-    for each in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            found |= {int(child) for child in (each / "children").read_text().split()}
+    found = {int(child) for children in of_each_thread("children", pid) for child in children.split()}
     return {child for child in found if stat_fields(child)[:1] not in ([], [b"Z"])}
 
 

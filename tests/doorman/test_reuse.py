@@ -7,11 +7,11 @@ import signal
 import threading
 import time
 from concurrent import futures
-from pathlib import Path
 
 import pytest
 from chores import answer, die
 from managing import tick_until
+from threads import of_each_thread
 from waiting import DEADLINE, wait_until
 
 import doorman
@@ -37,7 +37,7 @@ def hold(up, release):
 
 def switches(pid):
     """Count how often the threads of a process have gone to sleep."""
-    statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    statuses = of_each_thread("status", pid)
     return [int(status.split("voluntary_ctxt_switches:")[1].split()[0]) for status in statuses]
 
 

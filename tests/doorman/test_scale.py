@@ -13,6 +13,7 @@ import pytest
 from chores import vouch
 from internals import launcher_of
 from mortals import inode_of
+from threads import of_each_thread
 from waiting import wait_until
 
 from doorman import ProcessManager, State, Task
@@ -28,7 +29,7 @@ def alive(inodes: Iterable[int]) -> set[int]:
 
 
 def children(pid: int) -> set[str]:
-    return {child for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text().split()}
+    return {child for children in of_each_thread("children", pid) for child in children.split()}
 
 
 @pytest.mark.timeout(max(180, TASKS // SLOWEST))

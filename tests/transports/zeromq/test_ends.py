@@ -10,6 +10,7 @@ import pytest
 from descriptors import few_descriptors, open_descriptors
 from links import DEADLINE, Pair, frames, in_time, transport_of, turn, until
 from processes import another_process
+from threads import of_each_thread
 from waiting import wait_until
 from zmq_strangers import BIG, Raw, script, undisturbed, zmq
 
@@ -90,8 +91,7 @@ def test_a_process_that_exits_after_close_loses_nothing(place: Location) -> None
 
 def test_the_last_link_takes_zeromqs_threads_and_descriptors_along(place: Location, within: Location) -> None:
     def threads() -> int:
-        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-        return sum(name.startswith("ZMQbg") for name in names)
+        return sum(name.startswith("ZMQbg") for name in of_each_thread("comm"))
 
     wait_until(lambda: threads() == 0)
     before = threads(), open_descriptors()
