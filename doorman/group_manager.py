@@ -53,7 +53,7 @@ class GroupManager(BaseManager):
     def waiting(self) -> tuple[Task, ...]:
         """Its tasks that have not started, in order: those of the current group first."""
         present = tuple(task for task in self.manager.waiting if task in self._current)
-        return (*present, *(task for group in self.groups for task in group))
+        return (*present, *(task for group in self.groups for task in group if self._holds(task)))
 
     @property
     def running(self) -> tuple[Task, ...]:
@@ -68,7 +68,7 @@ class GroupManager(BaseManager):
     def why(self, task: Task) -> str | None:
         """Return why a waiting task has not started: an earlier group, or the reason of the inner manager."""
         for before, group in enumerate(tuple(self._groups)):
-            if task in group:
+            if task in group and group is not self._current:
                 left = sum(not member.done() for member in self._current)
                 now = f"{left} of {len(self._current)} tasks of the current group have not finished"
                 return f"{now}; groups between that and its own: {before}"
@@ -108,7 +108,7 @@ class GroupManager(BaseManager):
     def cancel(self, task: Task) -> bool:
         """Remove a task whose group has not started, or cancel one that waits or runs; False if it has finished."""
         for group in tuple(self._groups):
-            if task in group:
+            if task in group and self._holds(task):
                 self._requests.put(functools.partial(_cancel_queued, group, task))
                 return True
         return self.manager.cancel(task)
@@ -133,7 +133,8 @@ class GroupManager(BaseManager):
 
     def wait(self, timeout: float) -> None:
         """Return after ``timeout`` seconds, or earlier if there is work for `tick`."""
-        self.manager.wait(0.0 if self._scheduled_calls or (self._groups and self._current_done()) else timeout)
+        ready = self._groups and (self._groups[0] is self._current or self._current_done())
+        self.manager.wait(0.0 if self._scheduled_calls or ready else timeout)
 
     def close(self) -> None:
         """Cancel the groups that have not started, and close the inner manager. May be called twice."""
@@ -149,27 +150,28 @@ class GroupManager(BaseManager):
     def _outlived(self) -> bool:
         return self._closed or self.manager._outlived
 
+    def _holds(self, task: Task) -> bool:
+        """Return whether the inner manager does not have a task of a group: it, or its group, has not started."""
+        return task._manager is self or task._manager is None
+
     def _current_done(self) -> bool:
         return all(task.done() for task in self._current)
 
     def _start_next_group(self) -> bool:
         """Start the next group if the current one has finished; False if none was started."""
-        if self._groups and self._groups[0] is self._current:
-            self._groups.popleft()  # An interrupt occurred before.
+        if not self._groups or self._groups[0] is not self._current:
+            if not self._current_done():
+                return False
+            if self._current.on_failure == "stop":
+                self.failed = tuple(task for task in self._current if task.state in ABNORMAL)
+            if self.failed:
+                self._cancel_rest(self.failed[0])
+            if self.failed or not self._groups:
+                return False
+            self._current = self._groups[0]
         if not self._current.submitted:
             self._submit(self._current)
-        if not self._current_done():
-            return False
-        if self._current.on_failure == "stop":
-            self.failed = tuple(task for task in self._current if task.state in ABNORMAL)
-        if self.failed:
-            self._cancel_rest(self.failed[0])
-        if self.failed or not self._groups:
-            return False
-        # Set before: a group with a task that the inner manager refuses is not started again.
-        self._current = self._groups[0]
-        self._groups.popleft()
-        self._submit(self._current)
+        self._groups.popleft()  # Last: after an exception before, the next tick continues.
         return True
 
     def _submit(self, group: _Group) -> None:
@@ -188,10 +190,11 @@ class GroupManager(BaseManager):
                 self.manager.add_task(left[0])
                 del left[0]
             group.submitted = True
-        except Exception as error:
+        except ValueError as error:  # A refusal; after an exception of a signal handler, the next tick continues.
             group.submitted = True
             for task in left:
-                _cancel(task, f"task {task.name!r} was refused by its manager: {error}", error)
+                if task._manager is None:
+                    _cancel(task, f"task {task.name!r} was refused by its manager: {error}", error)
             raise
 
     def _cancel_rest(self, failed: Task) -> None:
