@@ -213,6 +213,8 @@ FIRST_READ_BYTES: Final = 16 * 1024
 """Size of the read buffer until one read fills it. Most links receive little and need no more memory."""
 READ_BYTES: Final = 256 * 1024
 """Size of the read buffer after that."""
+EMPTIED_S: Final = 0.001
+"""Seconds for which a link counts as emptied. After a pause of its owner, peers that have sent are not silent."""
 
 
 class StreamLink(OwnedLink):
@@ -226,10 +228,8 @@ class StreamLink(OwnedLink):
         self._buffer = memoryview(bytearray(FIRST_READ_BYTES))
         self._retry_at: float | None = None
         """Monotonic time of the next `_retry`."""
-        self._read_all = False
-        """Whether the last poll has left nothing to read."""
-        self._emptied = False
-        """Whether that was the poll of `wait`: then `receive` returns its arrivals, and polls no second time."""
+        self._emptied_until = 0.0
+        """If the poll of `wait` has left nothing to read, `receive` polls no second time until this monotonic time."""
         self._active: Stream | None = None
         """The stream that a method is using."""
         # Last, since it registers `after_fork`: another thread may fork at any time, and needs a complete object then.
@@ -253,10 +253,9 @@ class StreamLink(OwnedLink):
         self._check()
         if self._arrivals:
             return self._arrivals.popleft()
-        if self._emptied:
-            self._emptied = False
-            return None
-        self._poll_once(0.0)
+        if not self._emptied_until or time.monotonic() > self._emptied_until:
+            self._poll_once(0.0)
+        self._emptied_until = 0.0
         return self._arrivals.popleft() if self._arrivals else None
 
     def wait(self, timeout: float, waker: Wakeable | None = None) -> None:
@@ -269,7 +268,6 @@ class StreamLink(OwnedLink):
                 left = deadline - time.monotonic()
                 if self._poll_once(max(0.0, left)) or left <= 0:
                     break
-            self._emptied = self._read_all
         finally:
             self._poller.unwatch_waker()
 
@@ -299,14 +297,15 @@ class StreamLink(OwnedLink):
             if self._retry_at is not None:
                 timeout = min(timeout, max(0.0, self._retry_at - now))
         events = self._poller.poll(timeout)
-        self._read_all = self._emptied = False
+        self._emptied_until = 0.0
         for descriptor, event in events:
             stream = self._watched.get(descriptor)
             if stream is not None:
                 self._active = stream
                 self._handle_stream(stream, event)
                 self._active = None
-                self._read_all = len(events) == 1 and stream.last_read_bytes < len(self._buffer)
+                if len(events) == 1 and stream.last_read_bytes < len(self._buffer):
+                    self._emptied_until = time.monotonic() + EMPTIED_S
             else:
                 self._handle_listener(descriptor)
         return bool(events)
@@ -315,10 +314,10 @@ class StreamLink(OwnedLink):
         if event & select.POLLOUT:
             stream.flush()
         if event & ~select.POLLOUT:
-            peer = stream.peer
-            self._arrivals.extend([Frame(peer, data) for data in stream.read(self._buffer)])
             if stream.last_read_bytes == len(self._buffer) < READ_BYTES:
                 self._buffer = memoryview(bytearray(READ_BYTES))
+            peer = stream.peer
+            self._arrivals.extend([Frame(peer, data) for data in stream.read(self._buffer)])
         self._update_stream(stream)
 
     def _update_stream(self, stream: Stream) -> None:

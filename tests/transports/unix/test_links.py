@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from descriptors import few_descriptors
@@ -19,7 +22,7 @@ from links import DEADLINE, Pair, close_when_full, frames, losses, meet, transpo
 from processes import another_process, said
 
 from remit import Location
-from remit.transport import Arrival, Credentials, Down, Sent, Up
+from remit.transport import SERVER, Arrival, Credentials, Down, Link, Poller, Sent, Up
 from remit.transports.stream_link import MAX_UNSENT_BYTES, FrameDecoder
 
 CLIENT = """
@@ -67,6 +70,54 @@ def test_where_pidfds_share_an_inode_none_is_told(place: Location, monkeypatch: 
 def test_nobody_else_may_connect(place: Location, path: Path) -> None:
     with Pair(place):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+# -- one poll for each turn ------------------------------------------------------------------------------------
+
+
+def received_until_none(link: Link) -> list[Arrival]:
+    return list(iter(link.receive, None))
+
+
+def test_receive_does_not_poll_again_after_wait_has_read_everything(place: Location) -> None:
+    with Pair(place) as pair:
+        pair.meet()
+        polls: list[int] = []
+
+        def take_turn() -> None:
+            pair.to_server(b"a")
+            with mock.patch.object(Poller, "poll", autospec=True, side_effect=Poller.poll) as poll:
+                pair.server.wait(DEADLINE)
+                assert frames(received_until_none(pair.server)) == [b"a"]
+            polls.append(poll.call_count)
+
+        until(lambda: 1 in polls, take_turn)  # Each poll more is for a thread that has paused in between.
+
+
+@pytest.mark.parametrize("sizes", [[10_000] * 10, [100_000], [100_000, 1], [1, 100_000]])
+def test_receive_returns_what_the_read_of_wait_has_left(place: Location, sizes: list[int]) -> None:
+    """As many frames as one client sends that are as long, or one frame of each of two."""
+    with Pair(place) as pair:
+        pair.meet()
+        other = pair.transport.connect(pair.location)
+        pair.until(lambda: sum(isinstance(each, Up) for each in pair.at_server) == 2)
+        until(lambda: Up in map(type, received_until_none(other)), lambda: other.wait(0.01))
+        for size, sender in zip(sizes, itertools.cycle((pair.client, other if 1 in sizes else pair.client))):
+            assert sender.send(SERVER, bytes(size)) is Sent.ACCEPTED
+        pair.server.wait(DEADLINE)
+        assert sorted(map(len, frames(received_until_none(pair.server)))) == sorted(sizes)
+        other.close(0.0)
+
+
+def test_a_frame_that_arrives_while_the_program_works_is_received_after_that(place: Location) -> None:
+    """Otherwise a server would count its client as silent during a pause between wait() and tick()."""
+    with Pair(place) as pair:
+        pair.meet()
+        pair.to_server(b"before")
+        pair.server.wait(DEADLINE)
+        pair.to_server(b"meanwhile")
+        time.sleep(0.01)
+        assert frames(received_until_none(pair.server)) == [b"before", b"meanwhile"]
 
 
 # -- garbage ---------------------------------------------------------------------------------------------------
