@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import threading
@@ -11,14 +12,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
-from injection import Injection, alarm, call_with, interrupt, interrupt_by_turns, within
+from descriptors import open_descriptors
+from injection import Injection, Interrupted, alarm, call_with, interrupt, interrupt_by_turns, within
+from ticking import ticked
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Location, Server
 from remit.errors import LinkClosed, RemitError, Undelivered, WouldDeadlock
 from remit.event import Event
+from remit.transport import Arrival
+from remit.transports.memory import MemoryLink
+from remit.transports.stream_link import StreamLink
 
 # A socket that an interrupt keeps from its owner is closed by the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -186,6 +193,70 @@ def test_creating_a_client_may_be_interrupted_at_any_line(desk: Desk) -> None:
         return outcome
 
     assert sweep(step)
+
+
+WRAPPED: dict[str, tuple[str, dict[str, Any]]] = {
+    "keyed": ("", {"key": b"k" * 32}),
+    "chaos": ("chaos+", {}),
+}
+"""Prefix of the scheme, and options of both ends, for links around other links."""
+
+
+@pytest.fixture(params=[*WRAPPED, "plain"])
+def open_client(request: pytest.FixtureRequest, desk: Desk) -> Iterator[Callable[[], Client]]:
+    """A function that opens a client of a server whose links are wrapped."""
+    prefix, options = WRAPPED.get(request.param, ("", {}))
+    with Server(f"{prefix}{desk.server.location}-2", **options) as server, ticked(server):
+        server.add_listener("ping", lambda: "pong")
+        yield lambda: Client(server.location, linger=BOUND_S, **options)
+
+
+@pytest.mark.parametrize("open_client", WRAPPED, indirect=True)
+def test_the_first_use_of_a_wrapped_link_may_be_interrupted_at_any_line(open_client: Callable[[], Client]) -> None:
+    def step(line: int) -> Injection:
+        clients: list[Client] = []
+
+        def use() -> None:
+            clients.append(open_client())
+            request(clients[0])
+
+        outcome = call_with(interrupt_by_turns, line, use)
+        assert outcome.error is None, (outcome.place, outcome.error)
+        for client in clients:
+            assert client.request("ping", timeout=BOUND_S) == "pong", outcome.place
+            client.close()
+        return outcome
+
+    descriptors = open_descriptors()
+    assert sweep(step)
+    wait_until(lambda: open_descriptors() <= descriptors)
+
+
+def test_an_arrival_that_an_interrupt_has_lost_is_made_up_for(open_client: Callable[[], Client]) -> None:
+    """The link has returned it, such as the Up of the server, and nothing has used it."""
+    lost = 0
+    for number in range(1, MOST_LINES):
+        arrivals = iter(range(1, MOST_LINES))
+
+        def lose(received: Arrival | None) -> Arrival | None:
+            here = received is not None and threading.current_thread() is threading.main_thread()
+            if here and next(arrivals) == number:  # noqa: B023
+                interrupt()
+            return received
+
+        with open_client() as client:
+            with contextlib.ExitStack() as patches:
+                for link in (MemoryLink, StreamLink):
+                    receive = link.receive
+                    patches.enter_context(
+                        mock.patch.object(link, "receive", lambda self, receive=receive: lose(receive(self)))
+                    )
+                with contextlib.suppress(Interrupted):
+                    client.request("ping", timeout=BOUND_S)
+                    break
+            assert client.request("ping", timeout=BOUND_S) == "pong", number
+            lost += 1
+    assert lost
 
 
 AWAY = {"memory": "memory://away", "unix": "unix:///nowhere/at/all.sock"}

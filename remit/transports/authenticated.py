@@ -6,6 +6,7 @@ It does not encrypt. Without a key the wrapper is not used at all, so that frame
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -62,7 +63,26 @@ def wrap_link(open_: Callable[[], Link], wrap: Callable[[Link], L]) -> L:
         raise
 
 
-class _AuthenticatedLink:
+class LinkWrapper:
+    """Base of a link around another one, which it recovers and closes."""
+
+    _link: Link
+
+    def recover(self) -> bool:
+        """Continue after an exception as the wrapped link does. The next HELLO starts another handshake."""
+        recover = getattr(self._link, "recover", None)
+        return recover is not None and bool(recover())
+
+    def close(self, linger: float) -> None:
+        """Close the link within ``linger`` seconds."""
+        self._link.close(linger)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_link") and not sys.is_finalizing():
+            self._link.close(0.0)  # An interrupt may have left this link without an owner.
+
+
+class _AuthenticatedLink(LinkWrapper):
     """Base of both ends. The wrapped link checks the thread and the process of its caller."""
 
     def __init__(self, link: Link) -> None:
@@ -102,15 +122,6 @@ class _AuthenticatedLink:
     def check_location(self) -> None:
         """Check as the wrapped link does."""
         self._link.check_location()
-
-    def recover(self) -> bool:
-        """Continue after an exception as the wrapped link does. The next HELLO starts another handshake."""
-        recover = getattr(self._link, "recover", None)
-        return recover is not None and bool(recover())
-
-    def close(self, linger: float) -> None:
-        """Close the link within ``linger`` seconds."""
-        self._link.close(linger)
 
     def _filter(self, arrival: Arrival) -> Arrival | None:
         """Return the arrival with its frame verified, or None to drop it."""

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from remit.errors import TransportError
 from remit.location import Location, read_count, read_seconds
 from remit.transport import SERVER, Arrival, Down, Gap, Link, OwnedLink, Peer, Sent, Transport, Up, Wakeable
-from remit.transports.authenticated import wrap_link
+from remit.transports.authenticated import LinkWrapper, wrap_link
 
 
 class FrameFaults(NamedTuple):
@@ -107,7 +107,7 @@ class ReconnectedPeer(NamedTuple):
     reconnects: int
 
 
-class ChaosLink(OwnedLink):
+class ChaosLink(LinkWrapper, OwnedLink):
     """Base of both ends: a link around the wrapped transport's link."""
 
     def __init__(self, location: Location, link: Link, faults: Faults, role: str) -> None:
@@ -164,8 +164,7 @@ class ChaosLink(OwnedLink):
 
     def recover(self) -> bool:
         """Have the wrapped link release its locks. Return False: an arrival of it may be lost here, such as its Up."""
-        if (recover := getattr(self._link, "recover", None)) is not None:
-            recover()
+        super().recover()
         return False
 
     def close(self, linger: float) -> None:
@@ -173,11 +172,7 @@ class ChaosLink(OwnedLink):
         if self._ending():
             self._link.owner = self.owner
             self._flush(time.monotonic() + linger)
-        self._link.close(linger)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_link") and not self._closed:
-            self._link.close(0.0)  # An interrupt has left this link without an owner.
+        super().close(linger)
 
     # -- faults --------------------------------------------------------------------------------------------------
 
@@ -244,15 +239,9 @@ class ChaosLink(OwnedLink):
 class ChaosClientLink(ChaosLink):
     """The client's end. A cut closes the wrapped link and opens another one."""
 
-    def __init__(self, location: Location, connect: Callable[[], Link], faults: Faults) -> None:
-        self._connect = connect
-        self._up = False
-        link = connect()
-        try:
-            super().__init__(location, link, faults, "client")
-        except BaseException:
-            link.close(0.0)
-            raise
+    def __init__(self, location: Location, link: Link, faults: Faults, connect: Callable[[], Link]) -> None:
+        super().__init__(location, link, faults, "client")
+        self._connect, self._up = connect, False
 
     def _inner_peer(self, peer: Peer) -> Peer | None:
         return peer if self._up and not self._arrivals else None
@@ -352,7 +341,8 @@ class ChaosTransport:
     def connect(self, location: Location) -> ChaosLink:
         """Open the client's link. Raises the wrapped transport's errors."""
         faults, bare = self._read(location)
-        return ChaosClientLink(location, lambda: self._transport.connect(bare), faults)
+        connect = partial(self._transport.connect, bare)
+        return wrap_link(connect, lambda link: ChaosClientLink(location, link, faults, connect))
 
     def _read(self, location: Location) -> tuple[Faults, Location]:
         """Return the faults, and the location of the wrapped transport with its own options."""

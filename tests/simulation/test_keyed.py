@@ -29,6 +29,7 @@ def bare(end: ClientEnd | ServerEnd) -> Any:
         capabilities=end.capabilities,
         send=lambda peer, frame: kind.send(end, peer, frame),
         receive=lambda: kind.receive(end),
+        close=lambda _: None,
     )
 
 
