@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from ticking import ticked
@@ -12,6 +13,8 @@ from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Server
 from remit.errors import CodecError, FrameTooLarge, RequestFailed, RequestTimeout
+from remit.transports.memory import MemoryLink
+from remit.transports.stream_link import StreamLink
 
 
 @pytest.fixture
@@ -315,3 +318,21 @@ def test_a_subscriber_with_smaller_frames_sees_a_gap(server):
         server.publish("n", b"xy")
         wait_until(lambda: heard == [2])
         assert gaps == [1]
+
+
+@pytest.mark.parametrize("scheme", ["memory", "unix"])
+def test_a_server_that_closes_sends_nothing_to_a_client_that_has_closed(scheme, short_path):
+    """Its BYE is received first: there the link has it as soon as close() has returned."""
+    server = Server("memory://closing" if scheme == "memory" else f"unix://{short_path}/s", threaded=False)
+    client = Client(server.location, threaded=False)
+    joining = threading.Thread(target=client.subscribe, args=("news", print))
+    joining.start()
+    while joining.is_alive():
+        server.tick()
+        server.wait(0.01)
+    server.publish("news", "late")
+    client.close()
+    link = MemoryLink if scheme == "memory" else StreamLink
+    with mock.patch.object(link, "send", autospec=True, side_effect=link.send) as send:
+        server.close()
+    assert not send.mock_calls

@@ -305,7 +305,6 @@ class ClientIO:
     def _close_link(self, linger: float) -> None:
         if self._link_closed:
             return
-        self.machine.session.ack_delay = 0.0  # The acknowledgements of the last events leave with BYE.
         self.machine.queue_bye()
         with contextlib.suppress(LinkClosed):  # An interrupted close() may have closed the link.
             self.link_pump.flush()

@@ -300,7 +300,9 @@ class Session:
         self.control_frames.append(frames.pack_numbers(PING, self.generation, self.outbox.last))
 
     def queue_bye(self, why: str) -> None:
-        """Queue a BYE, which ends this connection at the peer."""
+        """Queue a BYE, which ends this connection at the peer, behind the last acknowledgement."""
+        if self.ack_due:  # After BYE the peer would answer it with IDENTIFY.
+            self.control_frames.append(frames.pack_numbers(ACK, self.generation, *self._acknowledge()))
         self.control_frames.append(frames.pack(Bye(why, self.generation)))
 
     def probe_now(self, now: float) -> None:

@@ -89,6 +89,30 @@ def test_a_process_that_exits_after_close_loses_nothing(place: Location) -> None
     server.close(0.0)
 
 
+CLOSING = """
+import threading
+from remit import Client, Server
+for _ in range(60):
+    server = Server("zmq+tcp://127.0.0.1:0", queue_bytes=1_000_000)
+    client = Client(server.location, threaded=False)
+    joining = threading.Thread(target=client.subscribe, args=("v", print), kwargs={"queue_bytes": 1 << 40})
+    joining.start()
+    while joining.is_alive():
+        server.tick()
+        server.wait(0.01)
+    for _ in range(200):
+        server.publish("v", bytes(100_000))
+    client.close()
+    server.close()
+"""
+
+
+def test_a_server_that_closes_after_its_client_does_not_abort() -> None:
+    """libzmq may abort if what is sent last is for a connection that has just ended."""
+    with another_process(CLOSING) as process:
+        assert process.wait(DEADLINE) == 0
+
+
 def test_the_last_link_takes_zeromqs_threads_and_descriptors_along(place: Location, within: Location) -> None:
     def threads() -> int:
         return sum(name.startswith("ZMQbg") for name in of_each_thread("comm"))
