@@ -169,8 +169,7 @@ class JobQueue:
         if name not in self._accepts:
             if len(self._accepts) >= NAMES_KEPT:
                 self._accepts.clear()
-            workers = list(self.workers.values())
-            self._accepts[name] = any(worker.accepts(name) for worker in workers if not worker.retiring)
+            self._accepts[name] = any(each.accepts(name) for each in list(self.workers.values()) if not each.retiring)
         return self._accepts[name]
 
     def submit(self, job: QueuedJob) -> bool:
