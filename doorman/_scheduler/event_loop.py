@@ -87,13 +87,14 @@ class LoopDriver:
     async def wait_ended(self, task: Task) -> None:
         """Wait until a task has finished. Raises what a tick raised."""
         ended = self._new_wait()
-        known = task in self._awaited
-        waits = self._awaited.setdefault(task, set())
-        waits.add(ended)
-        if not known:  # One callback for each task: a program may wait for the same one a million times, with timeouts.
+        if task not in self._awaited:  # One callback for each task: a program may wait a million times, with timeouts.
             task._on_done(self._on_task_done)
+            self._awaited[task] = set()  # Only now: after an interrupt above, the next wait adds another callback.
+        waits = self._awaited[task]
+        waits.add(ended)
         try:
-            await ended
+            if not task.done():  # Another thread, which closes the manager, may have finished it just before.
+                await ended
         finally:
             waits.discard(ended)
 
@@ -184,8 +185,9 @@ class LoopDriver:
             self._loop.call_soon_threadsafe(self._end_waits, task)
 
     def _end_waits(self, task: Task) -> None:
-        for ended in self._awaited.pop(task, ()):
+        for ended in self._awaited.get(task, ()):
             _end_wait(ended)
+        self._awaited.pop(task, None)  # Last: after an interrupt above, `_fail` ends the waits.
 
     # -- in the thread -----------------------------------------------------------------------------------------
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import threading
 
 import pytest
-from waiting import wait_until
+from injection import Alarmed, Injection, alarm, call_with, interrupt
+from waiting import DEADLINE, wait_until
 
 from doorman import ProcessManager, Rule, State, SynchronousManager, Task, current_task
+from doorman._scheduler import event_loop
 from doorman.errors import TaskCancelled
 
 
@@ -194,6 +197,45 @@ def test_a_manager_may_be_closed_inside_its_block(run, place):
             assert (type(ended), ran) == (TaskCancelled, None)
 
     run(main())
+
+
+@pytest.mark.parametrize("action", [alarm, interrupt])
+def test_an_exception_at_any_line_of_the_driver_ends_the_block_or_changes_nothing(action):
+    def once(line: int) -> Injection:
+        manager = SynchronousManager()
+        tasks = [Task(pow, 2, number) for number in range(3)]
+        waits: list[asyncio.Task[int]] = []
+
+        async def result(task: Task) -> int:
+            try:
+                return await task
+            except Alarmed:
+                return await task
+
+        async def main() -> None:
+            async with asyncio.timeout(DEADLINE):
+                try:
+                    async with manager:
+                        await manager.run()  # Then the thread has the turn, and the tasks are awaited before they run.
+                        waits.extend(asyncio.ensure_future(result(manager.add_task(task))) for task in tasks[:2])
+                        assert await asyncio.gather(*waits) == [1, 2]
+                        manager.add_task(tasks[2])
+                        await manager.run()
+                finally:
+                    await asyncio.gather(*waits, return_exceptions=True)
+
+        outcome = call_with(action, line, lambda: asyncio.run(main()), folders=(event_loop.__file__,))
+        assert outcome.error is None
+        if not outcome.interrupted and action is alarm:
+            assert [task.state for task in tasks] == [State.DONE] * 3
+        manager.close()
+        assert (manager.waiting, manager.running) == ((), ())
+        return outcome
+
+    for line in itertools.count(1):
+        if once(line).place is None:
+            break
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "doorman-aio"])
 
 
 def test_nothing_is_left_behind(place):
