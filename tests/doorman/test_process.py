@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -10,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import open_descriptors
+from injection import call_with, interrupt
 from launching import DEADLINE
 
-from doorman.process import Process, ancestors, pidfd_inode, start_time
+from doorman.identity import Credential, hello
+from doorman.process import Process, ancestors, pidfd_inode, start_time, stat_fields
 
 ROOT = str(Path(__file__).parents[2])
 PAUSE = [sys.executable, "-S", "-c", "import signal; signal.pause()"]
@@ -117,6 +121,32 @@ def test_last_reference_closes_the_descriptor(pausing):
     del process
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+# An interrupt before the block of a file leaves its end to the last reference, which warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("make", [Process.open, lambda _: hello(Credential("a")), stat_fields])
+def test_an_interrupt_at_any_line_leaves_no_descriptor_open_and_closes_none_twice(pausing, make):
+    kept: list[Process] = []
+
+    def use() -> None:
+        made = make(pausing.pid)
+        if isinstance(made, Process):
+            kept.append(made)
+            with made:
+                assert made.alive()
+
+    call_with(interrupt, 10**9, use)
+    before = open_descriptors()
+    for line in itertools.count(1):
+        outcome = call_with(interrupt, line, use)
+        assert outcome.error is None
+        for process in kept:
+            process.close()
+        kept.clear()
+        assert open_descriptors() == before, outcome.place
+        if outcome.place is None:
+            break
 
 
 def test_descends_from_its_parents_and_nothing_else(pausing):
