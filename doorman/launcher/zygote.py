@@ -105,6 +105,9 @@ class ZygoteLauncher(EpollLauncher):
         for link in self._links():
             if link.request_kill(attempt):
                 self._send_kills(link)
+                if not link.ready:  # It may import a script for long. It kills the process as soon as it has forked it.
+                    failed = messages.ForkFailed(attempt, "it was killed before its start", False)
+                    self._add_event(*link.handle_message(failed, []))
 
     def _links(self) -> list[_ZygoteLink]:
         return [*([self._zygote] if self._zygote else []), *self._script_zygotes.values()]

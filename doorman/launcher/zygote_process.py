@@ -338,12 +338,12 @@ class _Zygote:
                 os._exit(1)
             process.become_subreaper()
             self._close_inherited()
-            signal.alarm(IMPORT_TIMEOUT_S)
+            signal.alarm(IMPORT_TIMEOUT_S)  # The zygote sends SIGALRM, too, when its manager has ended.
             import random  # Before the import of the script, to find out whether that seeds it.
 
             before = random.getstate(), _traces()
             main_module.import_script(script)
-            signal.alarm(0)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             if before == (random.getstate(), _traces()):
                 prepare_for_forks()
                 channel = socket.socket(fileno=descriptor)
@@ -465,6 +465,8 @@ class _Zygote:
         for child in self._children.values():
             if not child.detach and child.pidfd not in kept:
                 child.kill()
+            elif child.detach and not child.attempt:  # A fork of this zygote: it ends unless its script is imported.
+                signal.pidfd_send_signal(child.pidfd, signal.SIGALRM)
         self._changed.update(self._trees)
         for tree in self._trees.values():
             tree.killed = not tree.detach

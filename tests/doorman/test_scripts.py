@@ -93,7 +93,7 @@ def test_a_program_without_a_file_prints_what_it_prints_under_fork(how):
 # -- what multiprocessing does not do ------------------------------------------------------------------------------
 
 
-def prints(folder: Path, text: str, *arguments: str) -> str:
+def prints(folder: Path, text: str, *arguments: str, timeout: float = 2 * DEADLINE) -> str:
     """Return what a program prints, on both streams."""
     path = folder / "program.py"
     path.write_text(text)
@@ -104,7 +104,7 @@ def prints(folder: Path, text: str, *arguments: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=2 * DEADLINE,
+        timeout=timeout,
         check=False,
     )
     return done.stdout
@@ -149,6 +149,37 @@ def test_a_script_is_imported_once_unless_processes_must_not_share_what_it_leave
     lines = prints(tmp_path, IMPORTED.format(extra)).splitlines()
     assert lines.count("imported as __mp_main__") == imports, lines
     assert [line for line in lines if not line.startswith("imported")] == [f"[0, 1, 2] [{threads}, '__mp_main__']", "2"]
+
+
+SLOW = """
+import os, sys
+from doorman import ProcessManager, Task
+from doorman.errors import TaskCancelled
+def work(): pass
+if __name__ == "__main__":
+    with ProcessManager() as manager:
+        task = manager.add_task(Task(work))
+        while not os.path.exists("begun"):
+            manager.tick()
+            manager.wait(0.01)
+        if sys.argv[1] == "killed":
+            os.kill(os.getpid(), 9)
+        task.cancel()
+        try:
+            task.result(30)
+        except TaskCancelled:
+            print("cancelled")
+else:
+    import threading
+    open("begun", "w").close()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("end", ["cancelled", "killed"])
+def test_a_slow_import_of_the_script_delays_no_end(tmp_path, end):
+    # It returns when the processes that import the script have closed its standard output.
+    assert prints(tmp_path, SLOW, end, timeout=DEADLINE) == ("cancelled\n" if end == "cancelled" else "")
 
 
 @pytest.mark.parametrize(
