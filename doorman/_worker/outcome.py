@@ -76,7 +76,9 @@ def not_returnable(value: Any, error: BaseException) -> TypeError:
 
 def failed(error: BaseException) -> TaskOutcome:
     """Return the outcome of a task that raised."""
-    text = printable("".join(traceback.format_exception(error)))
+    text = type(error).__qualname__
+    with contextlib.suppress(Exception):  # A property of the user's class may raise anything.
+        text = printable("".join(traceback.format_exception(error)))
     try:
         return TaskOutcome(None, pickle_value(error), text)
     except BaseException:  # noqa: BLE001 - as above; the text travels in any case

@@ -277,6 +277,16 @@ def test_an_error_that_cannot_be_changed_has_its_cause_all_the_same():
     assert isinstance(error.__cause__, TaskFailed)
 
 
+def test_an_error_whose_traceback_cannot_be_read_is_reported_by_its_class():
+    class Hidden(Exception):
+        @property
+        def __traceback__(self) -> None:
+            raise LookupError("hidden")
+
+    outcome = failed(Hidden(3))
+    assert (outcome.value, outcome.traceback) == (None, Hidden.__qualname__)
+
+
 @pytest.mark.parametrize(
     ("known", "text"),
     [
