@@ -39,7 +39,6 @@ class Manager(ProcessManager):
         BaseManager.__init__(self)
         self.world = world
         self._closed = self._stopped = self._released = self._ticking = False
-        self._on_interrupt = {}
         self._clock = world.clock
         self._run_queue: _RunQueue = _RunQueue([Rule(processes=SLOTS)], clock=world.clock)
         self.rules = self._run_queue.rules
