@@ -67,10 +67,24 @@ _MAX_GENERATIONS: Final = 1 << 16  # bounds the walk up a chain of parents, whic
 _MAX_DESCENDANTS: Final = 1 << 16  # bounds the walk down a tree that grows while it is read
 
 
+class Descriptors(list[int]):
+    """Open descriptors that are closed with the last reference to this list.
+
+    One call of C should open and store them, such as ``Descriptors(map(os.dup, ...))``: an exception of a signal
+    handler between two calls would leave them open.
+    """
+
+    def close(self) -> None:
+        """Close and remove them."""
+        any(map(os.close, starmap(self.pop, repeat((), len(self)))))
+
+    __del__ = close
+
+
 class Process:
     """A handle of a process. After its end the pid may be reused, but the pidfd never refers to another process.
 
-    Owns the pidfd that the iterator ``opened`` returns, and closes it with `close` or with its last reference.
+    It owns ``pidfds``, which holds one, and closes it with `close` or with its last reference.
     """
 
     __slots__ = ("_pidfds", "_start_time", "inode", "pid")
@@ -78,12 +92,9 @@ class Process:
     inode: int | None
     """Inode of the pidfd: unique for the whole boot and equal in all PID namespaces; None before Linux 6.9."""
 
-    def __init__(self, pid: int, opened: Iterable[int]) -> None:
+    def __init__(self, pid: int, pidfds: Descriptors) -> None:
         self._start_time: int | None = None
-        self.pid = pid
-        # Opened and stored by one call of C: an exception of a signal handler in between would leave it open.
-        self._pidfds: list[int] = []
-        self._pidfds.extend(opened)
+        self.pid, self._pidfds = pid, pidfds
         self.inode = pidfd_inode(self.fileno())
 
     @classmethod
@@ -91,7 +102,7 @@ class Process:
         """Open the process that has this pid now. Raises ProcessLookupError, PidfdUnavailable."""
         check_system()
         try:
-            return cls(pid, map(os.pidfd_open, (pid,)))
+            return cls(pid, Descriptors(map(os.pidfd_open, (pid,))))
         except OSError as error:
             if error.errno == errno.ENOSYS:
                 raise PidfdUnavailable("Doorman holds processes by pidfd; use Linux 5.4 or later") from error
@@ -199,17 +210,13 @@ class Process:
 
     def close(self) -> None:
         """Close the handle; the process is not affected. Closing twice is fine."""
-        any(map(os.close, starmap(self._pidfds.pop, repeat((), len(self._pidfds)))))
+        self._pidfds.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pidfds"):
-            self.close()
 
     def __repr__(self) -> str:
         held = "closed" if self.closed else f"inode={self.inode}"

@@ -147,10 +147,10 @@ def exec_wrapper(order: Order, spec: WorkSpec) -> NoReturn:
     inner = msgspec.structs.replace(spec, wrapper=())
     # Without environment and folder: both are set already, and the wrapper may change them for the worker.
     again = replace(order, payload=msgspec.msgpack.encode(inner), env=None, cwd=None)
-    descriptor = write_memfd(pack_order(again, sys_path=sys.path))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.set_inheritable(descriptor, True)
-    command = (*spec.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman._worker", str(descriptor))
+    memory = write_memfd(pack_order(again, sys_path=sys.path))
+    os.lseek(memory[0], 0, os.SEEK_SET)
+    os.set_inheritable(memory[0], True)
+    command = (*spec.wrapper, sys.executable, *interpreter_flags(), "-m", "doorman._worker", str(memory[0]))
     try:
         exec_program(command)
     except ProgramNotRun as error:

@@ -35,7 +35,7 @@ from doorman.journal.recorder import Recorder, policy_of
 from doorman.journal.records import Entry
 from doorman.launcher import Exited, Launched, Launcher, Order
 from doorman.launcher.base import EpollLauncher
-from doorman.process import Process, process_by_inode
+from doorman.process import Descriptors, Process, process_by_inode
 from doorman.states import State
 from doorman.task import Task
 
@@ -58,7 +58,7 @@ class AdoptedProcessLauncher(EpollLauncher):
 
     def watch(self, attempt: str, process: Process) -> None:
         """Report the exit of a process in a later `poll`. The caller still has to close its own handle."""
-        own = Process(process.pid, map(os.dup, (process.fileno(),)))
+        own = Process(process.pid, Descriptors(map(os.dup, (process.fileno(),))))
         self._watched[own.fileno()] = attempt, own
         self._epoll.register(own, select.EPOLLIN)
 

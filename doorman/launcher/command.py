@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from doorman.launcher import DescendantsLeft, Exited, Launched, LaunchFailed, Order, Reach
 from doorman.launcher.base import EpollLauncher, python_command
 from doorman.launcher.launch_messages import close_all, pack_order
-from doorman.process import Process, processes_of_group
+from doorman.process import Descriptors, Process, processes_of_group
 
 __all__ = ["CommandLauncher"]
 
@@ -196,7 +196,7 @@ class _StartedWorker:
             if process.alive():
                 _peek(process)  # If its pid was reused before the pidfd was opened, it is no child of this process.
             # The receiver closes its pidfd, so it gets a duplicate of the one that the launcher watches.
-            self.reported = Process(process.pid, map(os.dup, (process.fileno(),)))
+            self.reported = Process(process.pid, Descriptors(map(os.dup, (process.fileno(),))))
         except OSError as error:
             os.close(self.pipe)  # A worker exits if it reads the end of file instead of its order.
             self._popen.kill()  # By pid, but Popen polls first whether that is still its child.

@@ -18,14 +18,16 @@ import msgspec
 
 from doorman.launcher import Order
 from doorman.launcher.main_module import Script
-from doorman.process import absolute_folders
+from doorman.process import Descriptors, absolute_folders
 
 MAX_INLINE_ORDER = 64 * 1024
 """Bytes of the longest order that travels in a message; a longer one goes through a memfd."""
 OUT_OF_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """Errors of a start that pass by waiting. Any other error would come again."""
 _MAX_MESSAGE_BYTES = 2 * MAX_INLINE_ORDER
-_MAX_DESCRIPTORS = 3  # of one message: the order, standard output, standard error
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * 3)  # three descriptors: the order, standard output, standard error
+_Received: TypeAlias = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
+"""What `recvmsg` returns."""
 _MAGIC = b"doorman1"
 _LENGTH = 8  # bytes
 
@@ -141,31 +143,38 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
         raise
 
 
-def receive(channel: socket.socket, *, keep: bool = False) -> tuple[Message | None, list[int]]:
-    """Return a message and its descriptors, which the caller owns; None at the end of the channel.
+def receive(channel: socket.socket, *, keep: bool = False) -> tuple[Message | None, Descriptors]:
+    """Return a message and its descriptors; None at the end of the channel.
 
     With ``keep`` the next call returns the message again, until `skip` removes it.
 
     Raises BlockingIOError if no message has arrived, MessageError if it is invalid.
     """
     # Close-on-exec from the start, because another thread may exec a program at any time.
-    data, ancillary, flags, _ = channel.recvmsg(
-        _MAX_MESSAGE_BYTES,
-        socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS),
-        socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if keep else 0),
-    )
-    # Descriptors are the only ancillary data: the socket passes no credentials.
-    descriptors = [descriptor for _, _, numbers in ancillary for descriptor in array("i", numbers)]
-    if not data:
-        close_all(descriptors)
-        return None, []
+    flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if keep else 0)
+    descriptors, received = Descriptors(), list[_Received]()
     try:
-        if flags & socket.MSG_TRUNC:
+        # Received and stored by one call of C: see Descriptors.
+        received.extend(map(channel.recvmsg, (_MAX_MESSAGE_BYTES,), (_ANCILLARY_BYTES,), (flags,)))
+        descriptors[:] = _descriptors_in(received)
+    except BaseException:
+        descriptors[:] = _descriptors_in(received)
+        raise
+    [(data, _, found, _)] = received
+    if not data:
+        return None, descriptors
+    try:
+        if found & socket.MSG_TRUNC:
             raise MessageError(f"a message of over {_MAX_MESSAGE_BYTES} bytes")
         return _decode(data), descriptors
     except ValueError as error:
-        close_all(descriptors)
+        descriptors.close()
         raise MessageError(f"invalid message of {len(data)} bytes: {error}") from error
+
+
+def _descriptors_in(received: list[_Received]) -> array[int]:
+    # Descriptors are the only ancillary data: the socket passes no credentials.
+    return array("i", b"".join(numbers for _, ancillary, _, _ in received for _, _, numbers in ancillary))
 
 
 def skip(channel: socket.socket) -> None:
@@ -199,12 +208,12 @@ def _converted(convert: Callable[[Any], Any], command: Any, env: Any, cwd: Any, 
     return tuple(map(convert, command)), pairs, *paths
 
 
-def write_memfd(data: bytes) -> int:
+def write_memfd(data: bytes) -> Descriptors:
     """Return a memfd that holds ``data``. Raises OSError."""
-    memory = os.memfd_create("doorman-order", os.MFD_CLOEXEC)
+    memory = Descriptors(map(os.memfd_create, ("doorman-order",), (os.MFD_CLOEXEC,)))
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(memory, rest) :]
+        rest = rest[os.write(memory[0], rest) :]
     return memory
 
 

@@ -25,7 +25,7 @@ from doorman.launcher import launch_messages as messages
 from doorman.launcher.base import EpollLauncher, python_command
 from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.main_module import Script
-from doorman.process import Process, absolute_folders, absolute_path
+from doorman.process import Descriptors, Process, absolute_folders, absolute_path
 
 __all__ = ["ZygoteLauncher"]
 
@@ -228,15 +228,12 @@ class _ZygoteLink:
         if order.attempt in self._requested or order.attempt in self._running:
             raise ValueError(f"attempt {order.attempt!r} is launched already; give each attempt an id of its own")
         data = messages.encode_order(order)
-        memory = [messages.write_memfd(data)] if len(data) > messages.MAX_INLINE_ORDER else []
+        memory = messages.write_memfd(data) if len(data) > messages.MAX_INLINE_ORDER else Descriptors()
         standard = [descriptor for descriptor in (order.stdout, order.stderr) if descriptor is not None]
         inline = None if memory else data
         given = order.stdout is not None, order.stderr is not None
         request = messages.Fork(order.attempt, inline, *given)
-        try:
-            messages.send(self.channel, request, [*memory, *standard])
-        finally:
-            messages.close_all(memory)
+        messages.send(self.channel, request, [*memory, *standard])
         self._requested.add(order.attempt)
         if order.detach:
             self.detached.add(order.attempt)
@@ -261,7 +258,7 @@ class _ZygoteLink:
             self._kills.popleft()
         return True
 
-    def handle_message(self, message: messages.Message, descriptors: list[int]) -> list[Event]:
+    def handle_message(self, message: messages.Message, descriptors: Descriptors) -> list[Event]:
         """Return the events that follow from a message."""
         if isinstance(message, messages.Ready):
             self.ready = True
@@ -293,13 +290,13 @@ class _ZygoteLink:
         """Remove all attempts. The zygote has ended, so `reap` must wait for it even if a process is detached."""
         self._requested, self._running, self.detached = set(), {}, set()
 
-    def _on_forked(self, message: messages.Forked, descriptors: list[int]) -> Event:
+    def _on_forked(self, message: messages.Forked, descriptors: Descriptors) -> Event:
         if not descriptors:  # The kernel drops a received one if this process has no number left.
             self.request_kill(message.attempt)
             self.send_kills()
             return self._launch_failed(message.attempt, "no file descriptor is left for its pidfd", True)
         self._requested.discard(message.attempt)
-        self._running[message.attempt] = process = Process(message.pid, descriptors[:1])
+        self._running[message.attempt] = process = Process(message.pid, descriptors)
         return Launched(message.attempt, process)
 
     def _launch_failed(self, attempt: str, why: str, back_pressure: bool) -> LaunchFailed:

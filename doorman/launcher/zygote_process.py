@@ -29,7 +29,7 @@ from doorman.launcher.cgroup import ControlGroup
 from doorman.launcher.main_module import Script
 from doorman.launcher.process_exit import ExitGuard, ExitHooks
 from doorman.limits import set_descriptor_limit
-from doorman.process import SIGNAL_PROCESS_GROUP, pidfd_inode
+from doorman.process import SIGNAL_PROCESS_GROUP, Descriptors, pidfd_inode
 
 Entry: TypeAlias = Callable[[Order], int | None]
 """Function that a child calls; it returns the exit code."""
@@ -262,7 +262,7 @@ class _Zygote:
             if self._unsent:
                 return  # Backpressure: no new requests before the manager has read the answers.
 
-    def _handle_request(self, message: messages.Message, descriptors: list[int]) -> None:
+    def _handle_request(self, message: messages.Message, descriptors: Descriptors) -> None:
         if isinstance(message, messages.Fork):
             self._fork(message, descriptors)
         elif isinstance(message, messages.ForkZygote) and descriptors:
@@ -271,9 +271,9 @@ class _Zygote:
             self._launcher_removes_group = True
         elif isinstance(message, messages.Kill):
             self._kill(message.attempt)
-        messages.close_all(descriptors)
+        descriptors.close()
 
-    def _fork(self, request: messages.Fork, descriptors: list[int]) -> None:
+    def _fork(self, request: messages.Fork, descriptors: Descriptors) -> None:
         if len(descriptors) != (request.order is None) + request.stdout + request.stderr:
             # The kernel drops received descriptors if this process has no numbers left.
             self._send(messages.ForkFailed(request.attempt, "the zygote is out of file descriptors", True))
@@ -290,7 +290,7 @@ class _Zygote:
                 self._run_child(order, standard, descriptors)
             self._register_child(order, pid)
 
-    def _run_child(self, order: Order, standard: list[int | None], descriptors: list[int]) -> NoReturn:
+    def _run_child(self, order: Order, standard: list[int | None], descriptors: Descriptors) -> NoReturn:
         """Make this fork of the zygote a worker, call the entry with its order, and end the process.
 
         ``standard`` holds the descriptors for standard output and error, None to inherit; ``descriptors`` are closed.
@@ -308,7 +308,8 @@ class _Zygote:
                     os.dup2(descriptor, number)
             apply_order(order)
             self._close_inherited()
-            messages.close_all([self._manager, *self._group.descriptors, *descriptors])
+            messages.close_all([self._manager, *self._group.descriptors])
+            descriptors.close()
             self._hooks.clear_inherited()
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             guard.code = self._entry(order)

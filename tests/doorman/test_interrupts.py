@@ -348,6 +348,25 @@ def test_a_task_whose_addition_is_interrupted_runs_or_can_be_added_again(place: 
         assert line > 5
 
 
+@pytest.mark.parametrize("place", ["unix"], indirect=True)
+def test_an_interrupt_at_any_line_of_a_launch_leaves_no_descriptor(place: Place) -> None:
+    files = [f"{Path(futures.__file__).parent}/{each}.py" for each in ("launcher/launch_messages", "process")]
+    large = bytes(100_000)  # Its order needs a descriptor.
+    with nothing_left(place.shared), place.manager() as manager:
+        for line in itertools.chain([NEVER], itertools.count(1)):
+            task = manager.add_task(Task(len, large))
+            outcome = call_with(interrupt, line, lambda: manager.run(DEADLINE), folders=tuple(files))
+            manager.run(DEADLINE)
+            assert task.result(DEADLINE) == len(large)
+            if line == NEVER or "Descriptors.close" in str(outcome.place):  # Python ignores what a finalizer raises.
+                before = open_descriptors()
+            print(outcome.place)
+            wait_until(lambda: (manager.tick(), manager.wait(0.01), open_descriptors() <= before)[-1])  # noqa: B023
+            if line != NEVER and outcome.place is None:
+                break
+        assert line > 40
+
+
 @pytest.mark.parametrize("error", [Interrupted, Alarm])
 def test_each_callback_of_a_future_is_called_once_at_whatever_line_an_exception_occurs(
     error: type[BaseException],
