@@ -107,7 +107,7 @@ class ZygoteLauncher(EpollLauncher):
                 self._send_kills(link)
                 if not link.ready:  # It may import a script for long. It kills the process as soon as it has forked it.
                     failed = messages.ForkFailed(attempt, "it was killed before its start", False)
-                    self._add_event(*link.handle_message(failed, []))
+                    self._add_event(*link.handle_message(failed, Descriptors()))
 
     def _links(self) -> list[_ZygoteLink]:
         return [*([self._zygote] if self._zygote else []), *self._script_zygotes.values()]
