@@ -315,12 +315,9 @@ def has_pidfd_inodes() -> bool:
     """Return whether each process has an inode of its own (Linux 6.9). Before, all anonymous descriptors share one."""
     if sys.maxsize < 1 << 32:
         return False  # Where st_ino has 32 bits, the 64-bit counter wraps around.
-    pidfd = os.pidfd_open(os.getpid())
-    try:
-        with select.epoll() as anonymous:
-            return os.fstat(pidfd).st_dev != os.fstat(anonymous.fileno()).st_dev
-    finally:
-        os.close(pidfd)
+    pidfds = Descriptors(map(os.pidfd_open, (os.getpid(),)))
+    with select.epoll() as anonymous:
+        return os.fstat(pidfds[0]).st_dev != os.fstat(anonymous.fileno()).st_dev
 
 
 def processes_of_group(group: int) -> list[Process]:

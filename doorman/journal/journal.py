@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 from doorman._worker.outcome import TaskOutcome
 from doorman.errors import JournalError, JournalInUse, TaskCancelled, TaskExpired, TaskFailed
 from doorman.journal.records import VERSION, Entry, JournalOpened, Record, decoded, encoded, folded
+from doorman.process import Descriptors
 from doorman.states import State
 from remit.errors import LocationInUse, TransportError
 from remit.transport import FileLock, register_after_fork
@@ -208,11 +209,8 @@ class Journal:
             before, self._descriptor, self._size, self._writing = self._descriptor, descriptor, len(data), False
             if before >= 0:
                 os.close(before)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            folder = Descriptors([os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)])
+            os.fsync(folder[0])
         except OSError as error:
             # Refuse later records: they might go to a file that is never read.
             self._broken = JournalError(f"cannot rewrite {self.path}: {error.strerror}; close the manager")

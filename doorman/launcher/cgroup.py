@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
+from doorman.process import Descriptors
+
 _PREFIX: Final = "doorman-"
 _ATTEMPTS: Final = 5  # to create a group: between mkdir and lock another manager may remove it as stale
 _NONE: Final = -1  # instead of a descriptor
@@ -115,23 +117,16 @@ class ControlGroup:
             return file.read() == b"domain\n"
 
     def _wait_until_empty(self, deadline: float) -> None:
-        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
+        opened = Descriptors([os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)])
         poll = select.poll()
-        poll.register(events, select.POLLPRI)
-        try:
-            while b"populated 1" in os.pread(events, _EVENTS_BYTES, 0) and (left := deadline - time.monotonic()) > 0:
-                poll.poll(left * 1000)
-        finally:
-            os.close(events)
+        poll.register(opened[0], select.POLLPRI)
+        while b"populated 1" in os.pread(opened[0], _EVENTS_BYTES, 0) and (left := deadline - time.monotonic()) > 0:
+            poll.poll(left * 1000)
 
     def _write(self, name: str, text: bytes = b"0") -> None:
-        if not self:
-            return
-        file = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
-        try:
-            os.write(file, text)
-        finally:
-            os.close(file)
+        if self:
+            opened = Descriptors([os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._descriptor)])
+            os.write(opened[0], text)
 
 
 def own_group() -> Path | None:

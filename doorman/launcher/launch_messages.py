@@ -161,12 +161,10 @@ def receive(channel: socket.socket, *, keep: bool = False) -> tuple[Message | No
         descriptors[:] = _descriptors_in(received)
         raise
     [(data, _, found, _)] = received
-    if not data:
-        return None, descriptors
     try:
         if found & socket.MSG_TRUNC:
             raise MessageError(f"a message of over {_MAX_MESSAGE_BYTES} bytes")
-        return _decode(data), descriptors
+        return _decode(data) if data else None, descriptors
     except ValueError as error:
         descriptors.close()
         raise MessageError(f"invalid message of {len(data)} bytes: {error}") from error
