@@ -46,10 +46,17 @@ class EpollLauncher:
 
     def poll(self) -> list[Event]:
         """Return the events since the last call; never waits."""
-        if not self._closed and self._owner == os.getpid():
-            self._read_descriptors()
-        # In the line of the return: an interrupt before it or after it loses no event.
-        return [*map(deque.popleft, itertools.repeat(self._events, len(self._events)))]
+        try:
+            for descriptor, mask in () if self._closed or self._owner != os.getpid() else self._epoll.poll(0):
+                if descriptor == self._wakeup:
+                    os.eventfd_read(self._wakeup)
+                else:
+                    self._handle(descriptor, mask)
+            # In the line of the return: an interrupt before it or after it loses no event.
+            return [*map(deque.popleft, itertools.repeat(self._events, len(self._events)))]
+        except BaseException:
+            os.eventfd_write(self._wakeup, 1)  # A launcher around this one polls it again only if it is readable.
+            raise
 
     def fileno(self) -> int:
         """Return a descriptor that is readable whenever `poll` has something to return."""
@@ -100,13 +107,6 @@ class EpollLauncher:
         """Queue an event that no descriptor announces."""
         self._events.append(event)
         os.eventfd_write(self._wakeup, 1)
-
-    def _read_descriptors(self) -> None:
-        for descriptor, mask in self._epoll.poll(0):
-            if descriptor == self._wakeup:
-                os.eventfd_read(self._wakeup)
-            else:
-                self._handle(descriptor, mask)
 
     def _handle(self, descriptor: int, mask: int) -> None:
         """Handle a descriptor that is ready."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import select
 import signal
 import subprocess
 
 import pytest
+from injection import call_with, interrupt
 from launching import (
     commands,
     exit_of,
@@ -25,6 +28,18 @@ from doorman.launcher.zygote_process import own_children
 def test_launched_precedes_exited(zygote):
     zygote.launch(order("a", "noop"))
     assert [type(event) for event in until_over(zygote)] == [Launched, Exited]
+
+
+def test_a_launcher_is_readable_until_poll_has_returned_its_events_at_whatever_line_it_is_interrupted(launcher):
+    for line in itertools.count(1):
+        launcher.launch(order(f"a{line}", "noop", cwd="/missing"))
+        outcome = call_with(interrupt, line, launcher.poll)
+        if outcome.place is None:
+            assert [type(event) for event in outcome.value] == [LaunchFailed]
+            break
+        assert select.select([launcher], [], [], 0)[0], outcome.place
+        assert [type(event) for event in launcher.poll()] == [LaunchFailed]
+    assert line > 4
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
