@@ -257,18 +257,19 @@ class ProcessExecutor(Executor):
         if self._starting:
             raise WouldDeadlock("submit() interrupts the first submit(), which starts the processes: submit it later")
         self._starting = True
-        thread = self._make_thread()
-        try:
-            thread.start()
-            _manager_threads.add(thread)
-            # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
-            weakref.finalize(self, thread.finish).atexit = False
-            self._manager_thread = thread
-        except BaseException:
-            thread.abandon()
-            raise
+        if self._manager_thread is None:  # A nested call at the line above has started one.
+            thread = self._make_thread()
+            try:
+                thread.start()
+                _manager_threads.add(thread)
+                # A collected executor gets no further calls: the thread finishes the calls that it has and ends.
+                weakref.finalize(self, thread.finish).atexit = False
+                self._manager_thread = thread
+            except BaseException:
+                thread.abandon()
+                raise
         self._starting = False
-        return thread
+        return self._manager_thread
 
     def _recover(self, *, nested: bool) -> None:
         """Release what an interrupt has left to this thread, as at the line that ends a `with` block."""

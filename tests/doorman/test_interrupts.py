@@ -589,6 +589,24 @@ def test_an_action_at_any_line_of_an_executor_leaves_it_usable(place: Place, act
         assert all(each.done() for each in calls)
 
 
+@pytest.mark.parametrize("place", ["unix"], indirect=True)
+def test_a_nested_submit_at_any_line_of_the_first_one_starts_no_second_thread(place: Place) -> None:
+    file = f"{Path(futures.__file__).parent}/pools/executor.py"
+    for line in itertools.count(1):
+        with ProcessExecutor(1, location=place.location, launcher=place.shared, grace=1.0) as executor:
+
+            def again(executor: ProcessExecutor = executor) -> None:
+                with contextlib.suppress(RuntimeError):  # WouldDeadlock
+                    executor.submit(three)
+
+            outcome = call_with(again, line, functools.partial(executor.submit, three), folders=(file,))
+            assert [each.name for each in threading.enumerate()].count("doorman-executor") == 1, outcome.place
+            assert outcome.value.result(DEADLINE) == 3
+        if outcome.place is None:
+            break
+    assert line > 10
+
+
 def cut_connection() -> bool:
     """Return whether the injection was within the use of a socket.
 
