@@ -348,6 +348,23 @@ def test_a_task_whose_addition_is_interrupted_runs_or_can_be_added_again(place: 
         assert line > 5
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["run", "close"])
+@pytest.mark.parametrize("error", [Interrupted, Alarm])
+def test_a_group_whose_start_an_exception_ends_runs_or_is_cancelled(error: type[BaseException], closes: bool) -> None:
+    file = f"{Path(futures.__file__).parent}/group_manager.py"
+    for line in itertools.count(1):
+        with GroupManager(SynchronousManager()) as manager:
+            tasks = [*manager.add_group([Task(three), Task(three)]), *manager.add_group([Task(three)])]
+            outcome = call_with(functools.partial(throw, error), line, manager.tick, folders=(file,))
+            if not closes:
+                manager.run(DEADLINE)
+                assert [task.result(0) for task in tasks] == [3, 3, 3], outcome.place
+        assert all(task.state in FINAL for task in tasks), outcome.place
+        if outcome.place is None:
+            break
+    assert line > 20
+
+
 @pytest.mark.parametrize("place", ["unix"], indirect=True)
 def test_an_interrupt_at_any_line_of_a_launch_leaves_no_descriptor(place: Place) -> None:
     files = [f"{Path(futures.__file__).parent}/{each}.py" for each in ("launcher/launch_messages", "process")]
