@@ -366,7 +366,10 @@ class ServerIO:
     def _send_bye(self, deadline: float) -> None:
         pump, machine = self.link_pump, self.machine
         with contextlib.suppress(TransportError):
-            pump.exchange()  # First: libzmq 4.3.5 may abort if what is sent last is for a client that has just closed.
+            # First: libzmq 4.3.5 may abort if what is sent last is for a client that has just closed. wait() polls, which
+            # receive() may omit.
+            pump.wait(0.0)
+            pump.exchange()
         pump.flush()
         while machine.has_unreceived and (left := deadline - time.monotonic()) > 0:
             pump.wait(min(left, FULL_POLL_INTERVAL_S))

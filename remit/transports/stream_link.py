@@ -262,6 +262,7 @@ class StreamLink(OwnedLink):
         """Wait up to ``timeout`` seconds for an arrival, room to send, or ``waker``."""
         self._check()
         deadline = time.monotonic() + timeout
+        self._emptied_until = 0.0
         try:
             self._poller.watch_waker(waker)
             while not self._arrivals:
