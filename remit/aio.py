@@ -80,10 +80,6 @@ class AsyncClient:
         """Emit an event. Waits only while the queue is full. Raises what `Client.emit` raises."""
         await self._call(functools.partial(self._client.emit, name, *args, **kwargs))
 
-    async def emit_event(self, event: Event) -> None:
-        """Emit an `Event`. Raises what `Client.emit_event` raises."""
-        await self._call(functools.partial(self._client.emit_event, event))
-
     async def flush(self, timeout: float | None = None) -> bool:
         """Wait until the server has handled all events; return False after ``timeout`` seconds, or else ``linger``."""
         self._calls.use_running_loop()
@@ -189,9 +185,8 @@ class AsyncClient:
         closing = call_in_thread(functools.partial(self._client.close, linger))
         await finish_uncancelled(closing, hurry=(lambda: None) if io is None else io.end_waits)
 
-    async def aclose(self, linger: float | None = None) -> None:
-        """Close, under the name that `contextlib.aclosing` calls."""
-        await self.close(linger)
+    aclose = close
+    """`close` under the name that `contextlib.aclosing` calls."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -233,7 +228,7 @@ class AsyncClient:
         try:
             return call()
         except WouldBlock as full:
-            name = full.name
+            (name,) = full.args
         deadline = loop.time() + self._client._options.emit_timeout
         while (left := deadline - loop.time()) > 0:
             self._room.clear()

@@ -22,8 +22,9 @@ UNDECODABLE: Final = "remit.undecodable"
 """Name of the substitute for an event that could not be decoded. It is never sent."""
 MAX_NESTING: Final = 128
 """Most lists, dicts and other containers within each other in an argument. Both ends decode that on any usual stack."""
-# Exact types that each codec decodes as they were. All others, containers too, are checked after encoding.
-_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+# All other types, containers too, are checked after encoding.
+SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+"""Exact types that each codec decodes as they were."""
 _TEXT: Final = frozenset({str})
 _CONTAINERS: Final = frozenset({list, tuple, dict})
 
@@ -49,7 +50,7 @@ class _TooDeep(ValueError):
 
 # Exceptions of msgspec for invalid bytes. Some of them, and those of `_extension`, are not subclasses of its own error.
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_FAILURES = (TypeError, ValueError, OverflowError, RecursionError, AttributeError, BufferError, msgspec.MsgspecError)
+ENCODE_ERRORS: Final = (*DECODE_ERRORS, TypeError, ValueError, OverflowError, AttributeError, BufferError)
 
 _TWO_EQUAL_KEYS: Final = "two keys of this dict are equal when they arrive; use keys of one type"
 
@@ -64,7 +65,7 @@ _NO_CONTAINER: Final = bytes((*range(0x80), *range(0xA0, 0xDC), *range(0xE0, 0x1
 
 def _plain(value: Any) -> Any:
     """Return an object of a type that msgspec does not encode as one that it does. Raises TypeError."""
-    if type(value) not in _SCALARS:
+    if type(value) not in SCALARS:
         for base, convert in _EXACT:
             if isinstance(value, base):
                 return convert(value)
@@ -72,7 +73,7 @@ def _plain(value: Any) -> Any:
         kind = getattr(getattr(value, "dtype", None), "kind", None)
         if isinstance(kind, str) and kind in "biufSU" and getattr(value, "shape", None) == ():
             item = value.item()
-            if type(item) in _SCALARS:
+            if type(item) in SCALARS:
                 return item
     raise TypeError(f"an object of type {type(value).__module__}.{type(value).__qualname__} cannot be sent")
 
@@ -117,8 +118,8 @@ def _is_flat(value: Any) -> bool:
             return False
         value = value.values()
     elif kind is not list and kind is not tuple:
-        return kind in _SCALARS
-    return _SCALARS.issuperset(map(type, value))
+        return kind in SCALARS
+    return SCALARS.issuperset(map(type, value))
 
 
 def _usual(depth: int) -> Any:
@@ -207,27 +208,17 @@ class _MsgspecCodec:
         if not isinstance(name, str):
             raise invalid_name_error(name)
         if kwargs or headers:
-            return self._encode_with_keywords(name, args, kwargs, headers)
-        for arg in args:
-            if type(arg) not in _SCALARS:
-                return self._encode_containers((name, args))
-        try:
-            return self._encode((name, args))
-        except _FAILURES:
-            return self._convert_and_encode((name, args))
-
-    def _encode_with_keywords(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], headers: Mapping[str, Any]
-    ) -> bytes:
-        # Empty trailing elements are omitted: most events have only arguments, and each byte counts per event.
-        event = (name, args, kwargs, headers) if headers else (name, args, kwargs)
-        for values in (args, kwargs.values(), headers.values()):
-            for value in values:
-                if type(value) not in _SCALARS:
-                    return self._encode_containers(event)
+            # Empty trailing elements are omitted: most events have only arguments, and each byte counts per event.
+            event: tuple[Any, ...] = (name, args, kwargs, headers) if headers else (name, args, kwargs)
+            values: Iterable[Any] = itertools.chain(args, kwargs.values(), headers.values())
+        else:
+            event, values = (name, args), args
+        for value in values:
+            if type(value) not in SCALARS:
+                return self._encode_containers(event)
         try:
             return self._encode(event)
-        except _FAILURES:
+        except ENCODE_ERRORS:
             return self._convert_and_encode(event)
 
     def _encode_containers(self, event: tuple[Any, ...]) -> bytes:
@@ -241,14 +232,14 @@ class _MsgspecCodec:
                 return data
             if not self._needs_conversion(data) and self._decodes_equally(data):
                 return data
-        except _FAILURES:
+        except ENCODE_ERRORS:
             pass  # `_convert_and_encode` finds the reason and its place.
         return self._convert_and_encode(event)
 
     def decode(self, body: bytes | memoryview) -> list[EventMessage]:
         try:
             return self._decode(body)
-        except _FAILURES as error:
+        except ENCODE_ERRORS as error:
             raise CodecError(f"not a {self._format} list of events: {error}") from error
 
     def _is_usual(self, _: bytes) -> bool:
@@ -274,7 +265,7 @@ class _MsgspecCodec:
             if self._decodes_equally(data):
                 return data
             error: Exception = ValueError(_TWO_EQUAL_KEYS)
-        except _FAILURES as failure:
+        except ENCODE_ERRORS as failure:
             error = failure
         parts = zip(("args", "kwargs", "headers"), event[1:], strict=False)
         children = [(part + where, value) for part, values in parts for where, value in _children(values)]
@@ -286,7 +277,7 @@ class _MsgspecCodec:
             # As an argument of an event, which adds the same depth.
             if self._decodes_equally(self._encode(("", (self._convert(value),)))):
                 return None
-        except _FAILURES as error:
+        except ENCODE_ERRORS as error:
             return error
         return ValueError(_TWO_EQUAL_KEYS)
 
@@ -345,7 +336,7 @@ class MessagePack(_MsgspecCodec):
         # One pass in C finds other keys than text, extensions and excessive depth, all of which _USUAL excludes.
         try:
             return self._encode(self._decode_usual(data)) == data
-        except _FAILURES:
+        except ENCODE_ERRORS:
             return False
 
     def _count_containers(self, data: bytes) -> int:
@@ -405,6 +396,13 @@ def errors_of(codec: Codec) -> type[Exception]:
     return CodecError if isinstance(codec, _MsgspecCodec) else Exception
 
 
+def scalars_encoder(codec: Codec) -> Callable[[tuple[str, tuple[Any, ...]]], bytes]:
+    """Return what encodes a name and arguments of the types `SCALARS`, in C if it can. It raises `ENCODE_ERRORS`."""
+    if type(codec) in (MessagePack, JSON):
+        return codec._encode  # type: ignore[attr-defined,no-any-return]
+    return lambda event: codec.encode(event[0], event[1], {}, {})
+
+
 def decode_event(codec: Codec, data: bytes) -> EventMessage:
     """Return the event of `Codec.encode`. Raises CodecError."""
     try:
@@ -456,12 +454,12 @@ def _read_beginning(codec: Codec, data: bytes) -> tuple[str, Any]:
     module = msgspec.json if codec.name == JSON.name else msgspec.msgpack
     try:
         beginning = module.decode(data, type=_Beginning)
-    except _FAILURES:
+    except ENCODE_ERRORS:
         name = _PRINTABLE.search(data)
         return (name.group().decode() if name else ""), None
     try:
         return beginning.name, module.decode(beginning.args[0])
-    except (*_FAILURES, IndexError):
+    except (*ENCODE_ERRORS, IndexError):
         return beginning.name, None
 
 

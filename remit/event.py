@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 if TYPE_CHECKING:
     from remit._protocol.session import Session
 
-__all__ = ["Credentials", "Event", "Sender", "check_event"]
+__all__ = ["Credentials", "Event", "Sender"]
 
 NO_HEADERS: Final[Mapping[str, Any]] = {}
 

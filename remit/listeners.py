@@ -186,11 +186,6 @@ class ListenerRegistry:
             raise
         return any(removed)
 
-    def _dispatch(self, wire: EventMessage, sender: Sender | None, redelivered: bool) -> None:
-        """Call the listeners of an event. Only SystemExit, KeyboardInterrupt and the like are raised."""
-        self._dispatched += 1
-        self._dispatch_pending([wire], iter((wire,)), sender, redelivered)
-
     def _dispatch_frame(self, received: Received, sender: Sender | None = None, limit: int | None = None) -> int:
         """Dispatch the first ``limit`` events of a frame; after an exception, those that have begun count as handled.
 
@@ -218,12 +213,16 @@ class ListenerRegistry:
             self._resume()
         # Iterators in C: no signal handler can run between the removal of an event and the call of its listener.
         arguments = map(_ARGUMENTS, pending)
+        cache = name = None
         for wire in events:
             if wire is None:  # It was undecodable, or is handled already.
                 next(pending)
                 continue
-            # Read for each event: a listener may have added or removed listeners.
-            entries, only, fits, handler = self._cache.get(wire.name) or self._resolve(wire.name)
+            # A listener may have added or removed listeners, which replaces the cache.
+            if wire.name != name or self._cache is not cache:
+                name, cache = wire.name, self._cache
+                entries, only, fits, handler = cache.get(name) or self._resolve(name)
+                calls = starmap(only, arguments)  # type: ignore[arg-type]
             if handler is not None:
                 self._handle_reserved(handler, wire, pending, sender, redelivered)
                 continue
@@ -231,7 +230,7 @@ class ListenerRegistry:
                 self._call_all(entries, wire, pending, sender, redelivered)
                 continue
             try:
-                value = next(starmap(only, arguments))
+                value = next(calls)
                 if value is not None and isawaitable(value):
                     self._defer(wire.event(sender=sender, redelivered=redelivered), value)
             except Exception as error:

@@ -254,7 +254,8 @@ class Server(ListenerRegistry):
         """Dispatch an event to the listeners of this server, in this call. It is not sent to clients."""
         event = EventMessage(*parts_of(name, args, kwargs))  # type: ignore[arg-type]
         check_name(event.name)
-        self._dispatch(event, None, False)
+        self._dispatched += 1
+        self._dispatch_pending([event], iter((event,)), None, redelivered=False)
 
     # -- sending to clients ------------------------------------------------------------------------------------
 

@@ -142,7 +142,6 @@ def test_what_is_no_name_is_refused_and_its_neighbours_arrive(server: Server, co
 @pytest.mark.parametrize(
     "event",
     [
-        "known",
         Event(5),  # type: ignore[arg-type]
         Event("known", 5),  # type: ignore[arg-type]
         Event("known", "text"),  # type: ignore[arg-type]
@@ -156,8 +155,8 @@ def test_what_nobody_could_read_as_an_event_is_refused(server: Server, client: C
     server.add_listener("known", heard.append)
     client.emit("known", 1)
     with pytest.raises(TypeError):
-        client.emit_event(event)
-    client.emit_event(Event("known", (2,), {}, {"trace": "7"}))
+        client.emit(event)
+    client.emit(Event("known", (2,), {}, {"trace": "7"}))
     assert client.flush(DEADLINE)
     assert heard == [1, 2]
 

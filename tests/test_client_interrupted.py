@@ -81,7 +81,7 @@ def emit_paced(client: Client) -> None:
 CALLS: dict[str, Call] = {
     "emit": lambda client: client.emit("other"),
     "emit_paced": emit_paced,
-    "emit_event": lambda client: client.emit_event(Event("other")),
+    "emit of an Event": lambda client: client.emit(Event("other")),
     "request": request,
     "submit": submit_and_wait,
     "cancel": submit_and_cancel,

@@ -75,7 +75,7 @@ def test_an_event_travels_without_its_sender_and_is_copied_with_it() -> None:
     events: list[Event] = []
     with Server("memory://events") as server, ticked(server), Client(server.location) as client:
         server.add_listener("e", events.append, pass_event=True)
-        client.emit_event(EVENT)
+        client.emit(EVENT)
         assert client.flush(DEADLINE)
         (event,) = events
         assert event.sender is not None

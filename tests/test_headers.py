@@ -69,7 +69,6 @@ def keep(ends: Ends) -> None:
 
 OPERATIONS: dict[str, Callable[[Ends], object]] = {
     "emit": lambda ends: ends.client.emit(SENT),
-    "emit_event": lambda ends: ends.client.emit_event(SENT),
     "request": lambda ends: ends.client.request(SENT, timeout=DEADLINE),
     "submit": lambda ends: ends.client.submit(SENT, idempotent=True),
     "publish": publish,
@@ -78,7 +77,6 @@ OPERATIONS: dict[str, Callable[[Ends], object]] = {
     "sender.emit": lambda ends: ends.reach_client(lambda event: event.sender and event.sender.emit(SENT)),
     "server.emit_to": lambda ends: ends.reach_client(lambda event: ends.server.emit_to(event.sender or "", SENT)),
     "async emit": lambda ends: ends.run(lambda client: client.emit(SENT)),
-    "async emit_event": lambda ends: ends.run(lambda client: client.emit_event(SENT)),
     "async request": lambda ends: ends.run(lambda client: client.request(SENT, timeout=DEADLINE)),
     "async submit": lambda ends: ends.run(submit),
 }

@@ -366,9 +366,8 @@ class ServerIO:
     def _send_bye(self, deadline: float) -> None:
         pump, machine = self.link_pump, self.machine
         with contextlib.suppress(TransportError):
-            # First: libzmq 4.3.5 may abort if what is sent last is for a client that has just closed. wait() polls, which
-            # receive() may omit.
-            pump.wait(0.0)
+            # First: libzmq 4.3.5 may abort if what is sent last is for a client that has just closed.
+            pump.wait(0.0)  # It polls, which receive() may omit.
             pump.exchange()
         pump.flush()
         while machine.has_unreceived and (left := deadline - time.monotonic()) > 0:
