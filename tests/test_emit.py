@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from ticking import closing, ticked
 from waiting import DEADLINE, tick_until, wait_until
 
 from remit import Client, Event, Location, Server
+from remit.codec import JSON, MessagePack
 from remit.listeners import NAMES_LOGGED
 
 
@@ -251,3 +253,20 @@ def test_a_clients_listener_that_exits_costs_no_other_event(location: Location, 
             assert heard == [0, 1]
         wait_until(lambda: len(heard) == 4, timeout=10, tick=None if threaded else client)
     assert heard == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("base", [MessagePack, JSON])
+def test_a_codec_derived_from_one_of_ours_encodes_each_event_itself(location: Location, base: Any) -> None:
+    class Shouting(base):  # type: ignore[misc]
+        def encode(self, name: str, args: Any, *others: Any) -> Any:
+            shouted = [arg.upper() if isinstance(arg, str) else arg for arg in args]
+            return super().encode(name, shouted, *others)
+
+    heard: list[object] = []
+    with Server(location) as server, Client(server.location, codec=Shouting()) as client:
+        server.add_listener("said", lambda *args: heard.extend(args))
+        client.emit("said", "a", 1)
+        client.emit("said", "b", ["c"])
+        client.emit(Event("said", ("d",)))
+        tick_until(server, lambda: len(heard) >= 5)
+    assert heard == ["A", 1, "B", ["c"], "D"]

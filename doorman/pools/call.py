@@ -119,7 +119,7 @@ class Call(ManagedFuture):
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """Finish the call with a result or an error; after an interrupt, call the callbacks that are left."""
-        if self.done():
+        if self._state not in ("PENDING", "RUNNING"):  # No lock, as in `result`.
             self._invoke_callbacks()
         elif error is not None:
             self.set_exception(error)

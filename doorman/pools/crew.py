@@ -87,9 +87,10 @@ class WorkerHandle:
         """Send the calls in `sending`, in one event if they fit; called again, complete what an interrupt has left."""
         if not self.unsent:
             entries: list[Entry] = []
+            identity = None if self.task is None else self.task.identity
             for call in self.sending:
                 if call._state == "RUNNING" or call.start():
-                    call.worker = None if self.task is None else self.task.identity
+                    call.worker = identity
                     call.number = call.number or next(numbers)
                     self.calls[call.number] = call
                     entries.append((call.number, Kind.CALL, call.data))
