@@ -185,8 +185,9 @@ class AsyncClient:
         closing = call_in_thread(functools.partial(self._client.close, linger))
         await finish_uncancelled(closing, hurry=(lambda: None) if io is None else io.end_waits)
 
-    aclose = close
-    """`close` under the name that `contextlib.aclosing` calls."""
+    async def aclose(self, linger: float | None = None) -> None:
+        """Close, under the name that `contextlib.aclosing` calls."""
+        await self.close(linger)
 
     async def __aenter__(self) -> Self:
         try:

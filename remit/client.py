@@ -190,8 +190,8 @@ class Client(ListenerRegistry):
         full = len(data) > queue.small or len(queue.pending) >= queue.capacity
         if full and not queue.reserve(name, len(data)):  # type: ignore[arg-type]
             return
-        append = queue.append  # CPython 3.11 calls a local faster than an attribute of an instance.
-        append(data)
+        # A local, which CPython 3.11 calls faster than an attribute; in one line, because close() replaces `append`.
+        (_ := queue.append)(data)
         if queue.idle:
             queue.wake()
 

@@ -396,11 +396,9 @@ def errors_of(codec: Codec) -> type[Exception]:
     return CodecError if isinstance(codec, _MsgspecCodec) else Exception
 
 
-def scalars_encoder(codec: Codec) -> Callable[[tuple[str, tuple[Any, ...]]], bytes]:
-    """Return what encodes a name and arguments of the types `SCALARS`, in C if it can. It raises `ENCODE_ERRORS`."""
-    if type(codec) in (MessagePack, JSON):
-        return codec._encode  # type: ignore[attr-defined,no-any-return]
-    return lambda event: codec.encode(event[0], event[1], {}, {})
+def scalars_encoder(codec: Codec) -> Callable[[tuple[str, tuple[Any, ...]]], bytes | None]:
+    """Return what encodes a name and arguments of types `SCALARS`, in C, or returns None. It raises `ENCODE_ERRORS`."""
+    return codec._encode if type(codec) in (MessagePack, JSON) else lambda _: None  # type: ignore[attr-defined]
 
 
 def decode_event(codec: Codec, data: bytes) -> EventMessage:

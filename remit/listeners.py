@@ -219,7 +219,7 @@ class ListenerRegistry:
                 next(pending)
                 continue
             # A listener may have added or removed listeners, which replaces the cache.
-            if wire.name != name or self._cache is not cache:
+            if self._cache is not cache or wire.name != name:
                 name, cache = wire.name, self._cache
                 entries, only, fits, handler = cache.get(name) or self._resolve(name)
                 calls = starmap(only, arguments)  # type: ignore[arg-type]

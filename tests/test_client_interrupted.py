@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 import threading
 import time
@@ -340,6 +341,43 @@ def test_a_signal_handler_may_use_the_client_at_any_line(desk: Desk, name: str, 
     threads = threading.active_count()
     assert sweep(step)
     wait_until(lambda: threading.active_count() <= threads)
+
+
+def test_an_event_of_a_client_that_a_signal_handler_closes_arrives_or_is_reported(desk: Desk) -> None:
+    numbers = itertools.count()
+
+    def step(line: int) -> Injection:
+        client, number = Client(desk.server.location), next(numbers)
+        client.request("ping", timeout=BOUND_S)
+        outcome = call_with(lambda: client.close(BOUND_S), line, lambda: client.emit("event", number))
+        client.close(BOUND_S)
+        arrived, named = desk.got[number] == 1, number in named_by(outcome.error)
+        assert arrived or named or isinstance(outcome.error, LinkClosed), (outcome.place, outcome.error)
+        return outcome
+
+    assert sweep(step, 1)
+
+
+def test_events_dropped_at_any_line_of_a_send_make_no_frame_too_large(short_path: Any) -> None:
+    """A frame is measured before its events leave the queue; then others take the place of those that are dropped."""
+    desk = Desk(Location(f"unix://{short_path / 's'}?max_frame=65536"))
+    got: list[int] = []
+    desk.server.add_listener("data", lambda number, _: got.append(number))
+
+    def step(line: int) -> Injection:
+        got.clear()
+        with Client(desk.server.location, threaded=False, when_full="drop_oldest", queue=40) as client:
+            client.request("ping", timeout=BOUND_S)
+            for number in range(41):  # The first one is sent at once.
+                client.emit("data", number, bytes(60_000 if number == 39 else 1000))
+            outcome = call_with(lambda: client.emit("data", 41, b""), line, client.tick)
+            assert outcome.error is None, (outcome.place, outcome.error)
+            assert client.flush(BOUND_S), outcome.place
+        assert got[-3:] in ([39, 40, 41], [38, 39, 40]), outcome.place
+        return outcome
+
+    assert sweep(step, 1)
+    desk.close()
 
 
 @pytest.mark.parametrize("kind", ["client", "server"])

@@ -60,8 +60,8 @@ class SendQueue:
     """Applies ``when_full`` to the events of one outbox.
 
     `Client.emit` reads `encode_scalars`, `append`, `small`, `capacity` and `idle` itself: an event of at most `small`
-    bytes needs no `reserve` while fewer than `capacity` events are pending. Calls of `encode` and `put` instead would
-    double the cost of an emit.
+    bytes needs no `reserve` while fewer than `capacity` events are pending. `encode` and `put` do the same, but
+    cost more.
     """
 
     def __init__(self, outbox: Outbox, options: Options, codec: Codec) -> None:

@@ -130,7 +130,7 @@ class Outbox:
         """Events removed from `pending` that are not in a batch yet."""
         self._front: deque[bytes] = deque()
         """Events between those in `_taken` and in `pending`: `compact` moves them here. Usually empty."""
-        self._recount_in = 0
+        self._recount_in, self._drops = 0, False
 
     # -- the queue: any thread ---------------------------------------------------------------------------------
 
@@ -172,6 +172,7 @@ class Outbox:
 
     def pop_oldest(self) -> None:
         """Remove the oldest event of the queue. Raises IndexError."""
+        self._drops = True  # This may happen after the events of a frame were measured, before they are moved.
         size = len((self._front or self.pending).popleft())
         if size > self.small_bytes:
             self.large_bytes -= size
@@ -385,7 +386,7 @@ class Outbox:
                     self.oversized.append(taken[0])
                 del taken[0]
             if taken:
-                return taken[:] if measured else taken[: _count_fitting(taken[:room], budget)]
+                return taken[:] if measured and not self._drops else taken[: _count_fitting(taken[:room], budget)]
         return []
 
     def _take(self, room: int, budget: int) -> None:
